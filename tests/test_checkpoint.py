@@ -1,0 +1,110 @@
+"""Files that are whole or absent."""
+
+import json
+import os
+
+import pytest
+import torch
+
+from worldmodel import checkpoint
+from worldmodel.checkpoint import (
+    load_tensors,
+    prepare_directory,
+    read_json,
+    remove_temporaries,
+    save_tensors,
+    write_bytes,
+    write_json,
+)
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    write_bytes(tmp_path / "file", b"old")
+
+    def fail(*arguments):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(checkpoint.os, "fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_bytes(tmp_path / "file", b"new")
+    assert (tmp_path / "file").read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_json_comes_back_with_its_version(tmp_path):
+    write_json(tmp_path / "a.json", {"x": [1, 2]}, format="f", version=2)
+    assert read_json(tmp_path / "a.json", format="f", version=3) == {"version": 2, "x": [1, 2]}
+
+
+def test_json_refuses_nan_and_writes_nothing(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "a.json", {"x": float("nan")}, format="f", version=1)
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"format": "f", "vers', "damaged or foreign"),
+        ("\udcff", "damaged or foreign"),
+        ('{"format": "other", "version": 1}', "expected format 'f', got 'other'"),
+        ("[1]", "expected format 'f', got None"),
+        ('{"format": "f", "version": "1"}', "expected a version number"),
+        ('{"format": "f", "version": 2}', "newer worldmodel: upgrade"),
+    ],
+)
+def test_json_of_another_kind_is_refused_in_words(tmp_path, text, message):
+    (tmp_path / "a.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(ValueError, match=message):
+        read_json(tmp_path / "a.json", format="f", version=1)
+
+
+def test_a_missing_file_is_said_to_be_missing(tmp_path):
+    with pytest.raises(FileNotFoundError, match="expected a f file, found none"):
+        read_json(tmp_path / "a.json", format="f", version=1)
+    with pytest.raises(FileNotFoundError, match="expected a safetensors file"):
+        load_tensors(tmp_path / "a.safetensors")
+
+
+def test_tensors_come_back_bit_by_bit(tmp_path):
+    tensors = {"a": torch.randn(3, 4).T, "b": torch.tensor([True, False]), "c": torch.zeros(0, 2, dtype=torch.float16)}
+    save_tensors(tmp_path / "t.safetensors", tensors, {"about": "a test"})
+    back, about = load_tensors(tmp_path / "t.safetensors")
+    assert about == {"about": "a test"}
+    assert set(back) == set(tensors)
+    for name, tensor in tensors.items():
+        assert back[name].dtype == tensor.dtype
+        assert torch.equal(back[name], tensor)
+
+
+def test_a_cut_tensor_file_is_refused(tmp_path):
+    path = tmp_path / "t.safetensors"
+    save_tensors(path, {"a": torch.zeros(10)})
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="expected a whole safetensors file"):
+        load_tensors(path)
+
+
+def test_a_directory_that_holds_something_else_is_never_touched(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    for overwrite in (False, True):
+        with pytest.raises(FileExistsError, match="holds something else"):
+            prepare_directory(tmp_path, marker="manifest.json", overwrite=overwrite)
+    with pytest.raises(FileExistsError, match="got a file"):
+        prepare_directory(tmp_path / "thesis.tex", marker="manifest.json", overwrite=True)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_an_earlier_output_is_replaced_only_on_request(tmp_path):
+    (tmp_path / "manifest.json").write_text(json.dumps({}))
+    with pytest.raises(FileExistsError, match="--overwrite"):
+        prepare_directory(tmp_path, marker="manifest.json")
+    assert list(prepare_directory(tmp_path, marker="manifest.json", overwrite=True).iterdir()) == []
+    assert prepare_directory(tmp_path / "deep" / "new", marker="manifest.json").is_dir()
+
+
+def test_temporaries_are_removed_and_nothing_else(tmp_path):
+    for name in (".a.123.tmp", "b.tmp", ".c"):
+        (tmp_path / name).touch()
+    remove_temporaries(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == [".c", "b.tmp"]

@@ -1,0 +1,153 @@
+"""Episodes to and from Minari."""
+
+import builtins
+
+import numpy as np
+import pytest
+from gymnasium import spaces
+from test_store import assert_same
+from toy_envs import NESTED_ACTION, NESTED_OBSERVATION, SpaceEnv, nested_env
+
+from worldmodel.adapters.minari import from_minari, to_minari
+from worldmodel.collect import collect
+from worldmodel.rollouts import rollouts
+from worldmodel.store import EpisodeStore, verify
+
+
+@pytest.fixture
+def minari(tmp_path, monkeypatch):
+    """Minari with a data folder of its own."""
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    return pytest.importorskip("minari", reason="Minari is not installed (pip install worldmodel[minari])")
+
+
+def image_env():
+    return SpaceEnv(spaces.Box(0, 255, (32, 32, 3), np.uint8), spaces.Discrete(3, start=1))
+
+
+def narrow_env():
+    return SpaceEnv(spaces.Box(-1, 1, (2,), np.float64), spaces.MultiDiscrete([2, 3], dtype=np.int32))
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", nested_env, image_env, narrow_env])
+def test_there_and_back_every_bit_is_the_same(tmp_path, minari, env):
+    store = collect(env, out=tmp_path / "a", num_episodes=4, max_steps=6, policy="repeat", seed=3)
+    dataset = to_minari(store, "toy/there-v0")
+    assert (dataset.total_episodes, dataset.total_steps) == (4, store.num_steps)
+    back = from_minari(minari.load_dataset("toy/there-v0"), tmp_path / "b")
+    assert back.fingerprint == store.fingerprint
+    assert back.recipe == store.recipe
+    assert (back.observation_space, back.action_space) == (store.observation_space, store.action_space)
+    for one, other in zip(store, back, strict=True):
+        assert_same(one, other)
+    assert verify(tmp_path / "b") == []
+
+
+def test_ids_with_gaps_and_missing_seeds_survive(tmp_path, minari):
+    episodes = list(rollouts(nested_env, episode_ids=[7, 2, 30], seed=0, max_steps=3))
+    store = EpisodeStore.create(tmp_path / "a", observation_space=NESTED_OBSERVATION, action_space=NESTED_ACTION)
+    store.append([episodes[0], episodes[1].__class__(**(vars(episodes[1]) | {"seed": None})), episodes[2]])
+    to_minari(store, "toy/gaps-v0")
+    back = from_minari("toy/gaps-v0", tmp_path / "b")
+    assert back.episode_ids.tolist() == [2, 7, 30]
+    assert [episode.seed is None for episode in back] == [True, False, False]
+    assert back.fingerprint == store.fingerprint
+
+
+def test_minari_sees_the_episodes_as_they_are(tmp_path, minari):
+    store = collect("CartPole-v1", out=tmp_path / "a", num_episodes=3)
+    dataset = to_minari(store, "toy/seen-v0", env="CartPole-v1", metadata={"author": "us", "description": "a test"})
+    assert dataset.env_spec.id == "CartPole-v1"
+    assert dataset.storage.metadata["author"] == {"us"}
+    for ours, theirs in zip(store, dataset, strict=True):
+        np.testing.assert_array_equal(ours.observations, theirs.observations)
+        np.testing.assert_array_equal(ours.actions, theirs.actions)
+        np.testing.assert_array_equal(ours.terminations, theirs.terminations)
+    assert [entry["seed"] for entry in dataset.storage.get_episode_metadata(range(3))] == [episode.seed for episode in store]
+
+
+def buffer(minari, observations, seed=None, **changes):
+    steps = len(observations) - 1
+    last = np.arange(steps) == steps - 1
+    values = {
+        "actions": np.zeros(steps, np.int64),
+        "rewards": np.zeros(steps),
+        "terminations": last,
+        "truncations": ~last & False,
+    }
+    return minari.data_collector.EpisodeBuffer(observations=observations, seed=seed, **(values | changes))
+
+
+def foreign(minari, observation_space, *buffers):
+    with pytest.warns(UserWarning, match=r"is set to None|env_spec is None"):
+        return minari.create_dataset_from_buffers(
+            "toy/foreign-v0", list(buffers), observation_space=observation_space, action_space=spaces.Discrete(2)
+        )
+
+
+def test_rows_wider_than_their_space_keep_every_digit(tmp_path, minari):
+    rows = np.random.default_rng(0).standard_normal((5, 2))
+    dataset = foreign(minari, spaces.Box(-1, 1, (2,), np.float32), buffer(minari, rows))
+    store = from_minari(dataset, tmp_path / "s")
+    assert store.observation_space == spaces.Box(-1, 1, (2,), np.float64)
+    np.testing.assert_array_equal(store.read(0).observations, rows)
+    assert store.recipe == {"minari": "toy/foreign-v0"}
+
+
+def test_an_invalid_episode_is_kept_out_and_listed(tmp_path, minari):
+    rows = np.zeros((4, 2))
+    broken = rows.copy()
+    broken[2] = np.nan
+    early = np.array([True, False, False])
+    space = spaces.Box(-1, 1, (2,), np.float64)
+    buffers = [
+        buffer(minari, rows),
+        buffer(minari, broken, seed=5),
+        buffer(minari, rows, truncations=early),
+        buffer(minari, rows),
+    ]
+    store = from_minari(foreign(minari, space, *buffers), tmp_path / "s")
+    assert store.episode_ids.tolist() == [0, 3]
+    assert [(failure["episode_id"], failure["seed"]) for failure in store.failures] == [(1, 5), (2, None)]
+    assert "at step 2" in store.failures[0]["error"]
+
+
+def test_many_chunks_give_the_same_as_one(tmp_path, minari, monkeypatch):
+    import worldmodel.adapters.minari as module
+
+    store = collect("CartPole-v1", out=tmp_path / "a", num_episodes=6)
+    monkeypatch.setattr(module, "CHUNK_BYTES", 500)
+    to_minari(store, "toy/chunks-v0")
+    back = from_minari("toy/chunks-v0", tmp_path / "b")
+    assert len(list((tmp_path / "b" / "shards").iterdir())) > 1
+    assert back.fingerprint == store.fingerprint
+
+
+def test_unsupported_spaces_and_taken_directories_are_refused(tmp_path, minari):
+    with pytest.warns(UserWarning, match=r"is set to None|env_spec is None"):
+        texts = minari.create_dataset_from_buffers(
+            "toy/text-v0",
+            [buffer(minari, ["a", "b", "c"])],
+            observation_space=spaces.Text(3),
+            action_space=spaces.Discrete(2),
+        )
+    with pytest.raises(TypeError, match="got Text; the nearest supported space"):
+        from_minari(texts, tmp_path / "s")
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "mine").touch()
+    dataset = foreign(minari, spaces.Box(-1, 1, (2,), np.float64), buffer(minari, np.zeros((4, 2))))
+    with pytest.raises(FileExistsError, match="holds something else"):
+        from_minari(dataset, tmp_path / "s", overwrite=True)
+
+
+def test_without_minari_the_error_names_the_extra(tmp_path, monkeypatch):
+    original = builtins.__import__
+
+    def without(name, *arguments, **options):
+        if name.split(".")[0] == "minari":
+            raise ModuleNotFoundError("No module named 'minari'")
+        return original(name, *arguments, **options)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ImportError, match=r"pip install worldmodel\[minari\]"):
+        from_minari("any", tmp_path)

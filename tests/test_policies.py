@@ -1,0 +1,102 @@
+"""The behaviour policies."""
+
+import numpy as np
+import pytest
+from gymnasium import spaces
+from toy_envs import NESTED_ACTION
+
+from worldmodel.policies import BrownianPolicy, RandomPolicy, RepeatPolicy, make_policy
+from worldmodel.spaces import leaf_values
+
+BOX = spaces.Box(np.float32([-1.0, 0.0]), np.float32([1.0, 5.0]))
+
+
+def actions(policy, count, seed=0):
+    policy.reset(np.random.default_rng(seed))
+    return [policy(None) for _ in range(count)]
+
+
+def flat(values):
+    return [np.concatenate([np.ravel(leaf) for leaf in leaf_values(value).values()]) for value in values]
+
+
+@pytest.mark.parametrize("name", ["random", "repeat", "brownian"])
+def test_actions_are_in_the_space_and_follow_from_the_generator_alone(name):
+    space = BOX if name == "brownian" else NESTED_ACTION
+    space.seed(1)
+    one, other = make_policy(name, space), make_policy(name, space)
+    first = actions(one, 50)
+    space.seed(2)
+    np.random.seed(3)  # noqa: NPY002 (the global seed must not matter)
+    actions(other, 7, seed=5)  # a policy that was used before
+    np.testing.assert_array_equal(flat(first), flat(actions(other, 50)))
+    assert not np.array_equal(flat(first), flat(actions(one, 50, seed=1)))
+    assert all(space.contains(action) for action in first)
+
+
+def test_random_actions_are_uniform():
+    drawn = actions(RandomPolicy(spaces.Discrete(4)), 4000)
+    counts = np.bincount(drawn, minlength=4)
+    assert np.abs(counts - 1000).max() < 5 * np.sqrt(4000 * 0.25 * 0.75)
+
+
+def test_a_repeated_action_is_held_for_one_to_max_repeat_steps_uniformly():
+    drawn = np.array(actions(RepeatPolicy(spaces.Box(0, 1, (), np.float64), max_repeat=10), 20_000), dtype=np.float64)
+    runs = np.diff(np.flatnonzero(np.diff(drawn)))
+    counts = np.bincount(runs, minlength=11)
+    assert counts[0] == 0
+    assert len(counts) == 11
+    expected = len(runs) / 10
+    assert np.abs(counts[1:] - expected).max() < 5 * np.sqrt(expected)
+
+
+def test_brownian_increments_have_the_documented_deviation_per_dimension():
+    wide = spaces.Box(np.array([-1e3, -np.inf]), np.array([1e3, np.inf]), dtype=np.float64)
+    steps = np.diff(actions(BrownianPolicy(wide, scale=0.01), 4001), axis=0)
+    inside = steps[np.abs(steps[:, 0]) > 0]
+    assert inside[:, 0].std() == pytest.approx(10.0, rel=0.1)
+    assert steps[:, 1].std() == pytest.approx(0.01, rel=0.1)
+
+
+def test_brownian_actions_stay_within_bounds_and_touch_them():
+    drawn = np.array(actions(BrownianPolicy(BOX), 2000))
+    np.testing.assert_allclose(drawn.min(axis=0), [-1, 0])
+    np.testing.assert_allclose(drawn.max(axis=0), [1, 5])
+    assert drawn.dtype == np.float32
+
+
+def test_brownian_starts_uniformly():
+    policy = BrownianPolicy(spaces.Box(0.0, 1.0, (), np.float64))
+    starts = [float(actions(policy, 1, seed=seed)[0]) for seed in range(400)]
+    assert np.mean(starts) == pytest.approx(0.5, abs=5 * 0.29 / 20)
+    assert np.std(starts) == pytest.approx(12**-0.5, rel=0.15)
+
+
+@pytest.mark.parametrize("space", [spaces.Discrete(3), spaces.Box(0, 5, (2,), np.int64), NESTED_ACTION])
+def test_brownian_refuses_what_is_not_a_box_of_real_numbers(space):
+    with pytest.raises(TypeError, match="action_space: expected a Box of real numbers"):
+        make_policy("brownian", space)
+
+
+def test_unknown_policies_are_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match=r"expected one of \['random', 'repeat', 'brownian'\] or a callable, got 'greedy'"):
+        make_policy("greedy", BOX)
+    with pytest.raises(TypeError, match="got int"):
+        make_policy(3, BOX)
+
+
+def test_a_callable_is_returned_as_it_is():
+    assert make_policy(len, BOX) is len
+
+
+@pytest.mark.parametrize("policy", [RandomPolicy(BOX), RepeatPolicy(BOX), BrownianPolicy(BOX)])
+def test_a_policy_without_a_source_of_randomness_says_so(policy):
+    with pytest.raises(RuntimeError, match="expected reset"):
+        policy(None)
+
+
+def test_arguments_out_of_range_are_refused():
+    with pytest.raises(ValueError, match="max_repeat: expected at least 1, got 0"):
+        RepeatPolicy(BOX, max_repeat=0)
+    with pytest.raises(ValueError, match="scale: expected a number > 0"):
+        BrownianPolicy(BOX, scale=0.0)

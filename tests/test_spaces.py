@@ -1,0 +1,112 @@
+"""Spaces <-> flat features, and their JSON."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from toy_envs import NESTED_ACTION, NESTED_OBSERVATION
+
+from worldmodel.spaces import FlatSpace, build_value, leaf_values, leaves, map_leaves, space_from_json, space_to_json, to_numpy
+
+SPACES = [
+    spaces.Box(-2.0, 3.0, (2, 3), np.float32),
+    spaces.Box(np.array([-np.inf, 0.0]), np.array([1.0, np.inf]), dtype=np.float64),
+    spaces.Box(0, 255, (4, 3, 3), np.uint8),
+    spaces.Discrete(4, start=-1),
+    spaces.Discrete(3, dtype=np.int32),
+    spaces.MultiDiscrete([3, 2], start=[1, -1]),
+    spaces.MultiDiscrete(np.array([[3, 2], [4, 5]]), dtype=np.int32),
+    spaces.MultiBinary(3),
+    spaces.MultiBinary((2, 2)),
+    NESTED_OBSERVATION,
+    NESTED_ACTION,
+]
+
+
+def assert_same(one, other):
+    one, other = leaf_values(one), leaf_values(other)
+    assert list(one) == list(other)
+    for path in one:
+        np.testing.assert_array_equal(np.asarray(one[path]), np.asarray(other[path]))
+
+
+@pytest.mark.parametrize("space", SPACES, ids=str)
+def test_json_gives_back_an_equal_space_with_equal_dtypes(space):
+    back = space_from_json(json.loads(json.dumps(space_to_json(space), allow_nan=False)))
+    assert back == space
+    assert [leaf.dtype for _, leaf in leaves(back)] == [leaf.dtype for _, leaf in leaves(space)]
+
+
+def test_an_unknown_description_is_refused():
+    with pytest.raises(ValueError, match="got 'Circle'"):
+        space_from_json({"type": "Circle"})
+
+
+@pytest.mark.parametrize("space", SPACES, ids=str)
+def test_unflatten_inverts_flatten_for_any_leading_dimensions(space):
+    space.seed(0)
+    flat = FlatSpace(space)
+    samples = [space.sample() for _ in range(6)]
+    batch = map_leaves(lambda *rows: np.stack([np.asarray(row) for row in rows]).reshape(2, 3, *np.shape(rows[0])), *samples)
+    features = flat.flatten(batch)
+    assert features.shape == (2, 3, flat.size)
+    assert features.dtype == torch.float32
+    back = to_numpy(flat.unflatten(features))
+    for (path, leaf), given in zip(leaves(space), leaf_values(batch).values(), strict=True):
+        found = leaf_values(back)[path]
+        assert found.dtype == leaf.dtype, path
+        np.testing.assert_allclose(found, given, rtol=1e-5, atol=1e-5)
+
+
+def test_bounded_dimensions_are_scaled_to_one_and_unbounded_ones_kept():
+    flat = FlatSpace(spaces.Box(np.float32([0.0, -np.inf, -3.4e38]), np.float32([10.0, np.inf, 3.4e38])))
+    features = flat.flatten(np.array([[0.0, 7.0, 8.0], [10.0, -7.0, 9.0], [5.0, 0.0, 0.0]], dtype=np.float32))
+    np.testing.assert_allclose(features, [[-1, 7, 8], [1, -7, 9], [0, 0, 0]], atol=1e-6)
+
+
+def test_discrete_becomes_one_hot_counted_from_its_start():
+    np.testing.assert_array_equal(FlatSpace(spaces.Discrete(3, start=5)).flatten(np.array([5, 7])), [[1, 0, 0], [0, 0, 1]])
+
+
+def test_a_single_action_is_of_the_kind_that_environments_expect():
+    assert isinstance(to_numpy(FlatSpace(spaces.Discrete(3)).unflatten(torch.zeros(3))), np.int64)
+    assert isinstance(to_numpy(FlatSpace(spaces.Box(-1, 1, ())).unflatten(torch.zeros(1))), np.ndarray)
+
+
+def test_unflatten_stays_inside_the_space():
+    flat = FlatSpace(NESTED_ACTION)
+    action = to_numpy(flat.unflatten(torch.full((flat.size,), 9.0)))
+    assert NESTED_ACTION.contains(action)
+
+
+@pytest.mark.parametrize(
+    ("space", "nearest"),
+    [
+        (spaces.Text(5), "MultiDiscrete"),
+        (spaces.Graph(spaces.Box(0, 1), None), "Dict of fixed-size Box"),
+        (spaces.Sequence(spaces.Discrete(2)), "Box of a fixed maximal length"),
+        (spaces.OneOf([spaces.Discrete(2)]), "Dict of the alternatives"),
+    ],
+)
+def test_an_unsupported_space_is_named_with_its_place_and_the_nearest_supported_one(space, nearest):
+    with pytest.raises(TypeError, match=f"at 'a/0': expected Box.* got {type(space).__name__}; the nearest .*{nearest}"):
+        FlatSpace(spaces.Dict({"a": spaces.Tuple([space])}))
+
+
+def test_wrong_shapes_and_missing_leaves_are_refused():
+    flat = FlatSpace(NESTED_OBSERVATION)
+    with pytest.raises(ValueError, match=r"expected a leaf 'image'"):
+        flat.flatten({"switches": np.zeros((2, 2))})
+    with pytest.raises(ValueError, match=r"expected shape \(..., \(2,\)\), got \(3,\)"):
+        FlatSpace(spaces.Box(0, 1, (2,))).flatten(np.zeros(3))
+    with pytest.raises(ValueError, match=rf"expected shape \(..., {flat.size}\), got \(2, 1\)"):
+        flat.unflatten(torch.zeros(2, 1))
+
+
+def test_leaf_values_and_build_value_are_inverse():
+    NESTED_OBSERVATION.seed(0)
+    value = NESTED_OBSERVATION.sample()
+    assert_same(build_value(NESTED_OBSERVATION, leaf_values(value)), value)
+    assert [path for path, _ in leaves(NESTED_OBSERVATION)] == list(leaf_values(value))

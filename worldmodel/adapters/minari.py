@@ -1,0 +1,202 @@
+"""Episodes to and from Minari, without loss: values, dtypes, ends, seeds and ids come back as they were.
+
+What Minari has and a store has not (infos, reset options) is left behind on the way in. What a store has and Minari has not
+(ids with gaps, recipe, dtypes of Discrete spaces) travels in the metadata of the dataset.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+from worldmodel.episode import Episode, check_episode
+from worldmodel.spaces import build_value, leaf_values, leaves, space_from_json, space_to_json
+from worldmodel.store import EpisodeStore
+
+if TYPE_CHECKING:
+    import minari
+
+CHUNK_BYTES = 32 * 2**20  # what is held in memory at a time; also the size of a shard
+
+_KEY = "worldmodel"
+_ID_KEY = "worldmodel_episode_id"
+
+
+def from_minari(dataset: str | minari.MinariDataset, out: str | Path, *, overwrite: bool = False) -> EpisodeStore:
+    """Copy a Minari dataset to a new store.
+
+    Values keep their dtype: where a dataset holds a wider one than its space says (float64 rows of a float32 Box), the
+    space of the store is widened to it. An episode that is not valid (NaN, an end in its middle) is kept out and listed in
+    ``store.failures``.
+
+    Args:
+        dataset: a dataset, or the id of a local one.
+        out: directory of the store; absent or empty.
+        overwrite: replace an earlier store at ``out``.
+
+    Returns:
+        The store. Its recipe is the one that `to_minari` wrote down, or else names the dataset.
+
+    Raises:
+        ImportError: if Minari is not installed.
+        FileExistsError: if ``out`` holds something.
+        TypeError: if a space is not supported.
+        ValueError: if a later episode would not fit the dtypes of the first, or the dataset is empty.
+    """
+    minari = _import_minari()
+    if isinstance(dataset, str):
+        dataset = minari.load_dataset(dataset)
+    if len(dataset) == 0:
+        raise ValueError(f"dataset: expected at least one episode, got none in {dataset.id!r}")
+    ours = json.loads(dataset.storage.metadata.get(_KEY, "{}"))
+    first = next(iter(dataset))
+    store = EpisodeStore.create(
+        out,
+        observation_space=_space(dataset.observation_space, ours.get("observation_space"), first.observations),
+        action_space=_space(dataset.action_space, ours.get("action_space"), first.actions),
+        recipe=ours.get("recipe", {"minari": dataset.id}),
+        overwrite=overwrite,
+    )
+    failures: list[dict[str, Any]] = []
+    for chunk in _chunks(_valid(_episodes(dataset, store), store, failures)):
+        store.append(chunk)
+    store.record_failures(failures)
+    return store
+
+
+def to_minari(
+    store: EpisodeStore,
+    dataset_id: str,
+    *,
+    env: str | gym.Env | gym.envs.registration.EnvSpec | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> minari.MinariDataset:
+    """Copy a store to a new local Minari dataset. Images are kept as they are, not as JPEG.
+
+    Args:
+        store: the episodes. Minari numbers them 0, 1, ... in the order of their ids.
+        dataset_id: like ``"cartpole/random-v0"``.
+        env: the environment, for Minari's ``recover_environment``; Minari builds it once.
+        metadata: further arguments of ``minari.create_dataset_from_buffers``: author, description, ...
+
+    Returns:
+        The dataset.
+
+    Raises:
+        ImportError: if Minari is not installed.
+        ValueError: if there is such a dataset already, or its id is malformed.
+    """
+    minari = _import_minari()
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message=".* is set to None|env_spec is None", category=UserWarning
+        )  # advice to authors
+        dataset = minari.create_dataset_from_buffers(
+            dataset_id,
+            [],
+            env=env,
+            observation_space=store.observation_space,
+            action_space=store.action_space,
+            jpeg_encoding=False,
+            **(metadata or {}),
+        )
+    spaces_said = {name: space_to_json(getattr(store, name)) for name in ("observation_space", "action_space")}
+    dataset.storage.update_metadata({_KEY: json.dumps({"recipe": store.recipe, **spaces_said})})
+    for chunk in _chunks(store):
+        first = dataset.storage.total_episodes
+        dataset.update_dataset_from_buffer([_buffer(minari, episode) for episode in chunk])
+        ids = [{_ID_KEY: episode.episode_id} for episode in chunk]
+        dataset.storage.update_episode_metadata(ids, range(first, first + len(ids)))
+    return dataset
+
+
+def _import_minari() -> Any:
+    try:
+        import minari
+        import minari.data_collector
+    except ImportError as error:
+        raise ImportError("minari: expected the package to be installed; `pip install worldmodel[minari]`") from error
+    return minari
+
+
+def _episodes(dataset: minari.MinariDataset, store: EpisodeStore) -> Iterator[Episode]:
+    said = dataset.storage.get_episode_metadata(dataset.episode_indices)
+    for data, metadata in zip(dataset, said, strict=True):
+        seed = metadata.get("seed")
+        yield Episode(
+            observations=_cast(data.observations, store.observation_space),
+            actions=_cast(data.actions, store.action_space),
+            rewards=np.asarray(data.rewards, dtype=np.float64).reshape(-1),
+            terminations=np.asarray(data.terminations, dtype=bool).reshape(-1),
+            truncations=np.asarray(data.truncations, dtype=bool).reshape(-1),
+            episode_id=int(metadata.get(_ID_KEY, data.id)),
+            seed=int(seed) if isinstance(seed, (int, np.integer)) and seed >= 0 else None,
+        )
+
+
+def _valid(episodes: Iterable[Episode], store: EpisodeStore, failures: list[dict[str, Any]]) -> Iterator[Episode]:
+    """Pass on the valid episodes and note the others in ``failures``."""
+    for episode in episodes:
+        try:
+            check_episode(episode, store.observation_space, store.action_space)
+        except ValueError as error:  # noqa: PERF203 (one episode is far longer than a try)
+            failures.append({"episode_id": episode.episode_id, "seed": episode.seed, "error": str(error)})
+        else:
+            yield episode
+
+
+def _space(space: gym.Space[Any], ours: Mapping[str, Any] | None, value: Any) -> gym.Space[Any]:
+    """Return the space that `to_minari` wrote down, or else the dataset's, as wide as the dtypes of ``value``."""
+    if ours is not None:
+        return space_from_json(ours)
+    leaves(space)  # raises for an unsupported leaf
+    return _widen(space, value)
+
+
+def _widen(space: gym.Space[Any], value: Any) -> gym.Space[Any]:
+    if isinstance(space, spaces.Dict):
+        return spaces.Dict({key: _widen(child, value[key]) for key, child in space.spaces.items()})
+    if isinstance(space, spaces.Tuple):
+        return spaces.Tuple([_widen(child, part) for child, part in zip(space.spaces, value, strict=True)])
+    dtype = np.asarray(value).dtype
+    if not isinstance(space, spaces.Box) or np.can_cast(dtype, space.dtype, casting="safe"):
+        return space
+    dtype = np.promote_types(dtype, space.dtype)
+    return spaces.Box(space.low.astype(dtype), space.high.astype(dtype), space.shape, dtype.type)
+
+
+def _cast(value: Any, space: gym.Space[Any]) -> Any:
+    given, cast = leaf_values(value), {}
+    for path, leaf in leaves(space):
+        rows = np.asarray(given[path])
+        with np.errstate(invalid="ignore"):
+            cast[path] = rows.astype(leaf.dtype)
+        if not np.array_equal(cast[path], rows, equal_nan=rows.dtype.kind == "f"):
+            raise ValueError(
+                f"dataset{f' leaf {path!r}' if path else ''}: expected rows that {leaf.dtype} can hold, got {rows.dtype}"
+            )
+    return build_value(space, cast)
+
+
+def _chunks(episodes: Iterable[Episode]) -> Iterator[list[Episode]]:
+    chunk, size = [], 0
+    for episode in episodes:
+        chunk.append(episode)
+        size += episode.nbytes
+        if size >= CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def _buffer(minari: Any, episode: Episode) -> Any:
+    names = ("observations", "actions", "rewards", "terminations", "truncations")
+    return minari.data_collector.EpisodeBuffer(seed=episode.seed, **{name: getattr(episode, name) for name in names})

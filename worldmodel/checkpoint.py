@@ -1,0 +1,154 @@
+"""Files that are whole or absent: atomic writes, strict reads, one stamp (format and version) in every JSON file.
+
+Weights are safetensors and everything else is readable JSON; there is no pickle, so nothing in a file can run code.
+A write goes to a temporary name in the same directory, is flushed to the disk and then renamed, so a reader sees the
+old file or the new one and never a half. The price is one fsync per file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+TEMPORARY_SUFFIX = ".tmp"
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Write ``data`` to ``path`` atomically: temporary name, flush, fsync, rename, fsync of the directory."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if hasattr(os, "O_DIRECTORY"):  # POSIX: the rename itself is durable only once the directory is flushed
+        descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def write_json(path: str | Path, content: Mapping[str, Any], *, format: str, version: int) -> None:
+    """Write ``content`` as readable JSON, stamped with its format name and version.
+
+    Raises:
+        ValueError: if ``content`` holds NaN or infinity, which JSON cannot say.
+    """
+    stamped = {"format": format, "version": version, **content}
+    write_bytes(path, (json.dumps(stamped, indent=2, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: str | Path, *, format: str, version: int) -> dict[str, Any]:
+    """Read JSON written by :func:`write_json` and check its stamp.
+
+    Args:
+        path: the file.
+        format: the format name that the file must carry.
+        version: the newest version that the caller understands.
+
+    Returns:
+        The content, without the format name; ``"version"`` is kept, so that a reader can upgrade older files.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is not JSON, is not of this format, or is of a newer version.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: expected a {format} file, found none")
+    try:
+        content = json.loads(path.read_bytes())
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: expected JSON of format {format!r}, got a damaged or foreign file ({error})") from error
+    found = content.get("format") if isinstance(content, dict) else None
+    if found != format:
+        raise ValueError(f"{path}: expected format {format!r}, got {found!r}; this is not one of our {format} files")
+    found_version = content.get("version")
+    if not isinstance(found_version, int) or found_version < 1:
+        raise ValueError(f"{path}: expected a version number from 1 to {version}, got {found_version!r}")
+    if found_version > version:
+        raise ValueError(
+            f"{path}: expected {format} version {version} or older, got version {found_version}; "
+            "it was written by a newer worldmodel: upgrade with `pip install --upgrade worldmodel`"
+        )
+    del content["format"]
+    return content
+
+
+def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write named tensors, from any device, and strings about them as one safetensors file, atomically."""
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_bytes(path, safetensors.torch.save(stored, dict(metadata or {})))
+
+
+def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a safetensors file.
+
+    Returns:
+        The tensors, on the CPU, and the strings about them.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is cut short or is not safetensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: expected a safetensors file, found none")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 (no mapping)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path}: expected a whole safetensors file, got a damaged or foreign one ({error})") from error
+
+
+def prepare_directory(path: str | Path, *, marker: str, overwrite: bool = False) -> Path:
+    """Make ``path`` an output directory without ever touching what belongs to somebody else.
+
+    An absent or empty directory is fine. One that holds something is refused, unless ``overwrite`` is set *and* it holds
+    ``marker``: then it is an earlier output of the same kind and is removed first. A directory without the marker is
+    never removed, whatever the flags say.
+
+    Args:
+        path: the directory to create.
+        marker: name of the file that tells our outputs of this kind, e.g. ``"manifest.json"``.
+        overwrite: replace an earlier output of the same kind.
+
+    Returns:
+        The directory, which exists and is empty.
+
+    Raises:
+        FileExistsError: if ``path`` is a file or holds something that may not be replaced.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise FileExistsError(f"{path}: expected a directory or nothing, got a file")
+    if path.is_dir() and any(path.iterdir()):
+        ours = (path / marker).is_file()
+        if not ours:
+            raise FileExistsError(f"{path}: expected an empty directory, got one that holds something else; choose another")
+        if not overwrite:
+            raise FileExistsError(f"{path}: already holds an earlier output ({marker}); pass overwrite (--overwrite) to replace it")
+        shutil.rmtree(path)
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def remove_temporaries(path: str | Path) -> None:
+    """Remove the temporary files that writers killed in the middle of :func:`write_bytes` left directly in ``path``."""
+    for leftover in Path(path).glob(f".*{TEMPORARY_SUFFIX}"):
+        with contextlib.suppress(FileNotFoundError):
+            leftover.unlink()

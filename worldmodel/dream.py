@@ -1,0 +1,324 @@
+"""Thousands of dreams at once, stepped as one tensor: reset, step, whole rollouts, at a temperature per dream.
+
+A dream starts from a real first frame (the world model's bank of start states) or from a real prefix that primes the LSTM, never from a
+made-up z. At each step a policy acts on (z_t, h_t), where h_t has consumed (z_0, a_0) .. (z_{t-1}, a_{t-1}); then M advances once and
+z_{t+1} is drawn from its mixture. State goes in and out of `Dreams.step`; nothing is kept inside, and nothing loops over the dreams.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from worldmodel.mdnrnn import State
+from worldmodel.mixture import check_temperature, shared_draws
+from worldmodel.spaces import Value, map_leaves
+from worldmodel.vision import draw_latent
+from worldmodel.world import WorldModel
+
+FeatureKind = Literal["z", "zh", "zhc"]
+TerminationRule = Literal["threshold", "sample"]
+Policy = Callable[[Tensor], Value]  # features (B, F) -> a batch of actions; an attribute `features` may name their kind
+
+CHECK_EVERY = 16  # steps between looks at whether any dream still lives: each look stalls a GPU once
+
+
+@dataclass(frozen=True)
+class LatentState:
+    """Where B dreams stand.
+
+    Args:
+        z: (B, D) latents.
+        lstm: M's state, having consumed everything before ``z``.
+        alive: (B,) bool, False once a dream has terminated.
+    """
+
+    z: Tensor
+    lstm: State
+    alive: Tensor
+
+    def features(self, kind: FeatureKind = "zh") -> Tensor:
+        """What an agent sees: z, (z, h) or (z, h, c) of the LSTM's last layer, (B, F)."""
+        return latent_features(self.z, self.lstm, kind)
+
+
+def latent_features(z: Tensor, lstm: State, kind: FeatureKind) -> Tensor:
+    """Concatenate z (B, D) with h and c of the LSTM's last layer, as the agent of Ha & Schmidhuber sees them: (B, F).
+
+    Raises:
+        ValueError: if ``kind`` is not "z", "zh" or "zhc".
+    """
+    if kind == "z":
+        return z
+    if kind == "zh":
+        return torch.cat([z, lstm.h[-1]], dim=-1)
+    if kind == "zhc":
+        return torch.cat([z, lstm.h[-1], lstm.c[-1]], dim=-1)
+    raise ValueError(f"features: expected 'z', 'zh' or 'zhc', got {kind!r}")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of B dreams: actions (B, ...) taken in ``state``, expected reward (B,), end (B,) bool, and what came of it."""
+
+    state: LatentState
+    actions: Value
+    reward: Tensor
+    terminated: Tensor
+    next_state: LatentState
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """B dreams of up to T steps. What comes after a dream's termination is frozen and masked.
+
+    Args:
+        z: (B, T + 1, D).
+        actions: nested tensors (B, T, ...) in the action space's own form.
+        rewards: (B, T) expected rewards, 0 where the mask is False.
+        terminated: (B, T) bool, True at the step that ended a dream.
+        mask: (B, T) bool, True where a step was dreamed.
+    """
+
+    z: Tensor
+    actions: Value
+    rewards: Tensor
+    terminated: Tensor
+    mask: Tensor
+
+    @property
+    def returns(self) -> Tensor:
+        """Undiscounted sum of rewards of each dream: (B,)."""
+        return self.rewards.sum(dim=1)
+
+    @property
+    def lengths(self) -> Tensor:
+        """Steps of each dream: (B,)."""
+        return self.mask.sum(dim=1)
+
+
+class BatchedWorld(abc.ABC):
+    """B worlds of one kind, stepped as one tensor. An agent acts on features and cannot tell which kind it is in.
+
+    `Dreams` is one, `worldmodel.reality.Reality` the other; so dreamed and real scores come from one and the same loop.
+
+    Args:
+        world: V, M and the spaces.
+        batch_size: B.
+    """
+
+    def __init__(self, world: WorldModel, batch_size: int):
+        self.world, self.batch_size = world, batch_size
+
+    @abc.abstractmethod
+    def start(self, *, generator: torch.Generator) -> LatentState:
+        """Begin B episodes."""
+
+    @abc.abstractmethod
+    def step(self, state: LatentState, actions: Value, *, generator: torch.Generator) -> tuple[LatentState, Tensor, Tensor]:
+        """Advance every episode that lives by one step: the next state, rewards (B,), and which ended with this step (B,) bool."""
+
+    def generator(self, seed: int) -> torch.Generator:
+        """Make a seeded generator on the device of the world."""
+        return torch.Generator(self.world.device).manual_seed(seed)
+
+    @torch.no_grad()
+    def rollout(
+        self, policy: Policy, horizon: int, *, generator: torch.Generator, start: LatentState | None = None
+    ) -> Rollout:
+        """Dream up to ``horizon`` steps, or until every dream has terminated.
+
+        Args:
+            policy: features (B, F) -> actions; its attribute ``features``, if it has one, says which kind it wants ("zh" otherwise).
+            horizon: largest number of steps T.
+            generator: source of randomness.
+            start: where to start; the bank if None.
+
+        Raises:
+            ValueError: if ``horizon`` is below 1.
+        """
+        steps = list(self.unroll(policy, horizon, generator=generator, start=start))
+        return Rollout(
+            torch.stack([steps[0].state.z] + [step.next_state.z for step in steps], dim=1),
+            map_leaves(lambda *leaf: torch.stack(leaf, dim=1), *(step.actions for step in steps)),
+            torch.stack([step.reward for step in steps], dim=1),
+            torch.stack([step.terminated for step in steps], dim=1),
+            torch.stack([step.state.alive for step in steps], dim=1),
+        )
+
+    @torch.no_grad()
+    def score(
+        self, policy: Policy, horizon: int, *, generator: torch.Generator, start: LatentState | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Dream as `rollout` does, keeping only the sums: returns (B,) and lengths in steps (B,)."""
+        returns = torch.zeros(self.batch_size, device=self.world.device)
+        lengths = torch.zeros(self.batch_size, dtype=torch.int64, device=self.world.device)
+        for step in self.unroll(policy, horizon, generator=generator, start=start):
+            returns += step.reward
+            lengths += step.state.alive
+        return returns, lengths
+
+    def unroll(
+        self, policy: Policy, horizon: int, *, generator: torch.Generator, start: LatentState | None = None
+    ) -> Iterator[Step]:
+        """Dream as `rollout` does, one step at a time.
+
+        Yields:
+            Each step, for all dreams.
+
+        Raises:
+            ValueError: if ``horizon`` is below 1.
+        """
+        if horizon < 1:
+            raise ValueError(f"horizon: expected an integer >= 1, got {horizon}")
+        kind: FeatureKind = getattr(policy, "features", "zh")
+        state = self.start(generator=generator) if start is None else start
+        for t in range(horizon):
+            if t % CHECK_EVERY == 0 and t > 0 and not bool(state.alive.any()):
+                return
+            actions = policy(state.features(kind))
+            next_state, reward, terminated = self.step(state, actions, generator=generator)
+            yield Step(state, actions, reward, terminated, next_state)
+            state = next_state
+
+class Dreams(BatchedWorld):
+    """A batch of dreams in a world model, on the device of that model.
+
+    Args:
+        world: the world model.
+        num_dreams: B.
+        temperature: tau >= 0, a number or one value per dream (B,). 1 is what M learned; more is harder, 0 is the mode.
+        termination: "threshold" ends a dream when p > 0.5, as in the paper; "sample" draws the end with probability p. Temperature
+            does not touch it.
+        num_groups: the dreams are so many equal groups that share their start states and random numbers, for comparing candidates
+            under common random numbers: dream g * R + r has the luck of dream r.
+
+    Raises:
+        ValueError: if an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        world: WorldModel,
+        num_dreams: int,
+        *,
+        temperature: float | Tensor = 1.0,
+        termination: TerminationRule = "threshold",
+        num_groups: int = 1,
+    ):
+        check_temperature(temperature)
+        if num_dreams < 1 or num_groups < 1 or num_dreams % num_groups:
+            raise ValueError(f"num_dreams, num_groups: expected B >= 1 and a divisor of it, got {num_dreams} and {num_groups}")
+        if isinstance(temperature, Tensor) and temperature.shape not in ((), (num_dreams,)):
+            raise ValueError(f"temperature: expected a number or shape ({num_dreams},), got {tuple(temperature.shape)}")
+        if termination not in ("threshold", "sample"):
+            raise ValueError(f"termination: expected 'threshold' or 'sample', got {termination!r}")
+        super().__init__(world, num_dreams)
+        self.temperature = temperature.to(world.device) if isinstance(temperature, Tensor) else temperature
+        self.termination = termination
+        self.num_groups = num_groups
+
+    def variant(self, *, num_dreams: int | None = None, num_groups: int = 1) -> Dreams:
+        """The same world, temperature and termination with another number of dreams or groups."""
+        return Dreams(
+            self.world,
+            num_dreams or self.batch_size,
+            temperature=self.temperature,
+            termination=self.termination,
+            num_groups=num_groups,
+        )
+
+    @torch.no_grad()
+    def start(self, *, generator: torch.Generator) -> LatentState:
+        """Start every dream at the first frame of a real episode, drawn from the world model's bank."""
+        world, once = self.world, self.batch_size // self.num_groups
+        index = torch.randint(world.start_mean.shape[0], (once,), generator=generator, device=world.device)
+        z = draw_latent(world.start_mean[index], world.start_log_variance[index], generator=generator)
+        return self._alive(z.repeat(self.num_groups, 1), world.mdnrnn.initial_state(self.batch_size))
+
+    @torch.no_grad()
+    def start_from(self, observations: Value, actions: Value, *, generator: torch.Generator) -> LatentState:
+        """Start the dreams where real prefixes end; the prefix primes the LSTM.
+
+        Args:
+            observations: values of the observation space, (P + 1, ...) for all dreams or (B, P + 1, ...) one prefix each.
+            actions: values of the action space, (P, ...) or (B, P, ...); P may be 0.
+            generator: source of the draws from V's posterior.
+
+        Raises:
+            ValueError: if the shapes do not fit.
+        """
+        world, b = self.world, self.batch_size
+        z = world.encode(observations, generator=generator)
+        action = world.action_features.flatten(actions)
+        z, action = (part.expand(b, *part.shape) if part.ndim == 2 else part for part in (z, action))
+        if z.ndim != 3 or z.shape[0] != b or action.shape[:2] != (b, z.shape[1] - 1):
+            raise ValueError(
+                f"observations, actions: expected leading dimensions (P + 1,) and (P,), or ({b}, P + 1) and ({b}, P), "
+                f"got {tuple(z.shape[:-1])} and {tuple(action.shape[:-1])}"
+            )
+        lstm = world.mdnrnn.initial_state(b)
+        if action.shape[1] > 0:
+            _, lstm = world.mdnrnn(z[:, :-1], action, lstm)
+        return self._alive(z[:, -1], lstm)
+
+    @torch.no_grad()
+    def step(self, state: LatentState, actions: Value, *, generator: torch.Generator) -> tuple[LatentState, Tensor, Tensor]:
+        """Advance every dream by one step; those that have ended stay as they are.
+
+        Args:
+            state: where the dreams stand.
+            actions: a batch of B values of the action space.
+            generator: source of randomness.
+
+        Returns:
+            The next state, the expected reward (B,), and whether the dream terminated with this step (B,). Dreams that had ended
+            before get reward 0 and False.
+        """
+        action = self.world.action_features.flatten(actions)
+        if action.shape[:-1] != (self.batch_size,):
+            raise ValueError(f"actions: expected a batch of {self.batch_size}, got leading dimensions {tuple(action.shape[:-1])}")
+        prediction, lstm = self.world.mdnrnn.step(state.z, action, state.lstm)
+        z = prediction.latent.sample(self.temperature, num_groups=self.num_groups, generator=generator)
+        z = z.clamp(self.world.mdnrnn.latent_low, self.world.mdnrnn.latent_high)
+        ended = torch.zeros_like(state.alive)
+        if prediction.termination_logit is not None:
+            ended = self._ends(prediction.termination_logit, generator) & state.alive
+        reward = torch.zeros_like(z[:, 0])
+        if prediction.reward is not None:
+            expected = prediction.reward.expectation().clamp(self.world.mdnrnn.reward_low, self.world.mdnrnn.reward_high)
+            reward = torch.where(state.alive, expected[:, 0], 0.0)
+        alive = state.alive.unsqueeze(-1)
+        kept = State(*(torch.where(alive, new, old) for new, old in zip(lstm, state.lstm, strict=True)))
+        return LatentState(torch.where(alive, z, state.z), kept, state.alive & ~ended), reward, ended
+
+    def _alive(self, z: Tensor, lstm: State) -> LatentState:
+        return LatentState(z, lstm, torch.ones(self.batch_size, dtype=torch.bool, device=z.device))
+
+    def _ends(self, logit: Tensor, generator: torch.Generator) -> Tensor:
+        if self.termination == "threshold":
+            return logit > 0
+        return shared_draws(logit, self.num_groups, lambda noise: noise.uniform_(generator=generator)) < logit.sigmoid()
+
+
+class RandomActions:
+    """A policy for dreams that draws actions uniformly from the space, whatever the features.
+
+    Args:
+        world: says the action space and the device.
+        generator: source of randomness.
+    """
+
+    features: FeatureKind = "z"
+
+    def __init__(self, world: WorldModel, *, generator: torch.Generator):
+        self._space, self._generator = world.action_features, generator
+
+    def __call__(self, features: Tensor) -> Value:
+        """Draw one action for each row of ``features`` (B, F)."""
+        return self._space.sample(features.shape[0], generator=self._generator)

@@ -1,0 +1,209 @@
+"""How much of a dream holds in reality: the same controller scored in both, and a real trajectory replayed in the dream."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor
+
+from worldmodel.controller import LinearController
+from worldmodel.dream import BatchedWorld, Dreams, FeatureKind, Policy, RandomActions, Rollout
+from worldmodel.episode import Episode
+from worldmodel.reality import Reality
+from worldmodel.rollouts import EnvMaker
+from worldmodel.spaces import Value, map_leaves
+from worldmodel.world import WorldModel
+
+DEFAULT_HORIZON = 1000  # steps of a dream where nothing says how long an episode may last
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Undiscounted returns of many episodes, dreamed or real.
+
+    Args:
+        returns: (N,) return of each episode.
+        lengths: (N,) steps of each episode.
+    """
+
+    returns: np.ndarray
+    lengths: np.ndarray
+
+    @property
+    def mean(self) -> float:
+        """Mean return."""
+        return float(self.returns.mean())
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of the returns, over episodes."""
+        return float(self.returns.std())
+
+    @property
+    def standard_error(self) -> float:
+        """Standard error of the mean return."""
+        return self.std / max(1, len(self.returns)) ** 0.5
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as JSON-able data."""
+        return {
+            "mean": self.mean,
+            "std": self.std,
+            "standard_error": self.standard_error,
+            "returns": self.returns.tolist(),
+            "lengths": self.lengths.tolist(),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Scores:
+        """Read what `to_json` gave."""
+        return cls(np.asarray(data["returns"], dtype=np.float64), np.asarray(data["lengths"], dtype=np.int64))
+
+    def __str__(self) -> str:
+        return f"{self.mean:.1f} +- {self.std:.1f} ({len(self.returns)} episodes, standard error {self.standard_error:.1f})"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A controller's scores, to be printed or read.
+
+    Args:
+        real: in the real environment.
+        dream: in the dream it was evaluated in.
+        random: of uniformly random actions in the real environment.
+        temperature: tau of the dream.
+    """
+
+    real: Scores
+    dream: Scores
+    random: Scores
+    temperature: float
+
+    def __str__(self) -> str:
+        rows = {f"dream (temperature {self.temperature:g})": self.dream, "reality": self.real, "random in reality": self.random}
+        width = max(len(name) for name in rows)
+        return "\n".join(f"{name:<{width}}  {scores}" for name, scores in rows.items())
+
+
+def time_limit(env: str | EnvMaker, max_steps: int | None = None) -> int:
+    """Longest episode: ``max_steps``, or the registered limit of the environment id, or 1000."""
+    registered = gym.spec(env).max_episode_steps if isinstance(env, str) else None
+    return min((limit for limit in (max_steps, registered) if limit is not None), default=DEFAULT_HORIZON)
+
+
+def evaluate(
+    controller: LinearController,
+    world: WorldModel,
+    *,
+    env: str | EnvMaker,
+    num_episodes: int = 100,
+    seed: int = 0,
+    max_steps: int | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+    wrappers: Sequence[Callable[[gym.Env], gym.Env]] = (),
+    temperature: float = 1.0,
+    num_dreams: int = 1024,
+    on_step: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Score a controller in the real environment, in the dream, and against random play.
+
+    Args:
+        controller: trained in ``world``.
+        world: the world model.
+        env: id or constructor of the real environment.
+        num_episodes: real episodes, for the controller and for random play alike.
+        seed: seed of all episodes and dreams; take another than the data were collected with.
+        max_steps: cap on an episode's steps, real or dreamed.
+        env_kwargs: arguments of the environment.
+        wrappers: applied to the environment, in order.
+        temperature: tau of the dream.
+        num_dreams: dreamed episodes.
+        on_step: called with the controller's real steps done and the number of its episodes that still run.
+
+    Raises:
+        ValueError: if controller, world and environment do not belong together.
+        RuntimeError: if the environment raises; names the episode.
+    """
+    horizon = time_limit(env, max_steps)
+    scores = []
+    for policy, report in ((controller, on_step), (RandomActions(world, generator=torch.Generator(world.device).manual_seed(seed)), None)):
+        reality = Reality(world, env, num_episodes, seed=seed, max_steps=max_steps, env_kwargs=env_kwargs, wrappers=wrappers)
+        with contextlib.closing(reality):
+            scores.append(score(reality, policy, horizon=horizon, seed=seed, on_step=report))
+    dreams = Dreams(world, num_dreams, temperature=temperature)
+    return Evaluation(scores[0], score(dreams, controller, horizon=horizon, seed=seed), scores[1], temperature)
+
+
+def score(
+    worlds: BatchedWorld,
+    policy: Policy,
+    *,
+    horizon: int,
+    seed: int,
+    on_step: Callable[[int, int], None] | None = None,
+) -> Scores:
+    """Score a policy on features, in dreams or in reality alike.
+
+    Args:
+        worlds: the dreams or the real environments.
+        policy: features (B, F) -> actions.
+        horizon: steps at most.
+        seed: seed of what is drawn.
+        on_step: called with the steps done and the number of episodes that still run.
+    """
+    returns = np.zeros(worlds.batch_size)
+    lengths = np.zeros(worlds.batch_size, dtype=np.int64)
+    for step in worlds.unroll(policy, horizon, generator=worlds.generator(seed)):
+        returns += step.reward.cpu().numpy()
+        lengths += step.state.alive.cpu().numpy()
+        if on_step is not None:
+            on_step(int(lengths.max()), int(step.next_state.alive.sum()))
+    return Scores(returns, lengths)
+
+
+class _Recorded:
+    """A policy for dreams that plays recorded actions (T, ...), the same in every dream, whatever the features."""
+
+    features: FeatureKind = "z"
+
+    def __init__(self, actions: Value):
+        self._actions, self._t = actions, 0
+
+    def __call__(self, features: Tensor) -> Value:
+        t, self._t = self._t, self._t + 1
+        return map_leaves(lambda leaf: torch.as_tensor(leaf[t], device=features.device).expand(len(features), *leaf.shape[1:]), self._actions)
+
+
+def replay(dreams: Dreams, episode: Episode, *, prefix: int = 0, horizon: int | None = None, seed: int = 0) -> Rollout:
+    """Dream under the actions of a real episode, from the same start, without seeing its observations again (open loop).
+
+    Args:
+        dreams: the dreams, all under the same actions.
+        episode: the real episode.
+        prefix: real steps that prime the LSTM before the dream begins.
+        horizon: steps to dream; to the end of the episode if None.
+        seed: seed of the dreams.
+
+    Returns:
+        A rollout that begins at ``episode.observations[prefix]``.
+
+    Raises:
+        ValueError: if the episode has no step after the prefix, or is of another environment.
+    """
+    if not 0 <= prefix < len(episode):
+        raise ValueError(f"prefix: expected from 0 to below the episode's length {len(episode)}, got {prefix}")
+    steps = min(len(episode) - prefix, horizon or len(episode))
+    generator = dreams.generator(seed)
+    start = dreams.start_from(
+        map_leaves(lambda leaf: leaf[: prefix + 1], episode.observations),
+        map_leaves(lambda leaf: leaf[:prefix], episode.actions),
+        generator=generator,
+    )
+    recorded = _Recorded(map_leaves(lambda leaf: leaf[prefix:], episode.actions))
+    return dreams.rollout(recorded, steps, generator=generator, start=start)

@@ -1,0 +1,425 @@
+r"""M, the MDN-RNN of Ha & Schmidhuber (2018): an LSTM whose output parameterises a distribution over what comes next.
+
+From :math:`(z_t, a_t)` and its state the LSTM computes :math:`h_{t+1}`, and linear heads on it give
+:math:`p(z_{t+1} \mid h_{t+1})`, a Gaussian over the reward :math:`r_t` and the log-odds that the episode ends with this step. A whole
+sequence (`forward`) and one step of a dream (`step`) are the same mathematics with the same weights.
+
+Two choices that the paper's code does not make:
+
+- The latent head predicts the *change* z_{t+1} - z_t, in units of its standard deviation over the data, unless
+  ``predict_change`` is off. The density is of z_{t+1} all the same. dev/LOG.md has the measurement behind the default.
+- The reward head is a Gaussian too, so that it has a likelihood.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from worldmodel.mdn import Factorization, MixtureHead, NoiseType, check_noise
+from worldmodel.mixture import GaussianMixture
+
+SMALLEST_SCALE = 1e-6  # a target that varies less in the data is constant and is not scaled up
+DREAM_MARGIN = 3.0  # dreams may leave the range of the data by so many half-ranges
+
+
+@dataclass(frozen=True, kw_only=True)
+class MDNRNNConfig:
+    """Size and shape of an `MDNRNN`.
+
+    Args:
+        latent_size: D, size of z.
+        action_size: A, size of the action's feature vector.
+        hidden_size: H.
+        num_layers: stacked LSTM layers.
+        num_components: K.
+        factorization: one mixture per dimension (the paper) or one over the whole vector.
+        noise_type: covariance of the components; see `NoiseType`.
+        fixed_noise_level: sigma of ``NoiseType.FIXED``; None otherwise.
+        min_scale: floor of the sigmas of z and of the reward, in units of the target's standard deviation.
+        predict_change: predict z_{t+1} - z_t rather than z_{t+1}.
+        skip: the heads see z_t and a_t beside h_{t+1} (skip connections as in Graves 2013, section 2; the paper's heads see h alone).
+        reward_head: predict the reward.
+        termination_head: predict whether the episode terminates (truncation is not termination).
+        termination_weight: weight of the steps that terminate, in the loss (the paper's Doom code: 10).
+        layer_norm: normalise the gates and the cell, as the authors' code can; slower, as it loops over time in Python.
+        input_dropout: probability of zeroing an input of the LSTM, in training.
+        output_dropout: probability of zeroing an output of the LSTM, in training.
+
+    Raises:
+        ValueError: naming the field that is out of range.
+    """
+
+    latent_size: int
+    action_size: int
+    hidden_size: int = 256
+    num_layers: int = 1
+    num_components: int = 5
+    factorization: Factorization = Factorization.PER_DIMENSION
+    noise_type: NoiseType = NoiseType.DIAGONAL
+    fixed_noise_level: float | None = None
+    min_scale: float = 0.03
+    predict_change: bool = True
+    skip: bool = True
+    reward_head: bool = True
+    termination_head: bool = True
+    termination_weight: float = 1.0
+    layer_norm: bool = False
+    input_dropout: float = 0.0
+    output_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        object.__setattr__(self, "factorization", Factorization(self.factorization))
+        object.__setattr__(self, "noise_type", NoiseType(self.noise_type))
+        for name in ("latent_size", "action_size", "hidden_size", "num_layers", "num_components"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected an integer >= 1, got {getattr(self, name)}")
+        for name in ("input_dropout", "output_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected a probability in [0, 1), got {getattr(self, name)}")
+        if not self.termination_weight > 0:
+            raise ValueError(f"termination_weight: expected a positive number, got {self.termination_weight}")
+        check_noise(self.noise_type, self.fixed_noise_level, self.min_scale)
+
+
+class State(NamedTuple):
+    """State of the LSTM: ``h`` and ``c``, each (num_layers, B, H)."""
+
+    h: Tensor
+    c: Tensor
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What M says about the next step, for every element of the batch shape (...).
+
+    Args:
+        latent: mixture over z_{t+1}, batch shape (...).
+        reward: Gaussian over r_t as a one-component mixture over one number, batch shape (...); None without the head.
+        termination_logit: (...) log-odds that the episode terminates with this step; None without the head.
+    """
+
+    latent: GaussianMixture
+    reward: GaussianMixture | None
+    termination_logit: Tensor | None
+
+
+@dataclass(frozen=True)
+class SequenceBatch:
+    """Windows of encoded episodes; T transitions each, padded on the right.
+
+    Args:
+        z: (B, T + 1, D) latents; z[:, t] is input and z[:, t + 1] target of step t, one and the same draw.
+        action: (B, T, A) action features.
+        reward: (B, T).
+        terminated: (B, T) bool.
+        mask: (B, T) bool, True where the step counts in the loss (neither padding nor burn-in).
+    """
+
+    z: Tensor
+    action: Tensor
+    reward: Tensor
+    terminated: Tensor
+    mask: Tensor
+
+    @property
+    def weight(self) -> int:
+        """Number of steps that count in the loss."""
+        return int(self.mask.sum())
+
+
+@dataclass(frozen=True)
+class StepLosses:
+    """Loss of each step before any average, each (B, T) in nats.
+
+    Args:
+        latent: -log p(z_{t+1}), summed over D.
+        reward: -log p(r_t); zeros without the head.
+        termination: weighted cross-entropy of the termination; zeros without the head.
+    """
+
+    latent: Tensor
+    reward: Tensor
+    termination: Tensor
+
+
+@dataclass(frozen=True)
+class DataStatistics:
+    """What M knows of its training data beside its weights.
+
+    Args:
+        change_scale: (D,) standard deviation of z_{t+1} - z_t, the unit of predicted changes.
+        reward_mean: (1,) mean reward.
+        reward_scale: (1,) standard deviation of the reward, the unit of predicted rewards.
+        latent_low: (D,) what dreams stay above: far outside of the data, but finite, as M may diverge where it never was.
+        latent_high: (D,) what dreams stay below.
+        reward_low: (1,) what rewards in dreams stay above, by the same rule; a constant reward stays constant.
+        reward_high: (1,) what rewards in dreams stay below.
+    """
+
+    change_scale: Tensor
+    reward_mean: Tensor
+    reward_scale: Tensor
+    latent_low: Tensor
+    latent_high: Tensor
+    reward_low: Tensor
+    reward_high: Tensor
+
+    @classmethod
+    def neutral(cls, latent_size: int) -> DataStatistics:
+        """Unit scales and no bounds."""
+        high, reward_high = torch.full((latent_size,), torch.inf), torch.full((1,), torch.inf)
+        return cls(torch.ones(latent_size), torch.zeros(1), torch.ones(1), -high, high, -reward_high, reward_high)
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, batches: Iterable[SequenceBatch]) -> DataStatistics:
+        """Compute them from batches; constant changes and rewards get unit scales, bounds lie 3 half-ranges outside of the data.
+
+        Raises:
+            ValueError: if no step counts.
+        """
+        kept = [(batch.z[:, :-1][batch.mask], batch.z[:, 1:][batch.mask], batch.reward[batch.mask]) for batch in batches]
+        if sum(len(reward) for *_, reward in kept) == 0:
+            raise ValueError("batches: expected at least one step that counts, got none")
+        before, after, reward = (torch.cat(part) for part in zip(*kept, strict=True))
+        reward = reward.unsqueeze(-1)  # (N, 1)
+        scales = (values.std(dim=0, correction=0) for values in (after - before, reward))
+        change_scale, reward_scale = (torch.where(scale > SMALLEST_SCALE, scale, 1.0) for scale in scales)
+        bounds = [
+            (values.amin(dim=0) - margin, values.amax(dim=0) + margin)
+            for values, least in ((torch.cat([before, after]), 1.0), (reward, 0.0))
+            for margin in [DREAM_MARGIN / 2 * (values.amax(dim=0) - values.amin(dim=0)).clamp(min=least)]
+        ]
+        return cls(change_scale, reward.mean(dim=0), reward_scale, *bounds[0], *bounds[1])
+
+
+class MDNRNN(nn.Module):
+    """The recurrent world model: `forward` over sequences, `step` in dreams, `advance` where only the state is needed."""
+
+    change_scale: Tensor
+    reward_mean: Tensor
+    reward_scale: Tensor
+    latent_low: Tensor
+    latent_high: Tensor
+    reward_low: Tensor
+    reward_high: Tensor
+
+    def __init__(self, config: MDNRNNConfig):
+        super().__init__()
+        self.config = config
+        input_size = config.latent_size + config.action_size
+        lstm = LayerNormLSTM if config.layer_norm else nn.LSTM
+        self.lstm = lstm(input_size, config.hidden_size, config.num_layers, batch_first=True)
+        features = config.hidden_size + (input_size if config.skip else 0)
+        self.latent_head = MixtureHead(
+            features,
+            config.latent_size,
+            config.num_components,
+            factorization=config.factorization,
+            noise_type=config.noise_type,
+            fixed_noise_level=config.fixed_noise_level,
+            min_scale=config.min_scale,
+        )
+        self.reward_head = MixtureHead(features, 1, 1, min_scale=config.min_scale) if config.reward_head else None
+        self.termination_head = nn.Linear(features, 1) if config.termination_head else None
+        statistics = DataStatistics.neutral(config.latent_size)
+        for name, value in vars(statistics).items():
+            self.register_buffer(name, value)
+
+    def set_statistics(self, statistics: DataStatistics) -> None:
+        """Set the units in which the heads work and the bounds of dreams, usually from the training data.
+
+        Raises:
+            ValueError: if a shape does not fit or a scale is not positive and finite.
+        """
+        for name, value in vars(statistics).items():
+            expected = getattr(self, name).shape
+            if value.shape != expected:
+                raise ValueError(f"{name}: expected shape {tuple(expected)}, got {tuple(value.shape)}")
+            if name.endswith("scale") and not bool((torch.isfinite(value) & (value > 0)).all()):
+                raise ValueError(f"{name}: expected positive finite numbers, got {value}")
+        for name, value in vars(statistics).items():  # all or none
+            getattr(self, name).copy_(value)
+
+    def initial_state(self, batch_size: int) -> State:
+        """Zeros, as every episode begins: (num_layers, B, H) each."""
+        zeros = self.change_scale.new_zeros(self.config.num_layers, batch_size, self.config.hidden_size)
+        return State(zeros, zeros.clone())
+
+    def forward(
+        self, z: Tensor, action: Tensor, state: State | None = None, *, generator: torch.Generator | None = None
+    ) -> tuple[Prediction, State]:
+        """Predict each next step of a batch of sequences.
+
+        Args:
+            z: (B, T, D).
+            action: (B, T, A) action features.
+            state: where the sequences start from; zeros if None.
+            generator: source of dropout's randomness, in training only.
+
+        Returns:
+            The prediction with batch shape (B, T), and the state after the last step.
+
+        Raises:
+            ValueError: if a shape does not fit.
+        """
+        output, state = self._run(z, action, state, generator)
+        return self._predict(z, action, _dropout(output, self.config.output_dropout, self.training, generator)), state
+
+    def step(self, z: Tensor, action: Tensor, state: State) -> tuple[Prediction, State]:
+        """Predict one step: as `forward` with T = 1, for ``z`` (B, D) and ``action`` (B, A); batch shape (B,)."""
+        state = self.advance(z, action, state)
+        return self._predict(z, action, state.h[-1]), state
+
+    def advance(self, z: Tensor, action: Tensor, state: State) -> State:
+        """Advance the state by one step, without predicting: ``z`` (B, D), ``action`` (B, A).
+
+        Raises:
+            ValueError: if a shape does not fit.
+        """
+        self._check_inputs(z, action, "B")
+        inputs = torch.cat([z, action], dim=-1)
+        if isinstance(self.lstm, LayerNormLSTM):
+            _, (h, c) = self.lstm(inputs.unsqueeze(1), state)
+            return State(h, c)
+        layers = []
+        for weights, h, c in zip(self.lstm.all_weights, *state, strict=True):
+            inputs, cell = torch.lstm_cell(inputs, (h, c), *weights)  # nn.LSTM with T = 1, without its overhead: a quarter of the time
+            layers.append((inputs, cell))
+        return State(*(torch.stack(part) for part in zip(*layers, strict=True)))
+
+    def step_losses(self, batch: SequenceBatch, *, generator: torch.Generator | None = None) -> StepLosses:
+        """Compute the loss of every step of a batch, (B, T) each; steps outside the mask hold numbers without meaning.
+
+        Args:
+            batch: the windows.
+            generator: source of dropout's randomness, in training only.
+        """
+        prediction, _ = self(batch.z[:, :-1], batch.action, generator=generator)
+        latent = -prediction.latent.log_prob(batch.z[:, 1:])
+        reward = termination = torch.zeros_like(latent)
+        if prediction.reward is not None:
+            reward = -prediction.reward.log_prob(batch.reward.unsqueeze(-1))
+        if prediction.termination_logit is not None:
+            termination = functional.binary_cross_entropy_with_logits(
+                prediction.termination_logit,
+                batch.terminated.to(latent.dtype),
+                pos_weight=latent.new_tensor(self.config.termination_weight),
+                reduction="none",
+            )
+        return StepLosses(latent, reward, termination)
+
+    def loss(self, batch: SequenceBatch, *, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Average the losses over the steps in the mask, the latent's per dimension, as the authors' code weighs them.
+
+        Args:
+            batch: the windows.
+            generator: source of dropout's randomness, in training only.
+
+        Returns:
+            The scalar ``latent / D + reward + termination``, and its terms: ``nll_per_dim`` (nats per dimension of z),
+            ``reward_nll`` (nats) and ``termination_loss`` (nats, weighted).
+        """
+        losses = self.step_losses(batch, generator=generator)
+        count = batch.mask.sum().clamp(min=1)
+        latent, reward, termination = (
+            torch.where(batch.mask, term, 0.0).sum() / count for term in (losses.latent, losses.reward, losses.termination)
+        )
+        metrics = {"nll_per_dim": latent / self.config.latent_size}
+        if self.reward_head is not None:
+            metrics["reward_nll"] = reward
+        if self.termination_head is not None:
+            metrics["termination_loss"] = termination
+        return sum(metrics.values(), start=torch.zeros_like(latent)), metrics
+
+    def _run(
+        self, z: Tensor, action: Tensor, state: State | None, generator: torch.Generator | None
+    ) -> tuple[Tensor, State]:
+        """Run the LSTM over (B, T, D) and (B, T, A): outputs (B, T, H) and the state after the last step."""
+        self._check_inputs(z, action, "B, T")
+        inputs = _dropout(torch.cat([z, action], dim=-1), self.config.input_dropout, self.training, generator)
+        output, (h, c) = self.lstm(inputs, state)
+        return output, State(h, c)
+
+    def _check_inputs(self, z: Tensor, action: Tensor, leading: str) -> None:
+        d, a = self.config.latent_size, self.config.action_size
+        if z.ndim != leading.count(",") + 2 or z.shape[-1] != d:
+            raise ValueError(f"z: expected shape ({leading}, {d}), got {tuple(z.shape)}")
+        if action.shape != (*z.shape[:-1], a):
+            raise ValueError(f"action: expected shape {(*z.shape[:-1], a)}, got {tuple(action.shape)}")
+
+    def _predict(self, z: Tensor, action: Tensor, h: Tensor) -> Prediction:
+        """Apply the heads to h_{t+1} (..., H), and to z_t (..., D) and a_t (..., A) beside it where inputs skip the LSTM."""
+        if self.config.skip:
+            h = torch.cat([h, z, action], dim=-1)
+        latent = self.latent_head(h)
+        if self.config.predict_change:
+            latent = latent.affine(z, self.change_scale)
+        reward = None if self.reward_head is None else self.reward_head(h).affine(self.reward_mean, self.reward_scale)
+        logit = None if self.termination_head is None else self.termination_head(h)[..., 0]
+        if logit is not None and logit.dtype in (torch.float16, torch.bfloat16):  # likelihoods need float32 or better
+            logit = logit.float()
+        return Prediction(latent, reward, logit)
+
+
+class LayerNormLSTM(nn.Module):
+    """An LSTM with layer normalisation of the four gates and of the cell (Ba et al. 2016), as `nn.LSTM` with ``batch_first``.
+
+    It follows ``LayerNormBasicLSTMCell`` of TensorFlow 1, which the authors' code can use: each gate's pre-activation is normalised
+    on its own, the new cell is normalised before its tanh (and kept normalised), and the forget gate has a bias of 1.
+
+    Args:
+        input_size: size of the inputs.
+        hidden_size: H.
+        num_layers: stacked layers.
+        batch_first: must be True; there for the same signature as `nn.LSTM`.
+    """
+
+    def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, *, batch_first: bool = True):
+        super().__init__()
+        if not batch_first:
+            raise ValueError("batch_first: expected True, got False")
+        self.num_layers = num_layers
+        self.hidden_size = hidden_size
+        sizes = [input_size] + [hidden_size] * (num_layers - 1)
+        self.gates = nn.ModuleList(nn.Linear(size + hidden_size, 4 * hidden_size, bias=False) for size in sizes)
+        self.gate_norms = nn.ModuleList(nn.ModuleList(nn.LayerNorm(hidden_size) for _ in range(4)) for _ in sizes)
+        self.cell_norms = nn.ModuleList(nn.LayerNorm(hidden_size) for _ in sizes)
+
+    def forward(self, inputs: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Run over ``inputs`` (B, T, input_size): outputs (B, T, H) and the state, ``h`` and ``c``, (num_layers, B, H) each."""
+        if state is None:
+            zeros = inputs.new_zeros(self.num_layers, inputs.shape[0], self.hidden_size)
+            state = (zeros, zeros)
+        outputs, last_h, last_c = inputs, [], []
+        for layer in range(self.num_layers):
+            h, c = state[0][layer], state[1][layer]
+            steps = []
+            for x in outputs.unbind(dim=1):
+                h, c = self._cell(layer, x, h, c)
+                steps.append(h)
+            outputs = torch.stack(steps, dim=1)
+            last_h.append(h)
+            last_c.append(c)
+        return outputs, (torch.stack(last_h), torch.stack(last_c))
+
+    def _cell(self, layer: int, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        raw = self.gates[layer](torch.cat([x, h], dim=-1)).chunk(4, dim=-1)
+        i, g, f, o = (norm(gate) for norm, gate in zip(self.gate_norms[layer], raw, strict=True))
+        c = self.cell_norms[layer](c * torch.sigmoid(f + 1.0) + torch.sigmoid(i) * torch.tanh(g))
+        return torch.tanh(c) * torch.sigmoid(o), c
+
+
+def _dropout(x: Tensor, probability: float, training: bool, generator: torch.Generator | None) -> Tensor:
+    """Inverted dropout that draws from ``generator`` and not, as `nn.Dropout`, from the global state."""
+    if not training or probability == 0:
+        return x
+    keep = torch.empty_like(x).bernoulli_(1 - probability, generator=generator)
+    return x * keep / (1 - probability)

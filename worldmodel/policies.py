@@ -1,0 +1,156 @@
+"""Behaviour policies for collection: uniform, repeated action, Brownian.
+
+A policy is any callable ``observation -> action``. If it has ``reset(rng)``, that is called at the start of each episode
+with the episode's own generator, and all its randomness comes from there: so an episode depends on nothing but its seed.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+from worldmodel.spaces import Value
+
+Policy = Callable[[Value], Any]
+
+POLICIES = ("random", "repeat", "brownian")
+
+
+class RandomPolicy:
+    """Uniform actions: every observation gets an independent draw of the action space.
+
+    Draws as Gymnasium's ``Space.sample`` does: uniform in a discrete space and between finite bounds; a Box dimension
+    without bounds is standard normal, one with a single bound is that bound plus or minus a standard exponential.
+
+    Args:
+        action_space: the space to draw from.
+    """
+
+    description = "random"
+
+    def __init__(self, action_space: gym.Space[Any]):
+        self._space = copy.deepcopy(action_space)  # its hidden generator is seeded per episode: never the caller's space
+        self._rng: np.random.Generator | None = None
+
+    def reset(self, rng: np.random.Generator) -> None:
+        """Start an episode: all of its actions follow from ``rng``."""
+        self._space.seed(int(rng.integers(2**31)))
+        self._rng = rng
+
+    def __call__(self, observation: Value) -> Any:
+        """Return a fresh draw; the observation is not looked at."""
+        _require_reset(self._rng)
+        return self._space.sample()
+
+
+class RepeatPolicy:
+    """Uniform actions, each held for a number of steps drawn uniformly from 1..max_repeat.
+
+    The collection policy of Ha & Schmidhuber (2018) for VizDoom, where the number goes from 1 to 10.
+
+    Args:
+        action_space: the space to draw from, as `RandomPolicy` does.
+        max_repeat: the longest hold, >= 1.
+    """
+
+    def __init__(self, action_space: gym.Space[Any], max_repeat: int = 10):
+        if max_repeat < 1:
+            raise ValueError(f"max_repeat: expected at least 1, got {max_repeat}")
+        self.max_repeat = max_repeat
+        self.description = f"repeat(max_repeat={max_repeat})"
+        self._random = RandomPolicy(action_space)
+        self._rng: np.random.Generator | None = None
+        self._remaining = 0
+        self._action: Any = None
+
+    def reset(self, rng: np.random.Generator) -> None:
+        """Start an episode: all of its actions follow from ``rng``."""
+        self._random.reset(rng)
+        self._rng = rng
+        self._remaining = 0
+
+    def __call__(self, observation: Value) -> Any:
+        """Return the held action, or a fresh one when its time is over."""
+        rng = _require_reset(self._rng)
+        if self._remaining == 0:
+            self._action = self._random(observation)
+            self._remaining = int(rng.integers(1, self.max_repeat, endpoint=True))
+        self._remaining -= 1
+        return self._action
+
+
+class BrownianPolicy:
+    """A random walk in a Box of actions, clipped to its bounds: smoother than independent draws.
+
+    a_0 uniform, a_{t+1} = clip(a_t + n_t) with n_t ~ N(0, (scale * half_range)^2) per dimension, where half_range is
+    (high - low) / 2, or 1 in a dimension without bounds. This is the usual CarRacing collection of the ports of "World
+    Models" (ctallec/world-models, ``sample_continuous_policy`` with dt = 1/50, hence the default scale sqrt(1/50)); they
+    use the same absolute step in every dimension, so gas and brake, with half_range 0.5, walk half as fast here.
+
+    Args:
+        action_space: a Box of real numbers.
+        scale: standard deviation of an increment, as a share of half the range; > 0.
+
+    Raises:
+        TypeError: if the action space is no Box of real numbers.
+    """
+
+    def __init__(self, action_space: gym.Space[Any], scale: float = 0.02**0.5):
+        if not isinstance(action_space, spaces.Box) or not np.issubdtype(action_space.dtype, np.floating):
+            raise TypeError(
+                f"action_space: expected a Box of real numbers for policy 'brownian', got {action_space}; use 'repeat'"
+            )
+        if not scale > 0:
+            raise ValueError(f"scale: expected a number > 0, got {scale}")
+        self.description = "brownian" if scale == 0.02**0.5 else f"brownian(scale={scale})"
+        self._space = action_space
+        self._random = RandomPolicy(action_space)
+        low, high = action_space.low.astype(np.float64), action_space.high.astype(np.float64)
+        self._step = scale * np.where(np.isfinite(high - low), (high - low) / 2, 1.0)
+        self._rng: np.random.Generator | None = None
+        self._action: np.ndarray | None = None
+
+    def reset(self, rng: np.random.Generator) -> None:
+        """Start an episode: all of its actions follow from ``rng``."""
+        self._random.reset(rng)
+        self._rng = rng
+        self._action = None
+
+    def __call__(self, observation: Value) -> np.ndarray:
+        """Return the next point of the walk; the observation is not looked at."""
+        rng = _require_reset(self._rng)
+        if self._action is None:
+            self._action = self._random(observation)
+        else:
+            moved = self._action + self._step * rng.standard_normal(self._step.shape)
+            self._action = np.clip(moved, self._space.low, self._space.high).astype(self._space.dtype)
+        return self._action
+
+
+def make_policy(policy: str | Policy, action_space: gym.Space[Any]) -> Policy:
+    """Return the policy called ``policy`` for this action space; a callable is returned as it is.
+
+    Raises:
+        ValueError: if there is no policy of that name.
+        TypeError: if ``policy`` is neither a name nor a callable, or the action space does not suit it.
+    """
+    if callable(policy):
+        return policy
+    if not isinstance(policy, str):
+        raise TypeError(f"policy: expected one of {list(POLICIES)} or a callable, got {type(policy).__name__}")
+    classes: dict[str, Callable[[gym.Space[Any]], Policy]]
+    classes = dict(zip(POLICIES, (RandomPolicy, RepeatPolicy, BrownianPolicy), strict=True))
+    if policy not in classes:
+        raise ValueError(f"policy: expected one of {list(POLICIES)} or a callable, got {policy!r}")
+    return classes[policy](action_space)
+
+
+def _require_reset(rng: np.random.Generator | None) -> np.random.Generator:
+    if rng is None:
+        raise RuntimeError("policy: expected reset(rng) before the first action, got none: its randomness has no source")
+    return rng

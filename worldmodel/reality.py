@@ -1,0 +1,106 @@
+"""The real environment as an agent sees a dream: B episodes in lockstep, their observations encoded to z, M's state beside them.
+
+Each environment plays exactly one episode and is not stepped after its end. M is advanced exactly once per step, by what really
+happened, so that h_t has consumed (z_0, a_0) .. (z_{t-1}, a_{t-1}) as it has in a dream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor
+
+from worldmodel.dream import BatchedWorld, LatentState
+from worldmodel.episode import stack_values
+from worldmodel.mdnrnn import State
+from worldmodel.rollouts import EnvMaker, episode_seed, make_env
+from worldmodel.spaces import Value, map_leaves, to_numpy
+from worldmodel.world import WorldModel
+
+
+class Reality(BatchedWorld):
+    """B real environments of one kind, stepped one after the other in this process and encoded as one batch.
+
+    Unlike a dream it has a state of its own, the environments: `start` resets them, and `step` must be given the latest state.
+
+    Args:
+        world: V and M.
+        env: id or constructor of the environment.
+        num_episodes: B.
+        seed: episode k is reset with ``episode_seed(seed, k)``, as in a collection.
+        max_steps: truncates longer episodes.
+        env_kwargs: arguments of the environment.
+        wrappers: applied to each environment, in order.
+
+    Raises:
+        ValueError: if there is no such environment, its spaces are not the world model's, or a number is out of range.
+    """
+
+    def __init__(
+        self,
+        world: WorldModel,
+        env: str | EnvMaker,
+        num_episodes: int,
+        *,
+        seed: int,
+        max_steps: int | None = None,
+        env_kwargs: Mapping[str, Any] | None = None,
+        wrappers: Sequence[Callable[[gym.Env], gym.Env]] = (),
+    ):
+        if num_episodes < 1 or (max_steps is not None and max_steps < 1):
+            raise ValueError(f"num_episodes, max_steps: expected >= 1 and None or >= 1, got {num_episodes} and {max_steps}")
+        super().__init__(world, num_episodes)
+        self._seed, self._max_steps = seed, max_steps
+        self._envs = [make_env(env, env_kwargs, wrappers) for _ in range(num_episodes)]
+        world.check_spaces(self._envs[0].observation_space, self._envs[0].action_space, source="env")
+        self._observations: list[Value] = []
+        self._steps = 0
+
+    def start(self, *, generator: torch.Generator) -> LatentState:
+        """Reset every environment; ``generator`` serves the draws from V's posterior."""
+        self._steps = 0
+        self._observations = [env.reset(seed=episode_seed(self._seed, k))[0] for k, env in enumerate(self._envs)]
+        alive = torch.ones(self.batch_size, dtype=torch.bool, device=self.world.device)
+        return LatentState(self._encode(generator), self.world.mdnrnn.initial_state(self.batch_size), alive)
+
+    @torch.no_grad()
+    def step(self, state: LatentState, actions: Value, *, generator: torch.Generator) -> tuple[LatentState, Tensor, Tensor]:
+        """Step the environments whose episode lives, and advance M by what happened.
+
+        Raises:
+            RuntimeError: if an environment raises; names the episode, its seed and the step.
+        """
+        self._steps += 1
+        alive = state.alive.tolist()
+        rewards, ended = np.zeros(self.batch_size), np.zeros(self.batch_size, dtype=bool)
+        chosen = to_numpy(actions)
+        for k in np.flatnonzero(alive):
+            rewards[k], ended[k] = self._step_one(int(k), map_leaves(lambda leaf, k=k: leaf[k], chosen))
+        lstm = self.world.mdnrnn.advance(state.z, self.world.action_features.flatten(actions), state.lstm)
+        kept = state.alive.unsqueeze(-1)
+        lstm = State(*(torch.where(kept, new, old) for new, old in zip(lstm, state.lstm, strict=True)))
+        ended_now = torch.as_tensor(ended, device=state.z.device)
+        z = torch.where(kept, self._encode(generator), state.z)
+        reward = torch.as_tensor(rewards, dtype=state.z.dtype, device=state.z.device)
+        return LatentState(z, lstm, state.alive & ~ended_now), reward, ended_now
+
+    def close(self) -> None:
+        """Close the environments."""
+        for env in self._envs:
+            env.close()
+
+    def _step_one(self, k: int, action: Any) -> tuple[float, bool]:
+        try:
+            self._observations[k], reward, terminated, truncated, _ = self._envs[k].step(action)
+        except Exception as error:
+            raise RuntimeError(
+                f"env: expected to step episode {k} (seed {episode_seed(self._seed, k)}), but step {self._steps} failed: {error!r}"
+            ) from error
+        return float(reward), terminated or truncated or self._steps == self._max_steps
+
+    def _encode(self, generator: torch.Generator) -> Tensor:
+        return self.world.encode(stack_values(self._observations), generator=generator)

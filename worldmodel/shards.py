@@ -1,0 +1,304 @@
+"""The format of one shard: some episodes in one safetensors file, readable by rows, each episode with its own checksum.
+
+A shard holds the concatenation over its episodes of each leaf: ``observations[/path]``, ``actions[/path]``, ``rewards``,
+``terminations``, ``truncations``. Its header says everything that is needed to read it without any other file: spaces,
+recipe, and per episode id, length, seed and checksum. The header is a pure function of these, so the place of every row
+is computed rather than read, and a damaged header can be told from a whole one, and mended, by writing it again.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import gymnasium as gym
+import numpy as np
+
+from worldmodel.episode import Episode
+from worldmodel.spaces import build_value, leaf_values, leaves, space_from_json, space_to_json
+
+FORMAT = "worldmodel.shard"
+VERSION = 1
+SUFFIX = ".safetensors"
+COLUMNS = ("episode_ids", "lengths", "seeds", "crc32")  # what is said of each episode, in header and manifest
+NO_SEED = -1  # in the column of seeds: not known
+
+_DTYPES = {"bool": "BOOL", "float16": "F16", "float32": "F32", "float64": "F64"}
+_DTYPES |= {f"{sign}int{bits}": f"{sign.upper() or 'I'}{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
+
+
+class NewerVersionError(ValueError):
+    """A shard that a newer version of this library wrote: not damaged, and not to be touched."""
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One array of a shard: its name, its dtype, the shape of a row, and the rows it has beyond one per step (0 or 1)."""
+
+    name: str
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    extra: int
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return self.dtype.itemsize * int(np.prod(self.shape, dtype=np.int64))
+
+
+@dataclass(frozen=True, eq=False)
+class Shard:
+    """The table of contents of one shard; ``offsets`` are where its leaves start in the file, in the schema's order."""
+
+    name: str
+    size: int
+    episode_ids: np.ndarray
+    lengths: np.ndarray
+    seeds: np.ndarray
+    checksums: np.ndarray
+    offsets: tuple[int, ...] = ()
+    starts: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Compute the first step of each episode."""
+        object.__setattr__(self, "starts", np.cumsum(self.lengths) - self.lengths)
+
+    @property
+    def columns(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """What is said of each episode, in the order of `COLUMNS`."""
+        return self.episode_ids, self.lengths, self.seeds, self.checksums
+
+    def lost(self, whole: Iterable[int]) -> tuple[int, ...]:
+        """Return the ids of all episodes but those at the positions ``whole``."""
+        return tuple(np.delete(self.episode_ids, list(whole)).tolist())
+
+
+class Schema:
+    """What all shards of a store have in common: the two spaces, the recipe, and the leaves that follow from them.
+
+    Args:
+        observation_space: as `space_to_json` supports it.
+        action_space: likewise.
+        recipe: JSON-able description of where the episodes come from.
+
+    Raises:
+        TypeError: if a space is not supported.
+        ValueError: if a dtype has no name in safetensors.
+    """
+
+    def __init__(
+        self, observation_space: gym.Space[Any], action_space: gym.Space[Any], recipe: Mapping[str, Any] | None = None
+    ):
+        self.observation_space = observation_space
+        self.action_space = action_space
+        self.recipe: dict[str, Any] = json.loads(json.dumps(dict(recipe or {}), allow_nan=False))
+        self.metadata = {
+            "observation_space": json.dumps(space_to_json(observation_space)),
+            "action_space": json.dumps(space_to_json(action_space)),
+            "recipe": json.dumps(self.recipe),
+        }
+        found = [Leaf("rewards", np.dtype(np.float64), (), 0)]
+        found += [Leaf(name, np.dtype(bool), (), 0) for name in ("terminations", "truncations")]
+        for name, space, extra in (("observations", observation_space, 1), ("actions", action_space, 0)):
+            for path, child in leaves(space):
+                found.append(Leaf(f"{name}/{path}" if path else name, np.dtype(child.dtype), tuple(child.shape or ()), extra))
+        names = [leaf.name for leaf in found]
+        for leaf in found:
+            if names.count(leaf.name) > 1:
+                raise ValueError(
+                    f"space: expected one leaf per path, got {leaf.name!r} twice; rename the Dict key that holds a '/'"
+                )
+            if leaf.dtype.name not in _DTYPES:
+                raise ValueError(f"{leaf.name}: expected a dtype of {sorted(_DTYPES)}, got {leaf.dtype}")
+        self.leaves = sorted(found, key=lambda leaf: (-leaf.dtype.itemsize, leaf.name))  # so that every leaf is aligned
+
+    def arrays(self, episode: Episode) -> dict[str, np.ndarray]:
+        """Return the leaves of an episode by name, in the dtypes of the spaces."""
+        given = {"rewards": episode.rewards, "terminations": episode.terminations, "truncations": episode.truncations}
+        for name in ("observations", "actions"):
+            given |= {f"{name}/{path}" if path else name: v for path, v in leaf_values(getattr(episode, name)).items()}
+        return {leaf.name: np.ascontiguousarray(given[leaf.name], dtype=leaf.dtype) for leaf in self.leaves}
+
+    def checksum(self, episode: Episode) -> int:
+        """Return the CRC-32 of all that an episode says: id, length, seed, and name, dtype, shape and bytes of its leaves."""
+        value = zlib.crc32(f"{episode.episode_id} {len(episode)} {_seed_number(episode.seed)}".encode())
+        for name, array in sorted(self.arrays(episode).items()):
+            value = zlib.crc32(f"{name} {array.dtype.name} {array.shape}".encode(), value)
+            value = zlib.crc32(array.reshape(-1).view(np.uint8).data, value)
+        return value
+
+    def encode(self, episodes: Sequence[Episode]) -> tuple[Shard, bytes]:
+        """Return the contents and the bytes of the shard that holds ``episodes``."""
+        table = [(e.episode_id, len(e), _seed_number(e.seed), self.checksum(e)) for e in episodes]
+        columns = [np.array(column, dtype=np.int64) for column in zip(*table, strict=True)]
+        header = self._header(*columns)
+        name = f"{columns[0].min():08d}-{columns[0].max():08d}-{sha256(header).hexdigest()[:12]}{SUFFIX}"
+        arrays = [self.arrays(episode) for episode in episodes]
+        data = b"".join(part[leaf.name].tobytes() for leaf in self.leaves for part in arrays)
+        return self.shard(name, *columns), header + data
+
+    def shard(self, name: str, episode_ids: np.ndarray, lengths: np.ndarray, seeds: np.ndarray, checksums: np.ndarray) -> Shard:
+        """Return the table of contents of the shard with these columns, with the place of everything in it."""
+        ends = [len(self._header(episode_ids, lengths, seeds, checksums))]
+        for leaf in self.leaves:
+            ends.append(ends[-1] + _rows(leaf, lengths) * leaf.row_bytes)
+        return Shard(name, ends[-1], episode_ids, lengths, seeds, checksums, tuple(ends[:-1]))
+
+    def header(self, shard: Shard) -> bytes:
+        """Return the bytes that the file of ``shard`` starts with."""
+        return self._header(*shard.columns)
+
+    def _header(self, *columns: np.ndarray) -> bytes:
+        metadata = {"format": FORMAT, "version": str(VERSION), **self.metadata}
+        metadata |= {name: write_column(column) for name, column in zip(COLUMNS, columns, strict=True)}
+        metadata["checksum"] = str(zlib.crc32(json.dumps(metadata).encode()))
+        entries: dict[str, Any] = {"__metadata__": metadata}
+        offset = 0
+        for leaf in self.leaves:
+            rows = _rows(leaf, columns[1])
+            end = offset + rows * leaf.row_bytes
+            shape = [rows, *leaf.shape]
+            entries[leaf.name] = {"dtype": _DTYPES[leaf.dtype.name], "shape": shape, "data_offsets": [offset, end]}
+            offset = end
+        text = json.dumps(entries, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        return struct.pack("<Q", len(text)) + text
+
+    def read(self, path: Path, shard: Shard, position: int, start: int, stop: int) -> Episode:
+        """Read steps [start, stop) of the episode at ``position`` of a shard: only their bytes leave the disk.
+
+        Raises:
+            ValueError: if the file is missing or ends before them.
+        """
+        first = int(shard.starts[position]) + start
+        found = {}
+        try:
+            with open(path, "rb", buffering=0) as file:
+                for leaf, offset in zip(self.leaves, shard.offsets, strict=True):
+                    array = np.empty((stop - start + leaf.extra, *leaf.shape), leaf.dtype)
+                    file.seek(offset + (first + leaf.extra * position) * leaf.row_bytes)
+                    _fill(file, array)
+                    found[leaf.name] = array
+        except (FileNotFoundError, EOFError) as error:
+            state = "none" if isinstance(error, FileNotFoundError) else "one that was cut short"
+            raise ValueError(f"{path}: expected a whole shard, got {state}; run `python scripts/store.py repair`") from error
+        return Episode(
+            observations=self._nest("observations", self.observation_space, found),
+            actions=self._nest("actions", self.action_space, found),
+            **{name: found[name] for name in ("rewards", "terminations", "truncations")},
+            episode_id=int(shard.episode_ids[position]),
+            seed=None if shard.seeds[position] == NO_SEED else int(shard.seeds[position]),
+        )
+
+    def _nest(self, name: str, space: gym.Space[Any], found: Mapping[str, np.ndarray]) -> Any:
+        return build_value(space, {path: found[f"{name}/{path}" if path else name] for path, _ in leaves(space)})
+
+
+def scan(path: Path) -> tuple[Schema, Shard]:
+    """Read schema and contents of a shard from its own header, without any other file.
+
+    Raises:
+        NewerVersionError: if a newer version wrote it.
+        ValueError: if the header is damaged or foreign.
+    """
+    with open(path, "rb") as file:
+        prefix = file.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+        text = file.read(length) if length <= path.stat().st_size else b""
+    try:
+        metadata = json.loads(text)["__metadata__"]
+        found, version = metadata["format"], int(metadata["version"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: expected the header of a {FORMAT} file, got a damaged or foreign one") from error
+    if found == FORMAT and version > VERSION:
+        raise NewerVersionError(f"{path}: expected {FORMAT} version {VERSION} or older, got {version}: upgrade worldmodel")
+    try:
+        spaces = [space_from_json(json.loads(metadata[key])) for key in ("observation_space", "action_space")]
+        schema = Schema(spaces[0], spaces[1], json.loads(metadata["recipe"]))
+        columns = [read_column(metadata[key]) for key in COLUMNS]
+        shard = schema.shard(path.name, *columns)
+        whole = schema.header(shard) == prefix + text
+    except (ValueError, KeyError, TypeError, AssertionError) as error:
+        raise ValueError(f"{path}: expected the header of a {FORMAT} file, got a damaged one ({error})") from error
+    if not whole:
+        raise ValueError(f"{path}: expected the header of a {FORMAT} file, got a damaged one")
+    return schema, shard
+
+
+def inspect(path: Path, schema: Schema, shard: Shard) -> tuple[str, str, list[int]] | None:
+    """Look for damage in a shard, reading one episode at a time.
+
+    Returns:
+        None for a whole shard; else kind of damage, detail, and the positions of the episodes that are whole all the same.
+    """
+    if not path.is_file():
+        return "missing", "the file is not there", []
+    header = schema.header(shard)
+    with open(path, "rb") as file:
+        header_whole = file.read(len(header)) == header
+    size = path.stat().st_size
+    whole = [position for position in range(len(shard.lengths)) if _is_whole(path, schema, shard, position)]
+    if size != shard.size:
+        return "cut", f"expected {shard.size} bytes, got {size}", whole
+    if not header_whole:
+        return "header", "the header does not say what was written", whole
+    if len(whole) < len(shard.lengths):
+        return "data", f"{len(shard.lengths) - len(whole)} episodes do not match their checksum", whole
+    return None
+
+
+def _is_whole(path: Path, schema: Schema, shard: Shard, position: int) -> bool:
+    try:
+        episode = schema.read(path, shard, position, 0, int(shard.lengths[position]))
+    except ValueError:
+        return False
+    return schema.checksum(episode) == int(shard.checksums[position])
+
+
+def files(folder: Path) -> list[Path]:
+    """List the shards in a folder, whole or not, by name."""
+    return sorted(folder.glob(f"[!.]*{SUFFIX}"))
+
+
+def set_aside(path: Path, folder: Path) -> None:
+    """Copy a damaged file to ``folder``, under a name that is free there."""
+    folder.mkdir(exist_ok=True)
+    target, number = folder / path.name, 0
+    while target.exists():
+        number += 1
+        target = folder / f"{path.name}.{number}"
+    shutil.copy2(path, target)
+
+
+def write_column(column: np.ndarray) -> str:
+    """Write whole numbers as one line: far shorter, and easier on the eye, than a JSON list with a number per line."""
+    return " ".join(map(str, column.tolist()))
+
+
+def read_column(text: str) -> np.ndarray:
+    """Read what `write_column` wrote."""
+    return np.array(text.split(), dtype=np.int64)
+
+
+def _rows(leaf: Leaf, lengths: np.ndarray) -> int:
+    return int(lengths.sum()) + leaf.extra * len(lengths)
+
+
+def _seed_number(seed: int | None) -> int:
+    return NO_SEED if seed is None else int(seed)
+
+
+def _fill(file: BinaryIO, array: np.ndarray) -> None:
+    view = array.reshape(-1).view(np.uint8).data
+    while len(view):
+        count = file.readinto(view)  # type: ignore[attr-defined]
+        if not count:
+            raise EOFError
+        view = view[count:]

@@ -1,0 +1,89 @@
+"""V: an observation becomes the mean and log-variance of a latent z, and z becomes an observation again.
+
+For vector observations V is a `StateNormalizer`: z is the standardised feature vector, without noise. What is deterministic says so
+by a log-variance of minus infinity, so one rule, z ~ N(mean, exp(log_variance)), holds for every V.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import gymnasium as gym
+import torch
+from torch import Tensor, nn
+
+from worldmodel.spaces import FlatSpace, Value
+
+SMALLEST_STANDARD_DEVIATION = 1e-6  # a dimension that varies less in the data is constant and is not scaled up
+
+
+def draw_latent(mean: Tensor, log_variance: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    """Draw z ~ N(mean, exp(log_variance)), elementwise; a log-variance of -inf gives the mean exactly.
+
+    Args:
+        mean: (..., D).
+        log_variance: (..., D).
+        generator: source of randomness, on the device of ``mean``.
+
+    Returns:
+        (..., D).
+    """
+    noise = torch.empty_like(mean).normal_(generator=generator)
+    return mean + (0.5 * log_variance).exp() * noise
+
+
+class StateNormalizer(nn.Module):
+    """V for vector observations: flat features, shifted and scaled to mean 0 and standard deviation 1 over the data.
+
+    Args:
+        observation_space: Box, Discrete, MultiDiscrete, MultiBinary, or a Dict or Tuple of them.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, observation_space: gym.Space):
+        super().__init__()
+        self.flat_space = FlatSpace(observation_space)
+        self.latent_size = self.flat_space.size
+        self.register_buffer("mean", torch.zeros(self.latent_size))
+        self.register_buffer("scale", torch.ones(self.latent_size))
+
+    @torch.no_grad()
+    def fit(self, observations: Iterable[Value]) -> StateNormalizer:
+        """Set mean and scale from batches of observations, in one pass and in float64 (Chan et al. 1979).
+
+        Args:
+            observations: batches with one leading dimension.
+
+        Returns:
+            Itself.
+
+        Raises:
+            ValueError: if there is no observation.
+        """
+        count, mean, squares = 0, torch.zeros_like(self.mean, dtype=torch.float64), torch.zeros_like(self.mean, dtype=torch.float64)
+        for batch in observations:
+            features = self.flat_space.flatten(batch).double()  # (N, D)
+            if len(features) == 0:
+                continue
+            n, batch_mean = features.shape[0], features.mean(dim=0)
+            delta = batch_mean - mean
+            squares += (features - batch_mean).square().sum(dim=0) + delta.square() * count * n / (count + n)
+            mean += delta * n / (count + n)
+            count += n
+        if count == 0:
+            raise ValueError("observations: expected at least one, got none")
+        deviation = (squares / count).sqrt()
+        self.mean.copy_(mean)
+        self.scale.copy_(torch.where(deviation > SMALLEST_STANDARD_DEVIATION, deviation, 1.0))
+        return self
+
+    def encode(self, observation: Value) -> tuple[Tensor, Tensor]:
+        """Turn observations with any leading dimensions (...) into the mean and log-variance (-inf) of z, (..., D) each."""
+        mean = (self.flat_space.flatten(observation) - self.mean) / self.scale
+        return mean, torch.full_like(mean, -torch.inf)
+
+    def decode(self, z: Tensor) -> Value:
+        """Turn latents (..., D) into the nearest observations of the space, as nested tensors."""
+        return self.flat_space.unflatten(z * self.scale + self.mean)

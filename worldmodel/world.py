@@ -1,0 +1,171 @@
+"""WorldModel: V, M, the spaces and a bank of real start states, in one directory that anyone can open.
+
+The directory holds ``world.json`` (readable: configuration, spaces, where the data came from) and ``weights.safetensors`` (weights,
+normaliser, start states). Nothing in it can run code. The JSON carries the digest of the weights, so a cut, flipped or foreign
+weights file is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import torch
+from torch import Tensor, nn
+
+from worldmodel import checkpoint
+from worldmodel.mdnrnn import MDNRNN, MDNRNNConfig
+from worldmodel.spaces import FlatSpace, Value, space_from_json, space_to_json
+from worldmodel.version import __version__
+from worldmodel.vision import StateNormalizer, draw_latent
+
+WORLD_FORMAT, WORLD_VERSION = "worldmodel.world", 1
+WORLD_FILE, WEIGHTS_FILE = "world.json", "weights.safetensors"
+
+
+class WorldModel(nn.Module):
+    """A learned world: it encodes and decodes observations, and predicts what comes next.
+
+    Args:
+        vision: V.
+        mdnrnn: M, with V's latent size and the action space's feature size.
+        action_space: what the agent may do.
+        start_mean: (N, D) mean of V's posterior for the first observations of N real episodes.
+        start_log_variance: (N, D) its log-variance.
+        provenance: JSON-able record of where it comes from: environment id and arguments, data fingerprint, training results.
+
+    Raises:
+        ValueError: if the parts do not fit each other.
+    """
+
+    start_mean: Tensor
+    start_log_variance: Tensor
+
+    def __init__(
+        self,
+        vision: StateNormalizer,
+        mdnrnn: MDNRNN,
+        action_space: gym.Space,
+        *,
+        start_mean: Tensor,
+        start_log_variance: Tensor,
+        provenance: Mapping[str, Any] | None = None,
+    ):
+        super().__init__()
+        self.vision = vision
+        self.mdnrnn = mdnrnn
+        self.action_features = FlatSpace(action_space)
+        self.provenance = dict(provenance or {})
+        config = mdnrnn.config
+        if (vision.latent_size, self.action_features.size) != (config.latent_size, config.action_size):
+            raise ValueError(
+                f"mdnrnn: expected latent size {vision.latent_size} and action size {self.action_features.size}, "
+                f"got {config.latent_size} and {config.action_size}"
+            )
+        if start_mean.ndim != 2 or start_mean.shape[1] != vision.latent_size or start_mean.shape[0] == 0:
+            raise ValueError(f"start_mean: expected shape (N, {vision.latent_size}) with N >= 1, got {tuple(start_mean.shape)}")
+        if start_log_variance.shape != start_mean.shape:
+            raise ValueError(f"start_log_variance: expected shape {tuple(start_mean.shape)}, got {tuple(start_log_variance.shape)}")
+        self.register_buffer("start_mean", start_mean)
+        self.register_buffer("start_log_variance", start_log_variance)
+
+    @property
+    def observation_space(self) -> gym.Space:
+        """Space of the observations that V encodes."""
+        return self.vision.flat_space.space
+
+    @property
+    def action_space(self) -> gym.Space:
+        """Space of the actions that M was trained on."""
+        return self.action_features.space
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.start_mean.device
+
+    @torch.no_grad()
+    def encode(self, observation: Value, *, generator: torch.Generator | None = None) -> Tensor:
+        """Draw z from V's posterior for observations with any leading dimensions (...): (..., D)."""
+        return draw_latent(*self.vision.encode(observation), generator=generator)
+
+    @torch.no_grad()
+    def decode(self, z: Tensor) -> Value:
+        """Turn latents (..., D) into observations of the real space, as nested tensors."""
+        return self.vision.decode(z)
+
+    def check_spaces(self, observation_space: gym.Space, action_space: gym.Space, *, source: str) -> None:
+        """Refuse an environment or data set whose spaces are not this model's.
+
+        Raises:
+            ValueError: naming the source and the space that differs.
+        """
+        for name, expected, actual in (
+            ("observation space", self.observation_space, observation_space),
+            ("action space", self.action_space, action_space),
+        ):
+            if expected != actual:
+                raise ValueError(f"{source}: expected the world model's {name} {expected}, got {actual}")
+
+    def save_pretrained(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write the world model as a directory.
+
+        Args:
+            path: the directory; absent or empty, or an earlier world model to be replaced.
+            overwrite: replace an earlier world model.
+
+        Raises:
+            FileExistsError: if ``path`` holds something that may not be replaced.
+        """
+        self.write(checkpoint.prepare_directory(path, marker=WORLD_FILE, overwrite=overwrite))
+
+    def write(self, directory: Path) -> None:
+        """Write the two files into a directory that the caller answers for, weights first, each atomically."""
+        checkpoint.save_tensors(directory / WEIGHTS_FILE, self.state_dict())
+        content = {
+            "library_version": __version__,
+            "vision": type(self.vision).__name__,
+            "mdnrnn": asdict(self.mdnrnn.config),
+            "observation_space": space_to_json(self.observation_space),
+            "action_space": space_to_json(self.action_space),
+            "num_start_states": self.start_mean.shape[0],
+            "weights_sha256": hashlib.sha256((directory / WEIGHTS_FILE).read_bytes()).hexdigest(),
+            "provenance": self.provenance,
+        }
+        checkpoint.write_json(directory / WORLD_FILE, content, format=WORLD_FORMAT, version=WORLD_VERSION)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, *, device: str | torch.device = "cpu") -> WorldModel:
+        """Open a directory that `save_pretrained` wrote, on a device, in evaluation mode.
+
+        Raises:
+            FileNotFoundError: if there is no world model in ``path``.
+            ValueError: if it is damaged, not ours, or of a newer version.
+        """
+        path = Path(path)
+        if not (path / WORLD_FILE).is_file():
+            raise FileNotFoundError(f"{path}: expected a world model directory with {WORLD_FILE}, found none")
+        content = checkpoint.read_json(path / WORLD_FILE, format=WORLD_FORMAT, version=WORLD_VERSION)
+        weights, _ = checkpoint.load_tensors(path / WEIGHTS_FILE)
+        try:
+            if hashlib.sha256((path / WEIGHTS_FILE).read_bytes()).hexdigest() != content["weights_sha256"]:
+                raise ValueError("the digest of the weights is not the one recorded; one of the two files was changed or replaced")
+            if content["vision"] != StateNormalizer.__name__:
+                raise ValueError(f"vision: expected 'StateNormalizer', got {content['vision']!r}")
+            start = torch.zeros(content["num_start_states"], content["mdnrnn"]["latent_size"])
+            world = cls(
+                StateNormalizer(space_from_json(content["observation_space"])),
+                MDNRNN(MDNRNNConfig(**content["mdnrnn"])),
+                space_from_json(content["action_space"]),
+                start_mean=start,
+                start_log_variance=start.clone(),
+                provenance=content["provenance"],
+            )
+            world.load_state_dict(weights)
+        except (KeyError, TypeError, RuntimeError, ValueError) as error:
+            raise ValueError(f"{path}: expected a whole world model, got a damaged one: {error}") from error
+        return world.to(device).eval()
