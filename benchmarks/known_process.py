@@ -141,7 +141,8 @@ def machine() -> dict[str, str | int | None]:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line for line in lines if line.startswith("model name")]
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    commit = subprocess.run(describe, capture_output=True, text=True, check=False)
     return {
         "cpu": names[0].split(":", 1)[1].strip() if names else platform.processor(),
         "cores": os.cpu_count(),
@@ -179,6 +180,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    header = {"command": shlex.join(["python", *sys.argv]), **machine()}
     rows: list[dict[str, str | float]] = []
     for factorization in Factorization:
         for noise_type in NoiseType:
@@ -187,7 +189,6 @@ def main() -> int:
             seconds = time.perf_counter() - start
             rows.append({"factorization": factorization.value, "noise_type": noise_type.value, **result, "seconds": seconds})
             print(f"{factorization.value:14s} {noise_type.value:26s} gap {result['gap']:.4f} +- {result['gap_se']:.4f}")
-    header = {"command": shlex.join(["python", *sys.argv]), **machine()}
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "result.json").write_text(json.dumps({**header, "target": TARGET, "rows": rows}, indent=2) + "\n")
     (arguments.out / "result.md").write_text(to_markdown(rows, header))

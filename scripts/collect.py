@@ -1,96 +1,78 @@
-"""Collect real episodes from a Gymnasium environment into a store; run it again to go on where it stopped."""
+"""Collect real episodes from a Gymnasium environment into a store; the same command goes on where it stopped."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 import time
 
-import gymnasium as gym
-from tqdm import tqdm
-
-from worldmodel.collect import Progress, collect
+import worldmodel as wm
+from command import Bar, add_device, add_environment, choose_device, run
+from worldmodel.collect import CollectionProgress
 from worldmodel.policies import POLICIES
-from worldmodel.store import EpisodeStore
 
 
 def parse_arguments() -> argparse.Namespace:
-    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--env", required=True, help='Gymnasium id, e.g. CartPole-v1, or "module:Id-v0" of another package')
-    parser.add_argument(
-        "--out", required=True, help="directory of the store; absent, empty, or an earlier run of the same recipe"
-    )
+    parser.add_argument("--out", required=True, help="directory of the store; absent, empty, or an earlier run of the same recipe")
     parser.add_argument("--episodes", type=int, required=True, help="how many episodes the store shall hold")
     parser.add_argument(
-        "--policy", default="random", choices=POLICIES, help="uniform; held 1..10 steps; random walk (Box actions)"
+        "--policy",
+        default="random",
+        choices=(*POLICIES, "controller"),
+        help="uniform; held 1..10 steps; random walk (Box actions); a trained controller (default: random)",
     )
-    parser.add_argument(
-        "--workers", type=int, default=0, help="processes; 0 runs in this one. The result is the same (default: 0)"
-    )
+    parser.add_argument("--model", help="world model directory, for --policy controller")
+    parser.add_argument("--controller", help="controller directory, for --policy controller")
+    parser.add_argument("--workers", type=int, default=0, help="processes; 0 runs in this one; the result is the same (default: 0)")
     parser.add_argument("--seed", type=int, default=0, help="episode k depends on (seed, k) only (default: 0)")
-    parser.add_argument(
-        "--max-steps", type=int, help="truncate an episode after so many steps (default: as the environment does)"
-    )
-    parser.add_argument(
-        "--env-kwargs", type=json.loads, default={}, metavar="JSON", help='arguments of the environment, {"key": 1}'
-    )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace an earlier store at --out; nothing else is ever replaced"
-    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier store at --out; nothing else is ever replaced")
+    add_environment(parser)
+    add_device(parser)
     return parser.parse_args()
 
 
-def main() -> int:
-    """Collect, with a progress bar, and print a summary."""
-    arguments = parse_arguments()
-    start, last = time.monotonic(), Progress(episodes=0, total=arguments.episodes, steps=0, failures=0)
-    with tqdm(total=arguments.episodes, unit="episode") as bar:
-
-        def show(progress: Progress) -> None:
-            nonlocal last
-            last, bar.n = progress, progress.episodes
-            rate = progress.steps / (time.monotonic() - start)
-            bar.set_postfix_str(f"{rate:,.0f} steps/s, {progress.failures} failures", refresh=False)
-            bar.update(0)
-
-        try:
-            store = collect(
-                arguments.env,
-                out=arguments.out,
-                num_episodes=arguments.episodes,
-                policy=arguments.policy,
-                seed=arguments.seed,
-                num_workers=arguments.workers,
-                max_steps=arguments.max_steps,
-                env_kwargs=arguments.env_kwargs,
-                overwrite=arguments.overwrite,
-                on_progress=show,
-            )
-        except (ValueError, TypeError, OSError, RuntimeError, gym.error.Error) as error:
-            bar.close()
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-        except KeyboardInterrupt:
-            bar.close()
-            print(f"interrupted; what is whole is in {arguments.out}, the same command goes on", file=sys.stderr)
-            return 130
-    print_summary(store, last.steps / (time.monotonic() - start))
-    return 0
+def choose_policy(args: argparse.Namespace) -> str | wm.LatentPolicy:
+    if args.policy != "controller":
+        return args.policy
+    if not (args.model and args.controller):
+        raise ValueError("--policy controller: expected --model and --controller too, got " + str([args.model, args.controller]))
+    device = choose_device(args.device)
+    world = wm.WorldModel.from_pretrained(args.model, device=device)
+    return wm.LatentPolicy(world, wm.LinearController.from_pretrained(args.controller, device=device))
 
 
-def print_summary(store: EpisodeStore, steps_per_second: float) -> None:
-    """Print what the store holds now."""
+def main() -> None:
+    args = parse_arguments()
+    began, steps = time.monotonic(), 0
+    with Bar("collect", "episode") as bar:
+
+        def show(progress: CollectionProgress) -> None:
+            nonlocal steps
+            steps = progress.steps
+            bar.show(progress.episodes, progress.total, steps_per_s=steps / (time.monotonic() - began), failures=progress.failures)
+
+        store = wm.collect(
+            args.env,
+            out=args.out,
+            num_episodes=args.episodes,
+            policy=choose_policy(args),
+            seed=args.seed,
+            num_workers=args.workers,
+            max_steps=args.max_steps,
+            env_kwargs=args.env_kwargs,
+            overwrite=args.overwrite,
+            on_progress=show,
+        )
     print(f"episodes     {len(store)}")
     print(f"steps        {store.num_steps}")
-    print(f"mean length  {store.lengths.mean():.1f} ± {store.lengths.std():.1f}")
-    print(f"steps/s      {steps_per_second:,.0f}")
+    print(f"mean length  {store.lengths.mean():.1f} +- {store.lengths.std():.1f}")
+    print(f"steps/s      {steps / (time.monotonic() - began):,.0f}")
     print(f"failures     {len(store.failures)}")
     for failure in store.failures:
         print(f"  episode {failure['episode_id']} (seed {failure['seed']}): {failure['error']}")
-    print(f"path         {store.path}")
+    print(f"store: {store.path}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main, resume="What is whole is kept; the same command goes on.")

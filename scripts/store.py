@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from command import run
 from worldmodel.store import EpisodeStore, Problem, repair, verify
 
 
@@ -42,21 +43,18 @@ def print_info(store: EpisodeStore) -> None:
     print(f"fingerprint        {store.fingerprint}")
 
 
-def main() -> int:
+def main() -> None:
     """Run the command."""
     arguments = parse_arguments()
-    try:
-        if arguments.command == "info":
-            print_info(EpisodeStore.open(arguments.path))
-            return 0
-        problems = (verify if arguments.command == "verify" else repair)(arguments.path)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if arguments.command == "info":
+        print_info(EpisodeStore.open(arguments.path))
+        return
+    problems = (verify if arguments.command == "verify" else repair)(arguments.path)
     print_problems(problems)
     print(f"{len(problems)} problems" + (" mended" if problems and arguments.command == "repair" else ""))
-    return 1 if problems and arguments.command == "verify" else 0
+    if problems and arguments.command == "verify":
+        sys.exit(1)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -16,7 +16,7 @@ import pytest
 from gymnasium import spaces
 from toy_envs import CountEnv, DictEnv, SpaceEnv, nested_env
 
-from worldmodel.collect import Progress, collect
+from worldmodel.collect import CollectionProgress, collect
 from worldmodel.episode import Episode
 from worldmodel.policies import RepeatPolicy
 from worldmodel.rollouts import EpisodeFailure, describe, episode_seed, rollouts
@@ -294,7 +294,7 @@ def test_an_interrupted_collection_keeps_what_is_done_and_goes_on_to_the_same_re
         steps = EpisodeStore.open(out).num_steps
         store = collect(DictEnv, out=out, num_episodes=9, max_steps=20, on_progress=seen.append)
         assert store.fingerprint == whole.fingerprint
-        assert seen[-1] == Progress(episodes=9, total=9, steps=store.num_steps - steps, failures=0)
+        assert seen[-1] == CollectionProgress(episodes=9, total=9, steps=store.num_steps - steps, failures=0)
 
 
 @pytest.mark.parametrize("moment", ["append", "_write_shard", "_set_shards", "_write_manifest"])
@@ -522,18 +522,22 @@ def test_ctrl_c_ends_the_workers_without_a_word_from_them(tmp_path):
 
 def test_the_scripts_collect_verify_and_repair(tmp_path, monkeypatch, capsys):
     scripts = Path(__file__).resolve().parent.parent / "scripts"
+    monkeypatch.syspath_prepend(scripts)
     monkeypatch.chdir(tmp_path)
 
     def call(name, *arguments):
         monkeypatch.setattr(sys, "argv", [name, *arguments])
-        with pytest.raises(SystemExit) as end:
+        code = 0
+        try:
             runpy.run_path(str(scripts / f"{name}.py"), run_name="__main__")
-        return end.value.code, *capsys.readouterr()
+        except SystemExit as end:
+            code = end.code
+        return code, *capsys.readouterr()
 
     command = ("collect", "--env", "CartPole-v1", "--out", "s", "--episodes", "3")
     code, said, _ = call(*command, "--max-steps", "5", "--env-kwargs", "{}")
     assert code == 0
-    assert re.search(r"episodes +3\nsteps +15\nmean length +5.0 ± 0.0\nsteps/s +[\d,]+\nfailures +0\npath +s\n", said)
+    assert re.search(r"episodes +3\nsteps +15\nmean length +5.0 \+- 0.0\nsteps/s +[\d,]+\nfailures +0\nstore: s\n", said)
     code, _, complaint = call(*command)
     assert code == 2
     assert re.search(r"^error: s: expected an earlier collection.*max_steps is 5 and not null", complaint, re.MULTILINE)

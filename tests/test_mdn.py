@@ -171,13 +171,15 @@ def test_a_constant_target_cannot_drive_the_density_above_the_floor(factorizatio
 
 @pytest.mark.parametrize("noise_type", NoiseType)
 def test_densities_of_a_half_precision_head_are_float32(noise_type):
-    head = make_head(Factorization.JOINT, noise_type, dtype=torch.bfloat16)
-    mixture = head(features(3, dtype=torch.bfloat16))
-    assert mixture.log_prob(torch.zeros(3, D)).dtype == torch.float32
-    head = make_head(Factorization.JOINT, noise_type, dtype=torch.float32)
+    half, full = (make_head(Factorization.JOINT, noise_type, dtype=dtype) for dtype in (torch.bfloat16, torch.float32))
+    mixtures = [half(features(9, dtype=torch.bfloat16))]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        mixture = head(features(3, dtype=torch.float32))
-        assert mixture.log_prob(torch.zeros(3, D)).dtype == torch.float32
+        mixtures.append(full(features(9, dtype=torch.float32)))
+        assert mixtures[1].log_prob(torch.zeros(9, D)).dtype == torch.float32
+    for mixture in mixtures:
+        assert mixture.log_prob(torch.zeros(9, D)).dtype == torch.float32
+        total = mixture.log_weights.exp().sum(dim=-1)  # weights that are rounded after the softmax do not sum to 1
+        torch.testing.assert_close(total, torch.ones(9), rtol=1e-6, atol=1e-6)
 
 
 def test_names_may_be_given_as_strings():

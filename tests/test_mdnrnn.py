@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from worldmodel.lstm import LayerNormLSTM
 from worldmodel.mdn import Factorization, NoiseType
-from worldmodel.mdnrnn import MDNRNN, DataStatistics, LayerNormLSTM, MDNRNNConfig, SequenceBatch, State
+from worldmodel.mdnrnn import MDNRNN, DataStatistics, MDNRNNConfig, SequenceBatch, State
 
 B, T, D, A, H, K = 3, 7, 3, 2, 8, 4
 
@@ -288,8 +289,11 @@ def test_without_skip_the_heads_see_nothing_but_h():
         assert model.latent_head.linear.in_features == H + skip * (D + A)
         for weight in model.lstm.parameters():  # h is 0 whatever comes in
             nn.init.zeros_(weight)
-        prediction, _ = model(batch.z[:, :-1], batch.action)
-        assert bool((prediction.latent.mean == prediction.latent.mean[:1, :1]).all()) is not skip
+        z = batch.z[:, :-1]
+        for inputs in ((z, torch.zeros_like(batch.action)), (torch.zeros_like(z), batch.action)):
+            prediction, _ = model(*inputs)
+            for seen in (prediction.latent.mean, prediction.reward.mean, prediction.termination_logit):
+                assert bool((seen == seen[:1, :1]).all()) is not skip
 
 
 def test_rewards_are_in_the_units_of_the_data():
@@ -511,6 +515,7 @@ def test_statistics_that_do_not_fit_are_refused_and_change_nothing(field, value,
         *[({name: value}, f"{name}: expected a probability in \\[0, 1\\), got {value}") for name, value in itertools.product(
             ("input_dropout", "output_dropout"), (-0.1, 1.0, math.nan))],
         ({"termination_weight": 0.0}, "termination_weight: expected a positive number, got 0.0"),
+        ({"termination_weight": math.inf}, "termination_weight: expected a positive number, got inf"),
         ({"termination_weight": math.nan}, "termination_weight: expected a positive number, got nan"),
         ({"min_scale": 0.0}, "min_scale: expected a positive number, got 0.0"),
         ({"noise_type": NoiseType.FIXED}, "fixed_noise_level: expected a positive number with noise type 'fixed', got None"),
@@ -548,6 +553,15 @@ def test_inputs_of_another_shape_are_refused():
             call(z[:, 0], action[:1, 0], state)
     with pytest.raises(ValueError, match=r"action: expected shape"):  # a batch whose z lacks its last target
         model.loss(dataclasses.replace(make_batch(), z=make_batch().z[:, 1:]))
+
+
+@pytest.mark.parametrize("name", ["reward", "terminated", "mask"])
+@pytest.mark.parametrize("shape", [(1, T), (B, 1), (B, T, 1), (T,)])
+def test_a_batch_of_unequal_parts_is_refused_and_never_broadcast(name, shape):
+    batch = make_batch()
+    wrong = torch.zeros(shape, dtype=getattr(batch, name).dtype)
+    with pytest.raises(ValueError, match=rf"{name}: expected shape \(3, 7\), got"):
+        make().loss(dataclasses.replace(batch, **{name: wrong}))
 
 
 # learning

@@ -53,8 +53,8 @@ def baseline_nll(train: Iterable[SequenceBatch], test: Iterable[SequenceBatch], 
     moments = _Moments(train)
     if moments.count == 0:
         raise ValueError("train: expected at least one step, got none")
-    ridge = 1e-9 * moments.xx.diagonal().mean() * torch.eye(moments.xx.shape[0], dtype=moments.xx.dtype, device=moments.xx.device)
-    weights = torch.linalg.solve(moments.xx + ridge, moments.xy)  # (D + A + 1, D)
+    inverse = torch.linalg.pinv(moments.xx, rtol=1e-12, hermitian=True)  # one-hot actions and the constant 1 are collinear
+    weights = inverse @ moments.xy  # (D + A + 1, D)
     residual = moments.yy - 2 * (weights * moments.xy).sum(dim=0) + (weights * (moments.xx @ weights)).sum(dim=0)
     latent_size = weights.shape[1]
     repeat = torch.eye(weights.shape[0], latent_size, dtype=weights.dtype, device=weights.device)

@@ -141,7 +141,9 @@ def prepare_directory(path: str | Path, *, marker: str, overwrite: bool = False)
         if not ours:
             raise FileExistsError(f"{path}: expected an empty directory, got one that holds something else; choose another")
         if not overwrite:
-            raise FileExistsError(f"{path}: already holds an earlier output ({marker}); pass overwrite (--overwrite) to replace it")
+            raise FileExistsError(
+                f"{path}: already holds an earlier output ({marker}); pass overwrite (--overwrite) to replace it"
+            )
         shutil.rmtree(path)
     path.mkdir(parents=True, exist_ok=True)
     return path

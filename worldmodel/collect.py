@@ -28,7 +28,7 @@ GIVE_UP_AFTER = 10  # failures with no success: every episode fails, so say it n
 
 
 @dataclass(frozen=True)
-class Progress:
+class CollectionProgress:
     """How far a collection is: episodes in the store or about to be, of a total; steps made and failures in this run."""
 
     episodes: int
@@ -49,7 +49,7 @@ def collect(
     env_kwargs: Mapping[str, Any] | None = None,
     wrappers: Sequence[Callable[[gym.Env], gym.Env]] = (),
     overwrite: bool = False,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[CollectionProgress], None] | None = None,
 ) -> EpisodeStore:
     """Collect episodes 0..num_episodes-1 into the store ``out``, or those of them that it does not hold yet.
 
@@ -89,7 +89,7 @@ def collect(
         missing = [k for k in range(num_episodes) if k not in done]
         if missing:
             _require_spaces(store, runner.spaces())
-            progress = Progress(episodes=num_episodes - len(missing), total=num_episodes, steps=0, failures=0)
+            progress = CollectionProgress(episodes=num_episodes - len(missing), total=num_episodes, steps=0, failures=0)
             _collect_missing(store, run_all(runner, missing, num_workers), progress, on_progress)
     finally:
         runner.close()
@@ -123,8 +123,8 @@ def _require_spaces(store: EpisodeStore, spaces: Mapping[str, gym.Space[Any]]) -
 def _collect_missing(
     store: EpisodeStore,
     results: Generator[Episode | EpisodeFailure],
-    progress: Progress,
-    on_progress: Callable[[Progress], None] | None,
+    progress: CollectionProgress,
+    on_progress: Callable[[CollectionProgress], None] | None,
 ) -> None:
     """Move results to the store, a shard at a time; whatever interrupts it, what is whole by then is kept."""
     episodes: list[Episode] = []

@@ -1,15 +1,15 @@
 r"""C, the paper's linear controller on (z, h), and its search by CMA-ES over a population of dreams.
 
 The controller is :math:`a = W [z, h] + b`, then tanh scaled to the bounds for a Box, argmax for a discrete choice. Having few
-parameters it needs no gradient: CMA-ES (Hansen 2006, by the ``cma`` package) proposes a population of weight vectors, all of them times
-their rollouts are *one* batch of dreams, and every candidate meets the same start states and the same random numbers, so that
-candidates differ by what they do and not by their luck.
+parameters it needs no gradient: CMA-ES (Hansen 2006, by the ``cma`` package) proposes a population of weight vectors, all of
+them times their rollouts are *one* batch of dreams, and every candidate meets the same start states and the same random
+numbers, so that candidates differ by what they do and not by their luck.
 """
 
 from __future__ import annotations
 
 import copy
-import math
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +51,7 @@ class LinearController(nn.Module):
         ValueError: if ``size`` is below 1 or ``features`` is unknown.
     """
 
-    def __init__(self, size: int, action_space: gym.Space, *, features: FeatureKind = "zh", bias: bool = True):
+    def __init__(self, size: int, action_space: gym.Space[Any], *, features: FeatureKind = "zh", bias: bool = True):
         super().__init__()
         if size < 1 or features not in ("z", "zh", "zhc"):
             raise ValueError(f"size, features: expected >= 1 and one of 'z', 'zh', 'zhc', got {size} and {features!r}")
@@ -73,8 +73,25 @@ class LinearController(nn.Module):
             ValueError: if the features are of another size, naming both.
         """
         if features.shape[-1] != self.linear.in_features:
-            raise ValueError(f"features: expected (..., {self.linear.in_features}) of kind {self.features!r}, got {tuple(features.shape)}")
+            raise ValueError(
+                f"features: expected (..., {self.linear.in_features}) of kind {self.features!r}, got {tuple(features.shape)}"
+            )
         return self.action_features.unflatten(self.action_features.squash(self.linear(features)))
+
+    def check_world(self, world: WorldModel) -> None:
+        """Refuse a world model that this controller was not made for.
+
+        Raises:
+            ValueError: naming the feature size or the action space that differs.
+        """
+        expected = feature_size(world, self.features)
+        if self.linear.in_features != expected:
+            raise ValueError(
+                f"controller: expected one on the world model's {expected} features ({self.features}), "
+                f"got {self.linear.in_features}"
+            )
+        if self.action_features.space != world.action_space:
+            raise ValueError(f"controller: expected action space {world.action_space}, got {self.action_features.space}")
 
     def save_pretrained(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write the controller as a directory of JSON and safetensors.
@@ -107,7 +124,7 @@ class LinearController(nn.Module):
             action_space = space_from_json(content["action_space"])
             controller = cls(content["size"], action_space, features=content["features"], bias=content["bias"])
             controller.load_state_dict(weights)
-        except (KeyError, TypeError, RuntimeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, RuntimeError, ValueError) as error:
             raise ValueError(f"{path}: expected a whole controller, got a damaged one: {error}") from error
         return controller.to(device)
 
@@ -118,7 +135,7 @@ class _Population:
     def __init__(self, controller: LinearController, candidates: Tensor):
         self.features = controller.features
         self._action_features = controller.action_features
-        split = candidates.split([parameter.numel() for parameter in controller.parameters()], dim=1)
+        split = torch.split(candidates, [parameter.numel() for parameter in controller.parameters()], dim=1)
         p, out, size = candidates.shape[0], controller.linear.out_features, controller.linear.in_features
         self._weight = split[0].reshape(p, out, size).transpose(1, 2).contiguous()  # (P, F, A)
         self._bias = split[1].unsqueeze(1) if len(split) > 1 else candidates.new_zeros(p, 1, out)  # (P, 1, A)
@@ -139,7 +156,7 @@ class Generation:
         best: highest mean return of a candidate over its rollouts.
         mean: mean return over all candidates.
         test: mean return of the search's centre over the test dreams; None in generations without a test.
-        best_test: highest test so far, whose controller is kept.
+        best_test: highest test so far, the start's included, whose controller is kept.
     """
 
     number: int
@@ -168,11 +185,11 @@ def evolve(
 ) -> LinearController:
     """Search a linear controller by CMA-ES, in dreams only.
 
-    The centre of the search is tested every few generations on fresh dreams, always the same ones, and the best centre is returned:
-    a candidate that won a generation was also lucky, its centre is not.
+    The centre of the search is tested at the start and every few generations on fresh dreams, always the same ones, and the
+    best centre is returned: a candidate that won a generation was also lucky, its centre is not.
 
     Args:
-        dreams: the world, the temperature and the number of dreams, which is ``population`` times the rollouts of each candidate.
+        dreams: the world, the temperature and the number of dreams: ``population`` times the rollouts of each candidate.
         generations: generations at most.
         population: candidates in a generation.
         horizon: longest dream, in steps.
@@ -190,15 +207,18 @@ def evolve(
         The controller of the best test, on the device of the world.
 
     Raises:
-        ValueError: if a number is out of range.
+        ValueError: if a number is out of range, the world has no reward head, or ``initial`` is not of this world.
     """
     world = dreams.world
-    _check_search(dreams, generations=generations, population=population, test_every=test_every, test_dreams=test_dreams)
-    controller = copy.deepcopy(initial) or LinearController(feature_size(world, features), world.action_space, features=features, bias=bias)
-    controller = controller.to(world.device)
+    numbers = {"generations": generations, "population": population, "test_every": test_every, "test_dreams": test_dreams}
+    _check_search(dreams, sigma, numbers if patience is None else {**numbers, "patience": patience})
+    if initial is None:
+        initial = LinearController(feature_size(world, features), world.action_space, features=features, bias=bias)
+    initial.check_world(world)
+    controller = copy.deepcopy(initial).to(world.device)
     search = _search(controller, sigma, population, seed)
-    grouped, tests = dreams.variant(num_groups=population), dreams.variant(num_dreams=test_dreams)
-    best_test, best, stale = -math.inf, copy.deepcopy(controller), 0
+    grouped = dreams.variant(num_groups=population)
+    tests = _Tests(dreams.variant(num_dreams=test_dreams), horizon, seed, controller)
     for number in range(1, generations + 1):
         candidates = search.ask()
         policy = _Population(controller, _vector(candidates, world.device))
@@ -208,24 +228,48 @@ def evolve(
         test = None
         if number % test_every == 0 or number == generations:
             nn.utils.vector_to_parameters(_vector(search.mean, world.device), controller.parameters())
-            test = tests.score(controller, horizon, generator=dreams.generator(_generation_seed(seed, 0)))[0].mean().item()
-            stale = 0 if test > best_test + IMPROVEMENT * abs(best_test) else stale + 1
-            if test > best_test:
-                best_test, best = test, copy.deepcopy(controller)
+            test = tests.run(controller)
         if on_generation is not None:
-            on_generation(Generation(number, generations, fitness.max().item(), fitness.mean().item(), test, best_test))
-        if patience is not None and stale >= patience:
+            on_generation(Generation(number, generations, fitness.max().item(), fitness.mean().item(), test, tests.best_test))
+        if patience is not None and tests.stale >= patience:
             break
-    return best
+    return tests.best
 
 
-def _check_search(dreams: Dreams, **numbers: int) -> None:
+class _Tests:
+    """Scores a search's centre, each time on the same dreams, and keeps the best; ``stale`` counts tests without progress."""
+
+    def __init__(self, dreams: Dreams, horizon: int, seed: int, start: LinearController):
+        self._dreams, self._horizon, self._seed = dreams, horizon, _generation_seed(seed, 0)
+        self.best, self.best_test, self.stale = copy.deepcopy(start), self._score(start), 0
+
+    def run(self, controller: LinearController) -> float:
+        test = self._score(controller)
+        self.stale = 0 if test > self.best_test + IMPROVEMENT * abs(self.best_test) else self.stale + 1
+        if test > self.best_test:
+            self.best, self.best_test = copy.deepcopy(controller), test
+        return test
+
+    def _score(self, controller: LinearController) -> float:
+        returns, _ = self._dreams.score(controller, self._horizon, generator=self._dreams.generator(self._seed))
+        return returns.mean().item()
+
+
+def _check_search(dreams: Dreams, sigma: float, numbers: dict[str, int]) -> None:
+    if dreams.world.mdnrnn.reward_head is None:
+        raise ValueError(
+            "dreams: expected a world model that predicts rewards, got one without a reward head; fit it with reward_head=True"
+        )
+    if not 0 < sigma < float("inf"):
+        raise ValueError(f"sigma: expected a positive finite number, got {sigma}")
     for name, value in numbers.items():
         least = 2 if name == "population" else 1
         if value < least:
             raise ValueError(f"{name}: expected an integer >= {least}, got {value}")
     if dreams.batch_size % numbers["population"]:
-        raise ValueError(f"population: expected a divisor of the number of dreams {dreams.batch_size}, got {numbers['population']}")
+        raise ValueError(
+            f"population: expected a divisor of the number of dreams {dreams.batch_size}, got {numbers['population']}"
+        )
     if isinstance(dreams.temperature, Tensor) and dreams.temperature.ndim > 0:
         raise ValueError("dreams: expected one temperature for all, got one per dream, which would favour some candidates")
 
@@ -261,16 +305,17 @@ class LatentPolicy:
     Args:
         world: V and M.
         controller: features (1, F) -> a batch of one action; its attribute ``features`` says which kind.
-        description: what it is called in a data set's recipe.
+        description: what it is called in a data set's recipe, before a digest of the weights of both; so other weights are
+            another recipe.
+
+    Raises:
+        ValueError: if the controller does not belong to the world.
     """
 
     def __init__(self, world: WorldModel, controller: LinearController, *, description: str = "controller"):
-        expected = feature_size(world, controller.features)
-        if controller.linear.in_features != expected:
-            raise ValueError(f"controller: expected one on {expected} features ({controller.features}), got {controller.linear.in_features}")
-        if controller.action_features.space != world.action_space:
-            raise ValueError(f"controller: expected action space {world.action_space}, got {controller.action_features.space}")
-        self.world, self.controller, self.description = world, controller, description
+        controller.check_world(world)
+        self.world, self.controller = world, controller
+        self.description = f"{description} {_digest(world, controller)}"
         self._generator = torch.Generator(world.device)
         self._state: State | None = None
         self._last: tuple[Tensor, Tensor] | None = None
@@ -280,7 +325,7 @@ class LatentPolicy:
         self._generator.manual_seed(int(rng.integers(2**63)))
         self._state, self._last = self.world.mdnrnn.initial_state(1), None
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def __call__(self, observation: Value) -> Any:
         """Choose the action for one observation.
 
@@ -295,3 +340,13 @@ class LatentPolicy:
         action = self.controller(latent_features(z, self._state, self.controller.features))
         self._last = z, self.world.action_features.flatten(action)
         return to_numpy(map_leaves(lambda leaf: leaf[0], action))
+
+
+def _digest(*modules: nn.Module) -> str:
+    """Short SHA-256 of the names and values of all weights."""
+    digest = hashlib.sha256()
+    for module in modules:
+        for name, tensor in module.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:12]

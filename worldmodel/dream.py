@@ -1,8 +1,9 @@
 """Thousands of dreams at once, stepped as one tensor: reset, step, whole rollouts, at a temperature per dream.
 
-A dream starts from a real first frame (the world model's bank of start states) or from a real prefix that primes the LSTM, never from a
-made-up z. At each step a policy acts on (z_t, h_t), where h_t has consumed (z_0, a_0) .. (z_{t-1}, a_{t-1}); then M advances once and
-z_{t+1} is drawn from its mixture. State goes in and out of `Dreams.step`; nothing is kept inside, and nothing loops over the dreams.
+A dream starts from a real first frame (the world model's bank of start states) or from a real prefix that primes the LSTM,
+never from a made-up z. At each step a policy acts on (z_t, h_t), where h_t has consumed (z_0, a_0) .. (z_{t-1}, a_{t-1}); then
+M advances once and z_{t+1} is drawn from its mixture. State goes in and out of `Dreams.step`; nothing is kept inside, and
+nothing loops over the dreams.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from gymnasium import spaces
 from torch import Tensor
 
 from worldmodel.mdnrnn import State
 from worldmodel.mixture import check_temperature, shared_draws
-from worldmodel.spaces import Value, map_leaves
+from worldmodel.spaces import Value, leaf_values, leaves, map_leaves
 from worldmodel.vision import draw_latent
 from worldmodel.world import WorldModel
 
@@ -64,7 +66,10 @@ def latent_features(z: Tensor, lstm: State, kind: FeatureKind) -> Tensor:
 
 @dataclass(frozen=True)
 class Step:
-    """One step of B dreams: actions (B, ...) taken in ``state``, expected reward (B,), end (B,) bool, and what came of it."""
+    """One step of B dreams: actions (B, ...) taken in ``state``, expected reward (B,), end (B,) bool, and what came of it.
+
+    In reality the reward is what was given, and an episode's end may be a truncation.
+    """
 
     state: LatentState
     actions: Value
@@ -79,9 +84,9 @@ class Rollout:
 
     Args:
         z: (B, T + 1, D).
-        actions: nested tensors (B, T, ...) in the action space's own form.
+        actions: nested tensors (B, T, ...) in the action space's own form; after an end, what the policy makes of a frozen z.
         rewards: (B, T) expected rewards, 0 where the mask is False.
-        terminated: (B, T) bool, True at the step that ended a dream.
+        terminated: (B, T) bool, True at the step that ended a dream (in reality also where an episode was truncated).
         mask: (B, T) bool, True where a step was dreamed.
     """
 
@@ -114,6 +119,7 @@ class BatchedWorld(abc.ABC):
 
     def __init__(self, world: WorldModel, batch_size: int):
         self.world, self.batch_size = world, batch_size
+        self._choices = [path for path, leaf in leaves(world.action_space) if not isinstance(leaf, spaces.Box)]
 
     @abc.abstractmethod
     def start(self, *, generator: torch.Generator) -> LatentState:
@@ -121,20 +127,18 @@ class BatchedWorld(abc.ABC):
 
     @abc.abstractmethod
     def step(self, state: LatentState, actions: Value, *, generator: torch.Generator) -> tuple[LatentState, Tensor, Tensor]:
-        """Advance every episode that lives by one step: the next state, rewards (B,), and which ended with this step (B,) bool."""
+        """Advance all that live by one step: the next state, rewards (B,), and which ended with this step (B,) bool."""
 
     def generator(self, seed: int) -> torch.Generator:
         """Make a seeded generator on the device of the world."""
         return torch.Generator(self.world.device).manual_seed(seed)
 
     @torch.no_grad()
-    def rollout(
-        self, policy: Policy, horizon: int, *, generator: torch.Generator, start: LatentState | None = None
-    ) -> Rollout:
+    def rollout(self, policy: Policy, horizon: int, *, generator: torch.Generator, start: LatentState | None = None) -> Rollout:
         """Dream up to ``horizon`` steps, or until every dream has terminated.
 
         Args:
-            policy: features (B, F) -> actions; its attribute ``features``, if it has one, says which kind it wants ("zh" otherwise).
+            policy: features (B, F) -> actions; its attribute ``features`` says which kind it wants ("zh" if it has none).
             horizon: largest number of steps T.
             generator: source of randomness.
             start: where to start; the bank if None.
@@ -153,14 +157,25 @@ class BatchedWorld(abc.ABC):
 
     @torch.no_grad()
     def score(
-        self, policy: Policy, horizon: int, *, generator: torch.Generator, start: LatentState | None = None
+        self,
+        policy: Policy,
+        horizon: int,
+        *,
+        generator: torch.Generator,
+        start: LatentState | None = None,
+        on_step: Callable[[int, int], None] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Dream as `rollout` does, keeping only the sums: returns (B,) and lengths in steps (B,)."""
+        """Dream as `rollout` does, keeping only the sums: returns (B,) and lengths in steps (B,).
+
+        ``on_step`` is called with the steps done and the number of episodes that still run; it stalls a GPU at every step.
+        """
         returns = torch.zeros(self.batch_size, device=self.world.device)
         lengths = torch.zeros(self.batch_size, dtype=torch.int64, device=self.world.device)
-        for step in self.unroll(policy, horizon, generator=generator, start=start):
+        for t, step in enumerate(self.unroll(policy, horizon, generator=generator, start=start)):
             returns += step.reward
             lengths += step.state.alive
+            if on_step is not None:
+                on_step(t + 1, int(step.next_state.alive.sum()))
         return returns, lengths
 
     def unroll(
@@ -172,10 +187,12 @@ class BatchedWorld(abc.ABC):
             Each step, for all dreams.
 
         Raises:
-            ValueError: if ``horizon`` is below 1.
+            ValueError: if ``horizon`` is below 1, or ``start`` is of another number of dreams.
         """
         if horizon < 1:
             raise ValueError(f"horizon: expected an integer >= 1, got {horizon}")
+        if start is not None and start.z.shape[0] != self.batch_size:
+            raise ValueError(f"start: expected the states of {self.batch_size} dreams, got {start.z.shape[0]}")
         kind: FeatureKind = getattr(policy, "features", "zh")
         state = self.start(generator=generator) if start is None else start
         for t in range(horizon):
@@ -186,17 +203,41 @@ class BatchedWorld(abc.ABC):
             yield Step(state, actions, reward, terminated, next_state)
             state = next_state
 
+    def flatten_actions(self, actions: Value) -> Tensor:
+        """Turn a batch of B actions into features (B, A). Values are not checked, as that would stall a GPU in a loop.
+
+        Raises:
+            ValueError: if the shape is not that of B actions.
+            TypeError: if a choice is given as a floating-point number.
+        """
+        features = self.world.action_features.flatten(actions)
+        if features.shape[:-1] != (self.batch_size,):
+            raise ValueError(
+                f"actions: expected a batch of {self.batch_size}, got leading dimensions {tuple(features.shape[:-1])}"
+            )
+        given = leaf_values(actions)
+        for path in self._choices:
+            dtype = torch.as_tensor(given[path]).dtype
+            if dtype.is_floating_point:
+                raise TypeError(
+                    f"actions{f' at {path!r}' if path else ''}: expected integers for {self.world.action_space}, got {dtype}"
+                )
+        return features
+
+
 class Dreams(BatchedWorld):
     """A batch of dreams in a world model, on the device of that model.
+
+    Without a termination head no dream ends before its horizon; without a reward head every reward is 0.
 
     Args:
         world: the world model.
         num_dreams: B.
         temperature: tau >= 0, a number or one value per dream (B,). 1 is what M learned; more is harder, 0 is the mode.
-        termination: "threshold" ends a dream when p > 0.5, as in the paper; "sample" draws the end with probability p. Temperature
-            does not touch it.
-        num_groups: the dreams are so many equal groups that share their start states and random numbers, for comparing candidates
-            under common random numbers: dream g * R + r has the luck of dream r.
+        termination: "threshold" ends a dream when p > 0.5, as in the paper; "sample" draws the end with probability p.
+            Temperature does not touch it.
+        num_groups: the dreams are so many equal groups that share their start states and random numbers, for comparing
+            candidates under common random numbers: dream g * R + r has the luck of dream r.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -227,7 +268,7 @@ class Dreams(BatchedWorld):
         """The same world, temperature and termination with another number of dreams or groups."""
         return Dreams(
             self.world,
-            num_dreams or self.batch_size,
+            self.batch_size if num_dreams is None else num_dreams,
             temperature=self.temperature,
             termination=self.termination,
             num_groups=num_groups,
@@ -246,7 +287,8 @@ class Dreams(BatchedWorld):
         """Start the dreams where real prefixes end; the prefix primes the LSTM.
 
         Args:
-            observations: values of the observation space, (P + 1, ...) for all dreams or (B, P + 1, ...) one prefix each.
+            observations: values of the observation space, (P + 1, ...) for all dreams, which then share the draw of z, or
+                (B, P + 1, ...) one prefix each.
             actions: values of the action space, (P, ...) or (B, P, ...); P may be 0.
             generator: source of the draws from V's posterior.
 
@@ -263,8 +305,8 @@ class Dreams(BatchedWorld):
                 f"got {tuple(z.shape[:-1])} and {tuple(action.shape[:-1])}"
             )
         lstm = world.mdnrnn.initial_state(b)
-        if action.shape[1] > 0:
-            _, lstm = world.mdnrnn(z[:, :-1], action, lstm)
+        for t in range(action.shape[1]):
+            lstm = world.mdnrnn.advance(z[:, t], action[:, t], lstm)
         return self._alive(z[:, -1], lstm)
 
     @torch.no_grad()
@@ -277,13 +319,14 @@ class Dreams(BatchedWorld):
             generator: source of randomness.
 
         Returns:
-            The next state, the expected reward (B,), and whether the dream terminated with this step (B,). Dreams that had ended
-            before get reward 0 and False.
+            The next state, the expected reward (B,), and whether the dream terminated with this step (B,). Dreams that had
+            ended before get reward 0 and False.
+
+        Raises:
+            ValueError: if the shape of ``actions`` is not that of B actions.
+            TypeError: if a choice is given as a floating-point number.
         """
-        action = self.world.action_features.flatten(actions)
-        if action.shape[:-1] != (self.batch_size,):
-            raise ValueError(f"actions: expected a batch of {self.batch_size}, got leading dimensions {tuple(action.shape[:-1])}")
-        prediction, lstm = self.world.mdnrnn.step(state.z, action, state.lstm)
+        prediction, lstm = self.world.mdnrnn.step(state.z, self.flatten_actions(actions), state.lstm)
         z = prediction.latent.sample(self.temperature, num_groups=self.num_groups, generator=generator)
         z = z.clamp(self.world.mdnrnn.latent_low, self.world.mdnrnn.latent_high)
         ended = torch.zeros_like(state.alive)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from worldmodel.controller import LinearController
 from worldmodel.dream import BatchedWorld, Dreams, FeatureKind, Policy, RandomActions, Rollout
 from worldmodel.episode import Episode
 from worldmodel.reality import Reality
-from worldmodel.rollouts import EnvMaker
+from worldmodel.rollouts import EnvMaker, make_env
 from worldmodel.spaces import Value, map_leaves
 from worldmodel.world import WorldModel
 
@@ -47,8 +48,8 @@ class Scores:
 
     @property
     def standard_error(self) -> float:
-        """Standard error of the mean return."""
-        return self.std / max(1, len(self.returns)) ** 0.5
+        """Standard error of the mean return; 0 for a single episode, which tells nothing of the spread."""
+        return self.std / math.sqrt(max(1, len(self.returns) - 1))  # `std` divides by N, so this is the unbiased one by sqrt(N)
 
     def to_json(self) -> dict[str, Any]:
         """Everything, as JSON-able data."""
@@ -75,7 +76,7 @@ class Evaluation:
 
     Args:
         real: in the real environment.
-        dream: in the dream it was evaluated in.
+        dream: in the dream it was evaluated in; a world model without a reward head returns 0.
         random: of uniformly random actions in the real environment.
         temperature: tau of the dream.
     """
@@ -91,9 +92,12 @@ class Evaluation:
         return "\n".join(f"{name:<{width}}  {scores}" for name, scores in rows.items())
 
 
-def time_limit(env: str | EnvMaker, max_steps: int | None = None) -> int:
-    """Longest episode: ``max_steps``, or the registered limit of the environment id, or 1000."""
-    registered = gym.spec(env).max_episode_steps if isinstance(env, str) else None
+def time_limit(env: str | EnvMaker, max_steps: int | None = None, env_kwargs: Mapping[str, Any] | None = None) -> int:
+    """Longest episode: ``max_steps`` or the limit that the environment is made with, whichever is less; 1000 without one."""
+    registered = None
+    with contextlib.suppress(ValueError), contextlib.closing(make_env(env, env_kwargs)) as built:
+        if built.spec is not None:  # a ValueError: the name of a constructor in a recipe is no id
+            registered = built.spec.max_episode_steps
     return min((limit for limit in (max_steps, registered) if limit is not None), default=DEFAULT_HORIZON)
 
 
@@ -130,14 +134,15 @@ def evaluate(
         ValueError: if controller, world and environment do not belong together.
         RuntimeError: if the environment raises; names the episode.
     """
-    horizon = time_limit(env, max_steps)
-    scores = []
-    for policy, report in ((controller, on_step), (RandomActions(world, generator=torch.Generator(world.device).manual_seed(seed)), None)):
-        reality = Reality(world, env, num_episodes, seed=seed, max_steps=max_steps, env_kwargs=env_kwargs, wrappers=wrappers)
-        with contextlib.closing(reality):
-            scores.append(score(reality, policy, horizon=horizon, seed=seed, on_step=report))
+    controller.check_world(world)
     dreams = Dreams(world, num_dreams, temperature=temperature)
-    return Evaluation(scores[0], score(dreams, controller, horizon=horizon, seed=seed), scores[1], temperature)
+    reality = Reality(world, env, num_episodes, seed=seed, max_steps=max_steps, env_kwargs=env_kwargs, wrappers=wrappers)
+    with contextlib.closing(reality):
+        horizon = time_limit(env, max_steps, env_kwargs)
+        real = score(reality, controller, horizon=horizon, seed=seed, on_step=on_step)
+        by_chance = RandomActions(world, generator=reality.generator(seed))
+        random = score(reality, by_chance, horizon=horizon, seed=seed)
+    return Evaluation(real, score(dreams, controller, horizon=horizon, seed=seed), random, temperature)
 
 
 def score(
@@ -157,14 +162,8 @@ def score(
         seed: seed of what is drawn.
         on_step: called with the steps done and the number of episodes that still run.
     """
-    returns = np.zeros(worlds.batch_size)
-    lengths = np.zeros(worlds.batch_size, dtype=np.int64)
-    for step in worlds.unroll(policy, horizon, generator=worlds.generator(seed)):
-        returns += step.reward.cpu().numpy()
-        lengths += step.state.alive.cpu().numpy()
-        if on_step is not None:
-            on_step(int(lengths.max()), int(step.next_state.alive.sum()))
-    return Scores(returns, lengths)
+    returns, lengths = worlds.score(policy, horizon, generator=worlds.generator(seed), on_step=on_step)
+    return Scores(returns.cpu().double().numpy(), lengths.cpu().numpy())
 
 
 class _Recorded:
@@ -177,7 +176,9 @@ class _Recorded:
 
     def __call__(self, features: Tensor) -> Value:
         t, self._t = self._t, self._t + 1
-        return map_leaves(lambda leaf: torch.as_tensor(leaf[t], device=features.device).expand(len(features), *leaf.shape[1:]), self._actions)
+        return map_leaves(
+            lambda leaf: torch.as_tensor(leaf[t], device=features.device).expand(len(features), *leaf.shape[1:]), self._actions
+        )
 
 
 def replay(dreams: Dreams, episode: Episode, *, prefix: int = 0, horizon: int | None = None, seed: int = 0) -> Rollout:
@@ -194,11 +195,12 @@ def replay(dreams: Dreams, episode: Episode, *, prefix: int = 0, horizon: int | 
         A rollout that begins at ``episode.observations[prefix]``.
 
     Raises:
-        ValueError: if the episode has no step after the prefix, or is of another environment.
+        ValueError: if the episode has no step after the prefix or does not fit the world's spaces, or ``horizon`` is below 1.
     """
     if not 0 <= prefix < len(episode):
         raise ValueError(f"prefix: expected from 0 to below the episode's length {len(episode)}, got {prefix}")
-    steps = min(len(episode) - prefix, horizon or len(episode))
+    left = len(episode) - prefix
+    steps = left if horizon is None else min(left, horizon)
     generator = dreams.generator(seed)
     start = dreams.start_from(
         map_leaves(lambda leaf: leaf[: prefix + 1], episode.observations),

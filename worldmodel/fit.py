@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,15 +24,15 @@ from worldmodel.sequences import (
     encoded_bytes,
     split_episodes,
 )
-from worldmodel.spaces import FlatSpace, Value, map_leaves
+from worldmodel.spaces import FlatSpace, map_leaves
 from worldmodel.store import EpisodeStore
-from worldmodel.training import TrainingProgress, TrainingConfig
+from worldmodel.training import TrainingConfig, TrainingProgress, TrainingResult
 from worldmodel.vision import StateNormalizer
-from worldmodel.world import WorldModel
+from worldmodel.world import WORLD_FILE, WorldModel
 
 FIT_FORMAT, FIT_VERSION, FIT_FILE = "worldmodel.fit", 1, "fit.json"
 MAX_START_STATES = 10_000
-STATISTICS_BATCHES = 500  # the data's statistics and the baselines are computed on so many batches at most
+STATISTICS_BATCHES = 100  # the data's statistics and the baselines are fitted on so many batches at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         """Check every field."""
         for name, least in {"window": 1, "burn_in": 0, "batch_size": 1}.items():
-            if getattr(self, name) < least:
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < least:
                 raise ValueError(f"{name}: expected an integer >= {least}, got {getattr(self, name)}")
         if not 0 <= self.test_fraction < 1:
             raise ValueError(f"test_fraction: expected a number in [0, 1), got {self.test_fraction}")
@@ -83,14 +84,14 @@ def fit(
     Args:
         data: path of a store, or several of the same environment.
         out: directory for the world model; its training state goes to ``out/training``.
-        seed: seed of the split, the initial weights, the batches and everything drawn in training.
+        seed: >= 0, of the split, the initial weights, the batches and everything drawn in training.
         device: where model, data and training are.
         data_config: windows and batches.
         training_config: how to train.
         initial: a world model to start from; its V, its sizes and its weights are kept. None starts anew.
-        resident: keep the encoded data on the device (fast, for what fits) or read windows from disk as they come (any size); None
-            decides by size.
-        resume: go on with an interrupted run in ``out``; its arguments must be the same.
+        resident: keep the encoded data on the device (fast, for what fits) or read windows from disk as they come (any size);
+            None decides by size. The result is the same.
+        resume: go on with the run in ``out``, if there is one, with the same arguments; a complete one is returned as it is.
         overwrite: replace an earlier run in ``out``.
         tensorboard: write TensorBoard scalars too (extra ``tensorboard``).
         on_progress: called every few updates.
@@ -100,21 +101,36 @@ def fit(
         The world model, on ``device``, in evaluation mode.
 
     Raises:
-        ValueError: if the data are empty or of another environment than ``initial``, an argument is out of range, or a resumed run had
-            others.
+        ValueError: if the data are empty or of another environment than ``initial``, an argument is out of range, or a resumed
+            run was started with others.
+        TypeError: if ``mdnrnn`` has a field that `MDNRNNConfig` has not.
+        NonFiniteLossError: if training diverged.
         FileExistsError: if ``out`` holds something that may not be replaced.
         KeyboardInterrupt: on Ctrl-C, with a state saved from which ``resume`` goes on.
     """
     data_config, training_config = data_config or DataConfig(), training_config or TrainingConfig()
-    paths = [data] if isinstance(data, (str, Path)) else list(data)
-    episodes = EpisodeCollection([EpisodeStore.open(path) for path in paths])
-    directory = _prepare(Path(out), resume=resume, overwrite=overwrite)
-    train_episodes, test_episodes = split_episodes(len(episodes), test_fraction=data_config.test_fraction, seed=seed)
-    world = _build_world(episodes, train_episodes, initial, seed, torch.device(device), mdnrnn)
-    train_data, test_data = _sequence_data(episodes, (train_episodes, test_episodes), world, data_config, seed, resident)
+    episodes = _open(data)
+    vision, model = _new_parts(episodes, seed, mdnrnn) if initial is None else _parts_of(initial, episodes, mdnrnn)
+    arguments = {
+        "data_fingerprint": episodes.fingerprint,
+        "seed": seed,
+        "device": torch.device(device).type,
+        "data_config": asdict(data_config),
+        "training_config": asdict(training_config),
+        "mdnrnn": asdict(model.config),
+        "initial": None if initial is None else initial.fingerprint,
+    }
+    split = split_episodes(len(episodes), test_fraction=data_config.test_fraction, seed=seed)
+    directory = _prepare(Path(out), arguments, resume=resume, overwrite=overwrite)
+    if (directory / WORLD_FILE).is_file():
+        return WorldModel.from_pretrained(directory, device=device)
+    if initial is None:
+        vision.fit(episodes.read(int(index)).observations for index in split[0])
+    world = _build_world(episodes, vision, model).to(device)
+    train_data, test_data = _sequence_data(episodes, split, world, data_config, seed, resident)
     if initial is None:
         world.mdnrnn.set_statistics(DataStatistics.of(_statistics_batches(train_data)))
-    scores = _baselines(world.mdnrnn, train_data, test_data)
+    scores = _baselines(world.mdnrnn, train_data, test_data, training_config, seed)
     result = training.train(
         world.mdnrnn,
         train_data,
@@ -127,62 +143,71 @@ def fit(
         tensorboard=tensorboard,
         on_progress=on_progress,
     )
-    world.provenance = {
-        "recipes": [store.recipe for store in episodes.stores],
-        "data_fingerprint": episodes.fingerprint,
-        "num_episodes": len(episodes),
-        "num_steps": int(episodes.lengths.sum()),
-        "seed": seed,
-        "data_config": asdict(data_config),
-        "training_config": asdict(training_config),
-        "training": asdict(result),
-        "baselines": scores,
-    }
+    world.provenance = _provenance(episodes, arguments, result, scores)
     world.write(directory)
-    return world
+    return world.eval()
 
 
-def _prepare(out: Path, *, resume: bool, overwrite: bool) -> Path:
-    """Make or check the output directory, which is known by its ``fit.json``."""
-    if resume and (out / FIT_FILE).is_file():
-        checkpoint.read_json(out / FIT_FILE, format=FIT_FORMAT, version=FIT_VERSION)
+def _open(data: str | Path | Sequence[str | Path]) -> EpisodeCollection:
+    paths = [data] if isinstance(data, (str, Path)) else data
+    return EpisodeCollection([EpisodeStore.open(path) for path in paths])
+
+
+def _prepare(out: Path, arguments: dict[str, Any], *, resume: bool, overwrite: bool) -> Path:
+    """Make the output directory, which is known by its ``fit.json``, or check that the run in it had the same arguments."""
+    if not (out / FIT_FILE).is_file() or (overwrite and not resume):
+        checkpoint.prepare_directory(out, marker=FIT_FILE, overwrite=overwrite)
+        checkpoint.write_json(out / FIT_FILE, arguments, format=FIT_FORMAT, version=FIT_VERSION)
         return out
-    checkpoint.prepare_directory(out, marker=FIT_FILE, overwrite=overwrite)
-    checkpoint.write_json(out / FIT_FILE, {"training": "training"}, format=FIT_FORMAT, version=FIT_VERSION)
+    if not resume:
+        raise FileExistsError(
+            f"{out}: already holds a run; pass resume (--resume) to go on with it, or overwrite (--overwrite) to replace it"
+        )
+    earlier = checkpoint.read_json(out / FIT_FILE, format=FIT_FORMAT, version=FIT_VERSION)
+    for name, value in json.loads(json.dumps(arguments)).items():
+        if earlier.get(name) != value:
+            expected, given = _difference(earlier.get(name), value)
+            raise ValueError(
+                f"{name}: expected {expected}, with which the run in {out} was started, got {given}; resume with the same "
+                "arguments, choose another directory, or pass overwrite (--overwrite) to start anew"
+            )
     return out
 
 
-def _build_world(
-    episodes: EpisodeCollection,
-    train_episodes: np.ndarray,
-    initial: WorldModel | None,
-    seed: int,
-    device: torch.device,
-    mdnrnn: dict[str, Any],
-) -> WorldModel:
-    """V fitted to the training episodes, M with fresh weights, and the start states; or ``initial``'s V and M."""
-    if initial is not None:
-        initial.check_spaces(episodes.observation_space, episodes.action_space, source="data")
-        if mdnrnn:
-            raise ValueError(f"mdnrnn: expected no model sizes beside an initial world model, got {mdnrnn}")
-        vision, model = copy.deepcopy(initial.vision), copy.deepcopy(initial.mdnrnn)
-    else:
-        vision = StateNormalizer(episodes.observation_space).fit(_observations(episodes, train_episodes))
-        config = MDNRNNConfig(latent_size=vision.latent_size, action_size=FlatSpace(episodes.action_space).size, **mdnrnn)
-        with torch.random.fork_rng(devices=[]):  # torch's initialisers take no generator: borrow the global one and give it back
-            torch.manual_seed(seed)
-            model = MDNRNN(config)
-    vision = vision.cpu()
-    first = range(min(len(episodes), MAX_START_STATES))
-    parts = [vision.encode(map_leaves(lambda leaf: leaf[:1], episodes.read(i, 0, 1).observations)) for i in first]
+def _difference(earlier: Any, given: Any) -> tuple[Any, Any]:
+    """Of two records only the entries that differ; anything else as it is."""
+    if not isinstance(earlier, dict) or not isinstance(given, dict):
+        return earlier, given
+    names = [name for name in earlier | given if earlier.get(name) != given.get(name)]
+    return {name: earlier.get(name) for name in names}, {name: given.get(name) for name in names}
+
+
+def _new_parts(episodes: EpisodeCollection, seed: int, mdnrnn: dict[str, Any]) -> tuple[StateNormalizer, MDNRNN]:
+    """V, not yet fitted, and M with fresh weights."""
+    vision = StateNormalizer(episodes.observation_space)
+    config = MDNRNNConfig(latent_size=vision.latent_size, action_size=FlatSpace(episodes.action_space).size, **mdnrnn)
+    with torch.random.fork_rng(devices=[]):  # torch's initialisers take no generator: borrow the CPU's and give it back
+        torch.default_generator.manual_seed(seed)
+        return vision, MDNRNN(config)
+
+
+def _parts_of(initial: WorldModel, episodes: EpisodeCollection, mdnrnn: dict[str, Any]) -> tuple[StateNormalizer, MDNRNN]:
+    """Copies of V and M of a world model that fits the data."""
+    initial.check_spaces(
+        episodes.observation_space, episodes.action_space, source=", ".join(str(store.path) for store in episodes.stores)
+    )
+    if mdnrnn:
+        raise ValueError(f"mdnrnn: expected no model sizes beside an initial world model, got {mdnrnn}")
+    return copy.deepcopy(initial.vision).cpu(), copy.deepcopy(initial.mdnrnn).cpu()
+
+
+def _build_world(episodes: EpisodeCollection, vision: StateNormalizer, model: MDNRNN) -> WorldModel:
+    """V, M and the first observations of at most `MAX_START_STATES` episodes, spread evenly over all."""
+    count = min(len(episodes), MAX_START_STATES)
+    firsts = [episodes.read(number * len(episodes) // count, 0, 1).observations for number in range(count)]
+    parts = [vision.encode(map_leaves(lambda leaf: leaf[:1], first)) for first in firsts]
     mean, log_variance = (torch.cat(part) for part in zip(*parts, strict=True))
-    return WorldModel(vision, model, episodes.action_space, start_mean=mean, start_log_variance=log_variance).to(device)
-
-
-def _observations(episodes: EpisodeCollection, which: np.ndarray) -> Iterator[Value]:
-    """Yield the observations of whole episodes, one episode at a time."""
-    for index in which:
-        yield episodes.read(int(index)).observations
+    return WorldModel(vision, model, episodes.action_space, start_mean=mean, start_log_variance=log_variance)
 
 
 def _sequence_data(
@@ -223,6 +248,29 @@ def _statistics_batches(data: SequenceData, seed: int = 0) -> Iterator[SequenceB
     return itertools.islice(data.epoch(0, generator=generator), STATISTICS_BATCHES)
 
 
-def _baselines(model: MDNRNN, train: SequenceData, test: SequenceData | None) -> dict[str, float]:
-    floor = model.config.min_scale * model.change_scale
-    return baselines.baseline_nll(_statistics_batches(train), _statistics_batches(test or train), min_scale=floor)
+def _baselines(
+    model: MDNRNN, train: SequenceData, test: SequenceData | None, config: TrainingConfig, seed: int
+) -> dict[str, float]:
+    """Score the baselines on what the model is evaluated on; without held-out data on the training data."""
+    unit = model.change_scale if model.config.predict_change else torch.ones_like(model.change_scale)
+    scored = (
+        _statistics_batches(train)
+        if test is None
+        else training.held_out_batches(test, config.max_test_batches, seed=seed, device=unit.device)
+    )
+    return baselines.baseline_nll(_statistics_batches(train), scored, min_scale=model.config.min_scale * unit)
+
+
+def _provenance(
+    episodes: EpisodeCollection, arguments: dict[str, Any], result: TrainingResult, scores: dict[str, float]
+) -> dict[str, Any]:
+    """Where a world model comes from, as JSON-able data."""
+    kept = ("data_fingerprint", "seed", "data_config", "training_config", "initial")
+    return {
+        "recipes": [store.recipe for store in episodes.stores],
+        "num_episodes": len(episodes),
+        "num_steps": int(episodes.lengths.sum()),
+        **{name: arguments[name] for name in kept},
+        "training": asdict(result),
+        "baselines": scores,
+    }

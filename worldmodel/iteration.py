@@ -1,7 +1,7 @@
 """The paper's iterative procedure: collect, train M, search a controller in the dream, look at reality, collect with it, again.
 
-Round 1 collects with a random policy; each later round adds episodes of the latest controller, so that M learns what that controller
-makes of the world. Every round trains M anew on all data. The loop ends when the real score reaches the target.
+Round 1 collects with a random policy; each later round adds episodes of the latest controller, so that M learns what that
+controller makes of the world. Every round trains M anew on all data. The loop ends when the real score reaches the target.
 
 Each stage leaves its result in ``out``, and a stage that is complete is not run again, so an interrupted loop goes on where it
 stood::
@@ -16,6 +16,7 @@ stood::
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -27,11 +28,11 @@ import torch
 
 from worldmodel import checkpoint
 from worldmodel.collect import collect
-from worldmodel.controller import CONTROLLER_FILE, Generation, LatentPolicy, LinearController, evolve
+from worldmodel.controller import CONTROLLER_FILE, LatentPolicy, LinearController, evolve
 from worldmodel.dream import Dreams
 from worldmodel.evaluation import Evaluation, Scores, evaluate, time_limit
 from worldmodel.fit import DataConfig, fit
-from worldmodel.rollouts import EnvMaker, describe
+from worldmodel.rollouts import EnvMaker, describe, jsonable
 from worldmodel.training import TrainingConfig
 from worldmodel.world import WORLD_FILE, WorldModel
 
@@ -68,7 +69,9 @@ class IterationConfig:
     controller_episodes: int = 100
     mdnrnn: Mapping[str, Any] = field(default_factory=lambda: {"hidden_size": 128})
     data: DataConfig = field(default_factory=DataConfig)
-    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(num_updates=800, learning_rate=1e-2, clip_norm=10.0))
+    training: TrainingConfig = field(
+        default_factory=lambda: TrainingConfig(num_updates=800, learning_rate=1e-2, clip_norm=10.0)
+    )
     temperature: float = 1.0
     population: int = 64
     rollouts: int = 16
@@ -113,7 +116,7 @@ class Round:
         real: the controller in the real environment.
         dream: the controller in the dream.
         random: random play in the real environment.
-        seconds: duration of each stage.
+        seconds: duration of each stage, in the run that completed the round.
     """
 
     number: int
@@ -164,8 +167,18 @@ def iterate(
         FileExistsError: if ``out`` holds something else, or a loop with other arguments.
     """
     config = config or IterationConfig()
-    directory = _prepare(Path(out), {"env": describe(env), "target": target, "seed": seed, "config": asdict(config)}, overwrite)
-    loop = _Loop(env, directory, config, target, seed, torch.device(device), dict(env_kwargs or {}), on_progress or (lambda progress: None))
+    arguments = {"env": describe(env), "env_kwargs": jsonable(env_kwargs or {}), "target": target, "seed": seed}
+    directory = _prepare(Path(out), {**arguments, "config": asdict(config)}, overwrite)
+    loop = _Loop(
+        env,
+        directory,
+        config,
+        target,
+        seed,
+        torch.device(device),
+        dict(env_kwargs or {}),
+        on_progress or (lambda progress: None),
+    )
     rounds: list[Round] = []
     while len(rounds) < config.max_rounds and not (rounds and target is not None and rounds[-1].real.mean >= target):
         rounds.append(loop.round(len(rounds) + 1))
@@ -228,7 +241,8 @@ class _Loop:
         before = self.out / f"round-{number - 1}"
         policy: str | LatentPolicy = "random"
         if number > 1:
-            world, controller = WorldModel.from_pretrained(before / "world"), LinearController.from_pretrained(before / "controller")
+            world = WorldModel.from_pretrained(before / "world")
+            controller = LinearController.from_pretrained(before / "controller")
             policy = LatentPolicy(world, controller, description=f"controller of round {number - 1}")
         collect(
             self.env,
@@ -253,7 +267,7 @@ class _Loop:
             data_config=self.config.data,
             training_config=self.config.training,
             resume=True,
-            on_progress=lambda p: self._report(number, "train", p.update, p.num_updates, **_headline(p.metrics)),
+            on_progress=lambda p: self._report(number, "train", p.update, p.num_updates, nll_per_dim=p.metrics["nll_per_dim"]),
             **self.config.mdnrnn,
         )
 
@@ -262,12 +276,14 @@ class _Loop:
         path = self.out / f"round-{number}" / "controller"
         if (path / CONTROLLER_FILE).is_file():
             return LinearController.from_pretrained(path, device=self.device)
+        if path.is_dir():  # a search that was killed while it wrote
+            shutil.rmtree(path)
         config = self.config
         controller = evolve(
             Dreams(world, config.population * config.rollouts, temperature=config.temperature),
             generations=config.generations,
             population=config.population,
-            horizon=time_limit(self.env),
+            horizon=time_limit(self.env, env_kwargs=self.env_kwargs),
             sigma=config.sigma,
             patience=config.patience,
             seed=self.seed,
@@ -278,7 +294,7 @@ class _Loop:
 
     def _evaluate(self, number: int, world: WorldModel, controller: LinearController) -> Evaluation:
         """The controller in reality and in the dream, on episodes that no data set holds."""
-        limit = time_limit(self.env)
+        limit = time_limit(self.env, env_kwargs=self.env_kwargs)
         return evaluate(
             controller.cpu(),
             world.cpu(),
@@ -292,7 +308,3 @@ class _Loop:
 
     def _report(self, number: int, stage: str, done: int, total: int, **facts: float) -> None:
         self.on_progress(StageProgress(number, stage, done, total, facts))
-
-
-def _headline(metrics: Mapping[str, float]) -> dict[str, float]:
-    return {"nll_per_dim": metrics["nll_per_dim"]}

@@ -189,7 +189,12 @@ class MixtureDensityNetwork(nn.Module):
     ):
         super().__init__()
         hidden_dim = dim_in if hidden_dim is None else hidden_dim
-        for name, value in {"dim_in": dim_in, "dim_out": dim_out, "n_components": n_components, "hidden_dim": hidden_dim}.items():
+        for name, value in {
+            "dim_in": dim_in,
+            "dim_out": dim_out,
+            "n_components": n_components,
+            "hidden_dim": hidden_dim,
+        }.items():
             if value < 1:
                 raise ValueError(f"{name}: expected an integer >= 1, got {value}")
         self.dim_in = dim_in

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from worldmodel.lstm import LayerNormLSTM
 from worldmodel.mdn import Factorization, MixtureHead, NoiseType, check_noise
 from worldmodel.mixture import GaussianMixture
 
@@ -83,7 +84,7 @@ class MDNRNNConfig:
         for name in ("input_dropout", "output_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected a probability in [0, 1), got {getattr(self, name)}")
-        if not self.termination_weight > 0:
+        if not 0 < self.termination_weight < torch.inf:
             raise ValueError(f"termination_weight: expected a positive number, got {self.termination_weight}")
         check_noise(self.noise_type, self.fixed_noise_level, self.min_scale)
 
@@ -180,24 +181,37 @@ class DataStatistics:
     @classmethod
     @torch.no_grad()
     def of(cls, batches: Iterable[SequenceBatch]) -> DataStatistics:
-        """Compute them from batches; constant changes and rewards get unit scales, bounds lie 3 half-ranges outside of the data.
+        """Compute them from batches, one in memory at a time.
+
+        Constant changes and rewards get unit scales, bounds lie 3 half-ranges outside of the data.
 
         Raises:
             ValueError: if no step counts.
         """
-        kept = [(batch.z[:, :-1][batch.mask], batch.z[:, 1:][batch.mask], batch.reward[batch.mask]) for batch in batches]
-        if sum(len(reward) for *_, reward in kept) == 0:
+        parts = [_summarise(batch) for batch in batches if batch.weight > 0]
+        if not parts:
             raise ValueError("batches: expected at least one step that counts, got none")
-        before, after, reward = (torch.cat(part) for part in zip(*kept, strict=True))
-        reward = reward.unsqueeze(-1)  # (N, 1)
-        scales = (values.std(dim=0, correction=0) for values in (after - before, reward))
-        change_scale, reward_scale = (torch.where(scale > SMALLEST_SCALE, scale, 1.0) for scale in scales)
-        bounds = [
-            (values.amin(dim=0) - margin, values.amax(dim=0) + margin)
-            for values, least in ((torch.cat([before, after]), 1.0), (reward, 0.0))
-            for margin in [DREAM_MARGIN / 2 * (values.amax(dim=0) - values.amin(dim=0)).clamp(min=least)]
-        ]
-        return cls(change_scale, reward.mean(dim=0), reward_scale, *bounds[0], *bounds[1])
+        count, means, variance, lows, highs = (torch.stack(part) for part in zip(*parts, strict=True))  # (batches, D + 1) each
+        weight = count / count.sum(dim=0)
+        mean = (weight * means).sum(dim=0)
+        scale = (weight * (variance + (means - mean).square())).sum(dim=0).sqrt().to(lows.dtype)
+        scale = torch.where(scale > SMALLEST_SCALE, scale, 1.0)
+        low, high = lows.amin(dim=0), highs.amax(dim=0)
+        least = torch.ones_like(low).index_fill(0, torch.tensor([len(low) - 1], device=low.device), 0.0)  # 0 for the reward
+        margin = DREAM_MARGIN / 2 * (high - low).clamp(min=least)
+        low, high = low - margin, high + margin
+        return cls(scale[:-1], mean[-1:].to(low.dtype), scale[-1:], low[:-1], high[:-1], low[-1:], high[-1:])
+
+
+def _summarise(batch: SequenceBatch) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Count, mean and variance of the changes and the reward, extremes of the latents and the reward; (D + 1,) each."""
+    before, after = batch.z[:, :-1][batch.mask], batch.z[:, 1:][batch.mask]  # (N, D)
+    reward = batch.reward[batch.mask].unsqueeze(-1)  # (N, 1)
+    values = torch.cat([after - before, reward], dim=-1).double()
+    low = torch.cat([torch.minimum(before, after), reward], dim=-1).amin(dim=0)
+    high = torch.cat([torch.maximum(before, after), reward], dim=-1).amax(dim=0)
+    mean = values.mean(dim=0)
+    return torch.full_like(mean, len(values)), mean, values.var(dim=0, correction=0), low, high
 
 
 class MDNRNN(nn.Module):
@@ -291,7 +305,9 @@ class MDNRNN(nn.Module):
             return State(h, c)
         layers = []
         for weights, h, c in zip(self.lstm.all_weights, *state, strict=True):
-            inputs, cell = torch.lstm_cell(inputs, (h, c), *weights)  # nn.LSTM with T = 1, without its overhead: a quarter of the time
+            inputs, cell = torch.lstm_cell(
+                inputs, (h, c), *weights
+            )  # nn.LSTM with T = 1, without its overhead: a quarter of the time
             layers.append((inputs, cell))
         return State(*(torch.stack(part) for part in zip(*layers, strict=True)))
 
@@ -301,7 +317,14 @@ class MDNRNN(nn.Module):
         Args:
             batch: the windows.
             generator: source of dropout's randomness, in training only.
+
+        Raises:
+            ValueError: if a shape does not fit; nothing is broadcast silently.
         """
+        for name in ("reward", "terminated", "mask"):
+            if getattr(batch, name).shape != batch.action.shape[:-1]:
+                expected, got = tuple(batch.action.shape[:-1]), tuple(getattr(batch, name).shape)
+                raise ValueError(f"{name}: expected shape {expected}, got {got}")
         prediction, _ = self(batch.z[:, :-1], batch.action, generator=generator)
         latent = -prediction.latent.log_prob(batch.z[:, 1:])
         reward = termination = torch.zeros_like(latent)
@@ -339,9 +362,7 @@ class MDNRNN(nn.Module):
             metrics["termination_loss"] = termination
         return sum(metrics.values(), start=torch.zeros_like(latent)), metrics
 
-    def _run(
-        self, z: Tensor, action: Tensor, state: State | None, generator: torch.Generator | None
-    ) -> tuple[Tensor, State]:
+    def _run(self, z: Tensor, action: Tensor, state: State | None, generator: torch.Generator | None) -> tuple[Tensor, State]:
         """Run the LSTM over (B, T, D) and (B, T, A): outputs (B, T, H) and the state after the last step."""
         self._check_inputs(z, action, "B, T")
         inputs = _dropout(torch.cat([z, action], dim=-1), self.config.input_dropout, self.training, generator)
@@ -367,54 +388,6 @@ class MDNRNN(nn.Module):
         if logit is not None and logit.dtype in (torch.float16, torch.bfloat16):  # likelihoods need float32 or better
             logit = logit.float()
         return Prediction(latent, reward, logit)
-
-
-class LayerNormLSTM(nn.Module):
-    """An LSTM with layer normalisation of the four gates and of the cell (Ba et al. 2016), as `nn.LSTM` with ``batch_first``.
-
-    It follows ``LayerNormBasicLSTMCell`` of TensorFlow 1, which the authors' code can use: each gate's pre-activation is normalised
-    on its own, the new cell is normalised before its tanh (and kept normalised), and the forget gate has a bias of 1.
-
-    Args:
-        input_size: size of the inputs.
-        hidden_size: H.
-        num_layers: stacked layers.
-        batch_first: must be True; there for the same signature as `nn.LSTM`.
-    """
-
-    def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, *, batch_first: bool = True):
-        super().__init__()
-        if not batch_first:
-            raise ValueError("batch_first: expected True, got False")
-        self.num_layers = num_layers
-        self.hidden_size = hidden_size
-        sizes = [input_size] + [hidden_size] * (num_layers - 1)
-        self.gates = nn.ModuleList(nn.Linear(size + hidden_size, 4 * hidden_size, bias=False) for size in sizes)
-        self.gate_norms = nn.ModuleList(nn.ModuleList(nn.LayerNorm(hidden_size) for _ in range(4)) for _ in sizes)
-        self.cell_norms = nn.ModuleList(nn.LayerNorm(hidden_size) for _ in sizes)
-
-    def forward(self, inputs: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Run over ``inputs`` (B, T, input_size): outputs (B, T, H) and the state, ``h`` and ``c``, (num_layers, B, H) each."""
-        if state is None:
-            zeros = inputs.new_zeros(self.num_layers, inputs.shape[0], self.hidden_size)
-            state = (zeros, zeros)
-        outputs, last_h, last_c = inputs, [], []
-        for layer in range(self.num_layers):
-            h, c = state[0][layer], state[1][layer]
-            steps = []
-            for x in outputs.unbind(dim=1):
-                h, c = self._cell(layer, x, h, c)
-                steps.append(h)
-            outputs = torch.stack(steps, dim=1)
-            last_h.append(h)
-            last_c.append(c)
-        return outputs, (torch.stack(last_h), torch.stack(last_c))
-
-    def _cell(self, layer: int, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        raw = self.gates[layer](torch.cat([x, h], dim=-1)).chunk(4, dim=-1)
-        i, g, f, o = (norm(gate) for norm, gate in zip(self.gate_norms[layer], raw, strict=True))
-        c = self.cell_norms[layer](c * torch.sigmoid(f + 1.0) + torch.sigmoid(i) * torch.tanh(g))
-        return torch.tanh(c) * torch.sigmoid(o), c
 
 
 def _dropout(x: Tensor, probability: float, training: bool, generator: torch.Generator | None) -> Tensor:

@@ -166,7 +166,15 @@ class GaussianMixture:
         Args:
             shift: (..., D), broadcast over the batch shape.
             scale: (..., D), positive, broadcast over the batch shape.
+
+        Raises:
+            ValueError: if a shape does not broadcast to (..., D); the mixture keeps its batch shape.
         """
+        expected = (*self.batch_shape, self.dim)
+        for name, value in {"shift": shift, "scale": scale}.items():
+            sizes = zip(reversed(value.shape), reversed(expected), strict=False)
+            if value.ndim == 0 or value.ndim > len(expected) or any(have not in (1, size) for have, size in sizes):
+                raise ValueError(f"{name}: expected a shape that broadcasts to {expected}, got {tuple(value.shape)}")
         shift, scale = shift.unsqueeze(-2), scale.unsqueeze(-2)  # (..., 1, D)
         mean = shift + scale * self.mean
         if self.scale_tril is None:

@@ -1,4 +1,4 @@
-"""The real environment as an agent sees a dream: B episodes in lockstep, their observations encoded to z, M's state beside them.
+"""The real environment as an agent sees a dream: B episodes in lockstep, their observations encoded to z, M's state beside.
 
 Each environment plays exactly one episode and is not stepped after its end. M is advanced exactly once per step, by what really
 happened, so that h_t has consumed (z_0, a_0) .. (z_{t-1}, a_{t-1}) as it has in a dream.
@@ -25,7 +25,8 @@ from worldmodel.world import WorldModel
 class Reality(BatchedWorld):
     """B real environments of one kind, stepped one after the other in this process and encoded as one batch.
 
-    Unlike a dream it has a state of its own, the environments: `start` resets them, and `step` must be given the latest state.
+    Unlike a dream it has a state of its own, the environments: `start` resets them, always with the same seeds, and `step`
+    must be given the latest state.
 
     Args:
         world: V and M.
@@ -61,9 +62,13 @@ class Reality(BatchedWorld):
         self._steps = 0
 
     def start(self, *, generator: torch.Generator) -> LatentState:
-        """Reset every environment; ``generator`` serves the draws from V's posterior."""
+        """Reset every environment; ``generator`` serves the draws from V's posterior.
+
+        Raises:
+            RuntimeError: if an environment raises; names the episode and its seed.
+        """
         self._steps = 0
-        self._observations = [env.reset(seed=episode_seed(self._seed, k))[0] for k, env in enumerate(self._envs)]
+        self._observations = [self._reset_one(k) for k in range(self.batch_size)]
         alive = torch.ones(self.batch_size, dtype=torch.bool, device=self.world.device)
         return LatentState(self._encode(generator), self.world.mdnrnn.initial_state(self.batch_size), alive)
 
@@ -73,14 +78,17 @@ class Reality(BatchedWorld):
 
         Raises:
             RuntimeError: if an environment raises; names the episode, its seed and the step.
+            ValueError: if the shape of ``actions`` is not that of B actions.
+            TypeError: if a choice is given as a floating-point number.
         """
+        features = self.flatten_actions(actions)
         self._steps += 1
         alive = state.alive.tolist()
         rewards, ended = np.zeros(self.batch_size), np.zeros(self.batch_size, dtype=bool)
         chosen = to_numpy(actions)
         for k in np.flatnonzero(alive):
-            rewards[k], ended[k] = self._step_one(int(k), map_leaves(lambda leaf, k=k: leaf[k], chosen))
-        lstm = self.world.mdnrnn.advance(state.z, self.world.action_features.flatten(actions), state.lstm)
+            rewards[k], ended[k] = self._step_one(int(k), map_leaves(lambda leaf, k=k: _row(leaf, k), chosen))
+        lstm = self.world.mdnrnn.advance(state.z, features, state.lstm)
         kept = state.alive.unsqueeze(-1)
         lstm = State(*(torch.where(kept, new, old) for new, old in zip(lstm, state.lstm, strict=True)))
         ended_now = torch.as_tensor(ended, device=state.z.device)
@@ -93,14 +101,28 @@ class Reality(BatchedWorld):
         for env in self._envs:
             env.close()
 
+    def _reset_one(self, k: int) -> Value:
+        seed = episode_seed(self._seed, k)
+        try:
+            return self._envs[k].reset(seed=seed)[0]
+        except Exception as error:
+            raise RuntimeError(f"env: expected to reset episode {k} (seed {seed}), but that failed: {error!r}") from error
+
     def _step_one(self, k: int, action: Any) -> tuple[float, bool]:
         try:
             self._observations[k], reward, terminated, truncated, _ = self._envs[k].step(action)
         except Exception as error:
+            seed = episode_seed(self._seed, k)
             raise RuntimeError(
-                f"env: expected to step episode {k} (seed {episode_seed(self._seed, k)}), but step {self._steps} failed: {error!r}"
+                f"env: expected to step episode {k} (seed {seed}), but step {self._steps} failed: {error!r}"
             ) from error
         return float(reward), terminated or truncated or self._steps == self._max_steps
 
     def _encode(self, generator: torch.Generator) -> Tensor:
         return self.world.encode(stack_values(self._observations), generator=generator)
+
+
+def _row(leaf: np.ndarray, k: int) -> np.ndarray | np.generic:
+    """Entry k, as environments expect it: a number for a Discrete space, but an array for a Box of shape ()."""
+    row: np.ndarray = leaf[k, ...]
+    return row if np.issubdtype(leaf.dtype, np.floating) else row[()]

@@ -1,8 +1,8 @@
 """From episodes on disk to batches of windows: split by episode, cut, shuffled, padded, masked.
 
-Which windows a batch holds is a pure function of (seed, epoch, number of the batch): a run resumes at any batch without replaying,
-and the sampler keeps a few numbers per episode, none per step. Windows never cross episodes. An episode longer than the window is
-tiled by windows whose common offset is drawn anew each epoch; a shorter one is one padded window, never dropped.
+Which windows a batch holds is a pure function of (seed, epoch, number of the batch): a run resumes at any batch without
+replaying, and the sampler keeps a few numbers per episode, none per step. Windows never cross episodes. An episode longer than
+the window is tiled by windows whose common offset is drawn anew each epoch; a shorter one is one padded window, never dropped.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class EpisodeCollection:
         stores: at least one store; all with the same spaces.
 
     Raises:
-        ValueError: if there is none, one is empty of steps, or their spaces differ.
+        ValueError: if there is none, they hold no episode, or their spaces differ.
     """
 
     def __init__(self, stores: Sequence[EpisodeStore]):
@@ -40,17 +40,17 @@ class EpisodeCollection:
             raise ValueError("stores: expected at least one, got none")
         for store in stores[1:]:
             for name in ("observation_space", "action_space"):
-                if getattr(store, name) != getattr(stores[0], name):
-                    raise ValueError(
-                        f"{store.path}: expected {name} {getattr(stores[0], name)} as in {stores[0].path}, got {getattr(store, name)}"
-                    )
+                expected, actual = getattr(stores[0], name), getattr(store, name)
+                if actual != expected:
+                    raise ValueError(f"{store.path}: expected {name} {expected} as in {stores[0].path}, got {actual}")
         self.stores = list(stores)
         self.observation_space = stores[0].observation_space
         self.action_space = stores[0].action_space
         self.lengths = np.concatenate([store.lengths for store in stores])
         self._first = np.cumsum([0] + [len(store) for store in stores])
         if len(self.lengths) == 0:
-            raise ValueError(f"{', '.join(str(store.path) for store in stores)}: expected at least one episode, got none")
+            paths = ", ".join(str(store.path) for store in stores)
+            raise ValueError(f"{paths}: expected at least one episode to train on, got none; collect some first")
 
     def __len__(self) -> int:
         """Number of episodes."""
@@ -83,8 +83,9 @@ def split_episodes(num_episodes: int, *, test_fraction: float, seed: int) -> tup
     Raises:
         ValueError: if a number is out of range.
     """
-    if num_episodes < 1 or not 0 <= test_fraction < 1:
-        raise ValueError(f"num_episodes, test_fraction: expected >= 1 and in [0, 1), got {num_episodes} and {test_fraction}")
+    if num_episodes < 1 or not 0 <= test_fraction < 1 or seed < 0:
+        given = f"{num_episodes}, {test_fraction} and {seed}"
+        raise ValueError(f"num_episodes, test_fraction, seed: expected >= 1, in [0, 1) and >= 0, got {given}")
     held_out = 0 if test_fraction == 0 else min(max(1, round(num_episodes * test_fraction)), num_episodes - 1)
     order = np.random.default_rng([seed, num_episodes]).permutation(num_episodes)
     return np.sort(order[held_out:]), np.sort(order[:held_out])
@@ -93,8 +94,8 @@ def split_episodes(num_episodes: int, *, test_fraction: float, seed: int) -> tup
 def permuted(positions: np.ndarray, size: int, *, key: Sequence[int]) -> np.ndarray:
     """Look up positions in a pseudo-random permutation of range(size) that is never written out.
 
-    A four-round Feistel network over the smallest even number of bits that holds ``size``, walked along its cycle until it lands below
-    ``size`` (Black & Rogaway 2002): a bijection, in O(len(positions)) memory whatever ``size`` is.
+    A four-round Feistel network over the smallest even number of bits that holds ``size``, walked along its cycle until it
+    lands below ``size`` (Black & Rogaway 2002): a bijection, in O(len(positions)) memory whatever ``size`` is.
 
     Args:
         positions: (n,) integers in [0, size).
@@ -122,7 +123,7 @@ def permuted(positions: np.ndarray, size: int, *, key: Sequence[int]) -> np.ndar
 
 @dataclass(frozen=True)
 class Windows:
-    """Which steps a batch holds, (B,) integers each: steps start to stop of an episode, of which the first ``burn`` are burn-in."""
+    """Which steps a batch holds, (B,) integers each: steps start to stop of an episode, the first ``burn`` of them burn-in."""
 
     episode: np.ndarray
     start: np.ndarray
@@ -147,7 +148,15 @@ class WindowSampler:
     """
 
     def __init__(
-        self, episodes: np.ndarray, lengths: np.ndarray, *, window: int, burn_in: int = 0, batch_size: int, seed: int = 0, shuffle: bool = True
+        self,
+        episodes: np.ndarray,
+        lengths: np.ndarray,
+        *,
+        window: int,
+        burn_in: int = 0,
+        batch_size: int,
+        seed: int = 0,
+        shuffle: bool = True,
     ):
         if window < 1 or burn_in < 0 or batch_size < 1:
             raise ValueError(f"window, burn_in, batch_size: expected >= 1, >= 0, >= 1, got {window}, {burn_in}, {batch_size}")
@@ -174,7 +183,7 @@ class WindowSampler:
             raise IndexError(f"index: expected a batch in [0, {self.num_batches(epoch)}), got {index}")
         number = permuted(positions, total, key=(self.seed, epoch)) if self.shuffle else positions
         which = np.searchsorted(last, number, side="right")
-        before = last[which] - self._counts(first)[which]  # windows of earlier episodes
+        before = last[which] - self._counts(self.lengths[which], first[which])  # windows of earlier episodes
         begin = first[which] + (number - before) * self.window
         start, stop = np.maximum(begin, 0), np.minimum(begin + self.window, self.lengths[which])
         burn = np.minimum(self.burn_in, start)
@@ -187,11 +196,13 @@ class WindowSampler:
             if self.shuffle:
                 offset = np.random.default_rng([self.seed, epoch]).integers(0, self.window, size=len(self.lengths))
                 first = np.where(self.lengths > self.window, -offset, 0)
-            self._cut_epoch = (epoch, first, np.cumsum(self._counts(first)))
+            self._cut_epoch = (epoch, first, np.cumsum(self._counts(self.lengths, first)))
         return self._cut_epoch[1:]
 
-    def _counts(self, first: np.ndarray) -> np.ndarray:
-        return -(-(self.lengths - first) // self.window)
+    def _counts(self, lengths: np.ndarray, first: np.ndarray) -> np.ndarray:
+        """Windows of episodes of these lengths whose first one begins at ``first``."""
+        counts: np.ndarray = -(-(lengths - first) // self.window)
+        return counts
 
 
 @dataclass(frozen=True)
@@ -221,8 +232,8 @@ class SequenceData:
         sampler: which windows a batch holds.
         vision: V.
         action_space: how actions become features.
-        resident: encoded steps of *all* ``episodes``, kept on the device (see `encode_all`); None reads each window from disk when
-            it is needed, so that memory does not grow with the data.
+        resident: encoded steps of *all* ``episodes``, kept on the device (see `encode_all`); None reads each window from disk
+            when it is needed, so that memory does not grow with the data.
     """
 
     def __init__(
@@ -272,7 +283,7 @@ def encode_episodes(episodes: Sequence[Episode], vision: StateNormalizer, action
         mean,
         log_variance,
         action_space.flatten(_concatenate(e.actions for e in episodes)),
-        torch.as_tensor(np.concatenate([e.rewards for e in episodes]), device=device).float(),
+        torch.as_tensor(np.concatenate([e.rewards for e in episodes]), dtype=torch.float32, device=device),
         torch.as_tensor(np.concatenate([e.terminations for e in episodes]), device=device),
     )
 
@@ -310,18 +321,16 @@ def gather(
         generator: source of the draws from V's posterior.
     """
     device = steps.mean.device
-    first_observation, first_step, length, burn = (
-        torch.as_tensor(part, device=device).unsqueeze(1) for part in (first_observation, first_step, length, burn)
-    )
+    which = torch.as_tensor(np.stack([first_observation, first_step, length, burn]), device=device).unsqueeze(-1)  # (4, B, 1)
     t = torch.arange(int(length.max()) + 1, device=device)  # (T + 1,)
-    observation = first_observation + torch.minimum(t, length)  # (B, T + 1)
-    step = first_step + torch.minimum(t[:-1], length - 1)  # (B, T)
+    observation = which[0] + torch.minimum(t, which[2])  # (B, T + 1)
+    step = which[1] + torch.minimum(t[:-1], which[2] - 1)  # (B, T)
     return SequenceBatch(
         z=draw_latent(steps.mean[observation], steps.log_variance[observation], generator=generator),
         action=steps.action[step],
         reward=steps.reward[step],
         terminated=steps.terminated[step],
-        mask=(t[:-1] < length) & (t[:-1] >= burn),
+        mask=(t[:-1] < which[2]) & (t[:-1] >= which[3]),
     )
 
 

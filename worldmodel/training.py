@@ -1,31 +1,33 @@
 """One training loop for V and M: precision, clipping, schedule, checkpoints, resuming, early stopping.
 
 A run is a pure function of the data, the configuration and the seed, on one device. Its whole state (weights, Adam's moments,
-the generator, where it stands) is one safetensors file, replaced atomically; stopping at any moment and resuming gives the same bits
-as never stopping. That is why learning rates are functions of the update and batches of (seed, epoch, index), and why Ctrl-C is
-heeded between updates only.
+the generator, where it stands) is one safetensors file, replaced atomically; stopping at any moment and resuming gives the same
+bits as never stopping. That is why learning rates are functions of the update and batches of (seed, epoch, index), and why
+Ctrl-C is heeded between updates only.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from worldmodel import checkpoint
+from worldmodel.interrupt import interrupt_between_steps
+from worldmodel.metrics import MetricsLog
 
 CHECKPOINT_SECONDS = 60.0  # a killed run loses at most so much work
+LOG_EVERY = 10  # updates
 STATE_FORMAT, STATE_VERSION = "worldmodel.training", 1
+STATE_FILE, BEST_FILE = "state.safetensors", "best.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,8 @@ class TrainingConfig:
         clip_value: largest absolute value of each entry of the gradient (the authors' way); None does not clip values.
         precision: "float32", or "bfloat16" for matrix products under autocast (likelihoods stay in float32).
         evaluate_every: updates between evaluations on held-out data.
+        max_test_batches: an evaluation takes at most so many batches, spread evenly over the held-out data and always the same,
+            so that its cost does not grow with the data.
         patience: stop after so many evaluations without improvement; None never stops early.
 
     Raises:
@@ -55,14 +59,16 @@ class TrainingConfig:
     clip_value: float | None = None
     precision: str = "float32"
     evaluate_every: int = 200
+    max_test_batches: int = 50
     patience: int | None = None
 
     def __post_init__(self) -> None:
         """Check every field."""
-        for name in ("num_updates", "evaluate_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected an integer >= 1, got {getattr(self, name)}")
-        for name in ("clip_norm", "clip_value", "patience"):
+        for name in ("num_updates", "evaluate_every", "max_test_batches", "patience"):
+            value = getattr(self, name)
+            if not (isinstance(value, int) and value >= 1) and not (name == "patience" and value is None):
+                raise ValueError(f"{name}: expected an integer >= 1, got {value}")
+        for name in ("clip_norm", "clip_value"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"{name}: expected None or a positive number, got {getattr(self, name)}")
         if not 0 <= self.final_learning_rate <= self.learning_rate or not self.learning_rate > 0:
@@ -70,8 +76,10 @@ class TrainingConfig:
                 f"learning_rate, final_learning_rate: expected 0 <= final <= peak and a positive peak, "
                 f"got {self.learning_rate} and {self.final_learning_rate}"
             )
-        if not 0 <= self.warmup_updates < self.num_updates:
-            raise ValueError(f"warmup_updates: expected from 0 to below num_updates {self.num_updates}, got {self.warmup_updates}")
+        if not isinstance(self.warmup_updates, int) or not 0 <= self.warmup_updates < self.num_updates:
+            raise ValueError(
+                f"warmup_updates: expected an integer from 0 to below num_updates {self.num_updates}, got {self.warmup_updates}"
+            )
         if self.precision not in ("float32", "bfloat16"):
             raise ValueError(f"precision: expected 'float32' or 'bfloat16', got {self.precision!r}")
 
@@ -84,13 +92,20 @@ class Batch(Protocol):
         """Examples that count."""
 
 
+class Model(Protocol):
+    """What is trained is an `nn.Module` that has this loss."""
+
+    def loss(self, batch: Any, *, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """The scalar to minimise, and its terms, each an average over the ``weight`` examples of the batch."""
+
+
 class TrainingData(Protocol):
     """Batches as a function of (epoch, index); `SequenceData` is one."""
 
     def num_batches(self, epoch: int) -> int:
         """Number of batches in an epoch."""
 
-    def batch(self, epoch: int, index: int, *, generator: torch.Generator | None = None) -> Any:
+    def batch(self, epoch: int, index: int, *, generator: torch.Generator | None = None) -> Batch:
         """Batch ``index`` of ``epoch``."""
 
 
@@ -187,34 +202,58 @@ def train(
     Raises:
         KeyboardInterrupt: on Ctrl-C, after the state has been saved; the message says so.
         NonFiniteLossError: if loss or gradient is not finite; the state before that update has been saved.
-        ValueError: if the state to resume from belongs to another configuration, seed or data set.
+        ValueError: if the state to resume from belongs to another configuration, seed, data set, kind of device or model.
         FileExistsError: if ``out`` holds a run and ``resume`` is not set.
     """
     run = _Run(model, data, test_data, Path(out), config, seed, fingerprint)
     run.start(resume)
-    began = last_saved = time.monotonic()
-    with _interrupt_between_updates() as interrupted, _MetricsLog(Path(out), run.state.update, tensorboard) as log:
-        while not run.finished:
-            metrics = run.update()
-            evaluated = run.state.update % config.evaluate_every == 0 or run.state.update == config.num_updates
-            if evaluated:
-                run.evaluate()
-            if evaluated or run.state.update % LOG_EVERY == 0:
-                log.write(run.state.update, {f"train/{name}": value for name, value in metrics.items()} | {
-                    "learning_rate": learning_rate(config, run.state.update - 1)
-                } | ({f"test/{name}": value for name, value in run.state.test_metrics.items()} if evaluated else {}))
-                if on_progress is not None:
-                    on_progress(TrainingProgress(run.state.update, config.num_updates, metrics, run.state.test_metrics))
-            if evaluated or interrupted.is_set() or time.monotonic() - last_saved > CHECKPOINT_SECONDS:
-                run.save()
-                last_saved = time.monotonic()
-            if interrupted.is_set():
-                raise KeyboardInterrupt(f"stopped after update {run.state.update}; {out} holds the state: resume to go on")
+    began = time.monotonic()
+    with interrupt_between_steps() as interrupted, MetricsLog(run.out, run.state.update, tensorboard=tensorboard) as log:
+        _run_to_the_end(run, log, interrupted, on_progress or (lambda progress: None))
     run.load_best()
     return TrainingResult(run.state.update, run.state.best_update, run.state.best_loss, time.monotonic() - began)
 
 
-LOG_EVERY = 10  # updates
+def held_out_batches(data: TrainingData, most: int, *, seed: int, device: torch.device) -> Iterator[Any]:
+    """Yield the held-out batches that every evaluation of a run is over: the same windows, and the same draws of their latents.
+
+    Args:
+        data: held-out batches.
+        most: so many of them at most, spread evenly.
+        seed: the run's seed.
+        device: where the batches are.
+    """
+    generator = torch.Generator(device).manual_seed(seed)
+    total = data.num_batches(0)
+    for number in range(min(total, most)):
+        yield data.batch(0, number * total // min(total, most), generator=generator)
+
+
+def _run_to_the_end(
+    run: _Run, log: MetricsLog, interrupted: threading.Event, on_progress: Callable[[TrainingProgress], None]
+) -> None:
+    """Update, evaluate, log and save, until the run is finished or interrupted."""
+    saved = time.monotonic()
+    while not run.finished:
+        terms = run.update()
+        state, total = run.state, run.config.num_updates
+        evaluated = state.update % run.config.evaluate_every == 0 or state.update == total
+        if evaluated:
+            run.evaluate()
+        if evaluated or state.update % LOG_EVERY == 0:
+            metrics = {name: term.item() for name, term in terms.items()}
+            tested = state.test_metrics if evaluated else {}
+            row = {f"train/{name}": value for name, value in metrics.items()}
+            row |= {f"test/{name}": value for name, value in tested.items()}
+            log.write(state.update, row | {"learning_rate": learning_rate(run.config, state.update - 1)})
+            on_progress(TrainingProgress(state.update, total, metrics, state.test_metrics))
+        if evaluated or interrupted.is_set() or time.monotonic() - saved > CHECKPOINT_SECONDS:
+            run.save()
+            saved = time.monotonic()
+        if interrupted.is_set():
+            raise KeyboardInterrupt(
+                f"stopped after update {state.update} of {total}; the state is saved in {run.out}: go on with resume (--resume)"
+            )
 
 
 class _Run:
@@ -231,64 +270,72 @@ class _Run:
         fingerprint: str,
     ):
         self.model, self.data, self.test_data, self.out, self.config, self.seed = model, data, test_data, out, config, seed
-        self.identity = {"config": asdict(config), "seed": seed, "fingerprint": fingerprint}
         self.device = next(model.parameters()).device
+        self.identity = {"config": asdict(config), "seed": seed, "fingerprint": fingerprint, "device": self.device.type}
         self.optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
         self.generator = torch.Generator(self.device).manual_seed(seed)
+        self._loss = cast(Model, model).loss
         self.state = _RunState()
 
     @property
     def finished(self) -> bool:
-        stale = self.config.patience is not None and self.state.stale_evaluations >= self.config.patience
-        return stale or self.state.update >= self.config.num_updates
+        patience = math.inf if self.config.patience is None else self.config.patience
+        return self.state.stale_evaluations >= patience or self.state.update >= self.config.num_updates
 
     def start(self, resume: bool) -> None:
         self.out.mkdir(parents=True, exist_ok=True)
         checkpoint.remove_temporaries(self.out)
-        if (self.out / "state.safetensors").exists():
+        if (self.out / STATE_FILE).exists():
             if not resume:
                 raise FileExistsError(f"{self.out}: already holds a training run; resume it or choose another directory")
-            self._load()
+            self._load(self.out / STATE_FILE)
 
-    def update(self) -> dict[str, float]:
+    def update(self) -> dict[str, Tensor]:
         """Do one optimiser step and return the loss and its terms."""
         state = self.state
         if state.index >= self.data.num_batches(state.epoch):
             state.epoch, state.index = state.epoch + 1, 0
+        before = self.generator.get_state()
         batch = self.data.batch(state.epoch, state.index, generator=self.generator)
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         with self._autocast():
-            loss, terms = self.model.loss(batch, generator=self.generator)
-        loss.backward()
-        self._check_finite(loss, terms, self._clip())
+            loss, terms = self._loss(batch, generator=self.generator)
+        torch.autograd.backward(loss)
+        values = {"loss": loss.detach()} | {name: term.detach() for name, term in terms.items()}
+        finite = values | {"gradient norm": self._clip()}
+        if not bool(torch.stack([value.isfinite() for value in finite.values()]).all()):
+            self.generator.set_state(before)
+            self._stop(f"update {state.update + 1}, batch {state.index} of epoch {state.epoch}", finite)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, state.update)
         self.optimizer.step()
         state.update, state.index = state.update + 1, state.index + 1
-        return {"loss": loss.item()} | {name: term.item() for name, term in terms.items()}
+        return values
 
     @torch.no_grad()
     def evaluate(self) -> None:
-        """Average the loss over the held-out data, always with the same draws, and keep the best weights."""
+        """Average the loss over the held-out batches, always with the same draws, and keep the best weights."""
         if self.test_data is None:
             return
         self.model.eval()
-        generator = torch.Generator(self.device).manual_seed(self.seed)
         totals: dict[str, float] = {}
         weight = 0
-        for index in range(self.test_data.num_batches(0)):
-            batch = self.test_data.batch(0, index, generator=generator)
+        batches = held_out_batches(self.test_data, self.config.max_test_batches, seed=self.seed, device=self.device)
+        for number, batch in enumerate(batches):
             with self._autocast():
-                loss, terms = self.model.loss(batch, generator=generator)
-            for name, term in ({"loss": loss} | terms).items():
-                totals[name] = totals.get(name, 0.0) + term.item() * batch.weight
+                loss, terms = self._loss(batch)
+            values = {"loss": loss} | terms
+            if not bool(torch.stack([value.isfinite() for value in values.values()]).all()):
+                self._stop(f"evaluation after update {self.state.update}, held-out batch {number}", values)
+            for name, value in values.items():
+                totals[name] = totals.get(name, 0.0) + value.item() * batch.weight
             weight += batch.weight
         state = self.state
         state.test_metrics = {name: total / weight for name, total in totals.items()}
         if state.best_loss is None or state.test_metrics["loss"] < state.best_loss:
             state.best_loss, state.best_update, state.stale_evaluations = state.test_metrics["loss"], state.update, 0
-            checkpoint.save_tensors(self.out / "best.safetensors", self.model.state_dict())
+            checkpoint.save_tensors(self.out / BEST_FILE, self.model.state_dict())
         else:
             state.stale_evaluations += 1
 
@@ -299,35 +346,38 @@ class _Run:
             tensors |= {f"optimizer.{number}.{name}": tensor for name, tensor in moments.items()}
         tensors["generator"] = self.generator.get_state()
         content = {"format": STATE_FORMAT, "version": STATE_VERSION, "state": asdict(self.state), "identity": self.identity}
-        checkpoint.save_tensors(self.out / "state.safetensors", tensors, {"state": json.dumps(content)})
+        checkpoint.save_tensors(self.out / STATE_FILE, tensors, {"state": json.dumps(content)})
 
     def load_best(self) -> None:
         """Put the weights that were best on held-out data into the model."""
         if self.state.best_loss is not None:
-            self.model.load_state_dict(checkpoint.load_tensors(self.out / "best.safetensors")[0])
+            self.model.load_state_dict(checkpoint.load_tensors(self.out / BEST_FILE)[0])
         self.model.eval()
 
-    def _load(self) -> None:
-        path = self.out / "state.safetensors"
+    def _load(self, path: Path) -> None:
         tensors, metadata = checkpoint.load_tensors(path)
         content = json.loads(metadata.get("state", "{}"))
         if content.get("format") != STATE_FORMAT or content.get("version") != STATE_VERSION:
             found = content.get("format"), content.get("version")
             raise ValueError(f"{path}: expected format {STATE_FORMAT!r} version {STATE_VERSION}, got {found}")
-        for name, expected in self.identity.items():
-            if content["identity"][name] != json.loads(json.dumps(expected)):
+        for name, given in json.loads(json.dumps(self.identity)).items():
+            if content["identity"].get(name) != given:
                 raise ValueError(
-                    f"{path}: expected {name} {expected}, got a run with {content['identity'][name]}; "
-                    "resume with what it was started with, or train into another directory"
+                    f"{path}: expected {name} {content['identity'].get(name)}, with which this run was started, got {given}; "
+                    "resume with the same, or train into another directory"
                 )
-        self.state = _RunState(**content["state"])
-        self.model.load_state_dict(_with_prefix(tensors, "model."))
+        try:
+            self.model.load_state_dict({n.removeprefix("model."): x for n, x in tensors.items() if n.startswith("model.")})
+        except RuntimeError as error:
+            raise ValueError(f"{path}: expected the weights of this model, got those of another one: {error}") from error
         moments: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in _with_prefix(tensors, "optimizer.").items():
-            number, key = name.split(".")
-            moments.setdefault(int(number), {})[key] = tensor
+        for name, tensor in tensors.items():
+            if name.startswith("optimizer."):
+                _, number, key = name.split(".")
+                moments.setdefault(int(number), {})[key] = tensor
         self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
         self.generator.set_state(tensors["generator"])
+        self.state = _RunState(**content["state"])
 
     def _clip(self) -> Tensor:
         """Clip the gradient as configured and return its norm before that."""
@@ -337,86 +387,14 @@ class _Run:
             nn.utils.clip_grad_value_(parameters, self.config.clip_value)
         return norm
 
-    def _check_finite(self, loss: Tensor, terms: Mapping[str, Tensor], gradient_norm: Tensor) -> None:
-        if bool(torch.isfinite(loss) & torch.isfinite(gradient_norm)):
-            return
+    def _stop(self, where: str, values: Mapping[str, Tensor]) -> NoReturn:
+        """Save the state and name what is not finite."""
         self.save()
-        values = {"loss": loss.item(), "gradient norm": gradient_norm.item()} | {name: term.item() for name, term in terms.items()}
-        culprits = ", ".join(f"{name} = {value}" for name, value in values.items() if not math.isfinite(value))
-        state = self.state
+        culprits = ", ".join(f"{name} = {value.item()}" for name, value in values.items() if not value.isfinite())
         raise NonFiniteLossError(
-            f"update {state.update}, batch {state.index} of epoch {state.epoch}: expected finite numbers, got {culprits}; the state "
-            f"before this update is in {self.out}. A lower learning rate, a larger min_scale or float32 often helps"
+            f"{where}: expected finite numbers, got {culprits}; the last good state, after {self.state.update} updates, is in "
+            f"{self.out}. A lower learning rate, a larger min_scale or float32 often helps"
         )
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
-
-
-class _MetricsLog:
-    """Appends rows to ``metrics.jsonl``, and to TensorBoard where asked, after dropping rows that a resumed run writes anew."""
-
-    def __init__(self, out: Path, update: int, tensorboard: bool):
-        path = out / "metrics.jsonl"
-        rows = path.read_text().splitlines() if path.exists() else []
-        kept = [row for row in rows if _is_row_up_to(row, update)]
-        checkpoint.write_bytes(path, "".join(row + "\n" for row in kept).encode())
-        self._file = open(path, "a")  # noqa: SIM115 (closed in __exit__)
-        self._writer: Any = None
-        if tensorboard:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError as error:
-                raise ImportError("tensorboard is not installed: pip install worldmodel[tensorboard]") from error
-            self._writer = SummaryWriter(str(out), purge_step=update + 1)
-
-    def write(self, update: int, values: Mapping[str, float]) -> None:
-        self._file.write(json.dumps({"update": update, **values}) + "\n")
-        self._file.flush()
-        if self._writer is not None:
-            for name, value in values.items():
-                self._writer.add_scalar(name, value, update)
-
-    def __enter__(self) -> _MetricsLog:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._file.close()
-        if self._writer is not None:
-            self._writer.close()
-
-
-def read_metrics(out: str | Path) -> list[dict[str, float]]:
-    """Read the rows of a run's ``metrics.jsonl``."""
-    return [json.loads(row) for row in (Path(out) / "metrics.jsonl").read_text().splitlines()]
-
-
-def _is_row_up_to(row: str, update: int) -> bool:
-    try:
-        return json.loads(row)["update"] <= update
-    except (json.JSONDecodeError, KeyError):  # the last row of a killed run may be cut
-        return False
-
-
-@contextlib.contextmanager
-def _interrupt_between_updates() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C into a flag, so that no update is left half done; a second one interrupts at once."""
-    requested = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield requested
-        return
-
-    def request(signum: int, frame: object) -> None:
-        if requested.is_set():
-            raise KeyboardInterrupt
-        requested.set()
-
-    previous = signal.signal(signal.SIGINT, request)
-    try:
-        yield requested
-    finally:
-        signal.signal(signal.SIGINT, previous)
-
-
-def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}

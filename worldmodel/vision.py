@@ -62,7 +62,11 @@ class StateNormalizer(nn.Module):
         Raises:
             ValueError: if there is no observation.
         """
-        count, mean, squares = 0, torch.zeros_like(self.mean, dtype=torch.float64), torch.zeros_like(self.mean, dtype=torch.float64)
+        count, mean, squares = (
+            0,
+            torch.zeros_like(self.mean, dtype=torch.float64),
+            torch.zeros_like(self.mean, dtype=torch.float64),
+        )
         for batch in observations:
             features = self.flat_space.flatten(batch).double()  # (N, D)
             if len(features) == 0:

@@ -1,13 +1,14 @@
 """WorldModel: V, M, the spaces and a bank of real start states, in one directory that anyone can open.
 
-The directory holds ``world.json`` (readable: configuration, spaces, where the data came from) and ``weights.safetensors`` (weights,
-normaliser, start states). Nothing in it can run code. The JSON carries the digest of the weights, so a cut, flipped or foreign
-weights file is refused.
+The directory holds ``world.json`` (readable: configuration, spaces, where the data came from) and ``weights.safetensors``
+(weights, normaliser, start states). Nothing in it can run code. The JSON carries the digest of the weights, so a cut, flipped
+or foreign weights file is refused.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -25,6 +26,7 @@ from worldmodel.vision import StateNormalizer, draw_latent
 
 WORLD_FORMAT, WORLD_VERSION = "worldmodel.world", 1
 WORLD_FILE, WEIGHTS_FILE = "world.json", "weights.safetensors"
+DREAM_BOUNDS = ("latent_low", "latent_high", "reward_low", "reward_high")  # of M; infinite where it was not told any
 
 
 class WorldModel(nn.Module):
@@ -69,7 +71,9 @@ class WorldModel(nn.Module):
         if start_mean.ndim != 2 or start_mean.shape[1] != vision.latent_size or start_mean.shape[0] == 0:
             raise ValueError(f"start_mean: expected shape (N, {vision.latent_size}) with N >= 1, got {tuple(start_mean.shape)}")
         if start_log_variance.shape != start_mean.shape:
-            raise ValueError(f"start_log_variance: expected shape {tuple(start_mean.shape)}, got {tuple(start_log_variance.shape)}")
+            raise ValueError(
+                f"start_log_variance: expected shape {tuple(start_mean.shape)}, got {tuple(start_log_variance.shape)}"
+            )
         self.register_buffer("start_mean", start_mean)
         self.register_buffer("start_log_variance", start_log_variance)
 
@@ -87,6 +91,15 @@ class WorldModel(nn.Module):
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.start_mean.device
+
+    @property
+    def fingerprint(self) -> str:
+        """A hex digest of configuration, weights, normaliser and start states; equal models have equal ones, on any device."""
+        digest = hashlib.sha256(json.dumps(asdict(self.mdnrnn.config)).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(f"{name} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     @torch.no_grad()
     def encode(self, observation: Value, *, generator: torch.Generator | None = None) -> Tensor:
@@ -124,7 +137,12 @@ class WorldModel(nn.Module):
         self.write(checkpoint.prepare_directory(path, marker=WORLD_FILE, overwrite=overwrite))
 
     def write(self, directory: Path) -> None:
-        """Write the two files into a directory that the caller answers for, weights first, each atomically."""
+        """Write the two files into a directory that the caller answers for, weights first, each atomically.
+
+        Raises:
+            ValueError: if a weight is not finite; nothing is written then.
+        """
+        self._check_finite()
         checkpoint.save_tensors(directory / WEIGHTS_FILE, self.state_dict())
         content = {
             "library_version": __version__,
@@ -153,7 +171,9 @@ class WorldModel(nn.Module):
         weights, _ = checkpoint.load_tensors(path / WEIGHTS_FILE)
         try:
             if hashlib.sha256((path / WEIGHTS_FILE).read_bytes()).hexdigest() != content["weights_sha256"]:
-                raise ValueError("the digest of the weights is not the one recorded; one of the two files was changed or replaced")
+                raise ValueError(
+                    "the digest of the weights is not the one recorded; one of the two files was changed or replaced"
+                )
             if content["vision"] != StateNormalizer.__name__:
                 raise ValueError(f"vision: expected 'StateNormalizer', got {content['vision']!r}")
             start = torch.zeros(content["num_start_states"], content["mdnrnn"]["latent_size"])
@@ -166,6 +186,14 @@ class WorldModel(nn.Module):
                 provenance=content["provenance"],
             )
             world.load_state_dict(weights)
-        except (KeyError, TypeError, RuntimeError, ValueError) as error:
-            raise ValueError(f"{path}: expected a whole world model, got a damaged one: {error}") from error
+            world._check_finite()
+        except (AttributeError, IndexError, KeyError, TypeError, RuntimeError, ValueError) as error:
+            detail = f"{type(error).__name__}: {error}" if isinstance(error, LookupError) else str(error)
+            raise ValueError(f"{path}: expected a whole world model, got a damaged one: {detail}") from error
         return world.to(device).eval()
+
+    def _check_finite(self) -> None:
+        for name, tensor in self.state_dict().items():
+            may_be_infinite = name in ("start_log_variance", *(f"mdnrnn.{bound}" for bound in DREAM_BOUNDS))
+            if bool(tensor.isnan().any()) or (not may_be_infinite and bool(tensor.isinf().any())):
+                raise ValueError(f"{name}: expected finite numbers, got NaN or infinity")

@@ -1,0 +1,54 @@
+"""Score a controller in the real environment, in the dream, and against random play."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import worldmodel as wm
+from command import Bar, add_device, add_environment, choose_device, run
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--model", required=True, help="world model directory")
+    parser.add_argument("--controller", required=True, help="controller directory")
+    parser.add_argument("--env", required=True, help="Gymnasium id")
+    parser.add_argument("--episodes", type=int, default=100, help="real episodes")
+    parser.add_argument("--num-dreams", type=int, default=1024, help="dreamed episodes")
+    parser.add_argument("--temperature", type=float, default=1.0, help="of the dreams")
+    parser.add_argument("--out", help="JSON file for every episode's return and length")
+    parser.add_argument("--seed", type=int, default=1_000_000, help="take another than the data were collected with")
+    add_environment(parser)
+    add_device(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_arguments()
+    device = choose_device(args.device)
+    world = wm.WorldModel.from_pretrained(args.model, device=device)
+    controller = wm.LinearController.from_pretrained(args.controller, device=device)
+    with Bar("evaluate", "step") as bar:
+        evaluation = wm.evaluate(
+            controller,
+            world,
+            env=args.env,
+            num_episodes=args.episodes,
+            seed=args.seed,
+            max_steps=args.max_steps,
+            env_kwargs=args.env_kwargs,
+            temperature=args.temperature,
+            num_dreams=args.num_dreams,
+            on_step=lambda steps, alive: bar.show(steps, None, episodes_running=alive),
+        )
+    print(evaluation)
+    if args.out:
+        content = {name: getattr(evaluation, name).to_json() for name in ("real", "dream", "random")}
+        Path(args.out).write_text(json.dumps({"temperature": args.temperature, "seed": args.seed, **content}, indent=2) + "\n")
+        print(f"scores: {args.out}")
+
+
+if __name__ == "__main__":
+    run(main)

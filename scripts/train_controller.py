@@ -1,0 +1,63 @@
+"""Search a linear controller by CMA-ES, in dreams only, and write it as a directory."""
+
+from __future__ import annotations
+
+import argparse
+
+import worldmodel as wm
+from command import Bar, add_device, choose_device, run
+from worldmodel.checkpoint import prepare_directory
+from worldmodel.controller import CONTROLLER_FILE
+from worldmodel.evaluation import time_limit
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--model", required=True, help="world model directory")
+    parser.add_argument("--out", required=True, help="directory for the controller")
+    parser.add_argument("--temperature", type=float, default=1.0, help="of the dreams; above 1 they are harder than the model thinks")
+    parser.add_argument("--features", choices=("z", "zh", "zhc"), default="zh", help="what the controller sees")
+    parser.add_argument("--population", type=int, default=64, help="candidates in a generation")
+    parser.add_argument("--rollouts", type=int, default=16, help="dreams of each candidate")
+    parser.add_argument("--generations", type=int, default=50, help="generations at most")
+    parser.add_argument("--patience", type=int, help="stop after so many tests (one every 3 generations) without 1 %% of progress")
+    parser.add_argument("--sigma", type=float, default=0.1, help="initial standard deviation of the weights")
+    parser.add_argument("--horizon", type=int, help="longest dream in steps (default: the environment's limit, else 1000)")
+    parser.add_argument("--initial", help="a controller directory to start from, e.g. one that was interrupted")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier controller in OUT")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the search and of the dreams")
+    add_device(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_arguments()
+    device = choose_device(args.device)
+    world = wm.WorldModel.from_pretrained(args.model, device=device)
+    initial = wm.LinearController.from_pretrained(args.initial, device=device) if args.initial else None
+    dreams = wm.Dreams(world, args.population * args.rollouts, temperature=args.temperature)
+    horizon = args.horizon or time_limit(world.provenance["recipes"][0].get("env", ""))
+    prepare_directory(args.out, marker=CONTROLLER_FILE, overwrite=args.overwrite)  # before the work, not after it
+    with Bar("dream", "generation") as bar:
+        controller = wm.evolve(
+            dreams,
+            generations=args.generations,
+            population=args.population,
+            horizon=horizon,
+            sigma=args.sigma,
+            features=args.features,
+            initial=initial,
+            patience=args.patience,
+            seed=args.seed,
+            on_generation=lambda g: bar.show(g.number, g.total, best=g.best, mean=g.mean, best_test=g.best_test),
+        )
+    controller.save_pretrained(args.out)
+    tests = dreams.variant(num_dreams=1024)
+    returns, _ = tests.score(controller, horizon, generator=tests.generator(args.seed))
+    print(f"parameters    {controller.num_parameters}")
+    print(f"dream return  {returns.mean():.1f} +- {returns.std(correction=0):.1f} over 1024 dreams at temperature {args.temperature:g}")
+    print(f"controller: {args.out}")
+
+
+if __name__ == "__main__":
+    run(main)

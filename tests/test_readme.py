@@ -1,0 +1,60 @@
+"""What the README says is run: its Python blocks one after the other, and its commands with smaller numbers."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+SMALLER = {  # options put behind those of the README; the last one counts
+    "collect.py": "--episodes 60",
+    "train_mdnrnn.py": "--updates 60 --hidden-size 16",
+    "dream.py": "--num-dreams 32 --horizon 20",
+    "train_controller.py": "--population 4 --rollouts 4 --generations 3 --horizon 30",
+    "evaluate.py": "--episodes 3 --num-dreams 8",
+}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def run(command: list[str], directory: Path) -> str:
+    result = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
+    return result.stdout
+
+
+def test_the_readme_names_every_module():
+    modules = {path.name for path in (ROOT / "worldmodel").glob("*.py")} - {"__init__.py", "version.py"}
+    assert not {name for name in modules if name not in README}
+
+
+def test_files_that_the_readme_names_are_there():
+    named = re.findall(r"(?:scripts|examples|results|dev|tests)/[\w/.]+\.(?:py|md|png)", README)
+    assert named
+    assert not [name for name in named if "<" not in name and not (ROOT / name).exists()]
+
+
+@pytest.mark.slow
+def test_python_blocks_of_the_readme_run_in_order(tmp_path):
+    program = "\n".join(blocks("python"))
+    shortened = program.replace("num_updates=800", "num_updates=100").replace("generations=20", "generations=3")
+    assert shortened != program
+    (tmp_path / "program.py").write_text(shortened)
+    printed = run([sys.executable, "-W", "error", "program.py"], tmp_path)
+    assert "reality" in printed
+
+
+def test_shell_commands_of_the_readme_run(tmp_path):
+    commands = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("python scripts/")]
+    assert len(commands) == len(SMALLER)
+    for command in commands:
+        _, script, *options = shlex.split(command)
+        name = Path(script).name
+        run([sys.executable, str(ROOT / script), *options, *SMALLER[name].split()], tmp_path)
+    assert (tmp_path / "dreams.npz").exists()

@@ -1,0 +1,48 @@
+"""Small stores of made-up episodes, for the tests."""
+
+import numpy as np
+from gymnasium import spaces
+
+from worldmodel.episode import Episode
+from worldmodel.store import EpisodeStore
+
+OBSERVATION = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+ACTION = spaces.Discrete(3)
+
+
+def labelled_episode(episode_id, steps, *, terminated=True):
+    """Observation t is [episode_id, t], the action t mod 3, the reward 100 episode_id + t."""
+    t = np.arange(steps + 1)
+    last = t[:-1] == steps - 1
+    return Episode(
+        observations=np.stack([np.full(steps + 1, episode_id), t], axis=1).astype(np.float32),
+        actions=t[:-1] % 3,
+        rewards=100.0 * episode_id + t[:-1],
+        terminations=last & terminated,
+        truncations=last & (not terminated),
+        episode_id=episode_id,
+    )
+
+
+def walking_episode(episode_id, steps):
+    """A walk that the action pushes back, leaves or pushes forth, with noise of 0.1; the reward is how far the push went."""
+    rng = np.random.default_rng(episode_id)
+    action = rng.integers(3, size=steps)
+    push = 0.5 * (action - 1)
+    moves = np.stack([push, -push], axis=1) + 0.1 * rng.standard_normal((steps, 2))
+    last = np.arange(steps) == steps - 1
+    return Episode(
+        observations=np.concatenate([rng.standard_normal((1, 2)), moves]).cumsum(axis=0).astype(np.float32),
+        actions=action,
+        rewards=push,
+        terminations=last,
+        truncations=~last & False,
+        episode_id=episode_id,
+    )
+
+
+def write_store(path, episodes, *, observation_space=OBSERVATION, action_space=ACTION):
+    """A store of given episodes in one shard; none makes an empty store."""
+    store = EpisodeStore.create(path, observation_space=observation_space, action_space=action_space)
+    store.append(list(episodes))
+    return store

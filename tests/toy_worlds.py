@@ -1,0 +1,95 @@
+"""World models with weights set by hand or at random, and an environment that one of them models exactly."""
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+
+from worldmodel.mdnrnn import MDNRNN, MDNRNNConfig
+from worldmodel.spaces import FlatSpace
+from worldmodel.vision import StateNormalizer
+from worldmodel.world import WorldModel
+
+
+class WalkEnv(gym.Env):
+    """A walk without chance but in its start: x += (action - 1) / 4, y += x / 8 (with x before the step).
+
+    The reward is x - y / 2, both before the step; the walk terminates where x reaches 1. All numbers are short binary
+    fractions, so that float32 has them exactly.
+    """
+
+    observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float64)
+    action_space = spaces.Discrete(3)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.x, self.y = int(self.np_random.integers(-2, 3)) / 4, 0.0
+        return np.array([self.x, self.y]), {}
+
+    def step(self, action):
+        reward = self.x - self.y / 2
+        self.x, self.y = self.x + (int(action) - 1) / 4, self.y + self.x / 8
+        return np.array([self.x, self.y]), reward, self.x >= 1, False, {}
+
+
+def random_world(
+    action_space=None, observation_space=None, *, seed=0, starts=7, vision_scale=1.0, termination_bias=0.0, **mdnrnn
+):
+    """A world model with random weights; its start states are standard normal and differ from each other."""
+    generator = torch.Generator().manual_seed(seed)
+    vision = StateNormalizer(observation_space or spaces.Box(-np.inf, np.inf, (2,), np.float64))
+    vision.scale.fill_(vision_scale)
+    action_space = action_space or spaces.Discrete(3)
+    sizes = {"latent_size": vision.latent_size, "action_size": FlatSpace(action_space).size}
+    model = MDNRNN(MDNRNNConfig(**sizes, **{"hidden_size": 5, "num_components": 2, **mdnrnn}))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.5, generator=generator)
+        if model.termination_head is not None:
+            model.termination_head.bias.fill_(termination_bias)
+    model.latent_low.fill_(-20.0)  # a random model diverges
+    model.latent_high.fill_(20.0)
+    start = torch.randn(starts, vision.latent_size, generator=generator)
+    noiseless = torch.full_like(start, -torch.inf)
+    return WorldModel(vision, model, action_space, start_mean=start, start_log_variance=noiseless).eval()
+
+
+def walk_world(**mdnrnn):
+    """The world model of `WalkEnv` that is exact at temperature 0, in latents z = ((x - 1/2) / (1/2), y / 2).
+
+    Its LSTM has random weights, which the heads do not look at: so h tells whether the state was advanced rightly.
+    """
+    world = random_world(WalkEnv.action_space, WalkEnv.observation_space, num_components=1, **mdnrnn)
+    world.vision.mean.copy_(torch.tensor([0.5, 0.0]))
+    world.vision.scale.copy_(torch.tensor([0.5, 2.0]))
+    model, h = world.mdnrnn, world.mdnrnn.config.hidden_size
+    with torch.no_grad():
+        for head in (model.latent_head.linear, model.reward_head.linear, model.termination_head):
+            head.weight.zero_()
+            head.bias.zero_()
+        logits = 2  # the first outputs of the latent head are one logit for each dimension's only component
+        model.latent_head.linear.weight[logits, h + 2 :] = torch.tensor([-0.5, 0.0, 0.5])  # change of z_0 by each action
+        model.latent_head.linear.weight[logits + 1, h] = 1 / 32
+        model.latent_head.linear.bias[logits + 1] = 1 / 32
+        model.reward_head.linear.weight[1, h : h + 2] = torch.tensor([0.5, -1.0])
+        model.reward_head.linear.bias[1] = 0.5
+        model.termination_head.weight[0, h] = 0.5
+        model.termination_head.weight[0, h + 2 :] = torch.tensor([-0.25, 0.0, 0.25])
+        model.termination_head.bias[0] = 0.5 - 0.9
+    starts = torch.stack(torch.broadcast_tensors((torch.arange(-2, 3) / 4 - 0.5) / 0.5, torch.zeros(5)), dim=1)
+    return WorldModel(
+        world.vision, model, world.action_space, start_mean=starts, start_log_variance=torch.full_like(starts, -torch.inf)
+    ).eval()
+
+
+def same_bits(a, b):
+    """Whether two dataclasses, tuples or tensors hold exactly the same numbers."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, np.ndarray):
+        return np.array_equal(a, b)
+    if isinstance(a, dict):
+        return all(same_bits(a[key], b[key]) for key in a)
+    if isinstance(a, tuple):
+        return all(same_bits(x, y) for x, y in zip(a, b, strict=True))
+    return all(same_bits(x, y) for x, y in zip(vars(a).values(), vars(b).values(), strict=True))

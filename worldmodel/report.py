@@ -1,0 +1,127 @@
+"""Pictures of what a loop reached: how M learned, a dreamed trajectory beside the real one, dream scores against real scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from worldmodel.dream import Dreams
+from worldmodel.episode import Episode
+from worldmodel.evaluation import replay
+from worldmodel.iteration import Round
+from worldmodel.spaces import FlatSpace
+from worldmodel.metrics import read_metrics
+from worldmodel.world import WorldModel
+
+REAL, DREAM, NEUTRAL = "#1b1b1b", "#d1495b", "#8d99ae"
+NUM_DREAMS = 256  # behind the quantiles of the dreamed trajectory
+MAX_DIMENSIONS = 4  # dimensions of the observation that are drawn
+
+
+def draw_report(rounds: Sequence[Round], episode: Episode, *, target: float | None = None, horizon: int = 80, seed: int = 0) -> Figure:
+    """Draw the three panels of a loop's report.
+
+    Args:
+        rounds: the loop's rounds; the last one's world model dreams.
+        episode: a real episode that no round was trained on.
+        target: mean real return that was to be reached.
+        horizon: steps of the trajectory that are drawn.
+        seed: seed of the dreams.
+    """
+    world = WorldModel.from_pretrained(rounds[-1].directory / "world")
+    shown = min(MAX_DIMENSIONS, world.vision.latent_size)
+    figure = Figure(figsize=(15, 4.8), layout="constrained")
+    panels = figure.add_gridspec(1, 3, width_ratios=(1, 1.25, 1))
+    draw_training(figure.add_subplot(panels[0]), rounds)
+    rows = panels[1].subgridspec(shown, 1, hspace=0.1)
+    axes = [figure.add_subplot(rows[i]) for i in range(shown)]
+    draw_trajectory(axes, world, episode, horizon=horizon, seed=seed)
+    draw_scores(figure.add_subplot(panels[2]), rounds, target)
+    return figure
+
+
+def draw_training(axes: Axes, rounds: Sequence[Round]) -> None:
+    """Draw the held-out likelihood over the updates of each round, and the last round's trivial baselines."""
+    for round_ in rounds:
+        rows = [row for row in read_metrics(round_.directory / "world" / "training") if "train/nll_per_dim" in row]
+        updates, values = [row["update"] for row in rows], [row["train/nll_per_dim"] for row in rows]
+        shade = 0.3 + 0.7 * round_.number / len(rounds)
+        axes.plot(updates, values, color=DREAM, alpha=shade, linewidth=1, label=f"round {round_.number}, training")
+        held_out = [(row["update"], row["test/nll_per_dim"]) for row in rows if "test/nll_per_dim" in row]
+        axes.plot(*zip(*held_out, strict=True), "o", color=REAL, alpha=shade, markersize=4, label=f"round {round_.number}, held out")
+    baselines = WorldModel.from_pretrained(rounds[-1].directory / "world").provenance["baselines"]
+    for (name, value), style in zip(baselines.items(), ("--", ":"), strict=True):
+        axes.axhline(value, color=NEUTRAL, linestyle=style, label=name.replace("_", " "))
+    axes.set(title="What M learned", xlabel="update", ylabel="negative log-likelihood, nats per dimension of z")
+    axes.legend(fontsize=8)
+
+
+def draw_trajectory(axes: Sequence[Axes], world: WorldModel, episode: Episode, *, horizon: int, seed: int) -> None:
+    """Draw the real observations of an episode and dreams from its first frame under the same actions, one axes a dimension."""
+    rollout = replay(Dreams(world, NUM_DREAMS), episode, horizon=horizon, seed=seed)
+    mode = replay(Dreams(world, 1, temperature=0.0), episode, horizon=horizon, seed=seed)
+    dreamed, most_likely = (_natural(world, part.z).numpy() for part in (rollout, mode))  # (B, T + 1, F)
+    t = np.arange(dreamed.shape[1])
+    lower, upper = np.quantile(dreamed, [0.05, 0.95], axis=0)
+    real = _real_features(world, episode)[: len(t)]
+    for i, panel in enumerate(axes):
+        panel.fill_between(t, lower[:, i], upper[:, i], color=DREAM, alpha=0.2, linewidth=0, label=f"90 % of {NUM_DREAMS} dreams")
+        panel.plot(most_likely[0, :, i], color=DREAM, linewidth=1.2, label="dream at temperature 0")
+        panel.plot(real[:, i], color=REAL, linewidth=1.2, label="reality")
+        panel.set_ylabel(_dimension_name(world, i), fontsize=8)
+        panel.tick_params(labelsize=8, labelbottom=i == len(axes) - 1)
+    axes[0].set_title("The same actions, dreamed and real")
+    axes[0].legend(fontsize=7, ncols=3, loc="upper left")
+    axes[-1].set_xlabel("step")
+
+
+def draw_scores(axes: Axes, rounds: Sequence[Round], target: float | None) -> None:
+    """Draw each round's dream score against its real score, with standard deviations over episodes."""
+    low = min(round_.random.mean for round_ in rounds)
+    high = max(max(round_.dream.mean, round_.real.mean) for round_ in rounds)
+    axes.plot([low, high], [low, high], color=NEUTRAL, linewidth=1, label="dream = reality")
+    axes.axhline(low, color=NEUTRAL, linestyle=":", label="random play")
+    if target is not None:
+        axes.axhline(target, color=NEUTRAL, linestyle="--", label="target")
+    for round_ in rounds:
+        axes.errorbar(
+            round_.dream.mean,
+            round_.real.mean,
+            xerr=round_.dream.std,
+            yerr=round_.real.std,
+            fmt="o",
+            color=DREAM,
+            ecolor=REAL,
+            elinewidth=0.8,
+            capsize=2,
+        )
+        axes.annotate(f"round {round_.number}", (round_.dream.mean, round_.real.mean), xytext=(-8, -12), textcoords="offset points", ha="right")
+    axes.set(title="Dream score against real score", xlabel="return in the dream", ylabel="return in reality")
+    axes.margins(0.12)
+    axes.legend(fontsize=8, loc="upper left")
+
+
+def save_figure(figure: Figure, path: str | Path) -> None:
+    """Write a figure as PNG."""
+    figure.savefig(path, dpi=110)
+
+
+def _natural(world: WorldModel, z: torch.Tensor) -> torch.Tensor:
+    """Features of the decoded observations in their own units: (..., F)."""
+    space = world.vision.flat_space
+    return space.flatten(world.decode(z)) * space.half_range + space.center
+
+
+def _real_features(world: WorldModel, episode: Episode) -> np.ndarray:
+    space: FlatSpace = world.vision.flat_space
+    return (space.flatten(episode.observations) * space.half_range + space.center).numpy()
+
+
+def _dimension_name(world: WorldModel, index: int) -> str:
+    return f"observation[{index}]" if isinstance(world.observation_space, spaces.Box) else f"feature {index}"
