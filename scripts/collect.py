@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import time
 
-import worldmodel as wm
 from command import Bar, add_device, add_environment, choose_device, run
+
+import worldmodel as wm
 from worldmodel.collect import CollectionProgress
 from worldmodel.policies import POLICIES
 
@@ -14,7 +15,9 @@ from worldmodel.policies import POLICIES
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--env", required=True, help='Gymnasium id, e.g. CartPole-v1, or "module:Id-v0" of another package')
-    parser.add_argument("--out", required=True, help="directory of the store; absent, empty, or an earlier run of the same recipe")
+    parser.add_argument(
+        "--out", required=True, help="directory of the store; absent, empty, or an earlier run of the same recipe"
+    )
     parser.add_argument("--episodes", type=int, required=True, help="how many episodes the store shall hold")
     parser.add_argument(
         "--policy",
@@ -24,9 +27,13 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--model", help="world model directory, for --policy controller")
     parser.add_argument("--controller", help="controller directory, for --policy controller")
-    parser.add_argument("--workers", type=int, default=0, help="processes; 0 runs in this one; the result is the same (default: 0)")
+    parser.add_argument(
+        "--workers", type=int, default=0, help="processes; 0 runs in this one; the result is the same (default: 0)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="episode k depends on (seed, k) only (default: 0)")
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier store at --out; nothing else is ever replaced")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace an earlier store at --out; nothing else is ever replaced"
+    )
     add_environment(parser)
     add_device(parser)
     return parser.parse_args()
@@ -36,7 +43,9 @@ def choose_policy(args: argparse.Namespace) -> str | wm.LatentPolicy:
     if args.policy != "controller":
         return args.policy
     if not (args.model and args.controller):
-        raise ValueError("--policy controller: expected --model and --controller too, got " + str([args.model, args.controller]))
+        raise ValueError(
+            "--policy controller: expected --model and --controller too, got " + str([args.model, args.controller])
+        )
     device = choose_device(args.device)
     world = wm.WorldModel.from_pretrained(args.model, device=device)
     return wm.LatentPolicy(world, wm.LinearController.from_pretrained(args.controller, device=device))
@@ -50,7 +59,9 @@ def main() -> None:
         def show(progress: CollectionProgress) -> None:
             nonlocal steps
             steps = progress.steps
-            bar.show(progress.episodes, progress.total, steps_per_s=steps / (time.monotonic() - began), failures=progress.failures)
+            bar.show(
+                progress.episodes, progress.total, steps_per_s=steps / (time.monotonic() - began), failures=progress.failures
+            )
 
         store = wm.collect(
             args.env,

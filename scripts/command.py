@@ -27,9 +27,11 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 def add_environment(parser: argparse.ArgumentParser) -> None:
     """Add ``--max-steps`` and ``--env-kwargs``, which go with an environment."""
-    parser.add_argument("--max-steps", type=int, help="truncate an episode after so many steps (default: as the environment does)")
     parser.add_argument(
-        "--env-kwargs", type=json.loads, default={}, metavar="JSON", help='arguments of the environment, e.g. \'{"g": 9.8}\''
+        "--max-steps", type=int, help="truncate an episode after so many steps (default: as the environment does)"
+    )
+    parser.add_argument(
+        "--env-kwargs", type=json.loads, default={}, metavar="JSON", help="arguments of the environment, e.g. '{\"g\": 9.8}'"
     )
 
 
@@ -40,7 +42,9 @@ def choose_device(name: str) -> torch.device:
         ValueError: if a GPU is asked for and there is none.
     """
     if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device: expected a machine with an NVIDIA GPU and a CUDA build of torch for 'cuda', found none; use cpu")
+        raise ValueError(
+            "--device: expected a machine with an NVIDIA GPU and a CUDA build of torch for 'cuda', found none; use cpu"
+        )
     return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
 
 

@@ -6,8 +6,9 @@ import argparse
 import json
 from pathlib import Path
 
-import worldmodel as wm
 from command import Bar, add_device, add_environment, choose_device, run
+
+import worldmodel as wm
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -1,4 +1,4 @@
-"""The main job on CartPole: random rollouts, a world model, a controller trained only in its dreams, and how it does in reality."""
+"""The main job on CartPole: random rollouts, a world model, a controller trained only in its dreams, its score in reality."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import time
 from pathlib import Path
 
 import gymnasium as gym
+import torch
+from command import Bar, add_device, choose_device, run
 
 import worldmodel as wm
-from command import Bar, add_device, choose_device, run
 from worldmodel.iteration import EVALUATION_SEED, StageProgress
 from worldmodel.report import draw_report, save_figure
 
@@ -20,7 +21,9 @@ UNITS = {"collect": "episode", "train": "update", "dream": "generation", "evalua
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--env", default="CartPole-v1", help="Gymnasium id; the numbers here were chosen on CartPole-v1")
-    parser.add_argument("--out", default="runs/quickstart", help="directory for everything; run again, it goes on where it stopped")
+    parser.add_argument(
+        "--out", default="runs/quickstart", help="directory for everything; the same command goes on where it stopped"
+    )
     parser.add_argument("--max-rounds", type=int, default=5, help="rounds of the loop at most")
     parser.add_argument("--overwrite", action="store_true", help="start anew where OUT holds an earlier run")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything")
@@ -28,20 +31,31 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+class StageBars:
+    """One bar for each stage of each round, the earlier ones left as they ended."""
+
+    def __init__(self) -> None:
+        self._stage: tuple[int, str] | None = None
+        self._bar: Bar | None = None
+
+    def show(self, progress: StageProgress) -> None:
+        if self._stage != (progress.round, progress.stage) or self._bar is None:
+            self.close()
+            self._stage = (progress.round, progress.stage)
+            self._bar = Bar(f"round {progress.round}: {progress.stage:<8}", UNITS[progress.stage])
+        self._bar.show(progress.done, progress.total, **progress.facts)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
 def main() -> None:
     args = parse_arguments()
+    torch.set_num_threads(1)  # the matrices are small: a second thread gains little, and costs much on a busy machine
     began = time.monotonic()
     target = gym.spec(args.env).reward_threshold
-    bars: dict[tuple[int, str], Bar] = {}
-
-    def show(progress: StageProgress) -> None:
-        key = (progress.round, progress.stage)
-        if key not in bars:
-            for bar in bars.values():
-                bar.close()
-            bars[key] = Bar(f"round {progress.round}: {progress.stage:<8}", UNITS[progress.stage])
-        bars[key].show(progress.done, progress.total, **progress.facts)
-
+    bars = StageBars()
     rounds = wm.iterate(
         args.env,
         out=args.out,
@@ -50,14 +64,12 @@ def main() -> None:
         seed=args.seed,
         device=choose_device(args.device),
         overwrite=args.overwrite,
-        on_progress=show,
+        on_progress=bars.show,
     )
-    for bar in bars.values():
-        bar.close()
+    bars.close()
     out, best = Path(args.out), max(rounds, key=lambda round_: round_.real.mean)
     world = wm.WorldModel.from_pretrained(best.directory / "world")
-    controller = wm.LinearController.from_pretrained(best.directory / "controller")
-    policy = wm.LatentPolicy(world, controller)
+    policy = wm.LatentPolicy(world, wm.LinearController.from_pretrained(best.directory / "controller"))
     (episode,) = wm.rollouts(args.env, policy, episode_ids=[0], seed=EVALUATION_SEED + args.seed)
     save_figure(draw_report(rounds, episode, target=target), out / "report.png")
     summary = {
@@ -71,24 +83,23 @@ def main() -> None:
         "rounds": [round_.to_json() for round_ in rounds],
     }
     (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    print_table(rounds, summary, out)
+    print_table(rounds, summary)
+    print(f"figure       {out / 'report.png'}\nsummary      {out / 'summary.json'}")
 
 
-def print_table(rounds: list[wm.Round], summary: dict[str, object], out: Path) -> None:
-    stages = list(UNITS)
-    print(f"\n{'round':<6}{'dream score':>18}{'real score':>18}{'random':>16}" + "".join(f"{stage + ' s':>12}" for stage in stages))
+def print_table(rounds: list[wm.Round], summary: dict[str, object]) -> None:
+    print(
+        f"\n{'round':<6}{'dream score':>16}{'real score':>16}{'random':>16}" + "".join(f"{stage + ' s':>12}" for stage in UNITS)
+    )
     for round_ in rounds:
         scores = [f"{scores.mean:.1f} +- {scores.std:.1f}" for scores in (round_.dream, round_.real, round_.random)]
-        seconds = "".join(f"{round_.seconds[stage]:>12.1f}" for stage in stages)
-        print(f"{round_.number:<6}{scores[0]:>18}{scores[1]:>18}{scores[2]:>16}{seconds}")
-    print(f"real scores are over {len(rounds[0].real.returns)} episodes; target {summary['target']}; {summary['seconds']:.0f} s in all")
-    for name, path in {
-        "world model": summary["world_model"],
-        "controller": summary["controller"],
-        "figure": out / "report.png",
-        "summary": out / "summary.json",
-    }.items():
-        print(f"{name:<12} {path}")
+        seconds = "".join(f"{round_.seconds[stage]:>12.1f}" for stage in UNITS)
+        print(f"{round_.number:<6}{scores[0]:>16}{scores[1]:>16}{scores[2]:>16}{seconds}")
+    episodes, target = len(rounds[0].real.returns), summary["target"]
+    print(
+        f"mean +- standard deviation; real scores over {episodes} episodes; target {target}; {summary['seconds']:.0f} s in all"
+    )
+    print(f"world model  {summary['world_model']}\ncontroller   {summary['controller']}")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from command import run
+
 from worldmodel.store import EpisodeStore, Problem, repair, verify
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-import worldmodel as wm
 from command import Bar, add_device, choose_device, run
+
+import worldmodel as wm
 from worldmodel.checkpoint import prepare_directory
 from worldmodel.controller import CONTROLLER_FILE
 from worldmodel.evaluation import time_limit
@@ -15,12 +16,16 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--model", required=True, help="world model directory")
     parser.add_argument("--out", required=True, help="directory for the controller")
-    parser.add_argument("--temperature", type=float, default=1.0, help="of the dreams; above 1 they are harder than the model thinks")
+    parser.add_argument(
+        "--temperature", type=float, default=1.0, help="of the dreams; above 1 they are harder than the model thinks"
+    )
     parser.add_argument("--features", choices=("z", "zh", "zhc"), default="zh", help="what the controller sees")
     parser.add_argument("--population", type=int, default=64, help="candidates in a generation")
     parser.add_argument("--rollouts", type=int, default=16, help="dreams of each candidate")
     parser.add_argument("--generations", type=int, default=50, help="generations at most")
-    parser.add_argument("--patience", type=int, help="stop after so many tests (one every 3 generations) without 1 %% of progress")
+    parser.add_argument(
+        "--patience", type=int, help="stop after so many tests (one every 3 generations) without 1 %% of progress"
+    )
     parser.add_argument("--sigma", type=float, default=0.1, help="initial standard deviation of the weights")
     parser.add_argument("--horizon", type=int, help="longest dream in steps (default: the environment's limit, else 1000)")
     parser.add_argument("--initial", help="a controller directory to start from, e.g. one that was interrupted")
@@ -55,7 +60,9 @@ def main() -> None:
     tests = dreams.variant(num_dreams=1024)
     returns, _ = tests.score(controller, horizon, generator=tests.generator(args.seed))
     print(f"parameters    {controller.num_parameters}")
-    print(f"dream return  {returns.mean():.1f} +- {returns.std(correction=0):.1f} over 1024 dreams at temperature {args.temperature:g}")
+    print(
+        f"dream return  {returns.mean():.1f} +- {returns.std(correction=0):.1f} (1024 dreams, temperature {args.temperature:g})"
+    )
     print(f"controller: {args.out}")
 
 

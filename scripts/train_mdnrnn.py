@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import argparse
 
-import worldmodel as wm
 from command import Bar, add_device, choose_device, run
+
+import worldmodel as wm
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--data", nargs="+", required=True, help="directories that scripts/collect.py wrote, of one environment")
+    parser.add_argument(
+        "--data", nargs="+", required=True, help="directories that scripts/collect.py wrote, of one environment"
+    )
     parser.add_argument("--out", required=True, help="directory for the world model; its training state goes to OUT/training")
     parser.add_argument("--hidden-size", type=int, default=128, help="H of the LSTM")
     parser.add_argument("--num-layers", type=int, default=1, help="stacked LSTM layers")
     parser.add_argument("--num-components", type=int, default=5, help="K of the mixtures")
-    parser.add_argument("--factorization", choices=[f.value for f in wm.Factorization], default="per_dimension", help="of the mixture")
-    parser.add_argument("--noise-type", choices=[n.value for n in wm.NoiseType], default="diagonal", help="covariance of the components")
+    parser.add_argument(
+        "--factorization", choices=[f.value for f in wm.Factorization], default="per_dimension", help="of the mixture"
+    )
+    parser.add_argument(
+        "--noise-type", choices=[n.value for n in wm.NoiseType], default="diagonal", help="covariance of the components"
+    )
     parser.add_argument("--window", type=int, default=64, help="steps of a training sequence")
     parser.add_argument("--burn-in", type=int, default=0, help="steps before a sequence that warm up the LSTM without counting")
     parser.add_argument("--batch-size", type=int, default=64, help="sequences in a batch")
@@ -26,7 +33,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--warmup", type=int, default=0, help="updates of linear warm-up")
     parser.add_argument("--clip-norm", type=float, default=10.0, help="largest norm of the gradient")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of matrix products")
-    parser.add_argument("--patience", type=int, help="stop after so many evaluations (one every 200 updates) without improvement")
+    parser.add_argument(
+        "--patience", type=int, help="stop after so many evaluations (one every 200 updates) without improvement"
+    )
     parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard scalars (extra: tensorboard)")
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run in OUT; give the same options")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier run in OUT")

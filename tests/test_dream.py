@@ -171,7 +171,8 @@ def test_a_prefix_is_read_without_dropout_even_in_training_mode():
 
 
 @pytest.mark.parametrize(
-    ("observations", "actions"), [((4, 5, 2), (4, 4)), ((5, 2), (5,)), ((3, 5, 2), (3, 5)), ((2,), ()), ((3, 1, 5, 2), (3, 1, 4))]
+    ("observations", "actions"),
+    [((4, 5, 2), (4, 4)), ((5, 2), (5,)), ((3, 5, 2), (3, 5)), ((2,), ()), ((3, 1, 5, 2), (3, 1, 4))],
 )
 def test_a_prefix_of_another_shape_is_refused(observations, actions):
     with pytest.raises(ValueError, match="observations, actions: expected leading dimensions"):
@@ -269,7 +270,9 @@ def test_a_rollout_stops_soon_after_the_last_dream_ended():
 def test_threshold_ends_above_one_half_and_sampling_with_the_probability():
     world = random_world(starts=1)
     state = Dreams(world, 20_000).start(generator=generator())
-    prediction, _ = world.mdnrnn.step(state.z[:1], torch.eye(3)[1:2], state.lstm.__class__(*(part[:, :1] for part in state.lstm)))
+    prediction, _ = world.mdnrnn.step(
+        state.z[:1], torch.eye(3)[1:2], state.lstm.__class__(*(part[:, :1] for part in state.lstm))
+    )
     logit = prediction.termination_logit.item()
     for shift in (0.1, -0.1):
         with torch.no_grad():

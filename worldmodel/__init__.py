@@ -5,7 +5,7 @@ See the README for the tour, and the modules' docstrings for the mathematics.
 
 from worldmodel.collect import collect
 from worldmodel.controller import LatentPolicy, LinearController, evolve
-from worldmodel.dream import Rollout, Dreams, LatentState, RandomActions
+from worldmodel.dream import Dreams, LatentState, RandomActions, Rollout
 from worldmodel.episode import Episode
 from worldmodel.evaluation import Evaluation, Scores, evaluate, replay
 from worldmodel.fit import DataConfig, fit
@@ -25,8 +25,6 @@ __all__ = [
     "MDNRNN",
     "BrownianPolicy",
     "DataConfig",
-    "Rollout",
-    "LatentState",
     "Dreams",
     "Episode",
     "EpisodeFailure",
@@ -36,6 +34,7 @@ __all__ = [
     "GaussianMixture",
     "IterationConfig",
     "LatentPolicy",
+    "LatentState",
     "LinearController",
     "MDNRNNConfig",
     "MixtureDensityNetwork",
@@ -44,6 +43,7 @@ __all__ = [
     "RandomActions",
     "RandomPolicy",
     "RepeatPolicy",
+    "Rollout",
     "Round",
     "Scores",
     "StateNormalizer",

@@ -57,7 +57,7 @@ class LinearController(nn.Module):
             raise ValueError(f"size, features: expected >= 1 and one of 'z', 'zh', 'zhc', got {size} and {features!r}")
         self.features: FeatureKind = features
         self.action_features = FlatSpace(action_space)
-        self.linear = nn.Linear(size, self.action_features.size, bias=bias)
+        self.linear = nn.utils.skip_init(nn.Linear, size, self.action_features.size, bias=bias)  # draws from no global state
         nn.utils.vector_to_parameters(torch.zeros(self.num_parameters), self.parameters())
 
     @property

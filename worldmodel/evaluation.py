@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from worldmodel.controller import LinearController
-from worldmodel.dream import BatchedWorld, Dreams, FeatureKind, Policy, RandomActions, Rollout
+from worldmodel.dream import BatchedWorld, Dreams, FeatureKind, Policy, RandomActions, Rollout, TerminationRule
 from worldmodel.episode import Episode
 from worldmodel.reality import Reality
 from worldmodel.rollouts import EnvMaker, make_env
@@ -112,6 +112,7 @@ def evaluate(
     env_kwargs: Mapping[str, Any] | None = None,
     wrappers: Sequence[Callable[[gym.Env], gym.Env]] = (),
     temperature: float = 1.0,
+    termination: TerminationRule = "threshold",
     num_dreams: int = 1024,
     on_step: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
@@ -127,6 +128,7 @@ def evaluate(
         env_kwargs: arguments of the environment.
         wrappers: applied to the environment, in order.
         temperature: tau of the dream.
+        termination: how the dream ends; see `Dreams`.
         num_dreams: dreamed episodes.
         on_step: called with the controller's real steps done and the number of its episodes that still run.
 
@@ -135,7 +137,7 @@ def evaluate(
         RuntimeError: if the environment raises; names the episode.
     """
     controller.check_world(world)
-    dreams = Dreams(world, num_dreams, temperature=temperature)
+    dreams = Dreams(world, num_dreams, temperature=temperature, termination=termination)
     reality = Reality(world, env, num_episodes, seed=seed, max_steps=max_steps, env_kwargs=env_kwargs, wrappers=wrappers)
     with contextlib.closing(reality):
         horizon = time_limit(env, max_steps, env_kwargs)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 class LayerNormLSTM(nn.Module):
     """An LSTM with layer normalisation of the four gates and of the cell (Ba et al. 2016), as `nn.LSTM` with ``batch_first``.
 
-    It follows ``LayerNormBasicLSTMCell`` of TensorFlow 1, which the authors' code can use: each gate's pre-activation is normalised
-    on its own, the new cell is normalised before its tanh (and kept normalised), and the forget gate has a bias of 1.
+    It follows ``LayerNormBasicLSTMCell`` of TensorFlow 1, which the authors' code can use: each gate's pre-activation is
+    normalised on its own, the new cell is normalised before its tanh and kept so, and the forget gate has a bias of 1.
 
     Args:
         input_size: size of the inputs.
@@ -49,6 +49,8 @@ class LayerNormLSTM(nn.Module):
 
     def _cell(self, layer: int, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         raw = self.gates[layer](torch.cat([x, h], dim=-1)).chunk(4, dim=-1)
-        i, g, f, o = (norm(gate) for norm, gate in zip(self.gate_norms[layer], raw, strict=True))
+        norms = self.gate_norms[layer]
+        assert isinstance(norms, nn.ModuleList)
+        i, g, f, o = (norm(gate) for norm, gate in zip(norms, raw, strict=True))
         c = self.cell_norms[layer](c * torch.sigmoid(f + 1.0) + torch.sigmoid(i) * torch.tanh(g))
         return torch.tanh(c) * torch.sigmoid(o), c

@@ -15,8 +15,8 @@ Noise models of the joint mixture over D dimensions, numbered as in the mixture-
 In the per-dimension factorisation each of the D mixtures is over one number, where 1, 2 and 3 are the same thing (one sigma per
 component and dimension, K D outputs), 4 is one sigma per dimension (D outputs) and 5 is as above.
 
-Every learned scale has a floor, approached softly: :math:`\sigma = \sqrt{e^{2s} + \sigma_{min}^2}` for the network's output s. So a
-constant target cannot drive the loss to minus infinity, and the gradient with respect to s never jumps.
+Every learned scale has a floor, approached softly: :math:`\sigma = \sqrt{e^{2s} + \sigma_{min}^2}` for the network's output s.
+So a constant target cannot drive the loss to minus infinity, and the gradient with respect to s never jumps.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def check_noise(noise_type: NoiseType, fixed_noise_level: float | None, min_scal
     """Refuse noise settings that contradict each other.
 
     Raises:
-        ValueError: if ``fixed_noise_level`` is missing for FIXED, given for another type, or not positive, or if ``min_scale`` is
-            not positive.
+        ValueError: if ``fixed_noise_level`` is missing for FIXED, given for another type, or not positive, or if ``min_scale``
+            is not positive.
     """
     if noise_type is NoiseType.FIXED and (fixed_noise_level is None or not 0 < fixed_noise_level < math.inf):
         raise ValueError(f"fixed_noise_level: expected a positive number with noise type 'fixed', got {fixed_noise_level}")

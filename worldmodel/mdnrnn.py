@@ -1,8 +1,8 @@
 r"""M, the MDN-RNN of Ha & Schmidhuber (2018): an LSTM whose output parameterises a distribution over what comes next.
 
 From :math:`(z_t, a_t)` and its state the LSTM computes :math:`h_{t+1}`, and linear heads on it give
-:math:`p(z_{t+1} \mid h_{t+1})`, a Gaussian over the reward :math:`r_t` and the log-odds that the episode ends with this step. A whole
-sequence (`forward`) and one step of a dream (`step`) are the same mathematics with the same weights.
+:math:`p(z_{t+1} \mid h_{t+1})`, a Gaussian over the reward :math:`r_t` and the log-odds that the episode ends with this step. A
+whole sequence (`forward`) and one step of a dream (`step`) are the same mathematics with the same weights.
 
 Two choices that the paper's code does not make:
 
@@ -44,7 +44,7 @@ class MDNRNNConfig:
         fixed_noise_level: sigma of ``NoiseType.FIXED``; None otherwise.
         min_scale: floor of the sigmas of z and of the reward, in units of the target's standard deviation.
         predict_change: predict z_{t+1} - z_t rather than z_{t+1}.
-        skip: the heads see z_t and a_t beside h_{t+1} (skip connections as in Graves 2013, section 2; the paper's heads see h alone).
+        skip: the heads see z_t and a_t beside h_{t+1} (skip connections, as in Graves 2013); the paper's heads see h alone.
         reward_head: predict the reward.
         termination_head: predict whether the episode terminates (truncation is not termination).
         termination_weight: weight of the steps that terminate, in the loss (the paper's Doom code: 10).

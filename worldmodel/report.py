@@ -1,4 +1,4 @@
-"""Pictures of what a loop reached: how M learned, a dreamed trajectory beside the real one, dream scores against real scores."""
+"""Pictures of what a loop reached: how M learned, a dreamed trajectory beside the real one, dream against real scores."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from worldmodel.dream import Dreams
 from worldmodel.episode import Episode
 from worldmodel.evaluation import replay
 from worldmodel.iteration import Round
-from worldmodel.spaces import FlatSpace
 from worldmodel.metrics import read_metrics
+from worldmodel.spaces import FlatSpace
 from worldmodel.world import WorldModel
 
 REAL, DREAM, NEUTRAL = "#1b1b1b", "#d1495b", "#8d99ae"
@@ -24,7 +24,9 @@ NUM_DREAMS = 256  # behind the quantiles of the dreamed trajectory
 MAX_DIMENSIONS = 4  # dimensions of the observation that are drawn
 
 
-def draw_report(rounds: Sequence[Round], episode: Episode, *, target: float | None = None, horizon: int = 80, seed: int = 0) -> Figure:
+def draw_report(
+    rounds: Sequence[Round], episode: Episode, *, target: float | None = None, horizon: int = 80, seed: int = 0
+) -> Figure:
     """Draw the three panels of a loop's report.
 
     Args:
@@ -54,7 +56,9 @@ def draw_training(axes: Axes, rounds: Sequence[Round]) -> None:
         shade = 0.3 + 0.7 * round_.number / len(rounds)
         axes.plot(updates, values, color=DREAM, alpha=shade, linewidth=1, label=f"round {round_.number}, training")
         held_out = [(row["update"], row["test/nll_per_dim"]) for row in rows if "test/nll_per_dim" in row]
-        axes.plot(*zip(*held_out, strict=True), "o", color=REAL, alpha=shade, markersize=4, label=f"round {round_.number}, held out")
+        axes.plot(
+            *zip(*held_out, strict=True), "o", color=REAL, alpha=shade, markersize=4, label=f"round {round_.number}, held out"
+        )
     baselines = WorldModel.from_pretrained(rounds[-1].directory / "world").provenance["baselines"]
     for (name, value), style in zip(baselines.items(), ("--", ":"), strict=True):
         axes.axhline(value, color=NEUTRAL, linestyle=style, label=name.replace("_", " "))
@@ -68,10 +72,13 @@ def draw_trajectory(axes: Sequence[Axes], world: WorldModel, episode: Episode, *
     mode = replay(Dreams(world, 1, temperature=0.0), episode, horizon=horizon, seed=seed)
     dreamed, most_likely = (_natural(world, part.z).numpy() for part in (rollout, mode))  # (B, T + 1, F)
     t = np.arange(dreamed.shape[1])
-    lower, upper = np.quantile(dreamed, [0.05, 0.95], axis=0)
+    lived = np.pad(rollout.mask.cpu().numpy(), ((0, 0), (1, 0)), constant_values=True)[..., None]  # z is frozen after the end
+    lower, upper = np.nanquantile(np.where(lived, dreamed, np.nan), [0.05, 0.95], axis=0)
     real = _real_features(world, episode)[: len(t)]
     for i, panel in enumerate(axes):
-        panel.fill_between(t, lower[:, i], upper[:, i], color=DREAM, alpha=0.2, linewidth=0, label=f"90 % of {NUM_DREAMS} dreams")
+        panel.fill_between(
+            t, lower[:, i], upper[:, i], color=DREAM, alpha=0.2, linewidth=0, label=f"90 % of {NUM_DREAMS} dreams"
+        )
         panel.plot(most_likely[0, :, i], color=DREAM, linewidth=1.2, label="dream at temperature 0")
         panel.plot(real[:, i], color=REAL, linewidth=1.2, label="reality")
         panel.set_ylabel(_dimension_name(world, i), fontsize=8)
@@ -101,7 +108,13 @@ def draw_scores(axes: Axes, rounds: Sequence[Round], target: float | None) -> No
             elinewidth=0.8,
             capsize=2,
         )
-        axes.annotate(f"round {round_.number}", (round_.dream.mean, round_.real.mean), xytext=(-8, -12), textcoords="offset points", ha="right")
+        axes.annotate(
+            f"round {round_.number}",
+            (round_.dream.mean, round_.real.mean),
+            xytext=(-8, -12),
+            textcoords="offset points",
+            ha="right",
+        )
     axes.set(title="Dream score against real score", xlabel="return in the dream", ylabel="return in reality")
     axes.margins(0.12)
     axes.legend(fontsize=8, loc="upper left")

@@ -163,9 +163,9 @@ class FlatSpace(nn.Module):
         return (torch.cat(parts, dim=-1) - self.center) / self.half_range  # (..., size)
 
     def squash(self, outputs: Tensor) -> Tensor:
-        """Turn a network's unbounded outputs (..., size) into features: tanh for Box, a step at 0 for MultiBinary, else as they are.
+        """Turn a network's outputs (..., size) into features: tanh for Box, a step at 0 for MultiBinary, else as they are.
 
-        What `unflatten` then does is the usual reading: argmax for Discrete and MultiDiscrete, the bounds at tanh = -1 and 1 for Box.
+        `unflatten` then reads them as is usual: argmax for Discrete and MultiDiscrete, the bounds at tanh = -1 and 1 for Box.
         """
         return torch.where(self.is_box, outputs.tanh(), torch.where(self.is_binary, (outputs > 0).to(outputs.dtype), outputs))
 

@@ -1,7 +1,7 @@
 """V: an observation becomes the mean and log-variance of a latent z, and z becomes an observation again.
 
-For vector observations V is a `StateNormalizer`: z is the standardised feature vector, without noise. What is deterministic says so
-by a log-variance of minus infinity, so one rule, z ~ N(mean, exp(log_variance)), holds for every V.
+For vector observations V is a `StateNormalizer`: z is the standardised feature vector, without noise. What is deterministic
+says so by a log-variance of minus infinity, so one rule, z ~ N(mean, exp(log_variance)), holds for every V.
 """
 
 from __future__ import annotations

@@ -1,0 +1,215 @@
+"""The whole way through the house, on four environments: what is learned is checked, not only that it runs.
+
+Every world is fitted to random play of a few seconds. Tolerances are stated where they are used; they are wide enough for such
+small models, and far from what a model that learned nothing reaches.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from toy_envs import DictEnv
+
+from worldmodel.collect import collect
+from worldmodel.controller import LatentPolicy, LinearController, evolve
+from worldmodel.dream import Dreams, RandomActions
+from worldmodel.evaluation import evaluate, replay, time_limit
+from worldmodel.fit import DataConfig, fit
+from worldmodel.reality import Reality
+from worldmodel.rollouts import rollouts
+from worldmodel.training import TrainingConfig
+from worldmodel.world import WorldModel
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A world model of an environment, and what is known of its training."""
+
+    env: object
+    env_kwargs: dict
+    world: WorldModel
+    nll: float  # held-out, nats per dimension
+    out: object
+
+    @property
+    def repeat_last(self):
+        return self.world.provenance["baselines"]["repeat_last"]
+
+    @property
+    def horizon(self):
+        return time_limit(self.env, env_kwargs=self.env_kwargs)
+
+    def random_play(self, num_dreams=256, num_episodes=60, **options):
+        """Mean return and length of random play, dreamed and real."""
+        real = Reality(self.world, self.env, num_episodes, seed=99, env_kwargs=self.env_kwargs, max_steps=self.horizon)
+        dreams = Dreams(self.world, num_dreams, **options)
+        means = []
+        for worlds in (dreams, real):
+            policy = RandomActions(self.world, generator=worlds.generator(5))
+            returns, lengths = worlds.score(policy, self.horizon, generator=worlds.generator(6))
+            means.append((returns.mean().item(), lengths.double().mean().item()))
+        return means
+
+    def search(self, termination="threshold", num_dreams=64, **arguments):
+        dreams = Dreams(self.world, num_dreams, termination=termination)
+        return evolve(dreams, **{"population": 16, "horizon": self.horizon, "test_dreams": 64, "sigma": 0.3, **arguments})
+
+    def evaluate(self, controller, num_episodes=20, termination="threshold"):
+        return evaluate(
+            controller,
+            self.world,
+            env=self.env,
+            num_episodes=num_episodes,
+            num_dreams=64,
+            termination=termination,
+            seed=10**6,
+            env_kwargs=self.env_kwargs,
+            max_steps=self.horizon,
+        )
+
+
+@pytest.fixture(scope="module")
+def trial(tmp_path_factory):
+    """Collect random play and fit a world model; each environment once."""
+
+    @functools.cache
+    def make(env, num_episodes, num_updates, size=32, clip_norm=1.0, **env_kwargs):
+        out, progress = tmp_path_factory.mktemp("trial"), []
+        collect(env, out=out / "data", num_episodes=num_episodes, seed=0, env_kwargs=env_kwargs)
+        world = fit(
+            out / "data",
+            out=out / "world",
+            data_config=DataConfig(window=32, batch_size=size),
+            training_config=TrainingConfig(
+                num_updates=num_updates, learning_rate=1e-2, clip_norm=clip_norm, evaluate_every=num_updates // 4
+            ),
+            hidden_size=size,
+            num_components=3,
+            on_progress=progress.append,
+        )
+        return Trial(env, env_kwargs, world, progress[-1].test_metrics["nll_per_dim"], out)
+
+    return make
+
+
+@pytest.fixture
+def cartpole(trial):
+    return trial("CartPole-v1", 150, 1000)
+
+
+@pytest.fixture
+def pendulum(trial):
+    return trial("Pendulum-v1", 40, 400, max_episode_steps=100)
+
+
+@pytest.fixture
+def acrobot(trial):
+    return trial("Acrobot-v1", 20, 300, max_episode_steps=200)
+
+
+@pytest.fixture
+def dict_env(trial):
+    return trial(DictEnv, 200, 1000)
+
+
+def reward_errors(trial):
+    """Mean squared error of M's expected reward on fresh episodes, one step ahead, and the variance of the rewards."""
+    errors, rewards = [], []
+    for episode in rollouts(trial.env, episode_ids=range(5), seed=77, env_kwargs=trial.env_kwargs, max_steps=trial.horizon):
+        z, action = trial.world.encode(episode.observations), trial.world.action_features.flatten(episode.actions)
+        with torch.no_grad():
+            prediction, _ = trial.world.mdnrnn(z[None, :-1], action[None])
+        errors.append(prediction.reward.expectation()[0, :, 0].numpy() - episode.rewards)
+        rewards.append(episode.rewards)
+    return np.square(np.concatenate(errors)).mean(), np.concatenate(rewards).var()
+
+
+@pytest.mark.parametrize("name", ["cartpole", "pendulum", "acrobot", "dict_env"])
+def test_the_model_beats_repeating_the_last_observation_by_half_a_nat_per_dimension(name, request):
+    trial = request.getfixturevalue(name)
+    assert trial.nll < trial.repeat_last - 0.5
+
+
+@pytest.mark.parametrize("name", ["pendulum", "dict_env"])
+def test_predicted_rewards_beat_the_constant(name, request):
+    error, variance = reward_errors(request.getfixturevalue(name))
+    assert error < 0.3 * variance
+
+
+def test_random_play_in_cartpole_falls_in_the_dream_when_it_falls_in_reality(cartpole):
+    (dreamed_return, dreamed_length), (real_return, real_length) = cartpole.random_play(termination="sample")
+    assert real_return == pytest.approx(real_length)
+    assert dreamed_length == pytest.approx(real_length, rel=0.3)
+    assert dreamed_return == pytest.approx(real_return, rel=0.3)
+
+
+def test_pendulum_hardly_ever_ends_and_costs_in_the_dream_what_it_costs_in_reality(pendulum):
+    (dreamed_return, dreamed_length), (real_return, real_length) = pendulum.random_play()
+    assert real_length == 100
+    assert dreamed_length == pytest.approx(100, rel=0.02)  # where no data led, the head may see an end that there never is
+    assert dreamed_return == pytest.approx(real_return, rel=0.3)
+
+
+def test_random_play_in_acrobot_rarely_gets_up_and_costs_one_a_step(acrobot):
+    (dreamed_return, dreamed_length), (real_return, real_length) = acrobot.random_play()
+    assert dreamed_length == pytest.approx(real_length, rel=0.2)
+    assert dreamed_return == pytest.approx(real_return, rel=0.2)
+
+
+def test_random_play_in_a_dict_space_ends_and_earns_as_in_reality(dict_env):
+    (dreamed_return, dreamed_length), (real_return, real_length) = dict_env.random_play(termination="sample")
+    assert dreamed_length == pytest.approx(real_length, rel=0.3)
+    assert dreamed_return == pytest.approx(real_return, rel=0.3)
+
+
+def test_a_dream_under_real_actions_follows_the_real_pendulum(pendulum):
+    episode = next(iter(rollouts("Pendulum-v1", episode_ids=[0], seed=55, env_kwargs=pendulum.env_kwargs)))
+    rollout = replay(Dreams(pendulum.world, 1, temperature=0.0), episode, prefix=10, horizon=10)
+    truth = pendulum.world.encode(episode.observations)[10:21]
+    dreamed_error = (rollout.z[0] - truth).square().mean()
+    assert dreamed_error < 0.2 * (truth[0] - truth).square().mean()  # standing still
+
+
+@pytest.mark.slow
+def test_a_controller_from_cartpole_dreams_balances_the_real_pole(trial):
+    cartpole = trial("CartPole-v1", 300, 1200, size=64, clip_norm=10.0)
+    controller = cartpole.search(num_dreams=256, generations=12, horizon=200, test_dreams=128)
+    result = cartpole.evaluate(controller)
+    assert result.real.mean > 5 * result.random.mean
+    assert result.dream.mean > 5 * result.random.mean
+
+
+def test_a_controller_from_pendulum_dreams_improves_on_random_torque_in_the_dream(pendulum):
+    (random_return, _), _ = pendulum.random_play()
+    result = pendulum.evaluate(pendulum.search(generations=6), num_episodes=10)
+    assert result.dream.mean > random_return + 50  # in reality random play of 40 episodes teaches too little
+    assert result.real.lengths.tolist() == [100] * 10
+
+
+def test_a_controller_from_dict_dreams_earns_more_than_random_play(dict_env):
+    controller = dict_env.search("sample", generations=10, horizon=150)
+    result = dict_env.evaluate(controller, num_episodes=40, termination="sample")
+    assert result.real.mean > 1.4 * result.random.mean
+
+
+def test_a_controller_of_zero_weights_plays_acrobot_to_the_end(acrobot):
+    controller = LinearController(acrobot.world.mdnrnn.config.latent_size, acrobot.world.action_space, features="z")
+    assert acrobot.evaluate(controller, num_episodes=3).real.returns.tolist() == [-200.0] * 3
+
+
+def test_data_of_a_controller_can_be_collected_and_learned_from(cartpole):
+    controller = cartpole.search(generations=2)
+    policy = LatentPolicy(cartpole.world, controller)
+    store = collect("CartPole-v1", out=cartpole.out / "more", num_episodes=4, policy=policy, seed=1, max_steps=60)
+    assert len(store) == 4
+    assert store.recipe["policy"] == policy.description
+    both = fit(
+        [cartpole.out / "data", cartpole.out / "more"],
+        out=cartpole.out / "again",
+        initial=cartpole.world,
+        training_config=TrainingConfig(num_updates=4),
+    )
+    assert both.provenance["num_episodes"] == 154
+    assert any(not torch.equal(new, old) for new, old in zip(both.parameters(), cartpole.world.parameters(), strict=True))

@@ -1,0 +1,198 @@
+"""Scores in dreams and in reality, how they print, and the replay of a real episode in a dream."""
+
+import dataclasses
+import json
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from toy_envs import CountEnv, DictEnv, nested_env
+from toy_worlds import WalkEnv, random_world, same_bits, walk_world
+
+from worldmodel.controller import LinearController, feature_size
+from worldmodel.dream import Dreams
+from worldmodel.evaluation import DEFAULT_HORIZON, Evaluation, Scores, evaluate, replay, score, time_limit
+from worldmodel.reality import Reality
+from worldmodel.rollouts import episode_seed, rollouts
+
+
+def controller_of(world, push=2):
+    """A controller that always makes the same choice."""
+    controller = LinearController(feature_size(world, "zh"), world.action_space)
+    with torch.no_grad():
+        controller.linear.bias[push] = 1.0
+    return controller
+
+
+def walk_episode(seed=0, pushes=(2, 1, 0, 2, 2, 1, 0, 0, 1, 2)):
+    actions = iter(pushes)
+    return next(iter(rollouts(WalkEnv, lambda observation: next(actions), episode_ids=[0], seed=seed, max_steps=len(pushes))))
+
+
+def test_scores_know_mean_spread_and_standard_error():
+    scores = Scores(np.array([1.0, 2.0, 6.0]), np.array([3, 4, 5]))
+    assert (scores.mean, scores.std) == (3.0, np.std([1, 2, 6]))
+    assert scores.standard_error == pytest.approx(np.std([1, 2, 6], ddof=1) / 3**0.5)
+    assert str(scores) == "3.0 +- 2.2 (3 episodes, standard error 1.5)"
+    assert Scores(np.array([4.0]), np.array([1])).standard_error == 0
+
+
+def test_scores_go_through_json():
+    scores = Scores(np.array([1.25, -2.0]), np.array([3, 4]))
+    data = json.loads(json.dumps(scores.to_json(), allow_nan=False))
+    assert same_bits(Scores.from_json(data), scores)
+    assert data["mean"] == scores.mean
+    assert data["standard_error"] == scores.standard_error
+
+
+def test_an_evaluation_prints_one_aligned_row_per_score():
+    rows = str(Evaluation(*(Scores(np.full(2, float(k)), np.full(2, k)) for k in (1, 2, 3)), temperature=1.15)).split("\n")
+    assert [row.split("  ")[0] for row in rows] == ["dream (temperature 1.15)", "reality", "random in reality"]
+    assert len({row.index(" +- ") for row in rows}) == 1
+    assert [float(row[: row.index(" +- ")].split()[-1]) for row in rows] == [2.0, 1.0, 3.0]
+
+
+def test_an_exact_world_scores_in_dreams_as_in_reality():
+    world = walk_world()
+    result = evaluate(controller_of(world), world, env=WalkEnv, num_episodes=40, num_dreams=400, temperature=0.0, max_steps=30)
+    assert set(np.unique(result.dream.lengths)) == set(np.unique(result.real.lengths))
+    for length in np.unique(result.real.lengths):
+        real, dream = (np.unique(part.returns[part.lengths == length]) for part in (result.real, result.dream))
+        np.testing.assert_allclose(real, dream)
+    assert result.random.lengths.mean() > result.real.lengths.mean()  # straight to the right is the shortest way out
+    assert len(result.real.returns) == len(result.random.returns) == 40
+    assert len(result.dream.returns) == 400
+
+
+def test_an_evaluation_is_a_function_of_its_seed():
+    world = random_world(DictEnv().action_space, DictEnv().observation_space)
+    controller = LinearController(feature_size(world, "zh"), world.action_space)
+
+    def run(global_seed, seed):
+        torch.manual_seed(global_seed)
+        np.random.seed(global_seed)  # noqa: NPY002 (this is what must not matter)
+        return evaluate(controller, world, env=DictEnv, num_episodes=5, num_dreams=8, seed=seed, max_steps=20)
+
+    one, again, other = run(0, 3), run(1, 3), run(0, 4)
+    for name in ("real", "dream", "random"):
+        assert same_bits(getattr(one, name), getattr(again, name))
+        assert not np.array_equal(getattr(one, name).returns, getattr(other, name).returns)
+
+
+def test_an_evaluation_of_nested_spaces_runs():
+    env = nested_env()
+    world = random_world(env.action_space, env.observation_space, termination_head=False)
+    controller = LinearController(feature_size(world, "zh"), world.action_space)
+    result = evaluate(controller, world, env=nested_env, num_episodes=3, num_dreams=4, max_steps=5)
+    assert {tuple(scores.lengths) for scores in (result.real, result.random)} == {(5, 5, 5)}
+    assert tuple(result.dream.lengths) == (5, 5, 5, 5)
+
+
+def test_progress_counts_the_steps_of_the_controller_and_who_still_runs():
+    world, seen = walk_world(), []
+    result = evaluate(
+        controller_of(world), world, env=WalkEnv, num_episodes=6, num_dreams=2, on_step=lambda *facts: seen.append(facts)
+    )
+    assert seen == [(t + 1, int((result.real.lengths > t + 1).sum())) for t in range(len(seen))]
+
+
+def test_a_world_without_a_reward_head_dreams_returns_of_zero():
+    world = random_world(reward_head=False)
+    result = evaluate(controller_of(world), world, env=WalkEnv, num_episodes=2, num_dreams=4, max_steps=5)
+    assert not result.dream.returns.any()
+    assert result.real.returns.any()
+
+
+def test_an_environment_that_raises_is_named_and_closed():
+    world = random_world(CountEnv.action_space, CountEnv.observation_space)
+    envs, seed = [], episode_seed(1, 3)
+
+    def make():
+        envs.append(CountEnv(trouble="raise", seeds=[seed]))
+        return envs[-1]
+
+    with pytest.raises(RuntimeError, match=rf"episode 3 \(seed {seed}\), but step 2"):
+        evaluate(LinearController(7, world.action_space), world, env=make, num_episodes=5, num_dreams=2, seed=1)
+    assert all(env.closed for env in envs)
+
+
+def test_a_controller_of_another_world_is_refused():
+    world = random_world()
+    for controller in (LinearController(4, world.action_space), LinearController(7, spaces.Discrete(5))):
+        with pytest.raises(ValueError, match="controller: expected"):
+            evaluate(controller, world, env=WalkEnv)
+
+
+def test_score_is_the_score_of_the_worlds():
+    reality = Reality(walk_world(), WalkEnv, 4, seed=2)
+    scores = score(reality, controller_of(reality.world), horizon=20, seed=0)
+    returns, lengths = reality.score(controller_of(reality.world), 20, generator=reality.generator(0))
+    assert scores.returns.tolist() == returns.tolist()
+    assert scores.lengths.tolist() == lengths.tolist()
+
+
+def test_the_time_limit_is_that_of_the_environment_or_less():
+    assert time_limit("CartPole-v1") == 500
+    assert time_limit("gymnasium:CartPole-v1") == 500
+    assert time_limit("CartPole-v1", 20) == 20
+    assert time_limit("CartPole-v1", 900) == 500
+    assert time_limit("CartPole-v1", env_kwargs={"max_episode_steps": 30}) == 30
+    assert time_limit(lambda: gym.make("CartPole-v1", max_episode_steps=40)) == 40
+    assert time_limit(WalkEnv) == time_limit("toy_worlds.WalkEnv") == DEFAULT_HORIZON
+    assert time_limit(WalkEnv, 7) == 7
+
+
+@pytest.mark.parametrize("prefix", [0, 1, 4])
+def test_a_replay_in_an_exact_world_is_the_episode(prefix):
+    world, episode = walk_world(), walk_episode()
+    rollout = replay(Dreams(world, 3, temperature=0.0), episode, prefix=prefix)
+    truth = world.encode(episode.observations)[prefix:]
+    assert torch.equal(rollout.z, truth.expand(3, *truth.shape))
+    assert rollout.actions.tolist() == [episode.actions[prefix:].tolist()] * 3
+    assert rollout.rewards[0].tolist() == episode.rewards[prefix:].tolist()
+
+
+def test_a_replay_is_as_long_as_it_is_told():
+    dreams, episode = Dreams(walk_world(), 2, temperature=0.0), walk_episode()
+    assert replay(dreams, episode, prefix=2, horizon=3).mask.shape == (2, 3)
+    assert replay(dreams, episode, prefix=2, horizon=300).mask.shape == (2, len(episode) - 2)
+
+
+def test_a_replay_primes_the_lstm_with_the_prefix():
+    world, episode = random_world(termination_bias=-50.0), walk_episode()
+    primed = replay(Dreams(world, 1, temperature=0.0), episode, prefix=4, horizon=1).z
+    cut = dataclasses.replace(episode, **{
+        name: getattr(episode, name)[4:] for name in ("observations", "actions", "rewards", "terminations", "truncations")
+    })  # fmt: skip
+    fresh = replay(Dreams(world, 1, temperature=0.0), cut, horizon=1).z
+    assert torch.equal(primed[:, 0], fresh[:, 0])
+    assert not torch.allclose(primed[:, 1], fresh[:, 1])
+
+
+def test_a_replay_of_dict_observations_and_several_choices_runs():
+    episode = next(iter(rollouts(DictEnv, episode_ids=[0], seed=0, max_steps=8)))
+    world = random_world(DictEnv().action_space, DictEnv().observation_space, termination_bias=-50.0)
+    rollout = replay(Dreams(world, 2), episode, prefix=3)
+    assert torch.equal(rollout.actions[0], torch.as_tensor(episode.actions[3:]))
+    assert torch.equal(rollout.z[1, 0], world.encode(episode.observations)[3])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"prefix": -1}, "prefix: expected from 0 to below the episode's length 10, got -1"),
+        ({"prefix": 10}, "prefix: expected from 0 to below"),
+        ({"horizon": 0}, "horizon: expected an integer >= 1, got 0"),
+        ({"horizon": -2}, "horizon: expected an integer >= 1, got -2"),
+    ],
+)
+def test_replays_out_of_range_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        replay(Dreams(walk_world(), 2), walk_episode(), **arguments)
+
+
+def test_a_replay_of_another_environment_is_refused():
+    with pytest.raises(ValueError, match="value"):
+        replay(Dreams(random_world(observation_space=DictEnv().observation_space), 2), walk_episode())

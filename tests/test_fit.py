@@ -1,0 +1,307 @@
+"""From stores to a world model in one call: what it learns, writes, resumes and refuses."""
+
+import importlib
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from toy_data import labelled_episode, walking_episode, write_store
+
+from worldmodel.collect import collect
+from worldmodel.fit import DataConfig, fit
+from worldmodel.metrics import read_metrics
+from worldmodel.sequences import split_episodes
+from worldmodel.store import EpisodeStore
+from worldmodel.training import TrainingConfig
+from worldmodel.world import WorldModel
+
+fit_module = importlib.import_module("worldmodel.fit")  # the package has a function of this name
+SMALL = {"hidden_size": 8, "num_components": 2, "output_dropout": 0.1}
+DATA = DataConfig(window=6, batch_size=4, burn_in=1, test_fraction=0.25)
+TRAINING = TrainingConfig(num_updates=20, evaluate_every=5, learning_rate=1e-2)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def walks(tmp_path_factory):
+    return write_store(tmp_path_factory.mktemp("walks") / "store", [walking_episode(i, 5 + 3 * i) for i in range(12)]).path
+
+
+def small_fit(data, out, **options):
+    return fit(data, out=out, **({"data_config": DATA, "training_config": TRAINING, "seed": 3} | SMALL | options))
+
+
+@pytest.fixture(scope="module")
+def whole(walks, tmp_path_factory):
+    """A run that nothing interrupted: its directory and its world."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    world = small_fit(walks, out)
+    torch.set_num_threads(before)
+    return out, world
+
+
+def interrupt_at(update):
+    return lambda progress: os.kill(os.getpid(), signal.SIGINT) if progress.update == update else None
+
+
+def interrupted(walks, out, at=10, **options):
+    with pytest.raises(KeyboardInterrupt, match=rf"stopped after update {at} of 20; .* go on with resume"):
+        small_fit(walks, out, on_progress=interrupt_at(at), **options)
+
+
+# What it learns
+
+
+def test_cartpole_is_predicted_better_than_by_repeating_the_last_observation(tmp_path):
+    collect("CartPole-v1", out=tmp_path / "data", num_episodes=60, seed=0)
+    world = fit(
+        tmp_path / "data",
+        out=tmp_path / "run",
+        hidden_size=32,
+        num_components=3,
+        data_config=DataConfig(window=32, batch_size=16),
+        training_config=TrainingConfig(num_updates=300, learning_rate=1e-2, evaluate_every=50),
+    )
+    held_out = min(row["test/nll_per_dim"] for row in read_metrics(tmp_path / "run" / "training") if "test/nll_per_dim" in row)
+    baselines = world.provenance["baselines"]
+    assert baselines["linear_gaussian"] < baselines["repeat_last"]
+    assert held_out < baselines["repeat_last"] - 0.5
+    assert world.provenance["recipes"][0]["env"] == "CartPole-v1"
+    assert not world.training
+
+
+def test_statistics_are_those_of_the_data(whole, walks):
+    _, world = whole
+    features = [walking_episode(i, 5 + 3 * i).observations for i in range(12)]
+    everything = np.concatenate(features)
+    assert world.vision.mean.numpy() == pytest.approx(everything.mean(axis=0), abs=0.5)
+    assert world.vision.scale.numpy() == pytest.approx(everything.std(axis=0), rel=0.3)
+    change = np.concatenate([np.diff(x, axis=0) for x in features]).std(axis=0) / world.vision.scale.numpy()
+    assert world.mdnrnn.change_scale.numpy() == pytest.approx(change, rel=0.2)
+
+
+def test_start_states_are_the_first_observations_spread_over_all_episodes(walks, tmp_path, monkeypatch):
+    config = {"training_config": TrainingConfig(num_updates=1)}
+    everything = small_fit(walks, tmp_path / "all", **config)
+    firsts = np.stack([walking_episode(i, 5 + 3 * i).observations[0] for i in range(12)])
+    assert everything.decode(everything.start_mean).numpy() == pytest.approx(firsts, abs=1e-5)
+    monkeypatch.setattr(fit_module, "MAX_START_STATES", 4)
+    some = small_fit(walks, tmp_path / "some", **config)
+    assert some.decode(some.start_mean).numpy() == pytest.approx(firsts[[0, 3, 6, 9]], abs=1e-5)
+
+
+def test_normaliser_and_statistics_see_training_episodes_only(tmp_path):
+    paths = []
+    for name, shift in (("one", 0.0), ("two", 1000.0)):
+        episodes = [walking_episode(i, 10) for i in range(4)]
+        held_out = split_episodes(4, test_fraction=0.25, seed=3)[1]
+        for index in held_out:
+            episodes[index].observations[:] += shift
+        paths.append(write_store(tmp_path / name, episodes).path)
+    one, two = (small_fit(path, tmp_path / f"run{i}") for i, path in enumerate(paths))
+    assert torch.equal(one.vision.mean, two.vision.mean)
+    assert torch.equal(one.mdnrnn.latent_high, two.mdnrnn.latent_high)
+    assert one.provenance["baselines"] != two.provenance["baselines"]  # which are scored on what is held out
+
+
+# Sameness
+
+
+def test_same_arguments_same_bits_whatever_the_global_seed(walks, tmp_path, whole):
+    torch.manual_seed(99)
+    before = torch.random.get_rng_state()
+    again = small_fit(walks, tmp_path / "again")
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert again.fingerprint == whole[1].fingerprint
+    assert small_fit(walks, tmp_path / "other", seed=4).fingerprint != whole[1].fingerprint
+
+
+def test_resident_and_streamed_training_give_the_same_bits(walks, tmp_path, whole):
+    for resident in (True, False):
+        assert small_fit(walks, tmp_path / str(resident), resident=resident).fingerprint == whole[1].fingerprint
+
+
+def test_the_directory_opens_as_the_world_that_was_returned(whole):
+    out, world = whole
+    opened = WorldModel.from_pretrained(out)
+    assert opened.fingerprint == world.fingerprint
+    assert opened.provenance == json.loads(json.dumps(world.provenance))
+
+
+def test_baselines_are_scored_on_the_windows_of_the_evaluation(walks, tmp_path, whole):
+    few = small_fit(walks, tmp_path / "few", training_config=TrainingConfig(num_updates=1, max_test_batches=1))
+    assert few.provenance["baselines"]["repeat_last"] != whole[1].provenance["baselines"]["repeat_last"]
+
+
+def test_one_episode_trains_without_held_out_data(tmp_path):
+    path = write_store(tmp_path / "store", [walking_episode(0, 30)]).path
+    world = small_fit(path, tmp_path / "run")
+    assert world.provenance["training"]["best_loss"] is None
+    assert world.provenance["baselines"]["repeat_last"] > 0
+
+
+def test_two_episodes_leave_one_to_train_and_one_to_test(tmp_path):
+    path = write_store(tmp_path / "store", [walking_episode(0, 30), walking_episode(1, 30)]).path
+    assert small_fit(path, tmp_path / "run").provenance["training"]["best_loss"] is not None
+
+
+def test_episodes_of_one_step_are_enough(tmp_path):
+    path = write_store(tmp_path / "store", [labelled_episode(i, 1) for i in range(5)]).path
+    small_fit(path, tmp_path / "run", data_config=DataConfig(window=50, burn_in=100, batch_size=2, test_fraction=0.2))
+
+
+# Going on
+
+
+@pytest.mark.parametrize("at", [5, 10, 20])
+def test_ctrl_c_and_resume_equals_never_stopping(walks, tmp_path, whole, at):
+    interrupted(walks, tmp_path / "run", at)
+    assert not (tmp_path / "run" / "world.json").exists()
+    resumed = small_fit(walks, tmp_path / "run", resume=True)
+    assert resumed.fingerprint == whole[1].fingerprint
+    assert read_metrics(tmp_path / "run" / "training") == read_metrics(whole[0] / "training")
+
+
+def test_resume_starts_anew_where_nothing_is(walks, tmp_path, whole):
+    assert small_fit(walks, tmp_path / "run", resume=True).fingerprint == whole[1].fingerprint
+
+
+def test_resuming_a_complete_run_returns_it_and_writes_nothing(walks, whole):
+    def times():
+        return {path: path.stat().st_mtime_ns for path in whole[0].rglob("*")}
+
+    before = times()
+    world = small_fit(walks, whole[0], resume=True, on_progress=lambda progress: pytest.fail("it trained"))
+    assert world.fingerprint == whole[1].fingerprint
+    assert times() == before
+
+
+@pytest.mark.parametrize("complete", [True, False])
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"hidden_size": 9}, r"mdnrnn: expected \{'hidden_size': 8\}, .* got \{'hidden_size': 9\}"),
+        ({"min_scale": 0.1}, r"mdnrnn: expected \{'min_scale': 0.03\}, .* got \{'min_scale': 0.1\}"),
+        ({"data_config": DataConfig(window=7)}, r"data_config: expected \{'window': 6, .* got \{'window': 7,"),
+        ({"training_config": TrainingConfig(num_updates=21)}, r"training_config: expected \{'num_updates': 20"),
+        ({"seed": 4}, "seed: expected 3, .* got 4"),
+    ],
+)
+def test_resume_refuses_other_arguments(walks, tmp_path, whole, complete, change, named):
+    out = whole[0] if complete else tmp_path / "run"
+    if not complete:
+        interrupted(walks, out)
+    with pytest.raises(ValueError, match=f"{named}.*resume with the same arguments"):
+        small_fit(walks, out, resume=True, **change)
+
+
+def test_resume_refuses_other_data_and_another_initial_world(walks, tmp_path, whole):
+    interrupted(walks, tmp_path / "run")
+    other = write_store(tmp_path / "other", [walking_episode(i, 9) for i in range(3)]).path
+    with pytest.raises(ValueError, match=r"data_fingerprint: expected .* with which the run in .* was started"):
+        small_fit(other, tmp_path / "run", resume=True)
+    options = {"data_config": DATA, "training_config": TRAINING, "seed": 3}
+    with pytest.raises(ValueError, match=r"initial: expected None, .* got"):
+        fit(walks, out=tmp_path / "run", resume=True, initial=whole[1], **options)
+
+
+def test_an_earlier_run_is_replaced_only_on_request(walks, tmp_path):
+    out = tmp_path / "run"
+    interrupted(walks, out)
+    with pytest.raises(FileExistsError, match=r"already holds a run; pass resume \(--resume\) to go on with it, or overwrite"):
+        small_fit(walks, out)
+    one = TrainingConfig(num_updates=1)
+    assert small_fit(walks, out, overwrite=True, training_config=one).provenance["training"]["updates"] == 1
+
+
+def test_what_is_not_a_run_is_never_touched(walks, tmp_path):
+    (tmp_path / "precious.txt").write_text("mine")
+    for options in ({}, {"resume": True}, {"overwrite": True}):
+        with pytest.raises(FileExistsError, match="holds something else"):
+            small_fit(walks, tmp_path, **options)
+    with pytest.raises(FileExistsError, match="holds something else"):
+        small_fit(walks, walks, overwrite=True)
+    assert (tmp_path / "precious.txt").read_text() == "mine"
+
+
+def test_bad_arguments_do_not_cost_the_earlier_run(walks, tmp_path):
+    out = tmp_path / "run"
+    interrupted(walks, out)
+    for options in ({"hidden_size": 0}, {"hidden_syze": 3}, {"seed": -1}):
+        with pytest.raises((ValueError, TypeError), match=r"hidden_size: expected|hidden_syze|seed: expected|seed.*>= 0"):
+            small_fit(walks, out, overwrite=True, **options)
+    assert (out / "training" / "state.safetensors").is_file()
+
+
+# From an earlier world model
+
+
+def test_initial_keeps_vision_sizes_and_weights(walks, tmp_path, whole):
+    gentle = TrainingConfig(num_updates=1, learning_rate=1e-12, final_learning_rate=0.0)
+    before = whole[1].fingerprint
+    again = fit(walks, out=tmp_path / "run", initial=whole[1], data_config=DATA, training_config=gentle, seed=3)
+    assert whole[1].fingerprint == before  # a copy was trained
+    assert again.provenance["initial"] == before
+    assert again.mdnrnn.config == whole[1].mdnrnn.config
+    assert torch.equal(again.vision.scale, whole[1].vision.scale)
+    for name, tensor in whole[1].mdnrnn.state_dict().items():
+        assert torch.allclose(again.mdnrnn.state_dict()[name], tensor, atol=1e-6)
+
+
+def test_initial_and_sizes_together_are_refused(walks, tmp_path, whole):
+    with pytest.raises(ValueError, match="mdnrnn: expected no model sizes beside an initial world model"):
+        fit(walks, out=tmp_path / "run", initial=whole[1], hidden_size=9)
+
+
+def test_data_of_another_environment_are_refused(tmp_path, whole):
+    three = spaces.Box(-np.inf, np.inf, (3,), np.float32)
+    for name, options in (
+        ("observation", {"observation_space": three}),
+        ("action", {"action_space": spaces.Discrete(5)}),
+    ):
+        path = write_store(tmp_path / name, [], **options).path
+        store = EpisodeStore.open(path)
+        episode = walking_episode(0, 5)
+        if name == "observation":
+            wide = np.zeros((6, 3), dtype=np.float32)
+            episode = type(episode)(**{**vars(episode), "observations": wide})
+        store.append([episode])
+        with pytest.raises(ValueError, match=rf"{name}: expected the world model's {name} space .*, got"):
+            fit(path, out=tmp_path / "run", initial=whole[1])
+    assert not (tmp_path / "run").exists()
+
+
+# Nothing to train on
+
+
+def test_empty_and_missing_data_are_named(tmp_path):
+    empty = write_store(tmp_path / "empty", []).path
+    with pytest.raises(ValueError, match=r"empty: expected at least one episode to train on, got none"):
+        small_fit(empty, tmp_path / "run")
+    with pytest.raises(FileNotFoundError, match=r"nowhere.*expected the manifest of an episode store"):
+        small_fit(tmp_path / "nowhere", tmp_path / "run")
+    with pytest.raises(ValueError, match="stores: expected at least one, got none"):
+        small_fit([], tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("window", 0), ("window", 2.5), ("burn_in", -1), ("batch_size", 0), ("test_fraction", 1.0), ("test_fraction", -0.1)],
+)
+def test_data_config_rejects_fields_out_of_range(field, value):
+    with pytest.raises(ValueError, match=f"{field}: expected"):
+        DataConfig(**{field: value})

@@ -1,0 +1,184 @@
+"""The iterative procedure: its stages, its interruption, its files, and what it refuses."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from worldmodel import iteration
+from worldmodel.controller import CONTROLLER_FILE, LinearController, evolve
+from worldmodel.fit import DataConfig
+from worldmodel.iteration import SCORES_FILE, IterationConfig, Round, iterate
+from worldmodel.store import EpisodeStore
+from worldmodel.training import TrainingConfig
+from worldmodel.world import WorldModel
+
+TINY = IterationConfig(
+    max_rounds=2,
+    random_episodes=6,
+    controller_episodes=3,
+    mdnrnn={"hidden_size": 4, "num_components": 2},
+    data=DataConfig(window=8, batch_size=8, test_fraction=0.2),
+    training=TrainingConfig(num_updates=6, learning_rate=1e-2, evaluate_every=3),
+    population=4,
+    rollouts=2,
+    generations=2,
+    test_episodes=3,
+)
+SHORT = {"max_episode_steps": 15}
+
+
+def run(out, **arguments):
+    return iterate("CartPole-v1", **{"out": out, "config": TINY, "seed": 3, "env_kwargs": SHORT, **arguments})
+
+
+def outcome(rounds: list[Round]):
+    """Everything of the rounds but how long they took and where they lie."""
+    return [{key: value for key, value in one.to_json().items() if key != "seconds"} for one in rounds]
+
+
+def weights(directory):
+    controller = LinearController.from_pretrained(directory / "controller")
+    world = WorldModel.from_pretrained(directory / "world")
+    return torch.cat([value.double().flatten() for module in (controller, world) for value in module.state_dict().values()])
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A loop that ran through, and the stages it reported."""
+    out, seen = tmp_path_factory.mktemp("loop") / "whole", []
+    return out, run(out, on_progress=seen.append), seen
+
+
+def test_every_round_leaves_its_files(whole):
+    out, rounds, _ = whole
+    assert [one.number for one in rounds] == [1, 2]
+    assert [one.directory for one in rounds] == [out / "round-1", out / "round-2"]
+    for one, episodes in zip(rounds, (6, 3), strict=True):
+        assert len(EpisodeStore.open(one.directory / "data")) == episodes
+        assert WorldModel.from_pretrained(one.directory / "world").mdnrnn.config.hidden_size == 4
+        assert len(one.real.returns) == len(one.random.returns) == 3
+
+
+def test_later_rounds_train_on_all_data_and_collect_with_the_controller_before(whole):
+    _, rounds, _ = whole
+    provenance = WorldModel.from_pretrained(rounds[1].directory / "world").provenance
+    assert provenance["num_episodes"] == 9
+    policies = [recipe["policy"] for recipe in provenance["recipes"]]
+    assert policies[0] == "random"
+    assert policies[1].startswith("controller of round 1 ")
+
+
+def test_scores_json_is_readable_and_says_what_the_rounds_say(whole):
+    _, rounds, _ = whole
+    for one in rounds:
+        content = json.loads((one.directory / SCORES_FILE).read_text())
+        assert content["format"] == "worldmodel.scores"
+        assert content["real"]["returns"] == one.real.returns.tolist()
+        assert content["dream"]["mean"] == one.dream.mean
+        assert set(content["seconds"]) == {"collect", "train", "dream", "evaluate"}
+        assert min(content["seconds"].values()) >= 0
+
+
+def test_progress_goes_through_every_stage_in_order(whole):
+    _, _, seen = whole
+    order = list(dict.fromkeys((p.round, p.stage) for p in seen))
+    assert order == [(number, stage) for number in (1, 2) for stage in ("collect", "train", "dream", "evaluate")]
+    assert all(0 <= p.done <= p.total for p in seen)
+    assert all(np.isfinite(value) for p in seen for value in p.facts.values() if value is not None)
+
+
+def test_dreams_are_as_long_as_the_environment_lets_episodes_be(tmp_path, monkeypatch):
+    horizons = []
+
+    def record(dreams, *, horizon, **arguments):
+        horizons.append(horizon)
+        return evolve(dreams, horizon=horizon, **arguments)
+
+    monkeypatch.setattr(iteration, "evolve", record)
+    (one,) = run(tmp_path / "loop", config=IterationConfig(**{**vars(TINY), "max_rounds": 1}))
+    assert horizons == [15]
+    assert one.dream.lengths.max() <= 15
+
+
+def test_a_loop_that_is_complete_is_only_read(whole):
+    out, rounds, _ = whole
+    seen = []
+    assert outcome(run(out, on_progress=seen.append)) == outcome(rounds)
+    assert seen == []
+
+
+@pytest.mark.parametrize("stage", ["collect", "train", "dream", "evaluate"])
+def test_an_interrupted_loop_goes_on_and_gives_the_same_result(whole, tmp_path, stage):
+    out, rounds, _ = whole
+
+    def interrupt(progress):
+        if (progress.round, progress.stage) == (2, stage):
+            raise KeyboardInterrupt
+
+    shutil.copytree(out / "round-1", tmp_path / "loop" / "round-1")
+    shutil.copy(out / "iteration.json", tmp_path / "loop")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "loop", on_progress=interrupt)
+    assert outcome(run(tmp_path / "loop")) == outcome(rounds)
+    assert torch.equal(weights(tmp_path / "loop" / "round-2"), weights(out / "round-2"))
+
+
+def test_a_controller_that_was_half_written_is_searched_again(whole, tmp_path):
+    out, rounds, _ = whole
+    shutil.copytree(out, tmp_path / "loop")
+    (tmp_path / "loop" / "round-2" / "controller" / CONTROLLER_FILE).unlink()
+    (tmp_path / "loop" / "round-2" / SCORES_FILE).unlink()
+    assert outcome(run(tmp_path / "loop")) == outcome(rounds)
+
+
+def test_another_directory_gives_the_same_result_whatever_the_global_seed(whole, tmp_path):
+    _, rounds, _ = whole
+    torch.manual_seed(77)
+    np.random.seed(77)  # noqa: NPY002 (this is what must not matter)
+    assert outcome(run(tmp_path / "again", target=-1.0)) == outcome(rounds[:1])  # and stops as the target is reached
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ({"seed": 4}, "seed"),
+        ({"target": 10.0}, "target"),
+        ({"env_kwargs": {"max_episode_steps": 16}}, "env_kwargs"),
+        ({"config": IterationConfig(max_rounds=2)}, "config"),
+    ],
+)
+def test_other_arguments_are_refused(whole, arguments, name):
+    out, rounds, _ = whole
+    with pytest.raises(FileExistsError, match=f"expected an earlier loop with {name} "):
+        run(out, **arguments)
+    assert outcome(run(out)) == outcome(rounds)
+
+
+def test_another_environment_is_refused(whole):
+    out, _, _ = whole
+    with pytest.raises(FileExistsError, match="expected an earlier loop with env Acrobot-v1, got CartPole-v1"):
+        iterate("Acrobot-v1", out=out, config=TINY, seed=3, env_kwargs=SHORT)
+
+
+def test_overwrite_starts_anew_but_never_removes_what_is_not_a_loop(whole, tmp_path):
+    out, _, _ = whole
+    shutil.copytree(out, tmp_path / "loop")
+    only = IterationConfig(**{**vars(TINY), "max_rounds": 1})
+    assert len(run(tmp_path / "loop", config=only, overwrite=True)) == 1
+    assert not (tmp_path / "loop" / "round-2").exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("...")
+    with pytest.raises(FileExistsError):
+        run(tmp_path / "mine", overwrite=True)
+    assert (tmp_path / "mine" / "thesis.tex").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["max_rounds", "random_episodes", "controller_episodes", "rollouts", "generations", "test_episodes"]
+)
+def test_numbers_out_of_range_are_refused(name):
+    with pytest.raises(ValueError, match=f"{name}: expected an integer >= 1, got 0"):
+        IterationConfig(**{name: 0})
