@@ -21,7 +21,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--horizon", type=int, default=200, help="steps at most")
     parser.add_argument("--temperature", type=float, default=1.0, help="0 is the mode, 1 what M learned, more is harder")
     parser.add_argument(
-        "--termination", choices=("threshold", "sample"), default="threshold", help="end at p > 0.5, or draw the end"
+        "--termination", choices=("threshold", "sample"), default="sample", help="draw the end, or end at p > 0.5"
     )
     parser.add_argument("--out", required=True, help="file to write; its arrays are described at the end of the run")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")

@@ -39,6 +39,7 @@ class StageBars:
         self._bar: Bar | None = None
 
     def show(self, progress: StageProgress) -> None:
+        """Move the bar of the stage that runs."""
         if self._stage != (progress.round, progress.stage) or self._bar is None:
             self.close()
             self._stage = (progress.round, progress.stage)
@@ -46,6 +47,7 @@ class StageBars:
         self._bar.show(progress.done, progress.total, **progress.facts)
 
     def close(self) -> None:
+        """Leave the last bar as it stands."""
         if self._bar is not None:
             self._bar.close()
 
@@ -72,16 +74,7 @@ def main() -> None:
     policy = wm.LatentPolicy(world, wm.LinearController.from_pretrained(best.directory / "controller"))
     (episode,) = wm.rollouts(args.env, policy, episode_ids=[0], seed=EVALUATION_SEED + args.seed)
     save_figure(draw_report(rounds, episode, target=target), out / "report.png")
-    summary = {
-        "env": args.env,
-        "seed": args.seed,
-        "target": target,
-        "reached": target is not None and best.real.mean >= target,
-        "seconds": time.monotonic() - began,
-        "world_model": str(best.directory / "world"),
-        "controller": str(best.directory / "controller"),
-        "rounds": [round_.to_json() for round_ in rounds],
-    }
+    summary = {"seed": args.seed, "seconds": time.monotonic() - began, **wm.summarize(rounds, target=target)}
     (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     print_table(rounds, summary)
     print(f"figure       {out / 'report.png'}\nsummary      {out / 'summary.json'}")

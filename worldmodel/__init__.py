@@ -9,7 +9,7 @@ from worldmodel.dream import Dreams, LatentState, RandomActions, Rollout
 from worldmodel.episode import Episode
 from worldmodel.evaluation import Evaluation, Scores, evaluate, replay
 from worldmodel.fit import DataConfig, fit
-from worldmodel.iteration import IterationConfig, Round, iterate
+from worldmodel.iteration import IterationConfig, Round, iterate, summarize
 from worldmodel.mdn import Factorization, MixtureDensityNetwork, MixtureHead, NoiseType
 from worldmodel.mdnrnn import MDNRNN, MDNRNNConfig
 from worldmodel.mixture import GaussianMixture
@@ -58,5 +58,6 @@ __all__ = [
     "repair",
     "replay",
     "rollouts",
+    "summarize",
     "verify",
 ]

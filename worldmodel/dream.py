@@ -249,7 +249,7 @@ class Dreams(BatchedWorld):
         num_dreams: int,
         *,
         temperature: float | Tensor = 1.0,
-        termination: TerminationRule = "threshold",
+        termination: TerminationRule = "sample",
         num_groups: int = 1,
     ):
         check_temperature(temperature)

@@ -112,7 +112,7 @@ def evaluate(
     env_kwargs: Mapping[str, Any] | None = None,
     wrappers: Sequence[Callable[[gym.Env], gym.Env]] = (),
     temperature: float = 1.0,
-    termination: TerminationRule = "threshold",
+    termination: TerminationRule = "sample",
     num_dreams: int = 1024,
     on_step: Callable[[int, int], None] | None = None,
 ) -> Evaluation:

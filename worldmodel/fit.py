@@ -95,7 +95,8 @@ def fit(
         overwrite: replace an earlier run in ``out``.
         tensorboard: write TensorBoard scalars too (extra ``tensorboard``).
         on_progress: called every few updates.
-        **mdnrnn: fields of `MDNRNNConfig` other than the two that follow from the data.
+        **mdnrnn: fields of `MDNRNNConfig` other than the two that follow from the data. ``termination_head`` follows from the data
+            too unless it is given: where no episode terminates there is nothing to learn.
 
     Returns:
         The world model, on ``device``, in evaluation mode.
@@ -185,10 +186,22 @@ def _difference(earlier: Any, given: Any) -> tuple[Any, Any]:
 def _new_parts(episodes: EpisodeCollection, seed: int, mdnrnn: dict[str, Any]) -> tuple[StateNormalizer, MDNRNN]:
     """V, not yet fitted, and M with fresh weights."""
     vision = StateNormalizer(episodes.observation_space)
+    mdnrnn = {"termination_head": _any_terminates(episodes), **mdnrnn}
     config = MDNRNNConfig(latent_size=vision.latent_size, action_size=FlatSpace(episodes.action_space).size, **mdnrnn)
     with torch.random.fork_rng(devices=[]):  # torch's initialisers take no generator: borrow the CPU's and give it back
         torch.default_generator.manual_seed(seed)
         return vision, MDNRNN(config)
+
+
+def _any_terminates(episodes: EpisodeCollection) -> bool:
+    """Whether an episode of at most `MAX_START_STATES`, spread evenly over all, ends by termination."""
+    return any(bool(episodes.read(i, int(episodes.lengths[i]) - 1).terminations[-1]) for i in _spread(len(episodes)))
+
+
+def _spread(num_episodes: int) -> list[int]:
+    """At most `MAX_START_STATES` indices of episodes, spread evenly over all."""
+    count = min(num_episodes, MAX_START_STATES)
+    return [number * num_episodes // count for number in range(count)]
 
 
 def _parts_of(initial: WorldModel, episodes: EpisodeCollection, mdnrnn: dict[str, Any]) -> tuple[StateNormalizer, MDNRNN]:
@@ -203,8 +216,7 @@ def _parts_of(initial: WorldModel, episodes: EpisodeCollection, mdnrnn: dict[str
 
 def _build_world(episodes: EpisodeCollection, vision: StateNormalizer, model: MDNRNN) -> WorldModel:
     """V, M and the first observations of at most `MAX_START_STATES` episodes, spread evenly over all."""
-    count = min(len(episodes), MAX_START_STATES)
-    firsts = [episodes.read(number * len(episodes) // count, 0, 1).observations for number in range(count)]
+    firsts = [episodes.read(i, 0, 1).observations for i in _spread(len(episodes))]
     parts = [vision.encode(map_leaves(lambda leaf: leaf[:1], first)) for first in firsts]
     mean, log_variance = (torch.cat(part) for part in zip(*parts, strict=True))
     return WorldModel(vision, model, episodes.action_space, start_mean=mean, start_log_variance=log_variance)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,7 @@ class IterationConfig:
         generations: generations at most.
         sigma: initial standard deviation of the controller's weights.
         patience: the search ends after so many tests in a row without an improvement of 1 %.
+        test_dreams: dreams of each such test.
         test_episodes: real episodes in each round's evaluation.
 
     Raises:
@@ -67,17 +68,18 @@ class IterationConfig:
     max_rounds: int = 5
     random_episodes: int = 1000
     controller_episodes: int = 100
-    mdnrnn: Mapping[str, Any] = field(default_factory=lambda: {"hidden_size": 128})
+    mdnrnn: Mapping[str, Any] = field(default_factory=lambda: {"hidden_size": 64})
     data: DataConfig = field(default_factory=DataConfig)
     training: TrainingConfig = field(
         default_factory=lambda: TrainingConfig(num_updates=800, learning_rate=1e-2, clip_norm=10.0)
     )
     temperature: float = 1.0
-    population: int = 64
-    rollouts: int = 16
+    population: int = 24
+    rollouts: int = 8
     generations: int = 30
     sigma: float = 0.1
     patience: int = 2
+    test_dreams: int = 256
     test_episodes: int = 100
 
     def __post_init__(self) -> None:
@@ -185,6 +187,25 @@ def iterate(
     return rounds
 
 
+def summarize(rounds: Sequence[Round], *, target: float | None = None) -> dict[str, Any]:
+    """Say as JSON-able data what a loop reached: the best round's paths, whether the target was met, and every round's scores.
+
+    Raises:
+        ValueError: if there is no round.
+    """
+    if not rounds:
+        raise ValueError("rounds: expected at least one, got none")
+    best = max(rounds, key=lambda round_: round_.real.mean)
+    return {
+        "target": target,
+        "reached": target is not None and best.real.mean >= target,
+        "best_round": best.number,
+        "world_model": str(best.directory / "world"),
+        "controller": str(best.directory / "controller"),
+        "rounds": [round_.to_json() for round_ in rounds],
+    }
+
+
 def _prepare(out: Path, arguments: dict[str, Any], overwrite: bool) -> Path:
     """Make the output directory, or check that the loop in it had the same arguments."""
     if (out / ITERATION_FILE).is_file() and not overwrite:
@@ -286,6 +307,7 @@ class _Loop:
             horizon=time_limit(self.env, env_kwargs=self.env_kwargs),
             sigma=config.sigma,
             patience=config.patience,
+            test_dreams=config.test_dreams,
             seed=self.seed,
             on_generation=lambda g: self._report(number, "dream", g.number, g.total, best=g.best, test=g.best_test),
         )
