@@ -146,10 +146,10 @@ def whole(walks, tmp_path_factory):
 def assert_same_run(out, result, model, whole):
     """Bit for bit: weights, Adam's moments, generator, best weights and log."""
     expected_out, expected, expected_model = whole
-    assert (result.updates, result.best_update, result.best_loss) == (
+    assert (result.updates, result.best_update, result.best_metrics["loss"]) == (
         expected.updates,
         expected.best_update,
-        expected.best_loss,
+        expected.best_metrics["loss"],
     )
     for name, tensor in expected_model.state_dict().items():
         assert torch.equal(model.state_dict()[name], tensor), name
@@ -407,7 +407,7 @@ def test_bfloat16_trains_nearly_as_float32(walks, tmp_path):
         model.lstm.register_forward_hook(lambda *call, of=precision: dtypes.update({of: call[-1][0].dtype}))
         result, _ = run(walks, tmp_path / precision, config=config, model=model)
         losses[precision] = [row["test/loss"] for row in read_metrics(tmp_path / precision) if "test/loss" in row]
-        assert result.best_loss == min(losses[precision]) < losses[precision][0] - 0.05
+        assert result.best_metrics["loss"] == min(losses[precision]) < losses[precision][0] - 0.05
         assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
     assert dtypes == {"float32": torch.float32, "bfloat16": torch.bfloat16}
     assert losses["float32"] != losses["bfloat16"]
@@ -424,8 +424,8 @@ def test_early_stopping_picks_the_best_weights(tmp_path):
     tested = {row["update"]: row["test/loss"] for row in read_metrics(tmp_path)}
     assert result.best_update == min(tested, key=tested.get)
     assert result.updates == result.best_update + 30 < 1000
-    assert result.best_loss == min(tested.values())
-    assert (model.w - 1).square().sum().item() == pytest.approx(result.best_loss)
+    assert result.best_metrics["loss"] == min(tested.values())
+    assert (model.w - 1).square().sum().item() == pytest.approx(result.best_metrics["loss"])
     assert not model.training
 
 
@@ -434,13 +434,13 @@ def test_without_patience_the_best_weights_are_kept_all_the_same(tmp_path):
     config = {"num_updates": 150, "evaluate_every": 10, "learning_rate": 0.02, "final_learning_rate": 0.02}
     result, _, _ = run_numbers(tmp_path, model, [Number(10.0)], [Number(1.0)], **config)
     assert result.updates == 150 > result.best_update
-    assert (model.w - 1).square().sum().item() == pytest.approx(result.best_loss)
+    assert (model.w - 1).square().sum().item() == pytest.approx(result.best_metrics["loss"])
 
 
 def test_without_held_out_data_the_last_weights_stay(tmp_path):
     model = Parabola()
     result, _, _ = run_numbers(tmp_path, model, [Number(10.0)], num_updates=5, patience=1, learning_rate=0.1, evaluate_every=1)
-    assert (result.updates, result.best_update, result.best_loss) == (5, 0, None)
+    assert (result.updates, result.best_update, result.best_metrics) == (5, 0, {})
     assert 0.2 < model.w[0].item() < 0.5
     assert not (tmp_path / "best.safetensors").exists()
 
@@ -449,7 +449,7 @@ def test_held_out_loss_is_the_average_over_examples(tmp_path):
     model = Parabola(start=0.0)
     config = {"num_updates": 1, "learning_rate": 1e-9, "final_learning_rate": 0.0}
     result, _, _ = run_numbers(tmp_path, model, [Number(1.0)], [Number(1.0, weight=3), Number(3.0, weight=1)], **config)
-    assert result.best_loss == pytest.approx((3 * 2 + 1 * 18) / 4)
+    assert result.best_metrics["loss"] == pytest.approx((3 * 2 + 1 * 18) / 4)
     assert read_metrics(tmp_path)[-1]["test/distance"] == pytest.approx((3 * 1 + 1 * 3) / 4)
 
 

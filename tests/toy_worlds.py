@@ -73,9 +73,10 @@ def walk_world(**mdnrnn):
         model.latent_head.linear.bias[logits + 1] = 1 / 32
         model.reward_head.linear.weight[1, h : h + 2] = torch.tensor([0.5, -1.0])
         model.reward_head.linear.bias[1] = 0.5
-        model.termination_head.weight[0, h] = 0.5
-        model.termination_head.weight[0, h + 2 :] = torch.tensor([-0.25, 0.0, 0.25])
-        model.termination_head.bias[0] = 0.5 - 0.9
+        # log-odds of a thousand and more, so that a drawn end is as certain as one by threshold
+        model.termination_head.weight[0, h] = 0.5e5
+        model.termination_head.weight[0, h + 2 :] = torch.tensor([-0.25e5, 0.0, 0.25e5])
+        model.termination_head.bias[0] = (0.5 - 0.9) * 1e5
     starts = torch.stack(torch.broadcast_tensors((torch.arange(-2, 3) / 4 - 0.5) / 0.5, torch.zeros(5)), dim=1)
     return WorldModel(
         world.vision, model, world.action_space, start_mean=starts, start_log_variance=torch.full_like(starts, -torch.inf)

@@ -31,7 +31,7 @@ from worldmodel.vision import StateNormalizer
 from worldmodel.world import WORLD_FILE, WorldModel
 
 FIT_FORMAT, FIT_VERSION, FIT_FILE = "worldmodel.fit", 1, "fit.json"
-MAX_START_STATES = 10_000
+MAX_START_STATES = 2_000
 STATISTICS_BATCHES = 100  # the data's statistics and the baselines are fitted on so many batches at most
 
 

@@ -117,7 +117,7 @@ def draw_scores(axes: Axes, rounds: Sequence[Round], target: float | None) -> No
         )
     axes.set(title="Dream score against real score", xlabel="return in the dream", ylabel="return in reality")
     axes.margins(0.12)
-    axes.legend(fontsize=8, loc="upper left")
+    axes.legend(fontsize=8, loc="center left")
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:

@@ -133,7 +133,7 @@ class _RunState:
     update: int = 0
     epoch: int = 0
     index: int = 0
-    best_loss: float | None = None
+    best_metrics: dict[str, float] = field(default_factory=dict)
     best_update: int = 0
     stale_evaluations: int = 0
     test_metrics: dict[str, float] = field(default_factory=dict)
@@ -146,13 +146,13 @@ class TrainingResult:
     Args:
         updates: updates done, fewer than asked for after early stopping.
         best_update: the update whose weights are kept.
-        best_loss: held-out loss there; None without held-out data.
+        best_metrics: held-out loss and its terms there; empty without held-out data.
         seconds: duration of this call.
     """
 
     updates: int
     best_update: int
-    best_loss: float | None
+    best_metrics: dict[str, float]
     seconds: float
 
 
@@ -211,7 +211,7 @@ def train(
     with interrupt_between_steps() as interrupted, MetricsLog(run.out, run.state.update, tensorboard=tensorboard) as log:
         _run_to_the_end(run, log, interrupted, on_progress or (lambda progress: None))
     run.load_best()
-    return TrainingResult(run.state.update, run.state.best_update, run.state.best_loss, time.monotonic() - began)
+    return TrainingResult(run.state.update, run.state.best_update, run.state.best_metrics, time.monotonic() - began)
 
 
 def held_out_batches(data: TrainingData, most: int, *, seed: int, device: torch.device) -> Iterator[Any]:
@@ -333,8 +333,8 @@ class _Run:
             weight += batch.weight
         state = self.state
         state.test_metrics = {name: total / weight for name, total in totals.items()}
-        if state.best_loss is None or state.test_metrics["loss"] < state.best_loss:
-            state.best_loss, state.best_update, state.stale_evaluations = state.test_metrics["loss"], state.update, 0
+        if not state.best_metrics or state.test_metrics["loss"] < state.best_metrics["loss"]:
+            state.best_metrics, state.best_update, state.stale_evaluations = dict(state.test_metrics), state.update, 0
             checkpoint.save_tensors(self.out / BEST_FILE, self.model.state_dict())
         else:
             state.stale_evaluations += 1
@@ -350,7 +350,7 @@ class _Run:
 
     def load_best(self) -> None:
         """Put the weights that were best on held-out data into the model."""
-        if self.state.best_loss is not None:
+        if self.state.best_metrics:
             self.model.load_state_dict(checkpoint.load_tensors(self.out / BEST_FILE)[0])
         self.model.eval()
 
