@@ -35,6 +35,13 @@ def add_environment(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_termination(parser: argparse.ArgumentParser) -> None:
+    """Add ``--termination sample|threshold``."""
+    parser.add_argument(
+        "--termination", choices=("sample", "threshold"), default="sample", help="draw the end of a dream, or end it at p > 0.5"
+    )
+
+
 def choose_device(name: str) -> torch.device:
     """Turn ``--device`` into a device.
 

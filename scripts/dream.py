@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from command import add_device, choose_device, run
+from command import add_device, add_termination, choose_device, run
 
 import worldmodel as wm
 from worldmodel.spaces import leaf_values, to_numpy
@@ -20,9 +20,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--num-dreams", type=int, default=1024, help="dreams at once")
     parser.add_argument("--horizon", type=int, default=200, help="steps at most")
     parser.add_argument("--temperature", type=float, default=1.0, help="0 is the mode, 1 what M learned, more is harder")
-    parser.add_argument(
-        "--termination", choices=("threshold", "sample"), default="sample", help="draw the end, or end at p > 0.5"
-    )
+    add_termination(parser)
     parser.add_argument("--out", required=True, help="file to write; its arrays are described at the end of the run")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     parser.add_argument("--seed", type=int, default=0, help="seed of the dreams")

@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from command import Bar, add_device, add_environment, choose_device, run
+from command import Bar, add_device, add_environment, add_termination, choose_device, run
 
 import worldmodel as wm
 
@@ -19,8 +19,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--episodes", type=int, default=100, help="real episodes")
     parser.add_argument("--num-dreams", type=int, default=1024, help="dreamed episodes")
     parser.add_argument("--temperature", type=float, default=1.0, help="of the dreams")
+    add_termination(parser)
     parser.add_argument("--out", help="JSON file for every episode's return and length")
-    parser.add_argument("--seed", type=int, default=1_000_000, help="take another than the data were collected with")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the episodes, which are none of a collection's, and of the dreams"
+    )
     add_environment(parser)
     add_device(parser)
     return parser.parse_args()
@@ -28,6 +32,8 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
+    if args.out and Path(args.out).exists() and not args.overwrite:
+        raise FileExistsError(f"{args.out}: already there; pass --overwrite to replace it")
     device = choose_device(args.device)
     world = wm.WorldModel.from_pretrained(args.model, device=device)
     controller = wm.LinearController.from_pretrained(args.controller, device=device)
@@ -41,6 +47,7 @@ def main() -> None:
             max_steps=args.max_steps,
             env_kwargs=args.env_kwargs,
             temperature=args.temperature,
+            termination=args.termination,
             num_dreams=args.num_dreams,
             on_step=lambda steps, alive: bar.show(steps, None, episodes_running=alive),
         )

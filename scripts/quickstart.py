@@ -12,8 +12,10 @@ import torch
 from command import Bar, add_device, choose_device, run
 
 import worldmodel as wm
-from worldmodel.iteration import EVALUATION_SEED, StageProgress
+from worldmodel.evaluation import EVALUATION_STREAM
+from worldmodel.iteration import StageProgress
 from worldmodel.report import draw_report, save_figure
+from worldmodel.rollouts import derive_seed
 
 UNITS = {"collect": "episode", "train": "update", "dream": "generation", "evaluate": "step"}
 
@@ -69,10 +71,10 @@ def main() -> None:
         on_progress=bars.show,
     )
     bars.close()
-    out, best = Path(args.out), max(rounds, key=lambda round_: round_.real.mean)
+    out, best = Path(args.out), wm.best_round(rounds)
     world = wm.WorldModel.from_pretrained(best.directory / "world")
     policy = wm.LatentPolicy(world, wm.LinearController.from_pretrained(best.directory / "controller"))
-    (episode,) = wm.rollouts(args.env, policy, episode_ids=[0], seed=EVALUATION_SEED + args.seed)
+    (episode,) = wm.rollouts(args.env, policy, episode_ids=[0], seed=derive_seed(args.seed, EVALUATION_STREAM))
     save_figure(draw_report(rounds, episode, target=target), out / "report.png")
     summary = {"seed": args.seed, "seconds": time.monotonic() - began, **wm.summarize(rounds, target=target)}
     (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")

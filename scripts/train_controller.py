@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 
-from command import Bar, add_device, choose_device, run
+from command import Bar, add_device, add_termination, choose_device, run
 
 import worldmodel as wm
 from worldmodel.checkpoint import prepare_directory
-from worldmodel.controller import CONTROLLER_FILE
-from worldmodel.evaluation import time_limit
+from worldmodel.controller import CONTROLLER_FILE, CONTROLLER_FORMAT
+from worldmodel.evaluation import score, usual_horizon
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -19,6 +19,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--temperature", type=float, default=1.0, help="of the dreams; above 1 they are harder than the model thinks"
     )
+    add_termination(parser)
     parser.add_argument("--features", choices=("z", "zh", "zhc"), default="zh", help="what the controller sees")
     parser.add_argument("--population", type=int, default=64, help="candidates in a generation")
     parser.add_argument("--rollouts", type=int, default=16, help="dreams of each candidate")
@@ -28,7 +29,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--sigma", type=float, default=0.1, help="initial standard deviation of the weights")
     parser.add_argument("--horizon", type=int, help="longest dream in steps (default: the environment's limit, else 1000)")
-    parser.add_argument("--initial", help="a controller directory to start from, e.g. one that was interrupted")
+    parser.add_argument("--initial", help="controller directory to start from")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier controller in OUT")
     parser.add_argument("--seed", type=int, default=0, help="seed of the search and of the dreams")
     add_device(parser)
@@ -40,10 +41,19 @@ def main() -> None:
     device = choose_device(args.device)
     world = wm.WorldModel.from_pretrained(args.model, device=device)
     initial = wm.LinearController.from_pretrained(args.initial, device=device) if args.initial else None
-    dreams = wm.Dreams(world, args.population * args.rollouts, temperature=args.temperature)
-    horizon = args.horizon or time_limit(world.provenance["recipes"][0].get("env", ""))
-    prepare_directory(args.out, marker=CONTROLLER_FILE, overwrite=args.overwrite)  # before the work, not after it
+    dreams = wm.Dreams(world, args.population * args.rollouts, temperature=args.temperature, termination=args.termination)
+    horizon = usual_horizon(world) if args.horizon is None else args.horizon
+    prepare_directory(  # before the work, not after it
+        args.out, marker=CONTROLLER_FILE, format=CONTROLLER_FORMAT, overwrite=args.overwrite, clear=False
+    )
     with Bar("dream", "generation") as bar:
+
+        def report(generation: wm.Generation) -> None:
+            facts = {"best": generation.best, "mean": generation.mean, "best_test": generation.best_test}
+            bar.show(generation.number, generation.total, **facts)
+            if generation.test is not None:  # what is best so far is kept, whatever comes
+                generation.controller.save_pretrained(args.out, overwrite=True)
+
         controller = wm.evolve(
             dreams,
             generations=args.generations,
@@ -54,17 +64,14 @@ def main() -> None:
             initial=initial,
             patience=args.patience,
             seed=args.seed,
-            on_generation=lambda g: bar.show(g.number, g.total, best=g.best, mean=g.mean, best_test=g.best_test),
+            on_generation=report,
         )
-    controller.save_pretrained(args.out)
-    tests = dreams.variant(num_dreams=1024)
-    returns, _ = tests.score(controller, horizon, generator=tests.generator(args.seed))
+    controller.save_pretrained(args.out, overwrite=True)
+    scores = score(dreams.variant(num_dreams=1024), controller, horizon=horizon, seed=args.seed)
     print(f"parameters    {controller.num_parameters}")
-    print(
-        f"dream return  {returns.mean():.1f} +- {returns.std(correction=0):.1f} (1024 dreams, temperature {args.temperature:g})"
-    )
+    print(f"dream return  {scores} at temperature {args.temperature:g}")
     print(f"controller: {args.out}")
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, resume="OUT holds the best controller that was tested; --initial OUT starts from it.")

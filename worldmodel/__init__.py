@@ -3,27 +3,30 @@
 See the README for the tour, and the modules' docstrings for the mathematics.
 """
 
-from worldmodel.collect import collect
-from worldmodel.controller import LatentPolicy, LinearController, evolve
-from worldmodel.dream import Dreams, LatentState, RandomActions, Rollout
+from worldmodel.collect import CollectionProgress, collect
+from worldmodel.controller import Generation, LatentPolicy, LinearController, evolve
+from worldmodel.dream import BatchedWorld, Dreams, LatentState, RandomActions, Rollout
 from worldmodel.episode import Episode
 from worldmodel.evaluation import Evaluation, Scores, evaluate, replay
 from worldmodel.fit import DataConfig, fit
-from worldmodel.iteration import IterationConfig, Round, iterate, summarize
+from worldmodel.iteration import IterationConfig, Round, StageProgress, best_round, iterate, summarize
 from worldmodel.mdn import Factorization, MixtureDensityNetwork, MixtureHead, NoiseType
-from worldmodel.mdnrnn import MDNRNN, MDNRNNConfig
+from worldmodel.mdnrnn import MDNRNN, MDNRNNConfig, Prediction, SequenceBatch, State
 from worldmodel.mixture import GaussianMixture
 from worldmodel.policies import BrownianPolicy, RandomPolicy, RepeatPolicy
+from worldmodel.reality import Reality
 from worldmodel.rollouts import EpisodeFailure, rollouts
-from worldmodel.store import EpisodeStore, repair, verify
-from worldmodel.training import TrainingConfig
+from worldmodel.store import EpisodeStore, Problem, repair, verify
+from worldmodel.training import NonFiniteLossError, TrainingConfig, TrainingProgress
 from worldmodel.version import __version__
 from worldmodel.vision import StateNormalizer
 from worldmodel.world import WorldModel
 
 __all__ = [
     "MDNRNN",
+    "BatchedWorld",
     "BrownianPolicy",
+    "CollectionProgress",
     "DataConfig",
     "Dreams",
     "Episode",
@@ -32,6 +35,7 @@ __all__ = [
     "Evaluation",
     "Factorization",
     "GaussianMixture",
+    "Generation",
     "IterationConfig",
     "LatentPolicy",
     "LatentState",
@@ -40,16 +44,25 @@ __all__ = [
     "MixtureDensityNetwork",
     "MixtureHead",
     "NoiseType",
+    "NonFiniteLossError",
+    "Prediction",
+    "Problem",
     "RandomActions",
     "RandomPolicy",
+    "Reality",
     "RepeatPolicy",
     "Rollout",
     "Round",
     "Scores",
+    "SequenceBatch",
+    "StageProgress",
+    "State",
     "StateNormalizer",
     "TrainingConfig",
+    "TrainingProgress",
     "WorldModel",
     "__version__",
+    "best_round",
     "collect",
     "evaluate",
     "evolve",

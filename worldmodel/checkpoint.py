@@ -115,20 +115,22 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise ValueError(f"{path}: expected a whole safetensors file, got a damaged or foreign one ({error})") from error
 
 
-def prepare_directory(path: str | Path, *, marker: str, overwrite: bool = False) -> Path:
+def prepare_directory(path: str | Path, *, marker: str, format: str, overwrite: bool = False, clear: bool = True) -> Path:
     """Make ``path`` an output directory without ever touching what belongs to somebody else.
 
-    An absent or empty directory is fine. One that holds something is refused, unless ``overwrite`` is set *and* it holds
-    ``marker``: then it is an earlier output of the same kind and is removed first. A directory without the marker is
-    never removed, whatever the flags say.
+    An absent or empty directory is fine. One that holds something is refused, unless ``overwrite`` is set *and* its
+    ``marker`` is a JSON file stamped with ``format``: then it is an earlier output of the same kind. A directory without that
+    stamp is never written to, whatever the flags say.
 
     Args:
         path: the directory to create.
-        marker: name of the file that tells our outputs of this kind, e.g. ``"manifest.json"``.
+        marker: name of the JSON file that tells our outputs of this kind.
+        format: the format name in that file.
         overwrite: replace an earlier output of the same kind.
+        clear: remove an earlier output, with everything in its directory; False leaves it, for files to be replaced one by one.
 
     Returns:
-        The directory, which exists and is empty.
+        The directory, which exists, and is empty if ``clear``.
 
     Raises:
         FileExistsError: if ``path`` is a file or holds something that may not be replaced.
@@ -137,16 +139,24 @@ def prepare_directory(path: str | Path, *, marker: str, overwrite: bool = False)
     if path.exists() and not path.is_dir():
         raise FileExistsError(f"{path}: expected a directory or nothing, got a file")
     if path.is_dir() and any(path.iterdir()):
-        ours = (path / marker).is_file()
-        if not ours:
+        if not _is_stamped(path / marker, format):
             raise FileExistsError(f"{path}: expected an empty directory, got one that holds something else; choose another")
         if not overwrite:
             raise FileExistsError(
                 f"{path}: already holds an earlier output ({marker}); pass overwrite (--overwrite) to replace it"
             )
-        shutil.rmtree(path)
+        if clear:
+            shutil.rmtree(path)
     path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def _is_stamped(path: Path, format: str) -> bool:
+    """Whether a file is JSON of this format, of whatever version."""
+    try:
+        return json.loads(path.read_bytes()).get("format") == format
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def remove_temporaries(path: str | Path) -> None:

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cma
 import gymnasium as gym
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from worldmodel import checkpoint
 from worldmodel.dream import Dreams, FeatureKind, latent_features
 from worldmodel.mdnrnn import State
+from worldmodel.rollouts import derive_seed
 from worldmodel.spaces import FlatSpace, Value, map_leaves, space_from_json, space_to_json, to_numpy
 from worldmodel.world import WorldModel
 
@@ -99,7 +99,9 @@ class LinearController(nn.Module):
         Raises:
             FileExistsError: if ``path`` holds something that may not be replaced.
         """
-        directory = checkpoint.prepare_directory(path, marker=CONTROLLER_FILE, overwrite=overwrite)
+        directory = checkpoint.prepare_directory(
+            path, marker=CONTROLLER_FILE, format=CONTROLLER_FORMAT, overwrite=overwrite, clear=False
+        )
         checkpoint.save_tensors(directory / WEIGHTS_FILE, self.state_dict())
         content = {
             "size": self.linear.in_features,
@@ -156,7 +158,8 @@ class Generation:
         best: highest mean return of a candidate over its rollouts.
         mean: mean return over all candidates.
         test: mean return of the search's centre over the test dreams; None in generations without a test.
-        best_test: highest test so far, the start's included, whose controller is kept.
+        best_test: highest test so far, the start's included.
+        controller: the controller of that test, which the search would return if it ended here.
     """
 
     number: int
@@ -165,6 +168,7 @@ class Generation:
     mean: float
     test: float | None
     best_test: float
+    controller: LinearController
 
 
 def evolve(
@@ -222,7 +226,7 @@ def evolve(
     for number in range(1, generations + 1):
         candidates = search.ask()
         policy = _Population(controller, _vector(candidates, world.device))
-        returns, _ = grouped.score(policy, horizon, generator=dreams.generator(_generation_seed(seed, number)))
+        returns, _ = grouped.score(policy, horizon, generator=dreams.generator(derive_seed(seed, number)))
         fitness = returns.reshape(population, -1).mean(dim=1)
         search.tell(candidates, (-fitness).tolist())
         test = None
@@ -230,7 +234,8 @@ def evolve(
             nn.utils.vector_to_parameters(_vector(search.mean, world.device), controller.parameters())
             test = tests.run(controller)
         if on_generation is not None:
-            on_generation(Generation(number, generations, fitness.max().item(), fitness.mean().item(), test, tests.best_test))
+            best, mean = fitness.max().item(), fitness.mean().item()
+            on_generation(Generation(number, generations, best, mean, test, tests.best_test, tests.best))
         if patience is not None and tests.stale >= patience:
             break
     return tests.best
@@ -240,7 +245,8 @@ class _Tests:
     """Scores a search's centre, each time on the same dreams, and keeps the best; ``stale`` counts tests without progress."""
 
     def __init__(self, dreams: Dreams, horizon: int, seed: int, start: LinearController):
-        self._dreams, self._horizon, self._seed = dreams, horizon, _generation_seed(seed, 0)
+        self._dreams, self._horizon = dreams, horizon
+        self._seed = derive_seed(seed, 0)  # no generation has the number 0
         self.best, self.best_test, self.stale = copy.deepcopy(start), self._score(start), 0
 
     def run(self, controller: LinearController) -> float:
@@ -274,8 +280,12 @@ def _check_search(dreams: Dreams, sigma: float, numbers: dict[str, int]) -> None
         raise ValueError("dreams: expected one temperature for all, got one per dream, which would favour some candidates")
 
 
-def _search(controller: LinearController, sigma: float, population: int, seed: int) -> cma.CMAEvolutionStrategy:
+def _search(controller: LinearController, sigma: float, population: int, seed: int) -> Any:
     """Set up CMA-ES around the controller's weights, silent, without files, and drawing from its own generator."""
+    try:
+        import cma  # here, as it takes seconds to import
+    except ImportError as error:
+        raise ImportError("cma is not installed: pip install worldmodel[cma]") from error
     rng = np.random.default_rng(seed)
     options = {
         "popsize": population,
@@ -286,11 +296,6 @@ def _search(controller: LinearController, sigma: float, population: int, seed: i
     }
     weights = nn.utils.parameters_to_vector(controller.parameters()).detach().double().cpu().numpy()
     return cma.CMAEvolutionStrategy(weights, sigma, options)
-
-
-def _generation_seed(seed: int, generation: int) -> int:
-    """Seed of a generation's dreams; generation 0 stands for the tests."""
-    return int(np.random.SeedSequence([seed, generation]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def _vector(weights: np.ndarray | list[np.ndarray], device: torch.device) -> Tensor:

@@ -146,13 +146,17 @@ class BatchedWorld(abc.ABC):
         Raises:
             ValueError: if ``horizon`` is below 1.
         """
-        steps = list(self.unroll(policy, horizon, generator=generator, start=start))
+        columns: list[tuple[Tensor, Value, Tensor, Tensor, Tensor]] = []  # not whole steps: those hold M's state
+        z = None
+        for step in self.unroll(policy, horizon, generator=generator, start=start):
+            columns.append((step.state.z, step.actions, step.reward, step.terminated, step.state.alive))
+            z = step.next_state.z
+        assert z is not None
+        before, actions, rewards, terminated, alive = zip(*columns, strict=True)
         return Rollout(
-            torch.stack([steps[0].state.z] + [step.next_state.z for step in steps], dim=1),
-            map_leaves(lambda *leaf: torch.stack(leaf, dim=1), *(step.actions for step in steps)),
-            torch.stack([step.reward for step in steps], dim=1),
-            torch.stack([step.terminated for step in steps], dim=1),
-            torch.stack([step.state.alive for step in steps], dim=1),
+            torch.stack([*before, z], dim=1),
+            map_leaves(lambda *leaf: torch.stack(leaf, dim=1), *actions),
+            *(torch.stack(column, dim=1) for column in (rewards, terminated, alive)),
         )
 
     @torch.no_grad()
@@ -169,7 +173,7 @@ class BatchedWorld(abc.ABC):
 
         ``on_step`` is called with the steps done and the number of episodes that still run; it stalls a GPU at every step.
         """
-        returns = torch.zeros(self.batch_size, device=self.world.device)
+        returns = torch.zeros(self.batch_size, dtype=torch.float64, device=self.world.device)
         lengths = torch.zeros(self.batch_size, dtype=torch.int64, device=self.world.device)
         for t, step in enumerate(self.unroll(policy, horizon, generator=generator, start=start)):
             returns += step.reward
@@ -234,8 +238,8 @@ class Dreams(BatchedWorld):
         world: the world model.
         num_dreams: B.
         temperature: tau >= 0, a number or one value per dream (B,). 1 is what M learned; more is harder, 0 is the mode.
-        termination: "threshold" ends a dream when p > 0.5, as in the paper; "sample" draws the end with probability p.
-            Temperature does not touch it.
+        termination: "sample" draws the end with probability p; "threshold" ends a dream when p > 0.5, as in the paper.
+            Temperature does not touch it. dev/LOG.md has the measurement behind the default.
         num_groups: the dreams are so many equal groups that share their start states and random numbers, for comparing
             candidates under common random numbers: dream g * R + r has the luck of dream r.
 

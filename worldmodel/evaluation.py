@@ -17,10 +17,11 @@ from worldmodel.controller import LinearController
 from worldmodel.dream import BatchedWorld, Dreams, FeatureKind, Policy, RandomActions, Rollout, TerminationRule
 from worldmodel.episode import Episode
 from worldmodel.reality import Reality
-from worldmodel.rollouts import EnvMaker, make_env
+from worldmodel.rollouts import EnvMaker, derive_seed, make_env
 from worldmodel.spaces import Value, map_leaves
 from worldmodel.world import WorldModel
 
+EVALUATION_STREAM = 1  # keeps the episodes of an evaluation apart from those of a collection
 DEFAULT_HORIZON = 1000  # steps of a dream where nothing says how long an episode may last
 
 
@@ -101,8 +102,14 @@ def time_limit(env: str | EnvMaker, max_steps: int | None = None, env_kwargs: Ma
     return min((limit for limit in (max_steps, registered) if limit is not None), default=DEFAULT_HORIZON)
 
 
+def usual_horizon(world: WorldModel) -> int:
+    """Longest episode of the environment that a world model's data came from, as far as its provenance says; else 1000."""
+    recipe = next(iter(world.provenance.get("recipes", [])), {})
+    return time_limit(recipe.get("env", ""), recipe.get("max_steps"), recipe.get("env_kwargs"))
+
+
 def evaluate(
-    controller: LinearController,
+    controller: Policy,
     world: WorldModel,
     *,
     env: str | EnvMaker,
@@ -119,12 +126,12 @@ def evaluate(
     """Score a controller in the real environment, in the dream, and against random play.
 
     Args:
-        controller: trained in ``world``.
+        controller: a `LinearController` or any callable, features (B, F) -> actions.
         world: the world model.
         env: id or constructor of the real environment.
         num_episodes: real episodes, for the controller and for random play alike.
-        seed: seed of all episodes and dreams; take another than the data were collected with.
-        max_steps: cap on an episode's steps, real or dreamed.
+        seed: seed of all episodes and dreams; its episodes are none that `collect` makes with the same seed.
+        max_steps: cap on an episode's steps, real or dreamed; 1000 where neither this nor the environment says any.
         env_kwargs: arguments of the environment.
         wrappers: applied to the environment, in order.
         temperature: tau of the dream.
@@ -136,9 +143,11 @@ def evaluate(
         ValueError: if controller, world and environment do not belong together.
         RuntimeError: if the environment raises; names the episode.
     """
-    controller.check_world(world)
+    if isinstance(controller, LinearController):
+        controller.check_world(world)
     dreams = Dreams(world, num_dreams, temperature=temperature, termination=termination)
-    reality = Reality(world, env, num_episodes, seed=seed, max_steps=max_steps, env_kwargs=env_kwargs, wrappers=wrappers)
+    episodes = derive_seed(seed, EVALUATION_STREAM)
+    reality = Reality(world, env, num_episodes, seed=episodes, max_steps=max_steps, env_kwargs=env_kwargs, wrappers=wrappers)
     with contextlib.closing(reality):
         horizon = time_limit(env, max_steps, env_kwargs)
         real = score(reality, controller, horizon=horizon, seed=seed, on_step=on_step)

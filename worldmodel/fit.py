@@ -95,8 +95,8 @@ def fit(
         overwrite: replace an earlier run in ``out``.
         tensorboard: write TensorBoard scalars too (extra ``tensorboard``).
         on_progress: called every few updates.
-        **mdnrnn: fields of `MDNRNNConfig` other than the two that follow from the data. ``termination_head`` follows from the data
-            too unless it is given: where no episode terminates there is nothing to learn.
+        **mdnrnn: fields of `MDNRNNConfig` other than the two that follow from the data. ``termination_head`` follows from the
+            data too unless it is given: where no episode terminates there is nothing to learn.
 
     Returns:
         The world model, on ``device``, in evaluation mode.
@@ -157,7 +157,7 @@ def _open(data: str | Path | Sequence[str | Path]) -> EpisodeCollection:
 def _prepare(out: Path, arguments: dict[str, Any], *, resume: bool, overwrite: bool) -> Path:
     """Make the output directory, which is known by its ``fit.json``, or check that the run in it had the same arguments."""
     if not (out / FIT_FILE).is_file() or (overwrite and not resume):
-        checkpoint.prepare_directory(out, marker=FIT_FILE, overwrite=overwrite)
+        checkpoint.prepare_directory(out, marker=FIT_FILE, format=FIT_FORMAT, overwrite=overwrite)
         checkpoint.write_json(out / FIT_FILE, arguments, format=FIT_FORMAT, version=FIT_VERSION)
         return out
     if not resume:
@@ -194,8 +194,8 @@ def _new_parts(episodes: EpisodeCollection, seed: int, mdnrnn: dict[str, Any]) -
 
 
 def _any_terminates(episodes: EpisodeCollection) -> bool:
-    """Whether an episode of at most `MAX_START_STATES`, spread evenly over all, ends by termination."""
-    return any(bool(episodes.read(i, int(episodes.lengths[i]) - 1).terminations[-1]) for i in _spread(len(episodes)))
+    """Whether any episode ends by termination."""
+    return any(bool(episodes.read(i, int(episodes.lengths[i]) - 1).terminations[-1]) for i in range(len(episodes)))
 
 
 def _spread(num_episodes: int) -> list[int]:
@@ -211,6 +211,10 @@ def _parts_of(initial: WorldModel, episodes: EpisodeCollection, mdnrnn: dict[str
     )
     if mdnrnn:
         raise ValueError(f"mdnrnn: expected no model sizes beside an initial world model, got {mdnrnn}")
+    if initial.mdnrnn.termination_head is None and _any_terminates(episodes):
+        raise ValueError(
+            "initial: expected a world model with a termination head, as episodes of the data terminate, got one without"
+        )
     return copy.deepcopy(initial.vision).cpu(), copy.deepcopy(initial.mdnrnn).cpu()
 
 

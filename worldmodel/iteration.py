@@ -15,11 +15,12 @@ stood::
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +31,19 @@ from worldmodel import checkpoint
 from worldmodel.collect import collect
 from worldmodel.controller import CONTROLLER_FILE, LatentPolicy, LinearController, evolve
 from worldmodel.dream import Dreams
-from worldmodel.evaluation import Evaluation, Scores, evaluate, time_limit
+from worldmodel.evaluation import Evaluation, Scores, evaluate, score, time_limit
 from worldmodel.fit import DataConfig, fit
-from worldmodel.rollouts import EnvMaker, describe, jsonable
+from worldmodel.mdnrnn import MDNRNNConfig
+from worldmodel.mixture import check_temperature
+from worldmodel.reality import Reality
+from worldmodel.rollouts import EnvMaker, derive_seed, describe, jsonable
 from worldmodel.training import TrainingConfig
 from worldmodel.world import WORLD_FILE, WorldModel
 
 ITERATION_FORMAT, SCORES_FORMAT, ITERATION_VERSION = "worldmodel.iteration", "worldmodel.scores", 1
 ITERATION_FILE, SCORES_FILE = "iteration.json", "scores.json"
-EVALUATION_SEED = 10**6  # added to the seed, so that no real episode of an evaluation was in the data
+SCORES = ("validation", "real", "dream", "random")
+COLLECT_STREAM, VALIDATE_STREAM = 2, 3  # of seeds; evaluations have a stream of their own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +55,8 @@ class IterationConfig:
         random_episodes: episodes of the random policy, in round 1.
         controller_episodes: episodes of the latest controller, in each later round.
         mdnrnn: fields of `MDNRNNConfig`.
-        data: windows and batches.
-        training: how to train M.
+        data_config: windows and batches.
+        training_config: how to train M.
         temperature: tau of the dreams in which the controller is searched.
         population: candidates of a generation.
         rollouts: dreams of each candidate.
@@ -59,7 +64,8 @@ class IterationConfig:
         sigma: initial standard deviation of the controller's weights.
         patience: the search ends after so many tests in a row without an improvement of 1 %.
         test_dreams: dreams of each such test.
-        test_episodes: real episodes in each round's evaluation.
+        validation_episodes: real episodes by which the loop decides whether to stop and which round was best.
+        test_episodes: other real episodes, by which each round's score is reported.
 
     Raises:
         ValueError: naming the field that is out of range.
@@ -69,8 +75,8 @@ class IterationConfig:
     random_episodes: int = 1000
     controller_episodes: int = 100
     mdnrnn: Mapping[str, Any] = field(default_factory=lambda: {"hidden_size": 64})
-    data: DataConfig = field(default_factory=DataConfig)
-    training: TrainingConfig = field(
+    data_config: DataConfig = field(default_factory=DataConfig)
+    training_config: TrainingConfig = field(
         default_factory=lambda: TrainingConfig(num_updates=800, learning_rate=1e-2, clip_norm=10.0)
     )
     temperature: float = 1.0
@@ -80,13 +86,19 @@ class IterationConfig:
     sigma: float = 0.1
     patience: int = 2
     test_dreams: int = 256
+    validation_episodes: int = 30
     test_episodes: int = 100
 
     def __post_init__(self) -> None:
         """Check what the stages do not check themselves before their turn comes."""
-        for name in ("max_rounds", "random_episodes", "controller_episodes", "rollouts", "generations", "test_episodes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected an integer >= 1, got {getattr(self, name)}")
+        for spec in fields(self):
+            value, least = getattr(self, spec.name), 2 if spec.name == "population" else 1
+            if spec.type == "int" and (type(value) is not int or value < least):
+                raise ValueError(f"{spec.name}: expected an integer >= {least}, got {value}")
+        check_temperature(self.temperature)
+        if not 0 < self.sigma < float("inf"):
+            raise ValueError(f"sigma: expected a positive finite number, got {self.sigma}")
+        MDNRNNConfig(latent_size=1, action_size=1, **self.mdnrnn)
 
 
 @dataclass(frozen=True)
@@ -115,7 +127,8 @@ class Round:
     Args:
         number: from 1.
         directory: where its data, world, controller and scores are.
-        real: the controller in the real environment.
+        validation: the controller in the real environment, on the episodes that decide when to stop.
+        real: the controller in the real environment, on episodes that decide nothing.
         dream: the controller in the dream.
         random: random play in the real environment.
         seconds: duration of each stage, in the run that completed the round.
@@ -123,6 +136,7 @@ class Round:
 
     number: int
     directory: Path
+    validation: Scores
     real: Scores
     dream: Scores
     random: Scores
@@ -130,7 +144,7 @@ class Round:
 
     def to_json(self) -> dict[str, Any]:
         """Everything, as JSON-able data."""
-        scores = {name: getattr(self, name).to_json() for name in ("real", "dream", "random")}
+        scores = {name: getattr(self, name).to_json() for name in SCORES}
         return {"number": self.number, **scores, "seconds": self.seconds}
 
 
@@ -182,9 +196,14 @@ def iterate(
         on_progress or (lambda progress: None),
     )
     rounds: list[Round] = []
-    while len(rounds) < config.max_rounds and not (rounds and target is not None and rounds[-1].real.mean >= target):
+    while len(rounds) < config.max_rounds and not (rounds and target is not None and rounds[-1].validation.mean >= target):
         rounds.append(loop.round(len(rounds) + 1))
     return rounds
+
+
+def best_round(rounds: Sequence[Round]) -> Round:
+    """The round with the best validation score, the earliest of equals; its ``real`` score is then no lucky one."""
+    return max(rounds, key=lambda round_: round_.validation.mean)
 
 
 def summarize(rounds: Sequence[Round], *, target: float | None = None) -> dict[str, Any]:
@@ -195,7 +214,7 @@ def summarize(rounds: Sequence[Round], *, target: float | None = None) -> dict[s
     """
     if not rounds:
         raise ValueError("rounds: expected at least one, got none")
-    best = max(rounds, key=lambda round_: round_.real.mean)
+    best = best_round(rounds)
     return {
         "target": target,
         "reached": target is not None and best.real.mean >= target,
@@ -217,7 +236,7 @@ def _prepare(out: Path, arguments: dict[str, Any], overwrite: bool) -> Path:
                     "choose another directory, or overwrite (--overwrite) to start anew"
                 )
         return out
-    checkpoint.prepare_directory(out, marker=ITERATION_FILE, overwrite=overwrite)
+    checkpoint.prepare_directory(out, marker=ITERATION_FILE, format=ITERATION_FORMAT, overwrite=overwrite)
     checkpoint.write_json(out / ITERATION_FILE, arguments, format=ITERATION_FORMAT, version=ITERATION_VERSION)
     return out
 
@@ -246,15 +265,16 @@ class _Loop:
             times.append(time.monotonic())
             controller = self._search(number, world)
             times.append(time.monotonic())
-            result = self._evaluate(number, world, controller)
+            validation, result = self._evaluate(number, world, controller)
             times.append(time.monotonic())
-            scores = {name: getattr(result, name).to_json() for name in ("real", "dream", "random")}
+            content = {"validation": validation.to_json()}
+            content |= {name: getattr(result, name).to_json() for name in ("real", "dream", "random")}
             seconds = dict(zip(("collect", "train", "dream", "evaluate"), np.diff(times).tolist(), strict=True))
             checkpoint.write_json(
-                directory / SCORES_FILE, {**scores, "seconds": seconds}, format=SCORES_FORMAT, version=ITERATION_VERSION
+                directory / SCORES_FILE, {**content, "seconds": seconds}, format=SCORES_FORMAT, version=ITERATION_VERSION
             )
         content = checkpoint.read_json(directory / SCORES_FILE, format=SCORES_FORMAT, version=ITERATION_VERSION)
-        scores = {name: Scores.from_json(content[name]) for name in ("real", "dream", "random")}
+        scores = {name: Scores.from_json(content[name]) for name in SCORES}
         return Round(number=number, directory=directory, seconds=content["seconds"], **scores)
 
     def _collect(self, number: int) -> None:
@@ -270,7 +290,7 @@ class _Loop:
             out=self.out / f"round-{number}" / "data",
             num_episodes=self.config.random_episodes if number == 1 else self.config.controller_episodes,
             policy=policy,
-            seed=self.seed + number,
+            seed=derive_seed(self.seed, COLLECT_STREAM, number),
             env_kwargs=self.env_kwargs,
             on_progress=lambda p: self._report(number, "collect", p.episodes, p.total, steps=p.steps),
         )
@@ -285,8 +305,8 @@ class _Loop:
             out=path,
             seed=self.seed,
             device=self.device,
-            data_config=self.config.data,
-            training_config=self.config.training,
+            data_config=self.config.data_config,
+            training_config=self.config.training_config,
             resume=True,
             on_progress=lambda p: self._report(number, "train", p.update, p.num_updates, nll_per_dim=p.metrics["nll_per_dim"]),
             **self.config.mdnrnn,
@@ -314,19 +334,24 @@ class _Loop:
         controller.save_pretrained(path)
         return controller
 
-    def _evaluate(self, number: int, world: WorldModel, controller: LinearController) -> Evaluation:
-        """The controller in reality and in the dream, on episodes that no data set holds."""
+    def _evaluate(self, number: int, world: WorldModel, controller: LinearController) -> tuple[Scores, Evaluation]:
+        """The controller on validation episodes; and on others in reality and in the dream. No data set holds any of them."""
         limit = time_limit(self.env, env_kwargs=self.env_kwargs)
-        return evaluate(
-            controller.cpu(),
-            world.cpu(),
+        seed = derive_seed(self.seed, VALIDATE_STREAM)
+        reality = Reality(world, self.env, self.config.validation_episodes, seed=seed, env_kwargs=self.env_kwargs)
+        with contextlib.closing(reality):
+            validation = score(reality, controller, horizon=limit, seed=seed)
+        result = evaluate(
+            controller,
+            world,
             env=self.env,
             num_episodes=self.config.test_episodes,
-            seed=EVALUATION_SEED + self.seed,
+            seed=self.seed,
             env_kwargs=self.env_kwargs,
             temperature=self.config.temperature,
             on_step=lambda done, alive: self._report(number, "evaluate", done, limit, alive=alive),
         )
+        return validation, result
 
     def _report(self, number: int, stage: str, done: int, total: int, **facts: float) -> None:
         self.on_progress(StageProgress(number, stage, done, total, facts))

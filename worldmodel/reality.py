@@ -56,8 +56,14 @@ class Reality(BatchedWorld):
             raise ValueError(f"num_episodes, max_steps: expected >= 1 and None or >= 1, got {num_episodes} and {max_steps}")
         super().__init__(world, num_episodes)
         self._seed, self._max_steps = seed, max_steps
-        self._envs = [make_env(env, env_kwargs, wrappers) for _ in range(num_episodes)]
-        world.check_spaces(self._envs[0].observation_space, self._envs[0].action_space, source="env")
+        self._envs: list[gym.Env] = []
+        try:
+            for _ in range(num_episodes):
+                self._envs.append(make_env(env, env_kwargs, wrappers))
+                world.check_spaces(self._envs[-1].observation_space, self._envs[-1].action_space, source="env")
+        except BaseException:
+            self.close()
+            raise
         self._observations: list[Value] = []
         self._steps = 0
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from gymnasium import spaces
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -14,9 +13,9 @@ from matplotlib.figure import Figure
 from worldmodel.dream import Dreams
 from worldmodel.episode import Episode
 from worldmodel.evaluation import replay
-from worldmodel.iteration import Round
+from worldmodel.iteration import Round, best_round
 from worldmodel.metrics import read_metrics
-from worldmodel.spaces import FlatSpace
+from worldmodel.spaces import Value
 from worldmodel.world import WorldModel
 
 REAL, DREAM, NEUTRAL = "#1b1b1b", "#d1495b", "#8d99ae"
@@ -30,13 +29,13 @@ def draw_report(
     """Draw the three panels of a loop's report.
 
     Args:
-        rounds: the loop's rounds; the last one's world model dreams.
-        episode: a real episode that no round was trained on.
+        rounds: the loop's rounds; the best one's world model dreams.
+        episode: a real episode of that round's controller, that no round was trained on.
         target: mean real return that was to be reached.
         horizon: steps of the trajectory that are drawn.
         seed: seed of the dreams.
     """
-    world = WorldModel.from_pretrained(rounds[-1].directory / "world")
+    world = WorldModel.from_pretrained(best_round(rounds).directory / "world")
     shown = min(MAX_DIMENSIONS, world.vision.latent_size)
     figure = Figure(figsize=(15, 4.8), layout="constrained")
     panels = figure.add_gridspec(1, 3, width_ratios=(1, 1.25, 1))
@@ -70,11 +69,11 @@ def draw_trajectory(axes: Sequence[Axes], world: WorldModel, episode: Episode, *
     """Draw the real observations of an episode and dreams from its first frame under the same actions, one axes a dimension."""
     rollout = replay(Dreams(world, NUM_DREAMS), episode, horizon=horizon, seed=seed)
     mode = replay(Dreams(world, 1, temperature=0.0), episode, horizon=horizon, seed=seed)
-    dreamed, most_likely = (_natural(world, part.z).numpy() for part in (rollout, mode))  # (B, T + 1, F)
+    dreamed, most_likely = (_natural(world, world.decode(part.z)) for part in (rollout, mode))  # (B, T + 1, F)
     t = np.arange(dreamed.shape[1])
     lived = np.pad(rollout.mask.cpu().numpy(), ((0, 0), (1, 0)), constant_values=True)[..., None]  # z is frozen after the end
     lower, upper = np.nanquantile(np.where(lived, dreamed, np.nan), [0.05, 0.95], axis=0)
-    real = _real_features(world, episode)[: len(t)]
+    real = _natural(world, episode.observations)[: len(t)]
     for i, panel in enumerate(axes):
         panel.fill_between(
             t, lower[:, i], upper[:, i], color=DREAM, alpha=0.2, linewidth=0, label=f"90 % of {NUM_DREAMS} dreams"
@@ -125,15 +124,10 @@ def save_figure(figure: Figure, path: str | Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def _natural(world: WorldModel, z: torch.Tensor) -> torch.Tensor:
-    """Features of the decoded observations in their own units: (..., F)."""
+def _natural(world: WorldModel, observations: Value) -> np.ndarray:
+    """Features of observations in their own units: (..., F)."""
     space = world.vision.flat_space
-    return space.flatten(world.decode(z)) * space.half_range + space.center
-
-
-def _real_features(world: WorldModel, episode: Episode) -> np.ndarray:
-    space: FlatSpace = world.vision.flat_space
-    return (space.flatten(episode.observations) * space.half_range + space.center).numpy()
+    return (space.flatten(observations) * space.half_range + space.center).cpu().numpy()
 
 
 def _dimension_name(world: WorldModel, index: int) -> str:

@@ -51,6 +51,11 @@ def episode_seed(seed: int, episode_id: int) -> int:
     return int((int(np.random.SeedSequence(seed).generate_state(1)[0]) + episode_id) % 2**31)
 
 
+def derive_seed(seed: int, *stream: int) -> int:
+    """Return the seed of a stream of its own: a hash of ``seed`` and the numbers that name the stream, in [0, 2^63)."""
+    return int(np.random.SeedSequence([seed, *stream]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
 def rollouts(
     env: str | EnvMaker,
     policy: str | Policy = "random",

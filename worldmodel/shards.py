@@ -145,7 +145,13 @@ class Schema:
         return self.shard(name, *columns), header + data
 
     def shard(self, name: str, episode_ids: np.ndarray, lengths: np.ndarray, seeds: np.ndarray, checksums: np.ndarray) -> Shard:
-        """Return the table of contents of the shard with these columns, with the place of everything in it."""
+        """Return the table of contents of the shard with these columns, with the place of everything in it.
+
+        Raises:
+            ValueError: if ``name`` is not that of a shard but a path, which might lead out of the store.
+        """
+        if Path(name).name != name or not name.endswith(SUFFIX):
+            raise ValueError(f"name: expected the name of a shard, a file in the store that ends in {SUFFIX}, got {name!r}")
         ends = [len(self._header(episode_ids, lengths, seeds, checksums))]
         for leaf in self.leaves:
             ends.append(ends[-1] + _rows(leaf, lengths) * leaf.row_bytes)

@@ -114,6 +114,7 @@ class FlatSpace(nn.Module):
     is_box: Tensor
     is_binary: Tensor
     bounded: Tensor
+    is_integer: Tensor
 
     def __init__(self, space: gym.Space):
         super().__init__()
@@ -123,7 +124,9 @@ class FlatSpace(nn.Module):
         self.size = sum(self._sizes)
         bounds = [_leaf_bounds(leaf, size) for (_, leaf), size in zip(self._leaves, self._sizes, strict=True)]
         low, high = (torch.as_tensor(np.concatenate(part), dtype=torch.float64) for part in zip(*bounds, strict=True))
-        is_box, is_binary = (self._is_kind(kind) for kind in (spaces.Box, spaces.MultiBinary))
+        is_box = self._per_feature(lambda leaf: isinstance(leaf, spaces.Box))
+        is_binary = self._per_feature(lambda leaf: isinstance(leaf, spaces.MultiBinary))
+        is_integer = self._per_feature(lambda leaf: np.issubdtype(leaf.dtype, np.integer))
         scaled = is_box & (high > low) & (high - low <= WIDEST_SCALED_RANGE)
         constants = {
             "center": torch.where(scaled, (low + high) / 2, 0.0),
@@ -133,13 +136,13 @@ class FlatSpace(nn.Module):
         }
         for name, constant in constants.items():
             self.register_buffer(name, constant.float(), persistent=False)
-        for name, mask in {"is_box": is_box, "is_binary": is_binary, "bounded": scaled}.items():
+        for name, mask in {"is_box": is_box, "is_binary": is_binary, "bounded": scaled, "is_integer": is_integer}.items():
             self.register_buffer(name, mask, persistent=False)
 
-    def _is_kind(self, kind: type[gym.Space]) -> Tensor:
-        """(size,) bool, True for the features of leaves of this kind."""
+    def _per_feature(self, question: Callable[[gym.Space], bool]) -> Tensor:
+        """Answer a question about each leaf for each of its features: (size,) bool."""
         return torch.cat(
-            [torch.full((n,), isinstance(leaf, kind)) for (_, leaf), n in zip(self._leaves, self._sizes, strict=True)]
+            [torch.full((n,), bool(question(leaf))) for (_, leaf), n in zip(self._leaves, self._sizes, strict=True)]
         )
 
     def flatten(self, value: Value) -> Tensor:
@@ -170,12 +173,21 @@ class FlatSpace(nn.Module):
         return torch.where(self.is_box, outputs.tanh(), torch.where(self.is_binary, (outputs > 0).to(outputs.dtype), outputs))
 
     def sample(self, num_samples: int, *, generator: torch.Generator | None = None) -> Value:
-        """Draw values uniformly (an unbounded Box dimension from a standard normal), as nested tensors (num_samples, ...)."""
+        """Draw values as Gymnasium's ``Space.sample`` does, as nested tensors (num_samples, ...).
+
+        Uniform where the space is discrete or bounded; a Box dimension with one bound is that bound plus or minus a standard
+        exponential, one with none (or with bounds wider than `WIDEST_SCALED_RANGE`) a standard normal.
+        """
         shape = (num_samples, self.size)
         uniform = torch.empty(shape, device=self.low.device).uniform_(generator=generator)
-        normal = torch.empty(shape, device=self.low.device).normal_(generator=generator)
-        spread = torch.where(self.bounded, 2 * uniform - 1, normal)  # a bounded Box dimension is scaled to [-1, 1]
-        return self.unflatten(torch.where(self.is_box, spread, uniform))  # largest of n uniforms: a uniform choice of n
+        exponential = torch.empty(shape, device=self.low.device).exponential_(generator=generator)
+        natural = torch.empty(shape, device=self.low.device).normal_(generator=generator)
+        natural = torch.where(torch.isfinite(self.low) & torch.isinf(self.high), self.low + exponential, natural)
+        natural = torch.where(torch.isinf(self.low) & torch.isfinite(self.high), self.high - exponential, natural)
+        widened = self.half_range + 0.5 * self.is_integer  # rounding then gives the ends as much as what lies between
+        natural = torch.where(self.bounded, self.center + (2 * uniform - 1) * widened, natural)
+        features = (natural - self.center) / self.half_range
+        return self.unflatten(torch.where(self.is_box, features, uniform))  # largest of n uniforms: a uniform choice of n
 
     def unflatten(self, features: Tensor) -> Value:
         """Turn features into the nearest values of the space: largest entry, threshold 0.5, clipping to the bounds.

@@ -86,7 +86,7 @@ class EpisodeStore:
             TypeError: if a space is not supported; the message names the nearest that is.
         """
         schema = Schema(observation_space, action_space, recipe)
-        store = cls(prepare_directory(path, marker=MANIFEST, overwrite=overwrite), schema)
+        store = cls(prepare_directory(path, marker=MANIFEST, format=FORMAT, overwrite=overwrite), schema)
         (store.path / SHARDS).mkdir()
         store._write_manifest()
         return store

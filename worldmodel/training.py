@@ -52,10 +52,10 @@ class TrainingConfig:
     """
 
     num_updates: int = 2000
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     final_learning_rate: float = 1e-5
     warmup_updates: int = 0
-    clip_norm: float | None = 1.0
+    clip_norm: float | None = 10.0
     clip_value: float | None = None
     precision: str = "float32"
     evaluate_every: int = 200

@@ -51,7 +51,7 @@ class StateNormalizer(nn.Module):
 
     @torch.no_grad()
     def fit(self, observations: Iterable[Value]) -> StateNormalizer:
-        """Set mean and scale from batches of observations, in one pass and in float64 (Chan et al. 1979).
+        """Set mean and scale from batches of observations in one pass, float32 features summed in float64 (Chan et al. 1979).
 
         Args:
             observations: batches with one leading dimension.

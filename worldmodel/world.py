@@ -129,12 +129,15 @@ class WorldModel(nn.Module):
 
         Args:
             path: the directory; absent or empty, or an earlier world model to be replaced.
-            overwrite: replace an earlier world model.
+            overwrite: replace an earlier world model; other files in its directory stay.
 
         Raises:
             FileExistsError: if ``path`` holds something that may not be replaced.
+            ValueError: if a weight is not finite; nothing is written then.
         """
-        self.write(checkpoint.prepare_directory(path, marker=WORLD_FILE, overwrite=overwrite))
+        self._check_finite()
+        directory = checkpoint.prepare_directory(path, marker=WORLD_FILE, format=WORLD_FORMAT, overwrite=overwrite, clear=False)
+        self.write(directory)
 
     def write(self, directory: Path) -> None:
         """Write the two files into a directory that the caller answers for, weights first, each atomically.

@@ -1,0 +1,250 @@
+"""Everything that takes a device works on a GPU, and what it makes lies there.
+
+Each test runs on the CPU too, so that its body is known to be right where there is no GPU. Every one is a smoke test: what the
+numbers must be is tested elsewhere, on the CPU.
+"""
+
+import json
+import os
+import runpy
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from toy_data import walking_episode, write_store
+from toy_worlds import WalkEnv, walk_world
+
+from worldmodel import iteration
+from worldmodel.controller import LatentPolicy, LinearController, evolve, feature_size
+from worldmodel.dream import Dreams, RandomActions
+from worldmodel.evaluation import evaluate
+from worldmodel.fit import FIT_FILE, DataConfig, fit
+from worldmodel.iteration import IterationConfig, iterate
+from worldmodel.mdnrnn import MDNRNN
+from worldmodel.rollouts import rollouts
+from worldmodel.training import TrainingConfig
+from worldmodel.world import WorldModel
+
+SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
+SMALL = {"hidden_size": 8, "num_components": 2}
+DATA = DataConfig(window=6, batch_size=4, burn_in=1, test_fraction=0.25)
+TRAINING = TrainingConfig(num_updates=12, evaluate_every=4, learning_rate=1e-2)
+CUDA = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU and a CUDA build of torch"),
+]
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=CUDA)])
+def device(request):
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def walks(tmp_path_factory):
+    return write_store(tmp_path_factory.mktemp("walks") / "store", [walking_episode(i, 5 + 3 * i) for i in range(12)]).path
+
+
+@pytest.fixture
+def losses(monkeypatch):
+    """The kinds of device of M, its batch and its generator, at every loss that is computed."""
+    seen, loss = [], MDNRNN.loss
+
+    def record(model, batch, *, generator=None):
+        tensors = [value for value in vars(batch).values() if isinstance(value, torch.Tensor)]
+        seen.append(kinds(*tensors, *model.state_dict().values()) | ({generator.device.type} if generator else set()))
+        return loss(model, batch, generator=generator)
+
+    monkeypatch.setattr(MDNRNN, "loss", record)
+    return seen
+
+
+def kinds(*tensors):
+    return {tensor.device.type for tensor in tensors}
+
+
+def everything(world):
+    return world.state_dict().values()
+
+
+def small_fit(data, out, device, **options):
+    return fit(data, out=out, device=device, **({"data_config": DATA, "training_config": TRAINING, "seed": 3} | SMALL | options))
+
+
+def assert_same_weights(a, b, device):
+    """Equal bits on a CPU; on a GPU the order of additions may differ from run to run."""
+    tolerance = 0.0 if device == "cpu" else 1e-3
+    for name, weight in a.state_dict().items():
+        torch.testing.assert_close(weight, b.state_dict()[name], rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_fit_trains_on_the_device_from_memory_and_from_disk_alike(walks, tmp_path, device, losses):
+    worlds = [small_fit(walks, tmp_path / str(resident), device, resident=resident) for resident in (True, False)]
+    assert len(losses) > 2 * TRAINING.num_updates  # those of the evaluations are there too
+    assert all(seen == {device} for seen in losses)
+    assert all(kinds(*everything(world)) == {device} and world.device.type == device for world in worlds)
+    assert_same_weights(*worlds, device)
+
+
+def test_fit_in_bfloat16_keeps_weights_in_float32(walks, tmp_path, device):
+    config = TrainingConfig(num_updates=4, evaluate_every=2, precision="bfloat16")
+    world = small_fit(walks, tmp_path / "out", device, training_config=config)
+    assert kinds(*everything(world)) == {device}
+    assert {parameter.dtype for parameter in world.mdnrnn.parameters()} == {torch.float32}
+    assert all(np.isfinite(value) for value in world.provenance["training"]["best_metrics"].values())
+
+
+def test_a_fit_that_was_stopped_goes_on_where_it_was(walks, tmp_path, device, losses):
+    stop = "stopped after update 8 of 12"
+    with pytest.raises(KeyboardInterrupt, match=stop):
+        small_fit(
+            walks,
+            tmp_path / "stopped",
+            device,
+            on_progress=lambda progress: os.kill(os.getpid(), signal.SIGINT) if progress.update == 8 else None,
+        )
+    resumed = small_fit(walks, tmp_path / "stopped", device, resume=True)
+    assert all(seen == {device} for seen in losses)
+    assert kinds(*everything(resumed)) == {device}
+    assert_same_weights(resumed, small_fit(walks, tmp_path / "whole", device), device)
+    again = small_fit(walks, tmp_path / "stopped", device, resume=True)  # it is complete, so this only opens it
+    assert kinds(*everything(again)) == {device}
+    assert again.fingerprint == resumed.fingerprint
+
+
+def test_fit_goes_on_from_a_world_model_on_the_device_and_leaves_that_as_it_was(walks, tmp_path, device):
+    first = small_fit(walks, tmp_path / "first", device)
+    before = first.fingerprint
+    second = fit(walks, out=tmp_path / "second", device=device, data_config=DATA, training_config=TRAINING, initial=first)
+    assert first.fingerprint == before != second.fingerprint
+    assert kinds(*everything(first), *everything(second)) == {device}
+
+
+def test_a_world_model_opens_on_the_device_and_dreams_there(walks, tmp_path, device):
+    fitted = small_fit(walks, tmp_path / "out", device)
+    world = WorldModel.from_pretrained(tmp_path / "out", device=device)
+    assert kinds(*everything(world)) == {device}
+    assert world.fingerprint == fitted.fingerprint == WorldModel.from_pretrained(tmp_path / "out").fingerprint
+    assert kinds(world.encode(np.zeros((3, 2), np.float32)), world.decode(torch.zeros(3, 2, device=device))) == {device}
+    rollout = Dreams(world, 4).rollout(RandomActions(world, generator=generator(device)), 5, generator=generator(device))
+    assert kinds(*vars(rollout).values()) == {device}
+
+
+def generator(device, seed=0):
+    return torch.Generator(device).manual_seed(seed)
+
+
+@pytest.mark.parametrize("termination", ["sample", "threshold"])
+def test_rollouts_and_scores_of_dreams_lie_on_the_device_and_agree(device, termination):
+    dreams = Dreams(walk_world().to(device), 8, temperature=torch.linspace(0, 1.5, 8), num_groups=2, termination=termination)
+    policy = RandomActions(dreams.world, generator=generator(device, 1))
+    rollout = dreams.rollout(policy, 20, generator=dreams.generator(0))
+    policy = RandomActions(dreams.world, generator=generator(device, 1))
+    returns, lengths = dreams.score(policy, 20, generator=dreams.generator(0))
+    assert kinds(*vars(rollout).values(), returns, lengths) == {device}
+    torch.testing.assert_close(returns, rollout.returns)
+    assert torch.equal(lengths, rollout.lengths)
+
+
+def test_dreams_start_on_the_device_from_real_observations(device):
+    dreams = Dreams(walk_world().to(device), 3, temperature=0.0)
+    prefix = np.array([[0.0, 0.0], [0.25, 0.0]]), np.array([2])
+    state = dreams.start_from(*prefix, generator=dreams.generator(0))
+    assert kinds(state.z, *state.lstm, state.alive) == {device}
+    torch.testing.assert_close(dreams.world.decode(state.z).double().cpu(), torch.tensor([[0.25, 0.0]] * 3).double())
+
+
+def test_evolve_returns_a_better_controller_on_the_device(tmp_path, device):
+    dreams, tests = Dreams(walk_world().to(device), 32, temperature=0.0), []
+    controller = evolve(
+        dreams, generations=6, population=8, horizon=12, sigma=1.0, test_dreams=16, on_generation=lambda g: tests.append(g.test)
+    )
+    assert kinds(*controller.parameters()) == {device}
+    start = LinearController(feature_size(dreams.world, "zh"), dreams.world.action_space).to(device)
+    scores = [dreams.score(one, 12, generator=dreams.generator(9))[0].mean().item() for one in (start, controller)]
+    assert scores[1] > scores[0]
+    controller.save_pretrained(tmp_path / "controller")
+    opened = LinearController.from_pretrained(tmp_path / "controller", device=device)
+    assert kinds(*opened.parameters()) == {device}
+    further = evolve(dreams, generations=1, population=8, horizon=12, test_dreams=16, initial=opened.cpu())
+    assert kinds(*further.parameters()) == {device}  # wherever the first controller was
+
+
+def right(world):
+    """A controller on z that pushes right where y is small, whose play on `WalkEnv` is the same on every device."""
+    controller = LinearController(2, world.action_space, features="z")
+    with torch.no_grad():
+        controller.linear.weight.copy_(torch.tensor([[0.0, 0.0], [0.0, 8.0], [0.0, 0.0]]))
+        controller.linear.bias.copy_(torch.tensor([-1.0, -0.5, 0.0]))
+    return controller.to(world.device)
+
+
+def test_evaluate_plays_in_reality_as_it_does_on_the_cpu(device):
+    worlds = [walk_world().to(kind) for kind in (device, "cpu")]
+    results = [evaluate(right(world), world, env=WalkEnv, num_episodes=5, num_dreams=8, max_steps=12) for world in worlds]
+    assert results[0].real.returns.tolist() == results[1].real.returns.tolist()
+    assert results[0].random.lengths.shape == (5,)
+    assert results[0].dream.lengths.max() <= 12
+    assert kinds(*everything(worlds[0])) == {device}
+
+
+def test_a_latent_policy_plays_episodes_with_m_on_the_device(device):
+    world = walk_world().to(device)
+    policy = LatentPolicy(world, right(world))
+    episodes = list(rollouts(WalkEnv, policy, episode_ids=range(3), seed=5, max_steps=12))
+    assert kinds(*policy._state, *policy._last) == {device}
+    assert policy.description == LatentPolicy(world.to("cpu"), right(world)).description
+    on_cpu = list(rollouts(WalkEnv, LatentPolicy(world, right(world)), episode_ids=range(3), seed=5, max_steps=12))
+    assert [one.actions.tolist() for one in episodes] == [one.actions.tolist() for one in on_cpu]
+
+
+def test_iterate_trains_and_dreams_on_the_device(tmp_path, device, losses, monkeypatch):
+    config = IterationConfig(
+        max_rounds=2,
+        random_episodes=6,
+        controller_episodes=3,
+        mdnrnn=SMALL,
+        data_config=DATA,
+        training_config=TRAINING,
+        population=4,
+        rollouts=2,
+        generations=2,
+        test_dreams=8,
+        validation_episodes=2,
+        test_episodes=3,
+    )
+    dreamed = []
+
+    def record(dreams, **arguments):
+        controller = evolve(dreams, **arguments)
+        dreamed.append(kinds(*everything(dreams.world), *controller.parameters()))
+        return controller
+
+    monkeypatch.setattr(iteration, "evolve", record)
+    rounds = iterate("CartPole-v1", out=tmp_path / "loop", config=config, device=device, env_kwargs={"max_episode_steps": 15})
+    assert [len(one.real.returns) for one in rounds] == [3, 3]
+    assert dreamed == [{device}] * 2
+    assert all(seen == {device} for seen in losses)
+
+
+def test_the_training_script_takes_the_device(walks, tmp_path, device, losses, monkeypatch, capsys):
+    out = tmp_path / "out"
+    sizes = ["--hidden-size", "8", "--num-components", "2", "--window", "6", "--batch-size", "4", "--updates", "12"]
+    monkeypatch.setattr(sys, "argv", ["train_mdnrnn.py", "--data", str(walks), "--out", str(out), "--device", device, *sizes])
+    monkeypatch.syspath_prepend(SCRIPTS)
+    runpy.run_path(str(SCRIPTS / "train_mdnrnn.py"), run_name="__main__")
+    assert f"world model: {out}" in capsys.readouterr().out
+    assert all(seen == {device} for seen in losses)
+    assert json.loads((out / FIT_FILE).read_text())["device"] == device
+    assert kinds(*everything(WorldModel.from_pretrained(out, device=device))) == {device}
