@@ -41,9 +41,9 @@ def main() -> None:
                     train(data, Path(directory) / f"{env}-{variant}-{seed}", args.updates, seed, fields)
                     for seed in range(args.seeds)
                 ]
-                means = {term: float(np.mean([run.get(term, np.nan) for run in runs])) for term in TERMS}
+                means = {term: float(np.mean([run[term] for run in runs])) if term in runs[0] else None for term in TERMS}
                 rows.append({"env": env, "variant": variant, **means})
-                print(f"{env:<12} {variant:<22}" + "".join(f"{means[term]:>10.3f}" for term in TERMS), flush=True)
+                print(f"{env:<12} {variant:<22}" + "".join(f"{means[term] or 0.0:>10.3f}" for term in TERMS), flush=True)
     Path(args.out).write_text(json.dumps({"updates": args.updates, "seeds": args.seeds, "rows": rows}, indent=2) + "\n")
 
 

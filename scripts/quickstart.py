@@ -23,9 +23,7 @@ UNITS = {"collect": "episode", "train": "update", "dream": "generation", "evalua
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--env", default="CartPole-v1", help="Gymnasium id; the numbers here were chosen on CartPole-v1")
-    parser.add_argument(
-        "--out", default="runs/quickstart", help="directory for everything; the same command goes on where it stopped"
-    )
+    parser.add_argument("--out", default="runs/quickstart", help="directory for everything; run again, it goes on")
     parser.add_argument("--max-rounds", type=int, default=5, help="rounds of the loop at most")
     parser.add_argument("--overwrite", action="store_true", help="start anew where OUT holds an earlier run")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything")
@@ -83,9 +81,8 @@ def main() -> None:
 
 
 def print_table(rounds: list[wm.Round], summary: dict[str, object]) -> None:
-    print(
-        f"\n{'round':<6}{'dream score':>16}{'real score':>16}{'random':>16}" + "".join(f"{stage + ' s':>12}" for stage in UNITS)
-    )
+    stages = "".join(f"{stage + ' s':>12}" for stage in UNITS)
+    print(f"\n{'round':<6}{'dream score':>16}{'real score':>16}{'random':>16}{stages}")
     for round_ in rounds:
         scores = [f"{scores.mean:.1f} +- {scores.std:.1f}" for scores in (round_.dream, round_.real, round_.random)]
         seconds = "".join(f"{round_.seconds[stage]:>12.1f}" for stage in UNITS)

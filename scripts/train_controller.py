@@ -21,11 +21,11 @@ def parse_arguments() -> argparse.Namespace:
     )
     add_termination(parser)
     parser.add_argument("--features", choices=("z", "zh", "zhc"), default="zh", help="what the controller sees")
-    parser.add_argument("--population", type=int, default=64, help="candidates in a generation")
-    parser.add_argument("--rollouts", type=int, default=16, help="dreams of each candidate")
+    parser.add_argument("--population", type=int, default=32, help="candidates in a generation")
+    parser.add_argument("--rollouts", type=int, default=8, help="dreams of each candidate")
     parser.add_argument("--generations", type=int, default=50, help="generations at most")
     parser.add_argument(
-        "--patience", type=int, help="stop after so many tests (one every 3 generations) without 1 %% of progress"
+        "--patience", type=int, default=3, help="stop after so many tests (one every 3 generations) without 1 %% of progress"
     )
     parser.add_argument("--sigma", type=float, default=0.1, help="initial standard deviation of the weights")
     parser.add_argument("--horizon", type=int, help="longest dream in steps (default: the environment's limit, else 1000)")
@@ -44,7 +44,7 @@ def main() -> None:
     dreams = wm.Dreams(world, args.population * args.rollouts, temperature=args.temperature, termination=args.termination)
     horizon = usual_horizon(world) if args.horizon is None else args.horizon
     prepare_directory(  # before the work, not after it
-        args.out, marker=CONTROLLER_FILE, format=CONTROLLER_FORMAT, overwrite=args.overwrite, clear=False
+        args.out, marker=CONTROLLER_FILE, format=CONTROLLER_FORMAT, overwrite=args.overwrite
     )
     with Bar("dream", "generation") as bar:
 

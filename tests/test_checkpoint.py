@@ -85,22 +85,55 @@ def test_a_cut_tensor_file_is_refused(tmp_path):
         load_tensors(path)
 
 
-def test_a_directory_that_holds_something_else_is_never_touched(tmp_path):
+OURS = {"marker": "manifest.json", "format": "worldmodel.test"}
+STAMP = json.dumps({"format": "worldmodel.test", "version": 1})
+
+
+@pytest.mark.parametrize("marker", [None, "{}", '{"name": "a web app"}', "[]", "no JSON"])
+def test_a_directory_that_holds_something_else_is_never_touched(tmp_path, marker):
     (tmp_path / "thesis.tex").write_text("years of work")
+    if marker is not None:
+        (tmp_path / "manifest.json").write_text(marker)
     for overwrite in (False, True):
         with pytest.raises(FileExistsError, match="holds something else"):
-            prepare_directory(tmp_path, marker="manifest.json", overwrite=overwrite)
+            prepare_directory(tmp_path, **OURS, overwrite=overwrite, replaces=("*",))
     with pytest.raises(FileExistsError, match="got a file"):
-        prepare_directory(tmp_path / "thesis.tex", marker="manifest.json", overwrite=True)
+        prepare_directory(tmp_path / "thesis.tex", **OURS, overwrite=True)
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
 def test_an_earlier_output_is_replaced_only_on_request(tmp_path):
-    (tmp_path / "manifest.json").write_text(json.dumps({}))
+    (tmp_path / "manifest.json").write_text(STAMP)
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "0").write_text("data")
+    replaces = ("manifest.json", "shards")
     with pytest.raises(FileExistsError, match="--overwrite"):
-        prepare_directory(tmp_path, marker="manifest.json")
-    assert list(prepare_directory(tmp_path, marker="manifest.json", overwrite=True).iterdir()) == []
-    assert prepare_directory(tmp_path / "deep" / "new", marker="manifest.json").is_dir()
+        prepare_directory(tmp_path, **OURS, replaces=replaces)
+    assert list(prepare_directory(tmp_path, **OURS, overwrite=True, replaces=replaces).iterdir()) == []
+    assert prepare_directory(tmp_path / "deep" / "new", **OURS).is_dir()
+
+
+def test_what_lies_beside_an_earlier_output_stops_its_replacement(tmp_path):
+    (tmp_path / "manifest.json").write_text(STAMP)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"got 'notes.txt' beside it; move that away"):
+        prepare_directory(tmp_path, **OURS, overwrite=True, replaces=("manifest.json",))
+    assert {path.name for path in prepare_directory(tmp_path, **OURS, overwrite=True).iterdir()} == {
+        "manifest.json",
+        "notes.txt",
+    }
+
+
+def test_the_working_directory_can_be_an_output(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "manifest.json").write_text(STAMP)
+    assert list(prepare_directory(".", **OURS, overwrite=True, replaces=("manifest.json",)).iterdir()) == []
+
+
+def test_a_broken_link_is_refused_in_words(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(FileExistsError, match="broken link"):
+        prepare_directory(tmp_path / "link", **OURS)
 
 
 def test_temporaries_are_removed_and_nothing_else(tmp_path):

@@ -421,3 +421,25 @@ def test_a_policy_survives_the_way_into_a_worker():
     episode = next(iter(rollouts(WalkEnv, policy, episode_ids=[3], seed=0, max_steps=9)))
     assert episode.seed == episode_seed(0, 3)
     assert same_bits(next(iter(rollouts(WalkEnv, copied, episode_ids=[3], seed=0, max_steps=9))).actions, episode.actions)
+
+
+def test_a_generation_carries_the_controller_of_its_best_test():
+    seen = []
+    best = search(generations=6, sigma=0.5, on_generation=seen.append)
+    assert torch.equal(weights(seen[-1].controller), weights(best))
+
+
+def test_a_flipped_bit_of_a_controller_is_refused(tmp_path):
+    world = walk_world()
+    LinearController(feature_size(world, "zh"), world.action_space).save_pretrained(tmp_path / "c")
+    path = tmp_path / "c" / "controller.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(ValueError, match="the digest of the weights is not the one recorded"):
+        LinearController.from_pretrained(tmp_path / "c")
+
+
+def test_features_of_an_unknown_kind_are_refused():
+    with pytest.raises(ValueError, match="features: expected 'z', 'zh' or 'zhc', got 'q'"):
+        feature_size(walk_world(), "q")

@@ -79,14 +79,18 @@ def everything(world):
 
 
 def small_fit(data, out, device, **options):
-    return fit(data, out=out, device=device, **({"data_config": DATA, "training_config": TRAINING, "seed": 3} | SMALL | options))
+    return fit(
+        data, out=out, device=device, **({"data_config": DATA, "training_config": TRAINING, "seed": 3} | SMALL | options)
+    )
 
 
 def assert_same_weights(a, b, device):
     """Equal bits on a CPU; on a GPU the order of additions may differ from run to run."""
-    tolerance = 0.0 if device == "cpu" else 1e-3
+    tolerance = 0.0 if device == "cpu" else 5e-3  # of weights that 12 updates move by up to 0.1
     for name, weight in a.state_dict().items():
-        torch.testing.assert_close(weight, b.state_dict()[name], rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            weight, b.state_dict()[name], rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 def test_fit_trains_on_the_device_from_memory_and_from_disk_alike(walks, tmp_path, device, losses):
@@ -153,7 +157,7 @@ def test_rollouts_and_scores_of_dreams_lie_on_the_device_and_agree(device, termi
     policy = RandomActions(dreams.world, generator=generator(device, 1))
     returns, lengths = dreams.score(policy, 20, generator=dreams.generator(0))
     assert kinds(*vars(rollout).values(), returns, lengths) == {device}
-    torch.testing.assert_close(returns, rollout.returns)
+    torch.testing.assert_close(returns.double(), rollout.returns.double(), rtol=1e-5, atol=1e-5)
     assert torch.equal(lengths, rollout.lengths)
 
 
@@ -186,7 +190,8 @@ def right(world):
     controller = LinearController(2, world.action_space, features="z")
     with torch.no_grad():
         controller.linear.weight.copy_(torch.tensor([[0.0, 0.0], [0.0, 8.0], [0.0, 0.0]]))
-        controller.linear.bias.copy_(torch.tensor([-1.0, -0.5, 0.0]))
+        # 4 y = 0.55 never holds, as y is a short binary fraction: so no device may break a tie in its own way
+        controller.linear.bias.copy_(torch.tensor([-1.0, -0.55, 0.0]))
     return controller.to(world.device)
 
 
@@ -240,7 +245,7 @@ def test_iterate_trains_and_dreams_on_the_device(tmp_path, device, losses, monke
 
 def test_the_training_script_takes_the_device(walks, tmp_path, device, losses, monkeypatch, capsys):
     out = tmp_path / "out"
-    sizes = ["--hidden-size", "8", "--num-components", "2", "--window", "6", "--batch-size", "4", "--updates", "12"]
+    sizes = ["--hidden-size", "8", "--num-components", "2", "--window", "6", "--batch-size", "4", "--num-updates", "12"]
     monkeypatch.setattr(sys, "argv", ["train_mdnrnn.py", "--data", str(walks), "--out", str(out), "--device", device, *sizes])
     monkeypatch.syspath_prepend(SCRIPTS)
     runpy.run_path(str(SCRIPTS / "train_mdnrnn.py"), run_name="__main__")

@@ -277,7 +277,7 @@ def test_threshold_ends_above_one_half_and_sampling_with_the_probability():
     for shift in (0.1, -0.1):
         with torch.no_grad():
             world.mdnrnn.termination_head.bias.fill_(shift - logit)  # the logit is now the shift
-        _, _, sharp = Dreams(world, 20_000).step(state, ones(state.z), generator=generator())
+        _, _, sharp = Dreams(world, 20_000, termination="threshold").step(state, ones(state.z), generator=generator())
         assert sharp.all() if shift > 0 else not sharp.any()
         _, _, drawn = Dreams(world, 20_000, termination="sample").step(state, ones(state.z), generator=generator())
         p = torch.sigmoid(torch.tensor(shift)).item()

@@ -110,3 +110,18 @@ def test_stack_values_copies():
     assert stacked["a"].shape == (3, 2)
     assert stacked["a"].sum() == 0
     np.testing.assert_array_equal(stacked["b"][0], [1, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values"),
+    [
+        (np.int8, np.array([300, 301], np.int64)),
+        (np.float32, np.array([1e300, 0.0])),
+        (np.float16, np.array([1e20, 0.0], np.float32)),
+    ],
+)
+def test_values_that_the_space_cannot_hold_are_refused_rather_than_changed(dtype, values):
+    low, high = (-128, 127) if dtype is np.int8 else (-np.inf, np.inf)
+    observations = np.broadcast_to(values, (4, 2))
+    with pytest.raises(ValueError, match="episode 9 observations"):
+        check_episode(make(observations=observations), spaces.Box(low, high, (2,), dtype), ACTION)

@@ -13,9 +13,19 @@ from toy_worlds import WalkEnv, random_world, same_bits, walk_world
 
 from worldmodel.controller import LinearController, feature_size
 from worldmodel.dream import Dreams
-from worldmodel.evaluation import DEFAULT_HORIZON, Evaluation, Scores, evaluate, replay, score, time_limit
+from worldmodel.evaluation import (
+    DEFAULT_HORIZON,
+    EVALUATION_STREAM,
+    Evaluation,
+    Scores,
+    evaluate,
+    replay,
+    score,
+    time_limit,
+    usual_horizon,
+)
 from worldmodel.reality import Reality
-from worldmodel.rollouts import episode_seed, rollouts
+from worldmodel.rollouts import derive_seed, episode_seed, rollouts
 
 
 def controller_of(world, push=2):
@@ -107,7 +117,7 @@ def test_a_world_without_a_reward_head_dreams_returns_of_zero():
 
 def test_an_environment_that_raises_is_named_and_closed():
     world = random_world(CountEnv.action_space, CountEnv.observation_space)
-    envs, seed = [], episode_seed(1, 3)
+    envs, seed = [], episode_seed(derive_seed(1, EVALUATION_STREAM), 3)
 
     def make():
         envs.append(CountEnv(trouble="raise", seeds=[seed]))
@@ -196,3 +206,58 @@ def test_replays_out_of_range_are_refused(arguments, message):
 def test_a_replay_of_another_environment_is_refused():
     with pytest.raises(ValueError, match="value"):
         replay(Dreams(random_world(observation_space=DictEnv().observation_space), 2), walk_episode())
+
+
+def test_any_callable_on_features_can_be_evaluated():
+    world = walk_world()
+    result = evaluate(
+        lambda features: torch.full((len(features),), 2), world, env=WalkEnv, num_episodes=3, num_dreams=4, max_steps=6
+    )
+    assert len(result.real.returns) == 3
+
+
+def test_an_evaluation_plays_no_episode_of_a_collection_with_the_same_seed(monkeypatch):
+    seeds = []
+    reset = WalkEnv.reset
+
+    def spy(self, *, seed=None, options=None):
+        seeds.append(seed)
+        return reset(self, seed=seed, options=options)
+
+    monkeypatch.setattr(WalkEnv, "reset", spy)
+    evaluate(controller_of(walk_world()), walk_world(), env=WalkEnv, num_episodes=5, num_dreams=4, max_steps=6, seed=7)
+    assert len(set(seeds)) == 5
+    assert not set(seeds) & {episode_seed(7, k) for k in range(1000)}
+
+
+def test_the_usual_horizon_is_looked_up_and_imports_nothing(tmp_path, monkeypatch):
+    (tmp_path / "payload.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    world = random_world()
+    for recipe, horizon in (
+        ({"env": "payload:X-v0"}, DEFAULT_HORIZON),
+        ({"env": "CartPole-v1"}, 500),
+        ({"env": "CartPole-v1", "max_steps": 30}, 30),
+        ({"env": "CartPole-v1", "env_kwargs": {"max_episode_steps": 40}}, 40),
+        ({}, DEFAULT_HORIZON),
+    ):
+        world.provenance = {"recipes": [recipe]}
+        assert usual_horizon(world) == horizon
+    world.provenance = {}
+    assert usual_horizon(world) == DEFAULT_HORIZON
+
+
+@pytest.mark.parametrize("trouble", ["observation", "reward", "shape"])
+def test_an_environment_that_gives_nonsense_is_named(trouble):
+    class Nonsense(WalkEnv):
+        def step(self, action):
+            observation, reward, *rest = super().step(action)
+            if trouble == "observation":
+                observation = np.full_like(observation, np.nan)
+            elif trouble == "shape":
+                observation = np.zeros(7, np.float32)
+            return observation, np.nan if trouble == "reward" else reward, *rest
+
+    world = walk_world()
+    with pytest.raises(RuntimeError, match=r"episode 0 \(seed \d+\), but step 1 failed.*finite"):
+        evaluate(controller_of(world), world, env=Nonsense, num_episodes=2, num_dreams=4, max_steps=6)

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import shutil
 import signal
 
 import numpy as np
@@ -16,7 +17,7 @@ from worldmodel.fit import DataConfig, fit
 from worldmodel.metrics import read_metrics
 from worldmodel.sequences import split_episodes
 from worldmodel.store import EpisodeStore
-from worldmodel.training import TrainingConfig
+from worldmodel.training import TrainingConfig, TrainingResult
 from worldmodel.world import WorldModel
 
 fit_module = importlib.import_module("worldmodel.fit")  # the package has a function of this name
@@ -310,3 +311,42 @@ def test_empty_and_missing_data_are_named(tmp_path):
 def test_data_config_rejects_fields_out_of_range(field, value):
     with pytest.raises(ValueError, match=f"{field}: expected"):
         DataConfig(**{field: value})
+
+
+def test_one_store_given_twice_is_refused(walks, tmp_path):
+    with pytest.raises(ValueError, match="expected different stores, got one twice"):
+        small_fit([walks, walks], tmp_path / "run")
+
+
+def test_the_termination_head_is_there_where_an_episode_terminates(tmp_path):
+    for name, ends in {"never": [False] * 4, "once": [False, False, True, False]}.items():
+        data = write_store(tmp_path / name, [labelled_episode(i, 6, terminated=end) for i, end in enumerate(ends)]).path
+        world = small_fit(data, tmp_path / f"run-{name}")
+        assert (world.mdnrnn.termination_head is not None) == any(ends)
+    never = WorldModel.from_pretrained(tmp_path / "run-never")
+    with pytest.raises(ValueError, match="initial: expected a world model with a termination head"):
+        fit(tmp_path / "once", out=tmp_path / "more", initial=never)
+
+
+def test_an_untrained_termination_head_says_how_often_episodes_end(walks, tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.import_module("worldmodel.training"), "train", lambda *_, **__: TrainingResult(0, 0, {}, 0.0))
+    world = small_fit(walks, tmp_path / "run")
+    store = EpisodeStore.open(walks)
+    rate = sum(episode.terminations.any() for episode in store) / store.num_steps
+    assert world.mdnrnn.termination_head.bias.sigmoid().item() == pytest.approx(rate, rel=0.5)
+    assert rate < 0.25
+
+
+def test_a_missing_device_does_not_cost_the_earlier_run(walks, tmp_path):
+    small_fit(walks, tmp_path / "run")
+    with pytest.raises(ValueError, match="device: expected one that torch has here"):
+        small_fit(walks, tmp_path / "run", device="nonsense", overwrite=True)
+    assert WorldModel.from_pretrained(tmp_path / "run").mdnrnn is not None
+
+
+def test_data_inside_the_output_are_not_removed(walks, tmp_path):
+    small_fit(walks, tmp_path / "run")
+    shutil.copytree(walks, tmp_path / "run" / "data")
+    with pytest.raises(FileExistsError, match="got 'data' beside it"):
+        small_fit(tmp_path / "run" / "data", tmp_path / "run", overwrite=True)
+    assert len(EpisodeStore.open(tmp_path / "run" / "data")) == len(EpisodeStore.open(walks))

@@ -20,8 +20,8 @@ TINY = IterationConfig(
     random_episodes=6,
     controller_episodes=3,
     mdnrnn={"hidden_size": 4, "num_components": 2},
-    data=DataConfig(window=8, batch_size=8, test_fraction=0.2),
-    training=TrainingConfig(num_updates=6, learning_rate=1e-2, evaluate_every=3),
+    data_config=DataConfig(window=8, batch_size=8, test_fraction=0.2),
+    training_config=TrainingConfig(num_updates=6, learning_rate=1e-2, evaluate_every=3),
     population=4,
     rollouts=2,
     generations=2,
@@ -182,3 +182,45 @@ def test_overwrite_starts_anew_but_never_removes_what_is_not_a_loop(whole, tmp_p
 def test_numbers_out_of_range_are_refused(name):
     with pytest.raises(ValueError, match=f"{name}: expected an integer >= 1, got 0"):
         IterationConfig(**{name: 0})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"max_rounds": 0}, "max_rounds: expected an integer >= 1, got 0"),
+        ({"population": 1}, "population: expected an integer >= 2, got 1"),
+        ({"test_dreams": 2.5}, "test_dreams: expected an integer >= 1, got 2.5"),
+        ({"temperature": -1.0}, "temperature: expected finite values >= 0"),
+        ({"sigma": 0.0}, "sigma: expected a positive finite number"),
+        ({"mdnrnn": {"hidden_size": 0}}, "hidden_size: expected an integer >= 1, got 0"),
+    ],
+)
+def test_numbers_out_of_range_are_refused_before_anything_runs(fields, message):
+    with pytest.raises(ValueError, match=message):
+        IterationConfig(**fields)
+
+
+def test_validation_episodes_decide_and_others_are_reported(whole):
+    _, rounds, _ = whole
+    for one in rounds:
+        assert len(one.validation.returns) == 30
+        assert len(one.real.returns) == 3
+    best = iteration.best_round(rounds)
+    assert best.validation.mean == max(one.validation.mean for one in rounds)
+    assert iteration.summarize(rounds, target=-1e9)["reached"]
+    assert not iteration.summarize(rounds, target=1e9)["reached"]
+    assert iteration.summarize(rounds)["best_round"] == best.number
+
+
+def test_the_loop_stops_by_the_validation_score(tmp_path, monkeypatch):
+    low, high = iteration.Scores(np.zeros(3), np.ones(3, int)), iteration.Scores(np.full(3, 9.0), np.ones(3, int))
+    found = iter([(low, high), (high, low), (high, high)])
+
+    def round_(self, number):
+        validation, real = next(found)
+        return Round(number, tmp_path, validation, real, real, real, {})
+
+    monkeypatch.setattr(iteration._Loop, "round", round_)
+    config = IterationConfig(max_rounds=3)
+    rounds = iterate("CartPole-v1", out=tmp_path / "loop", target=5.0, config=config)
+    assert [one.number for one in rounds] == [1, 2]

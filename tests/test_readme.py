@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 SMALLER = {  # options put behind those of the README; the last one counts
     "collect.py": "--episodes 60",
-    "train_mdnrnn.py": "--updates 60 --hidden-size 16",
+    "train_mdnrnn.py": "--num-updates 60 --hidden-size 16",
     "dream.py": "--num-dreams 32 --horizon 20",
     "train_controller.py": "--population 4 --rollouts 4 --generations 3 --horizon 30",
     "evaluate.py": "--episodes 3 --num-dreams 8",

@@ -14,6 +14,7 @@ from gymnasium import spaces
 from toy_envs import NESTED_ACTION, NESTED_OBSERVATION, nested_env
 
 from worldmodel import checkpoint
+from worldmodel import store as store_module
 from worldmodel.episode import Episode
 from worldmodel.rollouts import rollouts
 from worldmodel.spaces import leaf_values, leaves
@@ -501,3 +502,36 @@ def test_a_repair_killed_at_any_moment_can_be_run_again(tmp_path, monkeypatch):
                 assert_same(episode, whole[episode.episode_id])
             assert list((copy[0] / "damaged").iterdir())
             copy[0] = damaged()
+
+
+@pytest.mark.parametrize("name", ["../../victim.safetensors", "/victim.safetensors", "shard.txt"])
+def test_a_manifest_cannot_name_files_outside_the_store(tmp_path, name):
+    victim = tmp_path / "victim.safetensors"
+    victim.write_text("somebody else's")
+    store = create(tmp_path / "a" / "s", [0])
+    manifest = store.path / "manifest.json"
+    content = json.loads(manifest.read_text())
+    content["shards"][0]["name"] = name
+    bare = {key: value for key, value in content.items() if key not in ("format", "version", "checksum")}
+    content["checksum"] = store_module._checksum(bare)
+    manifest.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="expected the name of a shard"):
+        EpisodeStore.open(store.path)
+    repair(store.path)
+    assert victim.read_text() == "somebody else's"
+
+
+def test_a_whole_episode_that_is_damaged_is_not_read_without_a_word(tmp_path):
+    store = create(tmp_path / "s", [0, 1])
+    (path,) = shard_paths(tmp_path / "s")
+    flip(path, os.path.getsize(path) - 1)
+    with pytest.raises(ValueError, match=r"expected episode 1 whole, got a damaged one; run `python scripts/store.py repair`"):
+        list(store)
+
+
+def test_what_lies_beside_a_store_stops_its_replacement(tmp_path):
+    create(tmp_path / "s", [0])
+    (tmp_path / "s" / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"got 'notes.txt' beside it"):
+        create(tmp_path / "s", overwrite=True)
+    assert len(EpisodeStore.open(tmp_path / "s")) == 1

@@ -198,7 +198,7 @@ def test_weights_that_are_not_finite_are_neither_saved_nor_opened(saved, tmp_pat
         world.mdnrnn.lstm.weight_hh_l0[0, 0] = value
     with pytest.raises(ValueError, match=r"mdnrnn.lstm.weight_hh_l0: expected finite numbers"):
         world.save_pretrained(tmp_path / "bad")
-    assert not list((tmp_path / "bad").iterdir())
+    assert not (tmp_path / "bad").exists()
     with monkeypatch.context() as patched:
         patched.setattr(WorldModel, "_check_finite", lambda self: None)
         world.save_pretrained(saved, overwrite=True)
@@ -252,3 +252,23 @@ def test_nothing_in_the_package_reads_or_writes_pickles():
             elif isinstance(node, ast.keyword) and node.arg == "allow_pickle":
                 found.append((path.name, node.arg))
     assert not found
+
+
+def test_overwriting_replaces_the_world_and_leaves_what_lies_beside_it(saved):
+    (saved / "training").mkdir()
+    (saved / "training" / "log").write_text("kept")
+    make_world(seed=5).save_pretrained(saved, overwrite=True)
+    assert (saved / "training" / "log").read_text() == "kept"
+    assert WorldModel.from_pretrained(saved).fingerprint == make_world(seed=5).fingerprint
+
+
+def test_opening_a_world_leaves_the_global_generator_alone(saved):
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    WorldModel.from_pretrained(saved)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_device_that_is_not_there_is_named(saved):
+    with pytest.raises(ValueError, match=r"device: expected one that torch has here, such as 'cpu', got 'nonsense'"):
+        WorldModel.from_pretrained(saved, device="nonsense")

@@ -8,10 +8,11 @@ old file or the new one and never a half. The price is one fsync per file.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,11 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapp
     write_bytes(path, safetensors.torch.save(stored, dict(metadata or {})))
 
 
+def digest(path: str | Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
 def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read a safetensors file.
 
@@ -115,38 +121,48 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise ValueError(f"{path}: expected a whole safetensors file, got a damaged or foreign one ({error})") from error
 
 
-def prepare_directory(path: str | Path, *, marker: str, format: str, overwrite: bool = False, clear: bool = True) -> Path:
+def prepare_directory(
+    path: str | Path, *, marker: str, format: str, overwrite: bool = False, replaces: Sequence[str] = ()
+) -> Path:
     """Make ``path`` an output directory without ever touching what belongs to somebody else.
 
     An absent or empty directory is fine. One that holds something is refused, unless ``overwrite`` is set *and* its
-    ``marker`` is a JSON file stamped with ``format``: then it is an earlier output of the same kind. A directory without that
-    stamp is never written to, whatever the flags say.
+    ``marker`` is a JSON file stamped with ``format``: then it is an earlier output of the same kind. Of that one only the
+    entries named in ``replaces`` are removed, and if it holds others too, it is refused.
 
     Args:
         path: the directory to create.
         marker: name of the JSON file that tells our outputs of this kind.
         format: the format name in that file.
         overwrite: replace an earlier output of the same kind.
-        clear: remove an earlier output, with everything in its directory; False leaves it, for files to be replaced one by one.
+        replaces: patterns of the names of all that such an output consists of, removed before a new one is made. Empty leaves
+            everything as it is, for files to be replaced one by one.
 
     Returns:
-        The directory, which exists, and is empty if ``clear``.
+        The directory, which exists, and is empty if ``replaces`` is given.
 
     Raises:
         FileExistsError: if ``path`` is a file or holds something that may not be replaced.
     """
     path = Path(path)
-    if path.exists() and not path.is_dir():
-        raise FileExistsError(f"{path}: expected a directory or nothing, got a file")
-    if path.is_dir() and any(path.iterdir()):
+    if (path.exists() or path.is_symlink()) and not path.is_dir():
+        raise FileExistsError(f"{path}: expected a directory or nothing, got a file or a broken link")
+    entries = sorted(path.iterdir()) if path.is_dir() else []
+    if entries:
         if not _is_stamped(path / marker, format):
             raise FileExistsError(f"{path}: expected an empty directory, got one that holds something else; choose another")
         if not overwrite:
             raise FileExistsError(
                 f"{path}: already holds an earlier output ({marker}); pass overwrite (--overwrite) to replace it"
             )
-        if clear:
-            shutil.rmtree(path)
+    foreign = [entry.name for entry in entries if replaces and not any(entry.match(pattern) for pattern in replaces)]
+    if foreign:
+        raise FileExistsError(f"{path}: expected nothing but an earlier output, got {foreign[0]!r} beside it; move that away")
+    for entry in entries if replaces else []:
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
     path.mkdir(parents=True, exist_ok=True)
     return path
 

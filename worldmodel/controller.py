@@ -34,6 +34,8 @@ CONTROLLER_FILE, WEIGHTS_FILE = "controller.json", "controller.safetensors"
 
 def feature_size(world: WorldModel, features: FeatureKind) -> int:
     """Number of features of a kind: D for "z", plus H for "zh", plus 2 H for "zhc"."""
+    if features not in ("z", "zh", "zhc"):
+        raise ValueError(f"features: expected 'z', 'zh' or 'zhc', got {features!r}")
     config = world.mdnrnn.config
     return config.latent_size + {"z": 0, "zh": 1, "zhc": 2}[features] * config.hidden_size
 
@@ -99,11 +101,10 @@ class LinearController(nn.Module):
         Raises:
             FileExistsError: if ``path`` holds something that may not be replaced.
         """
-        directory = checkpoint.prepare_directory(
-            path, marker=CONTROLLER_FILE, format=CONTROLLER_FORMAT, overwrite=overwrite, clear=False
-        )
+        directory = checkpoint.prepare_directory(path, marker=CONTROLLER_FILE, format=CONTROLLER_FORMAT, overwrite=overwrite)
         checkpoint.save_tensors(directory / WEIGHTS_FILE, self.state_dict())
         content = {
+            "weights_sha256": checkpoint.digest(directory / WEIGHTS_FILE),
             "size": self.linear.in_features,
             "features": self.features,
             "bias": self.linear.bias is not None,
@@ -123,6 +124,10 @@ class LinearController(nn.Module):
         content = checkpoint.read_json(path / CONTROLLER_FILE, format=CONTROLLER_FORMAT, version=CONTROLLER_VERSION)
         weights, _ = checkpoint.load_tensors(path / WEIGHTS_FILE)
         try:
+            if checkpoint.digest(path / WEIGHTS_FILE) != content["weights_sha256"]:
+                raise ValueError(
+                    "the digest of the weights is not the one recorded; one of the two files was changed or replaced"
+                )
             action_space = space_from_json(content["action_space"])
             controller = cls(content["size"], action_space, features=content["features"], bias=content["bias"])
             controller.load_state_dict(weights)

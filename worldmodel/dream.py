@@ -99,7 +99,7 @@ class Rollout:
     @property
     def returns(self) -> Tensor:
         """Undiscounted sum of rewards of each dream: (B,)."""
-        return self.rewards.sum(dim=1)
+        return self.rewards.sum(dim=1, dtype=torch.float64)
 
     @property
     def lengths(self) -> Tensor:

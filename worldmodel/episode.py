@@ -106,8 +106,11 @@ def _check_leaf(name: str, leaf: np.ndarray, space: gym.Space[Any]) -> None:
         raise ValueError(f"{name}: expected shape {tuple(space.shape or ())} at each step, got {leaf.shape[1:]}")
     _check_finite(name, leaf)
     if isinstance(space, spaces.Box):
-        if not np.can_cast(leaf.dtype, space.dtype, casting="same_kind") and not _fits(leaf, space.dtype):
-            raise ValueError(f"{name}: expected {space.dtype} or what converts to it, got {leaf.dtype}")
+        is_float = np.issubdtype(space.dtype, np.floating) and np.can_cast(leaf.dtype, space.dtype, casting="same_kind")
+        if not is_float and not _fits(leaf, space.dtype):  # floats may be rounded, whole numbers may not be changed
+            raise ValueError(f"{name}: expected {space.dtype} or what converts to it unchanged, got {leaf.dtype}")
+        with np.errstate(over="ignore"):
+            _check_finite(f"{name} as {space.dtype}", leaf.astype(space.dtype))
         return
     if not np.issubdtype(leaf.dtype, np.integer) and leaf.dtype != bool:
         raise ValueError(f"{name}: expected whole numbers for {space}, got {leaf.dtype}")

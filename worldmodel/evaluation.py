@@ -103,9 +103,18 @@ def time_limit(env: str | EnvMaker, max_steps: int | None = None, env_kwargs: Ma
 
 
 def usual_horizon(world: WorldModel) -> int:
-    """Longest episode of the environment that a world model's data came from, as far as its provenance says; else 1000."""
-    recipe = next(iter(world.provenance.get("recipes", [])), {})
-    return time_limit(recipe.get("env", ""), recipe.get("max_steps"), recipe.get("env_kwargs"))
+    """Longest episode of the environment that a world model's data came from, as far as its provenance says; else 1000.
+
+    Only looked up among the ids that are registered already: a model directory must not make anything be imported.
+    """
+    recipe: dict[str, Any] = next(iter(world.provenance.get("recipes", [])), {})
+    spec = gym.registry.get(recipe.get("env", ""))
+    limits = (
+        recipe.get("max_steps"),
+        (recipe.get("env_kwargs") or {}).get("max_episode_steps"),
+        spec and spec.max_episode_steps,
+    )
+    return min((limit for limit in limits if isinstance(limit, int)), default=DEFAULT_HORIZON)
 
 
 def evaluate(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,9 +29,10 @@ from worldmodel.spaces import FlatSpace, map_leaves
 from worldmodel.store import EpisodeStore
 from worldmodel.training import TrainingConfig, TrainingProgress, TrainingResult
 from worldmodel.vision import StateNormalizer
-from worldmodel.world import WORLD_FILE, WorldModel
+from worldmodel.world import WEIGHTS_FILE, WORLD_FILE, WorldModel, check_device
 
 FIT_FORMAT, FIT_VERSION, FIT_FILE = "worldmodel.fit", 1, "fit.json"
+OUTPUTS = (FIT_FILE, WORLD_FILE, WEIGHTS_FILE, "training", ".*.tmp")
 MAX_START_STATES = 2_000
 STATISTICS_BATCHES = 100  # the data's statistics and the baselines are fitted on so many batches at most
 
@@ -110,6 +112,7 @@ def fit(
         KeyboardInterrupt: on Ctrl-C, with a state saved from which ``resume`` goes on.
     """
     data_config, training_config = data_config or DataConfig(), training_config or TrainingConfig()
+    check_device(device)
     episodes = _open(data)
     vision, model = _new_parts(episodes, seed, mdnrnn) if initial is None else _parts_of(initial, episodes, mdnrnn)
     arguments = {
@@ -131,6 +134,7 @@ def fit(
     train_data, test_data = _sequence_data(episodes, split, world, data_config, seed, resident)
     if initial is None:
         world.mdnrnn.set_statistics(DataStatistics.of(_statistics_batches(train_data)))
+        _start_at_the_rate_of_endings(world.mdnrnn, train_data)
     scores = _baselines(world.mdnrnn, train_data, test_data, training_config, seed)
     result = training.train(
         world.mdnrnn,
@@ -150,14 +154,16 @@ def fit(
 
 
 def _open(data: str | Path | Sequence[str | Path]) -> EpisodeCollection:
-    paths = [data] if isinstance(data, (str, Path)) else data
+    paths = [data] if isinstance(data, (str, Path)) else list(data)
+    if len({Path(path).resolve() for path in paths}) < len(paths):
+        raise ValueError(f"data: expected different stores, got one twice in {[str(path) for path in paths]}")
     return EpisodeCollection([EpisodeStore.open(path) for path in paths])
 
 
 def _prepare(out: Path, arguments: dict[str, Any], *, resume: bool, overwrite: bool) -> Path:
     """Make the output directory, which is known by its ``fit.json``, or check that the run in it had the same arguments."""
     if not (out / FIT_FILE).is_file() or (overwrite and not resume):
-        checkpoint.prepare_directory(out, marker=FIT_FILE, format=FIT_FORMAT, overwrite=overwrite)
+        checkpoint.prepare_directory(out, marker=FIT_FILE, format=FIT_FORMAT, overwrite=overwrite, replaces=OUTPUTS)
         checkpoint.write_json(out / FIT_FILE, arguments, format=FIT_FORMAT, version=FIT_VERSION)
         return out
     if not resume:
@@ -262,6 +268,16 @@ def _statistics_batches(data: SequenceData, seed: int = 0) -> Iterator[SequenceB
     """A bounded number of batches, always the same, for statistics of the data."""
     generator = torch.Generator(data.action_space.low.device).manual_seed(seed)
     return itertools.islice(data.epoch(0, generator=generator), STATISTICS_BATCHES)
+
+
+@torch.no_grad()
+def _start_at_the_rate_of_endings(model: MDNRNN, data: SequenceData) -> None:
+    """Let an untrained termination head say how often episodes end, rather than p = 1/2 at each step."""
+    if model.termination_head is None:
+        return
+    counts = torch.tensor([[(b.terminated & b.mask).sum().item(), b.mask.sum().item()] for b in _statistics_batches(data)])
+    ended, steps = counts.sum(dim=0).tolist()
+    model.termination_head.bias.fill_(math.log((ended + 0.5) / (steps - ended + 0.5)))
 
 
 def _baselines(

@@ -42,6 +42,7 @@ from worldmodel.world import WORLD_FILE, WorldModel
 
 ITERATION_FORMAT, SCORES_FORMAT, ITERATION_VERSION = "worldmodel.iteration", "worldmodel.scores", 1
 ITERATION_FILE, SCORES_FILE = "iteration.json", "scores.json"
+OUTPUTS = (ITERATION_FILE, "round-*", "report.png", "summary.json", ".*.tmp")  # the script's two files too
 SCORES = ("validation", "real", "dream", "random")
 COLLECT_STREAM, VALIDATE_STREAM = 2, 3  # of seeds; evaluations have a stream of their own
 
@@ -236,7 +237,7 @@ def _prepare(out: Path, arguments: dict[str, Any], overwrite: bool) -> Path:
                     "choose another directory, or overwrite (--overwrite) to start anew"
                 )
         return out
-    checkpoint.prepare_directory(out, marker=ITERATION_FILE, format=ITERATION_FORMAT, overwrite=overwrite)
+    checkpoint.prepare_directory(out, marker=ITERATION_FILE, format=ITERATION_FORMAT, overwrite=overwrite, replaces=OUTPUTS)
     checkpoint.write_json(out / ITERATION_FILE, arguments, format=ITERATION_FORMAT, version=ITERATION_VERSION)
     return out
 

@@ -159,7 +159,9 @@ class MixtureHead(nn.Module):
 class MixtureDensityNetwork(nn.Module):
     """A two-layer perceptron that predicts a mixture over y given x (Bishop 1994), with the classic joint factorisation.
 
-    The interface is that of the mixture-density-network project; ``NoiseType.FULL``, which that project leaves out, is there.
+    The interface is that of the mixture-density-network project, except that ``forward`` gives a `GaussianMixture` m where that
+    project gives log_pi, mu and sigma: they are ``m.log_weights``, ``m.mean`` and ``m.log_scale.exp()``. ``NoiseType.FULL``,
+    which that project leaves out, is there.
 
     Args:
         dim_in: size of x.

@@ -18,7 +18,7 @@ from worldmodel.dream import BatchedWorld, LatentState
 from worldmodel.episode import stack_values
 from worldmodel.mdnrnn import State
 from worldmodel.rollouts import EnvMaker, episode_seed, make_env
-from worldmodel.spaces import Value, map_leaves, to_numpy
+from worldmodel.spaces import Value, leaf_values, leaves, map_leaves, to_numpy
 from worldmodel.world import WorldModel
 
 
@@ -56,6 +56,7 @@ class Reality(BatchedWorld):
             raise ValueError(f"num_episodes, max_steps: expected >= 1 and None or >= 1, got {num_episodes} and {max_steps}")
         super().__init__(world, num_episodes)
         self._seed, self._max_steps = seed, max_steps
+        self._leaves = leaves(world.observation_space)
         self._envs: list[gym.Env] = []
         try:
             for _ in range(num_episodes):
@@ -110,13 +111,25 @@ class Reality(BatchedWorld):
     def _reset_one(self, k: int) -> Value:
         seed = episode_seed(self._seed, k)
         try:
-            return self._envs[k].reset(seed=seed)[0]
+            return self._checked(self._envs[k].reset(seed=seed)[0])
         except Exception as error:
             raise RuntimeError(f"env: expected to reset episode {k} (seed {seed}), but that failed: {error!r}") from error
 
+    def _checked(self, observation: Value) -> Value:
+        """An observation, which must have the shapes of its space and be finite."""
+        given = leaf_values(observation)
+        for path, space in self._leaves:
+            leaf = np.asarray(given[path])
+            if leaf.shape != space.shape or not np.isfinite(leaf).all():
+                raise ValueError(f"expected a finite observation of shape {space.shape}, got shape {leaf.shape}: {leaf}")
+        return observation
+
     def _step_one(self, k: int, action: Any) -> tuple[float, bool]:
         try:
-            self._observations[k], reward, terminated, truncated, _ = self._envs[k].step(action)
+            observation, reward, terminated, truncated, _ = self._envs[k].step(action)
+            self._observations[k] = self._checked(observation)
+            if not np.isfinite(float(reward)):
+                raise ValueError(f"expected a finite reward, got {reward}")
         except Exception as error:
             seed = episode_seed(self._seed, k)
             raise RuntimeError(

@@ -107,16 +107,11 @@ def draw_scores(axes: Axes, rounds: Sequence[Round], target: float | None) -> No
             elinewidth=0.8,
             capsize=2,
         )
-        axes.annotate(
-            f"round {round_.number}",
-            (round_.dream.mean, round_.real.mean),
-            xytext=(-8, -12),
-            textcoords="offset points",
-            ha="right",
-        )
+        point = (round_.dream.mean, round_.real.mean)
+        axes.annotate(f"round {round_.number}", point, xytext=(0, -14), textcoords="offset points", ha="center", fontsize=8)
     axes.set(title="Dream score against real score", xlabel="return in the dream", ylabel="return in reality")
     axes.margins(0.12)
-    axes.legend(fontsize=8, loc="center left")
+    axes.legend(fontsize=8, loc="center right")
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:

@@ -30,6 +30,7 @@ SUFFIX = ".safetensors"
 COLUMNS = ("episode_ids", "lengths", "seeds", "crc32")  # what is said of each episode, in header and manifest
 NO_SEED = -1  # in the column of seeds: not known
 
+_REPAIR = "run `python scripts/store.py repair`"
 _DTYPES = {"bool": "BOOL", "float16": "F16", "float32": "F32", "float64": "F64"}
 _DTYPES |= {f"{sign}int{bits}": f"{sign.upper() or 'I'}{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
 
@@ -181,7 +182,7 @@ class Schema:
         """Read steps [start, stop) of the episode at ``position`` of a shard: only their bytes leave the disk.
 
         Raises:
-            ValueError: if the file is missing or ends before them.
+            ValueError: if the file is missing or ends before them, or if they are a whole episode and damaged.
         """
         first = int(shard.starts[position]) + start
         found = {}
@@ -194,14 +195,17 @@ class Schema:
                     found[leaf.name] = array
         except (FileNotFoundError, EOFError) as error:
             state = "none" if isinstance(error, FileNotFoundError) else "one that was cut short"
-            raise ValueError(f"{path}: expected a whole shard, got {state}; run `python scripts/store.py repair`") from error
-        return Episode(
+            raise ValueError(f"{path}: expected a whole shard, got {state}; {_REPAIR}") from error
+        episode = Episode(
             observations=self._nest("observations", self.observation_space, found),
             actions=self._nest("actions", self.action_space, found),
             **{name: found[name] for name in ("rewards", "terminations", "truncations")},
             episode_id=int(shard.episode_ids[position]),
             seed=None if shard.seeds[position] == NO_SEED else int(shard.seeds[position]),
         )
+        if len(episode) == shard.lengths[position] and self.checksum(episode) != shard.checksums[position]:
+            raise ValueError(f"{path}: expected episode {episode.episode_id} whole, got a damaged one; {_REPAIR}")
+        return episode
 
     def _nest(self, name: str, space: gym.Space[Any], found: Mapping[str, np.ndarray]) -> Any:
         return build_value(space, {path: found[f"{name}/{path}" if path else name] for path, _ in leaves(space)})
@@ -262,10 +266,10 @@ def inspect(path: Path, schema: Schema, shard: Shard) -> tuple[str, str, list[in
 
 def _is_whole(path: Path, schema: Schema, shard: Shard, position: int) -> bool:
     try:
-        episode = schema.read(path, shard, position, 0, int(shard.lengths[position]))
+        schema.read(path, shard, position, 0, int(shard.lengths[position]))
     except ValueError:
         return False
-    return schema.checksum(episode) == int(shard.checksums[position])
+    return True
 
 
 def files(folder: Path) -> list[Path]:

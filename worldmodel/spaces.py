@@ -47,6 +47,8 @@ def leaves(space: gym.Space, path: str = "") -> list[tuple[str, gym.Space]]:
             f"space{f' at {path!r}' if path else ''}: expected Box, Discrete, MultiDiscrete, MultiBinary, or a Dict or Tuple "
             f"of them, got {kind}; the nearest supported space is {nearest}: wrap the environment to convert it"
         )
+    if 0 in (space.shape or ()):
+        raise TypeError(f"space{f' at {path!r}' if path else ''}: expected at least one number, got shape {space.shape}")
     return [(path, space)]
 
 

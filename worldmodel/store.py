@@ -32,6 +32,7 @@ VERSION = 1
 MANIFEST = "manifest.json"
 SHARDS = "shards"
 DAMAGED = "damaged"
+OUTPUTS = ("manifest.json*", "shards", DAMAGED, ".*.tmp")
 
 _REBUILD = "`python scripts/store.py repair` rebuilds it from the shards"
 
@@ -86,7 +87,7 @@ class EpisodeStore:
             TypeError: if a space is not supported; the message names the nearest that is.
         """
         schema = Schema(observation_space, action_space, recipe)
-        store = cls(prepare_directory(path, marker=MANIFEST, format=FORMAT, overwrite=overwrite), schema)
+        store = cls(prepare_directory(path, marker=MANIFEST, format=FORMAT, overwrite=overwrite, replaces=OUTPUTS), schema)
         (store.path / SHARDS).mkdir()
         store._write_manifest()
         return store
@@ -180,7 +181,7 @@ class EpisodeStore:
 
         Raises:
             IndexError: if there is no such episode.
-            ValueError: if the window is not inside the episode, or its shard is missing or cut.
+            ValueError: if the window is not inside the episode, its shard is missing or cut, or a whole episode is damaged.
         """
         index = operator.index(index)
         if not 0 <= index < len(self):

@@ -29,6 +29,19 @@ WORLD_FILE, WEIGHTS_FILE = "world.json", "weights.safetensors"
 DREAM_BOUNDS = ("latent_low", "latent_high", "reward_low", "reward_high")  # of M; infinite where it was not told any
 
 
+def check_device(device: str | torch.device) -> None:
+    """Refuse a device that this machine or this build of torch has not.
+
+    Raises:
+        ValueError: naming the device.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device: expected one that torch has here, such as 'cpu', got {str(device)!r} ({reason})") from error
+
+
 class WorldModel(nn.Module):
     """A learned world: it encodes and decodes observations, and predicts what comes next.
 
@@ -136,7 +149,7 @@ class WorldModel(nn.Module):
             ValueError: if a weight is not finite; nothing is written then.
         """
         self._check_finite()
-        directory = checkpoint.prepare_directory(path, marker=WORLD_FILE, format=WORLD_FORMAT, overwrite=overwrite, clear=False)
+        directory = checkpoint.prepare_directory(path, marker=WORLD_FILE, format=WORLD_FORMAT, overwrite=overwrite)
         self.write(directory)
 
     def write(self, directory: Path) -> None:
@@ -154,7 +167,7 @@ class WorldModel(nn.Module):
             "observation_space": space_to_json(self.observation_space),
             "action_space": space_to_json(self.action_space),
             "num_start_states": self.start_mean.shape[0],
-            "weights_sha256": hashlib.sha256((directory / WEIGHTS_FILE).read_bytes()).hexdigest(),
+            "weights_sha256": checkpoint.digest(directory / WEIGHTS_FILE),
             "provenance": self.provenance,
         }
         checkpoint.write_json(directory / WORLD_FILE, content, format=WORLD_FORMAT, version=WORLD_VERSION)
@@ -168,21 +181,25 @@ class WorldModel(nn.Module):
             ValueError: if it is damaged, not ours, or of a newer version.
         """
         path = Path(path)
+        check_device(device)
         if not (path / WORLD_FILE).is_file():
-            raise FileNotFoundError(f"{path}: expected a world model directory with {WORLD_FILE}, found none")
+            unfinished = "; a training here is not finished: resume it" if (path / "training").is_dir() else ""
+            raise FileNotFoundError(f"{path}: expected a world model directory with {WORLD_FILE}, found none{unfinished}")
         content = checkpoint.read_json(path / WORLD_FILE, format=WORLD_FORMAT, version=WORLD_VERSION)
         weights, _ = checkpoint.load_tensors(path / WEIGHTS_FILE)
         try:
-            if hashlib.sha256((path / WEIGHTS_FILE).read_bytes()).hexdigest() != content["weights_sha256"]:
+            if checkpoint.digest(path / WEIGHTS_FILE) != content["weights_sha256"]:
                 raise ValueError(
                     "the digest of the weights is not the one recorded; one of the two files was changed or replaced"
                 )
             if content["vision"] != StateNormalizer.__name__:
                 raise ValueError(f"vision: expected 'StateNormalizer', got {content['vision']!r}")
             start = torch.zeros(content["num_start_states"], content["mdnrnn"]["latent_size"])
+            with torch.random.fork_rng(devices=[]):  # the weights that are drawn here are replaced at once
+                mdnrnn = MDNRNN(MDNRNNConfig(**content["mdnrnn"]))
             world = cls(
                 StateNormalizer(space_from_json(content["observation_space"])),
-                MDNRNN(MDNRNNConfig(**content["mdnrnn"])),
+                mdnrnn,
                 space_from_json(content["action_space"]),
                 start_mean=start,
                 start_log_variance=start.clone(),
