@@ -43,14 +43,6 @@ def device(request):
     return request.param
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def walks(tmp_path_factory):
     return write_store(tmp_path_factory.mktemp("walks") / "store", [walking_episode(i, 5 + 3 * i) for i in range(12)]).path

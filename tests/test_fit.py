@@ -26,14 +26,6 @@ DATA = DataConfig(window=6, batch_size=4, burn_in=1, test_fraction=0.25)
 TRAINING = TrainingConfig(num_updates=20, evaluate_every=5, learning_rate=1e-2)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def walks(tmp_path_factory):
     return write_store(tmp_path_factory.mktemp("walks") / "store", [walking_episode(i, 5 + 3 * i) for i in range(12)]).path

@@ -13,15 +13,6 @@ COMBINATIONS = list(itertools.product(Factorization, NoiseType))
 F, K, D = 5, 4, 3  # K != D
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small products are faster on one thread, by far where the cores are shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def fixed_level(noise_type, level=0.7):
     return level if noise_type is NoiseType.FIXED else None
 

@@ -15,15 +15,6 @@ from worldmodel.mdnrnn import MDNRNN, DataStatistics, MDNRNNConfig, SequenceBatc
 B, T, D, A, H, K = 3, 7, 3, 2, 8, 4
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small products are faster on one thread, by far where the cores are shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 

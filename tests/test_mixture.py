@@ -14,15 +14,6 @@ BATCHES = [(), (1,), (1, 1), (4,), (2, 1, 3)]
 K, D = 4, 3  # K != D: a repeat in the wrong order cannot hide
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small products are faster on one thread, by far where the cores are shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 

@@ -24,15 +24,6 @@ from worldmodel.spaces import FlatSpace
 from worldmodel.training import NonFiniteLossError, TrainingConfig, learning_rate, train
 from worldmodel.vision import StateNormalizer
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 # A model of one layer whose losses are known, and batches that say what they are
 
 

@@ -1,0 +1,77 @@
+"""The largest difference between M over a sequence and M step by step, over its options, sizes and precisions."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+from pathlib import Path
+
+import torch
+from known_process import machine
+
+from worldmodel.mdn import Factorization
+from worldmodel.mdnrnn import MDNRNN, MDNRNNConfig
+
+
+@torch.no_grad()
+def difference(config: MDNRNNConfig, *, steps: int, dtype: torch.dtype) -> float:
+    """Largest absolute difference in any output or state of a random model over ``steps`` random steps."""
+    torch.manual_seed(0)
+    model = MDNRNN(config).to(dtype).eval()
+    z, action = torch.randn(4, steps, config.latent_size, dtype=dtype), torch.randn(4, steps, config.action_size, dtype=dtype)
+    whole, last = model(z, action)
+    state, worst = model.initial_state(4), 0.0
+    for t in range(steps):
+        one, state = model.step(z[:, t], action[:, t], state)
+        pairs = [
+            (one.latent.log_weights, whole.latent.log_weights[:, t]),
+            (one.latent.mean, whole.latent.mean[:, t]),
+            (one.latent.log_scale, whole.latent.log_scale[:, t]),
+            (one.reward.mean, whole.reward.mean[:, t]),
+            (one.termination_logit, whole.termination_logit[:, t]),
+        ]
+        worst = max(worst, *((a - b).abs().max().item() for a, b in pairs))
+    return max(worst, *((a - b).abs().max().item() for a, b in zip(state, last, strict=True)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--steps", type=int, default=500, help="length of the sequences")
+    parser.add_argument("--out", required=True, help="directory for result.json")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = []
+    for hidden, layers, skip, change, factorization, norm in itertools.product(
+        (64, 512), (1, 2), (True, False), (True, False), Factorization, (False, True)
+    ):
+        if norm and hidden == 512:
+            continue  # slow, and the same code
+        config = MDNRNNConfig(
+            latent_size=8,
+            action_size=3,
+            hidden_size=hidden,
+            num_layers=layers,
+            skip=skip,
+            predict_change=change,
+            factorization=factorization,
+            layer_norm=norm,
+        )
+        rows.append([difference(config, steps=args.steps, dtype=dtype) for dtype in (torch.float32, torch.float64)])
+    worst = [max(column) for column in zip(*rows, strict=True)]
+    print(f"{len(rows)} configurations, {args.steps} steps: float32 {worst[0]:.2e}, float64 {worst[1]:.2e}")
+    Path(args.out).mkdir(parents=True, exist_ok=True)
+    command = f"python benchmarks/sequence_step.py --out {args.out}"
+    content = {
+        "command": command,
+        **machine(),
+        "configurations": len(rows),
+        "steps": args.steps,
+        "float32": worst[0],
+        "float64": worst[1],
+    }
+    (Path(args.out) / "result.json").write_text(json.dumps(content, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
