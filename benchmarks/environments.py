@@ -1,6 +1,6 @@
 """Pendulum and Acrobot, by the public API: held random actions, a world model, a controller from its dreams, and reality.
 
-    OMP_NUM_THREADS=1 python results/environments/environments.py --env Pendulum-v1 --seeds 0 1 2
+    OMP_NUM_THREADS=1 python benchmarks/environments.py --env Pendulum-v1 --seeds 0 1 2
 
 One line of JSON for each seed goes to standard output.
 """
