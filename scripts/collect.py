@@ -13,7 +13,7 @@ from worldmodel.policies import POLICIES
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--env", required=True, help='Gymnasium id, e.g. CartPole-v1, or "module:Id-v0" of another package')
     parser.add_argument(
         "--out", required=True, help="directory of the store; absent, empty, or an earlier run of the same recipe"
@@ -23,14 +23,12 @@ def parse_arguments() -> argparse.Namespace:
         "--policy",
         default="random",
         choices=(*POLICIES, "controller"),
-        help="uniform; held 1..10 steps; random walk (Box actions); a trained controller (default: random)",
+        help="uniform; held 1..10 steps; random walk (Box actions); a trained controller",
     )
     parser.add_argument("--model", help="world model directory, for --policy controller")
     parser.add_argument("--controller", help="controller directory, for --policy controller")
-    parser.add_argument(
-        "--workers", type=int, default=0, help="processes; 0 runs in this one; the result is the same (default: 0)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="episode k depends on (seed, k) only (default: 0)")
+    parser.add_argument("--workers", type=int, default=0, help="processes; 0 runs in this one; the result is the same")
+    parser.add_argument("--seed", type=int, default=0, help="episode k depends on (seed, k) only")
     parser.add_argument(
         "--overwrite", action="store_true", help="replace an earlier store at --out; nothing else is ever replaced"
     )

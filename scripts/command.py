@@ -21,15 +21,13 @@ def add_device(parser: argparse.ArgumentParser) -> None:
         "--device",
         default="auto",
         choices=("auto", "cpu", "cuda"),
-        help="where the model, its data and its dreams are; auto takes the GPU if there is one (default: auto)",
+        help="where the model, its data and its dreams are; auto takes the GPU if there is one",
     )
 
 
 def add_environment(parser: argparse.ArgumentParser) -> None:
     """Add ``--max-steps`` and ``--env-kwargs``, which go with an environment."""
-    parser.add_argument(
-        "--max-steps", type=int, help="truncate an episode after so many steps (default: as the environment does)"
-    )
+    parser.add_argument("--max-steps", type=int, help="truncate an episode after so many steps; None: as the environment does")
     parser.add_argument(
         "--env-kwargs", type=json.loads, default={}, metavar="JSON", help="arguments of the environment, e.g. '{\"g\": 9.8}'"
     )

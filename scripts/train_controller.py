@@ -28,7 +28,7 @@ def parse_arguments() -> argparse.Namespace:
         "--patience", type=int, default=3, help="stop after so many tests (one every 3 generations) without 1 %% of progress"
     )
     parser.add_argument("--sigma", type=float, default=0.1, help="initial standard deviation of the weights")
-    parser.add_argument("--horizon", type=int, help="longest dream in steps (default: the environment's limit, else 1000)")
+    parser.add_argument("--horizon", type=int, help="longest dream in steps (None: the limit of the environment, else 1000)")
     parser.add_argument("--initial", help="controller directory to start from")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier controller in OUT")
     parser.add_argument("--seed", type=int, default=0, help="seed of the search and of the dreams")

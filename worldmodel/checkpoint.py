@@ -75,6 +75,17 @@ def read_json(path: str | Path, *, format: str, version: int) -> dict[str, Any]:
         content = json.loads(path.read_bytes())
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: expected JSON of format {format!r}, got a damaged or foreign file ({error})") from error
+    check_stamp(content, path, format=format, version=version)
+    del content["format"]
+    return content
+
+
+def check_stamp(content: Any, path: Path, *, format: str, version: int) -> None:
+    """Refuse content that is not of a format, or of a newer version than ``version``.
+
+    Raises:
+        ValueError: naming the file, what was expected and what was found.
+    """
     found = content.get("format") if isinstance(content, dict) else None
     if found != format:
         raise ValueError(f"{path}: expected format {format!r}, got {found!r}; this is not one of our {format} files")
@@ -86,8 +97,6 @@ def read_json(path: str | Path, *, format: str, version: int) -> dict[str, Any]:
             f"{path}: expected {format} version {version} or older, got version {found_version}; "
             "it was written by a newer worldmodel: upgrade with `pip install --upgrade worldmodel`"
         )
-    del content["format"]
-    return content
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:

@@ -108,7 +108,7 @@ def draw_scores(axes: Axes, rounds: Sequence[Round], target: float | None) -> No
             capsize=2,
         )
         point = (round_.dream.mean, round_.real.mean)
-        axes.annotate(f"round {round_.number}", point, xytext=(0, -14), textcoords="offset points", ha="center", fontsize=8)
+        axes.annotate(f"round {round_.number}", point, xytext=(0, 8), textcoords="offset points", ha="center", fontsize=8)
     axes.set(title="Dream score against real score", xlabel="return in the dream", ylabel="return in reality")
     axes.margins(0.12)
     axes.legend(fontsize=8, loc="center right")

@@ -357,9 +357,7 @@ class _Run:
     def _load(self, path: Path) -> None:
         tensors, metadata = checkpoint.load_tensors(path)
         content = json.loads(metadata.get("state", "{}"))
-        if content.get("format") != STATE_FORMAT or content.get("version") != STATE_VERSION:
-            found = content.get("format"), content.get("version")
-            raise ValueError(f"{path}: expected format {STATE_FORMAT!r} version {STATE_VERSION}, got {found}")
+        checkpoint.check_stamp(content, path, format=STATE_FORMAT, version=STATE_VERSION)
         for name, given in json.loads(json.dumps(self.identity)).items():
             if content["identity"].get(name) != given:
                 raise ValueError(
