@@ -209,7 +209,7 @@ def test_a_latent_policy_plays_episodes_with_m_on_the_device(device):
 def test_iterate_trains_and_dreams_on_the_device(tmp_path, device, losses, monkeypatch):
     config = IterationConfig(
         max_rounds=2,
-        random_episodes=6,
+        first_episodes=6,
         controller_episodes=3,
         mdnrnn=SMALL,
         data_config=DATA,

@@ -17,7 +17,8 @@ from worldmodel.world import WorldModel
 
 TINY = IterationConfig(
     max_rounds=2,
-    random_episodes=6,
+    first_policy="repeat",
+    first_episodes=6,
     controller_episodes=3,
     mdnrnn={"hidden_size": 4, "num_components": 2},
     data_config=DataConfig(window=8, batch_size=8, test_fraction=0.2),
@@ -67,7 +68,7 @@ def test_later_rounds_train_on_all_data_and_collect_with_the_controller_before(w
     provenance = WorldModel.from_pretrained(rounds[1].directory / "world").provenance
     assert provenance["num_episodes"] == 9
     policies = [recipe["policy"] for recipe in provenance["recipes"]]
-    assert policies[0] == "random"
+    assert policies[0] == TINY.first_policy == "repeat"
     assert policies[1].startswith("controller of round 1 ")
 
 
@@ -177,7 +178,7 @@ def test_overwrite_starts_anew_but_never_removes_what_is_not_a_loop(whole, tmp_p
 
 
 @pytest.mark.parametrize(
-    "name", ["max_rounds", "random_episodes", "controller_episodes", "rollouts", "generations", "test_episodes"]
+    "name", ["max_rounds", "first_episodes", "controller_episodes", "rollouts", "generations", "test_episodes"]
 )
 def test_numbers_out_of_range_are_refused(name):
     with pytest.raises(ValueError, match=f"{name}: expected an integer >= 1, got 0"):
@@ -192,6 +193,7 @@ def test_numbers_out_of_range_are_refused(name):
         ({"test_dreams": 2.5}, "test_dreams: expected an integer >= 1, got 2.5"),
         ({"temperature": -1.0}, "temperature: expected finite values >= 0"),
         ({"sigma": 0.0}, "sigma: expected a positive finite number"),
+        ({"first_policy": "wise"}, "first_policy: expected one of random, repeat, brownian, got 'wise'"),
         ({"mdnrnn": {"hidden_size": 0}}, "hidden_size: expected an integer >= 1, got 0"),
     ],
 )

@@ -287,7 +287,7 @@ def test_resume_refuses_another_model_and_a_foreign_state(walks, tmp_path):
     with pytest.raises(ValueError, match="expected the weights of this model, got those of another one"):
         run(walks, tmp_path, config=config, model=make_model(hidden_size=9), resume=True)
     checkpoint.save_tensors(tmp_path / "state.safetensors", {"x": torch.zeros(1)})
-    with pytest.raises(ValueError, match="expected format 'worldmodel.training', got None"):
+    with pytest.raises(ValueError, match=r"expected format 'worldmodel\.training', got None"):
         run(walks, tmp_path, config=config, resume=True)
     (tmp_path / "state.safetensors").write_bytes(b"cut")
     with pytest.raises(ValueError, match="expected a whole safetensors file"):

@@ -35,6 +35,7 @@ from worldmodel.evaluation import Evaluation, Scores, evaluate, score, time_limi
 from worldmodel.fit import DataConfig, fit
 from worldmodel.mdnrnn import MDNRNNConfig
 from worldmodel.mixture import check_temperature
+from worldmodel.policies import POLICIES
 from worldmodel.reality import Reality
 from worldmodel.rollouts import EnvMaker, derive_seed, describe, jsonable
 from worldmodel.training import TrainingConfig
@@ -53,7 +54,8 @@ class IterationConfig:
 
     Args:
         max_rounds: rounds at most.
-        random_episodes: episodes of the random policy, in round 1.
+        first_policy: policy of round 1; "random", or "repeat" where single random actions get nowhere (as in Acrobot-v1).
+        first_episodes: its episodes.
         controller_episodes: episodes of the latest controller, in each later round.
         mdnrnn: fields of `MDNRNNConfig`.
         data_config: windows and batches.
@@ -73,7 +75,8 @@ class IterationConfig:
     """
 
     max_rounds: int = 5
-    random_episodes: int = 1000
+    first_policy: str = "random"
+    first_episodes: int = 1000
     controller_episodes: int = 100
     mdnrnn: Mapping[str, Any] = field(default_factory=lambda: {"hidden_size": 64})
     data_config: DataConfig = field(default_factory=DataConfig)
@@ -100,6 +103,8 @@ class IterationConfig:
         if not 0 < self.sigma < float("inf"):
             raise ValueError(f"sigma: expected a positive finite number, got {self.sigma}")
         MDNRNNConfig(latent_size=1, action_size=1, **self.mdnrnn)
+        if self.first_policy not in POLICIES:
+            raise ValueError(f"first_policy: expected one of {', '.join(POLICIES)}, got {self.first_policy!r}")
 
 
 @dataclass(frozen=True)
@@ -279,9 +284,9 @@ class _Loop:
         return Round(number=number, directory=directory, seconds=content["seconds"], **scores)
 
     def _collect(self, number: int) -> None:
-        """Random episodes first, then those of the controller before."""
+        """Episodes of the first policy, then those of the controller before."""
         before = self.out / f"round-{number - 1}"
-        policy: str | LatentPolicy = "random"
+        policy: str | LatentPolicy = self.config.first_policy
         if number > 1:
             world = WorldModel.from_pretrained(before / "world")
             controller = LinearController.from_pretrained(before / "controller")
@@ -289,7 +294,7 @@ class _Loop:
         collect(
             self.env,
             out=self.out / f"round-{number}" / "data",
-            num_episodes=self.config.random_episodes if number == 1 else self.config.controller_episodes,
+            num_episodes=self.config.first_episodes if number == 1 else self.config.controller_episodes,
             policy=policy,
             seed=derive_seed(self.seed, COLLECT_STREAM, number),
             env_kwargs=self.env_kwargs,
