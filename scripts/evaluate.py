@@ -9,6 +9,7 @@ from pathlib import Path
 from command import Bar, add_device, add_environment, add_termination, choose_device, run
 
 import worldmodel as wm
+from worldmodel.checkpoint import write_bytes
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -54,7 +55,8 @@ def main() -> None:
     print(evaluation)
     if args.out:
         content = {name: getattr(evaluation, name).to_json() for name in ("real", "dream", "random")}
-        Path(args.out).write_text(json.dumps({"temperature": args.temperature, "seed": args.seed, **content}, indent=2) + "\n")
+        text = json.dumps({"temperature": args.temperature, "seed": args.seed, **content}, indent=2) + "\n"
+        write_bytes(args.out, text.encode())
         print(f"scores: {args.out}")
 
 

@@ -74,4 +74,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main, resume="OUT holds the best controller that was tested; --initial OUT starts from it.")
+    run(
+        main,
+        resume="OUT holds the best controller tested so far, if any was; --initial OUT starts from it.",
+    )

@@ -80,10 +80,6 @@ def test_imports_have_no_cycle():
         waiting = {name: needs for name, needs in waiting.items() if name not in ready}
 
 
-def test_floor_zero_imports_nothing_of_ours_from_other_floors():
-    assert all(FLOOR[name] == 0 for path in FILES if FLOOR[module_name(path)] == 0 for name in ours(path))
-
-
 @pytest.mark.parametrize("path", FILES, ids=module_name)
 def test_files_stay_short(path):
     assert len(path.read_text().splitlines()) <= LONGEST_FILE

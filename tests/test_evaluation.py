@@ -150,8 +150,11 @@ def test_the_time_limit_is_that_of_the_environment_or_less():
     assert time_limit("CartPole-v1", 900) == 500
     assert time_limit("CartPole-v1", env_kwargs={"max_episode_steps": 30}) == 30
     assert time_limit(lambda: gym.make("CartPole-v1", max_episode_steps=40)) == 40
-    assert time_limit(WalkEnv) == time_limit("toy_worlds.WalkEnv") == DEFAULT_HORIZON
+    assert time_limit(WalkEnv) == DEFAULT_HORIZON
     assert time_limit(WalkEnv, 7) == 7
+    assert time_limit("CartPole-v1", wrappers=[lambda env: gym.wrappers.TimeLimit(env, 9)]) == 9
+    with pytest.raises(ValueError, match=r"expected a registered Gymnasium id, got 'toy_worlds\.WalkEnv'"):
+        time_limit("toy_worlds.WalkEnv")
 
 
 @pytest.mark.parametrize("prefix", [0, 1, 4])

@@ -153,7 +153,11 @@ def test_two_episodes_leave_one_to_train_and_one_to_test(tmp_path):
 
 def test_episodes_of_one_step_are_enough(tmp_path):
     path = write_store(tmp_path / "store", [labelled_episode(i, 1) for i in range(5)]).path
-    small_fit(path, tmp_path / "run", data_config=DataConfig(window=50, burn_in=100, batch_size=2, test_fraction=0.2))
+    config = DataConfig(window=50, burn_in=100, batch_size=2, test_fraction=0.2)
+    world = small_fit(path, tmp_path / "run", data_config=config)
+    assert world.provenance["num_steps"] == 5
+    assert -torch.inf < world.provenance["training"]["best_metrics"]["loss"] < torch.inf
+    assert world.start_mean.shape[0] == 5
 
 
 # Going on

@@ -93,12 +93,19 @@ class Evaluation:
         return "\n".join(f"{name:<{width}}  {scores}" for name, scores in rows.items())
 
 
-def time_limit(env: str | EnvMaker, max_steps: int | None = None, env_kwargs: Mapping[str, Any] | None = None) -> int:
-    """Longest episode: ``max_steps`` or the limit that the environment is made with, whichever is less; 1000 without one."""
-    registered = None
-    with contextlib.suppress(ValueError), contextlib.closing(make_env(env, env_kwargs)) as built:
-        if built.spec is not None:  # a ValueError: the name of a constructor in a recipe is no id
-            registered = built.spec.max_episode_steps
+def time_limit(
+    env: str | EnvMaker,
+    max_steps: int | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+    wrappers: Sequence[Callable[[gym.Env], gym.Env]] = (),
+) -> int:
+    """Longest episode: ``max_steps`` or the limit that the environment is made with, whichever is less; 1000 without one.
+
+    Raises:
+        ValueError: if there is no such environment.
+    """
+    with contextlib.closing(make_env(env, env_kwargs, wrappers)) as built:
+        registered = None if built.spec is None else built.spec.max_episode_steps
     return min((limit for limit in (max_steps, registered) if limit is not None), default=DEFAULT_HORIZON)
 
 
@@ -158,7 +165,7 @@ def evaluate(
     episodes = derive_seed(seed, EVALUATION_STREAM)
     reality = Reality(world, env, num_episodes, seed=episodes, max_steps=max_steps, env_kwargs=env_kwargs, wrappers=wrappers)
     with contextlib.closing(reality):
-        horizon = time_limit(env, max_steps, env_kwargs)
+        horizon = time_limit(env, max_steps, env_kwargs, wrappers)
         real = score(reality, controller, horizon=horizon, seed=seed, on_step=on_step)
         by_chance = RandomActions(world, generator=reality.generator(seed))
         random = score(reality, by_chance, horizon=horizon, seed=seed)

@@ -115,15 +115,9 @@ def fit(
     check_device(device)
     episodes = _open(data)
     vision, model = _new_parts(episodes, seed, mdnrnn) if initial is None else _parts_of(initial, episodes, mdnrnn)
-    arguments = {
-        "data_fingerprint": episodes.fingerprint,
-        "seed": seed,
-        "device": torch.device(device).type,
-        "data_config": asdict(data_config),
-        "training_config": asdict(training_config),
-        "mdnrnn": asdict(model.config),
-        "initial": None if initial is None else initial.fingerprint,
-    }
+    arguments: dict[str, Any] = {"data_fingerprint": episodes.fingerprint, "seed": seed, "device": torch.device(device).type}
+    arguments |= {"data_config": asdict(data_config), "training_config": asdict(training_config)}
+    arguments |= {"mdnrnn": asdict(model.config), "initial": None if initial is None else initial.fingerprint}
     split = split_episodes(len(episodes), test_fraction=data_config.test_fraction, seed=seed)
     directory = _prepare(Path(out), arguments, resume=resume, overwrite=overwrite)
     if (directory / WORLD_FILE).is_file():
@@ -133,8 +127,7 @@ def fit(
     world = _build_world(episodes, vision, model).to(device)
     train_data, test_data = _sequence_data(episodes, split, world, data_config, seed, resident)
     if initial is None:
-        world.mdnrnn.set_statistics(DataStatistics.of(_statistics_batches(train_data)))
-        _start_at_the_rate_of_endings(world.mdnrnn, train_data)
+        _set_statistics(world.mdnrnn, train_data)
     scores = _baselines(world.mdnrnn, train_data, test_data, training_config, seed)
     result = training.train(
         world.mdnrnn,
@@ -271,8 +264,9 @@ def _statistics_batches(data: SequenceData, seed: int = 0) -> Iterator[SequenceB
 
 
 @torch.no_grad()
-def _start_at_the_rate_of_endings(model: MDNRNN, data: SequenceData) -> None:
-    """Let an untrained termination head say how often episodes end, rather than p = 1/2 at each step."""
+def _set_statistics(model: MDNRNN, data: SequenceData) -> None:
+    """Give M the statistics of its data; its termination head then begins at the rate of endings rather than at p = 1/2."""
+    model.set_statistics(DataStatistics.of(_statistics_batches(data)))
     if model.termination_head is None:
         return
     counts = torch.tensor([[(b.terminated & b.mask).sum().item(), b.mask.sum().item()] for b in _statistics_batches(data)])

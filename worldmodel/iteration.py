@@ -1,7 +1,8 @@
 """The paper's iterative procedure: collect, train M, search a controller in the dream, look at reality, collect with it, again.
 
 Round 1 collects with a random policy; each later round adds episodes of the latest controller, so that M learns what that
-controller makes of the world. Every round trains M anew on all data. The loop ends when the real score reaches the target.
+controller makes of the world. Every round trains M anew on all data. The loop ends when the
+real score on validation episodes reaches the target.
 
 Each stage leaves its result in ``out``, and a stage that is complete is not run again, so an interrupted loop goes on where it
 stood::

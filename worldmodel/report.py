@@ -55,9 +55,9 @@ def draw_training(axes: Axes, rounds: Sequence[Round]) -> None:
         shade = 0.3 + 0.7 * round_.number / len(rounds)
         axes.plot(updates, values, color=DREAM, alpha=shade, linewidth=1, label=f"round {round_.number}, training")
         held_out = [(row["update"], row["test/nll_per_dim"]) for row in rows if "test/nll_per_dim" in row]
-        axes.plot(
-            *zip(*held_out, strict=True), "o", color=REAL, alpha=shade, markersize=4, label=f"round {round_.number}, held out"
-        )
+        tested = [update for update, _ in held_out]  # empty where nothing was held out
+        values = [value for _, value in held_out]
+        axes.plot(tested, values, "o", color=REAL, alpha=shade, markersize=4, label=f"round {round_.number}, held out")
     baselines = WorldModel.from_pretrained(rounds[-1].directory / "world").provenance["baselines"]
     for (name, value), style in zip(baselines.items(), ("--", ":"), strict=True):
         axes.axhline(value, color=NEUTRAL, linestyle=style, label=name.replace("_", " "))

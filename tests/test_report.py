@@ -1,0 +1,56 @@
+"""The report's figure, and the quickstart as a user runs it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import worldmodel as wm
+from worldmodel.report import draw_report, save_figure
+
+ROOT = Path(__file__).parent.parent
+SMALL = {"max_rounds": 2, "first_episodes": 6, "controller_episodes": 3, "population": 4, "rollouts": 2, "generations": 2}
+
+
+@pytest.mark.parametrize("test_fraction", [0.2, 0.0])
+def test_the_figure_shows_every_round_and_the_real_episode(tmp_path, test_fraction):
+    config = wm.IterationConfig(
+        **SMALL,
+        mdnrnn={"hidden_size": 4, "num_components": 2},
+        data_config=wm.DataConfig(window=8, batch_size=8, test_fraction=test_fraction),
+        training_config=wm.TrainingConfig(num_updates=20, evaluate_every=10),
+        test_dreams=4,
+        validation_episodes=2,
+        test_episodes=2,
+    )
+    rounds = wm.iterate("CartPole-v1", out=tmp_path / "loop", config=config, seed=1, env_kwargs={"max_episode_steps": 12})
+    (episode,) = wm.rollouts("CartPole-v1", "random", episode_ids=[0], seed=9)
+    figure = draw_report(rounds, episode, target=10.0, horizon=6)
+    training, *trajectory, scores = figure.axes
+    labels = [text.get_text() for text in training.get_legend().get_texts()]
+    assert {"round 1, training", "round 2, training", "repeat last", "linear gaussian"} <= set(labels)
+    held_out = next(line for line in training.lines if line.get_label() == "round 1, held out")
+    assert list(held_out.get_xdata()) == ([10, 20] if test_fraction else [])
+    for dimension, panel in enumerate(trajectory):
+        real = next(line for line in panel.lines if line.get_label() == "reality")
+        np.testing.assert_allclose(real.get_ydata(), episode.observations[:7, dimension], atol=1e-5)
+    assert [text.get_text() for text in scores.texts] == ["round 1", "round 2"]
+    save_figure(figure, tmp_path / "report.png")
+    assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_the_quickstart_reaches_its_target_and_leaves_what_it_promises(tmp_path):
+    command = [sys.executable, str(ROOT / "scripts" / "quickstart.py"), "--seed", "0", "--out", "out"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr
+    assert "real score" in result.stdout
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    best = summary["rounds"][summary["best_round"] - 1]
+    assert len(best["real"]["returns"]) == 100
+    assert best["real"]["mean"] >= 475
+    assert (tmp_path / "out" / "report.png").stat().st_size > 10_000
+    assert wm.WorldModel.from_pretrained(tmp_path / summary["world_model"]).mdnrnn.config.hidden_size == 64
