@@ -9,7 +9,6 @@ numbers, so that candidates differ by what they do and not by their luck.
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -325,7 +324,7 @@ class LatentPolicy:
     def __init__(self, world: WorldModel, controller: LinearController, *, description: str = "controller"):
         controller.check_world(world)
         self.world, self.controller = world, controller
-        self.description = f"{description} {_digest(world, controller)}"
+        self.description = f"{description} {checkpoint.digest_tensors(controller.state_dict())[:8]}{world.fingerprint[:8]}"
         self._generator = torch.Generator(world.device)
         self._state: State | None = None
         self._last: tuple[Tensor, Tensor] | None = None
@@ -350,13 +349,3 @@ class LatentPolicy:
         action = self.controller(latent_features(z, self._state, self.controller.features))
         self._last = z, self.world.action_features.flatten(action)
         return to_numpy(map_leaves(lambda leaf: leaf[0], action))
-
-
-def _digest(*modules: nn.Module) -> str:
-    """Short SHA-256 of the names and values of all weights."""
-    digest = hashlib.sha256()
-    for module in modules:
-        for name, tensor in module.state_dict().items():
-            digest.update(name.encode())
-            digest.update(tensor.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:12]

@@ -27,7 +27,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from worldmodel.mixture import GaussianMixture
+from worldmodel.mixture import GaussianMixture, at_least_float32
 
 
 class NoiseType(str, enum.Enum):
@@ -115,8 +115,7 @@ class MixtureHead(nn.Module):
 
     def forward(self, features: Tensor) -> GaussianMixture:
         """Turn features (..., F) into a batch of mixtures with batch shape (...)."""
-        raw = self.linear(features)
-        raw = raw.float() if raw.dtype in (torch.float16, torch.bfloat16) else raw  # densities need float32 or better
+        raw = at_least_float32(self.linear(features))
         logits, mean, noise = raw.split(self._sizes, dim=-1)
         leading, k, d = raw.shape[:-1], self.num_components, self.dim
         mean = mean.reshape(*leading, k, d)

@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from worldmodel.lstm import LayerNormLSTM
 from worldmodel.mdn import Factorization, MixtureHead, NoiseType, check_noise
-from worldmodel.mixture import GaussianMixture
+from worldmodel.mixture import GaussianMixture, at_least_float32
 
 SMALLEST_SCALE = 1e-6  # a target that varies less in the data is constant and is not scaled up
 DREAM_MARGIN = 3.0  # dreams may leave the range of the data by so many half-ranges
@@ -384,9 +384,7 @@ class MDNRNN(nn.Module):
         if self.config.predict_change:
             latent = latent.affine(z, self.change_scale)
         reward = None if self.reward_head is None else self.reward_head(h).affine(self.reward_mean, self.reward_scale)
-        logit = None if self.termination_head is None else self.termination_head(h)[..., 0]
-        if logit is not None and logit.dtype in (torch.float16, torch.bfloat16):  # likelihoods need float32 or better
-            logit = logit.float()
+        logit = None if self.termination_head is None else at_least_float32(self.termination_head(h)[..., 0])
         return Prediction(latent, reward, logit)
 
 

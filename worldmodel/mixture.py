@@ -43,7 +43,7 @@ def categorical(log_weights: Tensor, *, dim: int = -1, num_groups: int = 1, gene
     """
     if log_weights.ndim == 0 or log_weights.shape[dim] == 0:
         raise ValueError(f"log_weights: expected shape (..., K) with K >= 1, got {tuple(log_weights.shape)}")
-    log_weights = _at_least_float32(log_weights)  # in half precision two Gumbel numbers tie too often
+    log_weights = at_least_float32(log_weights)  # in half precision two Gumbel numbers tie too often
     exponential = shared_draws(log_weights, num_groups, lambda noise: noise.exponential_(generator=generator))
     return torch.argmax(log_weights - exponential.log(), dim=dim)
 
@@ -117,14 +117,14 @@ class GaussianMixture:
                 f"scale_tril: expected shape {(*mean.shape, mean.shape[-1])} with joint log_weights {tuple(mean.shape[:-1])}, "
                 f"got {tuple(scale_tril.shape)} with log_weights {tuple(log_weights.shape)}"
             )
-        self.log_weights = _at_least_float32(log_weights)
-        self.mean = _at_least_float32(mean)
-        self.scale_tril = None if scale_tril is None else _at_least_float32(scale_tril)
+        self.log_weights = at_least_float32(log_weights)
+        self.mean = at_least_float32(mean)
+        self.scale_tril = None if scale_tril is None else at_least_float32(scale_tril)
         if log_scale is None:  # standard deviation of each dimension on its own: the norm of a row of L
             assert self.scale_tril is not None
             self.log_scale = 0.5 * self.scale_tril.square().sum(dim=-1).log()  # (..., K, D)
         else:
-            self.log_scale = _expand(_at_least_float32(log_scale), self.mean.shape)  # (..., K, D)
+            self.log_scale = _expand(at_least_float32(log_scale), self.mean.shape)  # (..., K, D)
 
     @property
     def batch_shape(self) -> torch.Size:
@@ -306,7 +306,8 @@ class GaussianMixture:
         return temperature.to(self.mean.dtype).reshape(*temperature.shape, *(1,) * missing)
 
 
-def _at_least_float32(tensor: Tensor) -> Tensor:
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """The tensor in float32 if it is in half precision, in which a likelihood means little; else as it is."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 

@@ -108,11 +108,8 @@ class WorldModel(nn.Module):
     @property
     def fingerprint(self) -> str:
         """A hex digest of configuration, weights, normaliser and start states; equal models have equal ones, on any device."""
-        digest = hashlib.sha256(json.dumps(asdict(self.mdnrnn.config)).encode())
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(f"{name} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        content = json.dumps(asdict(self.mdnrnn.config)) + checkpoint.digest_tensors(self.state_dict())
+        return hashlib.sha256(content.encode()).hexdigest()
 
     @torch.no_grad()
     def encode(self, observation: Value, *, generator: torch.Generator | None = None) -> Tensor:
