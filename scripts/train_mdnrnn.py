@@ -1,4 +1,4 @@
-"""Train V and M on one or several stores of episodes and write a world model directory."""
+"""Train M, and V where it is no VAE, on one or several stores of episodes and write a world model directory."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--initial", help="world model directory to start from; its sizes are kept, their options have no effect"
     )
+    parser.add_argument("--vision", help="directory that scripts/train_vae.py wrote; images need one")
     parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard scalars (extra: tensorboard)")
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run in OUT; give the same options")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier run in OUT")
@@ -44,6 +45,7 @@ def main() -> None:
             device=device,
             data_config=wm.DataConfig(**read_fields(args, wm.DataConfig)),
             training_config=wm.TrainingConfig(**read_fields(args, wm.TrainingConfig)),
+            vision=wm.ConvVAE.from_pretrained(args.vision) if args.vision else None,
             initial=initial,
             resume=args.resume,
             overwrite=args.overwrite,

@@ -10,12 +10,12 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "worldmodel"
 
 FLOORS = [
-    {"version", "mixture", "spaces", "checkpoint", "episode", "interrupt"},
+    {"version", "mixture", "spaces", "checkpoint", "episode", "interrupt", "images", "convolution"},
     {
         "policies", "shards", "store", "workers", "rollouts", "collect",
-        "vision", "lstm", "mdn", "mdnrnn", "sequences", "baselines", "metrics",
+        "vision", "vae", "lstm", "mdn", "mdnrnn", "sequences", "baselines", "metrics", "environments",
     },
-    {"world", "training", "fit", "dream"},
+    {"world", "training", "fit", "vae_training", "dream"},
     {"controller", "reality", "adapters.minari"},
     {"evaluation", "iteration", "report"},
 ]  # fmt: skip
@@ -25,6 +25,7 @@ OPTIONAL = {
     "torch.utils.tensorboard": "metrics.py",
     "matplotlib": "report.py",
     "cma": "controller.py",
+    "vizdoom": "environments.py",
 }
 LONGEST_FILE, LONGEST_FUNCTION, LONGEST_SCRIPT = 400, 40, 100
 

@@ -18,8 +18,10 @@ from worldmodel.reality import Reality
 from worldmodel.rollouts import EpisodeFailure, rollouts
 from worldmodel.store import EpisodeStore, Problem, repair, verify
 from worldmodel.training import NonFiniteLossError, TrainingConfig, TrainingProgress
+from worldmodel.vae import ConvVAE, FrameBatch, VAEConfig
+from worldmodel.vae_training import FrameConfig, train_vae
 from worldmodel.version import __version__
-from worldmodel.vision import StateNormalizer
+from worldmodel.vision import StateNormalizer, Vision
 from worldmodel.world import WorldModel
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "BatchedWorld",
     "BrownianPolicy",
     "CollectionProgress",
+    "ConvVAE",
     "DataConfig",
     "Dreams",
     "Episode",
@@ -34,6 +37,8 @@ __all__ = [
     "EpisodeStore",
     "Evaluation",
     "Factorization",
+    "FrameBatch",
+    "FrameConfig",
     "GaussianMixture",
     "Generation",
     "IterationConfig",
@@ -60,6 +65,8 @@ __all__ = [
     "StateNormalizer",
     "TrainingConfig",
     "TrainingProgress",
+    "VAEConfig",
+    "Vision",
     "WorldModel",
     "__version__",
     "best_round",
@@ -72,5 +79,6 @@ __all__ = [
     "replay",
     "rollouts",
     "summarize",
+    "train_vae",
     "verify",
 ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 
 from worldmodel import baselines, checkpoint, training
+from worldmodel.images import find_images
 from worldmodel.mdnrnn import MDNRNN, DataStatistics, MDNRNNConfig, SequenceBatch
 from worldmodel.sequences import (
     RESIDENT_BYTES,
@@ -26,9 +26,8 @@ from worldmodel.sequences import (
     split_episodes,
 )
 from worldmodel.spaces import FlatSpace, map_leaves
-from worldmodel.store import EpisodeStore
 from worldmodel.training import TrainingConfig, TrainingProgress, TrainingResult
-from worldmodel.vision import StateNormalizer
+from worldmodel.vision import StateNormalizer, Vision
 from worldmodel.world import WEIGHTS_FILE, WORLD_FILE, WorldModel, check_device
 
 FIT_FORMAT, FIT_VERSION, FIT_FILE = "worldmodel.fit", 1, "fit.json"
@@ -73,6 +72,7 @@ def fit(
     device: str | torch.device = "cpu",
     data_config: DataConfig | None = None,
     training_config: TrainingConfig | None = None,
+    vision: Vision | None = None,
     initial: WorldModel | None = None,
     resident: bool | None = None,
     resume: bool = False,
@@ -90,6 +90,7 @@ def fit(
         device: where model, data and training are.
         data_config: windows and batches.
         training_config: how to train.
+        vision: a trained V, as `train_vae` gives it; images need one. None standardises vector observations.
         initial: a world model to start from; its V, its sizes and its weights are kept. None starts anew.
         resident: keep the encoded data on the device (fast, for what fits) or read windows from disk as they come (any size);
             None decides by size. The result is the same.
@@ -113,18 +114,21 @@ def fit(
     """
     data_config, training_config = data_config or DataConfig(), training_config or TrainingConfig()
     check_device(device)
-    episodes = _open(data)
-    vision, model = _new_parts(episodes, seed, mdnrnn) if initial is None else _parts_of(initial, episodes, mdnrnn)
+    episodes = EpisodeCollection.open(data)
     arguments: dict[str, Any] = {"data_fingerprint": episodes.fingerprint, "seed": seed, "device": torch.device(device).type}
     arguments |= {"data_config": asdict(data_config), "training_config": asdict(training_config)}
+    arguments |= {"vision": None if vision is None else vision.fingerprint}
+    v, model = _new_parts(episodes, seed, mdnrnn, vision) if initial is None else _parts_of(initial, episodes, mdnrnn, vision)
     arguments |= {"mdnrnn": asdict(model.config), "initial": None if initial is None else initial.fingerprint}
     split = split_episodes(len(episodes), test_fraction=data_config.test_fraction, seed=seed)
-    directory = _prepare(Path(out), arguments, resume=resume, overwrite=overwrite)
+    about: dict[str, Any] = {"marker": FIT_FILE, "format": FIT_FORMAT, "version": FIT_VERSION, "replaces": OUTPUTS}
+    directory = checkpoint.prepare_run(out, arguments, **about, resume=resume, overwrite=overwrite)
     if (directory / WORLD_FILE).is_file():
         return WorldModel.from_pretrained(directory, device=device)
-    if initial is None:
-        vision.fit(episodes.read(int(index)).observations for index in split[0])
-    world = _build_world(episodes, vision, model).to(device)
+    if initial is None and vision is None:
+        assert isinstance(v, StateNormalizer)
+        v.fit(episodes.read(int(index)).observations for index in split[0])
+    world = _build_world(episodes, v, model).to(device)
     train_data, test_data = _sequence_data(episodes, split, world, data_config, seed, resident)
     if initial is None:
         _set_statistics(world.mdnrnn, train_data)
@@ -146,45 +150,17 @@ def fit(
     return world.eval()
 
 
-def _open(data: str | Path | Sequence[str | Path]) -> EpisodeCollection:
-    paths = [data] if isinstance(data, (str, Path)) else list(data)
-    if len({Path(path).resolve() for path in paths}) < len(paths):
-        raise ValueError(f"data: expected different stores, got one twice in {[str(path) for path in paths]}")
-    return EpisodeCollection([EpisodeStore.open(path) for path in paths])
-
-
-def _prepare(out: Path, arguments: dict[str, Any], *, resume: bool, overwrite: bool) -> Path:
-    """Make the output directory, which is known by its ``fit.json``, or check that the run in it had the same arguments."""
-    if not (out / FIT_FILE).is_file() or (overwrite and not resume):
-        checkpoint.prepare_directory(out, marker=FIT_FILE, format=FIT_FORMAT, overwrite=overwrite, replaces=OUTPUTS)
-        checkpoint.write_json(out / FIT_FILE, arguments, format=FIT_FORMAT, version=FIT_VERSION)
-        return out
-    if not resume:
-        raise FileExistsError(
-            f"{out}: already holds a run; pass resume (--resume) to go on with it, or overwrite (--overwrite) to replace it"
+def _new_parts(episodes: EpisodeCollection, seed: int, mdnrnn: dict[str, Any], vision: Vision | None) -> tuple[Vision, MDNRNN]:
+    """V, a copy of the given one or one that is not yet fitted, and M with fresh weights."""
+    space = episodes.observation_space
+    if vision is None and find_images(space):
+        raise ValueError(
+            f"vision: expected a trained V, as the observations are images ({space}), got none; train one with train_vae "
+            "(scripts/train_vae.py) and give it as vision (--vision)"
         )
-    earlier = checkpoint.read_json(out / FIT_FILE, format=FIT_FORMAT, version=FIT_VERSION)
-    for name, value in json.loads(json.dumps(arguments)).items():
-        if earlier.get(name) != value:
-            expected, given = _difference(earlier.get(name), value)
-            raise ValueError(
-                f"{name}: expected {expected}, with which the run in {out} was started, got {given}; resume with the same "
-                "arguments, choose another directory, or pass overwrite (--overwrite) to start anew"
-            )
-    return out
-
-
-def _difference(earlier: Any, given: Any) -> tuple[Any, Any]:
-    """Of two records only the entries that differ; anything else as it is."""
-    if not isinstance(earlier, dict) or not isinstance(given, dict):
-        return earlier, given
-    names = [name for name in earlier | given if earlier.get(name) != given.get(name)]
-    return {name: earlier.get(name) for name in names}, {name: given.get(name) for name in names}
-
-
-def _new_parts(episodes: EpisodeCollection, seed: int, mdnrnn: dict[str, Any]) -> tuple[StateNormalizer, MDNRNN]:
-    """V, not yet fitted, and M with fresh weights."""
-    vision = StateNormalizer(episodes.observation_space)
+    if vision is not None and vision.observation_space != space:
+        raise ValueError(f"vision: expected a V of the observation space {space}, got one of {vision.observation_space}")
+    vision = StateNormalizer(space) if vision is None else copy.deepcopy(vision).cpu()
     mdnrnn = {"termination_head": _any_terminates(episodes), **mdnrnn}
     config = MDNRNNConfig(latent_size=vision.latent_size, action_size=FlatSpace(episodes.action_space).size, **mdnrnn)
     with torch.random.fork_rng(devices=[]):  # torch's initialisers take no generator: borrow the CPU's and give it back
@@ -203,8 +179,12 @@ def _spread(num_episodes: int) -> list[int]:
     return [number * num_episodes // count for number in range(count)]
 
 
-def _parts_of(initial: WorldModel, episodes: EpisodeCollection, mdnrnn: dict[str, Any]) -> tuple[StateNormalizer, MDNRNN]:
+def _parts_of(
+    initial: WorldModel, episodes: EpisodeCollection, mdnrnn: dict[str, Any], vision: Vision | None
+) -> tuple[Vision, MDNRNN]:
     """Copies of V and M of a world model that fits the data."""
+    if vision is not None:
+        raise ValueError("vision: expected none beside an initial world model, which brings its own")
     initial.check_spaces(
         episodes.observation_space, episodes.action_space, source=", ".join(str(store.path) for store in episodes.stores)
     )
@@ -217,7 +197,7 @@ def _parts_of(initial: WorldModel, episodes: EpisodeCollection, mdnrnn: dict[str
     return copy.deepcopy(initial.vision).cpu(), copy.deepcopy(initial.mdnrnn).cpu()
 
 
-def _build_world(episodes: EpisodeCollection, vision: StateNormalizer, model: MDNRNN) -> WorldModel:
+def _build_world(episodes: EpisodeCollection, vision: Vision, model: MDNRNN) -> WorldModel:
     """V, M and the first observations of at most `MAX_START_STATES` episodes, spread evenly over all."""
     firsts = [episodes.read(i, 0, 1).observations for i in _spread(len(episodes))]
     parts = [vision.encode(map_leaves(lambda leaf: leaf[:1], first)) for first in firsts]

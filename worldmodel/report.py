@@ -15,7 +15,7 @@ from worldmodel.episode import Episode
 from worldmodel.evaluation import replay
 from worldmodel.iteration import Round, best_round
 from worldmodel.metrics import read_metrics
-from worldmodel.spaces import Value
+from worldmodel.spaces import FlatSpace, Value
 from worldmodel.world import WorldModel
 
 REAL, DREAM, NEUTRAL = "#1b1b1b", "#d1495b", "#8d99ae"
@@ -121,7 +121,7 @@ def save_figure(figure: Figure, path: str | Path) -> None:
 
 def _natural(world: WorldModel, observations: Value) -> np.ndarray:
     """Features of observations in their own units: (..., F)."""
-    space = world.vision.flat_space
+    space = FlatSpace(world.observation_space).to(world.device)
     return (space.flatten(observations) * space.half_range + space.center).cpu().numpy()
 
 
