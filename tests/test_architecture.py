@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "worldmodel"
 
 FLOORS = [
-    {"version", "mixture", "spaces", "checkpoint", "episode", "interrupt", "images", "convolution"},
+    {"version", "mixture", "spaces", "checkpoint", "episode", "interrupt", "images", "convolution", "packing"},
     {
         "policies", "shards", "store", "workers", "rollouts", "collect",
         "vision", "vae", "lstm", "mdn", "mdnrnn", "sequences", "baselines", "metrics", "environments",
@@ -26,6 +26,7 @@ OPTIONAL = {
     "matplotlib": "report.py",
     "cma": "controller.py",
     "vizdoom": "environments.py",
+    "zstandard": "packing.py",
 }
 LONGEST_FILE, LONGEST_FUNCTION, LONGEST_SCRIPT = 400, 40, 100
 

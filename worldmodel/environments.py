@@ -6,6 +6,9 @@ Importing this module registers ``DoomTakeCover-v0`` and ``CarRacing64-v0`` with
 
 from __future__ import annotations
 
+import os
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -103,9 +106,11 @@ def doom_take_cover(render_mode: str | None = None, size: int = SIZE) -> gym.Env
     except ImportError as error:
         raise ImportError(_how_to_install("vizdoom", "doom", error)) from error
     del vizdoom  # importing it has registered the environment
+    settings = Path(tempfile.gettempdir()) / f"worldmodel-vizdoom-{os.getpid()}.ini"  # VizDoom's own choice is "./_vizdoom.ini"
     env = gym.make(
         "VizdoomTakeCover-v1",
         screen_resolution="RES_160X120",
+        doom_config_path=str(settings),
         frame_skip=1,
         render_mode=render_mode,
         disable_env_checker=True,
