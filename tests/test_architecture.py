@@ -13,7 +13,7 @@ FLOORS = [
     {"version", "mixture", "spaces", "checkpoint", "episode", "interrupt", "images", "convolution", "packing"},
     {
         "policies", "shards", "store", "workers", "rollouts", "collect",
-        "vision", "vae", "lstm", "mdn", "mdnrnn", "sequences", "baselines", "metrics", "environments",
+        "vision", "vae", "lstm", "mdn", "mdnrnn", "sequences", "baselines", "metrics", "environments", "encoding",
     },
     {"world", "training", "fit", "vae_training", "dream"},
     {"controller", "reality", "adapters.minari"},

@@ -6,6 +6,7 @@ See the README for the tour, and the modules' docstrings for the mathematics.
 from worldmodel.collect import CollectionProgress, collect
 from worldmodel.controller import Generation, LatentPolicy, LinearController, evolve
 from worldmodel.dream import BatchedWorld, Dreams, LatentState, RandomActions, Rollout
+from worldmodel.encoding import Encoder, encode_store
 from worldmodel.episode import Episode
 from worldmodel.evaluation import Evaluation, Scores, evaluate, replay
 from worldmodel.fit import DataConfig, fit
@@ -32,6 +33,7 @@ __all__ = [
     "ConvVAE",
     "DataConfig",
     "Dreams",
+    "Encoder",
     "Episode",
     "EpisodeFailure",
     "EpisodeStore",
@@ -71,6 +73,7 @@ __all__ = [
     "__version__",
     "best_round",
     "collect",
+    "encode_store",
     "evaluate",
     "evolve",
     "fit",

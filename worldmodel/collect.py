@@ -6,12 +6,13 @@ killed goes on with exactly the missing ones.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import gymnasium as gym
 
@@ -37,6 +38,23 @@ class CollectionProgress:
     failures: int
 
 
+class EpisodeEncoder(Protocol):
+    """What stores something else in the place of observations; `worldmodel.encoding.Encoder` is one."""
+
+    @property
+    def observation_space(self) -> gym.Space:
+        """Space of what is stored."""
+
+    def check(self, observation_space: gym.Space) -> None:
+        """Refuse observations of another space than it encodes."""
+
+    def recipe(self, source: Mapping[str, Any]) -> dict[str, Any]:
+        """The recipe of what is stored, of episodes of recipe ``source``."""
+
+    def encode(self, episode: Episode) -> Episode:
+        """The episode as it is stored."""
+
+
 def collect(
     env: str | EnvMaker,
     *,
@@ -48,6 +66,7 @@ def collect(
     max_steps: int | None = None,
     env_kwargs: Mapping[str, Any] | None = None,
     wrappers: Sequence[Callable[[gym.Env], gym.Env]] = (),
+    encoder: EpisodeEncoder | None = None,
     overwrite: bool = False,
     on_progress: Callable[[CollectionProgress], None] | None = None,
 ) -> EpisodeStore:
@@ -67,6 +86,7 @@ def collect(
         max_steps: see `rollouts`.
         env_kwargs: see `rollouts`.
         wrappers: see `rollouts`.
+        encoder: stores encoded observations in the place of frames: a `worldmodel.encoding.Encoder` with a trained V.
         overwrite: replace an earlier store at ``out``, whatever its recipe.
         on_progress: called after each episode.
 
@@ -84,23 +104,38 @@ def collect(
     check_workers(num_workers)
     runner = Runner(env, policy, seed=seed, max_steps=max_steps, env_kwargs=env_kwargs, wrappers=wrappers)
     try:
-        store = _open_or_create(Path(out), runner, overwrite)
+        recipe = runner.recipe() if encoder is None else encoder.recipe(runner.recipe())
+        store = open_or_create(Path(out), lambda: _spaces(runner, encoder), recipe, overwrite=overwrite)
         done = set(store.episode_ids.tolist())
         missing = [k for k in range(num_episodes) if k not in done]
         if missing:
-            _require_spaces(store, runner.spaces())
+            _require_spaces(store, _spaces(runner, encoder))
             progress = CollectionProgress(episodes=num_episodes - len(missing), total=num_episodes, steps=0, failures=0)
-            _collect_missing(store, run_all(runner, missing, num_workers), progress, on_progress)
+            results = _encoded(run_all(runner, missing, num_workers), encoder)
+            _collect_missing(store, results, progress, on_progress)
     finally:
         runner.close()
     return store
 
 
-def _open_or_create(out: Path, runner: Runner, overwrite: bool) -> EpisodeStore:
+def open_or_create(
+    out: Path, spaces: Callable[[], Mapping[str, gym.Space[Any]]], recipe: Mapping[str, Any], *, overwrite: bool = False
+) -> EpisodeStore:
+    """Open the store of an earlier run of the same recipe, in order to go on with it, or create it.
+
+    Args:
+        out: its directory.
+        spaces: gives ``observation_space`` and ``action_space``, and is called only to create a store.
+        recipe: what makes the episodes what they are.
+        overwrite: replace an earlier store, whatever its recipe.
+
+    Raises:
+        FileExistsError: if ``out`` holds something else, or a store of another recipe.
+    """
     if overwrite or not EpisodeStore.lies_in(out):
-        return EpisodeStore.create(out, **runner.spaces(), recipe=runner.recipe(), overwrite=overwrite)
+        return EpisodeStore.create(out, **spaces(), recipe=recipe, overwrite=overwrite)
     store = EpisodeStore.open(out)
-    wanted = json.loads(json.dumps(runner.recipe()))
+    wanted = json.loads(json.dumps(recipe))
     for key in sorted({*wanted, *store.recipe}):
         there, here = (json.dumps(recipe.get(key)) for recipe in (store.recipe, wanted))
         if there != here:
@@ -114,10 +149,26 @@ def _open_or_create(out: Path, runner: Runner, overwrite: bool) -> EpisodeStore:
     return store
 
 
+def _spaces(runner: Runner, encoder: EpisodeEncoder | None) -> dict[str, gym.Space[Any]]:
+    found = runner.spaces()
+    if encoder is None:
+        return found
+    encoder.check(found["observation_space"])
+    return {**found, "observation_space": encoder.observation_space}
+
+
 def _require_spaces(store: EpisodeStore, spaces: Mapping[str, gym.Space[Any]]) -> None:
     for name, space in spaces.items():
         if space != getattr(store, name):
             raise ValueError(f"{store.path}: expected the {name} of its episodes, {getattr(store, name)}, got {space}")
+
+
+def _encoded(
+    results: Generator[Episode | EpisodeFailure], encoder: EpisodeEncoder | None
+) -> Generator[Episode | EpisodeFailure]:
+    with contextlib.closing(results):
+        for result in results:
+            yield encoder.encode(result) if encoder is not None and isinstance(result, Episode) else result
 
 
 def _collect_missing(

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from worldmodel import baselines, checkpoint, training
+from worldmodel.encoding import encoded_form
 from worldmodel.images import find_images
 from worldmodel.mdnrnn import MDNRNN, DataStatistics, MDNRNNConfig, SequenceBatch
 from worldmodel.sequences import (
@@ -45,6 +46,7 @@ class DataConfig:
         burn_in: steps before a window that warm up the LSTM without counting.
         batch_size: B, windows in a batch.
         test_fraction: part of the episodes that is held out.
+        min_length: episodes of fewer steps are left out.
 
     Raises:
         ValueError: naming the field that is out of range.
@@ -54,10 +56,11 @@ class DataConfig:
     burn_in: int = 0
     batch_size: int = 64
     test_fraction: float = 0.1
+    min_length: int = 1
 
     def __post_init__(self) -> None:
         """Check every field."""
-        for name, least in {"window": 1, "burn_in": 0, "batch_size": 1}.items():
+        for name, least in {"window": 1, "burn_in": 0, "batch_size": 1, "min_length": 1}.items():
             if not isinstance(getattr(self, name), int) or getattr(self, name) < least:
                 raise ValueError(f"{name}: expected an integer >= {least}, got {getattr(self, name)}")
         if not 0 <= self.test_fraction < 1:
@@ -84,7 +87,7 @@ def fit(
     """Train a world model on one or several stores of episodes and write it as a directory.
 
     Args:
-        data: path of a store, or several of the same environment.
+        data: path of a store, or several of the same environment; or of what `encode_store` made of them, with ``vision``.
         out: directory for the world model; its training state goes to ``out/training``.
         seed: >= 0, of the split, the initial weights, the batches and everything drawn in training.
         device: where model, data and training are.
@@ -114,22 +117,26 @@ def fit(
     """
     data_config, training_config = data_config or DataConfig(), training_config or TrainingConfig()
     check_device(device)
-    episodes = EpisodeCollection.open(data)
+    episodes = EpisodeCollection.open(data, min_length=data_config.min_length)
     arguments: dict[str, Any] = {"data_fingerprint": episodes.fingerprint, "seed": seed, "device": torch.device(device).type}
     arguments |= {"data_config": asdict(data_config), "training_config": asdict(training_config)}
     arguments |= {"vision": None if vision is None else vision.fingerprint}
-    v, model = _new_parts(episodes, seed, mdnrnn, vision) if initial is None else _parts_of(initial, episodes, mdnrnn, vision)
+    encoded = encoded_form(episodes.stores, initial.vision if initial is not None else vision)
+    if initial is None:
+        v, model = _new_parts(episodes, seed, mdnrnn, vision, encoded)
+    else:
+        v, model = _parts_of(initial, episodes, mdnrnn, vision, encoded)
     arguments |= {"mdnrnn": asdict(model.config), "initial": None if initial is None else initial.fingerprint}
     split = split_episodes(len(episodes), test_fraction=data_config.test_fraction, seed=seed)
     about: dict[str, Any] = {"marker": FIT_FILE, "format": FIT_FORMAT, "version": FIT_VERSION, "replaces": OUTPUTS}
     directory = checkpoint.prepare_run(out, arguments, **about, resume=resume, overwrite=overwrite)
     if (directory / WORLD_FILE).is_file():
         return WorldModel.from_pretrained(directory, device=device)
-    if initial is None and vision is None:
-        assert isinstance(v, StateNormalizer)
+    if initial is None and vision is None and isinstance(v, StateNormalizer):
         v.fit(episodes.read(int(index)).observations for index in split[0])
-    world = _build_world(episodes, v, model).to(device)
-    train_data, test_data = _sequence_data(episodes, split, world, data_config, seed, resident)
+    world = _build_world(episodes, v, model, encoded or v).to(device)
+    reader = world.vision if encoded is None else encoded.to(device)
+    train_data, test_data = _sequence_data(episodes, split, reader, world.action_features, data_config, seed, resident)
     if initial is None:
         _set_statistics(world.mdnrnn, train_data)
     scores = _baselines(world.mdnrnn, train_data, test_data, training_config, seed)
@@ -150,7 +157,9 @@ def fit(
     return world.eval()
 
 
-def _new_parts(episodes: EpisodeCollection, seed: int, mdnrnn: dict[str, Any], vision: Vision | None) -> tuple[Vision, MDNRNN]:
+def _new_parts(
+    episodes: EpisodeCollection, seed: int, mdnrnn: dict[str, Any], vision: Vision | None, encoded: Vision | None
+) -> tuple[Vision, MDNRNN]:
     """V, a copy of the given one or one that is not yet fitted, and M with fresh weights."""
     space = episodes.observation_space
     if vision is None and find_images(space):
@@ -158,7 +167,7 @@ def _new_parts(episodes: EpisodeCollection, seed: int, mdnrnn: dict[str, Any], v
             f"vision: expected a trained V, as the observations are images ({space}), got none; train one with train_vae "
             "(scripts/train_vae.py) and give it as vision (--vision)"
         )
-    if vision is not None and vision.observation_space != space:
+    if vision is not None and encoded is None and vision.observation_space != space:
         raise ValueError(f"vision: expected a V of the observation space {space}, got one of {vision.observation_space}")
     vision = StateNormalizer(space) if vision is None else copy.deepcopy(vision).cpu()
     mdnrnn = {"termination_head": _any_terminates(episodes), **mdnrnn}
@@ -180,14 +189,17 @@ def _spread(num_episodes: int) -> list[int]:
 
 
 def _parts_of(
-    initial: WorldModel, episodes: EpisodeCollection, mdnrnn: dict[str, Any], vision: Vision | None
+    initial: WorldModel,
+    episodes: EpisodeCollection,
+    mdnrnn: dict[str, Any],
+    vision: Vision | None,
+    encoded: Vision | None,
 ) -> tuple[Vision, MDNRNN]:
     """Copies of V and M of a world model that fits the data."""
     if vision is not None:
         raise ValueError("vision: expected none beside an initial world model, which brings its own")
-    initial.check_spaces(
-        episodes.observation_space, episodes.action_space, source=", ".join(str(store.path) for store in episodes.stores)
-    )
+    space = episodes.observation_space if encoded is None else initial.observation_space
+    initial.check_spaces(space, episodes.action_space, source=", ".join(str(store.path) for store in episodes.stores))
     if mdnrnn:
         raise ValueError(f"mdnrnn: expected no model sizes beside an initial world model, got {mdnrnn}")
     if initial.mdnrnn.termination_head is None and _any_terminates(episodes):
@@ -197,10 +209,10 @@ def _parts_of(
     return copy.deepcopy(initial.vision).cpu(), copy.deepcopy(initial.mdnrnn).cpu()
 
 
-def _build_world(episodes: EpisodeCollection, vision: Vision, model: MDNRNN) -> WorldModel:
+def _build_world(episodes: EpisodeCollection, vision: Vision, model: MDNRNN, reader: Vision) -> WorldModel:
     """V, M and the first observations of at most `MAX_START_STATES` episodes, spread evenly over all."""
     firsts = [episodes.read(i, 0, 1).observations for i in _spread(len(episodes))]
-    parts = [vision.encode(map_leaves(lambda leaf: leaf[:1], first)) for first in firsts]
+    parts = [reader.encode(map_leaves(lambda leaf: leaf[:1], first)) for first in firsts]
     mean, log_variance = (torch.cat(part) for part in zip(*parts, strict=True))
     return WorldModel(vision, model, episodes.action_space, start_mean=mean, start_log_variance=log_variance)
 
@@ -208,15 +220,16 @@ def _build_world(episodes: EpisodeCollection, vision: Vision, model: MDNRNN) -> 
 def _sequence_data(
     episodes: EpisodeCollection,
     split: tuple[np.ndarray, np.ndarray],
-    world: WorldModel,
+    reader: Vision,
+    action_space: FlatSpace,
     config: DataConfig,
     seed: int,
     resident: bool | None,
 ) -> tuple[SequenceData, SequenceData | None]:
     """Training and held-out batches; the latter None where the split holds nothing out."""
     if resident is None:
-        resident = encoded_bytes(episodes, world.vision, world.action_features) <= RESIDENT_BYTES
-    steps = encode_all(episodes, world.vision, world.action_features) if resident else None
+        resident = encoded_bytes(episodes, reader, action_space) <= RESIDENT_BYTES
+    steps = encode_all(episodes, reader, action_space) if resident else None
 
     def batches(which: np.ndarray, shuffle: bool) -> SequenceData | None:
         if len(which) == 0:
@@ -230,7 +243,7 @@ def _sequence_data(
             seed=seed,
             shuffle=shuffle,
         )
-        return SequenceData(episodes, sampler, world.vision, world.action_features, resident=steps)
+        return SequenceData(episodes, sampler, reader, action_space, resident=steps)
 
     train = batches(split[0], shuffle=True)
     assert train is not None

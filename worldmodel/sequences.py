@@ -32,12 +32,13 @@ class EpisodeCollection:
 
     Args:
         stores: at least one store; all with the same spaces.
+        min_length: episodes of fewer steps are left out.
 
     Raises:
-        ValueError: if there is none, they hold no episode, or their spaces differ.
+        ValueError: if there is none, they hold no such episode, or their spaces differ.
     """
 
-    def __init__(self, stores: Sequence[EpisodeStore]):
+    def __init__(self, stores: Sequence[EpisodeStore], *, min_length: int = 1):
         if not stores:
             raise ValueError("stores: expected at least one, got none")
         for store in stores[1:]:
@@ -48,14 +49,16 @@ class EpisodeCollection:
         self.stores = list(stores)
         self.observation_space = stores[0].observation_space
         self.action_space = stores[0].action_space
-        self.lengths = np.concatenate([store.lengths for store in stores])
+        lengths = np.concatenate([store.lengths for store in stores])
+        self._kept = np.flatnonzero(lengths >= min_length)  # among the episodes of all stores
+        self.lengths = lengths[self._kept]
         self._first = np.cumsum([0] + [len(store) for store in stores])
         if len(self.lengths) == 0:
-            paths = ", ".join(str(store.path) for store in stores)
-            raise ValueError(f"{paths}: expected at least one episode to train on, got none; collect some first")
+            paths, least = ", ".join(str(store.path) for store in stores), f" of {min_length} steps" if min_length > 1 else ""
+            raise ValueError(f"{paths}: expected at least one episode{least} to train on, got none; collect some first")
 
     @classmethod
-    def open(cls, data: str | Path | Sequence[str | Path]) -> EpisodeCollection:
+    def open(cls, data: str | Path | Sequence[str | Path], *, min_length: int = 1) -> EpisodeCollection:
         """Open one store or several by their paths.
 
         Raises:
@@ -65,7 +68,7 @@ class EpisodeCollection:
         paths = [data] if isinstance(data, (str, Path)) else list(data)
         if len({Path(path).resolve() for path in paths}) < len(paths):
             raise ValueError(f"data: expected different stores, got one twice in {[str(path) for path in paths]}")
-        return cls([EpisodeStore.open(path) for path in paths])
+        return cls([EpisodeStore.open(path) for path in paths], min_length=min_length)
 
     def __len__(self) -> int:
         """Number of episodes."""
@@ -73,6 +76,7 @@ class EpisodeCollection:
 
     def read(self, index: int, start: int = 0, stop: int | None = None) -> Episode:
         """Read steps ``start`` to ``stop`` of an episode, and nothing else, from disk."""
+        index = int(self._kept[index])
         which = int(np.searchsorted(self._first, index, side="right")) - 1
         return self.stores[which].read(index - int(self._first[which]), start, stop)
 

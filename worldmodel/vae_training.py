@@ -35,6 +35,7 @@ class FrameConfig:
     Args:
         batch_size: images in a batch.
         test_fraction: part of the episodes that is held out.
+        min_length: episodes of fewer steps are left out.
 
     Raises:
         ValueError: naming the field that is out of range.
@@ -42,11 +43,13 @@ class FrameConfig:
 
     batch_size: int = 256
     test_fraction: float = 0.05
+    min_length: int = 1
 
     def __post_init__(self) -> None:
         """Check every field."""
-        if not isinstance(self.batch_size, int) or self.batch_size < 1:
-            raise ValueError(f"batch_size: expected an integer >= 1, got {self.batch_size}")
+        for name in ("batch_size", "min_length"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected an integer >= 1, got {getattr(self, name)}")
         if not 0 <= self.test_fraction < 1:
             raise ValueError(f"test_fraction: expected a number in [0, 1), got {self.test_fraction}")
 
@@ -169,7 +172,7 @@ def train_vae(
     """
     frame_config, training_config = frame_config or FrameConfig(), training_config or TrainingConfig()
     check_device(device)
-    episodes = EpisodeCollection.open(data)
+    episodes = EpisodeCollection.open(data, min_length=frame_config.min_length)
     vision = _new_vae(episodes, config, initial, seed)
     arguments: dict[str, Any] = {"data_fingerprint": episodes.fingerprint, "seed": seed, "device": torch.device(device).type}
     arguments |= {"config": asdict(vision.config), "frame_config": asdict(frame_config)}
