@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "worldmodel"
 
 FLOORS = [
-    {"version", "mixture", "spaces", "checkpoint", "episode", "interrupt"},
+    {"version", "streams", "mixture", "spaces", "checkpoint", "episode", "interrupt"},
     {
         "policies", "shards", "store", "workers", "rollouts", "collect",
         "vision", "lstm", "mdn", "mdnrnn", "sequences", "baselines", "metrics",

@@ -20,6 +20,7 @@ from torch import Tensor
 from worldmodel.mdnrnn import State
 from worldmodel.mixture import check_temperature, shared_draws
 from worldmodel.spaces import Value, leaf_values, leaves, map_leaves
+from worldmodel.streams import Streams, fill_uniform
 from worldmodel.vision import draw_latent
 from worldmodel.world import WorldModel
 
@@ -314,13 +315,15 @@ class Dreams(BatchedWorld):
         return self._alive(z[:, -1], lstm)
 
     @torch.no_grad()
-    def step(self, state: LatentState, actions: Value, *, generator: torch.Generator) -> tuple[LatentState, Tensor, Tensor]:
+    def step(
+        self, state: LatentState, actions: Value, *, generator: torch.Generator | Streams
+    ) -> tuple[LatentState, Tensor, Tensor]:
         """Advance every dream by one step; those that have ended stay as they are.
 
         Args:
             state: where the dreams stand.
             actions: a batch of B values of the action space.
-            generator: source of randomness.
+            generator: source of randomness; `Streams` give every dream its own.
 
         Returns:
             The next state, the expected reward (B,), and whether the dream terminated with this step (B,). Dreams that had
@@ -347,10 +350,10 @@ class Dreams(BatchedWorld):
     def _alive(self, z: Tensor, lstm: State) -> LatentState:
         return LatentState(z, lstm, torch.ones(self.batch_size, dtype=torch.bool, device=z.device))
 
-    def _ends(self, logit: Tensor, generator: torch.Generator) -> Tensor:
+    def _ends(self, logit: Tensor, generator: torch.Generator | Streams) -> Tensor:
         if self.termination == "threshold":
             return logit > 0
-        return shared_draws(logit, self.num_groups, lambda noise: noise.uniform_(generator=generator)) < logit.sigmoid()
+        return shared_draws(logit, self.num_groups, lambda noise: fill_uniform(noise, generator)) < logit.sigmoid()
 
 
 class RandomActions:

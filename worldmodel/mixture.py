@@ -20,10 +20,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from worldmodel.streams import Source, fill_exponential, fill_normal
+
 HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 
 
-def categorical(log_weights: Tensor, *, dim: int = -1, num_groups: int = 1, generator: torch.Generator | None = None) -> Tensor:
+def categorical(log_weights: Tensor, *, dim: int = -1, num_groups: int = 1, generator: Source = None) -> Tensor:
     """Draw one component index per mixture by the Gumbel-max trick.
 
     argmax_k (log pi_k + g_k) with g_k standard Gumbel is exactly k with probability pi_k, for any normalisation of
@@ -44,7 +46,7 @@ def categorical(log_weights: Tensor, *, dim: int = -1, num_groups: int = 1, gene
     if log_weights.ndim == 0 or log_weights.shape[dim] == 0:
         raise ValueError(f"log_weights: expected shape (..., K) with K >= 1, got {tuple(log_weights.shape)}")
     log_weights = at_least_float32(log_weights)  # in half precision two Gumbel numbers tie too often
-    exponential = shared_draws(log_weights, num_groups, lambda noise: noise.exponential_(generator=generator))
+    exponential = shared_draws(log_weights, num_groups, lambda noise: fill_exponential(noise, generator))
     return torch.argmax(log_weights - exponential.log(), dim=dim)
 
 
@@ -200,9 +202,7 @@ class GaussianMixture:
         """The mode of the heaviest component (the first among equals), which is what temperature 0 means: (..., D)."""
         return self._select(self.mean, self._stacked_log_weights().argmax(dim=-2))
 
-    def sample(
-        self, temperature: float | Tensor = 1.0, *, num_groups: int = 1, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def sample(self, temperature: float | Tensor = 1.0, *, num_groups: int = 1, generator: Source = None) -> Tensor:
         """Draw one x per mixture at a temperature (Ha & Schmidhuber 2018, appendix; after Ha & Eck 2017).
 
         Log-weights are divided by tau and renormalised per mixture; the noise is multiplied by sqrt(tau). At tau = 0 the
@@ -240,7 +240,7 @@ class GaussianMixture:
         index = torch.where(warm, index, log_weights.argmax(dim=-2))
         return self._select(self.mean, index) + tau.sqrt() * self._noise(index, num_groups, generator)
 
-    def entropy(self, num_samples: int = 1000, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    def entropy(self, num_samples: int = 1000, *, generator: Source = None) -> tuple[Tensor, Tensor]:
         """Estimate the differential entropy -E[log p(x)] by Monte Carlo.
 
         Args:
@@ -281,9 +281,9 @@ class GaussianMixture:
         """Take component ``index`` (..., 1 or D) of ``parameter`` (..., K, D): (..., D)."""
         return parameter.gather(-2, index.expand(*self.batch_shape, self.dim).unsqueeze(-2))[..., 0, :]
 
-    def _noise(self, index: Tensor, num_groups: int, generator: torch.Generator | None) -> Tensor:
+    def _noise(self, index: Tensor, num_groups: int, generator: Source) -> Tensor:
         """Draw zero-mean noise of the components ``index`` (..., 1 or D): (..., D)."""
-        epsilon = shared_draws(self.mean[..., 0, :], num_groups, lambda noise: noise.normal_(generator=generator))
+        epsilon = shared_draws(self.mean[..., 0, :], num_groups, lambda noise: fill_normal(noise, generator))
         if self.scale_tril is None:
             return self._select(self.log_scale, index).exp() * epsilon
         chosen = index.reshape(*self.batch_shape, 1, 1, 1).expand(*self.batch_shape, 1, self.dim, self.dim)
