@@ -15,7 +15,7 @@ FLOORS = [
         "policies", "shards", "store", "workers", "rollouts", "collect",
         "vision", "lstm", "mdn", "mdnrnn", "sequences", "baselines", "metrics",
     },
-    {"world", "training", "fit", "dream"},
+    {"world", "features", "starts", "training", "fit", "dream"},
     {"controller", "reality", "adapters.minari"},
     {"evaluation", "iteration", "report"},
 ]  # fmt: skip

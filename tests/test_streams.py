@@ -72,12 +72,12 @@ def test_a_row_is_the_same_alone_and_among_many():
         assert torch.equal(together[42:43], alone.normal_(torch.empty(1, *shape)))
 
 
-def test_a_restart_touches_only_its_rows_and_is_a_fresh_start():
+def test_replaced_rows_go_on_as_the_other_and_the_rest_is_not_touched():
     one, other = streams(4), streams(4)
     for source in (one, other):
         source.uniform_(torch.empty(4, 3))
     rows = torch.tensor([False, True, False, True])
-    one.restart(rows, torch.tensor([0, 7, 2, 3]), torch.tensor([9, 0, 9, 2]))
+    one.replace(rows, Streams(torch.tensor([0, 7, 2, 3]), torch.tensor([9, 0, 9, 2])))
     after, undisturbed = one.uniform_(torch.empty(4, 6)), other.uniform_(torch.empty(4, 6))
     assert torch.equal(after[~rows], undisturbed[~rows])
     assert torch.equal(after[1:2], streams(1, first=7).uniform_(torch.empty(1, 6)))

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel import checkpoint
-from worldmodel.dream import Dreams, FeatureKind, latent_features
+from worldmodel.dream import Dreams
+from worldmodel.features import FeatureKind, feature_size, latent_features
 from worldmodel.mdnrnn import State
 from worldmodel.rollouts import derive_seed
 from worldmodel.spaces import FlatSpace, Value, map_leaves, space_from_json, space_to_json, to_numpy
@@ -29,14 +30,6 @@ from worldmodel.world import WorldModel
 CONTROLLER_FORMAT, CONTROLLER_VERSION = "worldmodel.controller", 1
 IMPROVEMENT = 0.01  # of the best test, which a test must exceed to count as progress
 CONTROLLER_FILE, WEIGHTS_FILE = "controller.json", "controller.safetensors"
-
-
-def feature_size(world: WorldModel, features: FeatureKind) -> int:
-    """Number of features of a kind: D for "z", plus H for "zh", plus 2 H for "zhc"."""
-    if features not in ("z", "zh", "zhc"):
-        raise ValueError(f"features: expected 'z', 'zh' or 'zhc', got {features!r}")
-    config = world.mdnrnn.config
-    return config.latent_size + {"z": 0, "zh": 1, "zhc": 2}[features] * config.hidden_size
 
 
 class LinearController(nn.Module):

@@ -17,6 +17,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from worldmodel.features import FeatureKind, latent_features
 from worldmodel.mdnrnn import State
 from worldmodel.mixture import check_temperature, shared_draws
 from worldmodel.spaces import Value, leaf_values, leaves, map_leaves
@@ -24,7 +25,6 @@ from worldmodel.streams import Streams, fill_uniform
 from worldmodel.vision import draw_latent
 from worldmodel.world import WorldModel
 
-FeatureKind = Literal["z", "zh", "zhc"]
 TerminationRule = Literal["threshold", "sample"]
 Policy = Callable[[Tensor], Value]  # features (B, F) -> a batch of actions; an attribute `features` may name their kind
 
@@ -48,21 +48,6 @@ class LatentState:
     def features(self, kind: FeatureKind = "zh") -> Tensor:
         """What an agent sees: z, (z, h) or (z, h, c) of the LSTM's last layer, (B, F)."""
         return latent_features(self.z, self.lstm, kind)
-
-
-def latent_features(z: Tensor, lstm: State, kind: FeatureKind) -> Tensor:
-    """Concatenate z (B, D) with h and c of the LSTM's last layer, as the agent of Ha & Schmidhuber sees them: (B, F).
-
-    Raises:
-        ValueError: if ``kind`` is not "z", "zh" or "zhc".
-    """
-    if kind == "z":
-        return z
-    if kind == "zh":
-        return torch.cat([z, lstm.h[-1]], dim=-1)
-    if kind == "zhc":
-        return torch.cat([z, lstm.h[-1], lstm.c[-1]], dim=-1)
-    raise ValueError(f"features: expected 'z', 'zh' or 'zhc', got {kind!r}")
 
 
 @dataclass(frozen=True)

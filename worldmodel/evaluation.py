@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from worldmodel.controller import LinearController
-from worldmodel.dream import BatchedWorld, Dreams, FeatureKind, Policy, RandomActions, Rollout, TerminationRule
+from worldmodel.dream import BatchedWorld, Dreams, Policy, RandomActions, Rollout, TerminationRule
 from worldmodel.episode import Episode
+from worldmodel.features import FeatureKind
 from worldmodel.reality import Reality
 from worldmodel.rollouts import EnvMaker, derive_seed, make_env
 from worldmodel.spaces import Value, map_leaves

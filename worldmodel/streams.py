@@ -1,12 +1,13 @@
-r"""Random numbers for a batch whose rows must not depend on each other: one counter-based stream per row.
+"""Random numbers for a batch whose rows must not depend on each other: one counter-based stream per row.
 
-A `torch.Generator` deals one sequence to a whole batch, so what row i gets depends on how many rows there are and on
-what was drawn for them. Here number j of draw n of row i is a hash of (seed of i, episode of i, n, j) and of nothing else: a dream
-is the same alone or among thousands, whatever ends or is reset beside it, on a CPU or a GPU (the integers are the same bits).
+A `torch.Generator` deals one sequence to a whole batch, so what row i gets depends on how many rows there are and on what
+was drawn for them. Here number j of draw n of row i is a hash of (seed of i, episode of i, n, j) and of nothing else: a
+dream is the same alone or among thousands, whatever ends or is reset beside it, on a CPU or a GPU (the integers are the
+same bits).
 
 Keys are 64 bits wide, from SplitMix64 (Steele, Lea & Flood 2014); a key becomes the 32-bit numbers of one draw by a
-multiplicative hash of its two halves and the number's index (finaliser: C. Wellons, "lowbias32"). On a CPU this takes a fifth of
-the time of `torch.Tensor.exponential_` (dev/LOG.md). Not for cryptography.
+multiplicative hash of its two halves and the number's index (finaliser: C. Wellons, "lowbias32"). On a CPU this takes a
+fifth of the time of `torch.Tensor.exponential_` (dev/LOG.md). Not for cryptography.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ class Streams:
         self._counter = _start(seeds, episodes)
         self._lanes: dict[int, Tensor] = {}
 
-    def restart(self, rows: Tensor, seeds: Tensor, episodes: Tensor) -> None:
-        """Begin the streams of (seeds, episodes), (B,) each, in the ``rows`` (B,) bool; the others go on."""
-        self._counter = torch.where(rows, _start(seeds, episodes), self._counter)
+    def replace(self, rows: Tensor, other: Streams) -> None:
+        """Go on as ``other`` does in the ``rows`` (B,) bool; the rest is not touched."""
+        self._counter = torch.where(rows, other._counter, self._counter)
 
     def uniform_(self, tensor: Tensor) -> Tensor:
         """Fill ``tensor`` (B, ...) with numbers uniform in (0, 1), odd multiples of 2^-24, and return it.
