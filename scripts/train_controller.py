@@ -9,7 +9,8 @@ from command import Bar, add_device, add_termination, choose_device, run
 import worldmodel as wm
 from worldmodel.checkpoint import prepare_directory
 from worldmodel.controller import CONTROLLER_FILE, CONTROLLER_FORMAT
-from worldmodel.evaluation import score, usual_horizon
+from worldmodel.dream import usual_horizon
+from worldmodel.evaluation import score
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -10,13 +10,13 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "worldmodel"
 
 FLOORS = [
-    {"version", "streams", "mixture", "spaces", "checkpoint", "episode", "interrupt"},
+    {"version", "streams", "mixture", "spaces", "checkpoint", "episode", "interrupt", "seeding"},
     {
         "policies", "shards", "store", "workers", "rollouts", "collect",
         "vision", "lstm", "mdn", "mdnrnn", "sequences", "baselines", "metrics",
     },
-    {"world", "features", "starts", "training", "fit", "dream"},
-    {"controller", "reality", "adapters.minari"},
+    {"world", "features", "starts", "training", "fit", "dream", "dream_options", "rendering"},
+    {"controller", "reality", "envs", "adapters.minari"},
     {"evaluation", "iteration", "report"},
 ]  # fmt: skip
 FLOOR = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}

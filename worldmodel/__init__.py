@@ -3,9 +3,13 @@
 See the README for the tour, and the modules' docstrings for the mathematics.
 """
 
+import gymnasium
+
 from worldmodel.collect import CollectionProgress, collect
 from worldmodel.controller import Generation, LatentPolicy, LinearController, evolve
 from worldmodel.dream import BatchedWorld, Dreams, LatentState, RandomActions, Rollout
+from worldmodel.dream_options import DreamOptions
+from worldmodel.envs import DreamEnv, DreamVectorEnv
 from worldmodel.episode import Episode
 from worldmodel.evaluation import Evaluation, Scores, evaluate, replay
 from worldmodel.fit import DataConfig, fit
@@ -28,6 +32,9 @@ __all__ = [
     "BrownianPolicy",
     "CollectionProgress",
     "DataConfig",
+    "DreamEnv",
+    "DreamOptions",
+    "DreamVectorEnv",
     "Dreams",
     "Episode",
     "EpisodeFailure",
@@ -74,3 +81,7 @@ __all__ = [
     "summarize",
     "verify",
 ]
+
+gymnasium.register(  # for gym.make("worldmodel:Dream-v0"), which imports this module; the one thing that an import does
+    "Dream-v0", entry_point="worldmodel.envs:DreamEnv", vector_entry_point="worldmodel.envs:DreamVectorEnv"
+)

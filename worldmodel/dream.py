@@ -11,8 +11,9 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import gymnasium as gym
 import torch
 from gymnasium import spaces
 from torch import Tensor
@@ -28,6 +29,7 @@ from worldmodel.world import WorldModel
 TerminationRule = Literal["threshold", "sample"]
 Policy = Callable[[Tensor], Value]  # features (B, F) -> a batch of actions; an attribute `features` may name their kind
 
+DEFAULT_HORIZON = 1000  # steps of a dream where nothing says how long an episode may last
 CHECK_EVERY = 16  # steps between looks at whether any dream still lives: each look stalls a GPU once
 
 
@@ -48,6 +50,21 @@ class LatentState:
     def features(self, kind: FeatureKind = "zh") -> Tensor:
         """What an agent sees: z, (z, h) or (z, h, c) of the LSTM's last layer, (B, F)."""
         return latent_features(self.z, self.lstm, kind)
+
+
+def usual_horizon(world: WorldModel) -> int:
+    """Longest episode of the environment that a world model's data came from, as far as its provenance says; else 1000.
+
+    Only looked up among the ids that are registered already: a model directory must not make anything be imported.
+    """
+    recipe: dict[str, Any] = next(iter(world.provenance.get("recipes", [])), {})
+    spec = gym.registry.get(recipe.get("env", ""))
+    limits = (
+        recipe.get("max_steps"),
+        (recipe.get("env_kwargs") or {}).get("max_episode_steps"),
+        spec and spec.max_episode_steps,
+    )
+    return min((limit for limit in limits if isinstance(limit, int)), default=DEFAULT_HORIZON)
 
 
 @dataclass(frozen=True)

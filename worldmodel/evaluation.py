@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from worldmodel.controller import LinearController
-from worldmodel.dream import BatchedWorld, Dreams, Policy, RandomActions, Rollout, TerminationRule
+from worldmodel.dream import DEFAULT_HORIZON, BatchedWorld, Dreams, Policy, RandomActions, Rollout, TerminationRule
 from worldmodel.episode import Episode
 from worldmodel.features import FeatureKind
 from worldmodel.reality import Reality
@@ -23,7 +23,6 @@ from worldmodel.spaces import Value, map_leaves
 from worldmodel.world import WorldModel
 
 EVALUATION_STREAM = 1  # keeps the episodes of an evaluation apart from those of a collection
-DEFAULT_HORIZON = 1000  # steps of a dream where nothing says how long an episode may last
 
 
 @dataclass(frozen=True)
@@ -108,21 +107,6 @@ def time_limit(
     with contextlib.closing(make_env(env, env_kwargs, wrappers)) as built:
         registered = None if built.spec is None else built.spec.max_episode_steps
     return min((limit for limit in (max_steps, registered) if limit is not None), default=DEFAULT_HORIZON)
-
-
-def usual_horizon(world: WorldModel) -> int:
-    """Longest episode of the environment that a world model's data came from, as far as its provenance says; else 1000.
-
-    Only looked up among the ids that are registered already: a model directory must not make anything be imported.
-    """
-    recipe: dict[str, Any] = next(iter(world.provenance.get("recipes", [])), {})
-    spec = gym.registry.get(recipe.get("env", ""))
-    limits = (
-        recipe.get("max_steps"),
-        (recipe.get("env_kwargs") or {}).get("max_episode_steps"),
-        spec and spec.max_episode_steps,
-    )
-    return min((limit for limit in limits if isinstance(limit, int)), default=DEFAULT_HORIZON)
 
 
 def evaluate(

@@ -47,7 +47,7 @@ def categorical(log_weights: Tensor, *, dim: int = -1, num_groups: int = 1, gene
         raise ValueError(f"log_weights: expected shape (..., K) with K >= 1, got {tuple(log_weights.shape)}")
     log_weights = at_least_float32(log_weights)  # in half precision two Gumbel numbers tie too often
     exponential = shared_draws(log_weights, num_groups, lambda noise: fill_exponential(noise, generator))
-    return torch.argmax(log_weights - exponential.log(), dim=dim)
+    return (log_weights - exponential.log_()).max(dim=dim).indices  # seven times as fast on a CPU as argmax (dev/LOG.md)
 
 
 def shared_draws(like: Tensor, num_groups: int, fill: Callable[[Tensor], Tensor]) -> Tensor:
@@ -200,7 +200,7 @@ class GaussianMixture:
 
     def mode(self) -> Tensor:
         """The mode of the heaviest component (the first among equals), which is what temperature 0 means: (..., D)."""
-        return self._select(self.mean, self._stacked_log_weights().argmax(dim=-2))
+        return self._select(self.mean, self._stacked_log_weights().max(dim=-2).indices)
 
     def sample(self, temperature: float | Tensor = 1.0, *, num_groups: int = 1, generator: Source = None) -> Tensor:
         """Draw one x per mixture at a temperature (Ha & Schmidhuber 2018, appendix; after Ha & Eck 2017).
@@ -237,7 +237,7 @@ class GaussianMixture:
         warm = tau >= coldest
         heated = log_weights / torch.where(warm, tau, 1.0).unsqueeze(-1)
         index = categorical(heated, dim=-2, num_groups=num_groups, generator=generator)  # (..., 1 or D)
-        index = torch.where(warm, index, log_weights.argmax(dim=-2))
+        index = torch.where(warm, index, log_weights.max(dim=-2).indices)
         return self._select(self.mean, index) + tau.sqrt() * self._noise(index, num_groups, generator)
 
     def entropy(self, num_samples: int = 1000, *, generator: Source = None) -> tuple[Tensor, Tensor]:

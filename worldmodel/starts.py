@@ -11,7 +11,7 @@ from torch import Tensor
 from worldmodel.mdnrnn import State
 from worldmodel.sequences import EpisodeCollection, encode_episodes
 from worldmodel.store import EpisodeStore
-from worldmodel.streams import Streams, fill_normal, fill_uniform
+from worldmodel.streams import Streams, box_muller
 from worldmodel.vision import draw_latent
 from worldmodel.world import WorldModel
 
@@ -73,8 +73,9 @@ class StartBank:
 
     def draw(self, streams: Streams, batch_size: int) -> tuple[Tensor, State]:
         """Draw a start for each of B rows: z (B, D) and M's state."""
-        uniform = fill_uniform(self.mean.new_empty(batch_size), streams)
-        index = (uniform * len(self.mean)).long()  # (B,); uniform < 1, so never N
-        noise = fill_normal(self.mean.new_empty(batch_size, self.mean.shape[1]), streams)
+        size = self.mean.shape[1]
+        uniform = streams.uniform_(self.mean.new_empty(batch_size, 1 + size + size % 2))  # one draw: each has a fixed cost
+        index = (uniform[:, 0] * len(self.mean)).long()  # (B,); uniform < 1, so never N
+        noise = box_muller(uniform[:, 1:])[:, :size]  # (B, D)
         z = self.mean[index] + (0.5 * self.log_variance[index]).exp() * noise
         return z, State(self.lstm.h[:, index], self.lstm.c[:, index])

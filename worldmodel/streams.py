@@ -26,15 +26,14 @@ class Streams:
     Args:
         seeds: (B,) int64, one per row; rows with equal seeds get equal numbers.
         episodes: (B,) int64 or a number; another episode of a seed is another stream.
+
+    Attributes:
+        counter: (B,) int64, where each stream stands; rows of it may be exchanged with those of other streams.
     """
 
     def __init__(self, seeds: Tensor, episodes: Tensor | int = 0):
-        self._counter = _start(seeds, episodes)
+        self.counter = _start(seeds, episodes)
         self._lanes: dict[int, Tensor] = {}
-
-    def replace(self, rows: Tensor, other: Streams) -> None:
-        """Go on as ``other`` does in the ``rows`` (B,) bool; the rest is not touched."""
-        self._counter = torch.where(rows, other._counter, self._counter)
 
     def uniform_(self, tensor: Tensor) -> Tensor:
         """Fill ``tensor`` (B, ...) with numbers uniform in (0, 1), odd multiples of 2^-24, and return it.
@@ -42,8 +41,8 @@ class Streams:
         Raises:
             ValueError: if the first dimension is not B.
         """
-        if tensor.ndim == 0 or tensor.shape[0] != len(self._counter):
-            raise ValueError(f"tensor: expected a first dimension of {len(self._counter)} streams, got {tuple(tensor.shape)}")
+        if tensor.ndim == 0 or tensor.shape[0] != len(self.counter):
+            raise ValueError(f"tensor: expected a first dimension of {len(self.counter)} streams, got {tuple(tensor.shape)}")
         return tensor.copy_(self._uniform(tensor[0].numel()).reshape(tensor.shape))
 
     def exponential_(self, tensor: Tensor) -> Tensor:
@@ -51,25 +50,21 @@ class Streams:
         return self.uniform_(tensor).log_().neg_()
 
     def normal_(self, tensor: Tensor) -> Tensor:
-        """Fill ``tensor`` (B, ...) with standard normals (Box & Muller 1958, both of each pair) and return it."""
+        """Fill ``tensor`` (B, ...) with standard normals, by `box_muller`, and return it."""
         n = tensor[0].numel()
-        half = (n + 1) // 2
-        radius, angle = self._uniform(2 * half).split(half, dim=-1)  # (B, half) each
-        radius, angle = radius.log_().mul_(-2.0).sqrt_(), angle.mul_(2 * math.pi)
-        normals = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=-1)[:, :n]
-        return tensor.copy_(normals.reshape(tensor.shape))
+        return tensor.copy_(box_muller(self._uniform(n + n % 2))[:, :n].reshape(tensor.shape))
 
     def _uniform(self, n: int) -> Tensor:
         """The next draw: (B, n) float32 in (0, 1)."""
-        self._counter = self._counter + _signed(GOLDEN_64, 64)
-        low, high = _mix_64(self._counter).view(torch.int32).reshape(-1, 2, 1).unbind(dim=1)  # (B, 1) each
+        self.counter = self.counter + _signed(GOLDEN_64, 64)
+        low, high = _mix_64(self.counter).view(torch.int32).reshape(-1, 2, 1).unbind(dim=1)  # (B, 1) each
         lanes = self._lane_hashes(n)
         bits = torch.bitwise_xor(lanes, low).mul_(_signed(GOLDEN_32, 32)).bitwise_xor_(high)
         return _shift_right(_mix_32(bits), 9, 32).float().mul_(2.0**-23).add_(2.0**-24)  # exact: a 24th bit would round to 1
 
     def _lane_hashes(self, n: int) -> Tensor:
         if n not in self._lanes:
-            self._lanes[n] = _mix_32(torch.arange(n, dtype=torch.int32, device=self._counter.device))
+            self._lanes[n] = _mix_32(torch.arange(n, dtype=torch.int32, device=self.counter.device))
         return self._lanes[n]
 
 
@@ -89,6 +84,13 @@ def fill_exponential(tensor: Tensor, source: Source) -> Tensor:
 def fill_normal(tensor: Tensor, source: Source) -> Tensor:
     """Fill ``tensor`` in place with standard normals and return it."""
     return source.normal_(tensor) if isinstance(source, Streams) else tensor.normal_(generator=source)
+
+
+def box_muller(uniform: Tensor) -> Tensor:
+    """Turn an even number of independent uniforms in (0, 1), (..., 2 n), into as many standard normals (Box & Muller 1958)."""
+    radius, angle = uniform.chunk(2, dim=-1)  # (..., n) each
+    radius, angle = (-2.0 * radius.log()).sqrt(), 2 * math.pi * angle
+    return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=-1)
 
 
 def _start(seeds: Tensor, episodes: Tensor | int) -> Tensor:
