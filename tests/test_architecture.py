@@ -16,7 +16,7 @@ FLOORS = [
         "vision", "lstm", "mdn", "mdnrnn", "sequences", "baselines", "metrics",
     },
     {"world", "features", "starts", "training", "fit", "dream", "dream_options", "rendering"},
-    {"controller", "reality", "envs", "adapters.minari"},
+    {"controller", "reality", "envs", "latent_env", "adapters.minari"},
     {"evaluation", "iteration", "report"},
 ]  # fmt: skip
 FLOOR = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}

@@ -14,6 +14,7 @@ from worldmodel.episode import Episode
 from worldmodel.evaluation import Evaluation, Scores, evaluate, replay
 from worldmodel.fit import DataConfig, fit
 from worldmodel.iteration import IterationConfig, Round, StageProgress, best_round, iterate, summarize
+from worldmodel.latent_env import LatentEnv, LatentVectorEnv
 from worldmodel.mdn import Factorization, MixtureDensityNetwork, MixtureHead, NoiseType
 from worldmodel.mdnrnn import MDNRNN, MDNRNNConfig, Prediction, SequenceBatch, State
 from worldmodel.mixture import GaussianMixture
@@ -44,8 +45,10 @@ __all__ = [
     "GaussianMixture",
     "Generation",
     "IterationConfig",
+    "LatentEnv",
     "LatentPolicy",
     "LatentState",
+    "LatentVectorEnv",
     "LinearController",
     "MDNRNNConfig",
     "MixtureDensityNetwork",

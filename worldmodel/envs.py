@@ -110,8 +110,8 @@ class DreamVectorEnv(VectorEnv[Value, Value, Any]):
         rows = rows_to_reset(options, self.num_envs, self.world.device)
         if self._state is None and not bool(rows.all()):
             raise gym.error.ResetNeeded("reset: expected a reset of all dreams first, got one of some (reset_mask)")
-        super().reset(seed=seed if isinstance(seed, int) else None)
         self._seeds.reseed(seed, rows, self.np_random)
+        super().reset(seed=seed if isinstance(seed, int) else None)
         if self._state is None:
             z = self.world.start_mean.new_zeros(self.num_envs, self.world.vision.latent_size)
             self._state = LatentState(z, self.world.mdnrnn.initial_state(self.num_envs), torch.ones_like(rows))
@@ -239,7 +239,8 @@ class DreamVectorEnv(VectorEnv[Value, Value, Any]):
     def _final_infos(self, ended: Tensor) -> dict[str, Any]:
         """``final_obs`` and ``final_info`` of dreams that ended: a batch of tensors, else an object each as in Gymnasium."""
         if self.tensors:
-            return {"final_obs": self._observe(), "_final_obs": ended, "final_info": self._infos(), "_final_info": ended}
+            final = {"final_obs": self._observe(), "final_info": self._infos()}
+            return final | {f"_{name}": ended.clone() for name in final}
         there = ended.cpu().numpy()
         if not there.any():
             return {}
