@@ -8,7 +8,7 @@ from gymnasium.vector.utils import batch_space
 
 
 class WalkVectorEnv(VectorEnv):
-    """Rows walk along a line by +-0.2 and a little noise; beyond +-1 an episode terminates, after ``limit`` steps it is truncated.
+    """Rows walk along a line by +-0.2 and a little noise; beyond +-1 an episode terminates, at ``limit`` steps it is truncated.
 
     Observation: (position, steps of the episode). Reward: 1 minus the distance from the centre. Info: that distance.
 
@@ -132,8 +132,8 @@ class WalkVectorEnv(VectorEnv):
     def _move(self, pushes, rows):
         if self.broken("state is the observation"):
             self.position = self.buffer[:, 0].astype(float)
-        noise = np.array([generator.normal() for generator in self.generators])
-        self.position = np.where(rows, self.position + pushes + self.noise * noise, self.position)
+        noise = np.array([generator.normal(0, self.noise) if self.noise else 0 for generator in self.generators])
+        self.position = np.where(rows, self.position + pushes + noise, self.position)
         self.steps = self.steps + rows
 
     def _start(self, rows):
@@ -148,6 +148,8 @@ class WalkVectorEnv(VectorEnv):
         if self.broken("final_obs in a buffer"):
             self.final_buffer[:] = finals
             finals = self.final_buffer
+        if self.broken("final_obs outside"):
+            finals[:, 1] = 99
         if self.broken("final_obs is the start"):
             finals = self._observe()
         infos = {"final_obs": self._native(finals), "_final_obs": ended, "final_info": {}, "_final_info": ended}
@@ -161,6 +163,8 @@ class WalkVectorEnv(VectorEnv):
         observation = np.stack([self.position.clip(-2, 2), self.steps], axis=1).astype(dtype)
         if self.broken("observation outside"):
             observation[self.steps == 2, 0] = 3
+        if self.broken("rounding by place"):
+            observation[:, 0] += np.float32(1e-5) * np.arange(self.num_envs)
         if self.broken("observation without steps"):
             observation = observation[:, :1]
         if self.broken("one buffer", "state is the observation"):

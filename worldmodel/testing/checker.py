@@ -31,7 +31,8 @@ CONTRACTS = {
     "ended rows": "in DISABLED, stepping an ended sub-environment before its reset raises",
     "reset_mask": "in DISABLED, resets the masked sub-environments, by their seeds, and no other; a wrong mask raises",
     "modes": "the first episode of each sub-environment is the same in every mode",
-    "same seed": "the same seed gives the same run, in a new environment and in a used one",
+    "same seed": "two new environments give the same run from the same seed",
+    "reset": "reset with a seed leaves nothing of what was before: a used environment then runs as a new one",
     "different seeds": "if anything is random, different seeds give different runs",
     "seed list": "reset takes a list of seeds, one per sub-environment; the int s means [s, s + 1, ...]",
     "seed per row": "a seed gives the same run in every sub-environment",
@@ -49,6 +50,7 @@ _CHECKS: list[tuple[str, Check, set[str]]] = [  # what an error counts for, the 
     ("errors", contracts.check_first_run, {"errors", "shapes"}),
     ("ends", contracts.check_ends, set()),
     ("same seed", contracts.check_same_seed, {"same seed"}),
+    ("reset", contracts.check_reset, set()),
     ("different seeds", contracts.check_different_seeds, set()),
     ("seed list", contracts.check_seed_list, set()),
     ("independence", contracts.check_independence, set()),
@@ -80,7 +82,8 @@ class Violation:
     message: str
 
     def __str__(self) -> str:
-        return f"{self.contract}{f' (mode {self.mode.name})' if self.mode else ''}: {self.message}"
+        where = f" in {self.mode.name}" if self.mode and self.mode.name != self.contract else ""
+        return f"{self.contract}{where}: {self.message}"
 
 
 class VectorEnvError(AssertionError):
@@ -119,7 +122,7 @@ def check_vector_env(
             computed together, as in a matrix product, where rounding may depend on a row's place.
         require_ends: whether it is a violation that no episode ended, so that the contract of the mode was not tested. False
             is for environments that never end.
-        ignore: keys of `CONTRACTS` to leave out of the verdict.
+        ignore: keys of `CONTRACTS` to leave out of the verdict; what makes it impossible to go on is reported all the same.
 
     Raises:
         VectorEnvError: if a contract is broken; it names contract, mode, sub-environment, expected and actual.
@@ -133,21 +136,21 @@ def check_vector_env(
     if modes is not None and (not modes or not all(isinstance(mode, AutoresetMode) for mode in modes)):
         raise ValueError(f"modes: expected members of AutoresetMode, or None for the environment's own, got {modes!r}")
     trials = [Trial(make, mode, num_steps, seed, tolerance, require_ends) for mode in ([None] if modes is None else modes)]
-    found = [violation for trial in trials for violation in _run(trial)]
-    found += [Violation("modes", None, message) for message in autoreset.compare_modes(trials)]
-    if violations := [violation for violation in found if violation.contract not in ignore]:
-        raise VectorEnvError(violations)
+    found = [violation for trial in trials for violation in _run(trial, set(ignore))]
+    found += [Violation("modes", None, message) for message in autoreset.compare_modes(trials) if "modes" not in ignore]
+    if found:
+        raise VectorEnvError(found)
 
 
-def _run(trial: Trial) -> Iterator[Violation]:
-    """Check contract after contract; where shapes or seeds are not sound, the later ones would mean nothing."""
+def _run(trial: Trial, ignore: set[str]) -> Iterator[Violation]:
+    """Check contract after contract; some end the trial where they are broken, as the later ones would mean nothing."""
     try:
         for contract, check, vital in _CHECKS:
             for name, message in trial.findings(contract, check):
-                stop = name in vital
-                note = "; what comes after this contract was not tested in this mode" if stop else ""
-                yield Violation(name, trial.mode, message + note)
-                if stop:
+                if name in vital:
+                    yield Violation(name, trial.mode, f"{message}; what comes after this contract was not tested in this mode")
                     return
+                if name not in ignore:
+                    yield Violation(name, trial.mode, message)
     finally:
         trial.renew()

@@ -109,7 +109,20 @@ def check_ends(trial: Trial) -> Iterator[Finding]:
 
 
 def check_same_seed(trial: Trial) -> Iterator[Finding]:
-    """A new environment and a used one give the same run, also right after an end."""
+    """Two new environments give the same run."""
+    trial.renew()
+    for row, difference in trial.compared_rows(trial.play(trial.seed)):
+        remedy = "reset(seed=...) must seed every generator that is drawn from"
+        yield (
+            "same seed",
+            f"sub-environment {row}: expected the same run in a second new environment, but {difference}; {remedy}",
+        )
+        return
+
+
+def check_reset(trial: Trial) -> Iterator[Finding]:
+    """A used environment gives the run of a new one, also right after an end."""
+    trial.renew()
     record = trial.record()
     record.reset(trial.seed + OTHER_SEED)
     for actions in trial.draw():
@@ -117,13 +130,11 @@ def check_same_seed(trial: Trial) -> Iterator[Finding]:
         if any(moment.ended for moment in record.moments[-1]):
             break
     used = trial.play(trial.seed)
-    after = "after an episode's end" if any(moment.ended for moment in record.moments[-1]) else "after some steps"
-    trial.renew()
-    for kind, run in (("a second new environment", trial.play(trial.seed)), (f"a used one, {after}", used)):
-        for row, difference in trial.compared_rows(run):
-            remedy = "reset(seed=...) must seed every generator and leave nothing of the past"
-            yield "same seed", f"sub-environment {row}: expected the same run in {kind}, but {difference}; {remedy}"
-            return
+    for row, difference in trial.compared_rows(used):
+        expected = f"expected reset(seed={trial.seed}) to leave nothing of the {len(record.moments) - 1} steps before"
+        yield "reset", f"sub-environment {row}: {expected}, but compared with a new environment {difference}"
+        trial.always_new = True
+        return
 
 
 def check_different_seeds(trial: Trial) -> Iterator[Finding]:

@@ -114,7 +114,7 @@ class Recorder:
             self._inspect(len(self.moments) if mask is None else len(self.moments) - 1, returned)
         observation = returned[0]
         self._device = _device(observation)
-        self._keep("the observation of reset", observation)
+        self._keep("observation", observation)
         rows = self._rows(observation)
         if mask is None:
             self.moments.append([Moment(observation=row) for row in rows])
@@ -208,12 +208,26 @@ def first_difference(left: Sequence[Moment], right: Sequence[Moment], tolerance:
         tolerance: the absolute difference of numbers that does not count.
     """
     for step, (one, other) in enumerate(zip(left, right, strict=False)):
-        names = ["reward", "terminated", "truncated", "final", "observation"]
-        for name in names + (["restart"] if one.ended and other.ended else []):
-            a, b = getattr(one, name), getattr(other, name)
+        names = {name: name for name in ("reward", "terminated", "truncated", "observation")} | {"final_obs": "final"}
+        if one.ended and other.ended:
+            names["observation after the reset"] = "restart"
+        for name, field in names.items():
+            a, b = getattr(one, field), getattr(other, field)
             if not same(a, b, tolerance):
-                return Difference(step, name, a, b)
+                return Difference(step, *_narrow(name, a, b, tolerance))
     return None
+
+
+def _narrow(name: str, left: Any, right: Any, tolerance: float) -> tuple[str, Any, Any]:
+    """The first part of two different nested values that differs, and its name."""
+    if isinstance(left, Mapping) and isinstance(right, Mapping) and left.keys() == right.keys():
+        key = next(key for key in left if not same(left[key], right[key], tolerance))
+        return _narrow(f"{name}[{key!r}]", left[key], right[key], tolerance)
+    sequences = (tuple, list, np.ndarray)
+    if isinstance(left, sequences) and isinstance(right, sequences) and np.ndim(left) > 0 and len(left) == len(right):
+        index = next(i for i in range(len(left)) if not same(left[i], right[i], tolerance))
+        return _narrow(f"{name}[{index}]", left[index], right[index], tolerance)
+    return name, left, right
 
 
 def same(left: Any, right: Any, tolerance: float = 0.0) -> bool:

@@ -40,6 +40,7 @@ class Trial:
         self.first: Recorder | None = None  # the run that others are compared with, as soon as it has been found sound
         self.broken: set[str] = set()  # contracts
         self.takes_seed_lists = False  # until it has been seen
+        self.always_new = False  # whether each run needs a new environment, because the last one leaves traces
         self._env: VectorEnv | None = None
 
     @property
@@ -79,7 +80,9 @@ class Trial:
         return draw_choices(self.env.single_action_space, self.num_steps, self.env.num_envs, self.seed + salt)
 
     def play(self, seed: Seed = None, choices: Choices | None = None, **hooks: Any) -> Recorder:
-        """A run in the present environment; by default with the actions of the first one."""
+        """A run in the present environment, or in a new one if `always_new`; by default with the first run's actions."""
+        if self.always_new:
+            self.renew()
         return play(self.env, self.known_mode, seed, self.draw() if choices is None else choices, **hooks)
 
     def record(self) -> Recorder:
