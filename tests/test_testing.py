@@ -88,7 +88,7 @@ FAULTS = [  # fault, modes in which it shows, the contracts that are broken, a p
     ("no list of seeds", ALL, {"seed list"}, r"expected reset\(seed=\[0, 1, 2\]\) to be accepted, got TypeError"),
     ("first seed for all rows", ALL, {"seed per row"}, "expected the seed 0 to do there what it does in sub-environment 0"),
     ("row in the seed", ALL, {"seed per row"}, "expected the seed 0 to do there what it does in sub-environment 0"),
-    ("neighbour's actions", ALL, {"independence"}, "expected it not to change with the actions of the others"),
+    ("neighbour's actions", ALL, {"independence"}, "expected no change with the others' actions"),
     ("one buffer", ALL, {"copies"}, "observation of step 0: expected it to stay as it was returned"),
     ("state is the observation", ALL, {"copies"}, "the caller wrote into returned observations|expected it to stay"),
     ("actions changed", ALL, {"actions"}, "step 1: expected the caller's actions to stay as they were"),

@@ -109,7 +109,7 @@ class WalkVectorEnv(VectorEnv):
         elif self.broken("no list of seeds"):
             raise TypeError(f"seed: expected an int, got {seed}")
         if self.broken("first seed for all rows"):
-            seed = [seed[0] + row for row in rows]
+            seed = [seed[0]] * self.num_envs
         if self.broken("one seed whatever is asked"):
             seed = [0] * self.num_envs
         if self.broken("mask without seeds") and not mask.all():

@@ -88,11 +88,8 @@ def check_disabled(trial: Trial) -> Iterator[Finding]:
         suspects.append((t, i, trial.same(start, trial.played.moments[t][i].observation)))
     if suspects and all(alike for _, _, alike in suspects):
         t, i, _ = suspects[0]
-        shown = short(trial.played.moments[t][i].observation)
-        yield (
-            "DISABLED",
-            f"sub-environment {i}, step {t}: expected the end of the episode, got the start of the next one, {shown}",
-        )
+        got = f"got the start of the next one, {short(trial.played.moments[t][i].observation)}"
+        yield "DISABLED", f"sub-environment {i}, step {t}: expected the end of the episode, {got}"
 
 
 def check_reset_mask(trial: Trial) -> Iterator[Finding]:

@@ -99,24 +99,18 @@ def check_first_run(trial: Trial) -> Iterator[Finding]:
 def check_ends(trial: Trial) -> Iterator[Finding]:
     """An episode ended, so that the contract of the mode was tested."""
     if trial.require_ends and not trial.ends():
-        yield (
-            "ends",
-            (
-                f"expected an episode to end within {trial.num_steps - 1} steps, got none, so this mode was hardly tested: "
-                "make shorter episodes (max_episode_steps), raise num_steps, or say require_ends=False if it never ends"
-            ),
-        )
+        expected = f"expected an episode to end within {trial.num_steps - 1} steps, got none, so this mode was hardly tested"
+        remedy = "make shorter episodes (max_episode_steps), raise num_steps, or say require_ends=False if it never ends"
+        yield "ends", f"{expected}; {remedy}"
 
 
 def check_same_seed(trial: Trial) -> Iterator[Finding]:
     """Two new environments give the same run."""
     trial.renew()
     for row, difference in trial.compared_rows(trial.play(trial.seed)):
+        expected = "expected the same run in a second new environment"
         remedy = "reset(seed=...) must seed every generator that is drawn from"
-        yield (
-            "same seed",
-            f"sub-environment {row}: expected the same run in a second new environment, but {difference}; {remedy}",
-        )
+        yield "same seed", f"sub-environment {row}: {expected}, but {difference}; {remedy}"
         return
 
 
@@ -141,11 +135,8 @@ def check_different_seeds(trial: Trial) -> Iterator[Finding]:
     """Unless nothing is random."""
     other = trial.play(trial.seed + OTHER_SEED)
     if not any(trial.compared_rows(other)) and any(trial.compared_rows(trial.play())):
-        seeds = f"{trial.seed} and {trial.seed + OTHER_SEED}"
-        yield (
-            "different seeds",
-            f"expected different runs from the seeds {seeds}, got the same, though without a seed runs differ",
-        )
+        expected = f"expected different runs from the seeds {trial.seed} and {trial.seed + OTHER_SEED}"
+        yield "different seeds", f"{expected}, got the same, though without a seed runs differ"
 
 
 def check_seed_list(trial: Trial) -> Iterator[Finding]:
@@ -183,13 +174,9 @@ def check_independence(trial: Trial) -> Iterator[Finding]:
         mixed = [[*theirs[:row], mine[row], *theirs[row + 1 :]] for mine, theirs in zip(choices, others, strict=True)]
         changed = trial.play(trial.seed, mixed)
         if difference := trial.difference(trial.played.rows_of(row), changed.rows_of(row)):
-            yield (
-                "independence",
-                (
-                    f"sub-environment {row}: expected it not to change with the actions of the others, but {difference}"
-                    f"{_ends_before(difference.step, row, trial.played, changed)}; give each its own random generator and state"
-                ),
-            )
+            got = f"{difference}{_ends_before(difference.step, row, trial.played, changed)}"
+            remedy = "give each its own random generator and state"
+            yield "independence", f"sub-environment {row}: expected no change with the others' actions, but {got}; {remedy}"
             return
 
 
@@ -205,11 +192,8 @@ def _ends_before(step: int, row: int, left: Recorder, right: Recorder) -> str:
 def check_copies(trial: Trial) -> Iterator[Finding]:
     """What was returned is the caller's."""
     if changed := trial.played.changed_since():
-        step, name = changed
-        yield (
-            "copies",
-            f"{name} of step {step}: expected it to stay as it was returned, got it changed by later calls; return a copy",
-        )
+        expected = "expected it to stay as it was returned, got it changed by later calls"
+        yield "copies", f"{changed[1]} of step {changed[0]}: {expected}; return a copy"
     meddled = trial.play(trial.seed, meddle=overwrite)
     stray = next(unmasked_rows_stay(meddled), None)
     for row, difference in trial.compared_rows(meddled):

@@ -50,11 +50,6 @@ class Moment:
         return self.terminated or self.truncated
 
     @property
-    def latest(self) -> Any:
-        """The observation that the next action answers."""
-        return self.observation if self.restart is None else self.restart
-
-    @property
     def last_of_episode(self) -> Any:
         """The observation at an end, before any reset."""
         return self.observation if self.final is None else self.final
@@ -110,11 +105,12 @@ class Recorder:
         returned = self.env.reset(**given)
         if options and (given["options"].keys() - options.keys() or not same(snapshot(options["reset_mask"]), mask)):
             self.changed_options = given["options"] | options
+        step = len(self.moments) - (mask is not None)
         if self._inspect:
-            self._inspect(len(self.moments) if mask is None else len(self.moments) - 1, returned)
+            self._inspect(step, returned)
         observation = returned[0]
         self._device = _device(observation)
-        self._keep("observation", observation)
+        self.kept.append((step, "observation", observation, snapshot(observation)))
         rows = self._rows(observation)
         if mask is None:
             self.moments.append([Moment(observation=row) for row in rows])
@@ -155,9 +151,6 @@ class Recorder:
         """The first returned value that is no longer what it was when it was returned: its step and name."""
         return next(((step, name) for step, name, value, then in self.kept if not same(snapshot(value), then)), None)
 
-    def _keep(self, name: str, value: Any) -> None:
-        self.kept.append((len(self.moments), name, value, snapshot(value)))
-
     def _rows(self, observation: Any) -> list[Any]:
         rows = list(iterate(self.env.observation_space, snapshot(observation)))
         if self._meddle:
@@ -168,8 +161,7 @@ class Recorder:
         returned = {"observation": observation, "rewards": rewards, "terminations": terminated, "truncations": truncated}
         if isinstance(infos, Mapping) and "final_obs" in infos:
             returned["infos['final_obs']"] = infos["final_obs"]
-        for name, value in returned.items():
-            self._keep(name, value)
+        self.kept += [(len(self.moments), name, value, snapshot(value)) for name, value in returned.items()]
         rewards, terminated, truncated = snapshot(rewards), snapshot(terminated), snapshot(truncated)
         return [
             Moment(
@@ -248,6 +240,8 @@ def same(left: Any, right: Any, tolerance: float = 0.0) -> bool:
         if tolerance == 0:
             return bool(np.array_equal(a, b, equal_nan=np.issubdtype(a.dtype, np.inexact)))
         return bool(np.allclose(a.astype(np.float64), b.astype(np.float64), rtol=0, atol=tolerance, equal_nan=True))
+    if isinstance(left, np.ndarray) or isinstance(right, np.ndarray):
+        return False
     return bool(left == right)
 
 
