@@ -14,6 +14,7 @@ FLOORS = [
     {
         "policies", "shards", "store", "workers", "rollouts", "collect",
         "vision", "lstm", "mdn", "mdnrnn", "sequences", "baselines", "metrics",
+        "testing.recording", "testing.inspection", "testing.trial", "testing.autoreset", "testing.contracts", "testing.checker",
     },
     {"world", "features", "starts", "training", "fit", "dream", "dream_options", "rendering"},
     {"controller", "reality", "envs", "latent_env", "adapters.minari"},
