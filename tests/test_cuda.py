@@ -14,15 +14,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from toy_data import walking_episode, write_store
 from toy_worlds import WalkEnv, walk_world
 
 from worldmodel import iteration
 from worldmodel.controller import LatentPolicy, LinearController, evolve, feature_size
 from worldmodel.dream import Dreams, RandomActions
+from worldmodel.envs import DreamVectorEnv
 from worldmodel.evaluation import evaluate
 from worldmodel.fit import FIT_FILE, DataConfig, fit
 from worldmodel.iteration import IterationConfig, iterate
+from worldmodel.latent_env import LatentVectorEnv
 from worldmodel.mdnrnn import MDNRNN
 from worldmodel.rollouts import rollouts
 from worldmodel.training import TrainingConfig
@@ -159,6 +162,44 @@ def test_dreams_start_on_the_device_from_real_observations(device):
     state = dreams.start_from(*prefix, generator=dreams.generator(0))
     assert kinds(state.z, *state.lstm, state.alive) == {device}
     torch.testing.assert_close(dreams.world.decode(state.z).double().cpu(), torch.tensor([[0.25, 0.0]] * 3).double())
+
+
+@pytest.mark.parametrize("mode", AutoresetMode)
+def test_a_dream_environment_stays_on_the_device_without_a_wait(device, mode):
+    env = DreamVectorEnv(walk_world().to(device), 6, autoreset_mode=mode, tensors=True, check_actions=False, temperature=(0, 1))
+    env.reset(seed=0)
+    actions = torch.tensor([0, 1, 2, 2, 2, 2], device=device)
+    if device == "cuda":
+        env.step(actions)
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(12):
+            *results, infos = env.step(actions)
+    finally:
+        if device == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
+    assert kinds(*results, infos["temperature"]) == {device}
+    if mode is AutoresetMode.SAME_STEP:
+        assert kinds(infos["final_obs"], infos["_final_obs"]) == {device}
+    assert isinstance(DreamVectorEnv(walk_world().to(device), 2).reset(seed=0)[0], np.ndarray)
+
+
+def test_a_dream_is_the_same_on_every_device(device):
+    """The random integers are; the rest differs by rounding."""
+    here, there = (DreamVectorEnv(walk_world().to(where), 50, horizon=9) for where in ("cpu", device))
+    one, two = here.reset(seed=0)[0], there.reset(seed=0)[0]
+    for t in range(20):
+        np.testing.assert_allclose(one, two, atol=1e-4)
+        one, two = here.step(np.full(50, t % 3))[0], there.step(np.full(50, t % 3))[0]
+
+
+def test_reality_shows_features_of_a_world_on_the_device(device):
+    env = LatentVectorEnv(SyncVectorEnv([WalkEnv] * 2), walk_world().to(device))
+    features, _ = env.reset(seed=0)
+    assert env.observation_space.contains(features)
+    for _ in range(8):
+        features, *_ = env.step(np.array([2, 0]))
+    assert features.dtype == np.float32
 
 
 def test_evolve_returns_a_better_controller_on_the_device(tmp_path, device):
