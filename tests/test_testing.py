@@ -96,6 +96,7 @@ FAULTS = [  # fault, modes in which it shows, the contracts that are broken, a p
     ("neighbour's actions", ALL, {"independence"}, "expected no change with the others' actions"),
     ("one buffer", ALL, {"copies"}, "observation of step 0: expected it to stay as it was returned"),
     ("state is the observation", ALL, {"copies"}, "the caller wrote into returned observations|expected it to stay"),
+    ("unmasked rows as the caller has them", (DISABLED,), {"copies"}, "after the caller wrote into the observation returned"),
     ("actions changed", ALL, {"actions"}, "step 1: expected the caller's actions to stay as they were"),
     ("actions kept", ALL, {"actions"}, "the caller writes into the actions after the step"),
     ("closes once", ALL, {"close"}, "got RuntimeError.*closed already"),
