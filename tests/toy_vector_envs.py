@@ -39,7 +39,7 @@ class WalkVectorEnv(VectorEnv):
         self.generators = [np.random.default_rng() for _ in range(num_envs)]
         self.shared = np.random.default_rng()
         self.buffer, self.final_buffer = (np.zeros((num_envs, 2), dtype=np.float32) for _ in range(2))
-        self.kept_actions = None
+        self.kept_actions, self.returned = None, self.buffer.copy()
         self.closings = 0
 
     def broken(self, *faults):
@@ -56,7 +56,11 @@ class WalkVectorEnv(VectorEnv):
         if not (self.broken("mask resets nobody") and not mask.all()):
             self._start(mask)
         self.kept_actions = None if mask.all() else self.kept_actions
-        return self._native(self._observe()), {}
+        observation = self._observe()
+        if self.broken("unmasked rows as the caller has them"):
+            observation[~mask] = self.returned[~mask]
+        self.returned = observation
+        return self._native(observation), {}
 
     def step(self, actions):
         if self.broken("raises") and self.steps[0] == 3:
@@ -83,7 +87,8 @@ class WalkVectorEnv(VectorEnv):
             self.ended = np.zeros_like(self.ended)
         if self.broken("flag at reset"):
             truncated = truncated | pending
-        return self._native(self._observe()), *self._spoilt(rewards, terminated, truncated, infos)
+        self.returned = self._observe()
+        return self._native(self.returned), *self._spoilt(rewards, terminated, truncated, infos)
 
     def close(self):
         self.closings += 1

@@ -121,7 +121,7 @@ def unmasked_rows_stay(record: Recorder) -> Iterator[Finding]:
 
 def check_reset_mask_with_seeds(trial: Trial) -> Iterator[Finding]:
     """Masked rows go on by their seeds, the others as without the reset."""
-    if trial.mode is not AutoresetMode.DISABLED or not trial.takes_seed_lists or "independence" in trial.broken:
+    if trial.mode is not AutoresetMode.DISABLED or not trial.takes_seed_lists or trial.broken & {"independence", "reset"}:
         return
     n, half = trial.env.num_envs, trial.num_steps // 2
     choices, seeds = trial.draw(), [seed + OTHER_SEED for seed in trial.seeds]
