@@ -10,13 +10,13 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "worldmodel"
 
 FLOORS = [
-    {"version", "mixture", "spaces", "checkpoint", "episode", "interrupt"},
+    {"version", "reparameterization", "mixture", "spaces", "checkpoint", "episode", "interrupt"},
     {
         "policies", "shards", "store", "workers", "rollouts", "collect",
         "vision", "lstm", "mdn", "mdnrnn", "sequences", "baselines", "metrics",
     },
     {"world", "training", "fit", "dream"},
-    {"controller", "reality", "adapters.minari"},
+    {"controller", "reality", "imagination", "adapters.minari"},
     {"evaluation", "iteration", "report"},
 ]  # fmt: skip
 FLOOR = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}

@@ -9,6 +9,7 @@ from worldmodel.dream import BatchedWorld, Dreams, LatentState, RandomActions, R
 from worldmodel.episode import Episode
 from worldmodel.evaluation import Evaluation, Scores, evaluate, replay
 from worldmodel.fit import DataConfig, fit
+from worldmodel.imagination import Imagination, imagine, lambda_returns
 from worldmodel.iteration import IterationConfig, Round, StageProgress, best_round, iterate, summarize
 from worldmodel.mdn import Factorization, MixtureDensityNetwork, MixtureHead, NoiseType
 from worldmodel.mdnrnn import MDNRNN, MDNRNNConfig, Prediction, SequenceBatch, State
@@ -36,6 +37,7 @@ __all__ = [
     "Factorization",
     "GaussianMixture",
     "Generation",
+    "Imagination",
     "IterationConfig",
     "LatentPolicy",
     "LatentState",
@@ -67,7 +69,9 @@ __all__ = [
     "evaluate",
     "evolve",
     "fit",
+    "imagine",
     "iterate",
+    "lambda_returns",
     "repair",
     "replay",
     "rollouts",
