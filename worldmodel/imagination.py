@@ -65,21 +65,21 @@ def imagine(
         ValueError: if ``horizon`` is below 1, the world has no reward head, ``start`` is of another number of dreams or holds
             one that has ended, or the policy's result has another shape.
     """
-    model, kind = dreams.world.mdnrnn, getattr(policy, "features", "zh")
+    kind: FeatureKind = getattr(policy, "features", "zh")
     state = dreams.start(generator=generator) if start is None else start
     _check(dreams, state, horizon)
-    states, actions, rewards, continuations = [state], [], [], []
+    expected = (dreams.batch_size, dreams.world.mdnrnn.config.action_size)
+    states, columns = [state], []
     for _ in range(horizon):
         action = policy(state.features(kind))
-        if action.shape != (dreams.batch_size, model.config.action_size):
-            expected = (dreams.batch_size, model.config.action_size)
+        if action.shape != expected:
             raise ValueError(f"policy: expected action features of shape {expected}, got {tuple(action.shape)}")
         state, reward, continuation = _step(dreams, state, action, generator)
-        for column, value in ((states, state), (actions, action), (rewards, reward), (continuations, continuation)):
-            column.append(value)
+        states.append(state)
+        columns.append((action, reward, continuation))
     features = torch.stack([state.features(kind) for state in states], dim=1)
     z = torch.stack([state.z for state in states], dim=1)
-    return Imagination(features, z, *(torch.stack(column, dim=1) for column in (actions, rewards, continuations)))
+    return Imagination(features, z, *(torch.stack(column, dim=1) for column in zip(*columns, strict=True)))
 
 
 def lambda_returns(reward: Tensor, continuation: Tensor, value: Tensor, *, discount: float, lambda_: float) -> Tensor:
