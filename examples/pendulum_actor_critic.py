@@ -41,6 +41,7 @@ class Actor(nn.Module):
         self.squash = world.action_features.squash
 
     def forward(self, features: Tensor) -> Tensor:
+        """Choose: features (..., F) -> action features (..., A)."""
         return self.squash(self.network(features))
 
 
@@ -54,6 +55,7 @@ class Player:
 
     @torch.no_grad()
     def __call__(self, features: Tensor, noise: float | Tensor = 0.0) -> Tensor:
+        """Choose without a gradient; ``noise`` is added to the action features."""
         return self.world.action_features.unflatten(self.actor(features) + noise)
 
 
@@ -64,9 +66,11 @@ class Explorer:
         self.player, self.description = player, description
 
     def reset(self, rng: np.random.Generator) -> None:
+        """Start an episode."""
         self.rng = rng
 
     def __call__(self, observation: np.ndarray) -> np.ndarray:
+        """Encode, choose, add noise."""
         noise = torch.as_tensor(NOISE * self.rng.standard_normal((1, 1)), dtype=torch.float32)
         return self.player(self.player.world.encode(observation[None]), noise)[0].numpy()
 
@@ -87,6 +91,7 @@ class Starts:
         self.h, self.c = (torch.cat(part, dim=1) for part in zip(*states, strict=True))  # (layers, L * N, H)
 
     def draw(self, generator: torch.Generator) -> wm.LatentState:
+        """A batch of states, uniformly from all."""
         index = torch.randint(len(self.z), (BATCH,), generator=generator)
         lstm = wm.State(self.h[:, index], self.c[:, index])
         return wm.LatentState(self.z[index], lstm, torch.ones(BATCH, dtype=torch.bool))
@@ -130,7 +135,7 @@ def run(out: Path, arguments: argparse.Namespace) -> tuple[wm.Evaluation, list[f
         count = arguments.first_episodes if learner is None else arguments.episodes
         seed = arguments.seed + 1000 * number
         store = wm.collect(ENV, out=out / f"data-{number}", num_episodes=count, policy=policy, seed=seed)
-        collected.append(float(np.mean([episode.rewards.sum() for episode in store])))
+        collected.append(round(float(np.mean([episode.rewards.sum() for episode in store])), 1))
         stores.append(store.path)
         config = wm.TrainingConfig(num_updates=arguments.world_updates, learning_rate=5e-3)
         world = wm.fit(
@@ -161,10 +166,14 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=500, help="of actor and critic, in each round")
     parser.add_argument("--test-episodes", type=int, default=100)
     arguments, begin = parser.parse_args(), time.monotonic()
+    torch.set_num_threads(1)
     result, collected = run(arguments.out, arguments)
     print(result)
-    scores = {name: [getattr(result, name).mean, getattr(result, name).standard_error] for name in ("real", "dream", "random")}
-    seconds = round(time.monotonic() - begin)
+    scores = {
+        name: [round(getattr(result, name).mean, 1), round(getattr(result, name).standard_error, 1)]
+        for name in ("real", "dream", "random")
+    }
+    seconds = {"wall": round(time.monotonic() - begin), "processor": round(time.process_time())}
     print(json.dumps({"env": ENV, "seed": arguments.seed, **scores, "collected": collected, "seconds": seconds}))
 
 

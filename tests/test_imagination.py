@@ -284,3 +284,24 @@ def test_bad_input_is_refused_in_words():
         lambda_returns(torch.zeros(3), torch.ones(3), torch.zeros(3), discount=1.0, lambda_=1.0)
     with pytest.raises(ValueError, match=r"lambda_: expected a number in \[0, 1\], got 1.5"):
         lambda_returns(torch.zeros(3), torch.ones(3), torch.zeros(4), discount=1.0, lambda_=1.5)
+
+
+def test_ascent_along_the_gradient_raises_the_score_of_ordinary_dreams():
+    world = tiny_world(torch.float32, termination_head=False)
+    policy, dreams = Policy(world), Dreams(world, 64)
+
+    def acting(features):
+        return world.action_features.unflatten(policy(features))
+
+    def score():
+        returns, _ = Dreams(world, 2000).score(acting, 5, generator=generator(3))
+        return returns.mean(), returns.std() / 2000**0.5
+
+    before, _ = score()
+    optimizer = torch.optim.Adam(policy.parameters(), 0.1)
+    for seed in range(30):
+        optimizer.zero_grad()
+        (-imagine(dreams, policy, 5, generator=generator(seed)).reward.sum(1).mean()).backward()
+        optimizer.step()
+    after, error = score()
+    assert after > before + 10 * error
