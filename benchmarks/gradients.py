@@ -1,8 +1,8 @@
 """Gradients through a draw and through a dream: bias, noise and cost.
 
-The gradient of E[z^2] with respect to a weight of two components a distance apart, by three estimators: the pathwise gradient of
-`GaussianMixture.rsample`, a straight-through choice of component, and the score function (a hard choice alone gives none). Then the time of
-imagined rollouts with their backward pass, as a ratio to dreaming alone, in the same process.
+The gradient of E[z^2] with respect to a weight of two components a distance apart, by three estimators: the pathwise one of
+`GaussianMixture.rsample`, a straight-through choice of component, and the score function (a hard choice alone gives none).
+Then the time of imagined rollouts with their backward pass, as a ratio to dreaming alone, in the same process.
 
     OMP_NUM_THREADS=1 python benchmarks/gradients.py --out results/gradients
 """

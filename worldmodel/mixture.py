@@ -263,7 +263,7 @@ class GaussianMixture:
         """
         with torch.no_grad():
             z = self.sample(temperature, num_groups=num_groups, generator=generator)
-        tau = self._align(torch.as_tensor(temperature, device=z.device))  # (..., 1)
+        tau = self._align(temperature if isinstance(temperature, Tensor) else z.new_full((), temperature))  # (..., 1)
         warm = tau >= torch.finfo(z.dtype).tiny
         heat = torch.where(warm, tau, 1.0).unsqueeze(-1)  # (..., 1, 1)
         log_weights = self._stacked_log_weights()  # (..., K, 1 or D)
