@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import worldmodel as wm
@@ -152,6 +153,7 @@ def run(out: Path, arguments: argparse.Namespace) -> tuple[wm.Evaluation, list[f
         for _ in range(arguments.updates):
             mean = learner.update(dreams, starts.draw(generator), generator)
         print(f"round {number}: {count} episodes of mean return {collected[-1]:.0f}, then imagined returns of {mean:.2f}")
+    save_file(learner.actor.state_dict(), out / "actor.safetensors")
     return wm.evaluate(Player(learner.actor, world), world, env=ENV, num_episodes=arguments.test_episodes, seed=seed), collected
 
 
