@@ -24,6 +24,7 @@ from worldmodel.dream import Dreams, RandomActions
 from worldmodel.envs import DreamVectorEnv
 from worldmodel.evaluation import evaluate
 from worldmodel.fit import FIT_FILE, DataConfig, fit
+from worldmodel.imagination import imagine, lambda_returns
 from worldmodel.iteration import IterationConfig, iterate
 from worldmodel.latent_env import LatentVectorEnv
 from worldmodel.mdnrnn import MDNRNN
@@ -286,3 +287,15 @@ def test_the_training_script_takes_the_device(walks, tmp_path, device, losses, m
     assert all(seen == {device} for seen in losses)
     assert json.loads((out / FIT_FILE).read_text())["device"] == device
     assert kinds(*everything(WorldModel.from_pretrained(out, device=device))) == {device}
+
+
+def test_imagined_trajectories_and_their_gradients_lie_on_the_device(device):
+    world = walk_world().to(device)
+    dreams = Dreams(world, 4, temperature=torch.tensor([0.0, 0.5, 1.0, 2.0]))
+    logits = torch.zeros(4, 3, device=device, requires_grad=True)
+    dream = imagine(dreams, lambda features: logits.softmax(-1), 3, generator=dreams.generator(0))
+    value = dream.features.sum(-1)
+    returns = lambda_returns(dream.reward, dream.continuation, value, discount=0.9, lambda_=0.9)
+    returns.sum().backward()
+    assert kinds(*vars(dream).values(), returns, logits.grad) == {device}
+    assert torch.isfinite(logits.grad).all()
