@@ -71,7 +71,7 @@ def main() -> None:
     bars.close()
     out, best = Path(args.out), wm.best_round(rounds)
     world = wm.WorldModel.from_pretrained(best.directory / "world")
-    policy = wm.LatentPolicy(world, wm.LinearController.from_pretrained(best.directory / "controller"))
+    policy = wm.LatentPolicy(world, wm.Controller.from_pretrained(best.directory / "controller"))
     (episode,) = wm.rollouts(args.env, policy, episode_ids=[0], seed=derive_seed(args.seed, EVALUATION_STREAM))
     save_figure(draw_report(rounds, episode, target=target), out / "report.png")
     summary = {"seed": args.seed, "seconds": time.monotonic() - began, **wm.summarize(rounds, target=target)}

@@ -10,13 +10,13 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "worldmodel"
 
 FLOORS = [
-    {"version", "mixture", "spaces", "checkpoint", "episode", "interrupt"},
+    {"version", "mixture", "spaces", "checkpoint", "episode", "interrupt", "strategies"},
     {
         "policies", "shards", "store", "workers", "rollouts", "collect",
         "vision", "lstm", "mdn", "mdnrnn", "sequences", "baselines", "metrics",
     },
     {"world", "training", "fit", "dream"},
-    {"controller", "reality", "adapters.minari"},
+    {"controller", "reality", "population", "evolution", "adapters.minari"},
     {"evaluation", "iteration", "report"},
 ]  # fmt: skip
 FLOOR = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
@@ -24,7 +24,7 @@ OPTIONAL = {
     "minari": "adapters/minari.py",
     "torch.utils.tensorboard": "metrics.py",
     "matplotlib": "report.py",
-    "cma": "controller.py",
+    "cma": "strategies.py",
 }
 LONGEST_FILE, LONGEST_FUNCTION, LONGEST_SCRIPT = 400, 40, 100
 

@@ -18,9 +18,10 @@ from toy_data import walking_episode, write_store
 from toy_worlds import WalkEnv, walk_world
 
 from worldmodel import iteration
-from worldmodel.controller import LatentPolicy, LinearController, evolve, feature_size
+from worldmodel.controller import Controller, LatentPolicy, feature_size
 from worldmodel.dream import Dreams, RandomActions
 from worldmodel.evaluation import evaluate
+from worldmodel.evolution import evolve
 from worldmodel.fit import FIT_FILE, DataConfig, fit
 from worldmodel.iteration import IterationConfig, iterate
 from worldmodel.mdnrnn import MDNRNN
@@ -167,11 +168,11 @@ def test_evolve_returns_a_better_controller_on_the_device(tmp_path, device):
         dreams, generations=6, population=8, horizon=12, sigma=1.0, test_dreams=16, on_generation=lambda g: tests.append(g.test)
     )
     assert kinds(*controller.parameters()) == {device}
-    start = LinearController(feature_size(dreams.world, "zh"), dreams.world.action_space).to(device)
+    start = Controller(feature_size(dreams.world, "zh"), dreams.world.action_space).to(device)
     scores = [dreams.score(one, 12, generator=dreams.generator(9))[0].mean().item() for one in (start, controller)]
     assert scores[1] > scores[0]
     controller.save_pretrained(tmp_path / "controller")
-    opened = LinearController.from_pretrained(tmp_path / "controller", device=device)
+    opened = Controller.from_pretrained(tmp_path / "controller", device=device)
     assert kinds(*opened.parameters()) == {device}
     further = evolve(dreams, generations=1, population=8, horizon=12, test_dreams=16, initial=opened.cpu())
     assert kinds(*further.parameters()) == {device}  # wherever the first controller was
@@ -179,11 +180,11 @@ def test_evolve_returns_a_better_controller_on_the_device(tmp_path, device):
 
 def right(world):
     """A controller on z that pushes right where y is small, whose play on `WalkEnv` is the same on every device."""
-    controller = LinearController(2, world.action_space, features="z")
+    controller = Controller(2, world.action_space, features="z")
     with torch.no_grad():
-        controller.linear.weight.copy_(torch.tensor([[0.0, 0.0], [0.0, 8.0], [0.0, 0.0]]))
+        controller.layers[0].weight.copy_(torch.tensor([[0.0, 0.0], [0.0, 8.0], [0.0, 0.0]]))
         # 4 y = 0.55 never holds, as y is a short binary fraction: so no device may break a tie in its own way
-        controller.linear.bias.copy_(torch.tensor([-1.0, -0.55, 0.0]))
+        controller.layers[0].bias.copy_(torch.tensor([-1.0, -0.55, 0.0]))
     return controller.to(world.device)
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from worldmodel import iteration
-from worldmodel.controller import CONTROLLER_FILE, LinearController, evolve
+from worldmodel.controller import CONTROLLER_FILE, Controller
+from worldmodel.evolution import evolve
 from worldmodel.fit import DataConfig
 from worldmodel.iteration import SCORES_FILE, IterationConfig, Round, iterate
 from worldmodel.store import EpisodeStore
@@ -41,7 +42,7 @@ def outcome(rounds: list[Round]):
 
 
 def weights(directory):
-    controller = LinearController.from_pretrained(directory / "controller")
+    controller = Controller.from_pretrained(directory / "controller")
     world = WorldModel.from_pretrained(directory / "world")
     return torch.cat([value.double().flatten() for module in (controller, world) for value in module.state_dict().values()])
 

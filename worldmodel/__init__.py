@@ -4,19 +4,22 @@ See the README for the tour, and the modules' docstrings for the mathematics.
 """
 
 from worldmodel.collect import CollectionProgress, collect
-from worldmodel.controller import Generation, LatentPolicy, LinearController, evolve
+from worldmodel.controller import Controller, LatentPolicy
 from worldmodel.dream import BatchedWorld, Dreams, LatentState, RandomActions, Rollout
 from worldmodel.episode import Episode
 from worldmodel.evaluation import Evaluation, Scores, evaluate, replay
+from worldmodel.evolution import Generation, evolve
 from worldmodel.fit import DataConfig, fit
 from worldmodel.iteration import IterationConfig, Round, StageProgress, best_round, iterate, summarize
 from worldmodel.mdn import Factorization, MixtureDensityNetwork, MixtureHead, NoiseType
 from worldmodel.mdnrnn import MDNRNN, MDNRNNConfig, Prediction, SequenceBatch, State
 from worldmodel.mixture import GaussianMixture
 from worldmodel.policies import BrownianPolicy, RandomPolicy, RepeatPolicy
+from worldmodel.population import RealPopulation
 from worldmodel.reality import Reality
 from worldmodel.rollouts import EpisodeFailure, rollouts
 from worldmodel.store import EpisodeStore, Problem, repair, verify
+from worldmodel.strategies import OpenAIESConfig
 from worldmodel.training import NonFiniteLossError, TrainingConfig, TrainingProgress
 from worldmodel.version import __version__
 from worldmodel.vision import StateNormalizer
@@ -27,6 +30,7 @@ __all__ = [
     "BatchedWorld",
     "BrownianPolicy",
     "CollectionProgress",
+    "Controller",
     "DataConfig",
     "Dreams",
     "Episode",
@@ -39,16 +43,17 @@ __all__ = [
     "IterationConfig",
     "LatentPolicy",
     "LatentState",
-    "LinearController",
     "MDNRNNConfig",
     "MixtureDensityNetwork",
     "MixtureHead",
     "NoiseType",
     "NonFiniteLossError",
+    "OpenAIESConfig",
     "Prediction",
     "Problem",
     "RandomActions",
     "RandomPolicy",
+    "RealPopulation",
     "Reality",
     "RepeatPolicy",
     "Rollout",

@@ -30,9 +30,10 @@ import torch
 
 from worldmodel import checkpoint
 from worldmodel.collect import collect
-from worldmodel.controller import CONTROLLER_FILE, LatentPolicy, LinearController, evolve
+from worldmodel.controller import CONTROLLER_FILE, Controller, LatentPolicy
 from worldmodel.dream import Dreams
 from worldmodel.evaluation import Evaluation, Scores, evaluate, score, time_limit
+from worldmodel.evolution import evolve
 from worldmodel.fit import DataConfig, fit
 from worldmodel.mdnrnn import MDNRNNConfig
 from worldmodel.mixture import check_temperature
@@ -290,7 +291,7 @@ class _Loop:
         policy: str | LatentPolicy = self.config.first_policy
         if number > 1:
             world = WorldModel.from_pretrained(before / "world")
-            controller = LinearController.from_pretrained(before / "controller")
+            controller = Controller.from_pretrained(before / "controller")
             policy = LatentPolicy(world, controller, description=f"controller of round {number - 1}")
         collect(
             self.env,
@@ -319,11 +320,11 @@ class _Loop:
             **self.config.mdnrnn,
         )
 
-    def _search(self, number: int, world: WorldModel) -> LinearController:
+    def _search(self, number: int, world: WorldModel) -> Controller:
         """A controller, in dreams only."""
         path = self.out / f"round-{number}" / "controller"
         if (path / CONTROLLER_FILE).is_file():
-            return LinearController.from_pretrained(path, device=self.device)
+            return Controller.from_pretrained(path, device=self.device)
         if path.is_dir():  # a search that was killed while it wrote
             shutil.rmtree(path)
         config = self.config
@@ -341,7 +342,7 @@ class _Loop:
         controller.save_pretrained(path)
         return controller
 
-    def _evaluate(self, number: int, world: WorldModel, controller: LinearController) -> tuple[Scores, Evaluation]:
+    def _evaluate(self, number: int, world: WorldModel, controller: Controller) -> tuple[Scores, Evaluation]:
         """The controller on validation episodes; and on others in reality and in the dream. No data set holds any of them."""
         limit = time_limit(self.env, env_kwargs=self.env_kwargs)
         seed = derive_seed(self.seed, VALIDATE_STREAM)
