@@ -17,6 +17,7 @@ def add_fields(
     *,
     leave_out: tuple[str, ...] = (),
     defaults: Mapping[str, Any] | None = None,
+    prefix: str = "",
 ) -> None:
     """Add ``--field-name`` for each argument, with its default and its line of the docstring's ``Args``.
 
@@ -25,6 +26,7 @@ def add_fields(
         config: a dataclass, or a function, with a Google-style docstring.
         leave_out: arguments that are no options.
         defaults: other defaults than its own.
+        prefix: put before each name.
     """
     group = parser.add_argument_group(f"options of {config.__name__}")
     hints = typing.get_type_hints(config if inspect.isfunction(config) else config.__init__)  # type: ignore[misc]
@@ -34,12 +36,17 @@ def add_fields(
             continue
         default = (defaults or {}).get(name, argument.default)
         default = default.value if isinstance(default, enum.Enum) else default
-        group.add_argument(f"--{name.replace('_', '-')}", default=default, help=help_texts[name], **_options(hints[name]))
+        group.add_argument(
+            f"--{(prefix + name).replace('_', '-')}", default=default, help=help_texts[name], **_options(hints[name])
+        )
 
 
-def read_fields(arguments: argparse.Namespace, config: Callable[..., Any]) -> dict[str, Any]:
+def read_fields(
+    arguments: argparse.Namespace, config: Callable[..., Any], *, leave_out: tuple[str, ...] = (), prefix: str = ""
+) -> dict[str, Any]:
     """Return the parsed values of those arguments of ``config`` that are options."""
-    return {name: getattr(arguments, name) for name in inspect.signature(config).parameters if hasattr(arguments, name)}
+    names = [name for name in inspect.signature(config).parameters if name not in leave_out]
+    return {name: getattr(arguments, prefix + name) for name in names if hasattr(arguments, prefix + name)}
 
 
 def _options(hint: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ FLOORS = [
     },
     {"world", "training", "fit", "dream"},
     {"controller", "reality", "population", "evolution", "adapters.minari"},
-    {"evaluation", "iteration", "report"},
+    {"evaluation", "rounds", "iteration", "report"},
 ]  # fmt: skip
 FLOOR = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
 OPTIONAL = {

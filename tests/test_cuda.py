@@ -23,9 +23,10 @@ from worldmodel.dream import Dreams, RandomActions
 from worldmodel.evaluation import evaluate
 from worldmodel.evolution import evolve
 from worldmodel.fit import FIT_FILE, DataConfig, fit
-from worldmodel.iteration import IterationConfig, iterate
+from worldmodel.iteration import iterate
 from worldmodel.mdnrnn import MDNRNN
 from worldmodel.rollouts import rollouts
+from worldmodel.rounds import IterationConfig
 from worldmodel.training import TrainingConfig
 from worldmodel.world import WorldModel
 

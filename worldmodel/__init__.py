@@ -10,7 +10,7 @@ from worldmodel.episode import Episode
 from worldmodel.evaluation import Evaluation, Scores, evaluate, replay
 from worldmodel.evolution import Generation, evolve
 from worldmodel.fit import DataConfig, fit
-from worldmodel.iteration import IterationConfig, Round, StageProgress, best_round, iterate, summarize
+from worldmodel.iteration import iterate
 from worldmodel.mdn import Factorization, MixtureDensityNetwork, MixtureHead, NoiseType
 from worldmodel.mdnrnn import MDNRNN, MDNRNNConfig, Prediction, SequenceBatch, State
 from worldmodel.mixture import GaussianMixture
@@ -18,6 +18,7 @@ from worldmodel.policies import BrownianPolicy, RandomPolicy, RepeatPolicy
 from worldmodel.population import RealPopulation
 from worldmodel.reality import Reality
 from worldmodel.rollouts import EpisodeFailure, rollouts
+from worldmodel.rounds import IterationConfig, Round, StageProgress, best_round, summarize
 from worldmodel.store import EpisodeStore, Problem, repair, verify
 from worldmodel.strategies import OpenAIESConfig
 from worldmodel.training import NonFiniteLossError, TrainingConfig, TrainingProgress
