@@ -25,6 +25,7 @@ from worldmodel.evolution import evolve
 from worldmodel.fit import FIT_FILE, DataConfig, fit
 from worldmodel.iteration import iterate
 from worldmodel.mdnrnn import MDNRNN
+from worldmodel.population import RealPopulation
 from worldmodel.rollouts import rollouts
 from worldmodel.rounds import IterationConfig
 from worldmodel.training import TrainingConfig
@@ -177,6 +178,15 @@ def test_evolve_returns_a_better_controller_on_the_device(tmp_path, device):
     assert kinds(*opened.parameters()) == {device}
     further = evolve(dreams, generations=1, population=8, horizon=12, test_dreams=16, initial=opened.cpu())
     assert kinds(*further.parameters()) == {device}  # wherever the first controller was
+
+
+def test_a_hidden_layer_evolves_on_the_device_and_in_the_real_environment_beside_it(device):
+    world = walk_world().to(device)
+    start = Controller(feature_size(world, "zh"), world.action_space, hidden_size=4, generator=torch.Generator())
+    arguments = {"generations": 2, "population": 4, "horizon": 8, "test_dreams": 4, "initial": start, "method": "openai-es"}
+    for worlds in (Dreams(world, 8, temperature=0.0), RealPopulation(world, WalkEnv, rollouts=2, max_steps=8)):
+        assert kinds(*evolve(worlds, **arguments).parameters()) == {device}
+    assert kinds(*everything(world)) == {device}  # its copy played on the CPU
 
 
 def right(world):
