@@ -121,7 +121,7 @@ def test_a_controller_on_z_and_h_that_is_given_c_too_says_what_to_do():
     world = random_world()
     dreams = Dreams(world, 2)
     state = dreams.start(generator=generator())
-    message = r"expected \(..., 7\) of kind 'zh', got \(2, 12\); give it what LatentState.features\('zh'\) returns, or make a"
+    message = r"expected \(..., 7\) of kind 'zh', got \(2, 12\); give it what LatentState.features\('zh'\) returns, or train"
     with pytest.raises(ValueError, match=message):
         random_controller(world)(state.features("zhc"))
 

@@ -234,6 +234,13 @@ def test_a_log_is_neither_overwritten_nor_taken_for_that_of_another_search(tmp_p
             search(log=log, resume=True, **change)
 
 
+def test_what_a_killed_write_left_is_removed_and_nothing_else(tmp_path):
+    for name in (".log.77.tmp", ".other.77.tmp"):
+        (tmp_path / name).touch()
+    search(log=tmp_path / "log", generations=1, resume=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"log", ".other.77.tmp"}
+
+
 def test_a_log_whose_fitness_was_changed_is_refused(tmp_path):
     log = tmp_path / "log"
     search(log=log, generations=3, sigma=0.5)

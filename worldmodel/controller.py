@@ -91,7 +91,8 @@ class Controller(nn.Module):
         if features.shape[-1] != self.size:
             raise ValueError(
                 f"features: expected (..., {self.size}) of kind {self.features!r}, got {tuple(features.shape)}; give it what "
-                f"LatentState.features({self.features!r}) returns, or make a controller for the other kind: features='zhc'"
+                f"LatentState.features({self.features!r}) returns, or train a controller on the features that you have: "
+                "evolve(..., features=...)"
             )
         outputs = features
         for layer in self.layers[:-1]:

@@ -207,6 +207,8 @@ class _Search:
             self._best_test = self._table.start_test
             if self._log is not None:
                 self._log.parent.mkdir(parents=True, exist_ok=True)
+        if self._log is not None:
+            checkpoint.remove_temporaries(self._log.parent, name=self._log.name)
 
     def advance(self) -> Generation:
         """Do one generation."""
