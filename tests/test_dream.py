@@ -355,6 +355,7 @@ def test_a_start_of_another_number_of_dreams_is_refused():
         (torch.full((4,), 0.5), TypeError, r"actions: expected integers for Discrete\(3\), got torch.float32"),
         (np.ones(4), TypeError, "got torch.float64"),
         ({"push": torch.ones(4)}, ValueError, "expected a leaf ''"),
+        (torch.tensor([0, 1, 3, 2]), ValueError, r"actions\[2\]: expected a value of Discrete\(3\), got 3"),
     ],
 )
 @pytest.mark.parametrize("kind", ["dream", "reality"])

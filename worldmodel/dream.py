@@ -15,13 +15,12 @@ from typing import Any, Literal
 
 import gymnasium as gym
 import torch
-from gymnasium import spaces
 from torch import Tensor
 
 from worldmodel.features import FeatureKind, latent_features
 from worldmodel.mdnrnn import State
 from worldmodel.mixture import GaussianMixture, check_temperature, shared_draws
-from worldmodel.spaces import Value, leaf_values, leaves, map_leaves
+from worldmodel.spaces import Value, map_leaves
 from worldmodel.streams import Streams, fill_uniform
 from worldmodel.vision import draw_latent
 from worldmodel.world import WorldModel
@@ -122,7 +121,6 @@ class BatchedWorld(abc.ABC):
 
     def __init__(self, world: WorldModel, batch_size: int):
         self.world, self.batch_size = world, batch_size
-        self._choices = [path for path, leaf in leaves(world.action_space) if not isinstance(leaf, spaces.Box)]
 
     @abc.abstractmethod
     def start(self, *, generator: torch.Generator) -> LatentState:
@@ -211,10 +209,13 @@ class BatchedWorld(abc.ABC):
             state = next_state
 
     def flatten_actions(self, actions: Value) -> Tensor:
-        """Turn a batch of B actions into features (B, A). Values are not checked, as that would stall a GPU in a loop.
+        """Turn a batch of B actions into features (B, A).
+
+        Choices outside of their space are refused on a CPU; on a GPU a look at them would be a wait in each step. Bounds of
+        a Box are not looked at: recorded data break them, and M takes any number.
 
         Raises:
-            ValueError: if the shape is not that of B actions.
+            ValueError: if the shape is not that of B actions, or a choice lies outside; names its index and value.
             TypeError: if a choice is given as a floating-point number.
         """
         features = self.world.action_features.flatten(actions)
@@ -222,13 +223,7 @@ class BatchedWorld(abc.ABC):
             raise ValueError(
                 f"actions: expected a batch of {self.batch_size}, got leading dimensions {tuple(features.shape[:-1])}"
             )
-        given = leaf_values(actions)
-        for path in self._choices:
-            dtype = torch.as_tensor(given[path]).dtype
-            if dtype.is_floating_point:
-                raise TypeError(
-                    f"actions{f' at {path!r}' if path else ''}: expected integers for {self.world.action_space}, got {dtype}"
-                )
+        self.world.action_features.check_choices(actions, name="actions", values=features.device.type == "cpu")
         return features
 
 
