@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from worldmodel.features import FeatureKind, latent_features
+from worldmodel.mdn import Factorization
 from worldmodel.mdnrnn import State
 from worldmodel.mixture import GaussianMixture, check_temperature, shared_draws
 from worldmodel.spaces import Value, map_leaves
@@ -330,7 +331,16 @@ class Dreams(BatchedWorld):
             ValueError: if the shape of ``actions`` is not that of B actions.
             TypeError: if a choice is given as a floating-point number.
         """
-        prediction, lstm = self.world.mdnrnn.step(state.z, self.flatten_actions(actions), state.lstm)
+        return self.step_features(state, self.flatten_actions(actions), generator=generator)
+
+    @torch.no_grad()
+    def step_features(
+        self, state: LatentState, action: Tensor, *, generator: torch.Generator | Streams
+    ) -> tuple[LatentState, Tensor, Tensor]:
+        """`step` for action features (B, A), which are not checked."""
+        if isinstance(generator, Streams):
+            generator.reserve(self._numbers_per_step)
+        prediction, lstm = self.world.mdnrnn.step(state.z, action, state.lstm)
         z = self.bound(prediction.latent.sample(self.temperature, num_groups=self.num_groups, generator=generator))
         ended = torch.zeros_like(state.alive)
         if prediction.termination_logit is not None:
@@ -341,6 +351,13 @@ class Dreams(BatchedWorld):
         alive = state.alive.unsqueeze(-1)
         kept = State(*(torch.where(alive, new, old) for new, old in zip(lstm, state.lstm, strict=True)))
         return LatentState(torch.where(alive, z, state.z), kept, state.alive & ~ended), reward, ended
+
+    @property
+    def _numbers_per_step(self) -> int:
+        """Random numbers that a step takes per dream: for the choice of components, for the noise (in pairs), for the end."""
+        config = self.world.mdnrnn.config
+        d, k = config.latent_size, config.num_components
+        return (k * d if config.factorization is Factorization.PER_DIMENSION else k) + d + d % 2 + 1
 
     def bound(self, z: Tensor) -> Tensor:
         """Keep latents (B, D) within what a dream may reach; see `DataStatistics`."""

@@ -278,7 +278,9 @@ def _check_kind(space: gym.Space, value: Tensor, name: str) -> None:
 
 
 def _check_range(space: gym.Space, value: Tensor, name: str) -> None:
-    low, high = (torch.as_tensor(bound, device=value.device) for bound in _value_bounds(space))
+    low, high = _value_bounds(space)
+    if isinstance(low, np.ndarray):
+        low, high = (torch.as_tensor(bound, device=value.device) for bound in (low, high))
     inside = (value >= low) & (value <= high)  # False for NaN
     if not bool(inside.all()):
         row = int((~inside).reshape(len(inside), -1).any(dim=1).nonzero()[0])
@@ -292,8 +294,9 @@ def _value_bounds(space: gym.Space) -> tuple[Any, Any]:
     if isinstance(space, spaces.MultiBinary):
         return 0, 1
     assert isinstance(space, (spaces.Discrete, spaces.MultiDiscrete))
-    count = space.n if isinstance(space, spaces.Discrete) else space.nvec
-    return space.start, space.start + count - 1
+    if isinstance(space, spaces.Discrete):
+        return int(space.start), int(space.start + space.n) - 1
+    return space.start, space.start + space.nvec - 1
 
 
 def _torch_dtype(space: gym.Space) -> torch.dtype:
