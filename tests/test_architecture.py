@@ -10,21 +10,25 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "worldmodel"
 
 FLOORS = [
-    {"version", "mixture", "spaces", "checkpoint", "episode", "interrupt", "images", "convolution", "packing"},
     {
-        "policies", "shards", "store", "workers", "rollouts", "collect",
-        "vision", "vae", "lstm", "mdn", "mdnrnn", "sequences", "baselines", "metrics", "environments", "encoding",
+        "version", "streams", "seeding", "reparameterization", "mixture", "spaces", "checkpoint", "episode", "interrupt",
+        "strategies", "images", "convolution", "packing",
     },
-    {"world", "training", "fit", "vae_training", "dream"},
-    {"controller", "reality", "adapters.minari"},
-    {"evaluation", "iteration", "report"},
+    {
+        "policies", "shards", "store", "workers", "rollouts", "collect", "environments",
+        "vision", "vae", "encoding", "lstm", "mdn", "mdnrnn", "sequences", "baselines", "metrics",
+        "testing.recording", "testing.inspection", "testing.trial", "testing.autoreset", "testing.contracts", "testing.checker",
+    },
+    {"world", "features", "starts", "training", "fit", "vae_training", "dream", "dream_options", "rendering"},
+    {"controller", "reality", "population", "evolution", "imagination", "envs", "latent_env", "adapters.minari"},
+    {"evaluation", "rounds", "iteration", "report"},
 ]  # fmt: skip
 FLOOR = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
 OPTIONAL = {
     "minari": "adapters/minari.py",
     "torch.utils.tensorboard": "metrics.py",
     "matplotlib": "report.py",
-    "cma": "controller.py",
+    "cma": "strategies.py",
     "vizdoom": "environments.py",
     "zstandard": "packing.py",
 }

@@ -140,3 +140,48 @@ def test_sample_is_distributed_as_gymnasiums(space):
 def test_spaces_without_a_number_are_refused():
     with pytest.raises(TypeError, match=r"expected at least one number, got shape \(0,\)"):
         FlatSpace(spaces.Box(-1, 1, (0,), np.float32))
+
+
+CHECKED = spaces.Dict(
+    {
+        "push": spaces.Box(-1.0, 2.0, (2,), np.float32),
+        "kind": spaces.Discrete(3, start=1),
+        "parts": spaces.MultiDiscrete([2, 4]),
+        "switches": spaces.MultiBinary(2),
+    }
+)
+
+
+def checked_batch(**changes):
+    batch = {
+        "push": np.zeros((3, 2)),
+        "kind": np.array([1, 2, 3]),
+        "parts": np.array([[0, 0], [1, 3], [0, 2]]),
+        "switches": np.eye(3, 2, dtype=np.int8),
+    }
+    return batch | {key: np.asarray(value) for key, value in changes.items()}
+
+
+def test_a_batch_of_the_space_passes_the_check():
+    FlatSpace(CHECKED).check(checked_batch(), 3)
+    FlatSpace(CHECKED).check(FlatSpace(CHECKED).sample(50, generator=torch.Generator().manual_seed(0)), 50)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"kind": [1, 4, 3]}, ValueError, r"actions at 'kind'\[1\]: expected a value of Discrete\(3, start=1\), got 4"),
+        ({"kind": [1, 2, 0]}, ValueError, r"\[2\].*got 0"),
+        ({"kind": [1.0, 2.0, 3.0]}, TypeError, "actions at 'kind': expected integers"),
+        ({"kind": [1, 2]}, ValueError, r"expected shape \(3,\) .*got \(2,\)"),
+        ({"push": [[0, 0], [0, 0], [0, 2.5]]}, ValueError, r"actions at 'push'\[2\].*got \[0.0, 2.5\]"),
+        ({"push": [[0, 0], [0, np.nan], [0, 0]]}, ValueError, r"\[1\].*got \[0.0, nan\]"),
+        ({"push": np.zeros((3, 1))}, ValueError, r"expected shape \(3, 2\)"),
+        ({"parts": [[0, 0], [1, 3], [2, 0]]}, ValueError, r"actions at 'parts'\[2\].*got \[2, 0\]"),
+        ({"switches": [[0, 1], [0, 2], [0, 0]]}, ValueError, r"actions at 'switches'\[1\].*got \[0, 2\]"),
+        ({"more": [0, 0, 0]}, ValueError, "expected leaves"),
+    ],
+)
+def test_a_batch_outside_the_space_is_refused_by_index_and_value(changes, error, message):
+    with pytest.raises(error, match=message):
+        FlatSpace(CHECKED).check(checked_batch(**changes), 3, name="actions")

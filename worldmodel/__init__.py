@@ -3,21 +3,31 @@
 See the README for the tour, and the modules' docstrings for the mathematics.
 """
 
+import gymnasium
+
 from worldmodel.collect import CollectionProgress, collect
-from worldmodel.controller import Generation, LatentPolicy, LinearController, evolve
+from worldmodel.controller import Controller, LatentPolicy
 from worldmodel.dream import BatchedWorld, Dreams, LatentState, RandomActions, Rollout
+from worldmodel.dream_options import DreamOptions
 from worldmodel.encoding import Encoder, encode_store
+from worldmodel.envs import DreamEnv, DreamVectorEnv
 from worldmodel.episode import Episode
 from worldmodel.evaluation import Evaluation, Scores, evaluate, replay
+from worldmodel.evolution import Generation, evolve
 from worldmodel.fit import DataConfig, fit
-from worldmodel.iteration import IterationConfig, Round, StageProgress, best_round, iterate, summarize
+from worldmodel.imagination import Imagination, imagine, lambda_returns
+from worldmodel.iteration import iterate
+from worldmodel.latent_env import LatentEnv, LatentVectorEnv
 from worldmodel.mdn import Factorization, MixtureDensityNetwork, MixtureHead, NoiseType
 from worldmodel.mdnrnn import MDNRNN, MDNRNNConfig, Prediction, SequenceBatch, State
 from worldmodel.mixture import GaussianMixture
 from worldmodel.policies import BrownianPolicy, RandomPolicy, RepeatPolicy
+from worldmodel.population import RealPopulation
 from worldmodel.reality import Reality
 from worldmodel.rollouts import EpisodeFailure, rollouts
+from worldmodel.rounds import IterationConfig, Round, StageProgress, best_round, summarize
 from worldmodel.store import EpisodeStore, Problem, repair, verify
+from worldmodel.strategies import OpenAIESConfig
 from worldmodel.training import NonFiniteLossError, TrainingConfig, TrainingProgress
 from worldmodel.vae import ConvVAE, FrameBatch, VAEConfig
 from worldmodel.vae_training import FrameConfig, train_vae
@@ -30,8 +40,12 @@ __all__ = [
     "BatchedWorld",
     "BrownianPolicy",
     "CollectionProgress",
+    "Controller",
     "ConvVAE",
     "DataConfig",
+    "DreamEnv",
+    "DreamOptions",
+    "DreamVectorEnv",
     "Dreams",
     "Encoder",
     "Episode",
@@ -43,19 +57,23 @@ __all__ = [
     "FrameConfig",
     "GaussianMixture",
     "Generation",
+    "Imagination",
     "IterationConfig",
+    "LatentEnv",
     "LatentPolicy",
     "LatentState",
-    "LinearController",
+    "LatentVectorEnv",
     "MDNRNNConfig",
     "MixtureDensityNetwork",
     "MixtureHead",
     "NoiseType",
     "NonFiniteLossError",
+    "OpenAIESConfig",
     "Prediction",
     "Problem",
     "RandomActions",
     "RandomPolicy",
+    "RealPopulation",
     "Reality",
     "RepeatPolicy",
     "Rollout",
@@ -77,7 +95,9 @@ __all__ = [
     "evaluate",
     "evolve",
     "fit",
+    "imagine",
     "iterate",
+    "lambda_returns",
     "repair",
     "replay",
     "rollouts",
@@ -85,3 +105,7 @@ __all__ = [
     "train_vae",
     "verify",
 ]
+
+gymnasium.register(  # for gym.make("worldmodel:Dream-v0"), which imports this module; the one thing that an import does
+    "Dream-v0", entry_point="worldmodel.envs:DreamEnv", vector_entry_point="worldmodel.envs:DreamVectorEnv"
+)

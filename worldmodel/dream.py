@@ -11,22 +11,25 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import gymnasium as gym
 import torch
-from gymnasium import spaces
 from torch import Tensor
 
+from worldmodel.features import FeatureKind, latent_features
+from worldmodel.mdn import Factorization
 from worldmodel.mdnrnn import State
-from worldmodel.mixture import check_temperature, shared_draws
-from worldmodel.spaces import Value, leaf_values, leaves, map_leaves
+from worldmodel.mixture import GaussianMixture, check_temperature, shared_draws
+from worldmodel.spaces import Value, map_leaves
+from worldmodel.streams import Streams, fill_uniform
 from worldmodel.vision import draw_latent
 from worldmodel.world import WorldModel
 
-FeatureKind = Literal["z", "zh", "zhc"]
 TerminationRule = Literal["threshold", "sample"]
 Policy = Callable[[Tensor], Value]  # features (B, F) -> a batch of actions; an attribute `features` may name their kind
 
+DEFAULT_HORIZON = 1000  # steps of a dream where nothing says how long an episode may last
 CHECK_EVERY = 16  # steps between looks at whether any dream still lives: each look stalls a GPU once
 
 
@@ -49,19 +52,19 @@ class LatentState:
         return latent_features(self.z, self.lstm, kind)
 
 
-def latent_features(z: Tensor, lstm: State, kind: FeatureKind) -> Tensor:
-    """Concatenate z (B, D) with h and c of the LSTM's last layer, as the agent of Ha & Schmidhuber sees them: (B, F).
+def usual_horizon(world: WorldModel) -> int:
+    """Longest episode of the environment that a world model's data came from, as far as its provenance says; else 1000.
 
-    Raises:
-        ValueError: if ``kind`` is not "z", "zh" or "zhc".
+    Only looked up among the ids that are registered already: a model directory must not make anything be imported.
     """
-    if kind == "z":
-        return z
-    if kind == "zh":
-        return torch.cat([z, lstm.h[-1]], dim=-1)
-    if kind == "zhc":
-        return torch.cat([z, lstm.h[-1], lstm.c[-1]], dim=-1)
-    raise ValueError(f"features: expected 'z', 'zh' or 'zhc', got {kind!r}")
+    recipe: dict[str, Any] = next(iter(world.provenance.get("recipes", [])), {})
+    spec = gym.registry.get(recipe.get("env", ""))
+    limits = (
+        recipe.get("max_steps"),
+        (recipe.get("env_kwargs") or {}).get("max_episode_steps"),
+        spec and spec.max_episode_steps,
+    )
+    return min((limit for limit in limits if isinstance(limit, int)), default=DEFAULT_HORIZON)
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,6 @@ class BatchedWorld(abc.ABC):
 
     def __init__(self, world: WorldModel, batch_size: int):
         self.world, self.batch_size = world, batch_size
-        self._choices = [path for path, leaf in leaves(world.action_space) if not isinstance(leaf, spaces.Box)]
 
     @abc.abstractmethod
     def start(self, *, generator: torch.Generator) -> LatentState:
@@ -208,10 +210,13 @@ class BatchedWorld(abc.ABC):
             state = next_state
 
     def flatten_actions(self, actions: Value) -> Tensor:
-        """Turn a batch of B actions into features (B, A). Values are not checked, as that would stall a GPU in a loop.
+        """Turn a batch of B actions into features (B, A).
+
+        Choices outside of their space are refused on a CPU; on a GPU a look at them would be a wait in each step. Bounds of
+        a Box are not looked at: recorded data break them, and M takes any number.
 
         Raises:
-            ValueError: if the shape is not that of B actions.
+            ValueError: if the shape is not that of B actions, or a choice lies outside; names its index and value.
             TypeError: if a choice is given as a floating-point number.
         """
         features = self.world.action_features.flatten(actions)
@@ -219,13 +224,7 @@ class BatchedWorld(abc.ABC):
             raise ValueError(
                 f"actions: expected a batch of {self.batch_size}, got leading dimensions {tuple(features.shape[:-1])}"
             )
-        given = leaf_values(actions)
-        for path in self._choices:
-            dtype = torch.as_tensor(given[path]).dtype
-            if dtype.is_floating_point:
-                raise TypeError(
-                    f"actions{f' at {path!r}' if path else ''}: expected integers for {self.world.action_space}, got {dtype}"
-                )
+        self.world.action_features.check_choices(actions, name="actions", values=features.device.type == "cpu")
         return features
 
 
@@ -314,13 +313,15 @@ class Dreams(BatchedWorld):
         return self._alive(z[:, -1], lstm)
 
     @torch.no_grad()
-    def step(self, state: LatentState, actions: Value, *, generator: torch.Generator) -> tuple[LatentState, Tensor, Tensor]:
+    def step(
+        self, state: LatentState, actions: Value, *, generator: torch.Generator | Streams
+    ) -> tuple[LatentState, Tensor, Tensor]:
         """Advance every dream by one step; those that have ended stay as they are.
 
         Args:
             state: where the dreams stand.
             actions: a batch of B values of the action space.
-            generator: source of randomness.
+            generator: source of randomness; `Streams` give every dream its own.
 
         Returns:
             The next state, the expected reward (B,), and whether the dream terminated with this step (B,). Dreams that had
@@ -330,27 +331,49 @@ class Dreams(BatchedWorld):
             ValueError: if the shape of ``actions`` is not that of B actions.
             TypeError: if a choice is given as a floating-point number.
         """
-        prediction, lstm = self.world.mdnrnn.step(state.z, self.flatten_actions(actions), state.lstm)
-        z = prediction.latent.sample(self.temperature, num_groups=self.num_groups, generator=generator)
-        z = z.clamp(self.world.mdnrnn.latent_low, self.world.mdnrnn.latent_high)
+        return self.step_features(state, self.flatten_actions(actions), generator=generator)
+
+    @torch.no_grad()
+    def step_features(
+        self, state: LatentState, action: Tensor, *, generator: torch.Generator | Streams
+    ) -> tuple[LatentState, Tensor, Tensor]:
+        """`step` for action features (B, A), which are not checked."""
+        if isinstance(generator, Streams):
+            generator.reserve(self._numbers_per_step)
+        prediction, lstm = self.world.mdnrnn.step(state.z, action, state.lstm)
+        z = self.bound(prediction.latent.sample(self.temperature, num_groups=self.num_groups, generator=generator))
         ended = torch.zeros_like(state.alive)
         if prediction.termination_logit is not None:
             ended = self._ends(prediction.termination_logit, generator) & state.alive
         reward = torch.zeros_like(z[:, 0])
         if prediction.reward is not None:
-            expected = prediction.reward.expectation().clamp(self.world.mdnrnn.reward_low, self.world.mdnrnn.reward_high)
-            reward = torch.where(state.alive, expected[:, 0], 0.0)
+            reward = torch.where(state.alive, self.expected_reward(prediction.reward), 0.0)
         alive = state.alive.unsqueeze(-1)
         kept = State(*(torch.where(alive, new, old) for new, old in zip(lstm, state.lstm, strict=True)))
         return LatentState(torch.where(alive, z, state.z), kept, state.alive & ~ended), reward, ended
 
+    @property
+    def _numbers_per_step(self) -> int:
+        """Random numbers that a step takes per dream: for the choice of components, for the noise (in pairs), for the end."""
+        config = self.world.mdnrnn.config
+        d, k = config.latent_size, config.num_components
+        return (k * d if config.factorization is Factorization.PER_DIMENSION else k) + d + d % 2 + 1
+
+    def bound(self, z: Tensor) -> Tensor:
+        """Keep latents (B, D) within what a dream may reach; see `DataStatistics`."""
+        return z.clamp(self.world.mdnrnn.latent_low, self.world.mdnrnn.latent_high)
+
+    def expected_reward(self, reward: GaussianMixture) -> Tensor:
+        """Expected reward (B,), within the bounds of dreams, of what M predicts."""
+        return reward.expectation().clamp(self.world.mdnrnn.reward_low, self.world.mdnrnn.reward_high)[:, 0]
+
     def _alive(self, z: Tensor, lstm: State) -> LatentState:
         return LatentState(z, lstm, torch.ones(self.batch_size, dtype=torch.bool, device=z.device))
 
-    def _ends(self, logit: Tensor, generator: torch.Generator) -> Tensor:
+    def _ends(self, logit: Tensor, generator: torch.Generator | Streams) -> Tensor:
         if self.termination == "threshold":
             return logit > 0
-        return shared_draws(logit, self.num_groups, lambda noise: noise.uniform_(generator=generator)) < logit.sigmoid()
+        return shared_draws(logit, self.num_groups, lambda noise: fill_uniform(noise, generator)) < logit.sigmoid()
 
 
 class RandomActions:

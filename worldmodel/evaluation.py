@@ -13,16 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldmodel.controller import LinearController
-from worldmodel.dream import BatchedWorld, Dreams, FeatureKind, Policy, RandomActions, Rollout, TerminationRule
+from worldmodel.controller import Controller
+from worldmodel.dream import DEFAULT_HORIZON, BatchedWorld, Dreams, Policy, RandomActions, Rollout, TerminationRule
 from worldmodel.episode import Episode
+from worldmodel.features import FeatureKind
 from worldmodel.reality import Reality
 from worldmodel.rollouts import EnvMaker, derive_seed, make_env
 from worldmodel.spaces import Value, map_leaves
 from worldmodel.world import WorldModel
 
 EVALUATION_STREAM = 1  # keeps the episodes of an evaluation apart from those of a collection
-DEFAULT_HORIZON = 1000  # steps of a dream where nothing says how long an episode may last
 
 
 @dataclass(frozen=True)
@@ -109,21 +109,6 @@ def time_limit(
     return min((limit for limit in (max_steps, registered) if limit is not None), default=DEFAULT_HORIZON)
 
 
-def usual_horizon(world: WorldModel) -> int:
-    """Longest episode of the environment that a world model's data came from, as far as its provenance says; else 1000.
-
-    Only looked up among the ids that are registered already: a model directory must not make anything be imported.
-    """
-    recipe: dict[str, Any] = next(iter(world.provenance.get("recipes", [])), {})
-    spec = gym.registry.get(recipe.get("env", ""))
-    limits = (
-        recipe.get("max_steps"),
-        (recipe.get("env_kwargs") or {}).get("max_episode_steps"),
-        spec and spec.max_episode_steps,
-    )
-    return min((limit for limit in limits if isinstance(limit, int)), default=DEFAULT_HORIZON)
-
-
 def evaluate(
     controller: Policy,
     world: WorldModel,
@@ -142,7 +127,7 @@ def evaluate(
     """Score a controller in the real environment, in the dream, and against random play.
 
     Args:
-        controller: a `LinearController` or any callable, features (B, F) -> actions.
+        controller: a `Controller` or any callable, features (B, F) -> actions.
         world: the world model.
         env: id or constructor of the real environment.
         num_episodes: real episodes, for the controller and for random play alike.
@@ -159,7 +144,7 @@ def evaluate(
         ValueError: if controller, world and environment do not belong together.
         RuntimeError: if the environment raises; names the episode.
     """
-    if isinstance(controller, LinearController):
+    if isinstance(controller, Controller):
         controller.check_world(world)
     dreams = Dreams(world, num_dreams, temperature=temperature, termination=termination)
     episodes = derive_seed(seed, EVALUATION_STREAM)

@@ -20,10 +20,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from worldmodel.reparameterization import reparameterize
+from worldmodel.streams import Source, fill_exponential, fill_normal
+
 HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 
 
-def categorical(log_weights: Tensor, *, dim: int = -1, num_groups: int = 1, generator: torch.Generator | None = None) -> Tensor:
+def categorical(log_weights: Tensor, *, dim: int = -1, num_groups: int = 1, generator: Source = None) -> Tensor:
     """Draw one component index per mixture by the Gumbel-max trick.
 
     argmax_k (log pi_k + g_k) with g_k standard Gumbel is exactly k with probability pi_k, for any normalisation of
@@ -44,8 +47,8 @@ def categorical(log_weights: Tensor, *, dim: int = -1, num_groups: int = 1, gene
     if log_weights.ndim == 0 or log_weights.shape[dim] == 0:
         raise ValueError(f"log_weights: expected shape (..., K) with K >= 1, got {tuple(log_weights.shape)}")
     log_weights = at_least_float32(log_weights)  # in half precision two Gumbel numbers tie too often
-    exponential = shared_draws(log_weights, num_groups, lambda noise: noise.exponential_(generator=generator))
-    return torch.argmax(log_weights - exponential.log(), dim=dim)
+    exponential = shared_draws(log_weights, num_groups, lambda noise: fill_exponential(noise, generator))
+    return (log_weights - exponential.log_()).max(dim=dim).indices  # seven times as fast on a CPU as argmax (dev/LOG.md)
 
 
 def shared_draws(like: Tensor, num_groups: int, fill: Callable[[Tensor], Tensor]) -> Tensor:
@@ -198,11 +201,9 @@ class GaussianMixture:
 
     def mode(self) -> Tensor:
         """The mode of the heaviest component (the first among equals), which is what temperature 0 means: (..., D)."""
-        return self._select(self.mean, self._stacked_log_weights().argmax(dim=-2))
+        return self._select(self.mean, self._stacked_log_weights().max(dim=-2).indices)
 
-    def sample(
-        self, temperature: float | Tensor = 1.0, *, num_groups: int = 1, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def sample(self, temperature: float | Tensor = 1.0, *, num_groups: int = 1, generator: Source = None) -> Tensor:
         """Draw one x per mixture at a temperature (Ha & Schmidhuber 2018, appendix; after Ha & Eck 2017).
 
         Log-weights are divided by tau and renormalised per mixture; the noise is multiplied by sqrt(tau). At tau = 0 the
@@ -237,10 +238,41 @@ class GaussianMixture:
         warm = tau >= coldest
         heated = log_weights / torch.where(warm, tau, 1.0).unsqueeze(-1)
         index = categorical(heated, dim=-2, num_groups=num_groups, generator=generator)  # (..., 1 or D)
-        index = torch.where(warm, index, log_weights.argmax(dim=-2))
+        index = torch.where(warm, index, log_weights.max(dim=-2).indices)
         return self._select(self.mean, index) + tau.sqrt() * self._noise(index, num_groups, generator)
 
-    def entropy(self, num_samples: int = 1000, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    def rsample(self, temperature: float | Tensor = 1.0, *, num_groups: int = 1, generator: Source = None) -> Tensor:
+        """Draw as `sample` does, the same numbers, with a gradient to weights, means and scales.
+
+        The choice of component is summed out, so the gradient of an expectation is unbiased in the weights too; see
+        `worldmodel.reparameterization`. At tau = 0 it is that of `mode`. It can be differentiated once.
+
+        Args:
+            temperature: as in `sample`.
+            num_groups: as in `sample`.
+            generator: as in `sample`.
+
+        Returns:
+            (..., D).
+
+        Raises:
+            ValueError: as in `sample`.
+        """
+        with torch.no_grad():
+            z = self.sample(temperature, num_groups=num_groups, generator=generator)
+        tau = self._align(temperature if isinstance(temperature, Tensor) else z.new_full((), temperature))  # (..., 1)
+        warm = tau >= torch.finfo(z.dtype).tiny
+        heat = torch.where(warm, tau, 1.0).unsqueeze(-1)  # (..., 1, 1)
+        log_weights = self._stacked_log_weights()  # (..., K, 1 or D)
+        log_weights = ((log_weights - log_weights.detach().amax(dim=-2, keepdim=True)) / heat).log_softmax(dim=-2)
+        log_weights = log_weights if self.per_dimension else log_weights[..., 0]
+        if self.scale_tril is None:
+            moved = reparameterize(z, log_weights, self.mean, log_scale=self.log_scale + 0.5 * heat.log())
+        else:
+            moved = reparameterize(z, log_weights, self.mean, scale_tril=self.scale_tril * heat.sqrt().unsqueeze(-1))
+        return torch.where(warm, moved, self.mode())
+
+    def entropy(self, num_samples: int = 1000, *, generator: Source = None) -> tuple[Tensor, Tensor]:
         """Estimate the differential entropy -E[log p(x)] by Monte Carlo.
 
         Args:
@@ -281,9 +313,9 @@ class GaussianMixture:
         """Take component ``index`` (..., 1 or D) of ``parameter`` (..., K, D): (..., D)."""
         return parameter.gather(-2, index.expand(*self.batch_shape, self.dim).unsqueeze(-2))[..., 0, :]
 
-    def _noise(self, index: Tensor, num_groups: int, generator: torch.Generator | None) -> Tensor:
+    def _noise(self, index: Tensor, num_groups: int, generator: Source) -> Tensor:
         """Draw zero-mean noise of the components ``index`` (..., 1 or D): (..., D)."""
-        epsilon = shared_draws(self.mean[..., 0, :], num_groups, lambda noise: noise.normal_(generator=generator))
+        epsilon = shared_draws(self.mean[..., 0, :], num_groups, lambda noise: fill_normal(noise, generator))
         if self.scale_tril is None:
             return self._select(self.log_scale, index).exp() * epsilon
         chosen = index.reshape(*self.batch_shape, 1, 1, 1).expand(*self.batch_shape, 1, self.dim, self.dim)

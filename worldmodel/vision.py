@@ -19,11 +19,12 @@ from torch import Tensor, nn
 
 from worldmodel.checkpoint import digest_tensors
 from worldmodel.spaces import FlatSpace, Value, space_to_json
+from worldmodel.streams import Source, fill_normal
 
 SMALLEST_STANDARD_DEVIATION = 1e-6  # a dimension that varies less in the data is constant and is not scaled up
 
 
-def draw_latent(mean: Tensor, log_variance: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+def draw_latent(mean: Tensor, log_variance: Tensor, *, generator: Source = None) -> Tensor:
     """Draw z ~ N(mean, exp(log_variance)), elementwise; a log-variance of -inf gives the mean exactly.
 
     Args:
@@ -34,7 +35,7 @@ def draw_latent(mean: Tensor, log_variance: Tensor, *, generator: torch.Generato
     Returns:
         (..., D).
     """
-    noise = torch.empty_like(mean).normal_(generator=generator)
+    noise = fill_normal(torch.empty_like(mean), generator)
     return mean + (0.5 * log_variance).exp() * noise
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from worldmodel import checkpoint
 from worldmodel.mdnrnn import MDNRNN, MDNRNNConfig
 from worldmodel.spaces import FlatSpace, Value, space_from_json, space_to_json
+from worldmodel.streams import Source
 from worldmodel.vae import ConvVAE, VAEConfig
 from worldmodel.version import __version__
 from worldmodel.vision import StateNormalizer, Vision, draw_latent
@@ -134,7 +135,7 @@ class WorldModel(nn.Module):
         return hashlib.sha256(content.encode()).hexdigest()
 
     @torch.no_grad()
-    def encode(self, observation: Value, *, generator: torch.Generator | None = None) -> Tensor:
+    def encode(self, observation: Value, *, generator: Source = None) -> Tensor:
         """Draw z from V's posterior for observations with any leading dimensions (...): (..., D)."""
         return draw_latent(*self.vision.encode(observation), generator=generator)
 
