@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from command import Bar, add_device, choose_device, run
+from command import Bar, add_device, choose_device, parse_with_preset, run
 from fields import add_fields, read_fields
 
 import worldmodel as wm
@@ -30,7 +30,7 @@ def parse_arguments() -> argparse.Namespace:
     add_fields(parser, wm.MDNRNNConfig, leave_out=FROM_DATA)
     add_fields(parser, wm.DataConfig)
     add_fields(parser, wm.TrainingConfig)
-    return parser.parse_args()
+    return parse_with_preset(parser, "train_mdnrnn")
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from command import Bar, add_device, choose_device, run
+from command import Bar, add_device, choose_device, parse_with_preset, run
 from fields import add_fields, read_fields
 
 import worldmodel as wm
@@ -25,7 +25,7 @@ def parse_arguments() -> argparse.Namespace:
     add_fields(parser, wm.VAEConfig)
     add_fields(parser, wm.FrameConfig)
     add_fields(parser, wm.TrainingConfig)
-    return parser.parse_args()
+    return parse_with_preset(parser, "train_vae")
 
 
 def main() -> None:

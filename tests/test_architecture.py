@@ -21,7 +21,7 @@ FLOORS = [
     },
     {"world", "features", "starts", "training", "fit", "vae_training", "dream", "dream_options", "rendering"},
     {"controller", "reality", "population", "evolution", "imagination", "envs", "latent_env", "adapters.minari"},
-    {"evaluation", "rounds", "iteration", "report"},
+    {"evaluation", "probe", "presets", "rounds", "iteration", "report"},
 ]  # fmt: skip
 FLOOR = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
 OPTIONAL = {

@@ -9,8 +9,10 @@ import pytest
 import safetensors.numpy
 from gymnasium import spaces
 from test_store import assert_same, flip, shard_paths
+from toy_images import DotEnv
 
 from worldmodel import packing, shards
+from worldmodel.collect import collect
 from worldmodel.episode import Episode
 from worldmodel.packing import pack, unpack
 from worldmodel.store import EpisodeStore, repair, verify
@@ -187,3 +189,12 @@ def test_a_cut_shard_gives_what_is_whole(tmp_path, share):
     assert verify(tmp_path) == []
     for episode in EpisodeStore.open(tmp_path):
         assert_same(episode, EPISODES[episode.episode_id])
+
+
+def test_a_collection_that_the_disk_cannot_hold_is_refused_before_it_starts(tmp_path, monkeypatch):
+    free = 10**6
+    monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - free, free))
+    collect(DotEnv, out=tmp_path / "few", num_episodes=3)
+    with pytest.raises(OSError, match=r"expected \d+\.\d+ GiB of free disk for 1000000 episodes, .* got 0\.00 GiB"):
+        collect(DotEnv, out=tmp_path / "many", num_episodes=1_000_000)
+    assert len(EpisodeStore.open(tmp_path / "many")) == 0

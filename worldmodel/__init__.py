@@ -23,6 +23,7 @@ from worldmodel.mdnrnn import MDNRNN, MDNRNNConfig, Prediction, SequenceBatch, S
 from worldmodel.mixture import GaussianMixture
 from worldmodel.policies import BrownianPolicy, RandomPolicy, RepeatPolicy
 from worldmodel.population import RealPopulation
+from worldmodel.probe import Probe, probe
 from worldmodel.reality import Reality
 from worldmodel.rollouts import EpisodeFailure, rollouts
 from worldmodel.rounds import IterationConfig, Round, StageProgress, best_round, summarize
@@ -70,6 +71,7 @@ __all__ = [
     "NonFiniteLossError",
     "OpenAIESConfig",
     "Prediction",
+    "Probe",
     "Problem",
     "RandomActions",
     "RandomPolicy",
@@ -98,6 +100,7 @@ __all__ = [
     "imagine",
     "iterate",
     "lambda_returns",
+    "probe",
     "repair",
     "replay",
     "rollouts",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -18,10 +19,12 @@ import gymnasium as gym
 
 from worldmodel.checkpoint import remove_temporaries
 from worldmodel.episode import Episode
+from worldmodel.images import find_images
 from worldmodel.policies import Policy
 from worldmodel.rollouts import EnvMaker, EpisodeFailure, Runner, check_workers, run_all
 from worldmodel.rollouts import rollouts as rollouts
 from worldmodel.store import SHARDS, EpisodeStore
+from worldmodel.workers import attempt_task
 
 FLUSH_SECONDS = 10.0  # what a kill -9 can lose at most, in seconds of work ...
 FLUSH_BYTES = 32 * 2**20  # ... and in bytes; also the size of a shard
@@ -98,6 +101,7 @@ def collect(
         TypeError: if a space is not supported.
         FileExistsError: if ``out`` holds something else, or a collection of another recipe.
         RuntimeError: if no episode succeeds; quotes the first failure.
+        OSError: if the frames would need more disk than there is, judging by the first of them; nothing is collected then.
     """
     if num_episodes < 1:
         raise ValueError(f"num_episodes: expected at least 1, got {num_episodes}")
@@ -110,6 +114,7 @@ def collect(
         missing = [k for k in range(num_episodes) if k not in done]
         if missing:
             _require_spaces(store, _spaces(runner, encoder))
+            _require_disk(store, runner, encoder, missing)
             progress = CollectionProgress(episodes=num_episodes - len(missing), total=num_episodes, steps=0, failures=0)
             results = _encoded(run_all(runner, missing, num_workers), encoder)
             _collect_missing(store, results, progress, on_progress)
@@ -161,6 +166,21 @@ def _require_spaces(store: EpisodeStore, spaces: Mapping[str, gym.Space[Any]]) -
     for name, space in spaces.items():
         if space != getattr(store, name):
             raise ValueError(f"{store.path}: expected the {name} of its episodes, {getattr(store, name)}, got {space}")
+
+
+def _require_disk(store: EpisodeStore, runner: Runner, encoder: EpisodeEncoder | None, missing: Sequence[int]) -> None:
+    """Refuse a collection of images that the disk cannot hold, from the bytes of one episode."""
+    if not find_images(store.observation_space):
+        return
+    succeeded, episode = attempt_task(runner, missing[0])
+    if not succeeded:
+        return  # the collection will say so
+    needed, free = store.stored_bytes(episode) * len(missing), shutil.disk_usage(store.path).free
+    if needed > free:
+        raise OSError(
+            f"{store.path}: expected {needed / 2**30:,.2f} GiB of free disk for {len(missing)} episodes, judging by the first "
+            f"of them, got {free / 2**30:,.2f} GiB; collect fewer, make the frames smaller, or store them encoded (encoder)"
+        )
 
 
 def _encoded(

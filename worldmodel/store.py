@@ -208,6 +208,10 @@ class EpisodeStore:
             raise ValueError(f"episode_id: expected ids that the store does not hold yet, got {taken.tolist()} again")
         self._write_shard(episodes)
 
+    def stored_bytes(self, episode: Episode) -> int:
+        """Bytes that an episode takes on the disk."""
+        return self._schema.encode([episode])[0].size
+
     def record_failures(self, failures: Iterable[Mapping[str, Any]]) -> None:
         """Write down episodes that could not be made: mappings with ``episode_id``, ``seed`` and ``error``."""
         self._failures |= {int(f["episode_id"]): {key: f[key] for key in ("episode_id", "seed", "error")} for f in failures}
