@@ -12,7 +12,7 @@ PACKAGE = ROOT / "worldmodel"
 FLOORS = [
     {
         "version", "streams", "seeding", "reparameterization", "mixture", "spaces", "checkpoint", "episode", "interrupt",
-        "strategies", "images", "convolution", "packing",
+        "strategies", "images", "convolution", "packing", "video",
     },
     {
         "policies", "shards", "store", "workers", "rollouts", "collect", "environments",
@@ -21,7 +21,7 @@ FLOORS = [
     },
     {"world", "features", "starts", "training", "fit", "vae_training", "dream", "dream_options", "rendering"},
     {"controller", "reality", "population", "evolution", "imagination", "envs", "latent_env", "adapters.minari"},
-    {"evaluation", "probe", "presets", "rounds", "iteration", "report"},
+    {"evaluation", "pictures", "reproduction", "probe", "presets", "rounds", "iteration", "report"},
 ]  # fmt: skip
 FLOOR = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
 OPTIONAL = {
@@ -31,6 +31,7 @@ OPTIONAL = {
     "cma": "strategies.py",
     "vizdoom": "environments.py",
     "zstandard": "packing.py",
+    "imageio_ffmpeg": "video.py",
 }
 LONGEST_FILE, LONGEST_FUNCTION, LONGEST_SCRIPT = 400, 40, 100
 

@@ -24,7 +24,8 @@ SIZE = 64  # pixels to a side, what the paper's V sees
 DOOM_STEPS = 2100  # the longest episode: 60 seconds of 35 tics
 CAR_STEPS = 1000
 CAR_ROWS = 84  # of 96: below is the status bar
-_TAKE_COVER_ACTIONS = (2, 0, 1)  # left, stay, right, as VizDoom numbers them
+DOOM_ACTIONS = ("left", "stay", "right")
+_TAKE_COVER_ACTIONS = (2, 0, 1)  # the same as VizDoom numbers them
 
 
 class AreaResize(gym.ObservationWrapper, RecordConstructorArgs):
