@@ -12,7 +12,7 @@ PACKAGE = ROOT / "worldmodel"
 FLOORS = [
     {
         "version", "streams", "seeding", "reparameterization", "mixture", "spaces", "checkpoint", "episode", "interrupt",
-        "strategies", "images", "convolution", "packing", "video",
+        "strategies", "images", "packing", "video",
     },
     {
         "policies", "shards", "store", "workers", "rollouts", "collect", "environments",

@@ -66,6 +66,22 @@ def test_small_frames_are_collected_by_a_wrapper(tmp_path):
     assert store.read(0).observations.shape == (4, 64, 64, 3)
 
 
+def test_frames_that_change_their_size_are_a_failure_that_says_so(tmp_path):
+    class Growing(SpaceEnv):
+        def step(self, action):
+            return (np.zeros((61, 80, 3), np.uint8), *super().step(action)[1:])
+
+    with pytest.raises(
+        RuntimeError, match=r"expected values of one shape, got \(60, 80, 3\) at first and \(61, 80, 3\) at number 1"
+    ):
+        wm.collect(
+            lambda: Growing(spaces.Box(0, 255, (60, 80, 3), np.uint8), spaces.Discrete(2)),
+            out=tmp_path,
+            num_episodes=1,
+            max_steps=3,
+        )
+
+
 # Missing parts
 
 

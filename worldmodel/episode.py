@@ -64,8 +64,20 @@ class Episode:
 
 
 def stack_values(values: Sequence[Value]) -> Value:
-    """Stack equally nested values along a new leading dimension: N values -> nested arrays (N, ...). Copies."""
-    return map_leaves(lambda *leaf: np.stack([np.asarray(part) for part in leaf]), *values)
+    """Stack equally nested values along a new leading dimension: N values -> nested arrays (N, ...). Copies.
+
+    Raises:
+        ValueError: if a leaf changes its shape; names both shapes and where.
+    """
+    return map_leaves(_stack, *values)
+
+
+def _stack(*leaf: Any) -> np.ndarray:
+    parts = [np.asarray(part) for part in leaf]
+    for number, part in enumerate(parts):
+        if part.shape != parts[0].shape:
+            raise ValueError(f"expected values of one shape, got {parts[0].shape} at first and {part.shape} at number {number}")
+    return np.stack(parts)
 
 
 def check_episode(episode: Episode, observation_space: gym.Space[Any], action_space: gym.Space[Any]) -> None:

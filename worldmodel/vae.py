@@ -20,9 +20,9 @@ import gymnasium as gym
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
+from torch.nn import functional
 
 from worldmodel import checkpoint
-from worldmodel.convolution import convolve, convolve_transposed
 from worldmodel.images import find_images, resize_by_area
 from worldmodel.spaces import Value, build_value, leaf_values, leaves, space_from_json, space_to_json
 from worldmodel.vision import StateNormalizer, Vision, draw_latent
@@ -262,23 +262,23 @@ class ConvVAE(Vision):
 
     def decode_images(self, latents: Tensor) -> Tensor:
         """Turn the latents of images (N, latent size) into (N, 64, 64, C) in [0, 1], float32."""
-        image = self.expand(latents)
-        for layer, k in zip(self.deconvolutions, DECODER_KERNELS, strict=True):
-            assert isinstance(layer, nn.ConvTranspose2d)
-            assert layer.bias is not None
-            if image.ndim == 2:  # of a single pixel: a linear map
-                image = nn.functional.linear(image, layer.weight.flatten(1).T, layer.bias.repeat_interleave(k * k))
-                image = image.reshape(len(image), -1, k, k).permute(0, 2, 3, 1)
-            else:
-                image = convolve_transposed(image.relu(), layer.weight, layer.bias)
-        return image.float().sigmoid()
+        first, *others = self.deconvolutions
+        assert isinstance(first, nn.ConvTranspose2d)
+        assert first.bias is not None
+        # Of a single pixel a transposed convolution is a linear map, and as that several times as fast (dev/LOG.md).
+        c, k = first.out_channels, DECODER_KERNELS[0]
+        weight = first.weight.permute(2, 3, 1, 0).reshape(k * k * c, FEATURES)
+        image = functional.linear(self.expand(latents), weight, first.bias.repeat(k * k))
+        image = image.reshape(len(latents), k, k, c).permute(0, 3, 1, 2)
+        for layer in others:
+            image = layer(image.relu())
+        return image.permute(0, 2, 3, 1).float().sigmoid()
 
     def _encode_images(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        image = image.permute(0, 3, 1, 2)  # channels stay innermost in memory, which torch's convolutions like best
         for layer in self.convolutions:
-            assert isinstance(layer, nn.Conv2d)
-            assert layer.bias is not None
-            image = convolve(image, layer.weight, layer.bias).relu()
-        features = image.flatten(1)
+            image = layer(image).relu()
+        features = image.permute(0, 2, 3, 1).flatten(1)
         return self.mean_head(features).float(), self.log_variance_head(features).float()
 
     def _flat(self, image: Tensor) -> Tensor:
