@@ -1,6 +1,6 @@
 """How fast V trains, against the same layers written the obvious way, in float32 and bfloat16; images per second.
 
-The obvious way is channels first in memory, and the first transposed convolution, of a single pixel, as one. A step is the loss,
+The obvious way is channels first in memory, and the first transposed convolution, of a single pixel, as one. A step is loss,
 its gradient and Adam's update on random 64x64 frames. Seconds are of CPU time, best of several in turn, so that the ratios hold
 on a machine that others use.
 
