@@ -16,12 +16,14 @@ FLOORS = [
         "vision", "lstm", "mdn", "mdnrnn", "sequences", "baselines", "metrics",
     },
     {"world", "features", "starts", "training", "fit", "dream", "dream_options", "rendering"},
-    {"controller", "reality", "envs", "latent_env", "adapters.minari"},
+    {"controller", "reality", "envs", "latent_env", "adapters.minari", "adapters.sb3", "adapters.torchrl"},
     {"evaluation", "iteration", "report"},
 ]  # fmt: skip
 FLOOR = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
 OPTIONAL = {
     "minari": "adapters/minari.py",
+    "stable_baselines3": "adapters/sb3.py",
+    "torchrl": "adapters/torchrl.py",
     "torch.utils.tensorboard": "metrics.py",
     "matplotlib": "report.py",
     "cma": "controller.py",
