@@ -239,8 +239,8 @@ class DreamVectorEnv(VectorEnv[Value, Value, Any]):
     def _final_infos(self, ended: Tensor) -> dict[str, Any]:
         """``final_obs`` and ``final_info`` of dreams that ended: a batch of tensors, else an object each as in Gymnasium."""
         if self.tensors:
-            final = {"final_obs": self._observe(), "final_info": self._infos()}
-            return final | {f"_{name}": ended.clone() for name in final}
+            infos = {"final_obs": self._observe(), "final_info": self._infos()}
+            return infos | {f"_{name}": ended.clone() for name in infos}
         there = ended.cpu().numpy()
         if not there.any():
             return {}
