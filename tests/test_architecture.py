@@ -10,13 +10,17 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "worldmodel"
 
 FLOORS = [
-    {"version", "streams", "mixture", "spaces", "checkpoint", "episode", "interrupt", "seeding"},
+    {"version", "streams", "reparameterization", "mixture", "spaces", "checkpoint", "episode", "interrupt", "seeding"},
     {
         "policies", "shards", "store", "workers", "rollouts", "collect",
         "vision", "lstm", "mdn", "mdnrnn", "sequences", "baselines", "metrics",
+        "testing.recording", "testing.inspection", "testing.trial", "testing.autoreset", "testing.contracts", "testing.checker",
     },
     {"world", "features", "starts", "training", "fit", "dream", "dream_options", "rendering"},
-    {"controller", "reality", "envs", "latent_env", "adapters.minari", "adapters.sb3", "adapters.torchrl"},
+    {
+        "controller", "reality", "imagination", "envs", "latent_env",
+        "adapters.minari", "adapters.sb3", "adapters.torchrl",
+    },
     {"evaluation", "iteration", "report"},
 ]  # fmt: skip
 FLOOR = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}

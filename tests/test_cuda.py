@@ -14,15 +14,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from toy_data import walking_episode, write_store
 from toy_worlds import WalkEnv, walk_world
 
 from worldmodel import iteration
 from worldmodel.controller import LatentPolicy, LinearController, evolve, feature_size
 from worldmodel.dream import Dreams, RandomActions
+from worldmodel.envs import DreamVectorEnv
 from worldmodel.evaluation import evaluate
 from worldmodel.fit import FIT_FILE, DataConfig, fit
+from worldmodel.imagination import imagine, lambda_returns
 from worldmodel.iteration import IterationConfig, iterate
+from worldmodel.latent_env import LatentVectorEnv
 from worldmodel.mdnrnn import MDNRNN
 from worldmodel.rollouts import rollouts
 from worldmodel.training import TrainingConfig
@@ -161,6 +165,44 @@ def test_dreams_start_on_the_device_from_real_observations(device):
     torch.testing.assert_close(dreams.world.decode(state.z).double().cpu(), torch.tensor([[0.25, 0.0]] * 3).double())
 
 
+@pytest.mark.parametrize("mode", AutoresetMode)
+def test_a_dream_environment_stays_on_the_device_without_a_wait(device, mode):
+    env = DreamVectorEnv(walk_world().to(device), 6, autoreset_mode=mode, tensors=True, check_actions=False, temperature=(0, 1))
+    env.reset(seed=0)
+    actions = torch.tensor([0, 1, 2, 2, 2, 2], device=device)
+    if device == "cuda":
+        env.step(actions)
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(12):
+            *results, infos = env.step(actions)
+    finally:
+        if device == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
+    assert kinds(*results, infos["temperature"]) == {device}
+    if mode is AutoresetMode.SAME_STEP:
+        assert kinds(infos["final_obs"], infos["_final_obs"]) == {device}
+    assert isinstance(DreamVectorEnv(walk_world().to(device), 2).reset(seed=0)[0], np.ndarray)
+
+
+def test_a_dream_is_the_same_on_every_device(device):
+    """The random integers are; the rest differs by rounding."""
+    here, there = (DreamVectorEnv(walk_world().to(where), 50, horizon=9) for where in ("cpu", device))
+    one, two = here.reset(seed=0)[0], there.reset(seed=0)[0]
+    for t in range(20):
+        np.testing.assert_allclose(one, two, atol=1e-4)
+        one, two = here.step(np.full(50, t % 3))[0], there.step(np.full(50, t % 3))[0]
+
+
+def test_reality_shows_features_of_a_world_on_the_device(device):
+    env = LatentVectorEnv(SyncVectorEnv([WalkEnv] * 2), walk_world().to(device))
+    features, _ = env.reset(seed=0)
+    assert env.observation_space.contains(features)
+    for _ in range(8):
+        features, *_ = env.step(np.array([2, 0]))
+    assert features.dtype == np.float32
+
+
 def test_evolve_returns_a_better_controller_on_the_device(tmp_path, device):
     dreams, tests = Dreams(walk_world().to(device), 32, temperature=0.0), []
     controller = evolve(
@@ -245,3 +287,15 @@ def test_the_training_script_takes_the_device(walks, tmp_path, device, losses, m
     assert all(seen == {device} for seen in losses)
     assert json.loads((out / FIT_FILE).read_text())["device"] == device
     assert kinds(*everything(WorldModel.from_pretrained(out, device=device))) == {device}
+
+
+def test_imagined_trajectories_and_their_gradients_lie_on_the_device(device):
+    world = walk_world().to(device)
+    dreams = Dreams(world, 4, temperature=torch.tensor([0.0, 0.5, 1.0, 2.0]))
+    logits = torch.zeros(4, 3, device=device, requires_grad=True)
+    dream = imagine(dreams, lambda features: logits.softmax(-1), 3, generator=dreams.generator(0))
+    value = dream.features.sum(-1)
+    returns = lambda_returns(dream.reward, dream.continuation, value, discount=0.9, lambda_=0.9)
+    returns.sum().backward()
+    assert kinds(*vars(dream).values(), returns, logits.grad) == {device}
+    assert torch.isfinite(logits.grad).all()

@@ -18,6 +18,7 @@ from worldmodel.dream_options import DreamOptions
 from worldmodel.envs import DreamEnv, DreamVectorEnv
 from worldmodel.features import feature_size
 from worldmodel.spaces import map_leaves
+from worldmodel.testing import check_vector_env
 from worldmodel.vision import StateNormalizer
 
 MODES = list(AutoresetMode)
@@ -79,6 +80,14 @@ def test_nested_spaces_pass_gymnasiums_checks_too(tmp_path, kind):
         _, _, terminated, truncated, _ = env.step(env.action_space.sample())
         if terminated or truncated:
             env.reset()
+
+
+@pytest.mark.parametrize("tensors", [False, True])
+@pytest.mark.parametrize("kind", ["zh", "decoded"])
+def test_every_contract_of_vector_environments_is_kept_in_all_modes(kind, tensors):
+    options = {"observation": kind, "tensors": tensors, "horizon": 7, "temperature": (0.5, 1.5)}
+    world = mortal_world(observation_space=BOUNDED)
+    check_vector_env(lambda mode: DreamVectorEnv(world, 3, autoreset_mode=mode, **options), num_steps=40)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -13,6 +13,7 @@ from worldmodel.envs import DreamEnv, DreamVectorEnv
 from worldmodel.episode import Episode
 from worldmodel.evaluation import Evaluation, Scores, evaluate, replay
 from worldmodel.fit import DataConfig, fit
+from worldmodel.imagination import Imagination, imagine, lambda_returns
 from worldmodel.iteration import IterationConfig, Round, StageProgress, best_round, iterate, summarize
 from worldmodel.latent_env import LatentEnv, LatentVectorEnv
 from worldmodel.mdn import Factorization, MixtureDensityNetwork, MixtureHead, NoiseType
@@ -44,6 +45,7 @@ __all__ = [
     "Factorization",
     "GaussianMixture",
     "Generation",
+    "Imagination",
     "IterationConfig",
     "LatentEnv",
     "LatentPolicy",
@@ -77,7 +79,9 @@ __all__ = [
     "evaluate",
     "evolve",
     "fit",
+    "imagine",
     "iterate",
+    "lambda_returns",
     "repair",
     "replay",
     "rollouts",

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from worldmodel.features import FeatureKind, latent_features
 from worldmodel.mdnrnn import State
-from worldmodel.mixture import check_temperature, shared_draws
+from worldmodel.mixture import GaussianMixture, check_temperature, shared_draws
 from worldmodel.spaces import Value, leaf_values, leaves, map_leaves
 from worldmodel.streams import Streams, fill_uniform
 from worldmodel.vision import draw_latent
@@ -336,18 +336,24 @@ class Dreams(BatchedWorld):
             TypeError: if a choice is given as a floating-point number.
         """
         prediction, lstm = self.world.mdnrnn.step(state.z, self.flatten_actions(actions), state.lstm)
-        z = prediction.latent.sample(self.temperature, num_groups=self.num_groups, generator=generator)
-        z = z.clamp(self.world.mdnrnn.latent_low, self.world.mdnrnn.latent_high)
+        z = self.bound(prediction.latent.sample(self.temperature, num_groups=self.num_groups, generator=generator))
         ended = torch.zeros_like(state.alive)
         if prediction.termination_logit is not None:
             ended = self._ends(prediction.termination_logit, generator) & state.alive
         reward = torch.zeros_like(z[:, 0])
         if prediction.reward is not None:
-            expected = prediction.reward.expectation().clamp(self.world.mdnrnn.reward_low, self.world.mdnrnn.reward_high)
-            reward = torch.where(state.alive, expected[:, 0], 0.0)
+            reward = torch.where(state.alive, self.expected_reward(prediction.reward), 0.0)
         alive = state.alive.unsqueeze(-1)
         kept = State(*(torch.where(alive, new, old) for new, old in zip(lstm, state.lstm, strict=True)))
         return LatentState(torch.where(alive, z, state.z), kept, state.alive & ~ended), reward, ended
+
+    def bound(self, z: Tensor) -> Tensor:
+        """Keep latents (B, D) within what a dream may reach; see `DataStatistics`."""
+        return z.clamp(self.world.mdnrnn.latent_low, self.world.mdnrnn.latent_high)
+
+    def expected_reward(self, reward: GaussianMixture) -> Tensor:
+        """Expected reward (B,), within the bounds of dreams, of what M predicts."""
+        return reward.expectation().clamp(self.world.mdnrnn.reward_low, self.world.mdnrnn.reward_high)[:, 0]
 
     def _alive(self, z: Tensor, lstm: State) -> LatentState:
         return LatentState(z, lstm, torch.ones(self.batch_size, dtype=torch.bool, device=z.device))

@@ -207,7 +207,7 @@ class DreamVectorEnv(VectorEnv[Value, Value, Any]):
         assert self._state is not None
         streams, old = self._seeds.begin(rows), self._state
         z, lstm = self._bank.draw(streams, rows.count)
-        z = rows.put(old.z, z.clamp(self.world.mdnrnn.latent_low, self.world.mdnrnn.latent_high))
+        z = rows.put(old.z, self._dreams.bound(z))
         self._state = LatentState(z, State(*(rows.put(*parts, dim=1) for parts in zip(old.lstm, lstm, strict=True))), old.alive)
         if self._ranged:
             low, high = self.options.temperature_range

@@ -20,6 +20,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from worldmodel.reparameterization import reparameterize
 from worldmodel.streams import Source, fill_exponential, fill_normal
 
 HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
@@ -239,6 +240,37 @@ class GaussianMixture:
         index = categorical(heated, dim=-2, num_groups=num_groups, generator=generator)  # (..., 1 or D)
         index = torch.where(warm, index, log_weights.max(dim=-2).indices)
         return self._select(self.mean, index) + tau.sqrt() * self._noise(index, num_groups, generator)
+
+    def rsample(self, temperature: float | Tensor = 1.0, *, num_groups: int = 1, generator: Source = None) -> Tensor:
+        """Draw as `sample` does, the same numbers, with a gradient to weights, means and scales.
+
+        The choice of component is summed out, so the gradient of an expectation is unbiased in the weights too; see
+        `worldmodel.reparameterization`. At tau = 0 it is that of `mode`. It can be differentiated once.
+
+        Args:
+            temperature: as in `sample`.
+            num_groups: as in `sample`.
+            generator: as in `sample`.
+
+        Returns:
+            (..., D).
+
+        Raises:
+            ValueError: as in `sample`.
+        """
+        with torch.no_grad():
+            z = self.sample(temperature, num_groups=num_groups, generator=generator)
+        tau = self._align(temperature if isinstance(temperature, Tensor) else z.new_full((), temperature))  # (..., 1)
+        warm = tau >= torch.finfo(z.dtype).tiny
+        heat = torch.where(warm, tau, 1.0).unsqueeze(-1)  # (..., 1, 1)
+        log_weights = self._stacked_log_weights()  # (..., K, 1 or D)
+        log_weights = ((log_weights - log_weights.detach().amax(dim=-2, keepdim=True)) / heat).log_softmax(dim=-2)
+        log_weights = log_weights if self.per_dimension else log_weights[..., 0]
+        if self.scale_tril is None:
+            moved = reparameterize(z, log_weights, self.mean, log_scale=self.log_scale + 0.5 * heat.log())
+        else:
+            moved = reparameterize(z, log_weights, self.mean, scale_tril=self.scale_tril * heat.sqrt().unsqueeze(-1))
+        return torch.where(warm, moved, self.mode())
 
     def entropy(self, num_samples: int = 1000, *, generator: Source = None) -> tuple[Tensor, Tensor]:
         """Estimate the differential entropy -E[log p(x)] by Monte Carlo.

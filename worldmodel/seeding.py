@@ -35,9 +35,12 @@ class Rows:
         return column if self.index is None else column[self.index]
 
     def put(self, old: Tensor, new: Tensor, *, dim: int = 0) -> Tensor:
-        """A copy of ``old``, with B entries along ``dim``, that has in the rows the values of ``new``, ``count`` of them."""
+        """Put the values of ``new``, ``count`` along ``dim``, into the rows of ``old``, B of them; use what is returned.
+
+        ``old`` is written to where only its rows are computed: it must be the caller's own.
+        """
         if self.index is not None:
-            return old.index_copy(dim, self.index, new)
+            return old.index_copy_(dim, self.index, new)
         return torch.where(self.mask.reshape(-1, *(1,) * (old.ndim - 1 - dim)), new, old)
 
 

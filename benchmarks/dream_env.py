@@ -1,0 +1,117 @@
+"""What `DreamVectorEnv.step` costs beside the step of the dreams that it wraps, at 1024 dreams, as a ratio in the same run.
+
+    python benchmarks/dream_env.py --out results/dream_env
+
+The core is `Dreams.step` with a torch generator, the environment has ``tensors=True`` and checks its actions. Episodes end
+after 100 steps on average, so that in each step some ten dreams begin anew. The variants take turns, and of each the fastest of
+many short runs counts, as other work on the machine only adds. Models have random weights, which cost what trained ones cost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from gymnasium import spaces
+
+import worldmodel as wm
+
+SIZES = {  # name: (latent size, actions, hidden size)
+    "CartPole-v1, hidden 64": (4, 2, 64),
+    "CartPole-v1, hidden 128": (4, 2, 128),
+    "CartPole-v1, hidden 256": (4, 2, 256),
+    "CarRacing": (32, 3, 256),
+    "Doom": (64, 3, 512),
+}
+NUM_DREAMS, LIFE, STEPS, TARGET = 1024, 100, 5, 1.15
+
+
+def make_world(latent_size: int, num_actions: int, hidden_size: int) -> wm.WorldModel:
+    """A world model with random weights whose dreams end with probability 1 / `LIFE` at each step."""
+    torch.manual_seed(0)
+    model = wm.MDNRNN(wm.MDNRNNConfig(latent_size=latent_size, action_size=num_actions, hidden_size=hidden_size))
+    model.latent_low.fill_(-20.0)
+    model.latent_high.fill_(20.0)
+    with torch.no_grad():
+        model.termination_head.weight.zero_()
+        model.termination_head.bias.fill_(-math.log(LIFE - 1))
+    vision = wm.StateNormalizer(spaces.Box(-np.inf, np.inf, (latent_size,), np.float32))
+    start = torch.randn(100, latent_size)
+    world = wm.WorldModel(
+        vision, model, spaces.Discrete(num_actions), start_mean=start, start_log_variance=torch.full_like(start, -torch.inf)
+    )
+    return world.eval()
+
+
+def variants(world: wm.WorldModel, num_actions: int) -> dict[str, Callable[[], object]]:
+    """One step of each kind, going on from the one before."""
+    dreams = wm.Dreams(world, NUM_DREAMS, temperature=1.15)
+    generator, everyone = dreams.generator(0), torch.ones(NUM_DREAMS, dtype=torch.bool)
+    state = dreams.start(generator=generator)
+    actions = torch.randint(num_actions, (NUM_DREAMS,))
+
+    def core() -> None:
+        nonlocal state
+        state, _, _ = dreams.step(state, actions, generator=generator)
+        state = replace(state, alive=everyone)  # the core has no reset: dreams go on for ever
+
+    steps: dict[str, Callable[[], object]] = {"core": core}
+    for name, options in {"env": {}, "env, unchecked": {"check_actions": False}, "env, numpy": {"tensors": False}}.items():
+        env = wm.DreamVectorEnv(world, NUM_DREAMS, temperature=1.15, **{"tensors": True, **options})
+        env.reset(seed=0)
+        steps[name] = lambda env=env: env.step(actions if env.tensors else actions.numpy())
+    return steps
+
+
+def measure(steps: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Milliseconds of a step of each kind, the fastest of many short runs in turns."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(repeats):
+        for name, step in steps.items():
+            began = time.perf_counter()
+            for _ in range(STEPS):
+                step()
+            times[name].append((time.perf_counter() - began) / STEPS * 1e3)
+    return {name: min(values) for name, values in times.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", required=True, help="directory for result.json and result.md")
+    parser.add_argument("--repeats", type=int, default=40)
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    rows = {}
+    for name, (latent_size, num_actions, hidden_size) in SIZES.items():
+        world = make_world(latent_size, num_actions, hidden_size)
+        milliseconds = measure(variants(world, num_actions), arguments.repeats)
+        rows[name] = {"milliseconds": milliseconds, "ratio": milliseconds["env"] / milliseconds["core"]}
+        print(f"{name:<24} core {milliseconds['core']:6.2f} ms, ratio {rows[name]['ratio']:.3f}", flush=True)
+    out = Path(arguments.out)
+    out.mkdir(parents=True, exist_ok=True)
+    content = {
+        "num_dreams": NUM_DREAMS,
+        "threads": arguments.threads,
+        "torch": torch.__version__,
+        "target": TARGET,
+        "rows": rows,
+    }
+    (out / "result.json").write_text(json.dumps(content, indent=2) + "\n")
+    columns = list(next(iter(rows.values()))["milliseconds"])
+    lines = [f"| size | {' | '.join(f'{column}, ms' for column in columns)} | env / core |", "|---" * (len(columns) + 2) + "|"]
+    for name, row in rows.items():
+        numbers = " | ".join(f"{row['milliseconds'][column]:.2f}" for column in columns)
+        lines.append(f"| {name} | {numbers} | {row['ratio']:.2f} |")
+    (out / "result.md").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""Gradients through a draw and through a dream: bias, noise and cost.
+
+The gradient of E[z^2] with respect to a weight of two components a distance apart, by three estimators: the pathwise one of
+`GaussianMixture.rsample`, a straight-through choice of component, and the score function (a hard choice alone gives none).
+Then the time of imagined rollouts with their backward pass, as a ratio to dreaming alone, in the same process.
+
+    OMP_NUM_THREADS=1 python benchmarks/gradients.py --out results/gradients
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import gymnasium as gym
+import torch
+from known_process import machine
+from torch import Tensor, nn
+
+import worldmodel as wm
+
+DRAWS, DREAMS, HORIZON, REPEATS = 1_000_000, 1024, 16, 15
+
+
+def estimates(distance: float, generator: torch.Generator) -> dict[str, dict[str, float]]:
+    """Mean and standard deviation of the gradient by the first of weights 3/4 and 1/4, sigmas 1, in units of the exact one."""
+    mean = torch.tensor([[0.0], [distance]], dtype=torch.float64)  # (K, 1)
+    weights = torch.tensor([0.75, 0.25], dtype=torch.float64)
+    logits = weights.log().repeat(DRAWS, 1).requires_grad_()
+    log_weights = logits.log_softmax(-1)
+    many = mean.expand(DRAWS, 2, 1)
+    mixture = wm.GaussianMixture(log_weights, many, torch.zeros_like(many))
+    exact = -3 / 16 * distance**2  # E[z^2] = 1 + w_1 distance^2, and w_1 changes with the first logit by -w_0 w_1
+    with torch.no_grad():
+        index = torch.multinomial(weights, DRAWS, replacement=True, generator=generator)
+        hard = nn.functional.one_hot(index, 2).double()
+        noise = torch.randn(DRAWS, 1, generator=generator, dtype=torch.float64)
+    soft = hard + log_weights.exp() - log_weights.exp().detach()
+    chosen = hard @ mean + noise
+    objectives = {
+        "pathwise": mixture.rsample(generator=generator).square(),
+        "straight-through": (soft @ mean + noise).square(),
+        "score function": chosen.square() * mixture.log_prob(chosen).unsqueeze(-1),
+    }
+    result = {}
+    for name, objective in objectives.items():
+        gradient = torch.autograd.grad(objective.sum(), logits, retain_graph=True)[0][:, 0] / exact
+        result[name] = {"mean": round(gradient.mean().item(), 4), "std": round(gradient.std().item(), 2)}
+    return result
+
+
+def fastest(**works: Callable[[], object]) -> dict[str, float]:
+    """Seconds of the fastest of several runs of each, taken in turns."""
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(REPEATS):
+        for name, work in works.items():
+            begin = time.perf_counter()
+            work()
+            times[name].append(time.perf_counter() - begin)
+    return {name: min(seconds) for name, seconds in times.items()}
+
+
+def world_of(**mdnrnn: object) -> wm.WorldModel:
+    """A world with fresh weights, 4 latents and 2 actions."""
+    vision = wm.StateNormalizer(gym.spaces.Box(-1.0, 1.0, (4,)))
+    model = wm.MDNRNN(wm.MDNRNNConfig(latent_size=4, action_size=2, hidden_size=128, **mdnrnn))
+    return wm.WorldModel(
+        vision, model, gym.spaces.Box(-1.0, 1.0, (2,)), start_mean=torch.zeros(1, 4), start_log_variance=torch.zeros(1, 4)
+    )
+
+
+def costs(**mdnrnn: object) -> dict[str, float]:
+    """Time of imagination, without and with its backward pass, as a ratio to that of a rollout."""
+    world = world_of(**mdnrnn)
+    dreams, generator = wm.Dreams(world, DREAMS), torch.Generator().manual_seed(0)
+    policy = nn.Linear(4 + 128, 2)
+
+    def act(features: Tensor) -> Tensor:
+        return policy(features).tanh().detach()
+
+    def forward() -> Tensor:
+        return wm.imagine(dreams, policy, HORIZON, generator=generator).reward.sum()
+
+    seconds = fastest(
+        rollout=lambda: dreams.rollout(act, HORIZON, generator=generator),
+        imagine=forward,
+        with_backward=lambda: forward().backward(),
+    )
+    return {name: round(value / seconds["rollout"], 2) for name, value in seconds.items()}
+
+
+def main() -> None:
+    """Write result.json and print it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="directory for result.json")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    result = {
+        "command": f"python benchmarks/gradients.py --out {arguments.out}",
+        **machine(),
+        "estimates": {distance: estimates(float(distance), generator) for distance in (1, 2, 4, 6, 8)},
+        "costs": {
+            "per dimension": costs(),
+            "joint, diagonal": costs(factorization="joint"),
+            "joint, full": costs(factorization="joint", noise_type="full"),
+        },
+    }
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()

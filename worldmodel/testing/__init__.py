@@ -1,0 +1,5 @@
+"""A conformance checker for Gymnasium vector environments, of which Gymnasium has none. See `check_vector_env`."""
+
+from worldmodel.testing.checker import CONTRACTS, VectorEnvError, Violation, check_vector_env
+
+__all__ = ["CONTRACTS", "VectorEnvError", "Violation", "check_vector_env"]
