@@ -250,16 +250,33 @@ def test_a_policy_is_scored_in_dream_and_reality():
     assert ours.real.mean == pytest.approx(theirs, abs=8 * ours.real.std / 20**0.5)
 
 
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=[pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="GPU")]),
+]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_agents_learn_and_are_scored_in_worlds_on_the_device(device):
+    world = walk_world().to(device)
+    model = A2C("MlpPolicy", dreams(world), n_steps=4, seed=0, device=device).learn(64)
+    policy = SB3Policy(model, world)
+    assert policy(torch.zeros(3, 7, device=device)).device.type == device
+    wm.evaluate(policy, world, env=WalkEnv, max_steps=5, num_episodes=3, num_dreams=4)
+
+
 @pytest.mark.slow
 def test_ppo_trained_only_in_dreams_beats_random_play_in_reality(tmp_path):
-    store = wm.collect("CartPole-v1", out=tmp_path / "data", num_episodes=300, policy="random", seed=0)
-    config = wm.TrainingConfig(num_updates=300, learning_rate=1e-2, clip_norm=10.0)
-    world = wm.fit(store.path, out=tmp_path / "world", hidden_size=32, training_config=config, seed=0)
-    env = VecMonitor(dreams(world, 64))
-    model = PPO("MlpPolicy", env, n_steps=32, batch_size=512, n_epochs=4, learning_rate=2e-3, seed=0, device="cpu")
-    model.learn(80_000)
-
+    store = wm.collect("CartPole-v1", out=tmp_path / "data", num_episodes=500, policy="random", seed=0)
+    config = wm.TrainingConfig(num_updates=600, learning_rate=1e-2, clip_norm=10.0)
+    world = wm.fit(store.path, out=tmp_path / "world", hidden_size=64, training_config=config, seed=0)
+    env, steps = VecMonitor(dreams(world, 64)), {"n_steps": 32, "batch_size": 256}
+    model = PPO("MlpPolicy", env, **steps, learning_rate=1e-3, gamma=0.98, gae_lambda=0.8, seed=0, device="cpu")
+    model.learn(25_000)
+    assert model.num_timesteps < 30_000
     real = DummyVecEnv([lambda: Monitor(wm.LatentEnv(gym.make("CartPole-v1"), world))])
     real.seed(0)
     mean, _ = evaluate_policy(model, real, n_eval_episodes=10)
-    assert mean > 100  # random play: 22
+    assert mean > 200  # random play: 22
+    scores = wm.evaluate(SB3Policy(model, world), world, env="CartPole-v1", num_episodes=20, num_dreams=64)
+    assert scores.real.mean > 200 > 5 * scores.random.mean

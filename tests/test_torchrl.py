@@ -204,6 +204,30 @@ def test_it_stays_on_the_device_of_its_world():
         env.to("meta")
 
 
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=[pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="GPU")]),
+]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_rollouts_stay_on_the_device_of_the_world_without_a_wait(device):
+    env = TorchRLEnv(walk_world().to(device), 6, check_actions=False, temperature=(0.0, 1.0))
+    check_env_specs(env)
+    seen, actions = env.reset(), torch.full((6,), 2, device=device)
+    if device == "cuda":
+        env.step(seen.clone().set("action", actions))
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            seen = env.step(seen.set("action", actions))["next"]
+    finally:
+        if device == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
+    assert {part.device.type for part in seen.values()} == {device}
+    assert env.rollout(20, break_when_any_done=False).device.type == device
+
+
 def test_a_missing_package_is_named_with_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchrl.envs", None)
     monkeypatch.delitem(sys.modules, "worldmodel.adapters.torchrl")
