@@ -250,6 +250,17 @@ def test_a_policy_is_scored_in_dream_and_reality():
     assert ours.real.mean == pytest.approx(theirs, abs=8 * ours.real.std / 20**0.5)
 
 
+def test_an_agent_goes_on_learning_in_reality():
+    world = walk_world()
+    model = A2C("MlpPolicy", dreams(world, 3), n_steps=4, seed=0, device="cpu").learn(24)
+    before = model.policy.state_dict()["action_net.weight"].clone()
+    model.set_env(SB3VecEnv(wm.LatentVectorEnv(real_walks(lambda: gym.wrappers.TimeLimit(WalkEnv(), 9)), world)))
+    model.learn(24)
+    assert not torch.equal(model.policy.state_dict()["action_net.weight"], before)
+    with pytest.raises(ValueError, match="Observation spaces do not match"):
+        model.set_env(dreams(world, 3, observation="zhc"))
+
+
 DEVICES = [
     "cpu",
     pytest.param("cuda", marks=[pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="GPU")]),
