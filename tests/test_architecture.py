@@ -28,6 +28,7 @@ OPTIONAL = {
     "minari": "adapters/minari.py",
     "stable_baselines3": "adapters/sb3.py",
     "torchrl": "adapters/torchrl.py",
+    "tensordict": "adapters/torchrl.py",
     "torch.utils.tensorboard": "metrics.py",
     "matplotlib": "report.py",
     "cma": "controller.py",

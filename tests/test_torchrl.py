@@ -239,6 +239,7 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch):
 # Learning
 
 
+@pytest.mark.filterwarnings("ignore:The env passed to Collector is missing:FutureWarning")  # of a key for recurrent policies
 def test_ppo_of_torchrl_learns_a_walk_in_its_dream():
     """A walk pays x at each step and ends at x = 1; left alone at random it hardly moves."""
     torch.manual_seed(0)
@@ -256,7 +257,7 @@ def test_ppo_of_torchrl_learns_a_walk_in_its_dream():
     optimizer = torch.optim.Adam(loss_module.parameters(), lr=1e-2)
     env.set_seed(0)
     rewards = []
-    for batch in Collector(env, actor, frames_per_batch=640, total_frames=640 * 15, auto_register_policy_transforms=False):
+    for batch in Collector(env, actor, frames_per_batch=640, total_frames=640 * 15):
         rewards.append(batch["next", "reward"].mean().item())
         advantage(batch)
         for _ in range(5):
