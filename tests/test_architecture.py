@@ -20,12 +20,18 @@ FLOORS = [
         "testing.recording", "testing.inspection", "testing.trial", "testing.autoreset", "testing.contracts", "testing.checker",
     },
     {"world", "features", "starts", "training", "fit", "dream", "dream_options", "rendering"},
-    {"controller", "reality", "population", "evolution", "imagination", "envs", "latent_env", "adapters.minari"},
+    {
+        "controller", "reality", "population", "evolution", "imagination", "envs", "latent_env",
+        "adapters.minari", "adapters.sb3", "adapters.torchrl",
+    },
     {"evaluation", "rounds", "iteration", "report"},
 ]  # fmt: skip
 FLOOR = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
 OPTIONAL = {
     "minari": "adapters/minari.py",
+    "stable_baselines3": "adapters/sb3.py",
+    "torchrl": "adapters/torchrl.py",
+    "tensordict": "adapters/torchrl.py",
     "torch.utils.tensorboard": "metrics.py",
     "matplotlib": "report.py",
     "cma": "strategies.py",
