@@ -3,8 +3,9 @@
     python benchmarks/dream_env.py --out results/dream_env
 
 The core is `Dreams.step` with a torch generator, the environment has ``tensors=True`` and checks its actions. Episodes end
-after 100 steps on average, so that in each step some ten dreams begin anew. The variants take turns, and of each the fastest of
-many short runs counts, as other work on the machine only adds. Models have random weights, which cost what trained ones cost.
+after 100 steps on average, so that in each step some ten dreams begin anew. The variants take turns in random order, and of
+each the fastest of many short runs counts, as other work on the machine only adds. Models have random weights, which cost what
+trained ones cost.
 """
 
 from __future__ import annotations
@@ -73,8 +74,11 @@ def variants(world: wm.WorldModel, num_actions: int) -> dict[str, Callable[[], o
 def measure(steps: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
     """Milliseconds of a step of each kind, the fastest of many short runs in turns."""
     times: dict[str, list[float]] = {name: [] for name in steps}
+    rng = np.random.default_rng(0)
     for _ in range(repeats):
-        for name, step in steps.items():
+        for name in rng.permutation(list(steps)):
+            step = steps[name]
+            step()  # warms the caches up
             began = time.perf_counter()
             for _ in range(STEPS):
                 step()
@@ -85,7 +89,7 @@ def measure(steps: dict[str, Callable[[], object]], repeats: int) -> dict[str, f
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", required=True, help="directory for result.json and result.md")
-    parser.add_argument("--repeats", type=int, default=40)
+    parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

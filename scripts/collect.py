@@ -46,7 +46,7 @@ def choose_policy(args: argparse.Namespace) -> str | wm.LatentPolicy:
         )
     device = choose_device(args.device)
     world = wm.WorldModel.from_pretrained(args.model, device=device)
-    return wm.LatentPolicy(world, wm.LinearController.from_pretrained(args.controller, device=device))
+    return wm.LatentPolicy(world, wm.Controller.from_pretrained(args.controller, device=device))
 
 
 def main() -> None:

@@ -41,7 +41,7 @@ def main() -> None:
     generator = dreams.generator(args.seed)
     policy = wm.RandomActions(world, generator=generator)
     if args.controller:
-        policy = wm.LinearController.from_pretrained(args.controller, device=device)
+        policy = wm.Controller.from_pretrained(args.controller, device=device)
         policy.check_world(world)
     began = time.monotonic()
     rollout = dreams.rollout(policy, args.horizon, generator=generator)

@@ -37,7 +37,7 @@ def main() -> None:
         raise FileExistsError(f"{args.out}: already there; pass --overwrite to replace it")
     device = choose_device(args.device)
     world = wm.WorldModel.from_pretrained(args.model, device=device)
-    controller = wm.LinearController.from_pretrained(args.controller, device=device)
+    controller = wm.Controller.from_pretrained(args.controller, device=device)
     with Bar("evaluate", "step") as bar:
         evaluation = wm.evaluate(
             controller,

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 
 import gymnasium as gym
 import torch
-from command import Bar, add_device, choose_device, run
+from command import add_device, choose_device, run
+from loop import StageBars, report
 
 import worldmodel as wm
 from worldmodel.evaluation import EVALUATION_STREAM
-from worldmodel.iteration import StageProgress
 from worldmodel.report import draw_report, save_figure
 from worldmodel.rollouts import derive_seed
-
-UNITS = {"collect": "episode", "train": "update", "dream": "generation", "evaluate": "step"}
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -29,27 +26,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="seed of everything")
     add_device(parser)
     return parser.parse_args()
-
-
-class StageBars:
-    """One bar for each stage of each round, the earlier ones left as they ended."""
-
-    def __init__(self) -> None:
-        self._stage: tuple[int, str] | None = None
-        self._bar: Bar | None = None
-
-    def show(self, progress: StageProgress) -> None:
-        """Move the bar of the stage that runs."""
-        if self._stage != (progress.round, progress.stage) or self._bar is None:
-            self.close()
-            self._stage = (progress.round, progress.stage)
-            self._bar = Bar(f"round {progress.round}: {progress.stage:<8}", UNITS[progress.stage])
-        self._bar.show(progress.done, progress.total, **progress.facts)
-
-    def close(self) -> None:
-        """Leave the last bar as it stands."""
-        if self._bar is not None:
-            self._bar.close()
 
 
 def main() -> None:
@@ -69,29 +45,14 @@ def main() -> None:
         on_progress=bars.show,
     )
     bars.close()
-    out, best = Path(args.out), wm.best_round(rounds)
+    best = wm.best_round(rounds)
     world = wm.WorldModel.from_pretrained(best.directory / "world")
-    policy = wm.LatentPolicy(world, wm.LinearController.from_pretrained(best.directory / "controller"))
+    policy = wm.LatentPolicy(world, wm.Controller.from_pretrained(best.directory / "controller"))
     (episode,) = wm.rollouts(args.env, policy, episode_ids=[0], seed=derive_seed(args.seed, EVALUATION_STREAM))
-    save_figure(draw_report(rounds, episode, target=target), out / "report.png")
-    summary = {"seed": args.seed, "seconds": time.monotonic() - began, **wm.summarize(rounds, target=target)}
-    (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    print_table(rounds, summary)
-    print(f"figure       {out / 'report.png'}\nsummary      {out / 'summary.json'}")
-
-
-def print_table(rounds: list[wm.Round], summary: dict[str, object]) -> None:
-    stages = "".join(f"{stage + ' s':>12}" for stage in UNITS)
-    print(f"\n{'round':<6}{'dream score':>16}{'real score':>16}{'random':>16}{stages}")
-    for round_ in rounds:
-        scores = [f"{scores.mean:.1f} +- {scores.std:.1f}" for scores in (round_.dream, round_.real, round_.random)]
-        seconds = "".join(f"{round_.seconds[stage]:>12.1f}" for stage in UNITS)
-        print(f"{round_.number:<6}{scores[0]:>16}{scores[1]:>16}{scores[2]:>16}{seconds}")
-    episodes, target = len(rounds[0].real.returns), summary["target"]
-    print(
-        f"mean +- standard deviation; real scores over {episodes} episodes; target {target}; {summary['seconds']:.0f} s in all"
-    )
-    print(f"world model  {summary['world_model']}\ncontroller   {summary['controller']}")
+    figure = Path(args.out) / "report.png"
+    save_figure(draw_report(rounds, episode, target=target), figure)
+    report(rounds, args.out, target=target, seed=args.seed, seconds=time.monotonic() - began)
+    print(f"figure       {figure}")
 
 
 if __name__ == "__main__":

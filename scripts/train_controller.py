@@ -1,53 +1,71 @@
-"""Search a linear controller by CMA-ES, in dreams only, and write it as a directory."""
+"""Search a controller by evolution, in dreams or in the real environment (--env), and write it as a directory."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
-from command import Bar, add_device, add_termination, choose_device, run
+from command import Bar, add_device, add_environment, add_termination, choose_device, run
+from fields import add_fields, read_fields
 
 import worldmodel as wm
 from worldmodel.checkpoint import prepare_directory
 from worldmodel.controller import CONTROLLER_FILE, CONTROLLER_FORMAT
 from worldmodel.dream import usual_horizon
-from worldmodel.evaluation import score
+from worldmodel.evaluation import score, time_limit
+from worldmodel.evolution import SEARCH_FILE
+
+NO_OPTIONS = ("worlds", "openai_es", "initial", "seed", "log", "resume", "on_generation")
+DEFAULTS = {"population": 32, "generations": 50, "patience": 3, "horizon": None, "test_dreams": None}
+TEST_DREAMS, TEST_EPISODES = 1024, 64
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--model", required=True, help="world model directory")
-    parser.add_argument("--out", required=True, help="directory for the controller")
-    parser.add_argument(
-        "--temperature", type=float, default=1.0, help="of the dreams; above 1 they are harder than the model thinks"
-    )
+    parser.add_argument("--out", required=True, help=f"directory for the controller; the search's state is OUT.{SEARCH_FILE}")
+    parser.add_argument("--temperature", type=float, default=1.0, help="of the dreams; above 1 they are harder than M thinks")
     add_termination(parser)
-    parser.add_argument("--features", choices=("z", "zh", "zhc"), default="zh", help="what the controller sees")
-    parser.add_argument("--population", type=int, default=32, help="candidates in a generation")
-    parser.add_argument("--rollouts", type=int, default=8, help="dreams of each candidate")
-    parser.add_argument("--generations", type=int, default=50, help="generations at most")
+    parser.add_argument("--env", help="Gymnasium id: search in this real environment, not in dreams")
     parser.add_argument(
-        "--patience", type=int, default=3, help="stop after so many tests (one every 3 generations) without 1 %% of progress"
+        "--workers", type=int, default=0, help="processes for --env; 0 plays in this one; the result is the same"
     )
-    parser.add_argument("--sigma", type=float, default=0.1, help="initial standard deviation of the weights")
-    parser.add_argument("--horizon", type=int, help="longest dream in steps (None: the limit of the environment, else 1000)")
-    parser.add_argument("--initial", help="controller directory to start from")
+    add_environment(parser)
+    parser.add_argument("--rollouts", type=int, default=8, help="dreams, or real episodes, of each candidate")
+    parser.add_argument("--initial", help="controller directory to start from, whose kind is kept")
+    parser.add_argument("--resume", action="store_true", help="go on with an interrupted search in OUT; give the same options")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier controller in OUT")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the search and of the dreams")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the search and of its episodes")
+    add_fields(parser, wm.evolve, leave_out=NO_OPTIONS, defaults=DEFAULTS)
+    add_fields(parser, wm.OpenAIESConfig)
     add_device(parser)
     return parser.parse_args()
+
+
+def prepare(args: argparse.Namespace) -> Path:
+    """Make OUT ready before the work, not after it, and return the path of the search's log."""
+    log = Path(args.out).with_name(f"{Path(args.out).name}.{SEARCH_FILE}")  # beside OUT, which holds a controller and no more
+    if not (args.resume and log.exists()):
+        prepare_directory(args.out, marker=CONTROLLER_FILE, format=CONTROLLER_FORMAT, overwrite=args.overwrite)
+    if args.overwrite:
+        log.unlink(missing_ok=True)
+    return log
 
 
 def main() -> None:
     args = parse_arguments()
     device = choose_device(args.device)
     world = wm.WorldModel.from_pretrained(args.model, device=device)
-    initial = wm.LinearController.from_pretrained(args.initial, device=device) if args.initial else None
     dreams = wm.Dreams(world, args.population * args.rollouts, temperature=args.temperature, termination=args.termination)
-    horizon = usual_horizon(world) if args.horizon is None else args.horizon
-    prepare_directory(  # before the work, not after it
-        args.out, marker=CONTROLLER_FILE, format=CONTROLLER_FORMAT, overwrite=args.overwrite
-    )
-    with Bar("dream", "generation") as bar:
+    worlds: wm.Dreams | wm.RealPopulation = dreams
+    options = {"max_steps": args.max_steps, "env_kwargs": args.env_kwargs}
+    if args.env:
+        worlds = wm.RealPopulation(world, args.env, rollouts=args.rollouts, num_workers=args.workers, **options)
+    args.horizon = args.horizon or (time_limit(args.env, **options) if args.env else usual_horizon(world))
+    args.test_dreams = args.test_dreams or (TEST_EPISODES if args.env else TEST_DREAMS)
+    args.initial = wm.Controller.from_pretrained(args.initial, device=device) if args.initial else None
+    log = prepare(args)
+    with Bar("search", "generation") as bar:
 
         def report(generation: wm.Generation) -> None:
             facts = {"best": generation.best, "mean": generation.mean, "best_test": generation.best_test}
@@ -55,27 +73,15 @@ def main() -> None:
             if generation.test is not None:  # what is best so far is kept, whatever comes
                 generation.controller.save_pretrained(args.out, overwrite=True)
 
-        controller = wm.evolve(
-            dreams,
-            generations=args.generations,
-            population=args.population,
-            horizon=horizon,
-            sigma=args.sigma,
-            features=args.features,
-            initial=initial,
-            patience=args.patience,
-            seed=args.seed,
-            on_generation=report,
-        )
+        config = wm.OpenAIESConfig(**read_fields(args, wm.OpenAIESConfig))
+        controller = wm.evolve(worlds, openai_es=config, log=log, on_generation=report, **read_fields(args, wm.evolve))
     controller.save_pretrained(args.out, overwrite=True)
-    scores = score(dreams.variant(num_dreams=1024), controller, horizon=horizon, seed=args.seed)
     print(f"parameters    {controller.num_parameters}")
-    print(f"dream return  {scores} at temperature {args.temperature:g}")
+    if world.mdnrnn.reward_head is not None:
+        scores = score(dreams.variant(num_dreams=1024), controller, horizon=args.horizon, seed=args.seed)
+        print(f"dream return  {scores} at temperature {args.temperature:g}")
     print(f"controller: {args.out}")
 
 
 if __name__ == "__main__":
-    run(
-        main,
-        resume="OUT holds the best controller tested so far, if any was; --initial OUT starts from it.",
-    )
+    run(main, resume="OUT holds the best controller tested so far, if any was; the same command with --resume goes on.")

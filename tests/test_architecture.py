@@ -10,7 +10,10 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "worldmodel"
 
 FLOORS = [
-    {"version", "streams", "reparameterization", "mixture", "spaces", "checkpoint", "episode", "interrupt", "seeding"},
+    {
+        "version", "streams", "seeding", "reparameterization", "mixture", "spaces", "checkpoint", "episode", "interrupt",
+        "strategies",
+    },
     {
         "policies", "shards", "store", "workers", "rollouts", "collect",
         "vision", "lstm", "mdn", "mdnrnn", "sequences", "baselines", "metrics",
@@ -18,10 +21,10 @@ FLOORS = [
     },
     {"world", "features", "starts", "training", "fit", "dream", "dream_options", "rendering"},
     {
-        "controller", "reality", "imagination", "envs", "latent_env",
+        "controller", "reality", "population", "evolution", "imagination", "envs", "latent_env",
         "adapters.minari", "adapters.sb3", "adapters.torchrl",
     },
-    {"evaluation", "iteration", "report"},
+    {"evaluation", "rounds", "iteration", "report"},
 ]  # fmt: skip
 FLOOR = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
 OPTIONAL = {
@@ -31,7 +34,7 @@ OPTIONAL = {
     "tensordict": "adapters/torchrl.py",
     "torch.utils.tensorboard": "metrics.py",
     "matplotlib": "report.py",
-    "cma": "controller.py",
+    "cma": "strategies.py",
 }
 LONGEST_FILE, LONGEST_FUNCTION, LONGEST_SCRIPT = 400, 40, 100
 

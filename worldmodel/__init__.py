@@ -6,23 +6,27 @@ See the README for the tour, and the modules' docstrings for the mathematics.
 import gymnasium
 
 from worldmodel.collect import CollectionProgress, collect
-from worldmodel.controller import Generation, LatentPolicy, LinearController, evolve
+from worldmodel.controller import Controller, LatentPolicy
 from worldmodel.dream import BatchedWorld, Dreams, LatentState, RandomActions, Rollout
 from worldmodel.dream_options import DreamOptions
 from worldmodel.envs import DreamEnv, DreamVectorEnv
 from worldmodel.episode import Episode
 from worldmodel.evaluation import Evaluation, Scores, evaluate, replay
+from worldmodel.evolution import Generation, evolve
 from worldmodel.fit import DataConfig, fit
 from worldmodel.imagination import Imagination, imagine, lambda_returns
-from worldmodel.iteration import IterationConfig, Round, StageProgress, best_round, iterate, summarize
+from worldmodel.iteration import iterate
 from worldmodel.latent_env import LatentEnv, LatentVectorEnv
 from worldmodel.mdn import Factorization, MixtureDensityNetwork, MixtureHead, NoiseType
 from worldmodel.mdnrnn import MDNRNN, MDNRNNConfig, Prediction, SequenceBatch, State
 from worldmodel.mixture import GaussianMixture
 from worldmodel.policies import BrownianPolicy, RandomPolicy, RepeatPolicy
+from worldmodel.population import RealPopulation
 from worldmodel.reality import Reality
 from worldmodel.rollouts import EpisodeFailure, rollouts
+from worldmodel.rounds import IterationConfig, Round, StageProgress, best_round, summarize
 from worldmodel.store import EpisodeStore, Problem, repair, verify
+from worldmodel.strategies import OpenAIESConfig
 from worldmodel.training import NonFiniteLossError, TrainingConfig, TrainingProgress
 from worldmodel.version import __version__
 from worldmodel.vision import StateNormalizer
@@ -33,6 +37,7 @@ __all__ = [
     "BatchedWorld",
     "BrownianPolicy",
     "CollectionProgress",
+    "Controller",
     "DataConfig",
     "DreamEnv",
     "DreamOptions",
@@ -51,16 +56,17 @@ __all__ = [
     "LatentPolicy",
     "LatentState",
     "LatentVectorEnv",
-    "LinearController",
     "MDNRNNConfig",
     "MixtureDensityNetwork",
     "MixtureHead",
     "NoiseType",
     "NonFiniteLossError",
+    "OpenAIESConfig",
     "Prediction",
     "Problem",
     "RandomActions",
     "RandomPolicy",
+    "RealPopulation",
     "Reality",
     "RepeatPolicy",
     "Rollout",

@@ -193,8 +193,13 @@ def _is_stamped(path: Path, format: str) -> bool:
         return False
 
 
-def remove_temporaries(path: str | Path) -> None:
-    """Remove the temporary files that writers killed in the middle of :func:`write_bytes` left directly in ``path``."""
-    for leftover in Path(path).glob(f".*{TEMPORARY_SUFFIX}"):
+def remove_temporaries(path: str | Path, *, name: str = "*") -> None:
+    """Remove the temporary files that writers killed in the middle of :func:`write_bytes` left directly in ``path``.
+
+    Args:
+        path: a directory.
+        name: of the file that was to be written; all by default.
+    """
+    for leftover in Path(path).glob(f".{name}.*{TEMPORARY_SUFFIX}"):
         with contextlib.suppress(FileNotFoundError):
             leftover.unlink()

@@ -15,13 +15,13 @@ from typing import Any, Literal
 
 import gymnasium as gym
 import torch
-from gymnasium import spaces
 from torch import Tensor
 
 from worldmodel.features import FeatureKind, latent_features
+from worldmodel.mdn import Factorization
 from worldmodel.mdnrnn import State
 from worldmodel.mixture import GaussianMixture, check_temperature, shared_draws
-from worldmodel.spaces import Value, leaf_values, leaves, map_leaves
+from worldmodel.spaces import Value, map_leaves
 from worldmodel.streams import Streams, fill_uniform
 from worldmodel.vision import draw_latent
 from worldmodel.world import WorldModel
@@ -122,7 +122,6 @@ class BatchedWorld(abc.ABC):
 
     def __init__(self, world: WorldModel, batch_size: int):
         self.world, self.batch_size = world, batch_size
-        self._choices = [path for path, leaf in leaves(world.action_space) if not isinstance(leaf, spaces.Box)]
 
     @abc.abstractmethod
     def start(self, *, generator: torch.Generator) -> LatentState:
@@ -211,10 +210,13 @@ class BatchedWorld(abc.ABC):
             state = next_state
 
     def flatten_actions(self, actions: Value) -> Tensor:
-        """Turn a batch of B actions into features (B, A). Values are not checked, as that would stall a GPU in a loop.
+        """Turn a batch of B actions into features (B, A).
+
+        Choices outside of their space are refused on a CPU; on a GPU a look at them would be a wait in each step. Bounds of
+        a Box are not looked at: recorded data break them, and M takes any number.
 
         Raises:
-            ValueError: if the shape is not that of B actions.
+            ValueError: if the shape is not that of B actions, or a choice lies outside; names its index and value.
             TypeError: if a choice is given as a floating-point number.
         """
         features = self.world.action_features.flatten(actions)
@@ -222,13 +224,7 @@ class BatchedWorld(abc.ABC):
             raise ValueError(
                 f"actions: expected a batch of {self.batch_size}, got leading dimensions {tuple(features.shape[:-1])}"
             )
-        given = leaf_values(actions)
-        for path in self._choices:
-            dtype = torch.as_tensor(given[path]).dtype
-            if dtype.is_floating_point:
-                raise TypeError(
-                    f"actions{f' at {path!r}' if path else ''}: expected integers for {self.world.action_space}, got {dtype}"
-                )
+        self.world.action_features.check_choices(actions, name="actions", values=features.device.type == "cpu")
         return features
 
 
@@ -335,7 +331,16 @@ class Dreams(BatchedWorld):
             ValueError: if the shape of ``actions`` is not that of B actions.
             TypeError: if a choice is given as a floating-point number.
         """
-        prediction, lstm = self.world.mdnrnn.step(state.z, self.flatten_actions(actions), state.lstm)
+        return self.step_features(state, self.flatten_actions(actions), generator=generator)
+
+    @torch.no_grad()
+    def step_features(
+        self, state: LatentState, action: Tensor, *, generator: torch.Generator | Streams
+    ) -> tuple[LatentState, Tensor, Tensor]:
+        """`step` for action features (B, A), which are not checked."""
+        if isinstance(generator, Streams):
+            generator.reserve(self._numbers_per_step)
+        prediction, lstm = self.world.mdnrnn.step(state.z, action, state.lstm)
         z = self.bound(prediction.latent.sample(self.temperature, num_groups=self.num_groups, generator=generator))
         ended = torch.zeros_like(state.alive)
         if prediction.termination_logit is not None:
@@ -346,6 +351,13 @@ class Dreams(BatchedWorld):
         alive = state.alive.unsqueeze(-1)
         kept = State(*(torch.where(alive, new, old) for new, old in zip(lstm, state.lstm, strict=True)))
         return LatentState(torch.where(alive, z, state.z), kept, state.alive & ~ended), reward, ended
+
+    @property
+    def _numbers_per_step(self) -> int:
+        """Random numbers that a step takes per dream: for the choice of components, for the noise (in pairs), for the end."""
+        config = self.world.mdnrnn.config
+        d, k = config.latent_size, config.num_components
+        return (k * d if config.factorization is Factorization.PER_DIMENSION else k) + d + d % 2 + 1
 
     def bound(self, z: Tensor) -> Tensor:
         """Keep latents (B, D) within what a dream may reach; see `DataStatistics`."""

@@ -134,12 +134,14 @@ class DreamVectorEnv(VectorEnv[Value, Value, Any]):
             TypeError: if a choice is given as a floating-point number.
         """
         before, finished = self._check_step(actions), self._over
-        state = LatentState(before.z, before.lstm, ~finished)
-        self._state, reward, terminated = self._dreams.step(state, actions, generator=self._seeds.streams)
+        going = ~finished
+        state = LatentState(before.z, before.lstm, going)
+        action = self.world.action_features.flatten(actions)
+        self._state, reward, terminated = self._dreams.step_features(state, action, generator=self._seeds.streams)
         if self._reward is not None:
             reward = self._reward_of(before.z, actions, self._state.z)
-        self._steps = self._steps + ~finished
-        truncated = ~finished & ~terminated & (self._steps >= self._horizon)
+        self._steps = self._steps + going
+        truncated = going & ~terminated & (self._steps >= self._horizon)
         self._over = terminated | truncated
         infos: dict[str, Any] = {}
         if self.autoreset_mode is AutoresetMode.SAME_STEP:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldmodel.controller import LinearController
+from worldmodel.controller import Controller
 from worldmodel.dream import DEFAULT_HORIZON, BatchedWorld, Dreams, Policy, RandomActions, Rollout, TerminationRule
 from worldmodel.episode import Episode
 from worldmodel.features import FeatureKind
@@ -127,7 +127,7 @@ def evaluate(
     """Score a controller in the real environment, in the dream, and against random play.
 
     Args:
-        controller: a `LinearController` or any callable, features (B, F) -> actions.
+        controller: a `Controller` or any callable, features (B, F) -> actions.
         world: the world model.
         env: id or constructor of the real environment.
         num_episodes: real episodes, for the controller and for random play alike.
@@ -144,7 +144,7 @@ def evaluate(
         ValueError: if controller, world and environment do not belong together.
         RuntimeError: if the environment raises; names the episode.
     """
-    if isinstance(controller, LinearController):
+    if isinstance(controller, Controller):
         controller.check_world(world)
     dreams = Dreams(world, num_dreams, temperature=temperature, termination=termination)
     episodes = derive_seed(seed, EVALUATION_STREAM)

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from worldmodel.dream import Dreams
 from worldmodel.episode import Episode
 from worldmodel.evaluation import replay
-from worldmodel.iteration import Round, best_round
 from worldmodel.metrics import read_metrics
+from worldmodel.rounds import Round, best_round
 from worldmodel.spaces import Value
 from worldmodel.world import WorldModel
 

@@ -22,7 +22,7 @@ import numpy as np
 from worldmodel.episode import Episode, check_episode, stack_values
 from worldmodel.policies import POLICIES, Policy, make_policy
 from worldmodel.spaces import leaves, map_leaves
-from worldmodel.workers import attempt_task, run_in_processes
+from worldmodel.workers import run_here, run_in_processes
 
 ATTEMPTS = 2
 
@@ -111,7 +111,7 @@ class Runner:
             raise ValueError(f"max_steps: expected at least 1, got {max_steps}")
         if isinstance(policy, str) and policy not in POLICIES:
             make_policy(policy, gym.spaces.Discrete(1))  # raises, and says which there are
-        self._make_env = _env_maker(env)
+        self._make_env = env_maker(env)
         self._env_name, self._policy, self._seed, self._max_steps = describe(env), policy, seed, max_steps
         self._env_kwargs, self._wrappers = dict(env_kwargs or {}), tuple(wrappers)
         self._env: gym.Env | None = None
@@ -197,23 +197,11 @@ def run_all(runner: Runner, episode_ids: Sequence[int], num_workers: int) -> Gen
         runner.close()  # what it may have open here is of no more use
         results = run_in_processes(runner, episode_ids, num_workers=num_workers, attempts=ATTEMPTS)
     else:
-        results = _run_here(runner, episode_ids)
+        results = run_here(runner, episode_ids, attempts=ATTEMPTS)
     with contextlib.closing(results):
         for episode_id, attempts, outcome in results:
             failed = not isinstance(outcome, Episode)
             yield EpisodeFailure(episode_id, runner.seed_of(episode_id), outcome, attempts) if failed else outcome
-
-
-def _run_here(runner: Runner, episode_ids: Sequence[int]) -> Generator[tuple[int, int, Any]]:
-    try:
-        for episode_id in episode_ids:
-            attempts, succeeded = 0, False
-            while not succeeded and attempts < ATTEMPTS:
-                attempts += 1
-                succeeded, outcome = attempt_task(runner, episode_id)
-            yield episode_id, attempts, outcome
-    finally:
-        runner.close()
 
 
 def describe(thing: Any) -> str:
@@ -248,13 +236,13 @@ def make_env(
     env: str | EnvMaker, env_kwargs: Mapping[str, Any] | None = None, wrappers: Sequence[Callable[[gym.Env], gym.Env]] = ()
 ) -> gym.Env:
     """Build one environment, wrapped; a ValueError names an unknown id."""
-    built = _env_maker(env)(**(env_kwargs or {}))
+    built = env_maker(env)(**(env_kwargs or {}))
     for wrapper in wrappers:
         built = wrapper(built)
     return built
 
 
-def _env_maker(env: str | EnvMaker) -> EnvMaker:
+def env_maker(env: str | EnvMaker) -> EnvMaker:
     """Return a constructor that also works in another process, where the ids that were registered here are unknown."""
     if not isinstance(env, str):
         if not callable(env):

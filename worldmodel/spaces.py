@@ -185,6 +185,26 @@ class FlatSpace(nn.Module):
         for path, leaf in self._leaves:
             _check_leaf(leaf, torch.as_tensor(given[path]), batch_size, f"{name} at {path!r}" if path else name)
 
+    def check_choices(self, value: Value, *, name: str = "value", values: bool = True) -> None:
+        """Refuse choices (all but Box) that are floating-point numbers or, if ``values`` are looked at, outside of their space.
+
+        Args:
+            value: what `flatten` takes, with at least one leading dimension.
+            name: what it is called in the message.
+            values: look at every number, which stalls a GPU.
+
+        Raises:
+            ValueError: if a value lies outside; names its index and value.
+            TypeError: if a choice is given as a floating-point number.
+        """
+        given = leaf_values(value)
+        for path, leaf in self._leaves:
+            if not isinstance(leaf, spaces.Box):
+                tensor, where = torch.as_tensor(given[path]), f"{name} at {path!r}" if path else name
+                _check_kind(leaf, tensor, where)
+                if values:
+                    _check_range(leaf, tensor, where)
+
     def squash(self, outputs: Tensor) -> Tensor:
         """Turn a network's outputs (..., size) into features: tanh for Box, a step at 0 for MultiBinary, else as they are.
 
@@ -248,13 +268,22 @@ def _check_leaf(space: gym.Space, value: Tensor, batch_size: int, name: str) -> 
     expected = (batch_size, *(space.shape or ()))
     if value.shape != expected:
         raise ValueError(f"{name}: expected shape {expected} for a batch of {space}, got {tuple(value.shape)}")
+    _check_kind(space, value, name)
+    _check_range(space, value, name)
+
+
+def _check_kind(space: gym.Space, value: Tensor, name: str) -> None:
     if value.dtype.is_floating_point and not np.issubdtype(space.dtype, np.floating):
         raise TypeError(f"{name}: expected integers for {space}, got {value.dtype}")
+
+
+def _check_range(space: gym.Space, value: Tensor, name: str) -> None:
     low, high = _value_bounds(space)
-    low, high = (torch.as_tensor(bound, device=value.device) for bound in (low, high))
+    if isinstance(low, np.ndarray):
+        low, high = (torch.as_tensor(bound, device=value.device) for bound in (low, high))
     inside = (value >= low) & (value <= high)  # False for NaN
     if not bool(inside.all()):
-        row = int((~inside).reshape(batch_size, -1).any(dim=1).nonzero()[0])
+        row = int((~inside).reshape(len(inside), -1).any(dim=1).nonzero()[0])
         raise ValueError(f"{name}[{row}]: expected a value of {space}, got {value[row].tolist()}")
 
 
@@ -265,8 +294,9 @@ def _value_bounds(space: gym.Space) -> tuple[Any, Any]:
     if isinstance(space, spaces.MultiBinary):
         return 0, 1
     assert isinstance(space, (spaces.Discrete, spaces.MultiDiscrete))
-    count = space.n if isinstance(space, spaces.Discrete) else space.nvec
-    return space.start, space.start + count - 1
+    if isinstance(space, spaces.Discrete):
+        return int(space.start), int(space.start + space.n) - 1
+    return space.start, space.start + space.nvec - 1
 
 
 def _torch_dtype(space: gym.Space) -> torch.dtype:

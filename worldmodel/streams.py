@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 GOLDEN_64, GOLDEN_32 = 0x9E3779B97F4A7C15, 0x9E3779B1  # odd, near 2^64 and 2^32 divided by the golden ratio
+SEED_FACTOR = 0xD1342543DE82EF95  # odd, so that seeds and episodes, both far below 2^64, never meet in seed * this + episode
 
 
 class Streams:
@@ -32,8 +33,17 @@ class Streams:
     """
 
     def __init__(self, seeds: Tensor, episodes: Tensor | int = 0):
-        self.counter = _start(seeds, episodes)
+        self.counter = _mix_64(seeds * _signed(SEED_FACTOR, 64) + episodes)
         self._lanes: dict[int, Tensor] = {}
+        self._reserved: Tensor | None = None
+
+    def reserve(self, n: int) -> None:
+        """Draw n numbers per row at once, from which the next draws take theirs; an earlier reserve's rest is dropped.
+
+        A draw costs some thirty operations however small it is, which is most of the time of a small model's step.
+        """
+        self._reserved = None
+        self._reserved = self._uniform(n)
 
     def uniform_(self, tensor: Tensor) -> Tensor:
         """Fill ``tensor`` (B, ...) with numbers uniform in (0, 1), odd multiples of 2^-24, and return it.
@@ -55,7 +65,10 @@ class Streams:
         return tensor.copy_(box_muller(self._uniform(n + n % 2))[:, :n].reshape(tensor.shape))
 
     def _uniform(self, n: int) -> Tensor:
-        """The next draw: (B, n) float32 in (0, 1)."""
+        """The next n numbers of each row: (B, n) float32 in (0, 1)."""
+        if self._reserved is not None and self._reserved.shape[1] >= n:
+            numbers, self._reserved = self._reserved.tensor_split([n], dim=1)
+            return numbers
         self.counter = self.counter + _signed(GOLDEN_64, 64)
         low, high = _mix_64(self.counter).view(torch.int32).reshape(-1, 2, 1).unbind(dim=1)  # (B, 1) each
         lanes = self._lane_hashes(n)
@@ -91,11 +104,6 @@ def box_muller(uniform: Tensor) -> Tensor:
     radius, angle = uniform.chunk(2, dim=-1)  # (..., n) each
     radius, angle = (-2.0 * radius.log()).sqrt(), 2 * math.pi * angle
     return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=-1)
-
-
-def _start(seeds: Tensor, episodes: Tensor | int) -> Tensor:
-    """Where the stream of (seed, episode) begins: (B,) int64, well mixed."""
-    return _mix_64(_mix_64(seeds + _signed(GOLDEN_64, 64)) + episodes)
 
 
 def _mix_64(x: Tensor) -> Tensor:

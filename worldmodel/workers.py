@@ -85,6 +85,19 @@ def run_in_processes(
             worker.stop()
 
 
+def run_here(runner: Runner, tasks: Sequence[int], *, attempts: int) -> Generator[tuple[int, int, Any]]:
+    """Do all tasks in this process, in order, and yield as `run_in_processes` does; the runner is closed at the end."""
+    try:
+        for task in tasks:
+            tried, succeeded = 0, False
+            while not succeeded and tried < attempts:
+                tried += 1
+                succeeded, outcome = attempt_task(runner, task)
+            yield task, tried, outcome
+    finally:
+        runner.close()
+
+
 def attempt_task(runner: Runner, task: int) -> tuple[bool, Any]:
     """Try a task: (True, its result), or (False, the error in words with the place where it was raised)."""
     try:

@@ -1,0 +1,59 @@
+"""What the programs that run the loop share: a bar for each stage, the table of rounds, the summary."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from command import Bar
+
+import worldmodel as wm
+
+UNITS = {"collect": "episode", "train": "update", "dream": "generation", "evaluate": "step"}
+
+
+class StageBars:
+    """One bar for each stage of each round, the earlier ones left as they ended."""
+
+    def __init__(self) -> None:
+        self._stage: tuple[int, str] | None = None
+        self._bar: Bar | None = None
+
+    def show(self, progress: wm.StageProgress) -> None:
+        """Move the bar of the stage that runs."""
+        if self._stage != (progress.round, progress.stage) or self._bar is None:
+            self.close()
+            self._stage = (progress.round, progress.stage)
+            self._bar = Bar(f"round {progress.round}: {progress.stage:<8}", UNITS[progress.stage])
+        self._bar.show(progress.done, progress.total, **progress.facts)
+
+    def close(self) -> None:
+        """Leave the last bar as it stands."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def report(rounds: Sequence[wm.Round], out: str | Path, *, target: float | None, seed: int, seconds: float) -> None:
+    """Write OUT/summary.json and print the table."""
+    summary = {"seed": seed, "seconds": seconds, **wm.summarize(rounds, target=target)}
+    path = Path(out) / "summary.json"
+    path.write_text(json.dumps(summary, indent=2) + "\n")
+    _print_table(rounds, summary)
+    print(f"summary      {path}")
+
+
+def _print_table(rounds: Sequence[wm.Round], summary: dict[str, Any]) -> None:
+    stages = "".join(f"{stage + ' s':>12}" for stage in UNITS)
+    print(f"\n{'round':<6}{'dream score':>18}{'real score':>18}{'random':>18}{stages}")
+    for round_ in rounds:
+        scores = [f"{scores.mean:.1f} +- {scores.std:.1f}" for scores in (round_.dream, round_.real, round_.random)]
+        seconds = "".join(f"{round_.seconds[stage]:>12.1f}" for stage in UNITS)
+        print(f"{round_.number:<6}{scores[0]:>18}{scores[1]:>18}{scores[2]:>18}{seconds}")
+    episodes, target = len(rounds[0].real.returns), summary["target"]
+    print(
+        f"mean +- standard deviation; real scores over {episodes} episodes; target {target}; {summary['seconds']:.0f} s in all"
+    )
+    print(f"best round   {summary['best_round']}, by other episodes than those of the table")
+    print(f"world model  {summary['world_model']}\ncontroller   {summary['controller']}")

@@ -1,0 +1,251 @@
+"""The search of a controller: what it finds, what it refuses, and that it goes on where it was stopped."""
+
+import shutil
+import signal
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from toy_controllers import generator, random_controller, weights
+from toy_worlds import random_world, same_bits, walk_world
+
+from worldmodel.checkpoint import load_tensors, save_tensors
+from worldmodel.controller import Controller
+from worldmodel.dream import Dreams
+from worldmodel.evolution import evolve
+from worldmodel.features import feature_size
+from worldmodel.strategies import METHODS, OpenAIESConfig
+
+
+def search(world=None, **arguments):
+    dreams = Dreams(world or walk_world(), 32, temperature=0.0)
+    return evolve(dreams, **{"generations": 6, "population": 8, "horizon": 12, "test_dreams": 16, **arguments})
+
+
+def test_evolve_finds_a_controller_that_beats_zero_weights():
+    world = walk_world()
+    seen = []
+    best = search(world, generations=25, sigma=0.5, on_generation=seen.append)
+    tests = Dreams(world, 200, temperature=0.0)
+    zero = Controller(feature_size(world, "zh"), world.action_space)  # always pushes left: below -10 in 12 steps
+    (before, _), (after, _) = (tests.score(c, 12, generator=generator(9)) for c in (zero, best))
+    assert before.mean() < -10
+    assert after.mean() > 4  # the best there is stays just below x = 1: up to 0.75 a step, less y / 2
+    assert [g.number for g in seen] == list(range(1, 26))
+    assert [g.test is not None for g in seen] == [g.number % 3 == 0 or g.number == 25 for g in seen]
+    best_tests = [g.best_test for g in seen]
+    assert best_tests == sorted(best_tests)
+
+
+def test_openai_es_trains_a_hidden_layer_of_more_than_a_thousand_weights_in_a_toy_dream():
+    world = walk_world()
+    found = search(
+        world, method="openai-es", features="z", hidden_size=200, generations=25, population=16, horizon=12, sigma=0.1
+    )
+    assert found.num_parameters == 1203
+    tests = Dreams(world, 200, temperature=0.0)
+    (returns, _) = tests.score(found, 12, generator=generator(9))
+    assert returns.mean() > 4  # as the linear one by CMA-ES; zero weights get below -10
+
+
+def test_a_hidden_layer_is_found_by_cma_too():
+    found = search(hidden_size=3, features="z", generations=25, sigma=0.5)
+    (returns, _) = Dreams(walk_world(), 200, temperature=0.0).score(found, 12, generator=generator(9))
+    assert found.hidden_size == 3
+    assert returns.mean() > 4
+
+
+def test_the_hyperparameters_of_openai_es_reach_it():
+    found = [search(method="openai-es", openai_es=OpenAIESConfig(learning_rate=rate)) for rate in (0.01, 0.2)]
+    assert not torch.equal(weights(found[0]), weights(found[1]))
+
+
+def test_evolve_is_a_function_of_its_seed_and_leaves_global_generators_alone():
+    world = walk_world()
+
+    def run(global_seed, seed):
+        torch.manual_seed(global_seed)
+        np.random.seed(global_seed)  # noqa: NPY002 (this is what must not matter)
+        before = torch.random.get_rng_state(), np.random.get_state()  # noqa: NPY002
+        found = weights(search(world, sigma=0.5, seed=seed))
+        assert torch.equal(torch.random.get_rng_state(), before[0])
+        assert same_bits(np.random.get_state()[1], before[1][1])  # noqa: NPY002
+        assert np.random.get_state()[2:] == before[1][2:]  # noqa: NPY002
+        return found
+
+    assert torch.equal(run(0, 1), run(1, 1))
+    assert not torch.equal(run(0, 1), run(0, 2))
+
+
+def test_evolve_never_returns_less_than_it_was_given():
+    world = walk_world()
+    good = search(world, generations=25, sigma=0.5)
+    scores = []
+    kept = search(world, initial=good, generations=3, sigma=50.0, on_generation=lambda g: scores.append((g.test, g.best_test)))
+    assert scores[-1][0] < scores[-1][1]  # such a wild step only makes it worse
+    assert torch.equal(weights(kept), weights(good))
+
+
+def test_evolve_leaves_the_initial_controller_alone_and_takes_its_kind():
+    world = walk_world()
+    initial = random_controller(world, features="z", bias=False)
+    before = weights(initial).clone()
+    found = search(world, initial=initial, features="zhc")
+    assert torch.equal(weights(initial), before)
+    assert found.features == "z"
+    assert not found.bias
+
+
+def test_patience_ends_a_search_without_progress():
+    world = random_world(reward_head=True)
+    world.mdnrnn.reward_low.fill_(1.0)
+    world.mdnrnn.reward_high.fill_(1.0)  # whatever is done, 1 a step
+    world.mdnrnn.termination_head.bias.data.fill_(-50.0)
+    seen = []
+    search(world, generations=30, patience=2, test_every=2, on_generation=seen.append)
+    assert len(seen) == 4  # two tests, at generations 2 and 4, that do not improve on the start
+    assert seen[0].best_test == 12
+
+
+def test_a_first_test_with_progress_is_not_counted_as_stale():
+    seen = []
+    search(walk_world(), generations=9, sigma=0.5, patience=1, on_generation=seen.append)
+    assert len(seen) > 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"generations": 0}, "generations: expected an integer >= 1, got 0"),
+        ({"population": 1}, "population: expected an integer >= 2, got 1"),
+        ({"population": 5}, "population: expected a divisor of the number of dreams 32, got 5"),
+        ({"test_every": 0}, "test_every: expected an integer >= 1"),
+        ({"test_dreams": 0}, "test_dreams: expected an integer >= 1"),
+        ({"patience": 0}, "patience: expected an integer >= 1"),
+        ({"horizon": 0}, "horizon: expected an integer >= 1"),
+        ({"sigma": 0.0}, "sigma: expected a positive finite number"),
+        ({"sigma": float("nan")}, "sigma: expected a positive finite number"),
+        ({"initial": Controller(4, spaces.Discrete(3))}, r"expected one on the world model's 7 features \(zh\), got 4"),
+        ({"initial": Controller(7, spaces.Discrete(4))}, r"expected action space Discrete\(3\), got Discrete\(4\)"),
+    ],
+)
+def test_a_search_with_arguments_out_of_range_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        search(**arguments)
+
+
+def test_a_search_without_a_reward_head_says_what_to_do():
+    with pytest.raises(ValueError, match="without a reward head; fit it with reward_head=True"):
+        search(random_world(reward_head=False))
+
+
+def test_a_search_with_one_temperature_per_dream_is_refused():
+    with pytest.raises(ValueError, match="dreams: expected one temperature for all"):
+        evolve(Dreams(random_world(), 8, temperature=torch.ones(8)), population=4)
+
+
+def test_a_search_without_a_termination_head_dreams_to_the_horizon():
+    world = random_world(termination_head=False)
+    assert search(world, generations=2).size == feature_size(world, "zh")
+
+
+def test_a_generation_carries_the_controller_of_its_best_test():
+    seen = []
+    best = search(generations=6, sigma=0.5, on_generation=seen.append)
+    assert torch.equal(weights(seen[-1].controller), weights(best))
+
+
+def record(generation):
+    """What a generation says, with the weights of its controller in place of the controller."""
+    return {**vars(generation), "controller": weights(generation.controller).tolist()}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_search_that_was_killed_after_any_generation_goes_on_to_the_same_bits(tmp_path, method):
+    arguments = {"method": method, "sigma": 0.5, "hidden_size": 2, "generations": 7, "test_every": 2, "seed": 5}
+    whole = []
+
+    def keep(generation):
+        whole.append(record(generation))
+        shutil.copy(tmp_path / "log", tmp_path / f"log-{generation.number}")  # what a kill leaves, until the next write
+
+    best = search(**arguments, log=tmp_path / "log", on_generation=keep)
+    assert same_bits(weights(best), weights(search(**arguments)))  # a log changes nothing
+    assert len({one["best_test"] for one in whole}) > 1
+    for number in range(1, 8):
+        resumed = []
+        log = tmp_path / f"log-{number}"
+        again = search(**arguments, log=log, resume=True, on_generation=lambda g, to=resumed: to.append(record(g)))
+        assert resumed == whole[number:]
+        assert torch.equal(weights(again), weights(best))
+        assert log.read_bytes() == (tmp_path / "log").read_bytes()
+
+
+def test_a_search_that_stopped_in_the_middle_of_a_generation_does_that_one_again(tmp_path, monkeypatch):
+    whole = search(sigma=0.5, log=tmp_path / "whole")
+    score, calls = Dreams.score, []
+
+    def stop(self, *arguments, **options):
+        calls.append(1)
+        if len(calls) == 6:  # the start's test, three generations, their test, and then
+            raise KeyboardInterrupt
+        return score(self, *arguments, **options)
+
+    monkeypatch.setattr(Dreams, "score", stop)
+    with pytest.raises(KeyboardInterrupt):
+        search(sigma=0.5, log=tmp_path / "log")
+    monkeypatch.undo()
+    seen = []
+    assert torch.equal(weights(search(sigma=0.5, log=tmp_path / "log", resume=True, on_generation=seen.append)), weights(whole))
+    assert [generation.number for generation in seen] == [4, 5, 6]
+
+
+def test_ctrl_c_is_heeded_after_the_generation_and_patience_survives_it(tmp_path):
+    arguments = {"sigma": 50.0, "generations": 30, "patience": 2, "test_every": 2, "log": tmp_path / "log"}
+    initial = search(generations=25, sigma=0.5)
+    seen = []
+
+    def interrupt(generation):
+        seen.append(generation.number)
+        if generation.number == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt, match=r"interrupted after 3 generations; .*log holds them"):
+        search(**arguments, initial=initial, on_generation=interrupt)
+    search(**arguments, initial=initial, resume=True, on_generation=interrupt)
+    assert seen == [1, 2, 3, 4]  # two tests, at generations 2 and 4, without progress
+    search(**arguments, initial=initial, resume=True, on_generation=interrupt)
+    assert seen == [1, 2, 3, 4]  # a search that is complete is only read
+
+
+def test_a_log_is_neither_overwritten_nor_taken_for_that_of_another_search(tmp_path):
+    log = tmp_path / "log"
+    search(log=log, generations=2)
+    with pytest.raises(FileExistsError, match="already holds a search; resume it or choose another file"):
+        search(log=log)
+    for name, change in {
+        "generations": {"generations": 3},
+        "seed": {"generations": 2, "seed": 1},
+        "method": {"generations": 2, "method": "openai-es"},
+        "start": {"generations": 2, "hidden_size": 3},
+        "world": {"generations": 2, "world": random_world()},
+    }.items():
+        with pytest.raises(ValueError, match=f"expected {name} .*with which this search was started"):
+            search(log=log, resume=True, **change)
+
+
+def test_what_a_killed_write_left_is_removed_and_nothing_else(tmp_path):
+    for name in (".log.77.tmp", ".other.77.tmp"):
+        (tmp_path / name).touch()
+    search(log=tmp_path / "log", generations=1, resume=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"log", ".other.77.tmp"}
+
+
+def test_a_log_whose_fitness_was_changed_is_refused(tmp_path):
+    log = tmp_path / "log"
+    search(log=log, generations=3, sigma=0.5)
+    tensors, metadata = load_tensors(log)
+    save_tensors(log, {**tensors, "fitness": -tensors["fitness"]}, metadata)
+    with pytest.raises(ValueError, match="expected to come to the weights of the search that was interrupted"):
+        search(log=log, generations=3, sigma=0.5, resume=True)

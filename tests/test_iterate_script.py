@@ -1,0 +1,71 @@
+"""The script that runs the loop: its options, its files, and that the same command goes on."""
+
+import dataclasses
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+from worldmodel import iteration
+from worldmodel.rounds import IterationConfig
+
+SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
+SMALL = (
+    "--env CartPole-v1 --max-rounds 2 --first-policy repeat --first-episodes 6 --controller-episodes 3 "
+    "--exploration 0.1 --hidden-size 4 --num-components 2 --window 8 --batch-size 8 --num-updates 6 --evaluate-every 3 "
+    "--population 4 --rollouts 2 --generations 2 --features z --controller-hidden-size 3 --method openai-es "
+    "--es-learning-rate 0.1 --test-episodes 3 --validation-episodes 3 --test-dreams 8 --max-steps 15 --device cpu"
+)
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """The script's functions, with the command line given."""
+    monkeypatch.syspath_prepend(SCRIPTS)
+
+    def load(options, run_name="script"):
+        monkeypatch.setattr(sys, "argv", ["iterate.py", *options.split()])
+        return runpy.run_path(str(SCRIPTS / "iterate.py"), run_name=run_name)
+
+    return load
+
+
+def test_without_options_the_configuration_is_that_of_the_library(script):
+    functions = script("--env CartPole-v1 --out x")
+    config, default = functions["read_config"](functions["parse_arguments"]()), IterationConfig()
+    assert {name: config.mdnrnn[name] for name in default.mdnrnn} == dict(default.mdnrnn)
+    assert dataclasses.replace(config, mdnrnn=default.mdnrnn) == default
+
+
+def test_every_option_reaches_the_configuration(script):
+    functions = script(f"--out x {SMALL}")
+    config = functions["read_config"](functions["parse_arguments"]())
+    assert (config.max_rounds, config.exploration, config.features, config.controller_hidden_size) == (2, 0.1, "z", 3)
+    assert (config.method, config.openai_es.learning_rate, config.training_config.learning_rate) == ("openai-es", 0.1, 1e-2)
+    assert (config.mdnrnn["hidden_size"], config.data_config.window, config.training_config.num_updates) == (4, 8, 6)
+
+
+def test_it_goes_on_after_ctrl_c_and_leaves_a_table_and_a_summary(script, tmp_path, monkeypatch, capsys):
+    options = f"--out {tmp_path / 'loop'} --seed 1 {SMALL}"
+    evaluate, calls = iteration.evaluate, []
+
+    def interrupt(*arguments, **fields):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return evaluate(*arguments, **fields)
+
+    monkeypatch.setattr(iteration, "evaluate", interrupt)
+    with pytest.raises(SystemExit) as stopped:
+        script(options, "__main__")
+    assert stopped.value.code == 130
+    assert "The same command goes on" in capsys.readouterr().err
+    script(options, "__main__")
+    assert len(calls) == 3  # round 1 was not run again
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines if line[:1].isdigit()] == ["1", "2"]
+    summary = json.loads((tmp_path / "loop" / "summary.json").read_text())
+    assert [one["number"] for one in summary["rounds"]] == [1, 2]
+    assert all(max(one["real"]["lengths"]) <= 15 for one in summary["rounds"])

@@ -1,0 +1,156 @@
+"""What a population earns: many controllers as one batch of dreams, or in real episodes over processes."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from toy_controllers import DICT, generator, random_controller, weights
+from toy_envs import CountEnv
+from toy_worlds import WalkEnv, random_world, walk_world
+
+from worldmodel.controller import Controller
+from worldmodel.dream import Dreams
+from worldmodel.evaluation import score
+from worldmodel.evolution import evolve
+from worldmodel.features import feature_size
+from worldmodel.population import ControllerBatch, RealPopulation
+from worldmodel.reality import Reality
+from worldmodel.rollouts import derive_seed, episode_seed
+
+
+@pytest.mark.parametrize(("bias", "hidden_size"), [(True, None), (False, None), (True, 6), (False, 6)])
+@pytest.mark.parametrize("action_space", [spaces.Discrete(3), DICT])
+def test_a_population_as_one_batch_equals_each_candidate_alone(action_space, bias, hidden_size):
+    world = random_world(action_space, termination_bias=-1.0)
+    template = random_controller(world, bias=bias, hidden_size=hidden_size)
+    candidates = torch.randn(4, template.num_parameters, generator=generator(3))
+    together = Dreams(world, 20, num_groups=4, termination="sample")
+    returns, lengths = together.score(ControllerBatch(template, candidates), 12, generator=generator(1))
+    assert len(returns.unique()) > 15
+    for p in range(4):
+        torch.nn.utils.vector_to_parameters(candidates[p], template.parameters())
+        alone, steps = Dreams(world, 5, termination="sample").score(template, 12, generator=generator(1))
+        torch.testing.assert_close(returns[5 * p : 5 * p + 5], alone, rtol=1e-3, atol=1e-3)
+        assert torch.equal(lengths[5 * p : 5 * p + 5], steps)
+
+
+def test_the_same_candidate_in_every_group_has_the_same_fate():
+    world = random_world()
+    template = random_controller(world)
+    one = torch.nn.utils.parameters_to_vector(template.parameters()).detach()
+    returns, _ = Dreams(world, 15, num_groups=3).score(ControllerBatch(template, one.repeat(3, 1)), 20, generator=generator())
+    torch.testing.assert_close(returns.reshape(3, 5), returns[:5].expand(3, 5), rtol=1e-4, atol=1e-4)
+
+
+def real_search(world, env, *, num_workers=0, **arguments):
+    real = RealPopulation(world, env, rollouts=2, num_workers=num_workers, max_steps=12)
+    return evolve(real, **{"generations": 4, "population": 4, "test_dreams": 20, "sigma": 0.5, "seed": 3, **arguments})
+
+
+def test_a_search_in_the_real_environment_does_not_depend_on_the_number_of_workers():
+    seen = []
+    found = [
+        real_search(walk_world(), WalkEnv, num_workers=workers, on_generation=lambda g: seen.append((g.best, g.mean, g.test)))
+        for workers in (0, 2)
+    ]
+    assert weights(found[0]).any()
+    assert torch.equal(weights(found[0]), weights(found[1]))
+    assert seen[:4] == seen[4:]
+
+
+def test_real_fitness_is_the_mean_return_of_the_same_episodes_for_every_candidate():
+    world = walk_world()
+    controller = random_controller(world)
+    candidates = torch.stack([weights(random_controller(world, seed=seed)) for seed in (0, 4, 0)])
+    real = RealPopulation(world, WalkEnv, rollouts=3, max_steps=12)
+    fitness = real.fitness(controller, candidates, horizon=100, seed=8, name="generation 1")
+    assert fitness[0] == fitness[2]
+    assert fitness[0] != fitness[1]
+    reality = Reality(world, WalkEnv, 3, seed=8, max_steps=12)
+    assert fitness[0] == score(reality, random_controller(world, seed=0), horizon=12, seed=8).mean
+
+
+def test_a_real_test_plays_so_many_different_episodes():
+    world = walk_world()
+    controller = random_controller(world)
+    real = RealPopulation(world, WalkEnv, max_steps=12)
+    test = real.test(controller, episodes=20, horizon=12, seed=5, name="generation 1")
+    parts = [
+        score(Reality(world, WalkEnv, size, seed=derive_seed(5, part), max_steps=12), controller, horizon=12, seed=0).returns
+        for part, size in enumerate((16, 4))
+    ]
+    assert test == pytest.approx(np.concatenate(parts).mean(), abs=1e-12)
+
+
+def count_world():
+    return random_world(CountEnv.action_space, CountEnv.observation_space, reward_head=False)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_environment_that_raises_names_generation_candidate_and_seeds(num_workers):
+    seeds = [episode_seed(derive_seed(3, 2), k) for k in range(2)]
+
+    def make():
+        return CountEnv(trouble="raise", seeds=seeds[1:])
+
+    message = (
+        rf"generation 2, candidate [0-3]: .*\(seeds {seeds[0]}, {seeds[1]}\).*got 2 times: .*episode 1 \(seed {seeds[1]}\)"
+    )
+    with pytest.raises(RuntimeError, match=message):
+        real_search(count_world(), make, num_workers=num_workers)
+
+
+def test_a_worker_that_dies_names_generation_candidate_and_seeds():
+    seeds = [episode_seed(derive_seed(3, 2), k) for k in range(2)]
+
+    def make():
+        return CountEnv(trouble="die", seeds=seeds[:1])
+
+    message = rf"generation 2, candidate [0-3]: .*\(seeds {seeds[0]}, {seeds[1]}\).*the worker process died \(exit code 7\)"
+    with pytest.raises(RuntimeError, match=message):
+        real_search(count_world(), make, num_workers=2)
+
+
+def test_trouble_that_comes_once_is_tried_again(tmp_path):
+    def make():
+        return CountEnv(trouble="raise", seeds=[episode_seed(derive_seed(3, 2), 0)], once=tmp_path / "once")
+
+    found = real_search(count_world(), make)
+    assert (tmp_path / "once").exists()
+    assert torch.equal(weights(found), weights(real_search(count_world(), CountEnv)))
+
+
+def test_a_real_search_resumes_to_the_same_bits(tmp_path):
+    def stop(generation):
+        if generation.number == 2:
+            raise KeyboardInterrupt
+
+    whole = real_search(walk_world(), WalkEnv)
+    with pytest.raises(KeyboardInterrupt):
+        real_search(walk_world(), WalkEnv, log=tmp_path / "log", on_generation=stop)
+    assert torch.equal(weights(real_search(walk_world(), WalkEnv, log=tmp_path / "log", resume=True)), weights(whole))
+
+
+def test_a_real_population_refuses_what_does_not_fit():
+    with pytest.raises(ValueError, match="rollouts: expected an integer >= 1, got 0"):
+        RealPopulation(walk_world(), WalkEnv, rollouts=0)
+    with pytest.raises(ValueError, match="num_workers: expected 0 or more, got -1"):
+        RealPopulation(walk_world(), WalkEnv, num_workers=-1)
+    with pytest.raises(ValueError, match="observation space"):
+        RealPopulation(walk_world(), "CartPole-v1")
+    with pytest.raises(ValueError, match="expected a registered Gymnasium id"):
+        RealPopulation(walk_world(), "CartPoole-v1")
+
+
+def test_a_controller_on_z_learns_cartpole_in_the_real_environment():
+    env = gym.make("CartPole-v1")
+    world = random_world(env.action_space, env.observation_space)  # its M predicts nothing: only V's z is looked at
+    real = RealPopulation(world, "CartPole-v1", rollouts=2)
+    zero = Controller(feature_size(world, "z"), world.action_space, features="z")
+    found = evolve(real, generations=6, population=16, sigma=0.5, features="z", test_dreams=10, horizon=200, seed=0)
+    before, after = (
+        score(Reality(world, "CartPole-v1", 10, seed=99), controller, horizon=200, seed=0).mean for controller in (zero, found)
+    )
+    assert before < 12  # always pushes to one side
+    assert after > 100

@@ -1,0 +1,195 @@
+r"""Two searches for good weights that need no gradient, behind one ask and tell: CMA-ES and OpenAI-ES.
+
+CMA-ES (Hansen 2006, by the ``cma`` package) learns a full covariance, which pays for up to some hundreds of weights; its cost
+grows with the square of their number. OpenAI-ES (Salimans et al. 2017, arXiv:1703.03864) climbs the gradient of the mean
+fitness of a cloud of fixed width sigma around the centre, estimated from mirrored pairs,
+
+.. math:: g = \frac{1}{P \sigma} \sum_i u_i \epsilon_i,
+
+and takes thousands of weights. Fitness is to be made large.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+Method = Literal["cma", "openai-es"]
+METHODS = ("cma", "openai-es")
+
+
+class Strategy(Protocol):
+    """A search that proposes weights and is told how good they were; a pure function of its seed and what it is told."""
+
+    @property
+    def mean(self) -> np.ndarray:
+        """(N,) float64, the centre of the search."""
+
+    def ask(self) -> np.ndarray:
+        """Propose candidates (P, N), float64."""
+
+    def tell(self, fitness: np.ndarray) -> None:
+        """Learn from the fitness (P,) of the candidates of the last `ask`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenAIESConfig:
+    """How OpenAI-ES climbs.
+
+    Args:
+        learning_rate: Adam's, so about the step of each weight in a generation.
+        weight_decay: added to the gradient: minus so many times the weights.
+
+    Raises:
+        ValueError: naming the field that is out of range.
+    """
+
+    learning_rate: float = 0.03
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        if not 0 < self.learning_rate < float("inf"):
+            raise ValueError(f"learning_rate: expected a positive finite number, got {self.learning_rate}")
+        if not 0 <= self.weight_decay < float("inf"):
+            raise ValueError(f"weight_decay: expected a finite number >= 0, got {self.weight_decay}")
+
+
+def make_strategy(
+    method: str, weights: np.ndarray, *, sigma: float, population: int, seed: int, openai_es: OpenAIESConfig
+) -> Strategy:
+    """Set up a search around ``weights`` (N,).
+
+    Args:
+        method: "cma" or "openai-es".
+        weights: (N,) where to start.
+        sigma: standard deviation of the candidates; CMA-ES adapts it.
+        population: P, even for OpenAI-ES.
+        seed: seed of the candidates.
+        openai_es: how OpenAI-ES climbs.
+
+    Raises:
+        ValueError: if there is no such method or the population does not suit it.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
+    if method == "cma":
+        return CMAES(weights, sigma=sigma, population=population, seed=seed)
+    return OpenAIES(weights, sigma=sigma, population=population, seed=seed, config=openai_es)
+
+
+class CMAES:
+    """CMA-ES of the ``cma`` package: silent, without files, and drawing from its own generator.
+
+    Args:
+        weights: (N,) where to start.
+        sigma: initial standard deviation.
+        population: P.
+        seed: seed of the candidates.
+
+    Raises:
+        ImportError: if ``cma`` is not installed.
+    """
+
+    def __init__(self, weights: np.ndarray, *, sigma: float, population: int, seed: int):
+        try:
+            import cma  # here, as it takes seconds to import
+        except ImportError as error:
+            raise ImportError("cma is not installed: pip install worldmodel[cma]; or use method='openai-es'") from error
+        rng = np.random.default_rng(seed)
+        options = {
+            "popsize": population,
+            "randn": lambda *shape: rng.standard_normal(shape),
+            "seed": np.nan,  # leave NumPy's global state alone
+            "verbose": -10,  # quiet, and no signals file is read
+            "verb_log": 0,
+        }
+        self._search: Any = cma.CMAEvolutionStrategy(weights, sigma, options)
+        self._candidates: list[np.ndarray] = []
+
+    @property
+    def mean(self) -> np.ndarray:
+        """(N,) the centre of the search."""
+        return np.asarray(self._search.mean)
+
+    def ask(self) -> np.ndarray:
+        """Propose candidates (P, N)."""
+        self._candidates = self._search.ask()
+        return np.asarray(self._candidates)
+
+    def tell(self, fitness: np.ndarray) -> None:
+        """Learn from the fitness (P,) of the last candidates; ``cma`` minimises."""
+        self._search.tell(self._candidates, (-fitness).tolist())
+
+
+class OpenAIES:
+    """The evolution strategy of Salimans et al. (2017): mirrored pairs, centred ranks, Adam.
+
+    Args:
+        weights: (N,) where to start.
+        sigma: standard deviation of the candidates around the centre, which stays as it is.
+        population: P, even: half of the candidates mirror the others.
+        seed: seed of the candidates.
+        config: how to climb.
+
+    Raises:
+        ValueError: if ``population`` is odd.
+    """
+
+    BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # Adam's usual ones, as in the authors' code
+
+    def __init__(self, weights: np.ndarray, *, sigma: float, population: int, seed: int, config: OpenAIESConfig | None = None):
+        if population % 2:
+            raise ValueError(
+                f"population: expected an even number for openai-es, whose candidates come in pairs, got {population}"
+            )
+        self._mean = np.array(weights, dtype=np.float64)
+        self._sigma, self._population, self._config = sigma, population, config or OpenAIESConfig()
+        self._rng = np.random.default_rng(seed)
+        self._noise = np.zeros((population, self._mean.size))
+        self._first, self._second, self._steps = np.zeros_like(self._mean), np.zeros_like(self._mean), 0
+
+    @property
+    def mean(self) -> np.ndarray:
+        """(N,) the centre of the search."""
+        return self._mean.copy()
+
+    def ask(self) -> np.ndarray:
+        """Propose candidates (P, N): the second half mirrors the first."""
+        noise = self._rng.standard_normal((self._population // 2, self._mean.size))
+        self._noise = np.concatenate([noise, -noise])
+        return self._mean + self._sigma * self._noise
+
+    def tell(self, fitness: np.ndarray) -> None:
+        """Climb by one step of Adam (Kingma & Ba 2015)."""
+        gradient = estimate_gradient(self._noise, centred_ranks(fitness), self._sigma)
+        gradient -= self._config.weight_decay * self._mean
+        self._steps += 1
+        self._first += (1 - self.BETA1) * (gradient - self._first)
+        self._second += (1 - self.BETA2) * (gradient**2 - self._second)
+        first = self._first / (1 - self.BETA1**self._steps)
+        second = self._second / (1 - self.BETA2**self._steps)
+        self._mean += self._config.learning_rate * first / (np.sqrt(second) + self.EPSILON)
+
+
+def centred_ranks(fitness: np.ndarray) -> np.ndarray:
+    """Replace fitness (P,) by ranks from -1/2, the worst, to 1/2, the best; equals share the mean of their ranks."""
+    _, index, counts = np.unique(fitness, return_inverse=True, return_counts=True)
+    ranks = np.cumsum(counts) - (counts + 1) / 2  # mean rank of each value, from 0
+    return ranks[index] / (len(fitness) - 1) - 0.5
+
+
+def estimate_gradient(noise: np.ndarray, fitness: np.ndarray, sigma: float) -> np.ndarray:
+    """Estimate the gradient of the mean fitness around a centre, unbiased: (1 / (P sigma)) sum_i fitness_i noise_i.
+
+    Args:
+        noise: (P, N) standard normal deviations of the candidates from the centre, in units of ``sigma``.
+        fitness: (P,) of the candidates.
+        sigma: standard deviation of the candidates.
+
+    Returns:
+        (N,) gradient.
+    """
+    return fitness @ noise / (len(fitness) * sigma)
