@@ -1,6 +1,8 @@
 """The example of PPO in dreams: its advantages, what it copies to the host (nothing), and that it learns."""
 
 import importlib.util
+import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -97,7 +99,7 @@ def test_the_loop_copies_nothing_to_the_host(example, monkeypatch):
 def test_it_learns_a_walk_and_the_same_seed_learns_the_same(example, monkeypatch):
     """A walk pays x at each step: at a horizon of 12, going left first would be worse than staying right of 0."""
     world = walk_world()
-    for name, value in {"TOTAL_STEPS": 32 * 16 * 40, "HORIZON": 12, "TEMPERATURE": 0.0}.items():
+    for name, value in {"TOTAL_STEPS": 32 * 16 * 25, "HORIZON": 12, "TEMPERATURE": 0.0}.items():
         monkeypatch.setattr(example, name, value)
     dreams = wm.Dreams(world, 200, temperature=0.0)
     agents = [example.train(world, seed=0)[0] for _ in range(2)]
@@ -105,3 +107,16 @@ def test_it_learns_a_walk_and_the_same_seed_learns_the_same(example, monkeypatch
     by_chance = wm.RandomActions(world, generator=dreams.generator(1))
     assert trained == again
     assert trained > dreams.score(by_chance, 12, generator=dreams.generator(0))[0].mean().item() + 1
+
+
+def test_the_command_makes_a_world_learns_and_adds_a_line_of_scores(example, monkeypatch, tmp_path, capsys):
+    small = {"EPISODES": 20, "HIDDEN_SIZE": 8, "TRAINING": wm.TrainingConfig(num_updates=3)}
+    for name, value in small.items():
+        monkeypatch.setattr(example, name, value)
+    for seed in (3, 4):
+        monkeypatch.setattr(sys, "argv", ["ppo_dream.py", "--seed", str(seed), "--out", str(tmp_path / "scores.jsonl")])
+        example.main()
+    assert "random in reality" in capsys.readouterr().out
+    lines = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
+    assert [line["seed"] for line in lines] == [3, 4]
+    assert [len(line["real"]["returns"]) for line in lines] == [100, 100]
