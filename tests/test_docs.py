@@ -31,7 +31,7 @@ def test_python_blocks_run_in_order(page, tmp_path):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_a_block_is_short(page):
-    assert max(len(block.splitlines()) for block in blocks(page)) <= 24
+    assert max(len(block.splitlines()) for block in blocks(page)) <= 16
 
 
 def test_the_readme_names_every_page():
