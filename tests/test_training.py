@@ -16,8 +16,10 @@ import torch
 from torch import nn
 from toy_data import ACTION, OBSERVATION, labelled_episode, walking_episode, write_store
 
-from worldmodel import checkpoint, training
-from worldmodel.mdnrnn import MDNRNN, DataStatistics, MDNRNNConfig
+from worldmodel import checkpoint, mdnrnn, training
+from worldmodel.batches import DataStatistics
+from worldmodel.lstm import run_lstm
+from worldmodel.mdnrnn import MDNRNN, MDNRNNConfig
 from worldmodel.metrics import MetricsLog, read_metrics
 from worldmodel.sequences import EpisodeCollection, SequenceData, WindowSampler, encode_all
 from worldmodel.spaces import FlatSpace
@@ -390,12 +392,18 @@ def test_gradients_are_clipped_as_configured(tmp_path, config, expected):
     assert model.w.grad.tolist() == pytest.approx(expected, rel=1e-5)
 
 
-def test_bfloat16_trains_nearly_as_float32(walks, tmp_path):
+def test_bfloat16_trains_nearly_as_float32(walks, tmp_path, monkeypatch):
     losses, dtypes = {}, {}
     for precision in ("float32", "bfloat16"):
         config = TrainingConfig(num_updates=60, evaluate_every=20, learning_rate=1e-2, precision=precision)
         model = make_model()
-        model.lstm.register_forward_hook(lambda *call, of=precision: dtypes.update({of: call[-1][0].dtype}))
+
+        def spy(*arguments, of=precision):
+            output, state = run_lstm(*arguments)
+            dtypes[of] = output.dtype
+            return output, state
+
+        monkeypatch.setattr(mdnrnn, "run_lstm", spy)
         result, _ = run(walks, tmp_path / precision, config=config, model=model)
         losses[precision] = [row["test/loss"] for row in read_metrics(tmp_path / precision) if "test/loss" in row]
         assert result.best_metrics["loss"] == min(losses[precision]) < losses[precision][0] - 0.05

@@ -3,6 +3,7 @@
 See the README for the tour, and the modules' docstrings for the mathematics.
 """
 
+from worldmodel.batches import SequenceBatch
 from worldmodel.collect import CollectionProgress, collect
 from worldmodel.controller import Generation, LatentPolicy, LinearController, evolve
 from worldmodel.dream import BatchedWorld, Dreams, LatentState, RandomActions, Rollout
@@ -11,7 +12,7 @@ from worldmodel.evaluation import Evaluation, Scores, evaluate, replay
 from worldmodel.fit import DataConfig, fit
 from worldmodel.iteration import IterationConfig, Round, StageProgress, best_round, iterate, summarize
 from worldmodel.mdn import Factorization, MixtureDensityNetwork, MixtureHead, NoiseType
-from worldmodel.mdnrnn import MDNRNN, MDNRNNConfig, Prediction, SequenceBatch, State
+from worldmodel.mdnrnn import MDNRNN, MDNRNNConfig, Prediction, State
 from worldmodel.mixture import GaussianMixture
 from worldmodel.policies import BrownianPolicy, RandomPolicy, RepeatPolicy
 from worldmodel.reality import Reality

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from worldmodel import baselines, checkpoint, training
-from worldmodel.mdnrnn import MDNRNN, DataStatistics, MDNRNNConfig, SequenceBatch
+from worldmodel.batches import DataStatistics, SequenceBatch
+from worldmodel.mdnrnn import MDNRNN, MDNRNNConfig
 from worldmodel.sequences import (
     RESIDENT_BYTES,
     EpisodeCollection,

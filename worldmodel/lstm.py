@@ -1,9 +1,12 @@
-"""An LSTM with layer normalisation, which `nn.LSTM` lacks."""
+"""What `nn.LSTM` lacks: layer normalisation, and half precision that is fast on a CPU."""
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 class LayerNormLSTM(nn.Module):
@@ -54,3 +57,113 @@ class LayerNormLSTM(nn.Module):
         i, g, f, o = (norm(gate) for norm, gate in zip(norms, raw, strict=True))
         c = self.cell_norms[layer](c * torch.sigmoid(f + 1.0) + torch.sigmoid(i) * torch.tanh(g))
         return torch.tanh(c) * torch.sigmoid(o), c
+
+
+def run_lstm(
+    lstm: nn.LSTM | LayerNormLSTM, inputs: Tensor, state: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Call ``lstm``; under autocast on a CPU by `HalfPrecisionLayer`, which is faster than `nn.LSTM` there (dev/LOG.md).
+
+    Args:
+        lstm: with ``batch_first``.
+        inputs: (B, T, input_size).
+        state: ``h`` and ``c``, (num_layers, B, H) each; zeros if None.
+
+    Returns:
+        Outputs (B, T, H), and the state after the last step, (num_layers, B, H) each.
+    """
+    if not isinstance(lstm, nn.LSTM) or inputs.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+        return cast(tuple[Tensor, tuple[Tensor, Tensor]], lstm(inputs, state))
+    if state is None:
+        zeros = inputs.new_zeros(lstm.num_layers, inputs.shape[0], lstm.hidden_size)
+        state = (zeros, zeros)
+    outputs, last_h, last_c = inputs.transpose(0, 1), [], []
+    for weights, h, c in zip(lstm.all_weights, *state, strict=True):
+        outputs, cell = HalfPrecisionLayer.apply(outputs, h, c, *weights, torch.get_autocast_dtype("cpu"))
+        last_h.append(outputs[-1].to(h.dtype))
+        last_c.append(cell)
+    return outputs.transpose(0, 1), (torch.stack(last_h), torch.stack(last_c))
+
+
+class HalfPrecisionLayer(torch.autograd.Function):
+    """A layer of `nn.LSTM` over (T, B, input_size) with matrix products in a given precision and all else in that of ``c``.
+
+    Input, a 1 for the biases and h stand side by side, so that a step is one product with the stacked weights, and the weights'
+    gradient one product for all steps. Backward computes the gates anew rather than read them from memory, and overwrites the
+    pre-activations by their gradient; so it runs once, and PyTorch refuses a second time.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, h: Tensor, c: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """Run over ``x`` (T, B, I) from ``h`` and ``c`` (B, H): outputs (T, B, H) in ``dtype`` and the last cell (B, H)."""
+        (steps, b, size), hidden = x.shape, h.shape[-1]
+        weight = torch.cat([w_ih, (b_ih + b_hh).unsqueeze(1), w_hh], dim=1).to(dtype).t().contiguous()  # (I + 1 + H, 4 H)
+        joined = torch.empty(steps + 1, b, size + 1 + hidden, dtype=dtype)
+        joined[:-1, :, :size], joined[:, :, size], joined[0, :, size + 1 :] = x, 1, h
+        cells, gates, tanh_cell = c.new_empty(steps + 1, b, hidden), c.new_empty(b, 4 * hidden), torch.empty_like(c)
+        raw = torch.empty(steps, b, 4 * hidden, dtype=dtype)
+        cells[0] = c
+        for now, pre, before, after, out in zip(joined, raw, cells, cells[1:], joined[1:, :, size + 1 :], strict=False):
+            torch.mm(now, weight, out=pre)
+            i, f, g, o = _activate(pre, gates)
+            torch.mul(f, before, out=after).addcmul_(i, g)
+            torch.mul(torch.tanh(after, out=tanh_cell), o, out=out)
+        ctx.save_for_backward(joined, raw, cells, w_ih, w_hh)
+        return joined[1:, :, size + 1 :], cells[-1].clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_output: Tensor, by_cell: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients with respect to everything that `forward` takes but the precision."""
+        joined, raw, cells, w_ih, w_hh = ctx.saved_tensors
+        dtype, size = joined.dtype, w_ih.shape[1]
+        recurrent, by_cell = w_hh.to(dtype), by_cell.clone()  # (4 H, H)
+        by_h, through = torch.zeros_like(by_output[0]), torch.empty_like(by_cell)
+        gates, slopes, tanh_cell = (
+            torch.empty_like(part) for part in (raw[0].to(cells.dtype), raw[0].to(cells.dtype), by_cell)
+        )
+        for pre, before, after, out in reversed(list(zip(raw, cells, cells[1:], by_output, strict=False))):
+            activated = _activate(pre, gates)
+            torch.add(out, by_h, out=through)
+            torch.tanh(after, out=tanh_cell)
+            _step_backward(activated, slopes, before, tanh_cell, through, by_cell)
+            pre.copy_(slopes)
+            torch.mm(pre, recurrent, out=by_h)
+        flat = raw.flatten(0, 1)  # now the gradient of the pre-activations, (T B, 4 H)
+        by_weight = joined[:-1].flatten(0, 1).t().contiguous() @ flat  # a transposed view is slower in half precision
+        by_weight = by_weight.t().to(w_ih.dtype)  # (4 H, I + 1 + H)
+        by_x = (flat @ w_ih.to(dtype)).unflatten(0, raw.shape[:2]) if ctx.needs_input_grad[0] else None
+        by_bias = by_weight[:, size]
+        return by_x, by_h.to(w_hh.dtype), by_cell, by_weight[:, :size], by_weight[:, size + 1 :], by_bias, by_bias, None
+
+
+def _activate(pre: Tensor, gates: Tensor) -> tuple[Tensor, ...]:
+    """Write the gates i, f, g, o (B, 4 H) of the pre-activations into ``gates`` and return them one by one, (B, H) each."""
+    gates.copy_(pre)
+    i, f, g, o = gates.chunk(4, dim=1)
+    gates[:, : 2 * i.shape[1]].sigmoid_()
+    g.tanh_()
+    o.sigmoid_()
+    return i, f, g, o
+
+
+def _step_backward(
+    gates: tuple[Tensor, ...], slopes: Tensor, before: Tensor, tanh_cell: Tensor, by_h: Tensor, by_cell: Tensor
+) -> None:
+    """One step back: from the gradients of h and of the cell after it to ``slopes`` (B, 4 H), those of the pre-activations.
+
+    ``by_cell`` (B, H) becomes the gradient of the cell ``before`` the step; ``by_h`` is overwritten.
+    """
+    i, f, g, o = gates
+    by_i, by_f, by_g, by_o = slopes.chunk(4, dim=1)
+    torch.mul(by_h, tanh_cell, out=by_o)
+    by_cell += torch.ops.aten.tanh_backward(by_h.mul_(o), tanh_cell)
+    torch.mul(by_cell, g, out=by_i)
+    torch.mul(by_cell, before, out=by_f)
+    torch.mul(by_cell, i, out=by_g)
+    by_cell *= f
+    for slope, gate in ((by_i, i), (by_f, f), (by_o, o)):
+        torch.ops.aten.sigmoid_backward.grad_input(slope, gate, grad_input=slope)
+    torch.ops.aten.tanh_backward.grad_input(by_g, g, grad_input=by_g)
