@@ -38,7 +38,7 @@ def test_in_float64_it_is_nn_lstm():
 @pytest.mark.parametrize("num_layers", [1, 2])
 @pytest.mark.parametrize("given", [False, True])
 def test_under_autocast_it_is_nn_lstm_up_to_rounding(num_layers, given):
-    lstm, x = make(num_layers, torch.float32), draw(B, T, I, dtype=torch.float32)
+    lstm, x = make(num_layers, torch.float32), draw(B, T, X, dtype=torch.float32)
     state = tuple(draw(num_layers, B, H, seed=seed, dtype=torch.float32) for seed in (2, 3)) if given else None
     expected, last = run_lstm(lstm, x, state)
     assert torch.equal(expected, lstm(x, state)[0])
