@@ -24,13 +24,40 @@ def test_in_float64_it_is_nn_lstm():
     c.requires_grad_()
     inputs = [x, h, c, *lstm.parameters()]
     expected, (last_h, last_c) = lstm(x, (h.unsqueeze(0), c.unsqueeze(0)))
-    output, cell = HalfPrecisionLayer.apply(x.transpose(0, 1), h, c, *lstm.parameters(), torch.float64)
+    output, cell = HalfPrecisionLayer.apply(x.transpose(0, 1), h, c, *lstm.parameters(), [B] * T, torch.float64)
     torch.testing.assert_close(output.transpose(0, 1), expected, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(output[-1], last_h[0], rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(cell, last_c[0], rtol=1e-12, atol=1e-12)
     weights, weight = draw(B, T, H, seed=4), draw(B, H, seed=5)
     theirs = torch.autograd.grad((weights * expected).sum() + (weight * last_c).sum(), inputs)
     ours = torch.autograd.grad((weights * output.transpose(0, 1)).sum() + (weight * cell).sum(), inputs)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+def test_rows_stop_at_their_lengths():
+    lstm, x, h, c = make(), draw(B, T, X).requires_grad_(), draw(B, H, seed=2), draw(B, H, seed=3)
+    h.requires_grad_()
+    c.requires_grad_()
+    inputs, lengths, weights = [x, h, c, *lstm.parameters()], [5, 3, 0], draw(B, T, H, seed=4)
+    running = [sum(t < length for length in lengths) for t in range(T)]
+    output, cell = HalfPrecisionLayer.apply(x.transpose(0, 1), h, c, *lstm.parameters(), running, torch.float64)
+    rows, last_c = [], []
+    for row, length in enumerate(lengths):
+        last, state = h[row], (h[None, row], c[None, row])
+        steps = []
+        for t in range(T):
+            if t < length:
+                _, state = lstm(x[row, None, t], state)
+                last = state[0][0]
+            steps.append(last)
+        rows.append(torch.stack(steps))
+        last_c.append(state[1][0])
+    expected, last_cell = torch.stack(rows), torch.stack(last_c)
+    torch.testing.assert_close(output.transpose(0, 1), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(cell, last_cell, rtol=1e-12, atol=1e-12)
+    theirs = torch.autograd.grad((weights * expected).sum() + last_cell.square().sum(), inputs)
+    ours = torch.autograd.grad((weights * output.transpose(0, 1)).sum() + cell.square().sum(), inputs)
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 

@@ -35,6 +35,12 @@ class SequenceBatch:
         """Number of steps that count in the loss."""
         return int(self.mask.sum())
 
+    def longest_first(self) -> tuple[SequenceBatch, Tensor]:
+        """The same windows, those of more steps first, and their steps up to the last that counts: (B,)."""
+        step = torch.arange(1, self.mask.shape[1] + 1, device=self.mask.device)
+        lengths, order = (self.mask * step).amax(dim=1).sort(descending=True, stable=True)
+        return SequenceBatch(*(value[order] for value in vars(self).values())), lengths
+
 
 @dataclass(frozen=True)
 class DataStatistics:

@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from worldmodel import fused
 from worldmodel.batches import DataStatistics, SequenceBatch
-from worldmodel.lstm import LayerNormLSTM, run_lstm
+from worldmodel.lstm import LayerNormLSTM, run_lstm, runs_in_loop
 from worldmodel.mdn import Factorization, MixtureHead, NoiseType, check_noise
 from worldmodel.mixture import GaussianMixture, at_least_float32
 
@@ -275,8 +275,11 @@ class MDNRNN(nn.Module):
 
     def _fused_losses(self, batch: SequenceBatch, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """The loss summed over the counted steps, and its terms, summed too: (3,) latent, reward and termination."""
+        lengths = None
+        if runs_in_loop(self.lstm, batch.z.device):
+            batch, lengths = batch.longest_first()
         before, config, mask = batch.z[:, :-1], self.config, batch.mask
-        output, _ = self._run(before, batch.action, None, generator)
+        output, _ = self._run(before, batch.action, None, generator, lengths)
         output = _dropout(output, config.output_dropout, self.training, generator)
         origin, unit = (before, self.change_scale) if config.predict_change else (0.0, torch.ones_like(self.change_scale))
         targets = fused.Targets(
@@ -301,11 +304,18 @@ class MDNRNN(nn.Module):
         terms = terms + counted * torch.stack([*volume, torch.zeros_like(volume[0])])
         return total + counted * (volume[0] / config.latent_size + volume[1]), terms
 
-    def _run(self, z: Tensor, action: Tensor, state: State | None, generator: torch.Generator | None) -> tuple[Tensor, State]:
+    def _run(
+        self,
+        z: Tensor,
+        action: Tensor,
+        state: State | None,
+        generator: torch.Generator | None,
+        lengths: Tensor | None = None,
+    ) -> tuple[Tensor, State]:
         """Run the LSTM over (B, T, D) and (B, T, A): outputs (B, T, H) and the state after the last step."""
         self._check_inputs(z, action, "B, T")
         inputs = _dropout(torch.cat([z, action], dim=-1), self.config.input_dropout, self.training, generator)
-        output, (h, c) = run_lstm(self.lstm, inputs, state)
+        output, (h, c) = run_lstm(self.lstm, inputs, state, lengths)
         return output, State(h, c)
 
     def _check_batch(self, batch: SequenceBatch) -> None:
