@@ -1,8 +1,9 @@
 """Steps per second of M's training at three sizes: the obvious way against what `MDNRNN.loss` does, as ratios.
 
 The obvious way is `nn.LSTM`, the mixture's ``log_prob`` and autograd (`MDNRNN.step_losses`). A variant's time is that of whole
-updates (loss, backward, clipping, Adam). Each allocator is a process of its own, as the C library reads its settings at start;
-within it the variants take turns, and each keeps its best time. Every step of the batches counts, as if no episode were short.
+updates (loss, backward, clipping, Adam). "memory kept" is after `keep_freed_memory`, in a process of its own. Within
+a process the variants take turns, and each keeps its best time. In "doom, padded" windows hold 100 to 500 steps of 500, as
+episodes of that game do, and only these are counted; elsewhere all windows are full.
 
     python benchmarks/training_speed.py --threads 2 --out results/training_speed
 """
@@ -12,7 +13,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import subprocess
 import sys
 import time
@@ -25,11 +25,12 @@ from torch import Tensor
 
 from worldmodel import mdnrnn
 from worldmodel.batches import SequenceBatch
+from worldmodel.machine import keep_freed_memory
 from worldmodel.mdnrnn import MDNRNN, MDNRNNConfig
 
-KEEP = {"MALLOC_MMAP_THRESHOLD_": str(2**40), "MALLOC_TRIM_THRESHOLD_": str(2**40)}  # freed memory stays with the process
 SIZES = {  # latents, actions, hidden units, batch, window
     "doom": (64, 3, 512, 100, 500),
+    "doom, padded": (64, 3, 512, 100, 500),
     "car-racing": (32, 3, 256, 100, 500),
     "cartpole": (4, 2, 128, 64, 64),
 }
@@ -42,18 +43,19 @@ def make(size: str) -> tuple[MDNRNN, SequenceBatch]:
     torch.manual_seed(0)
     model = MDNRNN(MDNRNNConfig(latent_size=d, action_size=a, hidden_size=hidden, num_components=5))
     action = torch.nn.functional.one_hot(torch.randint(a, (b, t)), a).float()
-    counted = torch.ones(b, t, dtype=torch.bool)
+    least = t // 5 if "padded" in size else t
+    counted = torch.arange(t) < torch.linspace(least, t, b).round()[torch.randperm(b)].unsqueeze(1)
     return model, SequenceBatch(torch.randn(b, t + 1, d), action, torch.randn(b, t), torch.rand(b, t) < 0.01, counted)
 
 
 def obvious_loss(model: MDNRNN, batch: SequenceBatch) -> Tensor:
     """The loss by `nn.LSTM`, `log_prob` and autograd."""
-    ours, mdnrnn.run_lstm = mdnrnn.run_lstm, lambda lstm, inputs, state=None: lstm(inputs, state)
+    ours, mdnrnn.run_lstm = mdnrnn.run_lstm, lambda lstm, inputs, state, lengths: lstm(inputs, state)
     try:
         losses = model.step_losses(batch)
     finally:
         mdnrnn.run_lstm = ours
-    return (losses.latent / batch.z.shape[-1] + losses.reward + losses.termination).mean()
+    return (losses.latent / batch.z.shape[-1] + losses.reward + losses.termination)[batch.mask].mean()
 
 
 def updates(model: MDNRNN, batch: SequenceBatch) -> dict[str, Callable[[], None]]:
@@ -84,10 +86,10 @@ def measure(size: str, rounds: int) -> dict[str, float]:
     return {name: batch.weight / seconds for name, seconds in best.items()}
 
 
-def child(size: str, rounds: int, threads: int, environment: dict[str, str]) -> dict[str, float]:
+def child(size: str, rounds: int, threads: int, keep: bool) -> dict[str, float]:
     """`measure` in a process of its own."""
     command = [sys.executable, __file__, "--size", size, "--rounds", str(rounds), "--threads", str(threads)]
-    result = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=True)
+    result = subprocess.run([*command, *["--keep"][:keep]], capture_output=True, text=True, check=True)
     return json.loads(result.stdout)
 
 
@@ -97,18 +99,21 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, help="directory for result.json")
     parser.add_argument("--size", choices=SIZES, help="only this size, in this process, as JSON on standard output")
+    parser.add_argument("--keep", action="store_true", help="keep freed memory, with --size")
     parser.add_argument("--rounds", type=int, default=5, help="times that each variant is measured")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    if args.keep:
+        keep_freed_memory()
     if args.size:
         print(json.dumps(measure(args.size, args.rounds)))
         return
     content = {"command": f"python benchmarks/training_speed.py --threads {args.threads} --out {args.out}", **machine()}
     for size in SIZES:
         rounds = args.rounds if size != "cartpole" else 20 * args.rounds
-        rows = {f"{name}, {kept}": speed for kept, env in {"memory returned": {}, "memory kept": KEEP}.items()
-                for name, speed in child(size, rounds, args.threads, env).items()}  # fmt: skip
+        rows = {f"{name}, memory {'kept' if keep else 'returned'}": speed for keep in (False, True)
+                for name, speed in child(size, rounds, args.threads, keep).items()}  # fmt: skip
         base = rows["obvious, float32, memory returned"]
         content[size] = {
             name: {"steps_per_second": round(speed), "ratio": round(speed / base, 2)} for name, speed in rows.items()

@@ -8,6 +8,7 @@ from command import Bar, add_device, choose_device, run
 from fields import add_fields, read_fields
 
 import worldmodel as wm
+from worldmodel.machine import keep_freed_memory
 
 FROM_DATA = ("latent_size", "action_size", "termination_head")  # what `fit` finds out by itself
 
@@ -34,6 +35,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
+    keep_freed_memory()
     device = choose_device(args.device)
     initial = wm.WorldModel.from_pretrained(args.initial, device=device) if args.initial else None
     with Bar("train", "update") as bar:

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "worldmodel"
 
 FLOORS = [
-    {"version", "mixture", "spaces", "checkpoint", "episode", "interrupt"},
+    {"version", "mixture", "spaces", "checkpoint", "episode", "interrupt", "machine"},
     {
         "policies", "shards", "store", "workers", "rollouts", "collect",
         "vision", "lstm", "mdn", "fused", "mdnrnn", "batches", "sequences", "baselines", "metrics",

@@ -167,3 +167,12 @@ def test_half_precision_is_for_products_only(short):
     for one, other in zip(gradients(model, loss), gradients(model, expected), strict=True):
         assert one.dtype == torch.float32
         assert (one - other).norm() < 0.05 * other.norm()
+
+
+def test_longest_first_keeps_the_windows_and_counts_up_to_the_last_step_of_each():
+    batch = make_batch()
+    batch = dataclasses.replace(batch, mask=torch.arange(T) == torch.tensor([[4], [T - 1], [T], [2]]))
+    found, lengths = batch.longest_first()
+    assert lengths.tolist() == [T, 5, 3, 0]
+    for name, value in vars(batch).items():
+        assert torch.equal(getattr(found, name), value[[1, 0, 3, 2]])

@@ -396,7 +396,7 @@ def test_bfloat16_trains_nearly_as_float32(walks, tmp_path, monkeypatch):
     losses, dtypes = {}, {}
     for precision in ("float32", "bfloat16"):
         config = TrainingConfig(num_updates=60, evaluate_every=20, learning_rate=1e-2, precision=precision)
-        model = make_model()
+        model = make_model(input_dropout=0.0, output_dropout=0.0)
 
         def spy(*arguments, of=precision):
             output, state = run_lstm(*arguments)
@@ -411,6 +411,19 @@ def test_bfloat16_trains_nearly_as_float32(walks, tmp_path, monkeypatch):
     assert dtypes == {"float32": torch.float32, "bfloat16": torch.bfloat16}
     assert losses["float32"] != losses["bfloat16"]
     assert losses["float32"] == pytest.approx(losses["bfloat16"], abs=0.1)
+
+
+@pytest.mark.parametrize("fast", ["float32", "bfloat16"])
+def test_auto_precision_is_what_the_device_is_fast_in_and_a_resumed_run_keeps_it(walks, tmp_path, monkeypatch, fast):
+    def losses(name, precision):
+        run(walks, tmp_path / name, config=TrainingConfig(num_updates=3, precision=precision))
+        return [row["train/loss"] for row in read_metrics(tmp_path / name)]
+
+    monkeypatch.setattr(training, "fast_precision", lambda device: fast)
+    assert losses("auto", "auto") == losses("given", fast)
+    monkeypatch.setattr(training, "fast_precision", lambda device: "float16")
+    with pytest.raises(ValueError, match=f"expected config .*'precision': '{fast}'"):
+        run(walks, tmp_path / "auto", config=TrainingConfig(num_updates=3, precision="auto"), resume=True)
 
 
 # Held-out data
