@@ -13,7 +13,7 @@ FLOORS = [
     {"version", "mixture", "spaces", "checkpoint", "episode", "interrupt", "machine"},
     {
         "policies", "shards", "store", "workers", "rollouts", "collect",
-        "vision", "lstm", "mdn", "fused", "mdnrnn", "batches", "sequences", "baselines", "metrics",
+        "vision", "lstm", "mdn", "fused", "mdnrnn", "batches", "calibration", "sequences", "baselines", "metrics",
     },
     {"world", "training", "fit", "dream"},
     {"controller", "reality", "adapters.minari"},
