@@ -1,8 +1,8 @@
 """Rare deaths that a model learns by heart: what calibration, dropout and an earlier checkpoint do for the termination head.
 
-z is a walk in four dimensions that the action pushes, and death comes with log-odds ``3 |z_0| + 2 z_1 - 8.5``, about once in 100
-steps. M learns from 150 episodes; 100 others choose its weights and calibrate its head; 2000 more say how good its probabilities
-are, against the true ones. Nats per step.
+z is a walk in four dimensions that the action pushes; death comes with log-odds ``3 |z_0| + 2 z_1 - 8.5``. M learns from 150
+episodes; 100 others choose its weights and calibrate its head; 2000 more say how good its probabilities are, against the true
+ones. Nats per step.
 
     python benchmarks/termination.py --out results/termination
 """
