@@ -21,11 +21,11 @@ from worldmodel.batches import DataStatistics, SequenceBatch
 from worldmodel.calibration import calibrate_termination, termination_logits, termination_scores
 from worldmodel.mdnrnn import MDNRNN, MDNRNNConfig
 
-D, A, T = 4, 2, 200
+D, A, T = 4, 2, 100
 
 
 def draw(episodes: int, seed: int) -> tuple[SequenceBatch, torch.Tensor]:
-    """Episodes of 200 steps at most, and the true log-odds of death at each step (B, T)."""
+    """Episodes of 100 steps at most, and the true log-odds of death at each step (B, T)."""
     g = torch.Generator().manual_seed(seed)
     z, action = [torch.randn(episodes, D, generator=g)], torch.randn(episodes, T, A, generator=g)
     for t in range(T):
@@ -47,7 +47,7 @@ def train(weight: float, dropout: float, *, updates: int, seed: int) -> dict[str
     """Train M; the weights that are best in the whole held-out loss, and those that are best in the termination's alone."""
     data, (held_out, _) = draw(150, 3 * seed)[0], draw(100, 3 * seed + 1)
     torch.manual_seed(seed)
-    config = MDNRNNConfig(latent_size=D, action_size=A, hidden_size=128, num_components=2, reward_head=False,
+    config = MDNRNNConfig(latent_size=D, action_size=A, hidden_size=64, num_components=2, reward_head=False,
                           termination_weight=weight, output_dropout=dropout)  # fmt: skip
     model, g = MDNRNN(config), torch.Generator().manual_seed(seed)
     model.set_statistics(DataStatistics.of([data]))
@@ -75,7 +75,7 @@ def train(weight: float, dropout: float, *, updates: int, seed: int) -> dict[str
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--out", type=Path, required=True, help="directory for result.json")
-    parser.add_argument("--updates", type=int, default=1200, help="updates of each model (default: 1200)")
+    parser.add_argument("--updates", type=int, default=800, help="updates of each model (default: 800)")
     parser.add_argument("--seeds", type=int, default=2, help="seeds (default: 2)")
     args = parser.parse_args()
     torch.set_num_threads(1)
