@@ -112,7 +112,7 @@ def main() -> None:
     if args.size:
         print(json.dumps(measure(args.size, args.rounds, CLOCKS[args.clock])))
         return
-    content = {"command": shlex.join(["python", *sys.argv]), **machine()}
+    content: dict[str, object] = {"command": shlex.join(["python", *sys.argv]), **machine()}
     for size in SIZES:
         rounds = args.rounds if size != "cartpole" else 20 * args.rounds
         rows = {f"{name}, memory {'kept' if keep else 'returned'}": speed for keep in (False, True)
@@ -121,11 +121,11 @@ def main() -> None:
         content[size] = {
             name: {"steps_per_second": round(speed), "ratio": round(speed / base, 2)} for name, speed in rows.items()
         }
-        for name, row in content[size].items():
+        for name, row in rows.items():
             print(f"{size:12s} {name:36s} {row['steps_per_second']:8d} steps/s, {row['ratio']:.2f}")
-    if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "result.json").write_text(json.dumps(content, indent=2) + "\n")
+        if args.out:  # after each size, as the whole takes minutes
+            args.out.mkdir(parents=True, exist_ok=True)
+            (args.out / "result.json").write_text(json.dumps(content, indent=2) + "\n")
 
 
 if __name__ == "__main__":
