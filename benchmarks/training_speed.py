@@ -121,8 +121,8 @@ def main() -> None:
         content[size] = {
             name: {"steps_per_second": round(speed), "ratio": round(speed / base, 2)} for name, speed in rows.items()
         }
-        for name, row in rows.items():
-            print(f"{size:12s} {name:36s} {row['steps_per_second']:8d} steps/s, {row['ratio']:.2f}")
+        for name, speed in rows.items():
+            print(f"{size:12s} {name:36s} {speed:8.0f} steps/s, {speed / base:.2f}", flush=True)
         if args.out:  # after each size, as the whole takes minutes
             args.out.mkdir(parents=True, exist_ok=True)
             (args.out / "result.json").write_text(json.dumps(content, indent=2) + "\n")
