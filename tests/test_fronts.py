@@ -10,7 +10,7 @@ from toy_worlds import random_world
 
 import worldmodel as wm
 
-STEPS, HORIZON, SEED = 40, 6, 11
+STEPS, HORIZON, SEED = 40, 6, 15
 PUSH = spaces.Box(-1.0, 1.0, (2,), np.float32)
 
 
