@@ -2,7 +2,8 @@
 
     OMP_NUM_THREADS=1 python benchmarks/loop.py --env Pendulum-v1 --seeds 0 1 2
 
-One line of JSON for each seed goes to standard output: the rounds, which of them validation chose, and the processor time.
+One line of JSON for each seed goes to standard output: the rounds, which of them validation chose, and the processor time. With
+--out the loops are kept, and an interrupted run goes on; its times are then those since it went on.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import json
 import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -47,7 +49,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 TARGETS = {"Pendulum-v1": -200.0, "LunarLander-v3": 200.0}  # of validation, at which a loop stops
 
 
-def run(env: str, seed: int, out: str) -> dict[str, Any]:
+def run(env: str, seed: int, out: Path) -> dict[str, Any]:
     """Run one loop; the score that counts is the best round's on episodes that decided nothing."""
     began, cpu = time.monotonic(), time.process_time()
     rounds = wm.iterate(env, out=out, target=TARGETS[env], config=wm.IterationConfig(**RECIPES[env]), seed=seed)
@@ -77,10 +79,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", choices=list(RECIPES), required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, help="directory for the loops, OUT/ENV-SEED; None: a temporary one")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     for seed in arguments.seeds:
-        with tempfile.TemporaryDirectory() as out:
+        with tempfile.TemporaryDirectory() as temporary:
+            out = (arguments.out or Path(temporary)) / f"{arguments.env}-{seed}"
             print(json.dumps(run(arguments.env, seed, out)), flush=True)
 
 

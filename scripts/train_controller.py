@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from command import Bar, add_device, add_environment, add_termination, choose_device, run
+from bars import Bar
+from command import add_device, add_environment, add_termination, choose_device, parse_with_preset, run
 from fields import add_fields, read_fields
-from preset import parse_with_preset
 
 import worldmodel as wm
 from worldmodel.checkpoint import prepare_directory

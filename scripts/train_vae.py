@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from command import Bar, add_device, choose_device, run
+from bars import Bar
+from command import add_device, choose_device, parse_with_preset, run
 from fields import add_fields, read_fields
-from preset import parse_with_preset
 
 import worldmodel as wm
 

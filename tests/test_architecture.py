@@ -12,20 +12,27 @@ PACKAGE = ROOT / "worldmodel"
 FLOORS = [
     {
         "version", "streams", "seeding", "reparameterization", "mixture", "spaces", "checkpoint", "episode", "interrupt",
-        "strategies", "images", "packing", "video",
+        "strategies", "machine", "images", "packing", "video",
     },
     {
         "policies", "shards", "store", "workers", "rollouts", "collect", "environments",
-        "vision", "vae", "encoding", "lstm", "mdn", "mdnrnn", "sequences", "baselines", "metrics",
+        "vision", "vae", "encoding", "lstm", "mdn", "fused", "mdnrnn", "batches", "calibration", "sequences", "baselines",
+        "metrics",
         "testing.recording", "testing.inspection", "testing.trial", "testing.autoreset", "testing.contracts", "testing.checker",
     },
     {"world", "features", "starts", "training", "fit", "vae_training", "dream", "dream_options", "rendering"},
-    {"controller", "reality", "population", "evolution", "imagination", "envs", "latent_env", "adapters.minari"},
+    {
+        "controller", "reality", "population", "evolution", "imagination", "envs", "latent_env",
+        "adapters.minari", "adapters.sb3", "adapters.torchrl",
+    },
     {"evaluation", "pictures", "reproduction", "probe", "presets", "rounds", "iteration", "report"},
 ]  # fmt: skip
 FLOOR = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
 OPTIONAL = {
     "minari": "adapters/minari.py",
+    "stable_baselines3": "adapters/sb3.py",
+    "torchrl": "adapters/torchrl.py",
+    "tensordict": "adapters/torchrl.py",
     "torch.utils.tensorboard": "metrics.py",
     "matplotlib": "report.py",
     "cma": "strategies.py",

@@ -39,7 +39,7 @@ def random_world(
     generator = torch.Generator().manual_seed(seed)
     vision = StateNormalizer(observation_space or spaces.Box(-np.inf, np.inf, (2,), np.float64))
     vision.scale.fill_(vision_scale)
-    action_space = action_space or spaces.Discrete(3)
+    action_space = spaces.Discrete(3) if action_space is None else action_space
     sizes = {"latent_size": vision.latent_size, "action_size": FlatSpace(action_space).size}
     model = MDNRNN(MDNRNNConfig(**sizes, **{"hidden_size": 5, "num_components": 2, **mdnrnn}))
     with torch.no_grad():

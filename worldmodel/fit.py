@@ -14,9 +14,11 @@ import numpy as np
 import torch
 
 from worldmodel import baselines, checkpoint, training
+from worldmodel.batches import DataStatistics, SequenceBatch
+from worldmodel.calibration import calibrate_termination
 from worldmodel.encoding import encoded_form
 from worldmodel.images import find_images
-from worldmodel.mdnrnn import MDNRNN, DataStatistics, MDNRNNConfig, SequenceBatch
+from worldmodel.mdnrnn import MDNRNN, MDNRNNConfig
 from worldmodel.sequences import (
     RESIDENT_BYTES,
     EpisodeCollection,
@@ -81,6 +83,7 @@ def fit(
     resume: bool = False,
     overwrite: bool = False,
     tensorboard: bool = False,
+    calibrate: bool = False,
     on_progress: Callable[[TrainingProgress], None] | None = None,
     **mdnrnn: Any,
 ) -> WorldModel:
@@ -100,6 +103,8 @@ def fit(
         resume: go on with the run in ``out``, if there is one, with the same arguments; a complete one is returned as it is.
         overwrite: replace an earlier run in ``out``.
         tensorboard: write TensorBoard scalars too (extra ``tensorboard``).
+        calibrate: scale the log-odds of the termination head so that its probabilities are right on the held-out episodes
+            (see `calibrate_termination`); what it was before and after is in the provenance. Nothing without such episodes.
         on_progress: called every few updates.
         **mdnrnn: fields of `MDNRNNConfig` other than the two that follow from the data. ``termination_head`` follows from the
             data too unless it is given: where no episode terminates there is nothing to learn.
@@ -118,15 +123,13 @@ def fit(
     data_config, training_config = data_config or DataConfig(), training_config or TrainingConfig()
     check_device(device)
     episodes = EpisodeCollection.open(data, min_length=data_config.min_length)
-    arguments: dict[str, Any] = {"data_fingerprint": episodes.fingerprint, "seed": seed, "device": torch.device(device).type}
-    arguments |= {"data_config": asdict(data_config), "training_config": asdict(training_config)}
-    arguments |= {"vision": None if vision is None else vision.fingerprint}
     encoded = encoded_form(episodes.stores, initial.vision if initial is not None else vision)
     if initial is None:
         v, model = _new_parts(episodes, seed, mdnrnn, vision, encoded)
     else:
         v, model = _parts_of(initial, episodes, mdnrnn, vision, encoded)
-    arguments |= {"mdnrnn": asdict(model.config), "initial": None if initial is None else initial.fingerprint}
+    arguments = _arguments(episodes, seed, torch.device(device), vision, model, initial, calibrate)
+    arguments |= {"data_config": asdict(data_config), "training_config": asdict(training_config)}
     split = split_episodes(len(episodes), test_fraction=data_config.test_fraction, seed=seed)
     about: dict[str, Any] = {"marker": FIT_FILE, "format": FIT_FORMAT, "version": FIT_VERSION, "replaces": OUTPUTS}
     directory = checkpoint.prepare_run(out, arguments, **about, resume=resume, overwrite=overwrite)
@@ -153,8 +156,31 @@ def fit(
         on_progress=on_progress,
     )
     world.provenance = _provenance(episodes, arguments, result, scores)
+    if calibrate:
+        world.provenance["calibration"] = _calibrate(world, test_data, seed)
     world.write(directory)
     return world.eval()
+
+
+def _arguments(
+    episodes: EpisodeCollection,
+    seed: int,
+    device: torch.device,
+    vision: Vision | None,
+    model: MDNRNN,
+    initial: WorldModel | None,
+    calibrate: bool,
+) -> dict[str, Any]:
+    """What a resumed run must have in common with the one that it goes on with, beside the configurations."""
+    return {
+        "data_fingerprint": episodes.fingerprint,
+        "seed": seed,
+        "device": device.type,
+        "vision": None if vision is None else vision.fingerprint,
+        "mdnrnn": asdict(model.config),
+        "initial": None if initial is None else initial.fingerprint,
+        **({"calibrate": True} if calibrate else {}),  # so that runs that were started without it can be resumed
+    }
 
 
 def _new_parts(
@@ -278,6 +304,15 @@ def _baselines(
         else training.held_out_batches(test, config.max_test_batches, seed=seed, device=unit.device)
     )
     return baselines.baseline_nll(_statistics_batches(train), scored, min_scale=model.config.min_scale * unit)
+
+
+def _calibrate(world: WorldModel, test: SequenceData | None, seed: int) -> dict[str, dict[str, float]] | None:
+    """Calibrate the termination head on all held-out episodes; None where there are none, or nothing terminates."""
+    if test is None or world.mdnrnn.termination_head is None:
+        return None
+    return calibrate_termination(
+        world.mdnrnn, training.held_out_batches(test, test.num_batches(0), seed=seed, device=world.device)
+    )
 
 
 def _provenance(

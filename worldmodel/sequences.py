@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from worldmodel.batches import SequenceBatch
 from worldmodel.episode import Episode
-from worldmodel.mdnrnn import SequenceBatch
 from worldmodel.spaces import FlatSpace, Value, leaves, map_leaves
 from worldmodel.store import EpisodeStore
 from worldmodel.vision import Vision, draw_latent

@@ -1,0 +1,156 @@
+"""TorchRL in dreams: `TorchRLEnv` is a batch of dreams as an `EnvBase`, on the world's device, without a copy to the host."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode
+from torch import Tensor
+
+from worldmodel.envs import DreamVectorEnv
+from worldmodel.spaces import Value
+from worldmodel.world import WorldModel
+
+try:
+    from tensordict import TensorDict, TensorDictBase
+    from torchrl.data import Binary, Bounded, Categorical, Composite, MultiCategorical, TensorSpec, Unbounded
+    from torchrl.envs import EnvBase
+except ImportError as error:
+    raise ImportError("torchrl: expected the package to be installed; `pip install worldmodel[torchrl]`") from error
+
+
+class TorchRLEnv(EnvBase):  # type: ignore[misc]  # TorchRL has no types
+    """B dreams as a TorchRL environment of batch size (B,).
+
+    Reads ``action`` and writes ``observation`` (the leaves of a Dict under it), ``reward``, ``done``, ``terminated`` and
+    ``truncated``, each flag (B, 1). Rows that ``_reset`` names begin their next episode, the others are left alone; rows that
+    ``_step`` leaves out stand still. Seeds are those of `DreamVectorEnv`: ``set_seed(s)`` gives dream i the seed s + i, from
+    the next full reset on.
+
+    Args:
+        world: a world model, or the path of one.
+        num_envs: B.
+        check_actions: look at every action, and refuse to step a finished dream; each step then waits once for a GPU.
+        device: of a world model that is given as a path.
+        **options: fields of `DreamOptions`.
+
+    Raises:
+        ValueError: if an argument is out of range or the world model has no such head or decoder.
+        TypeError: if there is no such option, or a space has a Tuple, which TorchRL lacks.
+
+    Attributes:
+        dreams: the `DreamVectorEnv` behind it.
+    """
+
+    def __init__(
+        self,
+        world: WorldModel | str | Path,
+        num_envs: int = 1,
+        *,
+        check_actions: bool = True,
+        device: str | torch.device | None = None,
+        **options: Any,
+    ):
+        mode = AutoresetMode.DISABLED
+        dreams = DreamVectorEnv(
+            world, num_envs, autoreset_mode=mode, tensors=True, check_actions=False, device=device, **options
+        )
+        super().__init__(device=dreams.world.device, batch_size=torch.Size([num_envs]))
+        self.dreams, self._check_actions = dreams, check_actions
+        self._seed: int | None = None
+        never = torch.zeros(num_envs, 1, dtype=torch.bool, device=self.device)
+        self._terminated, self._truncated = never, never.clone()
+        flag = Categorical(2, shape=(1,), dtype=torch.bool, device=self.device)
+        self.observation_spec = self._batched({"observation": _spec(dreams.single_observation_space, self.device)})
+        self.action_spec = self._batched({"action": _spec(dreams.single_action_space, self.device)})
+        self.reward_spec = self._batched({"reward": Unbounded((1,), device=self.device, dtype=torch.float32)})
+        self.done_spec = self._batched({name: flag.clone() for name in ("done", "terminated", "truncated")})
+
+    def to(self, device: Any) -> TorchRLEnv:
+        """Return this environment, which stays where its world is.
+
+        Raises:
+            ValueError: if that is on another kind of device.
+        """
+        if torch.device(device).type != self.dreams.world.device.type:
+            raise ValueError(
+                f"device: expected the world's, {self.dreams.world.device}, got {device!r}; open the world on that device"
+            )
+        return self
+
+    def _batched(self, specs: dict[str, TensorSpec]) -> Composite:
+        return Composite(specs, device=self.device).expand(self.batch_size)
+
+    def _set_seed(self, seed: int | None) -> None:
+        self._seed = seed
+
+    def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: Any) -> TensorDictBase:
+        if kwargs:
+            raise TypeError(f"reset: expected no arguments beside the tensordict, got {sorted(kwargs)}")
+        chosen = None if tensordict is None else tensordict.get("_reset", None)
+        if chosen is None:
+            observations, _ = self.dreams.reset(seed=self._seed)
+            self._seed, rows = None, torch.ones_like(self._terminated)
+        else:
+            rows = chosen.reshape(self._terminated.shape)
+            observations, _ = self.dreams.reset(options={"reset_mask": rows[:, 0]})
+        self._terminated, self._truncated = self._terminated & ~rows, self._truncated & ~rows
+        return self._result(observations)
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        actions = tensordict.get("action")
+        if isinstance(actions, TensorDictBase):
+            actions = actions.to_dict()
+        if self._check_actions:
+            self.dreams.world.action_features.check(actions, self.dreams.num_envs, name="action")
+            self._check_rows(tensordict.get("_step", None))
+        observations, reward, terminated, truncated, _ = self.dreams.step(actions)
+        self._terminated = self._terminated | terminated.unsqueeze(-1)
+        self._truncated = self._truncated | truncated.unsqueeze(-1)
+        return self._result(observations, reward=reward.unsqueeze(-1))
+
+    def _check_rows(self, stepped: Tensor | None) -> None:
+        """Refuse to step a finished dream, and to leave out another."""
+        over = self._terminated | self._truncated
+        stepped = torch.ones_like(over) if stepped is None else stepped.reshape(over.shape)
+        if bool((wrong := over & stepped).any()):
+            raise gym.error.ResetNeeded(
+                f"step: expected no finished dream, got {wrong[:, 0].nonzero().flatten().tolist()}; reset them with "
+                '"_reset", as rollout(..., break_when_any_done=False) and the collectors do'
+            )
+        if bool((wrong := ~over & ~stepped).any()):
+            raise ValueError(f"_step: expected all dreams that are not finished, got none of {wrong[:, 0].nonzero().tolist()}")
+
+    def _result(self, observations: Value, **values: Tensor) -> TensorDictBase:
+        flags = {"terminated": self._terminated.clone(), "truncated": self._truncated.clone()}
+        values = {"observation": observations, **values, "done": self._terminated | self._truncated, **flags}
+        return TensorDict(values, batch_size=self.batch_size, device=self.device)
+
+
+def _spec(space: gym.Space, device: torch.device) -> TensorSpec:
+    """TorchRL's word for a space.
+
+    Raises:
+        TypeError: if it has none.
+    """
+    if isinstance(space, spaces.Dict):
+        return Composite({name: _spec(child, device) for name, child in space.spaces.items()}, device=device)
+    dtype = None if space.dtype is None else torch.from_numpy(np.empty(0, dtype=space.dtype)).dtype
+    if isinstance(space, spaces.Discrete) and space.start == 0:
+        return Categorical(int(space.n), device=device, dtype=dtype)
+    if isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim == 1 and not space.start.any():
+        return MultiCategorical(space.nvec.tolist(), device=device, dtype=dtype)
+    if isinstance(space, spaces.MultiBinary):
+        return Binary(shape=space.shape, device=device, dtype=dtype)
+    if isinstance(space, spaces.Box) and space.is_bounded("both"):
+        return Bounded(
+            *(torch.as_tensor(bound, device=device) for bound in (space.low, space.high)), device=device, dtype=dtype
+        )
+    if isinstance(space, spaces.Box):
+        return Unbounded(space.shape, device=device, dtype=dtype)
+    raise TypeError(f"space: expected one that TorchRL has a spec for, choices that count from 0 and no Tuple, got {space}")
