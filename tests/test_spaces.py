@@ -60,6 +60,16 @@ def test_unflatten_inverts_flatten_for_any_leading_dimensions(space):
         np.testing.assert_allclose(found, given, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "space", [spaces.Box(-1, 1, (3,)), spaces.Discrete(3), spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(2)], ids=str
+)
+def test_no_values_at_all_are_no_features(space):
+    """An episode's prefix of 0 steps has none, for example."""
+    flat = FlatSpace(space)
+    values = np.zeros((2, 0, *space.shape), space.dtype)
+    assert flat.flatten(values).shape == (2, 0, flat.size)
+
+
 def test_bounded_dimensions_are_scaled_to_one_and_unbounded_ones_kept():
     flat = FlatSpace(spaces.Box(np.float32([0.0, -np.inf, -3.4e38]), np.float32([10.0, np.inf, 3.4e38])))
     features = flat.flatten(np.array([[0.0, 7.0, 8.0], [10.0, -7.0, 9.0], [5.0, 0.0, 0.0]], dtype=np.float32))

@@ -311,9 +311,10 @@ def _flatten_leaf(space: gym.Space, value: Tensor, path: str) -> Tensor:
     if isinstance(space, spaces.Discrete):
         return _one_hot(value - int(space.start), int(space.n))
     if isinstance(space, spaces.MultiDiscrete):
-        index = value.reshape(*leading, -1) - torch.as_tensor(space.start.reshape(-1), device=value.device)
+        index = value.reshape(*leading, len(space.nvec.reshape(-1)))
+        index = index - torch.as_tensor(space.start.reshape(-1), device=value.device)
         return torch.cat([_one_hot(index[..., i], int(n)) for i, n in enumerate(space.nvec.reshape(-1))], dim=-1)
-    return value.reshape(*leading, -1).float()
+    return value.reshape(*leading, _leaf_size(space)).float()
 
 
 def _one_hot(index: Tensor, n: int) -> Tensor:
