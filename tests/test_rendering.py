@@ -3,6 +3,7 @@
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 from toy_worlds import random_world
 
@@ -20,6 +21,7 @@ def world_of(env_id):
 def test_classic_control_is_drawn_as_the_real_environment_draws_itself(env_id):
     pytest.importorskip("pygame", reason="needs gymnasium[classic-control]")
     env = gym.make(env_id, render_mode="rgb_array")
+    env.action_space.seed(0)
     renderer = ObservationRenderer(world_of(env_id))
     observation, _ = env.reset(seed=1)
     first = renderer(observation)
@@ -63,3 +65,11 @@ def test_other_observations_become_one_bar_per_number_that_grows_with_it():
     rows = np.flatnonzero(small != large)
     assert len(rows) == 16  # only the first bar
     assert (large[rows] > small[rows]).all()
+
+
+def test_drawing_leaves_the_global_generators_alone():
+    torch.manual_seed(0)
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002 (this is what must not change)
+    ObservationRenderer(random_world())(np.zeros(2, dtype=np.float32))
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert np.array_equal(np.random.get_state()[1], before[1])  # noqa: NPY002

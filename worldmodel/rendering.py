@@ -10,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from worldmodel.spaces import FlatSpace, Value, leaf_values, leaves
+from worldmodel.spaces import Value, leaf_values, leaves
 from worldmodel.world import WorldModel
 
 BAR_WIDTH, BAR_HEIGHT, BAR_GAP = 320, 16, 4  # pixels
@@ -59,12 +59,11 @@ class ObservationRenderer:
         return frame
 
     def _draw_bars(self, observation: Value) -> np.ndarray:
-        flat = FlatSpace(self._world.observation_space)
-        natural = flat.flatten(observation).numpy()
-        low, high = (self._world.mdnrnn.latent_low.cpu().numpy(), self._world.mdnrnn.latent_high.cpu().numpy())
-        z = self._world.encode(observation).cpu().numpy()
+        mean, _ = self._world.vision.encode(observation)  # a picture draws nothing at random
+        model = self._world.mdnrnn
+        z, low, high = (part.detach().cpu().numpy() for part in (mean, model.latent_low, model.latent_high))  # (D,) each
         share = np.where(np.isfinite(high - low), (z - low) / np.where(high > low, high - low, 1.0), 0.5 + np.tanh(z) / 2)
-        frame = np.full((BAR_GAP + len(natural) * (BAR_HEIGHT + BAR_GAP), BAR_WIDTH, 3), BACKGROUND, dtype=np.uint8)
+        frame = np.full((BAR_GAP + len(z) * (BAR_HEIGHT + BAR_GAP), BAR_WIDTH, 3), BACKGROUND, dtype=np.uint8)
         middle = BAR_WIDTH // 2
         frame[:, middle] = AXIS
         for row, part in enumerate(np.clip(share, 0, 1)):
