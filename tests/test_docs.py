@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 SMALLER = {"num_episodes=500": "num_episodes=60", "num_episodes=100,": "num_episodes=5,", "num_updates=600": "num_updates=60"}
 SMALLER |= {"range(100)": "range(3)", "learn(25_000)": "learn(2_048)", "25 * 2048": "2048"}
+SMALLER |= {"generations=10": "generations=2", "max_rounds=3": "max_rounds=1", "first_episodes=300": "first_episodes=40"}
 EXTRAS = {  # word in a block: the package it needs, and the extra that brings it
     "stable_baselines3": ("stable_baselines3", "sb3"),
     "torchrl": ("torchrl", "torchrl"),
