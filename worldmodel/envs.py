@@ -1,7 +1,8 @@
 """The dream as a Gymnasium environment: `DreamVectorEnv` steps thousands as one tensor, `DreamEnv` is one of them.
 
 An agent's author swaps the real environment for the dream by changing one line. Every episode is a function of its seed, its
-number and its actions, and of nothing else (see `worldmodel.streams`): the same alone or among thousands, in any mode.
+number and its actions, and of nothing else (see `worldmodel.streams`): the same alone or among thousands, in any mode. Only
+rounding depends on the size of the batch, as that of a matrix product does.
 ``gym.make("worldmodel:Dream-v0", world="runs/cartpole")`` and ``gym.make_vec`` make them too.
 """
 
