@@ -8,6 +8,7 @@ from command import Bar, add_device, choose_device, run
 from fields import add_fields, read_fields
 
 import worldmodel as wm
+from worldmodel.machine import keep_freed_memory
 
 FROM_DATA = ("latent_size", "action_size", "termination_head")  # what `fit` finds out by itself
 
@@ -22,6 +23,7 @@ def parse_arguments() -> argparse.Namespace:
         "--initial", help="world model directory to start from; its sizes are kept, their options have no effect"
     )
     parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard scalars (extra: tensorboard)")
+    parser.add_argument("--calibrate", action="store_true", help="make the termination's p right on the held-out episodes")
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run in OUT; give the same options")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier run in OUT")
     parser.add_argument("--seed", type=int, default=0, help="seed of the split, the weights and the batches")
@@ -34,6 +36,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
+    keep_freed_memory()
     device = choose_device(args.device)
     initial = wm.WorldModel.from_pretrained(args.initial, device=device) if args.initial else None
     with Bar("train", "update") as bar:
@@ -48,6 +51,7 @@ def main() -> None:
             resume=args.resume,
             overwrite=args.overwrite,
             tensorboard=args.tensorboard,
+            calibrate=args.calibrate,
             on_progress=lambda p: bar.show(
                 p.update, p.num_updates, nll_per_dim=p.metrics["nll_per_dim"], held_out=p.test_metrics.get("nll_per_dim")
             ),
@@ -62,6 +66,8 @@ def print_summary(world: wm.WorldModel, out: str) -> None:
     rows = {"this model": training["best_metrics"].get("nll_per_dim"), **baselines}
     for name, value in rows.items():
         print(f"  {name.replace('_', ' '):<16}  {'-' if value is None else format(value, '.3f')}")
+    for name, scores in (world.provenance.get("calibration") or {}).items():
+        print(f"termination {name}: " + ", ".join(f"{key} {value:.4g}" for key, value in scores.items()))
     print(f"updates {training['updates']}, best at {training['best_update']}, {training['seconds']:.1f} s")
     print(f"world model: {out}")
 

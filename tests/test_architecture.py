@@ -12,11 +12,11 @@ PACKAGE = ROOT / "worldmodel"
 FLOORS = [
     {
         "version", "streams", "seeding", "reparameterization", "mixture", "spaces", "checkpoint", "episode", "interrupt",
-        "strategies",
+        "strategies", "machine",
     },
     {
         "policies", "shards", "store", "workers", "rollouts", "collect",
-        "vision", "lstm", "mdn", "mdnrnn", "sequences", "baselines", "metrics",
+        "vision", "lstm", "mdn", "fused", "mdnrnn", "batches", "calibration", "sequences", "baselines", "metrics",
         "testing.recording", "testing.inspection", "testing.trial", "testing.autoreset", "testing.contracts", "testing.checker",
     },
     {"world", "features", "starts", "training", "fit", "dream", "dream_options", "rendering"},

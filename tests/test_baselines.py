@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from worldmodel.baselines import baseline_nll
-from worldmodel.mdnrnn import SequenceBatch
+from worldmodel.batches import SequenceBatch
 
 
 def batches(count, seed, *, offset=0.0):

@@ -58,6 +58,29 @@ def interrupted(walks, out, at=10, **options):
 # What it learns
 
 
+def test_calibration_scales_the_termination_head_on_held_out_episodes_and_is_in_the_provenance(tmp_path):
+    store = write_store(tmp_path / "store", [walking_episode(i, 4 + i % 5) for i in range(120)]).path
+    plain = small_fit(store, tmp_path / "plain")
+    world = small_fit(store, tmp_path / "calibrated", calibrate=True)
+    assert "calibration" not in plain.provenance
+    report = world.provenance["calibration"]
+    assert report["before"]["observed"] == 30  # a quarter of the episodes, each of which ends
+    scale, shift = report["fitted"]["scale"], report["fitted"]["shift"]
+    assert scale != 1
+    one, other = plain.mdnrnn.termination_head, world.mdnrnn.termination_head
+    torch.testing.assert_close(other.weight, scale * one.weight)
+    torch.testing.assert_close(other.bias, scale * one.bias + shift)
+    assert torch.equal(plain.mdnrnn.latent_head.linear.weight, world.mdnrnn.latent_head.linear.weight)
+    assert WorldModel.from_pretrained(tmp_path / "calibrated").provenance["calibration"] == report
+
+
+def test_without_held_out_episodes_there_is_nothing_to_calibrate_on(walks, tmp_path):
+    world = small_fit(
+        walks, tmp_path / "out", calibrate=True, data_config=DataConfig(window=6, batch_size=4, test_fraction=0.0)
+    )
+    assert world.provenance["calibration"] is None
+
+
 def test_cartpole_is_predicted_better_than_by_repeating_the_last_observation(tmp_path):
     collect("CartPole-v1", out=tmp_path / "data", num_episodes=60, seed=0)
     world = fit(

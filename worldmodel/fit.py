@@ -15,7 +15,9 @@ import numpy as np
 import torch
 
 from worldmodel import baselines, checkpoint, training
-from worldmodel.mdnrnn import MDNRNN, DataStatistics, MDNRNNConfig, SequenceBatch
+from worldmodel.batches import DataStatistics, SequenceBatch
+from worldmodel.calibration import calibrate_termination
+from worldmodel.mdnrnn import MDNRNN, MDNRNNConfig
 from worldmodel.sequences import (
     RESIDENT_BYTES,
     EpisodeCollection,
@@ -78,6 +80,7 @@ def fit(
     resume: bool = False,
     overwrite: bool = False,
     tensorboard: bool = False,
+    calibrate: bool = False,
     on_progress: Callable[[TrainingProgress], None] | None = None,
     **mdnrnn: Any,
 ) -> WorldModel:
@@ -96,6 +99,8 @@ def fit(
         resume: go on with the run in ``out``, if there is one, with the same arguments; a complete one is returned as it is.
         overwrite: replace an earlier run in ``out``.
         tensorboard: write TensorBoard scalars too (extra ``tensorboard``).
+        calibrate: scale the log-odds of the termination head so that its probabilities are right on the held-out episodes
+            (see `calibrate_termination`); what it was before and after is in the provenance. Nothing without such episodes.
         on_progress: called every few updates.
         **mdnrnn: fields of `MDNRNNConfig` other than the two that follow from the data. ``termination_head`` follows from the
             data too unless it is given: where no episode terminates there is nothing to learn.
@@ -118,6 +123,7 @@ def fit(
     arguments: dict[str, Any] = {"data_fingerprint": episodes.fingerprint, "seed": seed, "device": torch.device(device).type}
     arguments |= {"data_config": asdict(data_config), "training_config": asdict(training_config)}
     arguments |= {"mdnrnn": asdict(model.config), "initial": None if initial is None else initial.fingerprint}
+    arguments |= {"calibrate": True} if calibrate else {}  # so that runs that were started without it can be resumed
     split = split_episodes(len(episodes), test_fraction=data_config.test_fraction, seed=seed)
     directory = _prepare(Path(out), arguments, resume=resume, overwrite=overwrite)
     if (directory / WORLD_FILE).is_file():
@@ -142,6 +148,8 @@ def fit(
         on_progress=on_progress,
     )
     world.provenance = _provenance(episodes, arguments, result, scores)
+    if calibrate:
+        world.provenance["calibration"] = _calibrate(world, test_data, seed)
     world.write(directory)
     return world.eval()
 
@@ -285,6 +293,15 @@ def _baselines(
         else training.held_out_batches(test, config.max_test_batches, seed=seed, device=unit.device)
     )
     return baselines.baseline_nll(_statistics_batches(train), scored, min_scale=model.config.min_scale * unit)
+
+
+def _calibrate(world: WorldModel, test: SequenceData | None, seed: int) -> dict[str, dict[str, float]] | None:
+    """Calibrate the termination head on all held-out episodes; None where there are none, or nothing terminates."""
+    if test is None or world.mdnrnn.termination_head is None:
+        return None
+    return calibrate_termination(
+        world.mdnrnn, training.held_out_batches(test, test.num_batches(0), seed=seed, device=world.device)
+    )
 
 
 def _provenance(

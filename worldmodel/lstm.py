@@ -1,9 +1,12 @@
-"""An LSTM with layer normalisation, which `nn.LSTM` lacks."""
+"""What `nn.LSTM` lacks: layer normalisation, and half precision that is fast on a CPU."""
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 class LayerNormLSTM(nn.Module):
@@ -54,3 +57,147 @@ class LayerNormLSTM(nn.Module):
         i, g, f, o = (norm(gate) for norm, gate in zip(norms, raw, strict=True))
         c = self.cell_norms[layer](c * torch.sigmoid(f + 1.0) + torch.sigmoid(i) * torch.tanh(g))
         return torch.tanh(c) * torch.sigmoid(o), c
+
+
+def runs_in_loop(lstm: nn.Module, device: torch.device) -> bool:
+    """Whether `run_lstm` will use `HalfPrecisionLayer`: `nn.LSTM` under autocast on a CPU."""
+    return isinstance(lstm, nn.LSTM) and device.type == "cpu" and torch.is_autocast_enabled("cpu")
+
+
+def run_lstm(
+    lstm: nn.LSTM | LayerNormLSTM,
+    inputs: Tensor,
+    state: tuple[Tensor, Tensor] | None = None,
+    lengths: Tensor | None = None,
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Call ``lstm``; under autocast on a CPU by `HalfPrecisionLayer`.
+
+    PyTorch's own rounds the cell to bfloat16 at every step there, which a long memory does not survive, and is slower at the
+    paper's sizes (dev/LOG.md).
+
+    Args:
+        lstm: with ``batch_first``.
+        inputs: (B, T, input_size).
+        state: ``h`` and ``c``, (num_layers, B, H) each; zeros if None.
+        lengths: (B,) steps of each row, none longer than the one before; after them its state and output stay as they are.
+            None means T for all. Only where `runs_in_loop`.
+
+    Returns:
+        Outputs (B, T, H), and the state after the last step, (num_layers, B, H) each.
+    """
+    if not isinstance(lstm, nn.LSTM) or not runs_in_loop(lstm, inputs.device):
+        assert lengths is None
+        return cast(tuple[Tensor, tuple[Tensor, Tensor]], lstm(inputs, state))
+    if state is None:
+        zeros = inputs.new_zeros(lstm.num_layers, inputs.shape[0], lstm.hidden_size)
+        state = (zeros, zeros)
+    steps = torch.arange(inputs.shape[1]).unsqueeze(1)  # (T, 1)
+    running = [len(inputs)] * len(steps) if lengths is None else (steps < lengths).sum(dim=1).tolist()
+    outputs, last_h, last_c = inputs.transpose(0, 1), [], []
+    for weights, h, c in zip(lstm.all_weights, *state, strict=True):
+        outputs, cell = HalfPrecisionLayer.apply(outputs, h, c, *weights, running, torch.get_autocast_dtype("cpu"))
+        last_h.append(outputs[-1].to(h.dtype))
+        last_c.append(cell)
+    return outputs.transpose(0, 1), (torch.stack(last_h), torch.stack(last_c))
+
+
+class HalfPrecisionLayer(torch.autograd.Function):
+    """A layer of `nn.LSTM` over (T, B, input_size) with matrix products in a given precision and all else in that of ``c``.
+
+    Input, a 1 for the biases and h stand side by side, so that a step is one product with the stacked weights, and the weights'
+    gradient one product for all steps. Backward computes the gates anew rather than read them from memory, and overwrites the
+    pre-activations by their gradient; so it runs once, and PyTorch refuses a second time.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        h: Tensor,
+        c: Tensor,
+        w_ih: Tensor,
+        w_hh: Tensor,
+        b_ih: Tensor,
+        b_hh: Tensor,
+        running: list[int],
+        dtype: torch.dtype,
+    ) -> tuple[Tensor, Tensor]:
+        """Run over ``x`` (T, B, I) from ``h`` and ``c`` (B, H), at step t the first ``running[t]`` rows.
+
+        Returns:
+            Outputs (T, B, H) in ``dtype`` and the last cell (B, H).
+        """
+        (steps, b, size), hidden = x.shape, h.shape[-1]
+        weight = torch.cat([w_ih, (b_ih + b_hh).unsqueeze(1), w_hh], dim=1).to(dtype).t().contiguous()  # (I + 1 + H, 4 H)
+        joined = torch.empty(steps + 1, b, size + 1 + hidden, dtype=dtype)
+        joined[-1, :, :size] = 0
+        joined[:-1, :, :size], joined[:, :, size], joined[0, :, size + 1 :] = x, 1, h
+        cells, gates, tanh_cell = c.new_empty(steps + 1, b, hidden), c.new_empty(b, 4 * hidden), torch.empty_like(c)
+        raw = torch.empty(steps, b, 4 * hidden, dtype=dtype)
+        cells[0] = c
+        for t, n in enumerate(running):
+            before, after, out = cells[t], cells[t + 1], joined[t + 1, :, size + 1 :]
+            torch.mm(joined[t, :n], weight, out=raw[t, :n])
+            i, f, g, o = _activate(raw[t, :n], gates[:n])
+            torch.mul(f, before[:n], out=after[:n]).addcmul_(i, g)
+            torch.mul(torch.tanh(after[:n], out=tanh_cell[:n]), o, out=out[:n])
+            if n < b:
+                raw[t, n:], after[n:], out[n:] = 0, before[n:], joined[t, n:, size + 1 :]
+        ctx.running = running
+        ctx.save_for_backward(joined, raw, cells, w_ih, w_hh)
+        return joined[1:, :, size + 1 :], cells[-1].clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_output: Tensor, by_cell: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients with respect to the tensors that `forward` takes."""
+        joined, raw, cells, w_ih, w_hh = ctx.saved_tensors
+        dtype, size = joined.dtype, w_ih.shape[1]
+        recurrent, by_cell = w_hh.to(dtype), by_cell.clone()  # (4 H, H)
+        by_h, through = torch.zeros_like(by_output[0]), torch.empty_like(by_cell)
+        gates, tanh_cell = cells.new_empty(raw.shape[1:]), torch.empty_like(by_cell)
+        slopes = torch.empty_like(gates)
+        for t, n in reversed(list(enumerate(ctx.running))):
+            activated = _activate(raw[t, :n], gates[:n])
+            torch.add(by_output[t, :n], by_h[:n], out=through[:n])
+            torch.tanh(cells[t + 1, :n], out=tanh_cell[:n])
+            _step_backward(activated, slopes[:n], cells[t, :n], tanh_cell[:n], through[:n], by_cell[:n])
+            raw[t, :n] = slopes[:n]
+            torch.mm(raw[t, :n], recurrent, out=by_h[:n])
+            by_h[n:] += by_output[t, n:]
+        flat = raw.flatten(0, 1)  # now the gradient of the pre-activations, (T B, 4 H)
+        by_weight = joined[:-1].flatten(0, 1).t().contiguous() @ flat  # a transposed view is slower in half precision
+        by_weight = by_weight.t().to(w_ih.dtype)  # (4 H, I + 1 + H)
+        by_x = (flat @ w_ih.to(dtype)).unflatten(0, raw.shape[:2]) if ctx.needs_input_grad[0] else None
+        weights = by_weight[:, :size], by_weight[:, size + 1 :], by_weight[:, size], by_weight[:, size]
+        return by_x, by_h.to(w_hh.dtype), by_cell, *weights, None, None
+
+
+def _activate(pre: Tensor, gates: Tensor) -> tuple[Tensor, ...]:
+    """Write the gates i, f, g, o (B, 4 H) of the pre-activations into ``gates`` and return them one by one, (B, H) each."""
+    gates.copy_(pre)
+    i, f, g, o = gates.chunk(4, dim=1)
+    gates[:, : 2 * i.shape[1]].sigmoid_()
+    g.tanh_()
+    o.sigmoid_()
+    return i, f, g, o
+
+
+def _step_backward(
+    gates: tuple[Tensor, ...], slopes: Tensor, before: Tensor, tanh_cell: Tensor, by_h: Tensor, by_cell: Tensor
+) -> None:
+    """One step back: from the gradients of h and of the cell after it to ``slopes`` (B, 4 H), those of the pre-activations.
+
+    ``by_cell`` (B, H) becomes the gradient of the cell ``before`` the step; ``by_h`` is overwritten.
+    """
+    i, f, g, o = gates
+    by_i, by_f, by_g, by_o = slopes.chunk(4, dim=1)
+    torch.mul(by_h, tanh_cell, out=by_o)
+    by_cell += torch.ops.aten.tanh_backward(by_h.mul_(o), tanh_cell)
+    torch.mul(by_cell, g, out=by_i)
+    torch.mul(by_cell, before, out=by_f)
+    torch.mul(by_cell, i, out=by_g)
+    by_cell *= f
+    for slope, gate in ((by_i, i), (by_f, f), (by_o, o)):
+        torch.ops.aten.sigmoid_backward.grad_input(slope, gate, grad_input=slope)
+    torch.ops.aten.tanh_backward.grad_input(by_g, g, grad_input=by_g)

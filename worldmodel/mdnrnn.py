@@ -13,7 +13,6 @@ Two choices that the paper's code does not make:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,12 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from worldmodel.lstm import LayerNormLSTM
+from worldmodel import fused
+from worldmodel.batches import DataStatistics, SequenceBatch
+from worldmodel.lstm import LayerNormLSTM, run_lstm, runs_in_loop
 from worldmodel.mdn import Factorization, MixtureHead, NoiseType, check_noise
 from worldmodel.mixture import GaussianMixture, at_least_float32
-
-SMALLEST_SCALE = 1e-6  # a target that varies less in the data is constant and is not scaled up
-DREAM_MARGIN = 3.0  # dreams may leave the range of the data by so many half-ranges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,30 +111,6 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class SequenceBatch:
-    """Windows of encoded episodes; T transitions each, padded on the right.
-
-    Args:
-        z: (B, T + 1, D) latents; z[:, t] is input and z[:, t + 1] target of step t, one and the same draw.
-        action: (B, T, A) action features.
-        reward: (B, T).
-        terminated: (B, T) bool.
-        mask: (B, T) bool, True where the step counts in the loss (neither padding nor burn-in).
-    """
-
-    z: Tensor
-    action: Tensor
-    reward: Tensor
-    terminated: Tensor
-    mask: Tensor
-
-    @property
-    def weight(self) -> int:
-        """Number of steps that count in the loss."""
-        return int(self.mask.sum())
-
-
-@dataclass(frozen=True)
 class StepLosses:
     """Loss of each step before any average, each (B, T) in nats.
 
@@ -149,70 +123,6 @@ class StepLosses:
     latent: Tensor
     reward: Tensor
     termination: Tensor
-
-
-@dataclass(frozen=True)
-class DataStatistics:
-    """What M knows of its training data beside its weights.
-
-    Args:
-        change_scale: (D,) standard deviation of z_{t+1} - z_t, the unit of predicted changes.
-        reward_mean: (1,) mean reward.
-        reward_scale: (1,) standard deviation of the reward, the unit of predicted rewards.
-        latent_low: (D,) what dreams stay above: far outside of the data, but finite, as M may diverge where it never was.
-        latent_high: (D,) what dreams stay below.
-        reward_low: (1,) what rewards in dreams stay above, by the same rule; a constant reward stays constant.
-        reward_high: (1,) what rewards in dreams stay below.
-    """
-
-    change_scale: Tensor
-    reward_mean: Tensor
-    reward_scale: Tensor
-    latent_low: Tensor
-    latent_high: Tensor
-    reward_low: Tensor
-    reward_high: Tensor
-
-    @classmethod
-    def neutral(cls, latent_size: int) -> DataStatistics:
-        """Unit scales and no bounds."""
-        high, reward_high = torch.full((latent_size,), torch.inf), torch.full((1,), torch.inf)
-        return cls(torch.ones(latent_size), torch.zeros(1), torch.ones(1), -high, high, -reward_high, reward_high)
-
-    @classmethod
-    @torch.no_grad()
-    def of(cls, batches: Iterable[SequenceBatch]) -> DataStatistics:
-        """Compute them from batches, one in memory at a time.
-
-        Constant changes and rewards get unit scales, bounds lie 3 half-ranges outside of the data.
-
-        Raises:
-            ValueError: if no step counts.
-        """
-        parts = [_summarise(batch) for batch in batches if batch.weight > 0]
-        if not parts:
-            raise ValueError("batches: expected at least one step that counts, got none")
-        count, means, variance, lows, highs = (torch.stack(part) for part in zip(*parts, strict=True))  # (batches, D + 1) each
-        weight = count / count.sum(dim=0)
-        mean = (weight * means).sum(dim=0)
-        scale = (weight * (variance + (means - mean).square())).sum(dim=0).sqrt().to(lows.dtype)
-        scale = torch.where(scale > SMALLEST_SCALE, scale, 1.0)
-        low, high = lows.amin(dim=0), highs.amax(dim=0)
-        least = torch.ones_like(low).index_fill(0, torch.tensor([len(low) - 1], device=low.device), 0.0)  # 0 for the reward
-        margin = DREAM_MARGIN / 2 * (high - low).clamp(min=least)
-        low, high = low - margin, high + margin
-        return cls(scale[:-1], mean[-1:].to(low.dtype), scale[-1:], low[:-1], high[:-1], low[-1:], high[-1:])
-
-
-def _summarise(batch: SequenceBatch) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Count, mean and variance of the changes and the reward, extremes of the latents and the reward; (D + 1,) each."""
-    before, after = batch.z[:, :-1][batch.mask], batch.z[:, 1:][batch.mask]  # (N, D)
-    reward = batch.reward[batch.mask].unsqueeze(-1)  # (N, 1)
-    values = torch.cat([after - before, reward], dim=-1).double()
-    low = torch.cat([torch.minimum(before, after), reward], dim=-1).amin(dim=0)
-    high = torch.cat([torch.maximum(before, after), reward], dim=-1).amax(dim=0)
-    mean = values.mean(dim=0)
-    return torch.full_like(mean, len(values)), mean, values.var(dim=0, correction=0), low, high
 
 
 class MDNRNN(nn.Module):
@@ -321,10 +231,7 @@ class MDNRNN(nn.Module):
         Raises:
             ValueError: if a shape does not fit; nothing is broadcast silently.
         """
-        for name in ("reward", "terminated", "mask"):
-            if getattr(batch, name).shape != batch.action.shape[:-1]:
-                expected, got = tuple(batch.action.shape[:-1]), tuple(getattr(batch, name).shape)
-                raise ValueError(f"{name}: expected shape {expected}, got {got}")
+        self._check_batch(batch)
         prediction, _ = self(batch.z[:, :-1], batch.action, generator=generator)
         latent = -prediction.latent.log_prob(batch.z[:, 1:])
         reward = termination = torch.zeros_like(latent)
@@ -350,24 +257,72 @@ class MDNRNN(nn.Module):
             The scalar ``latent / D + reward + termination``, and its terms: ``nll_per_dim`` (nats per dimension of z),
             ``reward_nll`` (nats) and ``termination_loss`` (nats, weighted).
         """
-        losses = self.step_losses(batch, generator=generator)
+        self._check_batch(batch)
         count = batch.mask.sum().clamp(min=1)
-        latent, reward, termination = (
-            torch.where(batch.mask, term, 0.0).sum() / count for term in (losses.latent, losses.reward, losses.termination)
-        )
+        if fused.applies(self.latent_head):
+            total, sums = self._fused_losses(batch, generator)
+        else:
+            losses = self.step_losses(batch, generator=generator)
+            sums = torch.stack([torch.where(batch.mask, term, 0.0).sum() for term in vars(losses).values()])
+            total = sums[0] / self.config.latent_size + sums[1] + sums[2]
+        latent, reward, termination = (sums.detach() / count).unbind()
         metrics = {"nll_per_dim": latent / self.config.latent_size}
         if self.reward_head is not None:
             metrics["reward_nll"] = reward
         if self.termination_head is not None:
             metrics["termination_loss"] = termination
-        return sum(metrics.values(), start=torch.zeros_like(latent)), metrics
+        return total / count, metrics
 
-    def _run(self, z: Tensor, action: Tensor, state: State | None, generator: torch.Generator | None) -> tuple[Tensor, State]:
+    def _fused_losses(self, batch: SequenceBatch, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """The loss summed over the counted steps, and its terms, summed too: (3,) latent, reward and termination."""
+        lengths = None
+        if runs_in_loop(self.lstm, batch.z.device):
+            batch, lengths = batch.longest_first()
+        before, config, mask = batch.z[:, :-1], self.config, batch.mask
+        output, _ = self._run(before, batch.action, None, generator, lengths)
+        output = _dropout(output, config.output_dropout, self.training, generator)
+        origin, unit = (before, self.change_scale) if config.predict_change else (0.0, torch.ones_like(self.change_scale))
+        targets = fused.Targets(
+            ((batch.z[:, 1:] - origin) / unit)[mask],
+            ((batch.reward - self.reward_mean) / self.reward_scale)[mask].unsqueeze(-1) if config.reward_head else None,
+            batch.terminated[mask].to(before.dtype) if config.termination_head else None,
+            num_components=config.num_components,
+            min_scale=config.min_scale,
+            termination_weight=config.termination_weight,
+        )
+        heads = [head for head in (self.latent_head, self.reward_head, self.termination_head) if head is not None]
+        linear = [head.linear if isinstance(head, MixtureHead) else head for head in heads]
+        total, terms = fused.heads_loss(
+            self._features(before, batch.action, output).flatten(0, 1),
+            mask.flatten().nonzero()[:, 0],
+            torch.cat([layer.weight for layer in linear]),
+            torch.cat([layer.bias for layer in linear]),
+            targets,
+        )
+        volume = unit.log().sum(), self.reward_scale.log().sum() * config.reward_head  # densities are of z and r, not in units
+        counted = len(targets.latent)
+        terms = terms + counted * torch.stack([*volume, torch.zeros_like(volume[0])])
+        return total + counted * (volume[0] / config.latent_size + volume[1]), terms
+
+    def _run(
+        self,
+        z: Tensor,
+        action: Tensor,
+        state: State | None,
+        generator: torch.Generator | None,
+        lengths: Tensor | None = None,
+    ) -> tuple[Tensor, State]:
         """Run the LSTM over (B, T, D) and (B, T, A): outputs (B, T, H) and the state after the last step."""
         self._check_inputs(z, action, "B, T")
         inputs = _dropout(torch.cat([z, action], dim=-1), self.config.input_dropout, self.training, generator)
-        output, (h, c) = self.lstm(inputs, state)
+        output, (h, c) = run_lstm(self.lstm, inputs, state, lengths)
         return output, State(h, c)
+
+    def _check_batch(self, batch: SequenceBatch) -> None:
+        for name in ("reward", "terminated", "mask"):
+            if getattr(batch, name).shape != batch.action.shape[:-1]:
+                expected, got = tuple(batch.action.shape[:-1]), tuple(getattr(batch, name).shape)
+                raise ValueError(f"{name}: expected shape {expected}, got {got}")
 
     def _check_inputs(self, z: Tensor, action: Tensor, leading: str) -> None:
         d, a = self.config.latent_size, self.config.action_size
@@ -376,10 +331,13 @@ class MDNRNN(nn.Module):
         if action.shape != (*z.shape[:-1], a):
             raise ValueError(f"action: expected shape {(*z.shape[:-1], a)}, got {tuple(action.shape)}")
 
+    def _features(self, z: Tensor, action: Tensor, h: Tensor) -> Tensor:
+        """What the heads see: h_{t+1} (..., H), and z_t (..., D) and a_t (..., A) beside it where inputs skip the LSTM."""
+        return torch.cat([h, z, action], dim=-1) if self.config.skip else h
+
     def _predict(self, z: Tensor, action: Tensor, h: Tensor) -> Prediction:
-        """Apply the heads to h_{t+1} (..., H), and to z_t (..., D) and a_t (..., A) beside it where inputs skip the LSTM."""
-        if self.config.skip:
-            h = torch.cat([h, z, action], dim=-1)
+        """Apply the heads."""
+        h = self._features(z, action, h)
         latent = self.latent_head(h)
         if self.config.predict_change:
             latent = latent.affine(z, self.change_scale)

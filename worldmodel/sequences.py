@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from worldmodel.batches import SequenceBatch
 from worldmodel.episode import Episode
-from worldmodel.mdnrnn import SequenceBatch
 from worldmodel.spaces import FlatSpace, Value, map_leaves
 from worldmodel.store import EpisodeStore
 from worldmodel.vision import StateNormalizer, draw_latent

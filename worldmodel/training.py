@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from worldmodel import checkpoint
 from worldmodel.interrupt import interrupt_between_steps
+from worldmodel.machine import fast_precision
 from worldmodel.metrics import MetricsLog
 
 CHECKPOINT_SECONDS = 60.0  # a killed run loses at most so much work
@@ -41,7 +42,7 @@ class TrainingConfig:
         warmup_updates: updates over which the rate rises linearly from 0.
         clip_norm: largest norm of the gradient; None does not clip the norm.
         clip_value: largest absolute value of each entry of the gradient (the authors' way); None does not clip values.
-        precision: "float32", or "bfloat16" for matrix products under autocast (likelihoods stay in float32).
+        precision: "float32", "bfloat16" for matrix products alone, or "auto" for the latter where the device has units for it.
         evaluate_every: updates between evaluations on held-out data.
         max_test_batches: an evaluation takes at most so many batches, spread evenly over the held-out data and always the same,
             so that its cost does not grow with the data.
@@ -80,8 +81,8 @@ class TrainingConfig:
             raise ValueError(
                 f"warmup_updates: expected an integer from 0 to below num_updates {self.num_updates}, got {self.warmup_updates}"
             )
-        if self.precision not in ("float32", "bfloat16"):
-            raise ValueError(f"precision: expected 'float32' or 'bfloat16', got {self.precision!r}")
+        if self.precision not in ("float32", "bfloat16", "auto"):
+            raise ValueError(f"precision: expected 'float32', 'bfloat16' or 'auto', got {self.precision!r}")
 
 
 class Batch(Protocol):
@@ -271,11 +272,12 @@ class _Run:
     ):
         self.model, self.data, self.test_data, self.out, self.config, self.seed = model, data, test_data, out, config, seed
         self.device = next(model.parameters()).device
-        self.identity = {"config": asdict(config), "seed": seed, "fingerprint": fingerprint, "device": self.device.type}
+        self.precision = fast_precision(self.device) if config.precision == "auto" else config.precision
+        used = asdict(config) | {"precision": self.precision}
+        self.identity = {"config": used, "seed": seed, "fingerprint": fingerprint, "device": self.device.type}
         self.optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
         self.generator = torch.Generator(self.device).manual_seed(seed)
-        self._loss = cast(Model, model).loss
-        self.state = _RunState()
+        self._loss, self.state = cast(Model, model).loss, _RunState()
 
     @property
     def finished(self) -> bool:
@@ -395,4 +397,4 @@ class _Run:
         )
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")

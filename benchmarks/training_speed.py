@@ -1,0 +1,132 @@
+"""Steps per second of M's training at three sizes: the obvious way against what `MDNRNN.loss` does, as ratios.
+
+The obvious way is `nn.LSTM`, the mixture's ``log_prob`` and autograd (`MDNRNN.step_losses`). A variant's time is that of whole
+updates (loss, backward, clipping, Adam). "memory kept" is after `keep_freed_memory`, in a process of its own. Within
+a process the variants take turns, and each keeps its best time. In "doom, padded" windows hold 100 to 500 steps of 500, as
+episodes of that game do, and only these are counted; elsewhere all windows are full.
+
+    python benchmarks/training_speed.py --threads 2 --out results/training_speed
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from known_process import machine
+from torch import Tensor
+
+from worldmodel import mdnrnn
+from worldmodel.batches import SequenceBatch
+from worldmodel.machine import keep_freed_memory
+from worldmodel.mdnrnn import MDNRNN, MDNRNNConfig
+
+SIZES = {  # latents, actions, hidden units, batch, window
+    "doom": (64, 3, 512, 100, 500),
+    "doom, padded": (64, 3, 512, 100, 500),
+    "car-racing": (32, 3, 256, 100, 500),
+    "cartpole": (4, 2, 128, 64, 64),
+}
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+VARIANTS = ("obvious, float32", "obvious, bfloat16", "loss, float32", "loss, bfloat16")
+
+
+def make(size: str) -> tuple[MDNRNN, SequenceBatch]:
+    """A model with fresh weights, and a batch of noise."""
+    d, a, hidden, b, t = SIZES[size]
+    torch.manual_seed(0)
+    model = MDNRNN(MDNRNNConfig(latent_size=d, action_size=a, hidden_size=hidden, num_components=5))
+    action = torch.nn.functional.one_hot(torch.randint(a, (b, t)), a).float()
+    least = t // 5 if "padded" in size else t
+    counted = torch.arange(t) < torch.linspace(least, t, b).round()[torch.randperm(b)].unsqueeze(1)
+    return model, SequenceBatch(torch.randn(b, t + 1, d), action, torch.randn(b, t), torch.rand(b, t) < 0.01, counted)
+
+
+def obvious_loss(model: MDNRNN, batch: SequenceBatch) -> Tensor:
+    """The loss by `nn.LSTM`, `log_prob` and autograd."""
+    ours, mdnrnn.run_lstm = mdnrnn.run_lstm, lambda lstm, inputs, state, lengths: lstm(inputs, state)
+    try:
+        losses = model.step_losses(batch)
+    finally:
+        mdnrnn.run_lstm = ours
+    return (losses.latent / batch.z.shape[-1] + losses.reward + losses.termination)[batch.mask].mean()
+
+
+def updates(model: MDNRNN, batch: SequenceBatch) -> dict[str, Callable[[], None]]:
+    """A function for each variant that does one update."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+
+    def update(loss: Callable[[], Tensor], half: bool) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", torch.bfloat16) if half else contextlib.nullcontext():
+            value = loss()
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
+        optimizer.step()
+
+    losses = {"obvious": lambda: obvious_loss(model, batch), "loss": lambda: model.loss(batch)[0]}
+    return {name: lambda name=name: update(losses[name.split(",")[0]], "bfloat16" in name) for name in VARIANTS}
+
+
+def measure(size: str, rounds: int, clock: Callable[[], float]) -> dict[str, float]:
+    """Steps per second of each variant: the best of some rounds, in each of which all take their turn."""
+    model, batch = make(size)
+    best = dict.fromkeys(VARIANTS, float("inf"))
+    for _ in range(rounds):
+        for name, update in updates(model, batch).items():
+            start = clock()
+            update()
+            best[name] = min(best[name], clock() - start)
+    return {name: batch.weight / seconds for name, seconds in best.items()}
+
+
+def child(size: str, rounds: int, threads: int, clock: str, keep: bool) -> dict[str, float]:
+    """`measure` in a process of its own."""
+    command = [sys.executable, __file__, "--size", size, "--rounds", str(rounds), "--threads", str(threads), "--clock", clock]
+    result = subprocess.run([*command, *["--keep"][:keep]], capture_output=True, text=True, check=True)
+    return json.loads(result.stdout)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n", 1)[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, help="directory for result.json")
+    parser.add_argument("--size", choices=SIZES, help="only this size, in this process, as JSON on standard output")
+    parser.add_argument("--keep", action="store_true", help="keep freed memory, with --size")
+    parser.add_argument("--rounds", type=int, default=5, help="times that each variant is measured")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: with one thread on a machine that others use")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    if args.keep:
+        keep_freed_memory()
+    if args.size:
+        print(json.dumps(measure(args.size, args.rounds, CLOCKS[args.clock])))
+        return
+    content: dict[str, object] = {"command": shlex.join(["python", *sys.argv]), **machine()}
+    for size in SIZES:
+        rounds = args.rounds if size != "cartpole" else 20 * args.rounds
+        rows = {f"{name}, memory {'kept' if keep else 'returned'}": speed for keep in (False, True)
+                for name, speed in child(size, rounds, args.threads, args.clock, keep).items()}  # fmt: skip
+        base = rows["obvious, float32, memory returned"]
+        content[size] = {
+            name: {"steps_per_second": round(speed), "ratio": round(speed / base, 2)} for name, speed in rows.items()
+        }
+        for name, speed in rows.items():
+            print(f"{size:12s} {name:36s} {speed:8.0f} steps/s, {speed / base:.2f}", flush=True)
+        if args.out:  # after each size, as the whole takes minutes
+            args.out.mkdir(parents=True, exist_ok=True)
+            (args.out / "result.json").write_text(json.dumps(content, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""M's heads and losses in one function: the numbers and gradients of the mixtures, whatever the chunks."""
+
+import dataclasses
+import itertools
+
+import pytest
+import torch
+from torch.distributions import Categorical, MixtureSameFamily, Normal
+
+from worldmodel import fused
+from worldmodel.batches import DataStatistics, SequenceBatch
+from worldmodel.mdn import Factorization, NoiseType
+from worldmodel.mdnrnn import MDNRNN, MDNRNNConfig
+
+B, T, D, A, H, K = 4, 9, 3, 2, 6, 5
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def make(dtype=torch.float64, **fields):
+    torch.manual_seed(0)
+    config = MDNRNNConfig(**{"latent_size": D, "action_size": A, "hidden_size": H, "num_components": K, **fields})
+    model = MDNRNN(config).to(dtype)
+    neutral = DataStatistics.neutral(D)
+    units = {"change_scale": 0.5 + torch.arange(D), "reward_mean": torch.tensor([2.0]), "reward_scale": torch.tensor([3.0])}
+    model.set_statistics(dataclasses.replace(neutral, **units))
+    return model
+
+
+def make_batch(dtype=torch.float64):
+    g = seeded(1)
+    z, action, reward = (torch.randn(*shape, generator=g) for shape in ((B, T + 1, D), (B, T, A), (B, T)))
+    mask = torch.rand(B, T, generator=g) < 0.6
+    return SequenceBatch(z.to(dtype), action.to(dtype), reward.to(dtype), torch.rand(B, T, generator=g) < 0.3, mask)
+
+
+def old_way(model, batch):
+    """The loss by `GaussianMixture.log_prob` and autograd."""
+    losses = model.step_losses(batch)
+    latent, reward, termination = (term[batch.mask].mean() for term in vars(losses).values())
+    return latent / D + reward + termination
+
+
+def gradients(model, loss):
+    return torch.autograd.grad(loss, list(model.parameters()))
+
+
+OPTIONS = [
+    {},
+    {"predict_change": False},
+    {"skip": False},
+    {"reward_head": False},
+    {"termination_head": False},
+    {"reward_head": False, "termination_head": False},
+    {"termination_weight": 10.0},
+    {"num_components": 1},
+    {"noise_type": NoiseType.FULL},
+    {"noise_type": NoiseType.ISOTROPIC},
+    {"num_layers": 2},
+    {"layer_norm": True},
+    {"min_scale": 1.0},
+]
+
+
+@pytest.mark.parametrize("fields", OPTIONS, ids=str)
+@pytest.mark.parametrize("chunk", [1, 250, 2**20])
+def test_loss_and_gradients_are_those_of_log_prob_and_autograd(fields, chunk, monkeypatch):
+    monkeypatch.setattr(fused, "CHUNK", {"cpu": chunk})
+    model, batch = make(**fields), make_batch()
+    assert fused.applies(model.latent_head)
+    loss, expected = model.loss(batch)[0], old_way(model, batch)
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
+    for one, other in zip(gradients(model, 3 * loss), gradients(model, 3 * expected), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_float32_is_as_near_to_the_old_way_as_rounding_allows(dtype):
+    model, batch = make(dtype), make_batch(dtype)
+    loss, expected = model.loss(batch)[0], old_way(model, batch)
+    assert loss.dtype == dtype
+    for one, other in zip(gradients(model, loss), gradients(model, expected), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("factorization", "noise_type"),
+    [
+        *itertools.product([Factorization.JOINT], NoiseType),
+        (Factorization.PER_DIMENSION, NoiseType.FIXED),
+        (Factorization.PER_DIMENSION, NoiseType.ISOTROPIC_ACROSS_CLUSTERS),
+    ],
+)
+def test_other_mixtures_keep_the_path_of_autograd(factorization, noise_type):
+    level = 0.5 if noise_type is NoiseType.FIXED else None
+    model, batch = make(factorization=factorization, noise_type=noise_type, fixed_noise_level=level), make_batch()
+    assert not fused.applies(model.latent_head)
+    torch.testing.assert_close(model.loss(batch)[0], old_way(model, batch), rtol=1e-12, atol=1e-12)
+
+
+def test_the_gradient_is_the_derivative():
+    g = seeded(2)
+    x, reward = torch.randn(5, D, generator=g).double(), torch.randn(5, 1, generator=g).double()
+    targets = fused.Targets(x, reward, torch.tensor([0.0, 1, 0, 0, 1]).double(), 2, 0.1, 3.0)
+    inputs = [torch.randn(*shape, generator=g).double().requires_grad_() for shape in ((7, 4), (6 * D + 4, 4), (6 * D + 4,))]
+    rows = torch.tensor([6, 0, 3, 2, 5])
+    torch.autograd.gradcheck(lambda f, w, b: fused.heads_loss(f, rows, w, b, targets)[0], inputs)
+
+
+def test_the_density_is_that_of_torch_distributions():
+    g = seeded(3)
+    raw, x = torch.randn(8, 3, K, D, generator=g).double(), torch.randn(8, D, generator=g).double()
+    logits, mean, raw_scale = raw.mT.unbind(dim=1)  # (8, D, K) each
+    scale = ((2 * raw_scale).exp() + 0.2**2).sqrt()
+    expected = -MixtureSameFamily(Categorical(logits=logits), Normal(mean, scale)).log_prob(x).sum()
+    torch.testing.assert_close(fused.mixture_nll(raw, x, 0.2, gradient=False), expected, rtol=1e-12, atol=0)
+
+
+def test_outputs_far_out_give_finite_numbers():
+    raw = torch.tensor([[[[90.0]] * 2, [[1e4]] * 2, [[60.0]] * 2], [[[-90.0]] * 2, [[1e4]] * 2, [[-60.0]] * 2]])
+    nll = fused.mixture_nll(raw, torch.zeros(2, 1), 1e-3, gradient=True)
+    assert torch.isfinite(nll)
+    assert torch.isfinite(raw).all()
+
+
+def test_the_terms_are_measured_and_not_differentiated():
+    _, metrics = make().loss(make_batch())
+    assert not any(term.requires_grad for term in metrics.values())
+
+
+def test_without_gradients_the_loss_is_the_same():
+    model, batch = make(), make_batch()
+    with torch.no_grad():
+        loss, metrics = model.loss(batch)
+    assert not loss.requires_grad
+    assert loss == model.loss(batch)[0]
+    assert metrics == model.loss(batch)[1]
+
+
+def test_steps_that_do_not_count_may_hold_anything():
+    model, batch = make(), make_batch()
+    mask = batch.mask.clone()
+    mask[:, -2:] = False
+    batch = dataclasses.replace(batch, mask=mask)
+    broken = dataclasses.replace(batch, reward=torch.where(mask, batch.reward, torch.nan))
+    one, other = model.loss(batch)[0], model.loss(broken)[0]
+    assert torch.equal(one, other)
+    assert all(torch.equal(a, b) for a, b in zip(gradients(model, one), gradients(model, other), strict=True))
+
+
+@pytest.mark.parametrize("short", [False, True])
+def test_half_precision_is_for_products_only(short):
+    model, batch = make(torch.float32), make_batch(torch.float32)
+    if short:  # rows whose steps after some point do not count, as short episodes are padded
+        counted = torch.arange(T) < torch.tensor([[4], [T], [0], [2]])
+        batch = dataclasses.replace(batch, mask=counted)
+    expected = old_way(model, batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, metrics = model.loss(batch)
+    assert loss.dtype == torch.float32
+    assert all(term.dtype == torch.float32 for term in metrics.values())
+    assert loss != expected
+    torch.testing.assert_close(loss, expected, rtol=0, atol=0.05)
+    for one, other in zip(gradients(model, loss), gradients(model, expected), strict=True):
+        assert one.dtype == torch.float32
+        assert (one - other).norm() < 0.05 * other.norm()
+
+
+def test_longest_first_keeps_the_windows_and_counts_up_to_the_last_step_of_each():
+    batch = make_batch()
+    batch = dataclasses.replace(batch, mask=torch.arange(T) == torch.tensor([[4], [T - 1], [T], [2]]))
+    found, lengths = batch.longest_first()
+    assert lengths.tolist() == [T, 5, 3, 0]
+    for name, value in vars(batch).items():
+        assert torch.equal(getattr(found, name), value[[1, 0, 3, 2]])

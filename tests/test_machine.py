@@ -1,0 +1,52 @@
+"""What the machine is asked, and what it answers."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from worldmodel import machine
+from worldmodel.machine import fast_precision, keep_freed_memory
+
+PROGRAM = """
+import resource, sys, torch
+from worldmodel.machine import keep_freed_memory
+if sys.argv[1] == "keep":
+    assert keep_freed_memory()
+counts = []
+for _ in range(6):  # a small block may lie in the way of the first few
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.empty(64 * 2**20, dtype=torch.uint8).fill_(0)
+    counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(min(counts[1:]))
+"""
+
+
+def faults(choice):
+    return int(subprocess.run([sys.executable, "-c", PROGRAM, choice], capture_output=True, text=True, check=True).stdout)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="page faults are counted on Linux")
+def test_freed_memory_is_used_again_without_page_faults():
+    assert faults("keep") < 100 < faults("return")
+
+
+def test_on_other_systems_nothing_happens(monkeypatch):
+    monkeypatch.setattr(machine.sys, "platform", "darwin")
+    assert not keep_freed_memory()
+
+
+@pytest.mark.parametrize(("has", "expected"), [(True, "bfloat16"), (False, "float32")])
+def test_a_cpu_is_fast_in_bfloat16_if_it_has_units_for_it(monkeypatch, has, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": has}, raising=False)
+    assert fast_precision(torch.device("cpu")) == expected
+
+
+def test_a_pytorch_that_cannot_say_means_float32(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert fast_precision(torch.device("cpu")) == "float32"
+
+
+def test_other_devices_keep_float32():
+    assert fast_precision(torch.device("meta")) == "float32"
