@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 
-from command import Bar, add_device, add_environment, choose_device, run
+from command import Bar, add_device, add_environment, choose_device, parse_with_preset, run
 
 import worldmodel as wm
 from worldmodel.collect import CollectionProgress
@@ -34,7 +34,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     add_environment(parser)
     add_device(parser)
-    return parser.parse_args()
+    return parse_with_preset(parser, "collect")
 
 
 def choose_policy(args: argparse.Namespace) -> str | wm.LatentPolicy:

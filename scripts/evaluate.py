@@ -1,12 +1,13 @@
-"""Score a controller in the real environment, in the dream, and against random play."""
+"""Score a controller in the real environment, in the dream, and against random play; or fixed policies (--probe)."""
 
 from __future__ import annotations
 
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
-from command import Bar, add_device, add_environment, add_termination, choose_device, run
+from command import Bar, add_device, add_environment, add_termination, choose_device, parse_with_preset, run
 
 import worldmodel as wm
 from worldmodel.checkpoint import write_bytes
@@ -15,11 +16,14 @@ from worldmodel.checkpoint import write_bytes
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--model", required=True, help="world model directory")
-    parser.add_argument("--controller", required=True, help="controller directory")
+    parser.add_argument("--controller", help="controller directory")
+    parser.add_argument(
+        "--probe", action="store_true", help="score fixed policies instead: does the dream rank them as reality does?"
+    )
     parser.add_argument("--env", required=True, help="Gymnasium id")
     parser.add_argument("--episodes", type=int, default=100, help="real episodes")
     parser.add_argument("--num-dreams", type=int, default=1024, help="dreamed episodes")
-    parser.add_argument("--temperature", type=float, default=1.0, help="of the dreams")
+    parser.add_argument("--temperature", type=float, nargs="+", default=[1.0], help="of the dreams; several with --probe")
     add_termination(parser)
     parser.add_argument("--out", help="JSON file for every episode's return and length")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
@@ -28,35 +32,45 @@ def parse_arguments() -> argparse.Namespace:
     )
     add_environment(parser)
     add_device(parser)
-    return parser.parse_args()
+    return parse_with_preset(parser, "evaluate")
+
+
+def score_controller(args: argparse.Namespace, world: wm.WorldModel) -> tuple[wm.Evaluation, dict[str, Any]]:
+    if args.controller is None or len(args.temperature) != 1:
+        raise ValueError("--controller, --temperature: expected a controller and one temperature, or --probe")
+    controller = wm.Controller.from_pretrained(args.controller, device=world.device)
+    with Bar("evaluate", "step") as bar:
+        evaluation = wm.evaluate(
+            controller,
+            world,
+            **options(args),
+            temperature=args.temperature[0],
+            on_step=lambda steps, alive: bar.show(steps, None, episodes_running=alive),
+        )
+    content = {name: getattr(evaluation, name).to_json() for name in ("real", "dream", "random")}
+    return evaluation, {"temperature": args.temperature[0], "seed": args.seed, **content}
+
+
+def score_fixed_policies(args: argparse.Namespace, world: wm.WorldModel) -> tuple[wm.Probe, dict[str, Any]]:
+    with Bar("probe", "score") as bar:
+        found = wm.probe(world, **options(args), temperatures=args.temperature, on_policy=bar.show)
+    return found, {"seed": args.seed, **found.to_json()}
+
+
+def options(args: argparse.Namespace) -> dict[str, Any]:
+    names = ("env", "seed", "max_steps", "env_kwargs", "termination", "num_dreams")
+    return {"num_episodes": args.episodes} | {name: getattr(args, name) for name in names}
 
 
 def main() -> None:
     args = parse_arguments()
     if args.out and Path(args.out).exists() and not args.overwrite:
         raise FileExistsError(f"{args.out}: already there; pass --overwrite to replace it")
-    device = choose_device(args.device)
-    world = wm.WorldModel.from_pretrained(args.model, device=device)
-    controller = wm.Controller.from_pretrained(args.controller, device=device)
-    with Bar("evaluate", "step") as bar:
-        evaluation = wm.evaluate(
-            controller,
-            world,
-            env=args.env,
-            num_episodes=args.episodes,
-            seed=args.seed,
-            max_steps=args.max_steps,
-            env_kwargs=args.env_kwargs,
-            temperature=args.temperature,
-            termination=args.termination,
-            num_dreams=args.num_dreams,
-            on_step=lambda steps, alive: bar.show(steps, None, episodes_running=alive),
-        )
-    print(evaluation)
+    world = wm.WorldModel.from_pretrained(args.model, device=choose_device(args.device))
+    found, content = (score_fixed_policies if args.probe else score_controller)(args, world)
+    print(found)
     if args.out:
-        content = {name: getattr(evaluation, name).to_json() for name in ("real", "dream", "random")}
-        text = json.dumps({"temperature": args.temperature, "seed": args.seed, **content}, indent=2) + "\n"
-        write_bytes(args.out, text.encode())
+        write_bytes(args.out, (json.dumps(content, indent=2) + "\n").encode())
         print(f"scores: {args.out}")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from command import Bar, add_device, add_environment, add_termination, choose_device, run
+from command import Bar, add_device, add_environment, add_termination, choose_device, parse_with_preset, run
 from fields import add_fields, read_fields
 
 import worldmodel as wm
@@ -39,7 +39,7 @@ def parse_arguments() -> argparse.Namespace:
     add_fields(parser, wm.evolve, leave_out=NO_OPTIONS, defaults=DEFAULTS)
     add_fields(parser, wm.OpenAIESConfig)
     add_device(parser)
-    return parser.parse_args()
+    return parse_with_preset(parser, "train_controller")
 
 
 def prepare(args: argparse.Namespace) -> Path:

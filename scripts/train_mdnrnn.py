@@ -1,10 +1,10 @@
-"""Train V and M on one or several stores of episodes and write a world model directory."""
+"""Train M, and V where it is no VAE, on one or several stores of episodes and write a world model directory."""
 
 from __future__ import annotations
 
 import argparse
 
-from command import Bar, add_device, choose_device, run
+from command import Bar, add_device, choose_device, parse_with_preset, run
 from fields import add_fields, read_fields
 
 import worldmodel as wm
@@ -22,6 +22,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--initial", help="world model directory to start from; its sizes are kept, their options have no effect"
     )
+    parser.add_argument("--vision", help="directory that scripts/train_vae.py wrote; images need one")
     parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard scalars (extra: tensorboard)")
     parser.add_argument("--calibrate", action="store_true", help="make the termination's p right on the held-out episodes")
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run in OUT; give the same options")
@@ -31,7 +32,7 @@ def parse_arguments() -> argparse.Namespace:
     add_fields(parser, wm.MDNRNNConfig, leave_out=FROM_DATA)
     add_fields(parser, wm.DataConfig)
     add_fields(parser, wm.TrainingConfig)
-    return parser.parse_args()
+    return parse_with_preset(parser, "train_mdnrnn")
 
 
 def main() -> None:
@@ -47,6 +48,7 @@ def main() -> None:
             device=device,
             data_config=wm.DataConfig(**read_fields(args, wm.DataConfig)),
             training_config=wm.TrainingConfig(**read_fields(args, wm.TrainingConfig)),
+            vision=wm.ConvVAE.from_pretrained(args.vision) if args.vision else None,
             initial=initial,
             resume=args.resume,
             overwrite=args.overwrite,

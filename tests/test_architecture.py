@@ -12,19 +12,20 @@ PACKAGE = ROOT / "worldmodel"
 FLOORS = [
     {
         "version", "streams", "seeding", "reparameterization", "mixture", "spaces", "checkpoint", "episode", "interrupt",
-        "strategies", "machine",
+        "strategies", "machine", "images", "convolution", "packing", "video",
     },
     {
-        "policies", "shards", "store", "workers", "rollouts", "collect",
-        "vision", "lstm", "mdn", "fused", "mdnrnn", "batches", "calibration", "sequences", "baselines", "metrics",
+        "policies", "shards", "store", "workers", "rollouts", "collect", "environments",
+        "vision", "vae", "encoding", "lstm", "mdn", "fused", "mdnrnn", "batches", "calibration", "sequences", "baselines",
+        "metrics",
         "testing.recording", "testing.inspection", "testing.trial", "testing.autoreset", "testing.contracts", "testing.checker",
     },
-    {"world", "features", "starts", "training", "fit", "dream", "dream_options", "rendering"},
+    {"world", "features", "starts", "training", "fit", "vae_training", "dream", "dream_options", "rendering"},
     {
         "controller", "reality", "population", "evolution", "imagination", "envs", "latent_env",
         "adapters.minari", "adapters.sb3", "adapters.torchrl",
     },
-    {"evaluation", "rounds", "iteration", "report"},
+    {"evaluation", "pictures", "reproduction", "probe", "presets", "rounds", "iteration", "report"},
 ]  # fmt: skip
 FLOOR = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
 OPTIONAL = {
@@ -35,6 +36,9 @@ OPTIONAL = {
     "torch.utils.tensorboard": "metrics.py",
     "matplotlib": "report.py",
     "cma": "strategies.py",
+    "vizdoom": "environments.py",
+    "zstandard": "packing.py",
+    "imageio_ffmpeg": "video.py",
 }
 LONGEST_FILE, LONGEST_FUNCTION, LONGEST_SCRIPT = 400, 40, 100
 

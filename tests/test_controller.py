@@ -15,6 +15,7 @@ from worldmodel.collect import collect
 from worldmodel.controller import CONTROLLER_FILE, WEIGHTS_FILE, Controller, LatentPolicy
 from worldmodel.dream import Dreams
 from worldmodel.features import feature_size
+from worldmodel.population import ControllerBatch
 from worldmodel.reality import Reality
 from worldmodel.rollouts import episode_seed, rollouts
 from worldmodel.spaces import map_leaves
@@ -347,3 +348,41 @@ def test_a_flipped_bit_of_a_controller_is_refused(tmp_path):
 def test_features_of_an_unknown_kind_are_refused():
     with pytest.raises(ValueError, match="features: expected 'z', 'zh' or 'zhc', got 'q'"):
         feature_size(walk_world(), "q")
+
+
+# Ordered choices
+
+
+def test_ordered_choices_are_equal_parts_of_the_range_of_tanh():
+    controller = Controller(1, spaces.Discrete(3, start=5), features="z", bias=False, ordered=True)
+    with torch.no_grad():
+        controller.layers[0].weight.fill_(1.0)
+    levels = torch.tensor([-1.0, -0.34, -0.33, 0.0, 0.33, 0.34, 1.0]).clamp(-0.9999999, 0.9999999)
+    assert controller(torch.atanh(levels).unsqueeze(1)).tolist() == [5, 5, 6, 6, 6, 7, 7]
+    assert controller(torch.tensor([[100.0], [-100.0]])).tolist() == [7, 5]
+
+
+def test_the_controller_of_the_papers_doom_agent_has_1088_weights():
+    world = random_world(spaces.Discrete(3), spaces.Box(-1, 1, (64,)), hidden_size=512)
+    controller = Controller(feature_size(world, "zhc"), world.action_space, features="zhc", bias=False, ordered=True)
+    assert controller.num_parameters == 1088
+
+
+def test_an_ordered_controller_is_saved_and_batched_as_such(tmp_path):
+    controller = Controller(4, spaces.Discrete(3), features="z", ordered=True)
+    with torch.no_grad():
+        for parameter in controller.parameters():
+            parameter.normal_(generator=torch.Generator().manual_seed(0))
+    features = torch.randn(50, 4, generator=torch.Generator().manual_seed(1))
+    expected = controller(features)
+    assert len(expected.unique()) == 3
+    controller.save_pretrained(tmp_path / "c")
+    assert torch.equal(Controller.from_pretrained(tmp_path / "c")(features), expected)
+    weights = torch.nn.utils.parameters_to_vector(controller.parameters()).detach()
+    batch = ControllerBatch(controller, torch.stack([weights, -weights]))
+    assert torch.equal(batch(torch.cat([features, features]))[:50], expected)
+
+
+def test_choices_that_cannot_be_ordered_are_refused():
+    with pytest.raises(ValueError, match="ordered: expected False but for a Discrete action space"):
+        Controller(1, spaces.MultiBinary(2), ordered=True)

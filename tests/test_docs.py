@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 SMALLER = {"num_episodes=500": "num_episodes=60", "num_episodes=100,": "num_episodes=5,", "num_updates=600": "num_updates=60"}
-SMALLER |= {"range(100)": "range(3)", "learn(25_000)": "learn(2_048)", "25 * 2048": "2048"}
+SMALLER |= {"range(100)": "range(3)", "total_timesteps=25_000": "total_timesteps=2_048", "range(25)": "range(2)"}
 SMALLER |= {"generations=10": "generations=2", "max_rounds=3": "max_rounds=1", "first_episodes=300": "first_episodes=40"}
 EXTRAS = {  # word in a block: the package it needs, and the extra that brings it
     "stable_baselines3": ("stable_baselines3", "sb3"),
@@ -33,7 +33,7 @@ def test_python_blocks_run_in_order(page, tmp_path):
     for number, smaller in SMALLER.items():
         program = program.replace(number, smaller)
     (tmp_path / "program.py").write_text(program)
-    command = [sys.executable, "program.py"]  # without -W error: importing TorchRL's collectors warns of parts of its own
+    command = [sys.executable, "-W", "error", "program.py"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr
 

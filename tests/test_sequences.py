@@ -240,7 +240,7 @@ def test_global_seed_does_not_matter(store):
 def test_encode_all_works_in_pieces(store, monkeypatch):
     episodes, vision, action = EpisodeCollection([store]), StateNormalizer(OBSERVATION), FlatSpace(ACTION)
     whole = encode_all(episodes, vision, action)
-    monkeypatch.setattr("worldmodel.sequences.ENCODE_STEPS", 10)
+    monkeypatch.setattr("worldmodel.sequences.ENCODE_BYTES", 80)
     pieces = encode_all(episodes, vision, action)
     assert all(torch.equal(getattr(whole, name), getattr(pieces, name)) for name in vars(whole))
     size = sum(x.numel() * x.element_size() for x in vars(whole).values())

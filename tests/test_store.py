@@ -184,7 +184,7 @@ def test_random_windows_take_memory_for_themselves_only(tmp_path):
         store.read(int(rng.integers(4)), start, start + 8)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 4 * 9 * 32 * 32 * 3  # of 6 MB on the disk
+    assert peak < 3 * 64 * 32 * 32 * 3  # some chunks, of 6 MB
 
 
 def test_a_store_goes_through_pickle(tmp_path):
@@ -225,13 +225,13 @@ def test_opening_nothing_says_so(tmp_path):
 
 def newer_manifest(path):
     content = json.loads((path / "manifest.json").read_text())
-    (path / "manifest.json").write_text(json.dumps(content | {"version": 2}))
+    (path / "manifest.json").write_text(json.dumps(content | {"version": 3}))
 
 
 def newer_shards(path):
     (path / "manifest.json").unlink()
     for shard in shard_paths(path):
-        shard.write_bytes(shard.read_bytes().replace(b'"version":"1"', b'"version":"2"'))
+        shard.write_bytes(shard.read_bytes().replace(b'"version":"1"', b'"version":"3"'))
 
 
 @pytest.mark.parametrize("attempt", [EpisodeStore.open, verify, repair])

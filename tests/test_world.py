@@ -105,9 +105,21 @@ def test_saving_replaces_only_an_earlier_world_and_only_on_request(saved, tmp_pa
 
 def test_the_json_is_readable_and_says_what_it_is(saved):
     content = json.loads((saved / "world.json").read_text())
-    assert (content["format"], content["version"]) == ("worldmodel.world", 1)
+    assert (content["format"], content["version"]) == ("worldmodel.world", 2)
     assert content["mdnrnn"]["hidden_size"] == 6
     assert sorted(path.name for path in saved.iterdir()) == ["weights.safetensors", "world.json"]
+
+
+def test_a_world_of_format_1_which_named_only_the_class_of_v_opens(saved):
+    fingerprint = WorldModel.from_pretrained(saved).fingerprint
+    rewrite(saved, lambda content: content.update(version=1, vision="StateNormalizer"))
+    assert WorldModel.from_pretrained(saved).fingerprint == fingerprint
+
+
+def test_an_unknown_v_is_refused(saved):
+    rewrite(saved, lambda content: content.update(vision={"class": "Eye", "config": {}}))
+    with pytest.raises(ValueError, match="vision: expected 'StateNormalizer' or 'ConvVAE', got 'Eye'"):
+        WorldModel.from_pretrained(saved)
 
 
 # Damage
@@ -147,8 +159,8 @@ def test_weights_of_another_model_are_refused(saved, tmp_path):
 
 
 def test_a_newer_version_says_how_to_upgrade(saved):
-    rewrite(saved, lambda content: content.update(version=2))
-    with pytest.raises(ValueError, match=r"version 1 or older, got version 2; .*pip install --upgrade worldmodel"):
+    rewrite(saved, lambda content: content.update(version=3))
+    with pytest.raises(ValueError, match=r"version 2 or older, got version 3; .*pip install --upgrade worldmodel"):
         WorldModel.from_pretrained(saved)
 
 

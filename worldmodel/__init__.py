@@ -10,6 +10,7 @@ from worldmodel.collect import CollectionProgress, collect
 from worldmodel.controller import Controller, LatentPolicy
 from worldmodel.dream import BatchedWorld, Dreams, LatentState, RandomActions, Rollout
 from worldmodel.dream_options import DreamOptions
+from worldmodel.encoding import Encoder, encode_store
 from worldmodel.envs import DreamEnv, DreamVectorEnv
 from worldmodel.episode import Episode
 from worldmodel.evaluation import Evaluation, Scores, evaluate, replay
@@ -23,14 +24,17 @@ from worldmodel.mdnrnn import MDNRNN, MDNRNNConfig, Prediction, State
 from worldmodel.mixture import GaussianMixture
 from worldmodel.policies import BrownianPolicy, RandomPolicy, RepeatPolicy
 from worldmodel.population import RealPopulation
+from worldmodel.probe import Probe, probe
 from worldmodel.reality import Reality
 from worldmodel.rollouts import EpisodeFailure, rollouts
 from worldmodel.rounds import IterationConfig, Round, StageProgress, best_round, summarize
 from worldmodel.store import EpisodeStore, Problem, repair, verify
 from worldmodel.strategies import OpenAIESConfig
 from worldmodel.training import NonFiniteLossError, TrainingConfig, TrainingProgress
+from worldmodel.vae import ConvVAE, FrameBatch, VAEConfig
+from worldmodel.vae_training import FrameConfig, train_vae
 from worldmodel.version import __version__
-from worldmodel.vision import StateNormalizer
+from worldmodel.vision import StateNormalizer, Vision
 from worldmodel.world import WorldModel
 
 __all__ = [
@@ -39,16 +43,20 @@ __all__ = [
     "BrownianPolicy",
     "CollectionProgress",
     "Controller",
+    "ConvVAE",
     "DataConfig",
     "DreamEnv",
     "DreamOptions",
     "DreamVectorEnv",
     "Dreams",
+    "Encoder",
     "Episode",
     "EpisodeFailure",
     "EpisodeStore",
     "Evaluation",
     "Factorization",
+    "FrameBatch",
+    "FrameConfig",
     "GaussianMixture",
     "Generation",
     "Imagination",
@@ -64,6 +72,7 @@ __all__ = [
     "NonFiniteLossError",
     "OpenAIESConfig",
     "Prediction",
+    "Probe",
     "Problem",
     "RandomActions",
     "RandomPolicy",
@@ -79,20 +88,25 @@ __all__ = [
     "StateNormalizer",
     "TrainingConfig",
     "TrainingProgress",
+    "VAEConfig",
+    "Vision",
     "WorldModel",
     "__version__",
     "best_round",
     "collect",
+    "encode_store",
     "evaluate",
     "evolve",
     "fit",
     "imagine",
     "iterate",
     "lambda_returns",
+    "probe",
     "repair",
     "replay",
     "rollouts",
     "summarize",
+    "train_vae",
     "verify",
 ]
 

@@ -185,6 +185,64 @@ def prepare_directory(
     return path
 
 
+def prepare_run(
+    path: str | Path,
+    arguments: Mapping[str, Any],
+    *,
+    marker: str,
+    format: str,
+    version: int,
+    replaces: Sequence[str],
+    resume: bool,
+    overwrite: bool,
+) -> Path:
+    """Make the output directory of a long run, known by a file with its arguments, or check that the run in it had the same.
+
+    Args:
+        path: the directory.
+        arguments: JSON-able record of what the run depends on.
+        marker: name of the file that they are written to.
+        format: its format name.
+        version: its version.
+        replaces: see `prepare_directory`.
+        resume: go on with a run that is there.
+        overwrite: replace a run that is there, unless ``resume`` is set.
+
+    Returns:
+        The directory.
+
+    Raises:
+        FileExistsError: if ``path`` holds something that may not be replaced.
+        ValueError: if the run to resume had other arguments.
+    """
+    path = Path(path)
+    if not (path / marker).is_file() or (overwrite and not resume):
+        prepare_directory(path, marker=marker, format=format, overwrite=overwrite, replaces=replaces)
+        write_json(path / marker, arguments, format=format, version=version)
+        return path
+    if not resume:
+        raise FileExistsError(
+            f"{path}: already holds a run; pass resume (--resume) to go on with it, or overwrite (--overwrite) to replace it"
+        )
+    earlier = read_json(path / marker, format=format, version=version)
+    for name, value in json.loads(json.dumps(dict(arguments))).items():
+        if earlier.get(name) != value:
+            expected, given = _difference(earlier.get(name), value)
+            raise ValueError(
+                f"{name}: expected {expected}, with which the run in {path} was started, got {given}; resume with the same "
+                "arguments, choose another directory, or pass overwrite (--overwrite) to start anew"
+            )
+    return path
+
+
+def _difference(earlier: Any, given: Any) -> tuple[Any, Any]:
+    """Of two records only the entries that differ; anything else as it is."""
+    if not isinstance(earlier, dict) or not isinstance(given, dict):
+        return earlier, given
+    names = [name for name in earlier | given if earlier.get(name) != given.get(name)]
+    return {name: earlier.get(name) for name in names}, {name: given.get(name) for name in names}
+
+
 def _is_stamped(path: Path, format: str) -> bool:
     """Whether a file is JSON of this format, of whatever version."""
     try:

@@ -6,21 +6,25 @@ killed goes on with exactly the missing ones.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import gymnasium as gym
 
 from worldmodel.checkpoint import remove_temporaries
 from worldmodel.episode import Episode
+from worldmodel.images import find_images
 from worldmodel.policies import Policy
 from worldmodel.rollouts import EnvMaker, EpisodeFailure, Runner, check_workers, run_all
 from worldmodel.rollouts import rollouts as rollouts
 from worldmodel.store import SHARDS, EpisodeStore
+from worldmodel.workers import attempt_task
 
 FLUSH_SECONDS = 10.0  # what a kill -9 can lose at most, in seconds of work ...
 FLUSH_BYTES = 32 * 2**20  # ... and in bytes; also the size of a shard
@@ -37,6 +41,23 @@ class CollectionProgress:
     failures: int
 
 
+class EpisodeEncoder(Protocol):
+    """What stores something else in the place of observations; `worldmodel.encoding.Encoder` is one."""
+
+    @property
+    def observation_space(self) -> gym.Space:
+        """Space of what is stored."""
+
+    def check(self, observation_space: gym.Space) -> None:
+        """Refuse observations of another space than it encodes."""
+
+    def recipe(self, source: Mapping[str, Any]) -> dict[str, Any]:
+        """The recipe of what is stored, of episodes of recipe ``source``."""
+
+    def encode(self, episode: Episode) -> Episode:
+        """The episode as it is stored."""
+
+
 def collect(
     env: str | EnvMaker,
     *,
@@ -48,6 +69,7 @@ def collect(
     max_steps: int | None = None,
     env_kwargs: Mapping[str, Any] | None = None,
     wrappers: Sequence[Callable[[gym.Env], gym.Env]] = (),
+    encoder: EpisodeEncoder | None = None,
     overwrite: bool = False,
     on_progress: Callable[[CollectionProgress], None] | None = None,
 ) -> EpisodeStore:
@@ -67,6 +89,7 @@ def collect(
         max_steps: see `rollouts`.
         env_kwargs: see `rollouts`.
         wrappers: see `rollouts`.
+        encoder: stores encoded observations in the place of frames: a `worldmodel.encoding.Encoder` with a trained V.
         overwrite: replace an earlier store at ``out``, whatever its recipe.
         on_progress: called after each episode.
 
@@ -78,29 +101,46 @@ def collect(
         TypeError: if a space is not supported.
         FileExistsError: if ``out`` holds something else, or a collection of another recipe.
         RuntimeError: if no episode succeeds; quotes the first failure.
+        OSError: if the frames would need more disk than there is, judging by the first of them; nothing is collected then.
     """
     if num_episodes < 1:
         raise ValueError(f"num_episodes: expected at least 1, got {num_episodes}")
     check_workers(num_workers)
     runner = Runner(env, policy, seed=seed, max_steps=max_steps, env_kwargs=env_kwargs, wrappers=wrappers)
     try:
-        store = _open_or_create(Path(out), runner, overwrite)
+        recipe = runner.recipe() if encoder is None else encoder.recipe(runner.recipe())
+        store = open_or_create(Path(out), lambda: _spaces(runner, encoder), recipe, overwrite=overwrite)
         done = set(store.episode_ids.tolist())
         missing = [k for k in range(num_episodes) if k not in done]
         if missing:
-            _require_spaces(store, runner.spaces())
+            _require_spaces(store, _spaces(runner, encoder))
+            _require_disk(store, runner, encoder, missing)
             progress = CollectionProgress(episodes=num_episodes - len(missing), total=num_episodes, steps=0, failures=0)
-            _collect_missing(store, run_all(runner, missing, num_workers), progress, on_progress)
+            results = _encoded(run_all(runner, missing, num_workers), encoder)
+            _collect_missing(store, results, progress, on_progress)
     finally:
         runner.close()
     return store
 
 
-def _open_or_create(out: Path, runner: Runner, overwrite: bool) -> EpisodeStore:
+def open_or_create(
+    out: Path, spaces: Callable[[], Mapping[str, gym.Space[Any]]], recipe: Mapping[str, Any], *, overwrite: bool = False
+) -> EpisodeStore:
+    """Open the store of an earlier run of the same recipe, in order to go on with it, or create it.
+
+    Args:
+        out: its directory.
+        spaces: gives ``observation_space`` and ``action_space``, and is called only to create a store.
+        recipe: what makes the episodes what they are.
+        overwrite: replace an earlier store, whatever its recipe.
+
+    Raises:
+        FileExistsError: if ``out`` holds something else, or a store of another recipe.
+    """
     if overwrite or not EpisodeStore.lies_in(out):
-        return EpisodeStore.create(out, **runner.spaces(), recipe=runner.recipe(), overwrite=overwrite)
+        return EpisodeStore.create(out, **spaces(), recipe=recipe, overwrite=overwrite)
     store = EpisodeStore.open(out)
-    wanted = json.loads(json.dumps(runner.recipe()))
+    wanted = json.loads(json.dumps(recipe))
     for key in sorted({*wanted, *store.recipe}):
         there, here = (json.dumps(recipe.get(key)) for recipe in (store.recipe, wanted))
         if there != here:
@@ -114,10 +154,41 @@ def _open_or_create(out: Path, runner: Runner, overwrite: bool) -> EpisodeStore:
     return store
 
 
+def _spaces(runner: Runner, encoder: EpisodeEncoder | None) -> dict[str, gym.Space[Any]]:
+    found = runner.spaces()
+    if encoder is None:
+        return found
+    encoder.check(found["observation_space"])
+    return {**found, "observation_space": encoder.observation_space}
+
+
 def _require_spaces(store: EpisodeStore, spaces: Mapping[str, gym.Space[Any]]) -> None:
     for name, space in spaces.items():
         if space != getattr(store, name):
             raise ValueError(f"{store.path}: expected the {name} of its episodes, {getattr(store, name)}, got {space}")
+
+
+def _require_disk(store: EpisodeStore, runner: Runner, encoder: EpisodeEncoder | None, missing: Sequence[int]) -> None:
+    """Refuse a collection of images that the disk cannot hold, from the bytes of one episode."""
+    if not find_images(store.observation_space):
+        return
+    succeeded, episode = attempt_task(runner, missing[0])
+    if not succeeded:
+        return  # the collection will say so
+    needed, free = store.stored_bytes(episode) * len(missing), shutil.disk_usage(store.path).free
+    if needed > free:
+        raise OSError(
+            f"{store.path}: expected {needed / 2**30:,.2f} GiB of free disk for {len(missing)} episodes, judging by the first "
+            f"of them, got {free / 2**30:,.2f} GiB; collect fewer, make the frames smaller, or store them encoded (encoder)"
+        )
+
+
+def _encoded(
+    results: Generator[Episode | EpisodeFailure], encoder: EpisodeEncoder | None
+) -> Generator[Episode | EpisodeFailure]:
+    with contextlib.closing(results):
+        for result in results:
+            yield encoder.encode(result) if encoder is not None and isinstance(result, Episode) else result
 
 
 def _collect_missing(

@@ -36,6 +36,8 @@ class Controller(nn.Module):
         features: the kind of features it takes: "z", "zh" or "zhc".
         bias: whether it has the terms b and d (the authors' Doom controller has none).
         hidden_size: units of a hidden layer of tanh, as the authors' code has it by choice; None is linear, as in the paper.
+        ordered: the choices of a Discrete space lie on a line, and one output chooses by equal parts of the range of tanh, as
+            the authors' Doom controller does by thirds; otherwise each choice has an output, and the largest wins.
         generator: on the CPU; draws the weights of the hidden layer from N(0, 1/F), as from all zeros no small step changes
             what it does. All other weights are 0, and without a generator these are too.
 
@@ -51,17 +53,20 @@ class Controller(nn.Module):
         features: FeatureKind = "zh",
         bias: bool = True,
         hidden_size: int | None = None,
+        ordered: bool = False,
         generator: torch.Generator | None = None,
     ):
         super().__init__()
+        if ordered and not isinstance(action_space, gym.spaces.Discrete):
+            raise ValueError(f"ordered: expected False but for a Discrete action space, got True for {action_space}")
         if size < 1 or features not in FEATURE_KINDS:
             raise ValueError(f"size, features: expected >= 1 and one of 'z', 'zh', 'zhc', got {size} and {features!r}")
         if hidden_size is not None and hidden_size < 1:
             raise ValueError(f"hidden_size: expected None or an integer >= 1, got {hidden_size}")
-        self.size, self.hidden_size, self.bias = size, hidden_size, bias
+        self.size, self.hidden_size, self.bias, self.ordered = size, hidden_size, bias, ordered
         self.features: FeatureKind = features
         self.action_features = FlatSpace(action_space)
-        sizes = [size, *([] if hidden_size is None else [hidden_size]), self.action_features.size]
+        sizes = [size, *([] if hidden_size is None else [hidden_size]), 1 if ordered else self.action_features.size]
         layers = (nn.utils.skip_init(nn.Linear, *pair, bias=bias) for pair in itertools.pairwise(sizes))
         self.layers = nn.ModuleList(layers)  # `skip_init` draws from no global state
         nn.utils.vector_to_parameters(torch.zeros(self.num_parameters), self.parameters())
@@ -99,7 +104,16 @@ class Controller(nn.Module):
         Raises:
             ValueError: if the features are of another size, naming both.
         """
-        return self.action_features.unflatten(self.action_features.squash(self.outputs(features)))
+        return self.decide(self.outputs(features))
+
+    def decide(self, outputs: Tensor) -> Value:
+        """Turn the last layer's outputs (..., A), or (..., 1) where choices are ordered, into nested tensors of actions."""
+        space = self.action_features.space
+        if not self.ordered:
+            return self.action_features.unflatten(self.action_features.squash(outputs))
+        assert isinstance(space, gym.spaces.Discrete)
+        part = (outputs[..., 0].tanh() + 1) / 2 * int(space.n)
+        return part.long().clamp(max=int(space.n) - 1) + int(space.start)
 
     def check_world(self, world: WorldModel) -> None:
         """Refuse a world model that this controller was not made for.
@@ -129,6 +143,7 @@ class Controller(nn.Module):
             "features": self.features,
             "bias": self.bias,
             "hidden_size": self.hidden_size,
+            "ordered": self.ordered,
             "action_space": space_to_json(self.action_features.space),
         }
         checkpoint.write_json(directory / CONTROLLER_FILE, content, format=CONTROLLER_FORMAT, version=CONTROLLER_VERSION)
@@ -151,7 +166,8 @@ class Controller(nn.Module):
                 )
             sizes = {name: content[name] for name in ("size", "features", "bias")}
             action_space = space_from_json(content["action_space"])
-            controller = cls(action_space=action_space, hidden_size=content.get("hidden_size"), **sizes)
+            sizes |= {"hidden_size": content.get("hidden_size"), "ordered": content.get("ordered", False)}
+            controller = cls(action_space=action_space, **sizes)
             controller.load_state_dict(weights)
         except (AttributeError, KeyError, TypeError, RuntimeError, ValueError) as error:
             raise ValueError(f"{path}: expected a whole controller, got a damaged one: {error}") from error

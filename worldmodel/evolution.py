@@ -71,6 +71,7 @@ def evolve(
     features: FeatureKind = "zh",
     hidden_size: int | None = None,
     bias: bool = True,
+    ordered: bool = False,
     initial: Controller | None = None,
     test_every: int = 3,
     test_dreams: int = 1024,
@@ -97,6 +98,7 @@ def evolve(
         features: what the controller sees: "z", "zh" or "zhc".
         hidden_size: units of the controller's hidden layer; None for a linear one.
         bias: whether the controller has a bias.
+        ordered: whether one output of the controller chooses among the actions; see `Controller`.
         initial: a controller to start from, whose kind is then taken; if None, zero weights and a hidden layer at random.
         test_every: generations between tests.
         test_dreams: dreams in a test; real episodes where the search is in reality.
@@ -123,7 +125,8 @@ def evolve(
     if initial is None:
         generator = torch.Generator().manual_seed(derive_seed(seed, 0, 1))
         size, space = feature_size(world, features), world.action_space
-        initial = Controller(size, space, features=features, bias=bias, hidden_size=hidden_size, generator=generator)
+        kind: dict[str, Any] = {"features": features, "bias": bias, "hidden_size": hidden_size, "ordered": ordered}
+        initial = Controller(size, space, generator=generator, **kind)
     initial.check_world(world)
     search = _Search(evaluator, plan, copy.deepcopy(initial).to(world.device), None if log is None else Path(log))
     search.start(resume)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +16,8 @@ import torch
 from worldmodel import baselines, checkpoint, training
 from worldmodel.batches import DataStatistics, SequenceBatch
 from worldmodel.calibration import calibrate_termination
+from worldmodel.encoding import encoded_form
+from worldmodel.images import find_images
 from worldmodel.mdnrnn import MDNRNN, MDNRNNConfig
 from worldmodel.sequences import (
     RESIDENT_BYTES,
@@ -28,9 +29,8 @@ from worldmodel.sequences import (
     split_episodes,
 )
 from worldmodel.spaces import FlatSpace, map_leaves
-from worldmodel.store import EpisodeStore
 from worldmodel.training import TrainingConfig, TrainingProgress, TrainingResult
-from worldmodel.vision import StateNormalizer
+from worldmodel.vision import StateNormalizer, Vision
 from worldmodel.world import WEIGHTS_FILE, WORLD_FILE, WorldModel, check_device
 
 FIT_FORMAT, FIT_VERSION, FIT_FILE = "worldmodel.fit", 1, "fit.json"
@@ -48,6 +48,7 @@ class DataConfig:
         burn_in: steps before a window that warm up the LSTM without counting.
         batch_size: B, windows in a batch.
         test_fraction: part of the episodes that is held out.
+        min_length: episodes of fewer steps are left out.
 
     Raises:
         ValueError: naming the field that is out of range.
@@ -57,10 +58,11 @@ class DataConfig:
     burn_in: int = 0
     batch_size: int = 64
     test_fraction: float = 0.1
+    min_length: int = 1
 
     def __post_init__(self) -> None:
         """Check every field."""
-        for name, least in {"window": 1, "burn_in": 0, "batch_size": 1}.items():
+        for name, least in {"window": 1, "burn_in": 0, "batch_size": 1, "min_length": 1}.items():
             if not isinstance(getattr(self, name), int) or getattr(self, name) < least:
                 raise ValueError(f"{name}: expected an integer >= {least}, got {getattr(self, name)}")
         if not 0 <= self.test_fraction < 1:
@@ -75,6 +77,7 @@ def fit(
     device: str | torch.device = "cpu",
     data_config: DataConfig | None = None,
     training_config: TrainingConfig | None = None,
+    vision: Vision | None = None,
     initial: WorldModel | None = None,
     resident: bool | None = None,
     resume: bool = False,
@@ -87,12 +90,13 @@ def fit(
     """Train a world model on one or several stores of episodes and write it as a directory.
 
     Args:
-        data: path of a store, or several of the same environment.
+        data: path of a store, or several of the same environment; or of what `encode_store` made of them, with ``vision``.
         out: directory for the world model; its training state goes to ``out/training``.
         seed: >= 0, of the split, the initial weights, the batches and everything drawn in training.
         device: where model, data and training are.
         data_config: windows and batches.
         training_config: how to train.
+        vision: a trained V, as `train_vae` gives it; images need one. None standardises vector observations.
         initial: a world model to start from; its V, its sizes and its weights are kept. None starts anew.
         resident: keep the encoded data on the device (fast, for what fits) or read windows from disk as they come (any size);
             None decides by size. The result is the same.
@@ -118,20 +122,27 @@ def fit(
     """
     data_config, training_config = data_config or DataConfig(), training_config or TrainingConfig()
     check_device(device)
-    episodes = _open(data)
-    vision, model = _new_parts(episodes, seed, mdnrnn) if initial is None else _parts_of(initial, episodes, mdnrnn)
+    episodes = EpisodeCollection.open(data, min_length=data_config.min_length)
     arguments: dict[str, Any] = {"data_fingerprint": episodes.fingerprint, "seed": seed, "device": torch.device(device).type}
     arguments |= {"data_config": asdict(data_config), "training_config": asdict(training_config)}
+    arguments |= {"vision": None if vision is None else vision.fingerprint}
+    encoded = encoded_form(episodes.stores, initial.vision if initial is not None else vision)
+    if initial is None:
+        v, model = _new_parts(episodes, seed, mdnrnn, vision, encoded)
+    else:
+        v, model = _parts_of(initial, episodes, mdnrnn, vision, encoded)
     arguments |= {"mdnrnn": asdict(model.config), "initial": None if initial is None else initial.fingerprint}
     arguments |= {"calibrate": True} if calibrate else {}  # so that runs that were started without it can be resumed
     split = split_episodes(len(episodes), test_fraction=data_config.test_fraction, seed=seed)
-    directory = _prepare(Path(out), arguments, resume=resume, overwrite=overwrite)
+    about: dict[str, Any] = {"marker": FIT_FILE, "format": FIT_FORMAT, "version": FIT_VERSION, "replaces": OUTPUTS}
+    directory = checkpoint.prepare_run(out, arguments, **about, resume=resume, overwrite=overwrite)
     if (directory / WORLD_FILE).is_file():
         return WorldModel.from_pretrained(directory, device=device)
-    if initial is None:
-        vision.fit(episodes.read(int(index)).observations for index in split[0])
-    world = _build_world(episodes, vision, model).to(device)
-    train_data, test_data = _sequence_data(episodes, split, world, data_config, seed, resident)
+    if initial is None and vision is None and isinstance(v, StateNormalizer):
+        v.fit(episodes.read(int(index)).observations for index in split[0])
+    world = _build_world(episodes, v, model, encoded or v).to(device)
+    reader = world.vision if encoded is None else encoded.to(device)
+    train_data, test_data = _sequence_data(episodes, split, reader, world.action_features, data_config, seed, resident)
     if initial is None:
         _set_statistics(world.mdnrnn, train_data)
     scores = _baselines(world.mdnrnn, train_data, test_data, training_config, seed)
@@ -154,45 +165,19 @@ def fit(
     return world.eval()
 
 
-def _open(data: str | Path | Sequence[str | Path]) -> EpisodeCollection:
-    paths = [data] if isinstance(data, (str, Path)) else list(data)
-    if len({Path(path).resolve() for path in paths}) < len(paths):
-        raise ValueError(f"data: expected different stores, got one twice in {[str(path) for path in paths]}")
-    return EpisodeCollection([EpisodeStore.open(path) for path in paths])
-
-
-def _prepare(out: Path, arguments: dict[str, Any], *, resume: bool, overwrite: bool) -> Path:
-    """Make the output directory, which is known by its ``fit.json``, or check that the run in it had the same arguments."""
-    if not (out / FIT_FILE).is_file() or (overwrite and not resume):
-        checkpoint.prepare_directory(out, marker=FIT_FILE, format=FIT_FORMAT, overwrite=overwrite, replaces=OUTPUTS)
-        checkpoint.write_json(out / FIT_FILE, arguments, format=FIT_FORMAT, version=FIT_VERSION)
-        return out
-    if not resume:
-        raise FileExistsError(
-            f"{out}: already holds a run; pass resume (--resume) to go on with it, or overwrite (--overwrite) to replace it"
+def _new_parts(
+    episodes: EpisodeCollection, seed: int, mdnrnn: dict[str, Any], vision: Vision | None, encoded: Vision | None
+) -> tuple[Vision, MDNRNN]:
+    """V, a copy of the given one or one that is not yet fitted, and M with fresh weights."""
+    space = episodes.observation_space
+    if vision is None and find_images(space):
+        raise ValueError(
+            f"vision: expected a trained V, as the observations are images ({space}), got none; train one with train_vae "
+            "(scripts/train_vae.py) and give it as vision (--vision)"
         )
-    earlier = checkpoint.read_json(out / FIT_FILE, format=FIT_FORMAT, version=FIT_VERSION)
-    for name, value in json.loads(json.dumps(arguments)).items():
-        if earlier.get(name) != value:
-            expected, given = _difference(earlier.get(name), value)
-            raise ValueError(
-                f"{name}: expected {expected}, with which the run in {out} was started, got {given}; resume with the same "
-                "arguments, choose another directory, or pass overwrite (--overwrite) to start anew"
-            )
-    return out
-
-
-def _difference(earlier: Any, given: Any) -> tuple[Any, Any]:
-    """Of two records only the entries that differ; anything else as it is."""
-    if not isinstance(earlier, dict) or not isinstance(given, dict):
-        return earlier, given
-    names = [name for name in earlier | given if earlier.get(name) != given.get(name)]
-    return {name: earlier.get(name) for name in names}, {name: given.get(name) for name in names}
-
-
-def _new_parts(episodes: EpisodeCollection, seed: int, mdnrnn: dict[str, Any]) -> tuple[StateNormalizer, MDNRNN]:
-    """V, not yet fitted, and M with fresh weights."""
-    vision = StateNormalizer(episodes.observation_space)
+    if vision is not None and encoded is None and vision.observation_space != space:
+        raise ValueError(f"vision: expected a V of the observation space {space}, got one of {vision.observation_space}")
+    vision = StateNormalizer(space) if vision is None else copy.deepcopy(vision).cpu()
     mdnrnn = {"termination_head": _any_terminates(episodes), **mdnrnn}
     config = MDNRNNConfig(latent_size=vision.latent_size, action_size=FlatSpace(episodes.action_space).size, **mdnrnn)
     with torch.random.fork_rng(devices=[]):  # torch's initialisers take no generator: borrow the CPU's and give it back
@@ -211,11 +196,18 @@ def _spread(num_episodes: int) -> list[int]:
     return [number * num_episodes // count for number in range(count)]
 
 
-def _parts_of(initial: WorldModel, episodes: EpisodeCollection, mdnrnn: dict[str, Any]) -> tuple[StateNormalizer, MDNRNN]:
+def _parts_of(
+    initial: WorldModel,
+    episodes: EpisodeCollection,
+    mdnrnn: dict[str, Any],
+    vision: Vision | None,
+    encoded: Vision | None,
+) -> tuple[Vision, MDNRNN]:
     """Copies of V and M of a world model that fits the data."""
-    initial.check_spaces(
-        episodes.observation_space, episodes.action_space, source=", ".join(str(store.path) for store in episodes.stores)
-    )
+    if vision is not None:
+        raise ValueError("vision: expected none beside an initial world model, which brings its own")
+    space = episodes.observation_space if encoded is None else initial.observation_space
+    initial.check_spaces(space, episodes.action_space, source=", ".join(str(store.path) for store in episodes.stores))
     if mdnrnn:
         raise ValueError(f"mdnrnn: expected no model sizes beside an initial world model, got {mdnrnn}")
     if initial.mdnrnn.termination_head is None and _any_terminates(episodes):
@@ -225,10 +217,10 @@ def _parts_of(initial: WorldModel, episodes: EpisodeCollection, mdnrnn: dict[str
     return copy.deepcopy(initial.vision).cpu(), copy.deepcopy(initial.mdnrnn).cpu()
 
 
-def _build_world(episodes: EpisodeCollection, vision: StateNormalizer, model: MDNRNN) -> WorldModel:
+def _build_world(episodes: EpisodeCollection, vision: Vision, model: MDNRNN, reader: Vision) -> WorldModel:
     """V, M and the first observations of at most `MAX_START_STATES` episodes, spread evenly over all."""
     firsts = [episodes.read(i, 0, 1).observations for i in _spread(len(episodes))]
-    parts = [vision.encode(map_leaves(lambda leaf: leaf[:1], first)) for first in firsts]
+    parts = [reader.encode(map_leaves(lambda leaf: leaf[:1], first)) for first in firsts]
     mean, log_variance = (torch.cat(part) for part in zip(*parts, strict=True))
     return WorldModel(vision, model, episodes.action_space, start_mean=mean, start_log_variance=log_variance)
 
@@ -236,15 +228,16 @@ def _build_world(episodes: EpisodeCollection, vision: StateNormalizer, model: MD
 def _sequence_data(
     episodes: EpisodeCollection,
     split: tuple[np.ndarray, np.ndarray],
-    world: WorldModel,
+    reader: Vision,
+    action_space: FlatSpace,
     config: DataConfig,
     seed: int,
     resident: bool | None,
 ) -> tuple[SequenceData, SequenceData | None]:
     """Training and held-out batches; the latter None where the split holds nothing out."""
     if resident is None:
-        resident = encoded_bytes(episodes, world.vision, world.action_features) <= RESIDENT_BYTES
-    steps = encode_all(episodes, world.vision, world.action_features) if resident else None
+        resident = encoded_bytes(episodes, reader, action_space) <= RESIDENT_BYTES
+    steps = encode_all(episodes, reader, action_space) if resident else None
 
     def batches(which: np.ndarray, shuffle: bool) -> SequenceData | None:
         if len(which) == 0:
@@ -258,7 +251,7 @@ def _sequence_data(
             seed=seed,
             shuffle=shuffle,
         )
-        return SequenceData(episodes, sampler, world.vision, world.action_features, resident=steps)
+        return SequenceData(episodes, sampler, reader, action_space, resident=steps)
 
     train = batches(split[0], shuffle=True)
     assert train is not None

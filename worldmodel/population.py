@@ -100,7 +100,7 @@ class ControllerBatch:
 
     def __init__(self, controller: Controller, candidates: Tensor):
         self.features = controller.features
-        self._action_features, self._population = controller.action_features, len(candidates)
+        self._decide, self._population = controller.decide, len(candidates)
         split = iter(torch.split(candidates, [parameter.numel() for parameter in controller.parameters()], dim=1))
         self._layers: list[tuple[Tensor, Tensor]] = []
         for layer in controller.layers:
@@ -116,7 +116,7 @@ class ControllerBatch:
         for number, (bias, weight) in enumerate(self._layers):
             outputs = torch.baddbmm(bias, torch.tanh(outputs) if number else outputs, weight)
         outputs = outputs.reshape(features.shape[0], -1)  # (P * R, A)
-        return self._action_features.unflatten(self._action_features.squash(outputs))
+        return self._decide(outputs)
 
 
 class RealPopulation:

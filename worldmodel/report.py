@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from gymnasium import spaces
+from matplotlib import image
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -15,7 +16,7 @@ from worldmodel.episode import Episode
 from worldmodel.evaluation import replay
 from worldmodel.metrics import read_metrics
 from worldmodel.rounds import Round, best_round
-from worldmodel.spaces import Value
+from worldmodel.spaces import FlatSpace, Value
 from worldmodel.world import WorldModel
 
 REAL, DREAM, NEUTRAL = "#1b1b1b", "#d1495b", "#8d99ae"
@@ -119,9 +120,33 @@ def save_figure(figure: Figure, path: str | Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def save_image(picture: np.ndarray, path: str | Path) -> None:
+    """Write a picture (H, W, 3) of uint8 as PNG."""
+    image.imsave(path, picture)
+
+
+def draw_learning(runs: Mapping[str, tuple[Path, str]]) -> Figure:
+    """Draw how trainings or searches went, one panel each, training and held out.
+
+    Args:
+        runs: by title, the directory with a log, and the name of the quantity in it.
+    """
+    figure = Figure(figsize=(5 * len(runs), 4), layout="constrained")
+    for axes, (title, (directory, name)) in zip(figure.subplots(1, len(runs), squeeze=False)[0], runs.items(), strict=True):
+        rows = read_metrics(directory)
+        for part, colour, style in (("train", DREAM, "-"), ("test", REAL, "o-")):
+            points = [(row["update"], row[f"{part}/{name}"]) for row in rows if f"{part}/{name}" in row]
+            if points:
+                label = {"train": "training", "test": "held out"}[part]
+                axes.plot(*zip(*points, strict=True), style, color=colour, markersize=3, linewidth=1, label=label)
+        axes.set(title=title, xlabel="update", ylabel=name.replace("_", " "))
+        axes.legend(fontsize=8)
+    return figure
+
+
 def _natural(world: WorldModel, observations: Value) -> np.ndarray:
     """Features of observations in their own units: (..., F)."""
-    space = world.vision.flat_space
+    space = FlatSpace(world.observation_space).to(world.device)
     return (space.flatten(observations) * space.half_range + space.center).cpu().numpy()
 
 

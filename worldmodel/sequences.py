@@ -8,8 +8,10 @@ the window is tiled by windows whose common offset is drawn anew each epoch; a s
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,12 +19,12 @@ from torch import Tensor
 
 from worldmodel.batches import SequenceBatch
 from worldmodel.episode import Episode
-from worldmodel.spaces import FlatSpace, Value, map_leaves
+from worldmodel.spaces import FlatSpace, Value, leaves, map_leaves
 from worldmodel.store import EpisodeStore
-from worldmodel.vision import StateNormalizer, draw_latent
+from worldmodel.vision import Vision, draw_latent
 
 RESIDENT_BYTES = 64 * 2**20  # encoded sets up to this size are kept on the device unless the caller says otherwise
-ENCODE_STEPS = 65_536  # steps that are encoded at once when a whole set is made resident
+ENCODE_BYTES = 32 * 2**20  # observations that are encoded at once when a whole set is made resident
 
 
 class EpisodeCollection:
@@ -30,12 +32,13 @@ class EpisodeCollection:
 
     Args:
         stores: at least one store; all with the same spaces.
+        min_length: episodes of fewer steps are left out.
 
     Raises:
-        ValueError: if there is none, they hold no episode, or their spaces differ.
+        ValueError: if there is none, they hold no such episode, or their spaces differ.
     """
 
-    def __init__(self, stores: Sequence[EpisodeStore]):
+    def __init__(self, stores: Sequence[EpisodeStore], *, min_length: int = 1):
         if not stores:
             raise ValueError("stores: expected at least one, got none")
         for store in stores[1:]:
@@ -46,11 +49,26 @@ class EpisodeCollection:
         self.stores = list(stores)
         self.observation_space = stores[0].observation_space
         self.action_space = stores[0].action_space
-        self.lengths = np.concatenate([store.lengths for store in stores])
+        lengths = np.concatenate([store.lengths for store in stores])
+        self._kept = np.flatnonzero(lengths >= min_length)  # among the episodes of all stores
+        self.lengths = lengths[self._kept]
         self._first = np.cumsum([0] + [len(store) for store in stores])
         if len(self.lengths) == 0:
-            paths = ", ".join(str(store.path) for store in stores)
-            raise ValueError(f"{paths}: expected at least one episode to train on, got none; collect some first")
+            paths, least = ", ".join(str(store.path) for store in stores), f" of {min_length} steps" if min_length > 1 else ""
+            raise ValueError(f"{paths}: expected at least one episode{least} to train on, got none; collect some first")
+
+    @classmethod
+    def open(cls, data: str | Path | Sequence[str | Path], *, min_length: int = 1) -> EpisodeCollection:
+        """Open one store or several by their paths.
+
+        Raises:
+            FileNotFoundError: if there is no store.
+            ValueError: if a store is given twice, or as said above.
+        """
+        paths = [data] if isinstance(data, (str, Path)) else list(data)
+        if len({Path(path).resolve() for path in paths}) < len(paths):
+            raise ValueError(f"data: expected different stores, got one twice in {[str(path) for path in paths]}")
+        return cls([EpisodeStore.open(path) for path in paths], min_length=min_length)
 
     def __len__(self) -> int:
         """Number of episodes."""
@@ -58,6 +76,7 @@ class EpisodeCollection:
 
     def read(self, index: int, start: int = 0, stop: int | None = None) -> Episode:
         """Read steps ``start`` to ``stop`` of an episode, and nothing else, from disk."""
+        index = int(self._kept[index])
         which = int(np.searchsorted(self._first, index, side="right")) - 1
         return self.stores[which].read(index - int(self._first[which]), start, stop)
 
@@ -240,7 +259,7 @@ class SequenceData:
         self,
         episodes: EpisodeCollection,
         sampler: WindowSampler,
-        vision: StateNormalizer,
+        vision: Vision,
         action_space: FlatSpace,
         *,
         resident: EncodedSteps | None = None,
@@ -275,7 +294,7 @@ class SequenceData:
 
 
 @torch.no_grad()
-def encode_episodes(episodes: Sequence[Episode], vision: StateNormalizer, action_space: FlatSpace) -> EncodedSteps:
+def encode_episodes(episodes: Sequence[Episode], vision: Vision, action_space: FlatSpace) -> EncodedSteps:
     """Encode whole episodes or windows of them, all at once, on the device of ``vision``."""
     device = action_space.low.device
     mean, log_variance = vision.encode(_concatenate(e.observations for e in episodes))
@@ -288,15 +307,18 @@ def encode_episodes(episodes: Sequence[Episode], vision: StateNormalizer, action
     )
 
 
-def encode_all(episodes: EpisodeCollection, vision: StateNormalizer, action_space: FlatSpace) -> EncodedSteps:
+def encode_all(episodes: EpisodeCollection, vision: Vision, action_space: FlatSpace) -> EncodedSteps:
     """Encode a whole collection, some episodes at a time, to be kept on the device of ``vision``."""
-    chunk = np.cumsum(episodes.lengths) // ENCODE_STEPS
+    row_bytes = sum(
+        np.dtype(leaf.dtype).itemsize * math.prod(leaf.shape or ()) for _, leaf in leaves(episodes.observation_space)
+    )
+    chunk = np.cumsum(episodes.lengths) * row_bytes // ENCODE_BYTES
     groups = np.split(np.arange(len(episodes)), np.flatnonzero(np.diff(chunk)) + 1)
     parts = [encode_episodes([episodes.read(int(i)) for i in group], vision, action_space) for group in groups]
     return EncodedSteps(*(torch.cat([getattr(part, name) for part in parts]) for name in EncodedSteps.__dataclass_fields__))
 
 
-def encoded_bytes(episodes: EpisodeCollection, vision: StateNormalizer, action_space: FlatSpace) -> int:
+def encoded_bytes(episodes: EpisodeCollection, vision: Vision, action_space: FlatSpace) -> int:
     """Bytes that `encode_all` would keep: two latents, the action, the reward and the end of each step."""
     return int(episodes.lengths.sum() + len(episodes)) * (2 * 4 * vision.latent_size + 4 * action_space.size + 5)
 

@@ -1,9 +1,11 @@
 """The format of one shard: some episodes in one safetensors file, readable by rows, each episode with its own checksum.
 
 A shard holds the concatenation over its episodes of each leaf: ``observations[/path]``, ``actions[/path]``, ``rewards``,
-``terminations``, ``truncations``. Its header says everything that is needed to read it without any other file: spaces,
-recipe, and per episode id, length, seed and checksum. The header is a pure function of these, so the place of every row
-is computed rather than read, and a damaged header can be told from a whole one, and mended, by writing it again.
+``terminations``, ``truncations``. Images are packed, episode by episode (`worldmodel.packing`); that is version 2 of the
+format, and version 1, where they lie raw, is still read. Its header says everything that is needed to read it without any
+other file: spaces, recipe, and per episode id, length, seed, packed bytes, and checksum (of the images, not of how they are
+packed). The header is a pure function of these, so the place of every row is computed rather than read, and a damaged header
+can be told from a whole one, and mended, by writing it again.
 """
 
 from __future__ import annotations
@@ -22,10 +24,12 @@ import gymnasium as gym
 import numpy as np
 
 from worldmodel.episode import Episode
+from worldmodel.images import is_image
+from worldmodel.packing import pack, unpack
 from worldmodel.spaces import build_value, leaf_values, leaves, space_from_json, space_to_json
 
 FORMAT = "worldmodel.shard"
-VERSION = 1
+VERSION = 2  # 1 where nothing is packed
 SUFFIX = ".safetensors"
 COLUMNS = ("episode_ids", "lengths", "seeds", "crc32")  # what is said of each episode, in header and manifest
 NO_SEED = -1  # in the column of seeds: not known
@@ -41,12 +45,13 @@ class NewerVersionError(ValueError):
 
 @dataclass(frozen=True)
 class Leaf:
-    """One array of a shard: its name, its dtype, the shape of a row, and the rows it has beyond one per step (0 or 1)."""
+    """One array of a shard: name, dtype, shape of a row, rows beyond one per step (0 or 1), and whether it can be packed."""
 
     name: str
     dtype: np.dtype
     shape: tuple[int, ...]
     extra: int
+    image: bool = False
 
     @property
     def row_bytes(self) -> int:
@@ -56,7 +61,11 @@ class Leaf:
 
 @dataclass(frozen=True, eq=False)
 class Shard:
-    """The table of contents of one shard; ``offsets`` are where its leaves start in the file, in the schema's order."""
+    """The table of contents of one shard.
+
+    ``offsets`` are where its leaves start in the file, in the schema's order; ``packed`` the bytes that each episode has of
+    each packed leaf, by the leaf's name; what is not in it lies there raw.
+    """
 
     name: str
     size: int
@@ -65,6 +74,7 @@ class Shard:
     seeds: np.ndarray
     checksums: np.ndarray
     offsets: tuple[int, ...] = ()
+    packed: Mapping[str, np.ndarray] = field(default_factory=dict)
     starts: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
@@ -75,6 +85,12 @@ class Shard:
     def columns(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """What is said of each episode, in the order of `COLUMNS`."""
         return self.episode_ids, self.lengths, self.seeds, self.checksums
+
+    def to_json(self) -> dict[str, Any]:
+        """What a manifest says of it."""
+        entry: dict[str, Any] = {"name": self.name}
+        entry |= {key: write_column(column) for key, column in zip(COLUMNS, self.columns, strict=True)}
+        return entry | ({"packed": _write_packed(self.packed)} if self.packed else {})
 
     def lost(self, whole: Iterable[int]) -> tuple[int, ...]:
         """Return the ids of all episodes but those at the positions ``whole``."""
@@ -109,7 +125,8 @@ class Schema:
         found += [Leaf(name, np.dtype(bool), (), 0) for name in ("terminations", "truncations")]
         for name, space, extra in (("observations", observation_space, 1), ("actions", action_space, 0)):
             for path, child in leaves(space):
-                found.append(Leaf(f"{name}/{path}" if path else name, np.dtype(child.dtype), tuple(child.shape or ()), extra))
+                full_name, shape = f"{name}/{path}" if path else name, tuple(child.shape or ())
+                found.append(Leaf(full_name, np.dtype(child.dtype), shape, extra, is_image(child)))
         names = [leaf.name for leaf in found]
         for leaf in found:
             if names.count(leaf.name) > 1:
@@ -139,13 +156,29 @@ class Schema:
         """Return the contents and the bytes of the shard that holds ``episodes``."""
         table = [(e.episode_id, len(e), _seed_number(e.seed), self.checksum(e)) for e in episodes]
         columns = [np.array(column, dtype=np.int64) for column in zip(*table, strict=True)]
-        header = self._header(*columns)
-        name = f"{columns[0].min():08d}-{columns[0].max():08d}-{sha256(header).hexdigest()[:12]}{SUFFIX}"
         arrays = [self.arrays(episode) for episode in episodes]
-        data = b"".join(part[leaf.name].tobytes() for leaf in self.leaves for part in arrays)
-        return self.shard(name, *columns), header + data
+        parts = {leaf.name: [_bytes(leaf, part[leaf.name]) for part in arrays] for leaf in self.leaves}
+        packed = {leaf.name: np.array([len(part) for part in parts[leaf.name]]) for leaf in self.leaves if leaf.image}
+        header = self._header(*columns, packed=packed)
+        name = f"{columns[0].min():08d}-{columns[0].max():08d}-{sha256(header).hexdigest()[:12]}{SUFFIX}"
+        data = b"".join(part for leaf in self.leaves for part in parts[leaf.name])
+        return self.shard(name, *columns, packed=packed), header + data
 
-    def shard(self, name: str, episode_ids: np.ndarray, lengths: np.ndarray, seeds: np.ndarray, checksums: np.ndarray) -> Shard:
+    def shard_from_json(self, entry: Mapping[str, Any]) -> Shard:
+        """Return the table of contents that `Shard.to_json` described."""
+        columns = [read_column(entry[key]) for key in COLUMNS]
+        return self.shard(entry["name"], *columns, packed=_read_packed(entry.get("packed", {})))
+
+    def shard(
+        self,
+        name: str,
+        episode_ids: np.ndarray,
+        lengths: np.ndarray,
+        seeds: np.ndarray,
+        checksums: np.ndarray,
+        *,
+        packed: Mapping[str, np.ndarray] | None = None,
+    ) -> Shard:
         """Return the table of contents of the shard with these columns, with the place of everything in it.
 
         Raises:
@@ -153,25 +186,27 @@ class Schema:
         """
         if Path(name).name != name or not name.endswith(SUFFIX):
             raise ValueError(f"name: expected the name of a shard, a file in the store that ends in {SUFFIX}, got {name!r}")
-        ends = [len(self._header(episode_ids, lengths, seeds, checksums))]
+        packed = dict(packed or {})
+        ends = [len(self._header(episode_ids, lengths, seeds, checksums, packed=packed))]
         for leaf in self.leaves:
-            ends.append(ends[-1] + _rows(leaf, lengths) * leaf.row_bytes)
-        return Shard(name, ends[-1], episode_ids, lengths, seeds, checksums, tuple(ends[:-1]))
+            ends.append(ends[-1] + _leaf_bytes(leaf, lengths, packed))
+        return Shard(name, ends[-1], episode_ids, lengths, seeds, checksums, tuple(ends[:-1]), packed)
 
     def header(self, shard: Shard) -> bytes:
         """Return the bytes that the file of ``shard`` starts with."""
-        return self._header(*shard.columns)
+        return self._header(*shard.columns, packed=shard.packed)
 
-    def _header(self, *columns: np.ndarray) -> bytes:
-        metadata = {"format": FORMAT, "version": str(VERSION), **self.metadata}
+    def _header(self, *columns: np.ndarray, packed: Mapping[str, np.ndarray]) -> bytes:
+        metadata = {"format": FORMAT, "version": str(VERSION if packed else 1), **self.metadata}
         metadata |= {name: write_column(column) for name, column in zip(COLUMNS, columns, strict=True)}
+        if packed:
+            metadata["packed"] = json.dumps(_write_packed(packed))
         metadata["checksum"] = str(zlib.crc32(json.dumps(metadata).encode()))
         entries: dict[str, Any] = {"__metadata__": metadata}
         offset = 0
         for leaf in self.leaves:
-            rows = _rows(leaf, columns[1])
-            end = offset + rows * leaf.row_bytes
-            shape = [rows, *leaf.shape]
+            end = offset + _leaf_bytes(leaf, columns[1], packed)
+            shape = [end - offset] if leaf.name in packed else [_rows(leaf, columns[1]), *leaf.shape]
             entries[leaf.name] = {"dtype": _DTYPES[leaf.dtype.name], "shape": shape, "data_offsets": [offset, end]}
             offset = end
         text = json.dumps(entries, separators=(",", ":")).encode()
@@ -182,20 +217,22 @@ class Schema:
         """Read steps [start, stop) of the episode at ``position`` of a shard: only their bytes leave the disk.
 
         Raises:
-            ValueError: if the file is missing or ends before them, or if they are a whole episode and damaged.
+            ValueError: if the file is missing or ends before them, if they are a whole episode and damaged, or if packed frames
+                are.
         """
-        first = int(shard.starts[position]) + start
         found = {}
         try:
             with open(path, "rb", buffering=0) as file:
                 for leaf, offset in zip(self.leaves, shard.offsets, strict=True):
                     array = np.empty((stop - start + leaf.extra, *leaf.shape), leaf.dtype)
-                    file.seek(offset + (first + leaf.extra * position) * leaf.row_bytes)
-                    _fill(file, array)
+                    _read_rows(file, shard, leaf, offset, position, start, array)
                     found[leaf.name] = array
         except (FileNotFoundError, EOFError) as error:
             state = "none" if isinstance(error, FileNotFoundError) else "one that was cut short"
             raise ValueError(f"{path}: expected a whole shard, got {state}; {_REPAIR}") from error
+        except ValueError as error:
+            number = int(shard.episode_ids[position])
+            raise ValueError(f"{path}: expected episode {number} whole, got a damaged one: {error}; {_REPAIR}") from error
         episode = Episode(
             observations=self._nest("observations", self.observation_space, found),
             actions=self._nest("actions", self.action_space, found),
@@ -233,7 +270,7 @@ def scan(path: Path) -> tuple[Schema, Shard]:
         spaces = [space_from_json(json.loads(metadata[key])) for key in ("observation_space", "action_space")]
         schema = Schema(spaces[0], spaces[1], json.loads(metadata["recipe"]))
         columns = [read_column(metadata[key]) for key in COLUMNS]
-        shard = schema.shard(path.name, *columns)
+        shard = schema.shard(path.name, *columns, packed=_read_packed(json.loads(metadata.get("packed", "{}"))))
         whole = schema.header(shard) == prefix + text
     except (ValueError, KeyError, TypeError, AssertionError) as error:
         raise ValueError(f"{path}: expected the header of a {FORMAT} file, got a damaged one ({error})") from error
@@ -295,6 +332,33 @@ def write_column(column: np.ndarray) -> str:
 def read_column(text: str) -> np.ndarray:
     """Read what `write_column` wrote."""
     return np.array(text.split(), dtype=np.int64)
+
+
+def _write_packed(packed: Mapping[str, np.ndarray]) -> dict[str, str]:
+    return {name: write_column(column) for name, column in packed.items()}
+
+
+def _read_packed(columns: Mapping[str, str]) -> dict[str, np.ndarray]:
+    return {name: read_column(text) for name, text in columns.items()}
+
+
+def _bytes(leaf: Leaf, array: np.ndarray) -> bytes:
+    return pack(array) if leaf.image else array.tobytes()
+
+
+def _leaf_bytes(leaf: Leaf, lengths: np.ndarray, packed: Mapping[str, np.ndarray]) -> int:
+    return int(packed[leaf.name].sum()) if leaf.name in packed else _rows(leaf, lengths) * leaf.row_bytes
+
+
+def _read_rows(file: BinaryIO, shard: Shard, leaf: Leaf, offset: int, position: int, start: int, into: np.ndarray) -> None:
+    """Fill ``into`` with the rows of a leaf from step ``start`` of an episode on; the leaf begins at ``offset``."""
+    if leaf.name in shard.packed:
+        sizes = shard.packed[leaf.name]
+        rows = int(shard.lengths[position]) + leaf.extra
+        unpack(file, offset + int(sizes[:position].sum()), int(sizes[position]), rows, into, start)
+        return
+    file.seek(offset + (int(shard.starts[position]) + start + leaf.extra * position) * leaf.row_bytes)
+    _fill(file, into)
 
 
 def _rows(leaf: Leaf, lengths: np.ndarray) -> int:

@@ -24,11 +24,11 @@ import numpy as np
 from worldmodel import shards
 from worldmodel.checkpoint import TEMPORARY_SUFFIX, prepare_directory, read_json, remove_temporaries, write_bytes, write_json
 from worldmodel.episode import Episode, check_episode
-from worldmodel.shards import Schema, Shard, read_column, write_column
+from worldmodel.shards import Schema, Shard
 from worldmodel.spaces import space_from_json, space_to_json
 
 FORMAT = "worldmodel.episodes"
-VERSION = 1
+VERSION = 2
 MANIFEST = "manifest.json"
 SHARDS = "shards"
 DAMAGED = "damaged"
@@ -110,10 +110,7 @@ class EpisodeStore:
             raise ValueError(f"{path / MANIFEST}: expected a whole manifest, got a damaged one; {_REBUILD}")
         observation_space, action_space = (space_from_json(content[name]) for name in ("observation_space", "action_space"))
         schema = Schema(observation_space, action_space, content["recipe"])
-        known = [
-            schema.shard(entry["name"], *(read_column(entry[key]) for key in shards.COLUMNS)) for entry in content["shards"]
-        ]
-        return cls(path, schema, known, content["failures"])
+        return cls(path, schema, map(schema.shard_from_json, content["shards"]), content["failures"])
 
     @staticmethod
     def lies_in(path: str | Path) -> bool:
@@ -211,6 +208,10 @@ class EpisodeStore:
             raise ValueError(f"episode_id: expected ids that the store does not hold yet, got {taken.tolist()} again")
         self._write_shard(episodes)
 
+    def stored_bytes(self, episode: Episode) -> int:
+        """Bytes that an episode takes on the disk."""
+        return self._schema.encode([episode])[0].size
+
     def record_failures(self, failures: Iterable[Mapping[str, Any]]) -> None:
         """Write down episodes that could not be made: mappings with ``episode_id``, ``seed`` and ``error``."""
         self._failures |= {int(f["episode_id"]): {key: f[key] for key in ("episode_id", "seed", "error")} for f in failures}
@@ -265,17 +266,12 @@ class EpisodeStore:
         self._failures = {key: failure for key, failure in self._failures.items() if key not in made}
 
     def _write_manifest(self) -> None:
-        entries = [
-            {"name": shard.name}
-            | {key: write_column(column) for key, column in zip(shards.COLUMNS, shard.columns, strict=True)}
-            for shard in self._shards
-        ]
         content = {
             "observation_space": space_to_json(self.observation_space),
             "action_space": space_to_json(self.action_space),
             "recipe": self._schema.recipe,
             "failures": self.failures,
-            "shards": entries,
+            "shards": [shard.to_json() for shard in self._shards],
         }
         write_json(self.path / MANIFEST, {"checksum": _checksum(content), **content}, format=FORMAT, version=VERSION)
 

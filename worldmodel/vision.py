@@ -1,18 +1,24 @@
 """V: an observation becomes the mean and log-variance of a latent z, and z becomes an observation again.
 
-For vector observations V is a `StateNormalizer`: z is the standardised feature vector, without noise. What is deterministic
-says so by a log-variance of minus infinity, so one rule, z ~ N(mean, exp(log_variance)), holds for every V.
+For vector observations V is a `StateNormalizer`: z is the standardised feature vector, without noise. For images it is a
+`worldmodel.vae.ConvVAE`. What is deterministic says so by a log-variance of minus infinity, so one rule,
+z ~ N(mean, exp(log_variance)), holds for every V.
 """
 
 from __future__ import annotations
 
+import abc
+import hashlib
+import json
 from collections.abc import Iterable
+from typing import Any
 
 import gymnasium as gym
 import torch
 from torch import Tensor, nn
 
-from worldmodel.spaces import FlatSpace, Value
+from worldmodel.checkpoint import digest_tensors
+from worldmodel.spaces import FlatSpace, Value, space_to_json
 from worldmodel.streams import Source, fill_normal
 
 SMALLEST_STANDARD_DEVIATION = 1e-6  # a dimension that varies less in the data is constant and is not scaled up
@@ -33,7 +39,36 @@ def draw_latent(mean: Tensor, log_variance: Tensor, *, generator: Source = None)
     return mean + (0.5 * log_variance).exp() * noise
 
 
-class StateNormalizer(nn.Module):
+class Vision(nn.Module, abc.ABC):
+    """What every V is: a module that encodes observations of a space into ``latent_size`` numbers and decodes them."""
+
+    latent_size: int
+
+    @property
+    @abc.abstractmethod
+    def observation_space(self) -> gym.Space:
+        """Space of the observations."""
+
+    @abc.abstractmethod
+    def encode(self, observation: Value) -> tuple[Tensor, Tensor]:
+        """Turn observations with any leading dimensions (...) into the mean and log-variance of z, (..., D) each."""
+
+    @abc.abstractmethod
+    def decode(self, z: Tensor) -> Value:
+        """Turn latents (..., D) into observations of the space, as nested tensors."""
+
+    def config_to_json(self) -> dict[str, Any]:
+        """What it is made with beside the observation space, as JSON-able data."""
+        return {}
+
+    @property
+    def fingerprint(self) -> str:
+        """A hex digest of class, configuration, space and weights; equal ones encode alike, on any device."""
+        content = [type(self).__name__, self.config_to_json(), space_to_json(self.observation_space)]
+        return hashlib.sha256((json.dumps(content) + digest_tensors(self.state_dict())).encode()).hexdigest()
+
+
+class StateNormalizer(Vision):
     """V for vector observations: flat features, shifted and scaled to mean 0 and standard deviation 1 over the data.
 
     Args:
@@ -49,6 +84,11 @@ class StateNormalizer(nn.Module):
         self.latent_size = self.flat_space.size
         self.register_buffer("mean", torch.zeros(self.latent_size))
         self.register_buffer("scale", torch.ones(self.latent_size))
+
+    @property
+    def observation_space(self) -> gym.Space:
+        """Space of the observations."""
+        return self.flat_space.space
 
     @torch.no_grad()
     def fit(self, observations: Iterable[Value]) -> StateNormalizer:

@@ -22,10 +22,11 @@ from worldmodel import checkpoint
 from worldmodel.mdnrnn import MDNRNN, MDNRNNConfig
 from worldmodel.spaces import FlatSpace, Value, space_from_json, space_to_json
 from worldmodel.streams import Source
+from worldmodel.vae import ConvVAE, VAEConfig
 from worldmodel.version import __version__
-from worldmodel.vision import StateNormalizer, draw_latent
+from worldmodel.vision import StateNormalizer, Vision, draw_latent
 
-WORLD_FORMAT, WORLD_VERSION = "worldmodel.world", 1
+WORLD_FORMAT, WORLD_VERSION = "worldmodel.world", 2
 WORLD_FILE, WEIGHTS_FILE = "world.json", "weights.safetensors"
 DREAM_BOUNDS = ("latent_low", "latent_high", "reward_low", "reward_high")  # of M; infinite where it was not told any
 
@@ -41,6 +42,25 @@ def check_device(device: str | torch.device) -> None:
     except (AssertionError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device: expected one that torch has here, such as 'cpu', got {str(device)!r} ({reason})") from error
+
+
+def vision_to_json(vision: Vision) -> dict[str, Any]:
+    """Name a V and its configuration, without weights."""
+    return {"class": type(vision).__name__, "config": vision.config_to_json()}
+
+
+def vision_from_json(data: Any, observation_space: gym.Space) -> Vision:
+    """Make the V that `vision_to_json` named, with weights of its own; version 1 of the format gave the class alone.
+
+    Raises:
+        ValueError: if there is no such V.
+    """
+    name, config = (data, {}) if isinstance(data, str) else (data["class"], data["config"])
+    if name == StateNormalizer.__name__:
+        return StateNormalizer(observation_space)
+    if name == ConvVAE.__name__:
+        return ConvVAE(observation_space, VAEConfig(**config))
+    raise ValueError(f"vision: expected 'StateNormalizer' or 'ConvVAE', got {name!r}")
 
 
 class WorldModel(nn.Module):
@@ -63,7 +83,7 @@ class WorldModel(nn.Module):
 
     def __init__(
         self,
-        vision: StateNormalizer,
+        vision: Vision,
         mdnrnn: MDNRNN,
         action_space: gym.Space,
         *,
@@ -94,7 +114,7 @@ class WorldModel(nn.Module):
     @property
     def observation_space(self) -> gym.Space:
         """Space of the observations that V encodes."""
-        return self.vision.flat_space.space
+        return self.vision.observation_space
 
     @property
     def action_space(self) -> gym.Space:
@@ -110,6 +130,8 @@ class WorldModel(nn.Module):
     def fingerprint(self) -> str:
         """A hex digest of configuration, weights, normaliser and start states; equal models have equal ones, on any device."""
         content = json.dumps(asdict(self.mdnrnn.config)) + checkpoint.digest_tensors(self.state_dict())
+        if self.vision.config_to_json():
+            content += json.dumps(vision_to_json(self.vision))
         return hashlib.sha256(content.encode()).hexdigest()
 
     @torch.no_grad()
@@ -160,7 +182,7 @@ class WorldModel(nn.Module):
         checkpoint.save_tensors(directory / WEIGHTS_FILE, self.state_dict())
         content = {
             "library_version": __version__,
-            "vision": type(self.vision).__name__,
+            "vision": vision_to_json(self.vision),
             "mdnrnn": asdict(self.mdnrnn.config),
             "observation_space": space_to_json(self.observation_space),
             "action_space": space_to_json(self.action_space),
@@ -190,13 +212,12 @@ class WorldModel(nn.Module):
                 raise ValueError(
                     "the digest of the weights is not the one recorded; one of the two files was changed or replaced"
                 )
-            if content["vision"] != StateNormalizer.__name__:
-                raise ValueError(f"vision: expected 'StateNormalizer', got {content['vision']!r}")
             start = torch.zeros(content["num_start_states"], content["mdnrnn"]["latent_size"])
             with torch.random.fork_rng(devices=[]):  # the weights that are drawn here are replaced at once
                 mdnrnn = MDNRNN(MDNRNNConfig(**content["mdnrnn"]))
+                vision = vision_from_json(content["vision"], space_from_json(content["observation_space"]))
             world = cls(
-                StateNormalizer(space_from_json(content["observation_space"])),
+                vision,
                 mdnrnn,
                 space_from_json(content["action_space"]),
                 start_mean=start,

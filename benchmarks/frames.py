@@ -1,0 +1,112 @@
+"""Bytes per frame and frames per second of ways to store 64x64 frames: raw, PNG, zlib and zstd, in chunks of several sizes.
+
+Frames are of real episodes, as a store holds them. What is read is a chunk at random, as training does it; "single" is one
+frame at random, for which its whole chunk must be read. One thread, best of three.
+
+    python benchmarks/frames.py --data doom=data/doom car=data/car --out results/frames
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import zstandard
+from PIL import Image
+
+from worldmodel.store import EpisodeStore
+
+FRAMES = 4096
+Codec = tuple[Callable[[np.ndarray], bytes], Callable[[bytes, tuple[int, ...]], np.ndarray]]
+
+
+def png() -> Codec:
+    def encode(frames: np.ndarray) -> bytes:
+        file = io.BytesIO()
+        Image.fromarray(frames.reshape(-1, *frames.shape[2:])).save(file, "PNG", compress_level=3)
+        return file.getvalue()
+
+    return encode, lambda data, shape: np.asarray(Image.open(io.BytesIO(data))).reshape(shape)
+
+
+def codecs() -> dict[str, Codec]:
+    found: dict[str, Codec] = {
+        "raw": (np.ndarray.tobytes, lambda data, shape: np.frombuffer(data, np.uint8).reshape(shape).copy()),
+        "png": png(),
+        "zlib 1": (
+            lambda frames: zlib.compress(frames.tobytes(), 1),
+            lambda data, shape: np.frombuffer(zlib.decompress(data), np.uint8).reshape(shape),
+        ),
+    }
+    for level in (1, 3, 6, 12):
+        compressor, decompressor = zstandard.ZstdCompressor(level=level), zstandard.ZstdDecompressor()
+        found[f"zstd {level}"] = (
+            lambda frames, c=compressor: c.compress(frames.tobytes()),
+            lambda data, shape, d=decompressor: np.frombuffer(d.decompress(data), np.uint8).reshape(shape),
+        )
+    return found
+
+
+def some_frames(path: str) -> np.ndarray:
+    """The first frames of episodes, an even number of windows of 256."""
+    windows = []
+    for episode in EpisodeStore.open(path):
+        frames = episode.observations
+        windows += [frames[i : i + 256] for i in range(0, len(frames) - 255, 256)]
+        if 256 * len(windows) >= FRAMES:
+            break
+    return np.concatenate(windows)[:FRAMES]
+
+
+def best(function: Callable[[], None], repeats: int = 3) -> float:
+    seconds = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        function()
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)
+
+
+def measure(frames: np.ndarray, codec: Codec, chunk: int) -> dict[str, float]:
+    encode, decode = codec
+    chunks = [np.ascontiguousarray(frames[i : i + chunk]) for i in range(0, len(frames), chunk)]
+    stored = [encode(part) for part in chunks]
+    order = np.random.default_rng(0).permutation(len(chunks))
+    assert all((decode(stored[i], chunks[i].shape) == chunks[i]).all() for i in order[:4])
+    written = best(lambda: [encode(part) for part in chunks[: max(1, 1024 // chunk)]], 1)
+    read = best(lambda: [decode(stored[i], chunks[i].shape) for i in order])
+    return {
+        "bytes": sum(map(len, stored)) / len(frames),
+        "write": min(len(frames), max(chunk, 1024)) / written,
+        "read": len(frames) / read,
+        "single": len(chunks) / read,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", nargs="+", required=True, metavar="NAME=STORE", help="stores of 64x64 frames")
+    parser.add_argument("--out", required=True, help="directory for result.json")
+    args = parser.parse_args()
+    result = {}
+    for name, _, path in (text.partition("=") for text in args.data):
+        frames = some_frames(path)
+        for codec_name, codec in codecs().items():
+            for chunk in (1, 16, 64, 256):
+                row = measure(frames, codec, chunk)
+                result[f"{name}, {codec_name}, chunks of {chunk}"] = row
+                facts = ", ".join(f"{key} {value:,.0f}" for key, value in row.items())
+                print(f"{name:<6}{codec_name:<8}{chunk:>4}  {facts}", flush=True)
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

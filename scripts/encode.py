@@ -1,0 +1,48 @@
+"""Encode the frames of a store with a trained V: mean and log-variance of z, in a store that M trains on.
+
+The same command goes on where it stopped, also after more episodes were collected.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+from command import Bar, add_device, choose_device, run
+
+import worldmodel as wm
+from worldmodel.encoding import DTYPES
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--data", required=True, help="directory that scripts/collect.py wrote")
+    parser.add_argument("--vision", required=True, help="directory that scripts/train_vae.py wrote")
+    parser.add_argument("--out", help="directory for the encoded store; None puts it beside the frames, DATA-encoded")
+    parser.add_argument("--dtype", choices=DTYPES, default="float16", help="what mean and log-variance are stored in")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of the network's products")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier encoded store")
+    add_device(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_arguments()
+    vision = wm.ConvVAE.from_pretrained(args.vision, device=choose_device(args.device))
+    began = time.monotonic()
+    with Bar("encode", "episode") as bar:
+        store = wm.encode_store(
+            args.data,
+            vision=vision,
+            out=args.out or f"{args.data.rstrip('/')}-encoded",
+            dtype=args.dtype,
+            precision=args.precision,
+            overwrite=args.overwrite,
+            on_progress=bar.show,
+        )
+    print(f"episodes  {len(store)}\nsteps     {store.num_steps}\nseconds   {time.monotonic() - began:.1f}")
+    print(f"V         {vision.fingerprint}\nstore: {store.path}")
+
+
+if __name__ == "__main__":
+    run(main, resume="What is encoded is kept; the same command goes on.")

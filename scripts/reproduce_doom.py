@@ -1,0 +1,21 @@
+"""Reproduce the Doom experiment of Ha & Schmidhuber (2018): the agent learns in the dream alone, and plays the real game.
+
+Everything goes to --out: the table (table.md), every episode's score (results.json), learning curves, pictures, films. The same
+command goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+from command import run
+from experiment import parse_arguments, reproduce
+
+from worldmodel.environments import DOOM_ACTIONS
+from worldmodel.presets import DOOM
+
+
+def main() -> None:
+    reproduce(parse_arguments(__doc__), DOOM, DOOM_ACTIONS)
+
+
+if __name__ == "__main__":
+    run(main, resume="The same command goes on where it stopped.")

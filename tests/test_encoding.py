@@ -1,0 +1,207 @@
+"""Encoded stores: what is written, with which V, how M trains on them."""
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from test_vae import make_vae
+from toy_data import labelled_episode, write_store
+from toy_images import COLOUR, MIXED, DotEnv, dot_store
+
+import worldmodel as wm
+from worldmodel import encoding
+from worldmodel.encoding import EncodedObservations, Encoder, encode_store, encoded_with
+from worldmodel.store import EpisodeStore, verify
+
+
+@pytest.fixture
+def frames(tmp_path):
+    dot_store(tmp_path / "frames", 5)
+    return tmp_path / "frames"
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("float16", 2e-3)])
+def test_an_encoded_store_holds_mean_and_log_variance_of_every_frame_and_the_rest_as_it_was(frames, tmp_path, dtype, tolerance):
+    vision = make_vae()
+    store = encode_store(frames, vision=vision, out=tmp_path / "z", dtype=dtype)
+    assert encoded_with(store) == vision.fingerprint
+    assert verify(tmp_path / "z") == []
+    for source, encoded in zip(EpisodeStore.open(frames), store, strict=True):
+        mean, log_variance = vision.encode(source.observations)
+        np.testing.assert_allclose(encoded.observations["mean"], mean, rtol=tolerance, atol=tolerance)
+        np.testing.assert_allclose(encoded.observations["log_variance"], log_variance, rtol=tolerance, atol=tolerance)
+        assert encoded.observations["mean"].dtype == dtype
+        for name in ("actions", "rewards", "terminations", "truncations"):
+            assert (getattr(source, name) == getattr(encoded, name)).all()
+        assert (source.episode_id, source.seed) == (encoded.episode_id, encoded.seed)
+
+
+def test_what_has_no_noise_comes_back_without_noise():
+    form = EncodedObservations(3)
+    mean, log_variance = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.5, -torch.inf, -3.0])
+    written = form.write(mean, log_variance)
+    assert form.observation_space.contains(written)
+    back = form.encode(written)
+    torch.testing.assert_close(back[0], mean)
+    torch.testing.assert_close(back[1], log_variance)
+
+
+def test_long_episodes_are_encoded_in_pieces(frames, monkeypatch):
+    vision, episode = make_vae(), EpisodeStore.open(frames).read(0)
+    expected = Encoder(vision, dtype="float32").encode(episode)
+    monkeypatch.setattr(encoding, "BATCH_FRAMES", 3)
+    pieces = Encoder(vision, dtype="float32").encode(episode)
+    np.testing.assert_allclose(pieces.observations["mean"], expected.observations["mean"], atol=1e-6)
+
+
+def test_encoding_goes_on_where_it_stopped_and_with_what_was_added(frames, tmp_path, monkeypatch):
+    vision = make_vae()
+    whole = encode_store(frames, vision=vision, out=tmp_path / "whole")
+
+    def stop(done, total):
+        assert total == 5
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        encode_store(frames, vision=vision, out=tmp_path / "cut", on_progress=stop)
+    assert len(EpisodeStore.open(tmp_path / "cut")) == 3
+    calls = []
+    resumed = encode_store(frames, vision=vision, out=tmp_path / "cut", on_progress=lambda *counts: calls.append(counts))
+    assert calls == [(4, 5), (5, 5)]
+    assert resumed.fingerprint == whole.fingerprint
+    wm.collect(DotEnv, out=frames, num_episodes=7, seed=0)
+    assert len(encode_store(frames, vision=vision, out=tmp_path / "cut")) == 7
+
+
+def test_a_store_encoded_with_another_v_is_not_added_to(frames, tmp_path):
+    encode_store(frames, vision=make_vae(), out=tmp_path / "z")
+    with pytest.raises(FileExistsError, match="of the same recipe, got one whose encoded_with is"):
+        encode_store(frames, vision=make_vae(seed=1), out=tmp_path / "z")
+    other = encode_store(frames, vision=make_vae(seed=1), out=tmp_path / "z", overwrite=True)
+    assert encoded_with(other) == make_vae(seed=1).fingerprint
+
+
+def test_bfloat16_encodes_nearly_the_same(frames):
+    episode = EpisodeStore.open(frames).read(0)
+    exact, rough = (Encoder(make_vae(), precision=name).encode(episode) for name in ("float32", "bfloat16"))
+    assert not np.array_equal(exact.observations["mean"], rough.observations["mean"])
+    np.testing.assert_allclose(exact.observations["mean"], rough.observations["mean"], atol=5e-3)
+
+
+def test_wrong_arguments_are_refused(frames, tmp_path):
+    with pytest.raises(ValueError, match="dtype: expected one of"):
+        Encoder(make_vae(), dtype="int8")
+    with pytest.raises(ValueError, match="precision: expected"):
+        Encoder(make_vae(), precision="float16")
+    write_store(tmp_path / "vectors", [labelled_episode(0, 3)])
+    with pytest.raises(ValueError, match="expected V's observation space"):
+        encode_store(tmp_path / "vectors", vision=make_vae(), out=tmp_path / "z")
+    encode_store(frames, vision=make_vae(), out=tmp_path / "z")
+    with pytest.raises(ValueError, match="expected V's observation space"):
+        encode_store(tmp_path / "z", vision=make_vae(), out=tmp_path / "zz")
+
+
+# Collecting without frames
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_collecting_with_a_v_stores_what_encoding_would(frames, tmp_path, workers):
+    vision = make_vae()
+    expected = encode_store(frames, vision=vision, out=tmp_path / "z", dtype="float32")
+    encoder = Encoder(vision, dtype="float32")
+    store = wm.collect(DotEnv, out=tmp_path / "direct", num_episodes=5, seed=0, num_workers=workers, encoder=encoder)
+    assert store.fingerprint == expected.fingerprint
+    assert store.recipe == expected.recipe
+    assert store.observation_space == encoder.observation_space
+
+
+def test_collecting_goes_on_only_with_the_same_v(tmp_path):
+    def collect(num_episodes, seed=0):
+        return wm.collect(DotEnv, out=tmp_path, num_episodes=num_episodes, seed=0, encoder=Encoder(make_vae(seed=seed)))
+
+    collect(2)
+    assert len(collect(3)) == 3
+    with pytest.raises(FileExistsError, match="encoded_with"):
+        collect(4, seed=1)
+    with pytest.raises(FileExistsError, match="encoded_with"):
+        wm.collect(DotEnv, out=tmp_path, num_episodes=4, seed=0)
+    encoder = Encoder(make_vae(spaces.Box(0, 255, (20, 20, 3), np.uint8)))
+    with pytest.raises(ValueError, match="expected V's observation space"):
+        wm.collect(DotEnv, out=tmp_path / "other", num_episodes=1, encoder=encoder)
+
+
+# Training M
+
+
+def fit(data, out, **options):
+    config = wm.TrainingConfig(num_updates=3, evaluate_every=3)
+    data_config = wm.DataConfig(window=8, batch_size=4, test_fraction=0.2)
+    return wm.fit(data, out=out, data_config=data_config, training_config=config, **options)
+
+
+def test_m_trains_on_encoded_episodes_as_on_frames(frames, tmp_path):
+    vision = make_vae()
+    encode_store(frames, vision=vision, out=tmp_path / "z", dtype="float32")
+    from_frames = fit(frames, tmp_path / "a", vision=vision, hidden_size=8)
+    from_encoded = fit(tmp_path / "z", tmp_path / "b", vision=vision, hidden_size=8)
+    assert from_encoded.observation_space == COLOUR
+    assert from_encoded.vision.fingerprint == vision.fingerprint
+    for name, weight in from_frames.mdnrnn.state_dict().items():
+        torch.testing.assert_close(from_encoded.mdnrnn.state_dict()[name], weight, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(from_encoded.start_mean, from_frames.start_mean)
+    on_disk = fit(tmp_path / "z", tmp_path / "c", vision=vision, hidden_size=8, resident=False)
+    assert on_disk.fingerprint == from_encoded.fingerprint
+
+
+def test_m_goes_on_training_on_encoded_episodes(frames, tmp_path):
+    vision = make_vae()
+    encode_store(frames, vision=vision, out=tmp_path / "z")
+    first = fit(tmp_path / "z", tmp_path / "a", vision=vision, hidden_size=8)
+    second = fit(tmp_path / "z", tmp_path / "b", initial=first)
+    assert second.vision.fingerprint == vision.fingerprint
+    assert second.fingerprint != first.fingerprint
+
+
+def test_encoded_episodes_with_another_v_or_none_are_refused(frames, tmp_path):
+    encode_store(frames, vision=make_vae(), out=tmp_path / "z")
+    with pytest.raises(ValueError, match=r"expected the V that .* was encoded with \(\w{12}\), got one with fingerprint"):
+        fit(tmp_path / "z", tmp_path / "a", vision=make_vae(seed=1))
+    with pytest.raises(ValueError, match=r"was encoded with \(\w{12}\), got none; give that one"):
+        fit(tmp_path / "z", tmp_path / "a")
+    encode_store(frames, vision=make_vae(seed=1), out=tmp_path / "other")
+    with pytest.raises(ValueError, match=r"expected the V that .*other was encoded with"):
+        fit([tmp_path / "z", tmp_path / "other"], tmp_path / "a", vision=make_vae())
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_vector_beside_the_image_stays_without_noise(tmp_path):
+    vision = make_vae(MIXED)
+    store = EpisodeStore.create(tmp_path / "frames", observation_space=MIXED, action_space=spaces.Discrete(2))
+    rng, steps = np.random.default_rng(0), labelled_episode(0, 12)
+    observations = {
+        "gear": rng.integers(3, size=13),
+        "screen": rng.integers(0, 256, (13, *COLOUR.shape), dtype=np.uint8),
+        "speed": rng.normal(size=(13, 2)).astype(np.float32),
+    }
+    names = ("rewards", "terminations", "truncations")
+    parts = {name: getattr(steps, name) for name in names}
+    store.append([wm.Episode(observations=observations, actions=steps.actions % 2, **parts)])
+    encode_store(tmp_path / "frames", vision=vision, out=tmp_path / "z")
+    world = fit(tmp_path / "z", tmp_path / "world", vision=vision, hidden_size=4)
+    assert (world.start_log_variance[:, 6:] == -torch.inf).all()
+    assert world.start_log_variance[:, :6].isfinite().all()
+    assert wm.WorldModel.from_pretrained(tmp_path / "world").fingerprint == world.fingerprint
+
+
+def test_short_episodes_are_left_out_where_asked(tmp_path):
+    write_store(tmp_path / "data", [labelled_episode(i, 2 + 3 * i) for i in range(5)])
+    episodes = wm.sequences.EpisodeCollection.open(tmp_path / "data", min_length=8)
+    assert episodes.lengths.tolist() == [8, 11, 14]
+    assert episodes.read(0).observations[0].tolist() == [2, 0]
+    with pytest.raises(ValueError, match="expected at least one episode of 15 steps to train on, got none"):
+        wm.sequences.EpisodeCollection.open(tmp_path / "data", min_length=15)
+    with pytest.raises(ValueError, match="min_length: expected an integer >= 1"):
+        wm.DataConfig(min_length=0)
+    with pytest.raises(ValueError, match="min_length: expected an integer >= 1"):
+        wm.FrameConfig(min_length=0)

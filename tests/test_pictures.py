@@ -1,0 +1,114 @@
+"""Pictures and videos of a world of images."""
+
+import builtins
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from test_vae import make_vae
+from toy_images import COLOUR, GREY, DotEnv, random_images
+from toy_worlds import random_world
+
+import worldmodel as wm
+from worldmodel.pictures import colour, dream_frames, dream_strip, grid, real_frames, reconstructions, traversals
+from worldmodel.report import save_image
+from worldmodel.video import write_video
+
+
+@pytest.fixture
+def world():
+    vision = make_vae()
+    model = wm.MDNRNN(wm.MDNRNNConfig(latent_size=6, action_size=3, hidden_size=4, termination_head=False))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
+    start = torch.zeros(3, 6)
+    return wm.WorldModel(vision, model, spaces.Discrete(3), start_mean=start, start_log_variance=start.clone())
+
+
+@pytest.fixture
+def episode():
+    return next(wm.rollouts(DotEnv, episode_ids=[0], seed=0))
+
+
+def test_a_grid_lays_rows_out_with_white_gaps():
+    pictures = np.arange(6, dtype=np.uint8)[:, None, None, None] * np.ones((1, 3, 5, 3), np.uint8)
+    picture = grid([pictures[:3], pictures[3:]])
+    assert picture.shape == (3 + 2 + 3, 5 + 2 + 5 + 2 + 5, 3)
+    assert (picture[:3, :5] == 0).all()
+    assert (picture[5:, 14:] == 5).all()
+    assert (picture[3:5] == 255).all()
+    assert (picture[:, 5:7] == 255).all()
+
+
+@pytest.mark.parametrize("space", [COLOUR, GREY, spaces.Box(0, 255, (3, 24, 20), np.uint8)], ids=str)
+def test_originals_stand_above_their_reconstructions(space):
+    vision, images = make_vae(space), random_images(space, (4,))
+    picture = reconstructions(vision, images)
+    assert picture.shape == (2 * 24 + 2, 4 * 22 - 2, 3)
+    assert (picture[:24, :20] == colour(vision, images)[0]).all()
+    assert (picture[26:, :20] == colour(vision, vision.decode(vision.encode(images)[0]))[0]).all()
+
+
+def test_a_row_shows_what_one_used_latent_does():
+    vision = make_vae()
+    with torch.no_grad():
+        vision.mean_head.weight[:4] = 0  # not in use
+        vision.mean_head.weight[4:] *= 100
+    picture = traversals(vision, random_images(COLOUR, (20,)), steps=5)
+    assert picture.shape == (2 * 26 - 2, 5 * 22 - 2, 3)
+    assert (picture[:24, :20] != picture[:24, -20:]).any()
+
+
+def test_a_strip_shows_reality_above_a_dream_from_the_same_start(world, episode):
+    picture = dream_strip(world, episode, every=3, pictures=3)
+    assert picture.shape == (2 * 24 + 2, 3 * 22 - 2, 3)
+    assert (picture[:24, 22:42] == episode.observations[3]).all()
+    assert (dream_strip(world, episode, every=3, pictures=3, seed=1)[26:] != picture[26:]).any()
+
+
+def test_frames_of_a_dream_and_of_an_episode_become_videos(world, episode, tmp_path):
+    pytest.importorskip("imageio_ffmpeg")
+    dreams = wm.Dreams(world, 8)
+    frames = dream_frames(dreams, wm.RandomActions(world, generator=dreams.generator(1)), horizon=6, seed=0)
+    assert frames.shape == (7, 24, 20, 3)
+    assert write_video(tmp_path / "dream.mp4", frames) == 7
+    assert write_video(tmp_path / "real.mp4", real_frames(world, episode, at_once=4), enlarge=3) == len(episode) + 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dream.mp4", "real.mp4"]
+    assert b"ftyp" in (tmp_path / "dream.mp4").read_bytes()[:16]
+
+
+def test_a_real_frame_stands_beside_what_v_makes_of_it(world, episode):
+    frames = list(real_frames(world, episode, at_once=4))
+    assert (frames[5][:, :20] == episode.observations[5]).all()
+    assert (frames[5][:, 22:] == world.vision.decode(world.vision.encode(episode.observations[5])[0]).numpy()).all()
+
+
+def test_bad_videos_are_refused_and_leave_nothing(tmp_path, monkeypatch):
+    pytest.importorskip("imageio_ffmpeg")
+    with pytest.raises(ValueError, match="expected at least one, got none"):
+        write_video(tmp_path / "v.mp4", [])
+    with pytest.raises(ValueError, match="expected all of size"):
+        write_video(tmp_path / "v.mp4", [np.zeros((8, 8, 3), np.uint8), np.zeros((8, 9, 3), np.uint8)])
+    real_import = builtins.__import__
+
+    def without(name, *args, **kwargs):
+        if name == "imageio_ffmpeg":
+            raise ImportError(name)
+        return real_import(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ImportError, match=r"pip install worldmodel\[video\]"):
+        write_video(tmp_path / "v.mp4", [np.zeros((8, 8, 3), np.uint8)])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pictures_are_saved(tmp_path):
+    save_image(grid([np.zeros((1, 4, 4, 3), np.uint8)]), tmp_path / "p.png")
+    assert (tmp_path / "p.png").read_bytes()[1:4] == b"PNG"
+
+
+def test_a_world_without_images_is_refused(episode):
+    with pytest.raises(ValueError, match="expected one whose V sees images"):
+        dream_strip(random_world(), episode)

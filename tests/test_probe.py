@@ -1,0 +1,113 @@
+"""Fixed policies in dream and reality, and the order that both give them."""
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from toy_worlds import WalkEnv, random_world, walk_world
+
+import worldmodel as wm
+from worldmodel.evaluation import Scores
+from worldmodel.probe import ConstantPolicy, Probe, RepeatedActions, fixed_policies, probe
+
+
+def scores(*means):
+    return {f"policy {i}": Scores(np.array([mean, mean + 2.0]), np.array([3, 3])) for i, mean in enumerate(means)}
+
+
+def test_a_true_world_ranks_as_reality_does_and_says_so():
+    sizes = {"num_episodes": 20, "num_dreams": 200, "max_steps": 12}
+    result = probe(walk_world(), env=WalkEnv, temperatures=(0.0,), termination="threshold", **sizes)
+    assert list(result.real) == ["always 0", "always 1", "always 2", "uniform", "repeated"]
+    assert result.rank_correlation(0.0) == pytest.approx(1.0)
+    for name in ("always 0", "always 1", "always 2"):
+        real, dreamed = result.real[name], result.dreams[0.0][name]
+        assert abs(real.mean - dreamed.mean) < 4 * (real.standard_error + dreamed.standard_error) + 1e-3
+    text = str(result)
+    assert "dream, tau 0" in text
+    assert "rank correlation" in text
+    assert result.to_json()["dreams"][0]["policies"]["uniform"]["returns"]
+
+
+def test_a_world_that_knows_nothing_does_not_rank():
+    same = Probe(scores(1.0, 2.0, 3.0), {1.0: scores(5.0, 5.0, 5.0)})
+    assert same.rank_correlation(1.0) == 0.0
+
+
+@pytest.mark.parametrize(("dreamed", "expected"), [((10, 20, 30), 1.0), ((3, 2, 1), -1.0), ((1, 3, 2), 0.5)])
+def test_the_rank_correlation_is_spearmans(dreamed, expected):
+    assert Probe(scores(1.0, 2.0, 3.0), {1.15: scores(*dreamed)}).rank_correlation(1.15) == pytest.approx(expected)
+
+
+def test_equal_means_share_their_rank():
+    from scipy.stats import spearmanr
+
+    real, dreamed = (1.0, 5.0, 5.0, 2.0, 7.0), (3.0, 3.0, 9.0, 1.0, 2.0)
+    expected = spearmanr(real, dreamed).statistic
+    assert Probe(scores(*real), {1.0: scores(*dreamed)}).rank_correlation(1.0) == pytest.approx(expected)
+
+
+def test_a_probe_is_a_function_of_its_seed():
+    def run(seed):
+        options = {"num_episodes": 3, "num_dreams": 8, "max_steps": 6}
+        return probe(random_world(), env=WalkEnv, temperatures=(0.5, 1.0), seed=seed, **options).to_json()
+
+    torch.manual_seed(0)
+    one = run(0)
+    torch.manual_seed(1)
+    assert one == run(0)
+    assert one != run(1)
+
+
+def test_progress_is_told():
+    calls = []
+    probe(
+        random_world(),
+        env=WalkEnv,
+        num_episodes=2,
+        num_dreams=4,
+        max_steps=3,
+        on_policy=lambda *counts: calls.append(counts),
+    )
+    assert calls == [(2, 10), (4, 10), (6, 10), (8, 10), (10, 10)]
+
+
+def test_repeated_actions_are_held_from_1_to_10_steps_each_row_for_itself():
+    world = random_world(spaces.Box(-1, 1, (), np.float32))  # no two draws are the same
+    policy = RepeatedActions(world, generator=torch.Generator().manual_seed(0))
+    actions = torch.stack([policy(torch.zeros(200, 2)) for _ in range(100)], dim=1)  # (200, 100)
+    changed = (actions[:, 1:] != actions[:, :-1]).nonzero()
+    lengths = np.concatenate([np.diff(changed[changed[:, 0] == row, 1].numpy()) for row in range(200)])
+    assert (lengths.min(), lengths.max()) == (1, 10)
+    assert abs(lengths.mean() - 5.5) < 0.2
+    assert len(changed[:, 1].unique()) > 90
+
+
+def test_boxes_have_a_centre_and_corners():
+    policies = fixed_policies(spaces.Box(np.array([-1, 0], np.float32), np.array([1, 1], np.float32)))
+    assert list(policies) == ["centre", "axis 0 low", "axis 0 high", "axis 1 low", "axis 1 high", "uniform", "repeated"]
+    assert policies["axis 1 high"].real(None).tolist() == [0.0, 1.0]
+    world = random_world(spaces.Box(-1, 1, (2,), np.float32))
+    dreamed = policies["axis 1 high"].dreamed(world, torch.Generator())
+    assert dreamed(torch.zeros(4, 2)).tolist() == [[0.0, 1.0]] * 4
+
+
+def test_actions_have_the_names_that_are_given():
+    assert list(fixed_policies(spaces.Discrete(2, start=3), ("left", "right"))) == [
+        "always left",
+        "always right",
+        "uniform",
+        "repeated",
+    ]
+    assert list(fixed_policies(spaces.MultiBinary(2))) == ["uniform", "repeated"]
+    assert ConstantPolicy(3)(None) == 3
+
+
+def test_an_environment_that_raises_is_named():
+    class Broken(WalkEnv):
+        def step(self, action):
+            raise ArithmeticError("broken")
+
+    with pytest.raises(RuntimeError, match=r"expected to play episode 0 \(seed \d+\), but that failed: .*broken"):
+        probe(random_world(), env=Broken, num_episodes=2, num_dreams=4, max_steps=3)
+    assert wm.probe is probe

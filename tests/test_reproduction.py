@@ -1,0 +1,113 @@
+"""A whole experiment in small: its stages, its table, and going on after an interruption."""
+
+import json
+
+import pytest
+from toy_images import DotEnv
+
+import worldmodel as wm
+from worldmodel.presets import DOOM, Preset
+from worldmodel.reproduction import Reproduction, table
+
+TRAINING = wm.TrainingConfig(num_updates=2, evaluate_every=2, max_test_batches=1)
+PRESET = Preset(
+    env=DotEnv,
+    max_steps=15,
+    policy="repeat",
+    num_episodes=6,
+    vae=wm.VAEConfig(latent_size=3),
+    frames=wm.FrameConfig(batch_size=8, test_fraction=0.2),
+    vae_training=TRAINING,
+    mdnrnn={"hidden_size": 4},
+    data=wm.DataConfig(window=8, batch_size=4, test_fraction=0.2),
+    mdnrnn_training=TRAINING,
+    controller={"population": 4, "generations": 2, "test_every": 1, "test_dreams": 8, "features": "zhc", "ordered": True},
+    rollouts=2,
+    termination="sample",
+    temperatures=(0.5, 1.15),
+    test_dreams=6,
+    test_episodes=18,
+    paper={1.15: "1092 ± 556", None: "210 ± 108"},
+)
+
+
+def test_an_experiment_runs_to_its_table_and_is_not_run_again(tmp_path):
+    calls = []
+    names = ("left", "stay", "right")
+
+    def listen(stage, done, total, facts):
+        calls.append(stage)
+
+    experiment = Reproduction(PRESET, tmp_path / "out", action_names=names, on_progress=listen)
+    results = experiment.run(about={"commit": "abc"})
+    stages = ["collect", "train V", "encode", "train M", "probe"]
+    stages += ["search at 0.5", "test at 0.5", "search at 1.15", "test at 1.15"]
+    assert list(dict.fromkeys(calls)) == stages
+    assert results == json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["commit"] == "abc"
+    assert [row["temperature"] for row in results["temperatures"]] == [0.5, 1.15]
+    for row in results["temperatures"]:
+        assert len(row["real"]["returns"]) == 18
+        assert len(row["dream"]["returns"]) == 6
+    assert all(10 <= length <= 12 for length in results["random"]["lengths"])
+    assert "always stay" in (tmp_path / "out" / "probe.txt").read_text()
+    assert set(results["seconds"]) >= {"collect", "train V", "encode", "train M", "probe", "search 0.5", "test 1.15"}
+    text = (tmp_path / "out" / "table.md").read_text()
+    assert "| 1092 ± 556 |" in text.splitlines()[3]
+    assert text.splitlines()[4].startswith("| random play | - |")
+    calls.clear()
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("scores.json")}
+    again = experiment.run()
+    assert not calls
+    assert again["temperatures"] == results["temperatures"]
+    assert before == {path: path.read_bytes() for path in (tmp_path / "out").rglob("scores.json")}
+    assert experiment.agent_episode(1.15).observations.shape[1:] == (24, 20, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["collect", "train V", "encode", "train M", "probe", "search at 0.5", "test at 1.15"])
+def test_an_interrupted_experiment_goes_on_to_the_same_scores(tmp_path, stage, whole):
+    def stop(name, done, total, facts):
+        if name == stage:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Reproduction(PRESET, tmp_path / "out", on_progress=stop).run()
+    assert not (tmp_path / "out" / "results.json").exists()
+    results = Reproduction(PRESET, tmp_path / "out").run()
+    for name in ("temperatures", "random", "probe"):
+        assert results[name] == whole[name]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return Reproduction(PRESET, tmp_path_factory.mktemp("whole") / "out").run()
+
+
+def test_the_seed_decides(whole, tmp_path):
+    assert Reproduction(PRESET, tmp_path / "out", seed=1).run()["random"] != whole["random"]
+
+
+def test_another_experiment_in_the_same_directory_is_refused(tmp_path):
+    def stop(name, done, total, facts):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Reproduction(PRESET, tmp_path / "out", on_progress=stop).run()
+    with pytest.raises(ValueError, match="seed: expected 0, with which the run in"):
+        Reproduction(PRESET, tmp_path / "out", seed=1).run()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").touch()
+    with pytest.raises(FileExistsError, match="holds something else"):
+        Reproduction(PRESET, tmp_path / "other").run()
+
+
+def test_the_table_of_doom_stands_beside_the_papers():
+    def scores(mean):
+        return {"mean": mean, "std": 100.4, "standard_error": 10.04}
+
+    rows = [{"temperature": tau, "dream": scores(900.0), "real": scores(1000.6)} for tau in DOOM.temperatures]
+    lines = table({"temperatures": rows, "random": scores(219.0)}, DOOM).splitlines()
+    assert lines[2] == "| 0.1 | 900 ± 100 | 1001 ± 100 | 10 | 193 ± 58 |"
+    assert lines[5] == "| 1.15 | 900 ± 100 | 1001 ± 100 | 10 | 1092 ± 556 |"
+    assert lines[7] == "| random play | - | 219 ± 100 | 10 | 210 ± 108 |"

@@ -1,0 +1,173 @@
+"""Frames dealt to V, and a training that resumes."""
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from toy_data import labelled_episode, write_store
+from toy_images import COLOUR, MIXED, dot_store
+
+import worldmodel as wm
+from worldmodel import vae_training
+from worldmodel.sequences import EpisodeCollection
+from worldmodel.vae_training import FrameData, train_vae
+
+SMALL = {"config": wm.VAEConfig(latent_size=3), "frame_config": wm.FrameConfig(batch_size=8, test_fraction=0.25)}
+
+
+def config(num_updates=4, **fields):
+    return wm.TrainingConfig(num_updates=num_updates, evaluate_every=2, max_test_batches=2, **fields)
+
+
+def numbered_store(path, lengths):
+    """Every frame of a store is filled with its own number."""
+    store = wm.EpisodeStore.create(path, observation_space=COLOUR, action_space=spaces.Discrete(2))
+    first = 0
+    for episode_id, length in enumerate(lengths):
+        last = np.arange(length) == length - 1
+        frames = np.broadcast_to(np.arange(first, first + length + 1)[:, None, None, None], (length + 1, *COLOUR.shape))
+        first += length + 1
+        store.append(
+            [
+                wm.Episode(
+                    observations=frames.astype(np.uint8),
+                    actions=np.zeros(length, np.int64),
+                    rewards=np.zeros(length),
+                    terminations=last,
+                    truncations=last & False,
+                    episode_id=episode_id,
+                )
+            ]
+        )
+    return EpisodeCollection([store])
+
+
+def dealt_in(data, epoch):
+    return [number for batch in numbers(data, epoch) for number in batch]
+
+
+def numbers(data, epoch):
+    return [data.batch(epoch, index).image[:, 0, 0, 0].tolist() for index in range(data.num_batches(epoch))]
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    monkeypatch.setattr(vae_training, "WINDOW", 4)
+    monkeypatch.setattr(vae_training, "POOL_BATCHES", 4)
+    episodes = numbered_store(tmp_path / "numbered", [3, 4, 30, 1, 57, 9])  # 110 frames
+    return FrameData(episodes, np.arange(6), path="", batch_size=5, seed=3)
+
+
+def test_an_epoch_deals_every_frame_at_most_once_and_nearly_all(data):
+    for epoch in range(3):
+        dealt = dealt_in(data, epoch)
+        assert len(set(dealt)) == len(dealt)
+        assert set(dealt) <= set(range(110))
+        assert len(dealt) > 85
+
+
+def test_frames_come_in_another_order_each_epoch_and_mixed_over_episodes(data):
+    one, other = dealt_in(data, 0), dealt_in(data, 1)
+    assert one != other
+    assert len({number // 10 for number in one[:5]}) > 2
+
+
+def test_a_batch_is_a_function_of_seed_epoch_and_index(data):
+    expected = [numbers(data, 0), numbers(data, 1)]
+    again = FrameData(data._episodes, np.arange(6), path="", batch_size=5, seed=3)
+    last = again.num_batches(1) - 1
+    assert again.batch(1, last).image[:, 0, 0, 0].tolist() == expected[1][last]
+    assert numbers(again, 0) == expected[0]
+    assert numbers(FrameData(data._episodes, np.arange(6), path="", batch_size=5, seed=4), 0) != expected[0]
+    with pytest.raises(IndexError, match="expected a batch in"):
+        data.batch(0, 100)
+
+
+def test_held_out_frames_come_in_order(data):
+    held_out = FrameData(data._episodes, np.array([1, 5]), path="", batch_size=8, seed=0, shuffle=False)
+    assert dealt_in(held_out, 0)[:5] == [4, 5, 6, 7, 8]
+    assert numbers(held_out, 0) == numbers(held_out, 7)
+
+
+def test_fewer_frames_than_a_batch_make_one_batch(data):
+    few = FrameData(data._episodes, np.array([3]), path="", batch_size=8, seed=0)
+    assert few.num_batches(0) == 1
+    assert sorted(numbers(few, 0)[0]) == [40, 41]
+
+
+def test_stop_and_resume_give_the_same_v_as_never_stopping(tmp_path):
+    dot_store(tmp_path / "data", 8)
+    whole = train_vae(tmp_path / "data", out=tmp_path / "whole", training_config=config(), **SMALL)
+
+    def stop(progress):
+        raise RuntimeError("pulled the plug")
+
+    with pytest.raises(RuntimeError, match="pulled the plug"):
+        train_vae(tmp_path / "data", out=tmp_path / "cut", training_config=config(), on_progress=stop, **SMALL)
+    with pytest.raises(FileExistsError, match="already holds a run; pass resume"):
+        train_vae(tmp_path / "data", out=tmp_path / "cut", training_config=config(), **SMALL)
+    resumed = train_vae(tmp_path / "data", out=tmp_path / "cut", training_config=config(), resume=True, **SMALL)
+    assert resumed.fingerprint == whole.fingerprint
+    again = train_vae(tmp_path / "data", out=tmp_path / "cut", training_config=config(), resume=True, **SMALL)
+    assert again.fingerprint == whole.fingerprint
+    assert whole.provenance["training"]["updates"] == 4
+    assert wm.ConvVAE.from_pretrained(tmp_path / "whole").provenance["data_fingerprint"]
+
+
+def test_resuming_with_other_arguments_is_refused(tmp_path):
+    dot_store(tmp_path / "data", 4)
+    train_vae(tmp_path / "data", out=tmp_path / "v", training_config=config(1), **SMALL)
+    with pytest.raises(ValueError, match="seed: expected 0, with which the run in"):
+        train_vae(tmp_path / "data", out=tmp_path / "v", training_config=config(1), resume=True, seed=1, **SMALL)
+
+
+def test_the_seed_decides_the_weights_and_the_global_one_does_not(tmp_path):
+    dot_store(tmp_path / "data", 4)
+    found = []
+    for number, seed in enumerate([0, 0, 1]):
+        torch.manual_seed(number)
+        vision = train_vae(tmp_path / "data", out=tmp_path / f"{number}", training_config=config(1), seed=seed, **SMALL)
+        found.append(vision.fingerprint)
+    assert found[0] == found[1] != found[2]
+
+
+def test_training_goes_on_from_an_initial_v(tmp_path):
+    dot_store(tmp_path / "data", 4)
+    first = train_vae(tmp_path / "data", out=tmp_path / "a", training_config=config(1), **SMALL)
+    slow = config(1, learning_rate=1e-12, final_learning_rate=0)
+    second = train_vae(tmp_path / "data", out=tmp_path / "b", training_config=slow, initial=first)
+    torch.testing.assert_close(second.mean_head.weight, first.mean_head.weight)
+    with pytest.raises(ValueError, match="config: expected none beside an initial V"):
+        train_vae(tmp_path / "data", out=tmp_path / "c", initial=first, **SMALL)
+
+
+def test_the_vectors_beside_an_image_are_standardised(tmp_path):
+    store = wm.EpisodeStore.create(tmp_path / "data", observation_space=MIXED, action_space=spaces.Discrete(2))
+    rng = np.random.default_rng(0)
+    steps = 20
+    observations = {
+        "screen": rng.integers(0, 256, (steps + 1, *COLOUR.shape), dtype=np.uint8),
+        "speed": rng.normal(5, 2, (steps + 1, 2)).astype(np.float32),
+        "gear": rng.integers(3, size=steps + 1),
+    }
+    episode = labelled_episode(0, steps)
+    store.append(
+        [
+            wm.Episode(
+                observations=observations,
+                actions=episode.actions % 2,
+                rewards=episode.rewards,
+                terminations=episode.terminations,
+                truncations=episode.truncations,
+            )
+        ]
+    )
+    vision = train_vae(tmp_path / "data", out=tmp_path / "v", training_config=config(1), **SMALL)
+    mean, _ = vision.encode(observations)
+    torch.testing.assert_close(mean[:, 3:].mean(dim=0), torch.zeros(5), rtol=0, atol=1e-5)
+
+
+def test_data_without_an_image_are_refused(tmp_path):
+    write_store(tmp_path / "data", [labelled_episode(0, 3)])
+    with pytest.raises(ValueError, match="observation_space: expected one image"):
+        train_vae(tmp_path / "data", out=tmp_path / "v")

@@ -1,0 +1,119 @@
+"""Images in a space: which leaf is one, where its channels are; and resizing by area.
+
+An image is a Box of uint8 with two or three dimensions: (height, width), (height, width, channels) or (channels, height,
+width). The channel axis is the first or last one, whichever is shorter than the other two. What is tiny (a side below
+`SMALLEST_SIDE`) is a vector of numbers like any other.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from worldmodel.spaces import leaves
+
+SMALLEST_SIDE = 8
+
+
+@dataclass(frozen=True)
+class ImageLayout:
+    """How an image lies in an array.
+
+    Args:
+        path: of the leaf in its space, as in `worldmodel.spaces.leaves`.
+        height: H, in pixels.
+        width: W, in pixels.
+        channels: C; 1 for grey, 3 for colour.
+        channel_axis: 0 or 2; None where there is no such axis.
+    """
+
+    path: str
+    height: int
+    width: int
+    channels: int
+    channel_axis: int | None
+
+    def to_channels_last(self, image: Tensor) -> Tensor:
+        """Turn images (N, *shape of the leaf) into (N, H, W, C)."""
+        if self.channel_axis is None:
+            return image.unsqueeze(-1)
+        return image.permute(0, 2, 3, 1) if self.channel_axis == 0 else image
+
+    def from_channels_last(self, image: Tensor) -> Tensor:
+        """Turn images (N, H, W, C) into (N, *shape of the leaf)."""
+        if self.channel_axis is None:
+            return image[..., 0]
+        return image.permute(0, 3, 1, 2) if self.channel_axis == 0 else image
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the leaf."""
+        if self.channel_axis is None:
+            return (self.height, self.width)
+        if self.channel_axis == 0:
+            return (self.channels, self.height, self.width)
+        return (self.height, self.width, self.channels)
+
+
+def is_image(space: gym.Space) -> bool:
+    """Whether a leaf space is an image: uint8, two or three dimensions, no side below `SMALLEST_SIDE`."""
+    if not isinstance(space, spaces.Box) or space.dtype != np.uint8 or len(space.shape) not in (2, 3):
+        return False
+    return sorted(space.shape)[-2] >= SMALLEST_SIDE and (len(space.shape) == 3 or min(space.shape) >= SMALLEST_SIDE)
+
+
+def image_layout(space: spaces.Box, path: str = "") -> ImageLayout:
+    """Find out how an image lies in its array.
+
+    Raises:
+        ValueError: if it is none, or neither its first nor its last axis can be the channels.
+    """
+    if not is_image(space):
+        raise ValueError(
+            f"image {path!r}: expected a Box of uint8 with shape (height, width), (height, width, channels) or (channels, "
+            f"height, width) and sides of at least {SMALLEST_SIDE}, got {space}"
+        )
+    if len(space.shape) == 2:
+        return ImageLayout(path, *space.shape, channels=1, channel_axis=None)
+    first, middle, last = space.shape
+    if last < min(first, middle):
+        return ImageLayout(path, first, middle, last, channel_axis=2)
+    if first < min(middle, last):
+        return ImageLayout(path, middle, last, first, channel_axis=0)
+    raise ValueError(f"image {path!r}: expected channels first or last, got shape {space.shape}")
+
+
+def find_images(space: gym.Space) -> list[ImageLayout]:
+    """The images among the leaves of a space."""
+    return [image_layout(leaf, path) for path, leaf in leaves(space) if isinstance(leaf, spaces.Box) and is_image(leaf)]
+
+
+@functools.lru_cache(maxsize=16)
+def area_weights(size: int, new_size: int) -> Tensor:
+    """(new_size, size) float32: what share each old pixel has in each new one by the length of their overlap; rows sum to 1."""
+    edges = np.arange(new_size + 1) * (size / new_size)
+    overlap = np.minimum(edges[1:, None], np.arange(1, size + 1)) - np.maximum(edges[:-1, None], np.arange(size))
+    return torch.as_tensor(overlap.clip(min=0) * (new_size / size), dtype=torch.float32)
+
+
+def resize_by_area(image: Tensor, height: int, width: int) -> Tensor:
+    """Average images (N, H, W, C) over the area of each new pixel, exactly, whatever the ratio: (N, height, width, C) float32.
+
+    ``interpolate(mode="area")`` of torch does so for whole ratios only; otherwise it counts pixels at the border twice.
+    """
+    n, old_height, old_width, c = image.shape
+    image = image.float()
+    if old_height != height:
+        rows = area_weights(old_height, height).to(image.device)
+        image = (rows @ image.reshape(n, old_height, old_width * c)).reshape(n, height, old_width, c)
+    if old_width != width:
+        columns = area_weights(old_width, width).to(image.device)
+        flat = image.transpose(2, 3).reshape(n * height * c, old_width)  # one matrix product instead of N * H small ones
+        image = (flat @ columns.T).reshape(n, height, c, width).transpose(2, 3)
+    return image

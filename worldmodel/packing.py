@@ -1,0 +1,77 @@
+"""Frames packed by zstd in chunks of `CHUNK`, so that a window is read without unpacking its whole episode.
+
+Packed are the rows of one episode: first a table with the bytes and the CRC-32 of each chunk (uint32, little-endian), then the
+chunks, each a zstd frame of its own. So a flipped byte is found wherever it is read, and costs one chunk. Form, chunk and level
+are chosen by measurement (dev/LOG.md).
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from typing import BinaryIO
+
+import numpy as np
+import zstandard
+
+CHUNK = 64  # frames
+LEVEL = 3
+
+
+def pack(frames: np.ndarray) -> bytes:
+    """Pack frames (N, ...) of uint8."""
+    compressor = zstandard.ZstdCompressor(level=LEVEL)
+    chunks = [compressor.compress(frames[i : i + CHUNK].tobytes()) for i in range(0, len(frames), CHUNK)]
+    table = np.array([(len(chunk), zlib.crc32(chunk)) for chunk in chunks], dtype="<u4")
+    return table.tobytes() + b"".join(chunks)
+
+
+def unpack(file: BinaryIO, offset: int, size: int, num_frames: int, into: np.ndarray, start: int) -> None:
+    """Read a window of packed frames; only the chunks that it lies in leave the disk.
+
+    Args:
+        file: open for reading.
+        offset: where the packed frames begin in it.
+        size: their bytes.
+        num_frames: how many they are.
+        into: (n, ...) uint8, C-contiguous: is filled with the frames from ``start`` on.
+        start: first frame of the window; ``start + n <= num_frames``.
+
+    Raises:
+        ValueError: if the chunks are damaged.
+        EOFError: if the file ends before them.
+    """
+    num_chunks = -(-num_frames // CHUNK)
+    table_bytes = 8 * num_chunks
+    table = np.frombuffer(_read(file, offset, table_bytes), dtype="<u4").reshape(num_chunks, 2)
+    sizes = table[:, 0].astype(np.int64)
+    if int(sizes.sum()) + table_bytes != size:
+        raise ValueError("the sizes of the packed frames do not add up")
+    first, last = start // CHUNK, (start + len(into) - 1) // CHUNK
+    data = memoryview(_read(file, offset + table_bytes + int(sizes[:first].sum()), int(sizes[first : last + 1].sum())))
+    position = 0
+    for number in range(first, last + 1):
+        chunk = data[position : position + int(sizes[number])]
+        position += len(chunk)
+        if zlib.crc32(chunk) != table[number, 1]:
+            raise ValueError(f"frames from {number * CHUNK} on do not match their checksum")
+        frames = _unpack_chunk(chunk, min(CHUNK, num_frames - number * CHUNK), into.shape[1:])
+        low, high = max(start, number * CHUNK), min(start + len(into), number * CHUNK + len(frames))
+        into[low - start : high - start] = frames[low - number * CHUNK : high - number * CHUNK]
+
+
+def _unpack_chunk(chunk: memoryview, num_frames: int, shape: tuple[int, ...]) -> np.ndarray:
+    data = zstandard.ZstdDecompressor().decompress(chunk, max_output_size=num_frames * math.prod(shape))
+    return np.frombuffer(data, dtype=np.uint8).reshape(num_frames, *shape)
+
+
+def _read(file: BinaryIO, offset: int, size: int) -> bytes:
+    file.seek(offset)
+    parts = []
+    while size > 0:
+        part = file.read(size)
+        if not part:
+            raise EOFError
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)

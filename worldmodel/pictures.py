@@ -1,0 +1,127 @@
+"""What a world of images looks like: reconstructions, what each latent does, a dream beside what really happened.
+
+All pictures are (height, width, 3) uint8; `worldmodel.report.save_image` writes them, and `worldmodel.video.write_video` makes
+them a film.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from worldmodel.dream import Dreams, Policy
+from worldmodel.episode import Episode
+from worldmodel.evaluation import replay
+from worldmodel.images import ImageLayout
+from worldmodel.spaces import Value, leaf_values, map_leaves
+from worldmodel.vae import IN_USE, ConvVAE
+from worldmodel.world import WorldModel
+
+GAP = 2  # white pixels between the pictures of a grid
+
+
+def eye(world: WorldModel) -> ConvVAE:
+    """V of a world of images.
+
+    Raises:
+        ValueError: if it sees no images.
+    """
+    if not isinstance(world.vision, ConvVAE):
+        raise ValueError(f"world: expected one whose V sees images (ConvVAE), got a {type(world.vision).__name__}")
+    return world.vision
+
+
+def colour(vision: ConvVAE, observations: Value) -> np.ndarray:
+    """The images of observations (N, ...) as (N, H, W, 3) uint8; where there are not three channels, the first as grey."""
+    layout: ImageLayout = vision.layout
+    images = torch.as_tensor(leaf_values(observations)[layout.path]).cpu()
+    last = layout.to_channels_last(images.reshape(-1, *layout.shape)).numpy()
+    return last if last.shape[-1] == 3 else np.repeat(last[..., :1], 3, axis=-1)
+
+
+def grid(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Lay rows of pictures (N, H, W, 3) out as one picture, with white gaps."""
+    n, height, width, _ = rows[0].shape
+    canvas = np.full((len(rows) * (height + GAP) - GAP, n * (width + GAP) - GAP, 3), 255, np.uint8)
+    for i, row in enumerate(rows):
+        for j, picture in enumerate(row):
+            top, left = i * (height + GAP), j * (width + GAP)
+            canvas[top : top + height, left : left + width] = picture
+    return canvas
+
+
+def reconstructions(vision: ConvVAE, observations: Value) -> np.ndarray:
+    """Originals above what V makes of them, by the mean of z; observations (N, ...)."""
+    mean, _ = vision.encode(observations)
+    return grid([colour(vision, observations), colour(vision, vision.decode(mean))])
+
+
+def traversals(vision: ConvVAE, observations: Value, *, most: int = 16, steps: int = 7, reach: float = 2.5) -> np.ndarray:
+    """What each used latent of the image does: a row each, the first observation with that latent from -reach to reach.
+
+    Args:
+        vision: V.
+        observations: (N, ...), over which the use of a latent is measured; those that vary most come first.
+        most: rows at most.
+        steps: pictures in a row.
+        reach: in standard deviations of the latent over the observations, around its mean.
+    """
+    mean, _ = vision.encode(observations)
+    variance = mean[:, : vision.config.latent_size].var(dim=0, correction=0)
+    order = variance.argsort(descending=True)[:most].tolist()
+    used = [d for d in order if variance[d] > IN_USE] or order[:1]
+    rows = []
+    for d in used:
+        z = mean[:1].repeat(steps, 1)
+        z[:, d] = mean[:, d].mean() + variance[d].sqrt() * torch.linspace(-reach, reach, steps, device=z.device)
+        rows.append(colour(vision, vision.decode(z)))
+    return grid(rows)
+
+
+def dream_strip(
+    world: WorldModel,
+    episode: Episode,
+    *,
+    prefix: int = 0,
+    every: int = 5,
+    pictures: int = 10,
+    temperature: float = 1.0,
+    seed: int = 0,
+) -> np.ndarray:
+    """What really happened above a dream from the same start under the same actions, every few steps.
+
+    Args:
+        world: V and M.
+        episode: the real episode.
+        prefix: real steps that prime M before the dream begins.
+        every: steps between pictures.
+        pictures: how many, where the episode and the dream last so long.
+        temperature: of the dream.
+        seed: of the dream.
+    """
+    vision = eye(world)
+    rollout = replay(Dreams(world, 1, temperature=temperature), episode, prefix=prefix, horizon=every * pictures, seed=seed)
+    shown = np.arange(0, int(rollout.lengths[0]) + 1, every)[:pictures]
+    real = map_leaves(lambda leaf: leaf[prefix + shown], episode.observations)
+    dreamed = world.decode(rollout.z[0, torch.as_tensor(shown, device=rollout.z.device)])
+    return grid([colour(vision, real), colour(vision, dreamed)])
+
+
+def dream_frames(dreams: Dreams, policy: Policy, *, horizon: int, seed: int) -> np.ndarray:
+    """One dream of a policy, decoded: (T, H, W, 3)."""
+    rollout = dreams.variant(num_dreams=1).rollout(policy, horizon, generator=dreams.generator(seed))
+    return colour(eye(dreams.world), dreams.world.decode(rollout.z[0, : int(rollout.lengths[0]) + 1]))
+
+
+def real_frames(world: WorldModel, episode: Episode, *, at_once: int = 256) -> Iterator[np.ndarray]:
+    """The frames of a real episode, each beside what V makes of it."""
+    vision = eye(world)
+    for first in range(0, len(episode) + 1, at_once):
+        part: Any = map_leaves(lambda leaf, first=first: leaf[first : first + at_once], episode.observations)
+        mean: Tensor = vision.encode(part)[0]
+        for real, seen in zip(colour(vision, part), colour(vision, vision.decode(mean)), strict=True):
+            yield grid([np.stack([real, seen])])

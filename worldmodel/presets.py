@@ -1,0 +1,180 @@
+"""The numbers of Ha & Schmidhuber (2018), beside those of their code where the two differ, and what is used here.
+
+"Paper" is arXiv:1803.10122 with its appendix; "code" is github.com/hardmaru/WorldModelsExperiments.
+
+| number                         | Doom, paper | Doom, code       | CarRacing, paper | CarRacing, code | here                  |
+|--------------------------------|-------------|------------------|------------------|-----------------|-----------------------|
+| random episodes                | 10,000      | 10,000           | 10,000           | 10,000          | 10,000                |
+| policy of collection           | random      | repeated, 1-10   | random           | random networks | repeated / Brownian   |
+| shortest episode that is kept  | -           | 100 steps        | -                | -               | 100 / 1               |
+| longest episode                | 2,100 steps | 2,100 steps      | 1,000 steps      | 1,000 steps     | as they are           |
+| z                              | 64          | 64               | 32               | 32              | 64 / 32               |
+| V: passes over the data        | 1           | 10               | 1                | 10              | updates, see below    |
+| V: batch, Adam's rate          | -           | 100, 1e-4        | -                | 100, 1e-4       | 256, 5e-4 to 1e-5     |
+| V: KL tolerance per dimension  | -           | 0.5              | -                | 0.5             | 0.5                   |
+| M: hidden, mixtures            | 512, 5      | 512, 5           | 256, 5           | 256, 5          | as they are           |
+| M: factorisation               | per dim.    | per dim.         | per dim.         | per dim.        | per dimension         |
+| M: passes over the data        | 20          | 400              | 20               | 4,000 updates   | updates, see below    |
+| M: batch, sequence             | -           | 100, 500         | -                | 100, 999        | as they are           |
+| M: Adam's rate                 | -           | 1e-3, decaying   | -                | 1e-3, decaying  | 1e-3 to 1e-5          |
+| M: clipping, by value          | -           | 1                | -                | 1               | 1                     |
+| M: weight of a termination     | -           | 10               | none             | none            | 10 / 1                |
+| reward                         | 1 a step    | 1 a step         | not modelled     | not modelled    | reward head           |
+| controller sees                | z, h, c     | z, h, c          | z, h             | z, h            | z, h, c / z, h        |
+| its weights                    | 1,088       | 1,088, no bias   | 867              | 867             | as they are           |
+| CMA-ES: population, rollouts   | 64, 16      | 64, 16           | 64, 16           | 64, 16          | as they are           |
+| CMA-ES: first sigma            | -           | 0.1              | -                | 0.1             | 0.1                   |
+| test of the mean               | -           | 25 gen., 1,024   | -                | 25 gen., 1,024  | as they are           |
+| temperature that transfers     | 1.15        | 1.25             | -                | -               | 0.1 to 1.3            |
+| a dream ends                   | p > 0.5     | p > 0.5          | never            | never           | p > 0.5 / never       |
+
+Passes over the data say nothing across batch sizes, so trainings are given in updates, and by measurement (dev/LOG.md). What
+is the library's own in the model (it predicts the change of z; its heads see z and the action beside h) is as its defaults
+have it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from worldmodel.dream import TerminationRule
+from worldmodel.environments import CAR_STEPS, DOOM_STEPS
+from worldmodel.fit import DataConfig
+from worldmodel.rollouts import EnvMaker
+from worldmodel.training import TrainingConfig
+from worldmodel.vae import VAEConfig
+from worldmodel.vae_training import FrameConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """Every number of an experiment.
+
+    Args:
+        env: id of the environment.
+        max_steps: longest episode.
+        policy: of the collection.
+        num_episodes: collected at random.
+        vae: V.
+        frames: V's batches.
+        vae_training: how V is trained.
+        mdnrnn: fields of `MDNRNNConfig`.
+        data: M's windows and batches.
+        mdnrnn_training: how M is trained.
+        controller: how the controller is searched: arguments of `evolve`.
+        rollouts: dreams of each candidate.
+        termination: how dreams end.
+        temperatures: of the dreams that controllers are searched in, one controller each.
+        test_dreams: dreamed episodes that a controller is scored on.
+        test_episodes: real ones.
+        paper: the paper's scores in reality by temperature; of random play under None.
+    """
+
+    env: str | EnvMaker
+    max_steps: int
+    policy: str
+    num_episodes: int
+    vae: VAEConfig
+    frames: FrameConfig = field(default_factory=FrameConfig)
+    vae_training: TrainingConfig
+    mdnrnn: Mapping[str, Any]
+    data: DataConfig
+    mdnrnn_training: TrainingConfig
+    controller: Mapping[str, Any] = field(default_factory=dict)
+    rollouts: int = 16
+    termination: TerminationRule = "threshold"
+    temperatures: tuple[float, ...] = (1.0,)
+    test_dreams: int = 1024
+    test_episodes: int = 100
+    paper: Mapping[float | None, str] = field(default_factory=dict)
+
+    def options(self, part: str) -> dict[str, Any]:
+        """The options that a script of this name takes from the preset, by their Python names."""
+        collect = {"env": self.env, "max_steps": self.max_steps, "policy": self.policy, "episodes": self.num_episodes}
+        parts: dict[str, dict[str, Any]] = {
+            "collect": collect,
+            "train_vae": asdict(self.vae) | asdict(self.frames) | asdict(self.vae_training),
+            "train_mdnrnn": dict(self.mdnrnn) | asdict(self.data) | asdict(self.mdnrnn_training),
+            "train_controller": dict(self.controller) | {"rollouts": self.rollouts, "termination": self.termination},
+            "evaluate": {"env": self.env, "max_steps": self.max_steps, "termination": self.termination},
+        }
+        return parts[part]
+
+
+_SEARCH = {"population": 64, "sigma": 0.1, "generations": 300, "test_every": 25, "test_dreams": 1024, "patience": None}
+_VAE_TRAINING = TrainingConfig(
+    num_updates=12_000,
+    learning_rate=5e-4,
+    final_learning_rate=1e-5,
+    warmup_updates=100,
+    precision="bfloat16",
+    evaluate_every=500,
+    max_test_batches=20,
+)
+_MDNRNN_TRAINING = TrainingConfig(
+    num_updates=6_000,
+    learning_rate=1e-3,
+    final_learning_rate=1e-5,
+    clip_norm=None,
+    clip_value=1.0,
+    precision="bfloat16",
+    evaluate_every=250,
+    max_test_batches=5,
+)
+
+DOOM = Preset(
+    env="worldmodel.environments:DoomTakeCover-v0",
+    max_steps=DOOM_STEPS,
+    policy="repeat",
+    num_episodes=10_000,
+    vae=VAEConfig(latent_size=64, kl_tolerance=0.5),
+    vae_training=_VAE_TRAINING,
+    mdnrnn={"hidden_size": 512, "num_components": 5, "factorization": "per_dimension", "termination_weight": 10.0},
+    data=DataConfig(window=500, batch_size=100, test_fraction=0.05, min_length=100),
+    mdnrnn_training=_MDNRNN_TRAINING,
+    controller={**_SEARCH, "features": "zhc", "bias": False, "ordered": True},
+    temperatures=(0.1, 0.5, 1.0, 1.15, 1.3),
+    paper={
+        0.1: "193 ± 58",
+        0.5: "196 ± 50",
+        1.0: "868 ± 511",
+        1.15: "1092 ± 556",
+        1.3: "753 ± 139",
+        None: "210 ± 108",
+    },
+)
+
+CAR_RACING = Preset(
+    env="worldmodel.environments:CarRacing64-v0",
+    max_steps=CAR_STEPS,
+    policy="brownian",
+    num_episodes=10_000,
+    vae=VAEConfig(latent_size=32, kl_tolerance=0.5),
+    vae_training=_VAE_TRAINING,
+    mdnrnn={"hidden_size": 256, "num_components": 5, "factorization": "per_dimension"},
+    data=DataConfig(window=999, batch_size=100, test_fraction=0.05),
+    mdnrnn_training=_MDNRNN_TRAINING,
+    controller={**_SEARCH, "features": "zh", "bias": True},
+    rollouts=16,
+)
+
+PRESETS = {"doom": DOOM, "car-racing": CAR_RACING}
+
+
+def small(preset: Preset) -> Preset:
+    """The same experiment in minutes: fewer episodes, updates and generations, shorter windows, a smaller M, lower scores."""
+    return replace(
+        preset,
+        num_episodes=200,
+        vae_training=replace(preset.vae_training, num_updates=400, evaluate_every=100, max_test_batches=5),
+        mdnrnn={**preset.mdnrnn, "hidden_size": 128},
+        data=replace(preset.data, window=100, batch_size=32, min_length=1, test_fraction=0.1),
+        mdnrnn_training=replace(preset.mdnrnn_training, num_updates=400, evaluate_every=100),
+        controller={**preset.controller, "generations": 10, "population": 16, "test_every": 5, "test_dreams": 128},
+        rollouts=8,
+        temperatures=preset.temperatures if len(preset.temperatures) == 1 else (0.1, 1.0, 1.15),
+        test_dreams=256,
+        test_episodes=20,
+    )

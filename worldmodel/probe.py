@@ -1,0 +1,257 @@
+"""A question to a dream whose answer is known: does it rank fixed policies as reality does?
+
+A search in a dream finds what the dream rewards. Whether that is what reality rewards is asked before the search, by policies
+that need no training: each action held for ever, uniformly random actions, and random actions that are held for some steps. A
+dream that does not tell them apart, or ranks them otherwise, is not ready, whatever its likelihood.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from worldmodel.dream import Dreams, Policy, RandomActions, TerminationRule
+from worldmodel.evaluation import EVALUATION_STREAM, Scores, score, time_limit
+from worldmodel.features import FeatureKind
+from worldmodel.policies import Policy as RealPolicy
+from worldmodel.policies import RandomPolicy, RepeatPolicy
+from worldmodel.rollouts import EnvMaker, EpisodeFailure, derive_seed, rollouts
+from worldmodel.spaces import Value, map_leaves
+from worldmodel.world import WorldModel
+
+Dreamed = Callable[[WorldModel, torch.Generator], Policy]
+MOST_ACTIONS = 10  # of a Discrete space, each of which is a policy
+
+
+class ConstantPolicy:
+    """Always the same action, whatever is seen.
+
+    Args:
+        action: a value of the action space.
+    """
+
+    def __init__(self, action: Any):
+        self.action, self.description = action, f"always {action}"
+
+    def __call__(self, observation: Value) -> Any:
+        """Return the action."""
+        return self.action
+
+
+class ConstantActions:
+    """`ConstantPolicy` in dreams."""
+
+    features: FeatureKind = "z"
+
+    def __init__(self, action: Any):
+        self._action = action
+
+    def __call__(self, features: Tensor) -> Value:
+        """Return the action for each row of ``features`` (B, F)."""
+        action = torch.as_tensor(self._action, device=features.device)
+        return action.expand(features.shape[0], *action.shape)
+
+
+class RepeatedActions:
+    """`RepeatPolicy` in dreams: uniform actions, each held for 1 to ``max_repeat`` steps."""
+
+    features: FeatureKind = "z"
+
+    def __init__(self, world: WorldModel, *, generator: torch.Generator, max_repeat: int = 10):
+        self._draw, self._generator, self._max_repeat = RandomActions(world, generator=generator), generator, max_repeat
+        self._actions: Value = None
+        self._left: Tensor | None = None
+
+    def __call__(self, features: Tensor) -> Value:
+        """Return the held actions (B, ...), or fresh ones where their time is over."""
+        fresh = self._draw(features)
+        times = (features.shape[0],)
+        holds = torch.randint(1, self._max_repeat + 1, times, generator=self._generator, device=features.device)
+        if self._left is None:
+            self._actions, self._left = fresh, holds
+        else:
+            over = self._left == 0
+            self._left = torch.where(over, holds, self._left)
+            self._actions = map_leaves(
+                lambda new, old: torch.where(over.reshape(-1, *[1] * (new.ndim - 1)), new, old), fresh, self._actions
+            )
+        self._left = self._left - 1
+        return self._actions
+
+
+@dataclass(frozen=True)
+class FixedPolicy:
+    """A policy that needs no training, for both worlds: ``dreamed`` makes it from a generator."""
+
+    real: RealPolicy
+    dreamed: Dreamed
+
+
+def fixed_policies(action_space: gym.Space, names: Sequence[str] | None = None) -> dict[str, FixedPolicy]:
+    """The policies of a probe by their names.
+
+    Args:
+        action_space: of a Discrete one up to `MOST_ACTIONS` actions are held for ever, of a Box its centre and its corners
+            along each axis; others have random policies alone.
+        names: of the actions of a Discrete space; "always 0" and so on if None.
+    """
+    held: dict[str, Any] = {}
+    if isinstance(action_space, spaces.Discrete) and action_space.n <= MOST_ACTIONS:
+        start = int(action_space.start)
+        held = {f"always {names[i] if names else start + i}": start + i for i in range(int(action_space.n))}
+    elif isinstance(action_space, spaces.Box) and action_space.is_bounded() and len(action_space.shape) == 1:
+        low, high = action_space.low, action_space.high
+        centre = ((low + high) / 2).astype(action_space.dtype)
+        held["centre"] = centre
+        for axis in range(len(centre)):
+            for name, bounds in (("low", low), ("high", high)):
+                corner = centre.copy()
+                corner[axis] = bounds[axis]
+                held[f"axis {axis} {name}"] = corner
+    found = {name: FixedPolicy(ConstantPolicy(action), _constant(action)) for name, action in held.items()}
+    found["uniform"] = FixedPolicy(RandomPolicy(action_space), _uniform)
+    found["repeated"] = FixedPolicy(RepeatPolicy(action_space), _repeated)
+    return found
+
+
+def _constant(action: Any) -> Dreamed:
+    return lambda world, generator: ConstantActions(action)
+
+
+def _uniform(world: WorldModel, generator: torch.Generator) -> Policy:
+    return RandomActions(world, generator=generator)
+
+
+def _repeated(world: WorldModel, generator: torch.Generator) -> Policy:
+    return RepeatedActions(world, generator=generator)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What fixed policies score, to be printed or read.
+
+    Args:
+        real: scores in reality by the policy's name.
+        dreams: by temperature, likewise.
+    """
+
+    real: Mapping[str, Scores]
+    dreams: Mapping[float, Mapping[str, Scores]]
+
+    def rank_correlation(self, temperature: float) -> float:
+        """Spearman's correlation of the policies' mean scores in a dream and in reality; 1 if the ranks are the same."""
+        dreamed = [self.dreams[temperature][name].mean for name in self.real]
+        ranks = [_ranks(np.array(means)) for means in ([scores.mean for scores in self.real.values()], dreamed)]
+        if min(rank.std() for rank in ranks) == 0:
+            return 0.0  # a dream that tells no policies apart ranks nothing
+        return float(np.corrcoef(ranks)[0, 1])
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as JSON-able data."""
+        dreams = [
+            {
+                "temperature": temperature,
+                "rank_correlation": self.rank_correlation(temperature),
+                "policies": {name: scores.to_json() for name, scores in found.items()},
+            }
+            for temperature, found in self.dreams.items()
+        ]
+        return {"real": {name: scores.to_json() for name, scores in self.real.items()}, "dreams": dreams}
+
+    def __str__(self) -> str:
+        width = max(len("rank correlation"), *map(len, self.real))
+        columns = {"reality": self.real, **{f"dream, tau {tau:g}": found for tau, found in self.dreams.items()}}
+        rows = [" " * width + "".join(f"{name:>24}" for name in columns)]
+        for name in self.real:
+            cells = (f"{found[name].mean:.1f} +- {found[name].standard_error:.1f}" for found in columns.values())
+            rows.append(f"{name:<{width}}" + "".join(f"{cell:>24}" for cell in cells))
+        correlations = "".join(f"{self.rank_correlation(tau):>24.2f}" for tau in self.dreams)
+        rows.append(f"{'rank correlation':<{width}}{'':>24}{correlations}")
+        return "\n".join(rows)
+
+
+def probe(
+    world: WorldModel,
+    *,
+    env: str | EnvMaker,
+    temperatures: Sequence[float] = (1.0,),
+    termination: TerminationRule = "sample",
+    num_episodes: int = 100,
+    num_dreams: int = 1024,
+    seed: int = 0,
+    max_steps: int | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+    wrappers: Sequence[Callable[[gym.Env], gym.Env]] = (),
+    names: Sequence[str] | None = None,
+    num_workers: int = 0,
+    on_policy: Callable[[int, int], None] | None = None,
+) -> Probe:
+    """Score fixed policies in dreams at several temperatures and in reality.
+
+    Args:
+        world: the world model.
+        env: id or constructor of the real environment.
+        temperatures: tau of the dreams.
+        termination: how the dreams end; see `Dreams`.
+        num_episodes: real episodes of each policy.
+        num_dreams: dreamed episodes of each policy.
+        seed: seed of all; the real episodes are those that `evaluate` plays.
+        max_steps: cap on an episode's steps, real or dreamed.
+        env_kwargs: arguments of the environment.
+        wrappers: applied to the environment, in order.
+        names: see `fixed_policies`.
+        num_workers: processes for the real episodes; 0 plays them here.
+        on_policy: called with the number of scores taken, and of all.
+
+    Raises:
+        ValueError: if world and environment do not belong together, or a number is out of range.
+        RuntimeError: if the environment raises; names the episode.
+    """
+    policies = fixed_policies(world.action_space, names)
+    horizon = time_limit(env, max_steps, env_kwargs, wrappers)
+    options: dict[str, Any] = {
+        "max_steps": max_steps,
+        "env_kwargs": env_kwargs,
+        "wrappers": wrappers,
+        "num_workers": num_workers,
+    }
+    episodes_seed, done, total = derive_seed(seed, EVALUATION_STREAM), 0, len(policies) * (1 + len(temperatures))
+    real: dict[str, Scores] = {}
+    dreams: dict[float, dict[str, Scores]] = {tau: {} for tau in temperatures}
+    for name, policy in policies.items():
+        real[name] = _real_scores(rollouts(env, policy.real, episode_ids=range(num_episodes), seed=episodes_seed, **options))
+        for tau in temperatures:
+            worlds = Dreams(world, num_dreams, temperature=tau, termination=termination)
+            dreamed = policy.dreamed(world, worlds.generator(derive_seed(seed, 1)))
+            dreams[tau][name] = score(worlds, dreamed, horizon=horizon, seed=seed)
+        done += 1 + len(temperatures)
+        if on_policy is not None:
+            on_policy(done, total)
+    return Probe(real, dreams)
+
+
+def _real_scores(episodes: Any) -> Scores:
+    returns, lengths = [], []
+    for episode in episodes:
+        if isinstance(episode, EpisodeFailure):
+            raise RuntimeError(
+                f"env: expected to play episode {episode.episode_id} (seed {episode.seed}), but that failed: {episode.error}"
+            )
+        returns.append(float(episode.rewards.sum()))
+        lengths.append(len(episode))
+    return Scores(np.array(returns), np.array(lengths))
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks from 0; equal values share the mean of theirs."""
+    order = np.argsort(values, kind="stable")
+    ranks = np.empty(len(values))
+    ranks[order] = np.arange(len(values))
+    return np.array([ranks[values == value].mean() for value in values])

@@ -1,0 +1,334 @@
+"""An experiment of the paper from one call: data, V, M, a probe, a controller for each temperature, tests, a table.
+
+Each stage leaves its result in ``out``, and a stage that is complete is not run again, so an interrupted experiment goes on
+where it stood, training and search within a stage too::
+
+    out/experiment.json          the preset and the seed
+    out/episodes                 a store of random episodes
+    out/vae                      V
+    out/encoded                  the episodes, encoded by it
+    out/world                    V and M
+    out/probe.json               fixed policies in dream and reality, at each temperature
+    out/temperature-1.15         the search, its log, the controller, its scores
+    out/random.json              random play
+    out/results.json, table.md   every episode's score, and the table
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from worldmodel import checkpoint
+from worldmodel.collect import collect
+from worldmodel.controller import CONTROLLER_FILE, Controller, LatentPolicy
+from worldmodel.dream import Dreams
+from worldmodel.encoding import encode_store
+from worldmodel.episode import Episode
+from worldmodel.evaluation import EVALUATION_STREAM, Scores, score
+from worldmodel.evolution import SEARCH_FILE, Generation, evolve
+from worldmodel.fit import fit
+from worldmodel.metrics import MetricsLog
+from worldmodel.policies import RandomPolicy
+from worldmodel.presets import Preset
+from worldmodel.probe import probe
+from worldmodel.reality import Reality
+from worldmodel.rollouts import derive_seed, describe, rollouts
+from worldmodel.vae import ConvVAE
+from worldmodel.vae_training import train_vae
+from worldmodel.world import WorldModel
+
+EXPERIMENT_FORMAT, SCORES_FORMAT, EXPERIMENT_VERSION = "worldmodel.experiment", "worldmodel.scores", 1
+EXPERIMENT_FILE, RESULTS_FILE, TABLE_FILE = "experiment.json", "results.json", "table.md"
+EPISODES_AT_ONCE = 16  # real episodes that are played in lockstep
+TEST_STREAM, VIDEO_STREAM = 5, 6  # of seeds
+
+Listener = Callable[[str, int, int | None, Mapping[str, float]], None]  # stage, done, total, numbers beside the bar
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """An experiment in a directory. `run` does all; each stage can be called alone once those before it are done.
+
+    Args:
+        preset: every number of it.
+        out: the directory.
+        seed: of everything.
+        device: where models, dreams and trainings are.
+        num_workers: processes for the real environment in collection and probe; 0 plays it here.
+        action_names: of a Discrete action space, for the probe's table.
+        on_progress: called with the stage, what is done of it, its total, and numbers.
+    """
+
+    preset: Preset
+    out: Path
+    seed: int = 0
+    device: torch.device | str = "cpu"
+    num_workers: int = 0
+    action_names: tuple[str, ...] | None = None
+    on_progress: Listener = lambda stage, done, total, facts: None
+
+    def run(self, *, about: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Do what is not done yet.
+
+        Args:
+            about: written into the results, such as the command and the commit.
+
+        Returns:
+            The content of ``results.json``.
+
+        Raises:
+            ValueError: if ``out`` holds an experiment with other numbers.
+            FileExistsError: if it holds something else.
+            KeyboardInterrupt: on Ctrl-C; the same call goes on.
+        """
+        numbers = asdict(self.preset) | {"env": describe(self.preset.env), "seed": self.seed}
+        resume = (self.out / EXPERIMENT_FILE).is_file()
+        about_run: dict[str, Any] = {"marker": EXPERIMENT_FILE, "format": EXPERIMENT_FORMAT, "version": EXPERIMENT_VERSION}
+        checkpoint.prepare_run(self.out, numbers, **about_run, replaces=(), resume=resume, overwrite=False)
+        for stage in (self.collect, self.train_vae, self.encode, self.train_mdnrnn, self.probe):
+            stage()
+        for temperature in self.preset.temperatures:
+            self.search(temperature)
+            self.test(temperature)
+        self.random_play()
+        return self.write_results(about or {})
+
+    def collect(self) -> None:
+        """Random episodes."""
+        preset = self.preset
+        with self._timed("collect"):
+            collect(
+                preset.env,
+                out=self.out / "episodes",
+                num_episodes=preset.num_episodes,
+                policy=preset.policy,
+                seed=self.seed,
+                num_workers=self.num_workers,
+                max_steps=preset.max_steps,
+                on_progress=lambda p: self.on_progress("collect", p.episodes, p.total, {"steps": p.steps}),
+            )
+
+    def train_vae(self) -> ConvVAE:
+        """V."""
+        with self._timed("train V"):
+            return train_vae(
+                self.out / "episodes",
+                out=self.out / "vae",
+                config=self.preset.vae,
+                frame_config=self.preset.frames,
+                training_config=self.preset.vae_training,
+                seed=self.seed,
+                device=self.device,
+                resume=True,
+                on_progress=lambda p: self.on_progress("train V", p.update, p.num_updates, p.metrics),
+            )
+
+    def encode(self) -> None:
+        """Mean and log-variance of each frame."""
+        vision = ConvVAE.from_pretrained(self.out / "vae", device=self.device)
+        with self._timed("encode"):
+            encode_store(
+                self.out / "episodes",
+                vision=vision,
+                out=self.out / "encoded",
+                precision=self.preset.vae_training.precision,
+                on_progress=lambda done, total: self.on_progress("encode", done, total, {}),
+            )
+
+    def train_mdnrnn(self) -> WorldModel:
+        """M, on what is encoded."""
+        with self._timed("train M"):
+            return fit(
+                self.out / "encoded",
+                vision=ConvVAE.from_pretrained(self.out / "vae"),
+                out=self.out / "world",
+                data_config=self.preset.data,
+                training_config=self.preset.mdnrnn_training,
+                seed=self.seed,
+                device=self.device,
+                resume=True,
+                on_progress=lambda p: self.on_progress("train M", p.update, p.num_updates, p.metrics),
+                **self.preset.mdnrnn,
+            )
+
+    def probe(self) -> None:
+        """Does the dream rank fixed policies as reality does?"""
+        path = self.out / "probe.json"
+        if path.is_file():
+            return
+        with self._timed("probe"):
+            found = probe(
+                self.world(),
+                env=self.preset.env,
+                temperatures=self.preset.temperatures,
+                termination=self.preset.termination,
+                num_episodes=self.preset.test_episodes,
+                num_dreams=self.preset.test_dreams,
+                seed=self.seed,
+                max_steps=self.preset.max_steps,
+                names=self.action_names,
+                num_workers=self.num_workers,
+                on_policy=lambda done, total: self.on_progress("probe", done, total, {}),
+            )
+        (self.out / "probe.txt").write_text(f"{found}\n")
+        _write_scores(path, found.to_json())
+
+    def search(self, temperature: float) -> Controller:
+        """A controller, in dreams at a temperature."""
+        directory = self._directory(temperature)
+        if (directory / "controller" / CONTROLLER_FILE).is_file():
+            return self.controller(temperature)
+        directory.mkdir(exist_ok=True)
+        dreams = self._dreams(temperature, self.preset.rollouts * self.preset.controller["population"])
+        done = _last_generation(directory)
+        with self._timed(f"search {temperature:g}"), MetricsLog(directory, done) as log:
+
+            def report(generation: Generation) -> None:
+                tested = {} if generation.test is None else {"test/return": generation.test}
+                log.write(generation.number, {"train/return": generation.mean, "best": generation.best, **tested})
+                facts = {"mean": generation.mean, "best_test": generation.best_test}
+                self.on_progress(f"search at {temperature:g}", generation.number, generation.total, facts)
+
+            controller = evolve(
+                dreams,
+                horizon=self.preset.max_steps,
+                seed=self.seed,
+                log=directory / SEARCH_FILE,
+                resume=True,
+                on_generation=report,
+                **self.preset.controller,
+            )
+        controller.save_pretrained(directory / "controller")
+        return controller
+
+    def test(self, temperature: float) -> None:
+        """Score a controller in its dream and in reality, on episodes that decided nothing."""
+        path = self._directory(temperature) / "scores.json"
+        if path.is_file():
+            return
+        controller, seed = self.controller(temperature), derive_seed(self.seed, TEST_STREAM)
+        dreams = self._dreams(temperature, self.preset.test_dreams)
+        with self._timed(f"test {temperature:g}"):
+            dreamed = score(dreams, controller, horizon=self.preset.max_steps, seed=seed)
+            real = self._score_in_reality(controller, f"test at {temperature:g}")
+        _write_scores(path, {"temperature": temperature, "dream": dreamed.to_json(), "real": real.to_json()})
+
+    def random_play(self) -> None:
+        """Score uniformly random actions in reality."""
+        path = self.out / "random.json"
+        if path.is_file():
+            return
+        episodes = self._play(RandomPolicy(self.world().action_space), self.preset.test_episodes)
+        returns = np.array([episode.rewards.sum() for episode in episodes])
+        _write_scores(path, {"real": Scores(returns, np.array([len(episode) for episode in episodes])).to_json()})
+
+    def world(self) -> WorldModel:
+        """The world model."""
+        return WorldModel.from_pretrained(self.out / "world", device=self.device)
+
+    def controller(self, temperature: float) -> Controller:
+        """The controller that was searched at a temperature."""
+        return Controller.from_pretrained(self._directory(temperature) / "controller", device=self.device)
+
+    def agent_episode(self, temperature: float) -> Episode:
+        """An episode of the controller in reality, none of those that it is scored on."""
+        policy = LatentPolicy(self.world(), self.controller(temperature))
+        (episode,) = self._play(policy, 1, stream=VIDEO_STREAM)
+        return episode
+
+    def write_results(self, about: Mapping[str, Any]) -> dict[str, Any]:
+        """Write ``results.json`` and ``table.md`` and return the former's content."""
+        searches = [_read_scores(self._directory(temperature) / "scores.json") for temperature in self.preset.temperatures]
+        content = {
+            **about,
+            "seed": self.seed,
+            "episodes_seed": derive_seed(self.seed, EVALUATION_STREAM),
+            "seconds": self.seconds(),
+            "random": _read_scores(self.out / "random.json")["real"],
+            "temperatures": searches,
+            "probe": _read_scores(self.out / "probe.json"),
+        }
+        checkpoint.write_bytes(self.out / RESULTS_FILE, (json.dumps(content, indent=1) + "\n").encode())
+        checkpoint.write_bytes(self.out / TABLE_FILE, table(content, self.preset).encode())
+        return content
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds of each stage, over all calls."""
+        path = self.out / "seconds.json"
+        return json.loads(path.read_bytes()) if path.is_file() else {}
+
+    def _directory(self, temperature: float) -> Path:
+        return self.out / f"temperature-{temperature:g}"
+
+    def _dreams(self, temperature: float, num_dreams: int) -> Dreams:
+        return Dreams(self.world(), num_dreams, temperature=temperature, termination=self.preset.termination)
+
+    def _score_in_reality(self, controller: Controller, stage: str) -> Scores:
+        """Play the test episodes, some at a time in lockstep."""
+        world, parts, total = self.world(), [], self.preset.test_episodes
+        for first in range(0, total, EPISODES_AT_ONCE):
+            seed = derive_seed(self.seed, EVALUATION_STREAM, first)
+            count = min(EPISODES_AT_ONCE, total - first)
+            with closing(Reality(world, self.preset.env, count, seed=seed, max_steps=self.preset.max_steps)) as reality:
+                parts.append(score(reality, controller, horizon=self.preset.max_steps, seed=seed))
+            self.on_progress(stage, first + count, total, {"return": float(parts[-1].mean)})
+        return Scores(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("returns", "lengths")))
+
+    def _play(self, policy: Any, num_episodes: int, *, stream: int = EVALUATION_STREAM) -> list[Episode]:
+        seed, steps = derive_seed(self.seed, stream), self.preset.max_steps
+        results = list(rollouts(self.preset.env, policy, episode_ids=range(num_episodes), seed=seed, max_steps=steps))
+        for result in results:
+            if not isinstance(result, Episode):
+                raise RuntimeError(f"env: expected to play episode {result.episode_id} (seed {result.seed}): {result.error}")
+        return [result for result in results if isinstance(result, Episode)]
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            seconds = self.seconds()
+            seconds[stage] = seconds.get(stage, 0.0) + time.monotonic() - began
+            checkpoint.write_bytes(self.out / "seconds.json", (json.dumps(seconds, indent=1) + "\n").encode())
+
+
+def table(results: Mapping[str, Any], preset: Preset) -> str:
+    """The table of an experiment in Markdown: dream and reality by temperature, beside the paper's reality where it has one."""
+    lines = [
+        "| temperature | score in the dream | score in reality | standard error | reality in the paper |",
+        "|---|---|---|---|---|",
+    ]
+    for row in results["temperatures"]:
+        dreamed, real = row["dream"], row["real"]
+        paper = preset.paper.get(row["temperature"], "-")
+        cells = (f"{scores['mean']:.0f} ± {scores['std']:.0f}" for scores in (dreamed, real))
+        lines.append(f"| {row['temperature']:g} | {' | '.join(cells)} | {real['standard_error']:.0f} | {paper} |")
+    random = results["random"]
+    cell = f"{random['mean']:.0f} ± {random['std']:.0f}"
+    lines.append(f"| random play | - | {cell} | {random['standard_error']:.0f} | {preset.paper.get(None, '-')} |")
+    return "\n".join(lines) + "\n"
+
+
+def _last_generation(directory: Path) -> int:
+    """Keep the whole log of an interrupted search; where there is no search to go on with, none of it."""
+    return 2**31 if (directory / SEARCH_FILE).is_file() else 0
+
+
+def _write_scores(path: Path, content: Mapping[str, Any]) -> None:
+    checkpoint.write_json(path, content, format=SCORES_FORMAT, version=EXPERIMENT_VERSION)
+
+
+def _read_scores(path: Path) -> dict[str, Any]:
+    content = checkpoint.read_json(path, format=SCORES_FORMAT, version=EXPERIMENT_VERSION)
+    del content["version"]
+    return content

@@ -1,0 +1,239 @@
+"""From stores of episodes to a trained V for images, in one call.
+
+Frames are dealt in random order as a pure function of (seed, epoch, number of the batch), like windows are for M. Neighbouring
+frames are stored together, so they are read as windows of `WINDOW` steps, many windows of random episodes at a time (a *pool*),
+and dealt in random order from there: reading stays cheap, and a batch holds about one frame of each window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from worldmodel import checkpoint, training
+from worldmodel.sequences import EpisodeCollection, WindowSampler, permuted, split_episodes
+from worldmodel.spaces import leaf_values
+from worldmodel.training import TrainingConfig, TrainingProgress
+from worldmodel.vae import VISION_FILE, VISION_WEIGHTS, ConvVAE, FrameBatch, VAEConfig
+from worldmodel.world import check_device
+
+RUN_FORMAT, RUN_VERSION, RUN_FILE = "worldmodel.train_vae", 1, "train_vae.json"
+OUTPUTS = (RUN_FILE, VISION_FILE, VISION_WEIGHTS, "training", ".*.tmp")
+WINDOW = 64  # steps that are read together
+POOL_BATCHES = 64  # batches' worth of frames that are in memory at once: 200 MB of 64x64 colour at 256 a batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameConfig:
+    """How frames become batches.
+
+    Args:
+        batch_size: images in a batch.
+        test_fraction: part of the episodes that is held out.
+        min_length: episodes of fewer steps are left out.
+
+    Raises:
+        ValueError: naming the field that is out of range.
+    """
+
+    batch_size: int = 256
+    test_fraction: float = 0.05
+    min_length: int = 1
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        for name in ("batch_size", "min_length"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected an integer >= 1, got {getattr(self, name)}")
+        if not 0 <= self.test_fraction < 1:
+            raise ValueError(f"test_fraction: expected a number in [0, 1), got {self.test_fraction}")
+
+
+class FrameData:
+    """Batches of single frames for training and evaluation.
+
+    Args:
+        episodes: where the frames are.
+        which: (n,) indices of the episodes to use.
+        path: of the image in the observation space.
+        batch_size: images in a batch; where fewer are left of a pool, they wait for another epoch.
+        seed: of the order.
+        shuffle: False reads the frames in order, for evaluation.
+        device: where the batches are.
+    """
+
+    def __init__(
+        self,
+        episodes: EpisodeCollection,
+        which: np.ndarray,
+        *,
+        path: str,
+        batch_size: int,
+        seed: int,
+        shuffle: bool = True,
+        device: torch.device | str = "cpu",
+    ):
+        self._episodes, self._path, self._batch_size, self._seed = episodes, path, batch_size, seed
+        self._shuffle, self._device = shuffle, device
+        windows = max(1, (POOL_BATCHES if shuffle else 1) * batch_size // WINDOW)
+        lengths = episodes.lengths[which]
+        self._sampler = WindowSampler(which, lengths, window=WINDOW, batch_size=windows, seed=seed, shuffle=shuffle)
+        self._counted: tuple[int, np.ndarray] | None = None
+        self._pool: tuple[tuple[int, int], torch.Tensor] | None = None
+
+    def num_batches(self, epoch: int) -> int:
+        """Number of batches in an epoch; it varies a little, as the windows do."""
+        return int(self._ends(epoch)[-1])
+
+    def batch(self, epoch: int, index: int, *, generator: torch.Generator | None = None) -> FrameBatch:
+        """Assemble batch ``index`` of ``epoch``; nothing is drawn."""
+        ends = self._ends(epoch)
+        if not 0 <= index < ends[-1]:
+            raise IndexError(f"index: expected a batch in [0, {ends[-1]}), got {index}")
+        number = int(np.searchsorted(ends, index, side="right"))
+        frames = self._frames(epoch, number)
+        first = (index - (int(ends[number - 1]) if number else 0)) * self._batch_size
+        positions = np.arange(first, min(first + self._batch_size, len(frames)))
+        if self._shuffle:
+            positions = permuted(positions, len(frames), key=(self._seed, epoch, number))
+        return FrameBatch(frames[torch.as_tensor(positions)].to(self._device))
+
+    def _ends(self, epoch: int) -> np.ndarray:
+        """Running total of the batches of each pool."""
+        if self._counted is None or self._counted[0] != epoch:
+            pools = [self._sampler.batch(epoch, number) for number in range(self._sampler.num_batches(epoch))]
+            frames = [int((pool.stop - pool.start + self._is_last(pool.episode, pool.stop)).sum()) for pool in pools]
+            self._counted = epoch, np.cumsum([max(1, count // self._batch_size) for count in frames])
+        return self._counted[1]
+
+    def _is_last(self, episode: np.ndarray, stop: np.ndarray) -> np.ndarray:
+        """Whether windows reach the end of their episodes: only they bring the frame after their last step."""
+        last: np.ndarray = stop == self._episodes.lengths[episode]
+        return last
+
+    def _frames(self, epoch: int, number: int) -> torch.Tensor:
+        """The frames of a pool; the latest one is kept."""
+        if self._pool is None or self._pool[0] != (epoch, number):
+            self._pool = None  # two pools never lie in memory at once
+            pool = self._sampler.batch(epoch, number)
+            parts = []
+            for which in zip(pool.episode, pool.start, pool.stop, self._is_last(pool.episode, pool.stop), strict=True):
+                observations = self._episodes.read(*(int(part) for part in which[:3])).observations
+                frames = leaf_values(observations)[self._path]
+                parts.append(frames if which[3] else frames[:-1])
+            self._pool = (epoch, number), torch.from_numpy(np.concatenate(parts))
+        return self._pool[1]
+
+
+def train_vae(
+    data: str | Path | Sequence[str | Path],
+    *,
+    out: str | Path,
+    config: VAEConfig | None = None,
+    frame_config: FrameConfig | None = None,
+    training_config: TrainingConfig | None = None,
+    initial: ConvVAE | None = None,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    resume: bool = False,
+    overwrite: bool = False,
+    tensorboard: bool = False,
+    on_progress: Callable[[TrainingProgress], None] | None = None,
+) -> ConvVAE:
+    """Train V on the frames of one or several stores of episodes and write it as a directory.
+
+    Args:
+        data: path of a store, or several of the same environment.
+        out: directory for V; its training state goes to ``out/training``.
+        config: sizes and loss.
+        frame_config: batches of frames.
+        training_config: how to train.
+        initial: a V to start from; its sizes and weights are kept. None starts anew.
+        seed: >= 0, of the split, the initial weights, the order of the frames and everything drawn in training.
+        device: where V and its training are.
+        resume: go on with the run in ``out``, if there is one, with the same arguments; a complete one is returned as it is.
+        overwrite: replace an earlier run in ``out``.
+        tensorboard: write TensorBoard scalars too (extra ``tensorboard``).
+        on_progress: called every few updates.
+
+    Returns:
+        V, on ``device``, in evaluation mode.
+
+    Raises:
+        ValueError: if the observations hold no image, an argument is out of range, or a resumed run was started with others.
+        NonFiniteLossError: if training diverged.
+        FileExistsError: if ``out`` holds something that may not be replaced.
+        KeyboardInterrupt: on Ctrl-C, with a state saved from which ``resume`` goes on.
+    """
+    frame_config, training_config = frame_config or FrameConfig(), training_config or TrainingConfig()
+    check_device(device)
+    episodes = EpisodeCollection.open(data, min_length=frame_config.min_length)
+    vision = _new_vae(episodes, config, initial, seed)
+    arguments: dict[str, Any] = {"data_fingerprint": episodes.fingerprint, "seed": seed, "device": torch.device(device).type}
+    arguments |= {"config": asdict(vision.config), "frame_config": asdict(frame_config)}
+    arguments |= {"training_config": asdict(training_config), "initial": None if initial is None else initial.fingerprint}
+    directory = checkpoint.prepare_run(
+        out,
+        arguments,
+        marker=RUN_FILE,
+        format=RUN_FORMAT,
+        version=RUN_VERSION,
+        replaces=OUTPUTS,
+        resume=resume,
+        overwrite=overwrite,
+    )
+    if (directory / VISION_FILE).is_file():
+        return ConvVAE.from_pretrained(directory, device=device)
+    train_data, test_data = _frame_data(episodes, vision, frame_config, seed, device)
+    result = training.train(
+        vision.to(device),
+        train_data,
+        out=directory / "training",
+        config=training_config,
+        seed=seed,
+        test_data=test_data,
+        fingerprint=episodes.fingerprint,
+        resume=resume,
+        tensorboard=tensorboard,
+        on_progress=on_progress,
+    )
+    vision.write(directory, provenance={**arguments, "training": asdict(result)})
+    return vision.eval()
+
+
+def _new_vae(episodes: EpisodeCollection, config: VAEConfig | None, initial: ConvVAE | None, seed: int) -> ConvVAE:
+    if initial is not None:
+        if config is not None:
+            raise ValueError("config: expected none beside an initial V, which brings its own")
+        if initial.observation_space != episodes.observation_space:
+            expected, actual = episodes.observation_space, initial.observation_space
+            raise ValueError(f"initial: expected a V of the observation space {expected}, got one of {actual}")
+    with torch.random.fork_rng(devices=[]):  # torch's initialisers take no generator: borrow the CPU's and give it back
+        torch.default_generator.manual_seed(seed)
+        vision = ConvVAE(episodes.observation_space, config if initial is None else initial.config)
+    if initial is not None:
+        vision.load_state_dict(initial.state_dict())
+    elif vision.vectors is not None:
+        vision.vectors.fit(
+            {path: leaf for path, leaf in leaf_values(episodes.read(i).observations).items() if path != vision.layout.path}
+            for i in range(len(episodes))
+        )
+    return vision
+
+
+def _frame_data(
+    episodes: EpisodeCollection, vision: ConvVAE, config: FrameConfig, seed: int, device: torch.device | str
+) -> tuple[FrameData, FrameData | None]:
+    """Training and held-out frames; the latter None where the split holds nothing out."""
+    train, test = split_episodes(len(episodes), test_fraction=config.test_fraction, seed=seed)
+
+    def frames(which: np.ndarray, shuffle: bool) -> FrameData:
+        path, batch_size = vision.layout.path, config.batch_size
+        return FrameData(episodes, which, path=path, batch_size=batch_size, seed=seed, shuffle=shuffle, device=device)
+
+    return frames(train, True), frames(test, False) if len(test) else None

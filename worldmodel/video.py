@@ -1,0 +1,62 @@
+"""Videos (mp4) of frames, by ffmpeg: extra ``video``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+
+def write_video(path: str | Path, frames: Iterable[np.ndarray], *, fps: int = 35, enlarge: int = 4) -> int:
+    """Write frames as an mp4 file (H.264).
+
+    Args:
+        path: the file; an earlier one is replaced once the new one is whole.
+        frames: (H, W, 3) or (H, W) uint8 each, all of one size.
+        fps: frames per second.
+        enlarge: each pixel becomes so many to a side.
+
+    Returns:
+        The number of frames.
+
+    Raises:
+        ImportError: if imageio-ffmpeg is not installed.
+        ValueError: if there is no frame, or a frame has another size than the first.
+    """
+    try:
+        import imageio_ffmpeg
+    except ImportError as error:
+        raise ImportError("imageio-ffmpeg is not installed: pip install worldmodel[video]") from error
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp.mp4")
+    writer, count, shape = None, 0, None
+    try:
+        for frame in frames:
+            picture = _enlarged(np.asarray(frame), enlarge)
+            if writer is None:
+                shape = picture.shape
+                size = (shape[1], shape[0])
+                writer = imageio_ffmpeg.write_frames(str(temporary), size, fps=fps, macro_block_size=1, quality=6)
+                writer.send(None)
+            if picture.shape != shape:
+                raise ValueError(f"frames: expected all of size {shape}, got {picture.shape} at number {count}")
+            writer.send(np.ascontiguousarray(picture))
+            count += 1
+        if writer is None:
+            raise ValueError("frames: expected at least one, got none")
+        writer.close()
+        temporary.replace(path)
+    finally:
+        if writer is not None:
+            writer.close()
+        temporary.unlink(missing_ok=True)
+    return count
+
+
+def _enlarged(frame: np.ndarray, factor: int) -> np.ndarray:
+    """(H, W, 3) with even sides, as the codec wants them."""
+    if frame.ndim == 2 or frame.shape[-1] == 1:
+        frame = np.repeat(frame.reshape(*frame.shape[:2], 1), 3, axis=2)
+    picture = frame.repeat(factor, axis=0).repeat(factor, axis=1)
+    return np.pad(picture, ((0, picture.shape[0] % 2), (0, picture.shape[1] % 2), (0, 0)), mode="edge")
