@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import time
 
-from command import Bar, add_device, add_environment, choose_device, parse_with_preset, run
+from bars import Bar
+from command import add_device, add_environment, choose_device, parse_with_preset, run
 
 import worldmodel as wm
 from worldmodel.collect import CollectionProgress

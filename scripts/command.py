@@ -1,4 +1,4 @@
-"""What the command-line programs here share: the device option, one-line errors, and a bar fed by progress reports."""
+"""What the command-line programs here share: options, presets, one-line errors."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
-from typing import Any
 
 import gymnasium as gym
 import torch
-from tqdm import tqdm
 
 from worldmodel.presets import PRESETS
 
@@ -92,30 +90,3 @@ def run(main: Callable[[], None], *, resume: str = "") -> None:
         said = str(interrupt) or "interrupted"
         print(f"\n{said}. {resume}".rstrip(), file=sys.stderr)
         sys.exit(130)
-
-
-class Bar:
-    """A progress bar that is told where things stand, and shows numbers beside it."""
-
-    def __init__(self, description: str, unit: str):
-        self._bar = tqdm(desc=description, unit=unit, dynamic_ncols=True)
-
-    def show(self, done: int, total: int | None, **facts: Any) -> None:
-        """Move the bar to ``done`` of ``total`` (None: unknown); facts are numbers or None."""
-        self._bar.total = total
-        texts = (f"{name} {value:,.4g}" for name, value in facts.items() if value is not None)
-        self._bar.set_postfix_str(", ".join(texts), refresh=False)
-        self._bar.update(done - self._bar.n)
-
-    def close(self) -> None:
-        """Leave the bar on the screen as it stands."""
-        self._bar.refresh()
-        self._bar.close()
-
-    def __enter__(self) -> Bar:
-        """Begin."""
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        """End."""
-        self.close()

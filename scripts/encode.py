@@ -8,7 +8,8 @@ from __future__ import annotations
 import argparse
 import time
 
-from command import Bar, add_device, choose_device, run
+from bars import Bar
+from command import add_device, choose_device, run
 
 import worldmodel as wm
 from worldmodel.encoding import DTYPES

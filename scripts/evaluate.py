@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from command import Bar, add_device, add_environment, add_termination, choose_device, parse_with_preset, run
+from bars import Bar
+from command import add_device, add_environment, add_termination, choose_device, parse_with_preset, run
 
 import worldmodel as wm
 from worldmodel.checkpoint import write_bytes

@@ -7,11 +7,11 @@ import importlib.util
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from command import Bar, add_device, choose_device
+from bars import StageBars
+from command import add_device, choose_device
 
 import worldmodel as wm
 from worldmodel import pictures
@@ -34,29 +34,10 @@ def parse_arguments(description: str | None) -> argparse.Namespace:
     return parser.parse_args()
 
 
-class Bars:
-    """One bar for each stage, one below the other."""
-
-    def __init__(self) -> None:
-        self._stage, self._bar = "", None
-
-    def show(self, stage: str, done: int, total: int | None, facts: Mapping[str, float]) -> None:
-        """Move the bar of a stage; another stage gets a bar of its own."""
-        if stage != self._stage:
-            self.close()
-            self._stage, self._bar = stage, Bar(stage, "step")
-        self._bar.show(done, total, **facts)
-
-    def close(self) -> None:
-        """Leave the last bar as it stands."""
-        if self._bar is not None:
-            self._bar.close()
-
-
 def reproduce(args: argparse.Namespace, preset: Preset, action_names: tuple[str, ...] | None = None) -> None:
     if args.video and importlib.util.find_spec("imageio_ffmpeg") is None:
         raise ImportError("--video: imageio-ffmpeg is not installed: pip install worldmodel[video], or give --no-video")
-    bars, device = Bars(), choose_device(args.device)
+    bars, device = StageBars(), choose_device(args.device)
     experiment = Reproduction(
         small(preset) if args.scale == "small" else preset,
         Path(args.out),

@@ -7,9 +7,10 @@ import time
 from dataclasses import asdict
 
 import torch
+from bars import StageBars
 from command import add_device, add_environment, choose_device, run
 from fields import add_fields, read_fields
-from loop import StageBars, report
+from loop import report, show_stages
 
 import worldmodel as wm
 
@@ -60,7 +61,7 @@ def main() -> None:
         max_steps=args.max_steps,
         env_kwargs=args.env_kwargs,
         overwrite=args.overwrite,
-        on_progress=bars.show,
+        on_progress=show_stages(bars),
     )
     bars.close()
     report(rounds, args.out, target=args.target, seed=args.seed, seconds=time.monotonic() - began)

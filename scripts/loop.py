@@ -3,36 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from command import Bar
+from bars import StageBars
 
 import worldmodel as wm
 
 UNITS = {"collect": "episode", "train": "update", "dream": "generation", "evaluate": "step"}
 
 
-class StageBars:
-    """One bar for each stage of each round, the earlier ones left as they ended."""
-
-    def __init__(self) -> None:
-        self._stage: tuple[int, str] | None = None
-        self._bar: Bar | None = None
-
-    def show(self, progress: wm.StageProgress) -> None:
-        """Move the bar of the stage that runs."""
-        if self._stage != (progress.round, progress.stage) or self._bar is None:
-            self.close()
-            self._stage = (progress.round, progress.stage)
-            self._bar = Bar(f"round {progress.round}: {progress.stage:<8}", UNITS[progress.stage])
-        self._bar.show(progress.done, progress.total, **progress.facts)
-
-    def close(self) -> None:
-        """Leave the last bar as it stands."""
-        if self._bar is not None:
-            self._bar.close()
+def show_stages(bars: StageBars) -> Callable[[wm.StageProgress], None]:
+    """Feed the loop's reports to bars, one for each stage of each round."""
+    return lambda p: bars.show(f"round {p.round}: {p.stage:<8}", p.done, p.total, p.facts, unit=UNITS[p.stage])
 
 
 def report(rounds: Sequence[wm.Round], out: str | Path, *, target: float | None, seed: int, seconds: float) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import gymnasium as gym
 import torch
+from bars import StageBars
 from command import add_device, choose_device, run
-from loop import StageBars, report
+from loop import report, show_stages
 
 import worldmodel as wm
 from worldmodel.evaluation import EVALUATION_STREAM
@@ -42,7 +43,7 @@ def main() -> None:
         seed=args.seed,
         device=choose_device(args.device),
         overwrite=args.overwrite,
-        on_progress=bars.show,
+        on_progress=show_stages(bars),
     )
     bars.close()
     best = wm.best_round(rounds)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from command import Bar, add_device, add_environment, add_termination, choose_device, parse_with_preset, run
+from bars import Bar
+from command import add_device, add_environment, add_termination, choose_device, parse_with_preset, run
 from fields import add_fields, read_fields
 
 import worldmodel as wm

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from command import Bar, add_device, choose_device, parse_with_preset, run
+from bars import Bar
+from command import add_device, choose_device, parse_with_preset, run
 from fields import add_fields, read_fields
 
 import worldmodel as wm

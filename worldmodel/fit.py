@@ -123,16 +123,13 @@ def fit(
     data_config, training_config = data_config or DataConfig(), training_config or TrainingConfig()
     check_device(device)
     episodes = EpisodeCollection.open(data, min_length=data_config.min_length)
-    arguments: dict[str, Any] = {"data_fingerprint": episodes.fingerprint, "seed": seed, "device": torch.device(device).type}
-    arguments |= {"data_config": asdict(data_config), "training_config": asdict(training_config)}
-    arguments |= {"vision": None if vision is None else vision.fingerprint}
     encoded = encoded_form(episodes.stores, initial.vision if initial is not None else vision)
     if initial is None:
         v, model = _new_parts(episodes, seed, mdnrnn, vision, encoded)
     else:
         v, model = _parts_of(initial, episodes, mdnrnn, vision, encoded)
-    arguments |= {"mdnrnn": asdict(model.config), "initial": None if initial is None else initial.fingerprint}
-    arguments |= {"calibrate": True} if calibrate else {}  # so that runs that were started without it can be resumed
+    arguments = _arguments(episodes, seed, torch.device(device), vision, model, initial, calibrate)
+    arguments |= {"data_config": asdict(data_config), "training_config": asdict(training_config)}
     split = split_episodes(len(episodes), test_fraction=data_config.test_fraction, seed=seed)
     about: dict[str, Any] = {"marker": FIT_FILE, "format": FIT_FORMAT, "version": FIT_VERSION, "replaces": OUTPUTS}
     directory = checkpoint.prepare_run(out, arguments, **about, resume=resume, overwrite=overwrite)
@@ -163,6 +160,27 @@ def fit(
         world.provenance["calibration"] = _calibrate(world, test_data, seed)
     world.write(directory)
     return world.eval()
+
+
+def _arguments(
+    episodes: EpisodeCollection,
+    seed: int,
+    device: torch.device,
+    vision: Vision | None,
+    model: MDNRNN,
+    initial: WorldModel | None,
+    calibrate: bool,
+) -> dict[str, Any]:
+    """What a resumed run must have in common with the one that it goes on with, beside the configurations."""
+    return {
+        "data_fingerprint": episodes.fingerprint,
+        "seed": seed,
+        "device": device.type,
+        "vision": None if vision is None else vision.fingerprint,
+        "mdnrnn": asdict(model.config),
+        "initial": None if initial is None else initial.fingerprint,
+        **({"calibrate": True} if calibrate else {}),  # so that runs that were started without it can be resumed
+    }
 
 
 def _new_parts(
