@@ -47,7 +47,7 @@ def test_the_readme_names_every_module():
 
 
 def test_files_that_the_readme_names_are_there():
-    named = re.findall(r"(?:scripts|examples|results|dev|tests)/[\w/.]+\.(?:py|md|png)", README)
+    named = re.findall(r"(?:scripts|examples|benchmarks|docs|results|dev|tests)/[\w/.]+\.(?:py|md|png)", README)
     assert named
     assert not [name for name in named if "<" not in name and not (ROOT / name).exists()]
 
