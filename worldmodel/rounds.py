@@ -52,7 +52,7 @@ class IterationConfig:
     """
 
     max_rounds: int = 5
-    patience_rounds: int | None = None
+    patience_rounds: int | None = 2
     first_policy: str = "random"
     first_episodes: int = 1000
     controller_episodes: int = 100
