@@ -11,8 +11,8 @@ PACKAGE = ROOT / "worldmodel"
 
 FLOORS = [
     {
-        "version", "streams", "seeding", "reparameterization", "mixture", "spaces", "checkpoint", "episode", "interrupt",
-        "strategies",
+        "version", "streams", "seeding", "reparameterization", "mixture", "membership", "spaces", "checkpoint", "episode",
+        "interrupt", "strategies",
     },
     {
         "policies", "shards", "store", "workers", "rollouts", "collect",
