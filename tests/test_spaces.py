@@ -208,3 +208,18 @@ def test_unsigned_integers_are_numbers_like_any_other(dtype):
         flat.check(value + np.array([0, 1], dtype), 2)
     box = spaces.Box(0, 100, (2,), dtype)
     FlatSpace(box).check(np.stack([box.low, box.high]), 2)
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Box(-0.1, 0.1, (2,), np.float64),  # float32's nearest number to 0.1 is above it
+        spaces.Box(-(2**31), 2**31 - 1, (2,), np.int32),  # float32's nearest number to the highest is one more, which overflows
+        spaces.Box(-1e300, 1e300, (2,), np.float64),
+        spaces.Box(0, np.inf, (2,), np.float64),
+    ],
+)
+def test_what_unflatten_clips_lies_within_bounds_that_float32_does_not_have(space):
+    flat = FlatSpace(space)
+    for far in (-1e30, 1e30):
+        assert space.contains(flat.unflatten(torch.full((2,), far)).numpy())

@@ -128,6 +128,8 @@ class FlatSpace(nn.Module):
         self.size = sum(self._sizes)
         bounds = [_leaf_bounds(leaf, size) for (_, leaf), size in zip(self._leaves, self._sizes, strict=True)]
         low, high = (torch.as_tensor(np.concatenate(part), dtype=torch.float64) for part in zip(*bounds, strict=True))
+        inner_low, inner_high = -_round_down(-low), _round_down(high)  # what is clipped to them is then within the exact ones
+        representable = inner_low <= inner_high
         is_box = self._per_feature(lambda leaf: isinstance(leaf, spaces.Box))
         is_binary = self._per_feature(lambda leaf: isinstance(leaf, spaces.MultiBinary))
         is_integer = self._per_feature(lambda leaf: np.issubdtype(leaf.dtype, np.integer))
@@ -135,8 +137,8 @@ class FlatSpace(nn.Module):
         constants = {
             "center": torch.where(scaled, (low + high) / 2, 0.0),
             "half_range": torch.where(scaled, (high - low) / 2, 1.0),
-            "low": low,
-            "high": high,
+            "low": torch.where(representable, inner_low, low),
+            "high": torch.where(representable, inner_high, high),
         }
         for name, constant in constants.items():
             self.register_buffer(name, constant.float(), persistent=False)
@@ -254,6 +256,12 @@ class FlatSpace(nn.Module):
         return build_value(
             self.space, {path: _unflatten_leaf(leaf, part) for (path, leaf), part in zip(self._leaves, parts, strict=True)}
         )
+
+
+def _round_down(bound: Tensor) -> Tensor:
+    """The largest float32 number that is not above a float64 one, in float64."""
+    nearest = bound.float()
+    return torch.where(nearest.double() > bound, nearest.nextafter(torch.full_like(nearest, -torch.inf)), nearest).double()
 
 
 def _leaf_size(space: gym.Space) -> int:
