@@ -412,3 +412,9 @@ def test_dreams_live_on_the_device_of_the_world():
     assert {part.device.type for part in (state.z, *state.lstm, state.alive, reward, ended)} == {"cuda"}
     rollout = dreams.rollout(policy, 5, generator=dreams.generator(0))
     assert {part.device.type for part in vars(rollout).values()} == {"cuda"}
+
+
+@pytest.mark.parametrize("temperature", [[1.0, 2.0], (1, 2), np.array([1.0, 2.0]), "warm", None])
+def test_a_temperature_that_is_neither_a_number_nor_a_tensor_is_refused_at_once(temperature):
+    with pytest.raises(TypeError, match="temperature: expected a number or a tensor, got"):
+        Dreams(random_world(), 2, temperature=temperature)

@@ -543,6 +543,8 @@ def test_a_world_without_a_decoder_cannot_be_decoded_or_drawn():
         ({"temperature": -1.0}, "temperature: expected finite values >= 0"),
         ({"temperature": (2.0, 1.0)}, "temperature: expected a number or a range"),
         ({"temperature": (1.0, 2.0, 3.0)}, "temperature: expected a number or a range"),
+        ({"temperature": "warm"}, "temperature: expected a number or a range .*got 'warm'"),
+        ({"temperature": (1.0, "warm")}, "temperature: expected a number or a range"),
         ({"termination": "never"}, "termination: expected 'threshold' or 'sample'"),
         ({"horizon": 0}, "horizon: expected None or an integer >= 1"),
         ({"prefix_length": 3}, "prefix_length, prefix_data: expected both or neither"),
@@ -599,6 +601,9 @@ def test_options_are_checked_without_a_world():
     options = DreamOptions(temperature=[0.5, 1.0])
     assert options.temperature_range == (0.5, 1.0)
     assert DreamOptions(temperature=2).temperature_range == (2.0, 2.0)
+    for number in (np.float32(2), np.int64(2), np.array(2.0), torch.tensor(2)):
+        assert DreamOptions(temperature=number).temperature_range == (2.0, 2.0)
+    assert DreamOptions(temperature=np.array([0.5, 1.0])).temperature_range == (0.5, 1.0)
 
 
 def test_features_have_the_size_that_the_space_says():

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -71,11 +72,14 @@ class DreamOptions:
         Raises:
             ValueError: if ``temperature`` is neither a number nor two.
         """
-        if isinstance(self.temperature, (int, float)):
-            return float(self.temperature), float(self.temperature)
-        if len(self.temperature) != 2:
-            raise ValueError(f"temperature: expected a number or a range (low, high), got {self.temperature}")
-        return float(self.temperature[0]), float(self.temperature[1])
+        try:
+            values = np.asarray(self.temperature, dtype=np.float64)
+        except (TypeError, ValueError):
+            values = np.empty(0)
+        if values.shape not in ((), (2,)):
+            raise ValueError(f"temperature: expected a number or a range (low, high), got {self.temperature!r}")
+        low, high = np.broadcast_to(values, 2).tolist()
+        return low, high
 
     def start_bank(self, world: WorldModel) -> StartBank:
         """Where the dreams begin.
