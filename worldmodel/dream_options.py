@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,13 +58,17 @@ class DreamOptions:
         check_temperature(torch.tensor([low, high]))
         if low > high:
             raise ValueError(f"temperature: expected a number or a range (low, high), got {self.temperature}")
-        if self.horizon is not None and self.horizon < 1:
-            raise ValueError(f"horizon: expected None or an integer >= 1, got {self.horizon}")
+        if self.horizon is not None and (not isinstance(self.horizon, numbers.Integral) or self.horizon < 1):
+            raise ValueError(f"horizon: expected None or an integer >= 1, got {self.horizon!r}")
+        if not isinstance(self.prefix_length, numbers.Integral):
+            raise ValueError(f"prefix_length: expected an integer >= 0, got {self.prefix_length!r}")
         if self.prefix_length < 0 or (self.prefix_length > 0) != (self.prefix_data is not None):
             raise ValueError(
                 "prefix_length, prefix_data: expected both or neither, got "
                 f"{self.prefix_length} and {None if self.prefix_data is None else str(self.prefix_data)!r}"
             )
+        if not (self.reward is None or isinstance(self.reward, str) or callable(self.reward)):
+            raise ValueError(f"reward: expected None, a function or its name, 'module:function', got {self.reward!r}")
 
     @property
     def temperature_range(self) -> tuple[float, float]:
@@ -102,7 +107,7 @@ class DreamOptions:
         module, _, name = self.reward.partition(":")
         try:
             function = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError, ValueError) as error:
+        except (ImportError, AttributeError, TypeError, ValueError) as error:
             raise ValueError(f"reward: expected a function or its name, 'module:function', got {self.reward!r}") from error
         if not callable(function):
             raise ValueError(f"reward: expected the name of a function, got {self.reward!r}, which is {function!r}")
