@@ -558,6 +558,7 @@ def test_a_world_without_a_decoder_cannot_be_decoded_or_drawn():
         ({"reward": 3}, "reward: expected None, a function or its name, 'module:function', got 3"),
         ({"reward": "math:pi"}, "reward: expected the name of a function"),
         ({"num_envs": 0}, "num_dreams"),
+        ({"render_mode": "human"}, "render_mode: expected 'rgb_array' or None, got 'human'"),
         ({"autoreset_mode": "Sometimes"}, "Sometimes"),
         ({"device": "meta"}, "device: expected None or the world model's"),
     ],

@@ -66,6 +66,8 @@ class DreamVectorEnv(VectorEnv[Value, Value, Any]):
         self.num_envs, self.tensors, self._check_actions = num_envs, tensors, check_actions
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": 30, "autoreset_mode": self.autoreset_mode}
+        if render_mode not in (None, "rgb_array"):
+            raise ValueError(f"render_mode: expected 'rgb_array' or None, got {render_mode!r}")
         self.render_mode = render_mode
         self.options.check_world(self.world)
         if render_mode is not None:
