@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,9 +57,9 @@ class DreamOptions:
         check_temperature(torch.tensor([low, high]))
         if low > high:
             raise ValueError(f"temperature: expected a number or a range (low, high), got {self.temperature}")
-        if self.horizon is not None and (not isinstance(self.horizon, numbers.Integral) or self.horizon < 1):
+        if self.horizon is not None and (not isinstance(self.horizon, (int, np.integer)) or self.horizon < 1):
             raise ValueError(f"horizon: expected None or an integer >= 1, got {self.horizon!r}")
-        if not isinstance(self.prefix_length, numbers.Integral):
+        if not isinstance(self.prefix_length, (int, np.integer)):
             raise ValueError(f"prefix_length: expected an integer >= 0, got {self.prefix_length!r}")
         if self.prefix_length < 0 or (self.prefix_length > 0) != (self.prefix_data is not None):
             raise ValueError(

@@ -86,7 +86,7 @@ def check_temperature(temperature: float | Tensor) -> None:
     """
     if not isinstance(temperature, (Tensor, numbers.Real)):
         raise TypeError(f"temperature: expected a number or a tensor, got {temperature!r}")
-    values = torch.as_tensor(temperature)  # type: ignore[arg-type]
+    values = torch.as_tensor(temperature)
     if not bool((torch.isfinite(values) & (values >= 0)).all()):
         raise ValueError(f"temperature: expected finite values >= 0, got {temperature}")
 
