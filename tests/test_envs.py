@@ -509,8 +509,8 @@ def test_stepping_a_finished_single_dream_is_refused():
     env = DreamEnv(random_world(), horizon=1)
     env.reset(seed=0)
     env.step(0)
-    with pytest.raises(gym.error.ResetNeeded, match="expected no finished dream"):
-        env.step(0)
+    with pytest.raises(gym.error.ResetNeeded, match=r"expected no finished dream, got one; begin .* with reset\(\)"):
+        env.step(0)  # `reset` of a single environment takes no reset_mask
 
 
 def test_a_world_without_a_reward_head_needs_a_function():

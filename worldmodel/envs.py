@@ -308,6 +308,8 @@ class DreamEnv(gym.Env[Value, Value]):
             ValueError: if the action lies outside of the space.
             TypeError: if a choice is given as a floating-point number.
         """
+        if bool(self._one._over.any()):
+            raise gym.error.ResetNeeded("step: expected no finished dream, got one; begin the next episode with reset()")
         actions = map_leaves(lambda leaf: np.asarray(leaf)[None], action)
         observations, rewards, terminations, truncations, infos = self._one.step(actions)
         return _first(observations), float(rewards[0]), bool(terminations[0]), bool(truncations[0]), _single_info(infos)
