@@ -13,9 +13,10 @@ from gymnasium.vector import AutoresetMode
 from toy_data import walking_episode, write_store
 from toy_worlds import WalkEnv, random_world, same_bits, walk_world
 
-from worldmodel.dream import Dreams
+from worldmodel.dream import Dreams, usual_horizon
 from worldmodel.dream_options import DreamOptions
 from worldmodel.envs import DreamEnv, DreamVectorEnv
+from worldmodel.evaluation import time_limit
 from worldmodel.features import feature_size
 from worldmodel.spaces import map_leaves
 from worldmodel.testing import check_vector_env
@@ -298,6 +299,13 @@ def test_the_horizon_is_by_default_the_limit_of_the_environment():
     env = DreamEnv(world)
     env.reset(seed=0)
     assert [env.step(0)[3] for _ in range(3)] == [False, False, True]
+
+
+@pytest.mark.parametrize(("asked", "horizon"), [(-1, 1000), (2000, 2000), (7, 7), (None, 500)])
+def test_the_horizon_is_the_limit_that_the_environment_was_made_with(asked, horizon):
+    world = random_world()
+    world.provenance = {"recipes": [{"env": "CartPole-v1", "env_kwargs": {"max_episode_steps": asked}}]}
+    assert usual_horizon(world) == horizon == time_limit("CartPole-v1", env_kwargs={"max_episode_steps": asked})
 
 
 def test_a_range_of_temperatures_is_drawn_anew_for_each_episode():
