@@ -418,3 +418,11 @@ def test_dreams_live_on_the_device_of_the_world():
 def test_a_temperature_that_is_neither_a_number_nor_a_tensor_is_refused_at_once(temperature):
     with pytest.raises(TypeError, match="temperature: expected a number or a tensor, got"):
         Dreams(random_world(), 2, temperature=temperature)
+
+
+@pytest.mark.parametrize("form", [np.asarray, list, torch.as_tensor])
+def test_a_policy_may_return_arrays_or_lists_in_dream_and_reality(form):
+    world = walk_world()
+    for worlds in (Dreams(world, 3, temperature=0.0), Reality(world, WalkEnv, 3, seed=0)):
+        rollout = worlds.rollout(lambda features: form([0, 1, 0]), 4, generator=worlds.generator(0))
+        assert rollout.actions.tolist() == [[0] * 4, [1] * 4, [0] * 4]

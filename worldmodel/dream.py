@@ -154,7 +154,7 @@ class BatchedWorld(abc.ABC):
         before, actions, rewards, terminated, alive = zip(*columns, strict=True)
         return Rollout(
             torch.stack([*before, z], dim=1),
-            map_leaves(lambda *leaf: torch.stack(leaf, dim=1), *actions),
+            map_leaves(lambda *leaf: torch.stack([torch.as_tensor(part, device=z.device) for part in leaf], dim=1), *actions),
             *(torch.stack(column, dim=1) for column in (rewards, terminated, alive)),
         )
 
