@@ -249,3 +249,23 @@ def test_a_log_whose_fitness_was_changed_is_refused(tmp_path):
     save_tensors(log, {**tensors, "fitness": -tensors["fitness"]}, metadata)
     with pytest.raises(ValueError, match="expected to come to the weights of the search that was interrupted"):
         search(log=log, generations=3, sigma=0.5, resume=True)
+
+
+def test_numpy_numbers_are_the_same_search_and_are_logged(tmp_path):
+    numbers = {"generations": 2, "population": 8, "horizon": 5, "test_every": 1, "test_dreams": 4, "patience": 3, "seed": 1}
+    search(**numbers, log=tmp_path / "log")
+    found = search(
+        **{name: np.int64(number) for name, number in numbers.items()},
+        sigma=np.float64(0.1),
+        openai_es=OpenAIESConfig(learning_rate=np.float64(0.03)),
+        log=tmp_path / "log",
+        resume=True,
+    )
+    assert torch.equal(weights(found), weights(search(**numbers)))
+
+
+@pytest.mark.parametrize("name", ["generations", "population", "horizon", "test_every", "test_dreams", "patience", "seed"])
+@pytest.mark.parametrize("number", [8.0, "8", -1, True])
+def test_numbers_of_a_search_that_are_no_counts_are_refused(name, number):
+    with pytest.raises(ValueError, match=f"{name}: expected an integer >= ., got {number!r}"):
+        search(**{name: number})

@@ -28,7 +28,7 @@ from worldmodel.dream import Dreams
 from worldmodel.features import FeatureKind, feature_size
 from worldmodel.interrupt import interrupt_between_steps
 from worldmodel.population import DreamPopulation, Population, RealPopulation
-from worldmodel.rollouts import derive_seed
+from worldmodel.rollouts import derive_seed, jsonable
 from worldmodel.strategies import Method, OpenAIESConfig, make_strategy
 
 SEARCH_FORMAT, SEARCH_VERSION = "worldmodel.search", 1
@@ -118,7 +118,7 @@ def evolve(
     plan = _Plan(
         generations, population, horizon, sigma, method, openai_es or OpenAIESConfig(), test_every, test_dreams, patience, seed
     )
-    evaluator: Population = DreamPopulation(worlds, population) if isinstance(worlds, Dreams) else worlds
+    evaluator: Population = DreamPopulation(worlds, plan.population) if isinstance(worlds, Dreams) else worlds
     world = evaluator.world
     if initial is None:
         generator = torch.Generator().manual_seed(derive_seed(seed, 0, 1))
@@ -154,12 +154,17 @@ class _Plan:
     seed: int
 
     def __post_init__(self) -> None:
+        """Check every number; those of NumPy become Python's, as the log holds them."""
         if not 0 < self.sigma < float("inf"):
             raise ValueError(f"sigma: expected a positive finite number, got {self.sigma}")
-        for name in ("generations", "population", "test_every", "test_dreams", "patience"):
-            value, least = getattr(self, name), 2 if name == "population" else 1
-            if value is not None and value < least:
-                raise ValueError(f"{name}: expected an integer >= {least}, got {value}")
+        for name in ("generations", "population", "horizon", "test_every", "test_dreams", "patience", "seed"):
+            value, least = getattr(self, name), {"population": 2, "seed": 0}.get(name, 1)
+            if name == "patience" and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+                raise ValueError(f"{name}: expected an integer >= {least}, got {value!r}")
+            object.__setattr__(self, name, int(value))
+        object.__setattr__(self, "sigma", float(self.sigma))
 
 
 @dataclass
@@ -192,13 +197,14 @@ class _Search:
 
     def start(self, resume: bool) -> None:
         """Test the start, or tell the strategy again what the log says."""
-        self._identity = {
+        identity = {
             **asdict(self._plan),
             **self._evaluator.recipe(),
             "world": self._evaluator.world.fingerprint,
             "start": checkpoint.digest_tensors(self.best.state_dict()),
             "features": self.best.features,
         }
+        self._identity = jsonable(identity)  # NumPy's numbers are the same search
         if self._log is not None and self._log.exists():
             if not resume:
                 raise FileExistsError(f"{self._log}: already holds a search; resume it or choose another file")
