@@ -264,13 +264,12 @@ class _Search:
             "tests": torch.tensor(tests, dtype=torch.float64),
         }
         content = {"format": SEARCH_FORMAT, "version": SEARCH_VERSION, "search": self._identity, "centre": self._digest()}
+        content["table"] = checkpoint.digest_tensors(tensors)
         checkpoint.save_tensors(self._log, tensors, {"log": json.dumps(content)})
 
     def _replay(self, path: Path) -> None:
         """Ask and tell again; the strategy then stands where it stood, to the bit."""
-        tensors, metadata = checkpoint.load_tensors(path)
-        content: dict[str, Any] = json.loads(metadata.get("log", "{}"))
-        checkpoint.check_stamp(content, path, format=SEARCH_FORMAT, version=SEARCH_VERSION)
+        tensors, content = _read_log(path)
         for name, given in json.loads(json.dumps(self._identity)).items():
             there = content["search"].get(name)
             if there != given:
@@ -292,3 +291,18 @@ class _Search:
 
     def _digest(self) -> str:
         return hashlib.sha256(self._strategy.mean.tobytes()).hexdigest()
+
+
+def _read_log(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The table of a log and what it says of the search; whole, or a ValueError."""
+    tensors, metadata = checkpoint.load_tensors(path)
+    try:
+        content = json.loads(metadata.get("log", "{}"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: expected the log of a search, got a damaged or foreign file ({error})") from error
+    checkpoint.check_stamp(content, path, format=SEARCH_FORMAT, version=SEARCH_VERSION)
+    digest = checkpoint.digest_tensors(tensors)
+    whole = {"search", "centre"} <= content.keys() and {"fitness", "tests"} <= tensors.keys()
+    if not whole or content.get("table", digest) != digest:  # logs of before the digest have none
+        raise ValueError(f"{path}: expected the log of a search as it was written, got a damaged one; start the search anew")
+    return tensors, content
