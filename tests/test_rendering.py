@@ -63,3 +63,11 @@ def test_other_observations_become_one_bar_per_number_that_grows_with_it():
     rows = np.flatnonzero(small != large)
     assert len(rows) == 16  # only the first bar
     assert (large[rows] > small[rows]).all()
+
+
+def test_what_a_wrapper_made_of_the_observations_is_not_drawn_as_a_state():
+    with gym.wrappers.FrameStackObservation(gym.make("CartPole-v1"), 2) as env:
+        world = random_world(env.action_space, env.observation_space)
+    world.provenance = {"recipes": [{"env": "CartPole-v1", "wrappers": ["FrameStackObservation"]}]}
+    frame = ObservationRenderer(world)(np.zeros((2, 4), dtype=np.float32))
+    assert (frame == BAR).all(axis=-1).any()

@@ -39,9 +39,10 @@ class ObservationRenderer:
         """Draw one observation: (height, width, 3) uint8."""
         if self._image is not None:
             return _as_rgb(np.asarray(leaf_values(observation)[self._image]))
-        if self._env_id in CLASSIC:
-            return self._draw_classic(np.asarray(observation, dtype=np.float64))
-        return self._draw_bars(observation)
+        env = self._classic_env()
+        return (
+            self._draw_bars(observation) if env is None else self._draw_classic(env, np.asarray(observation, dtype=np.float64))
+        )
 
     def close(self) -> None:
         """Close the environment that draws, if there is one."""
@@ -49,12 +50,21 @@ class ObservationRenderer:
             self._env.close()
             self._env = None
 
-    def _draw_classic(self, observation: np.ndarray) -> np.ndarray:
-        if self._env is None:
-            self._env = gym.make(self._env_id, render_mode="rgb_array").unwrapped
-            self._env.reset(seed=0)
-        self._env.state = CLASSIC[self._env_id](observation)  # type: ignore[attr-defined]
-        frame = self._env.render()
+    def _classic_env(self) -> gym.Env | None:
+        """The environment that draws; None where there is none, or the observations are not its own but a wrapper's."""
+        if self._env is None and self._env_id in CLASSIC:
+            env = gym.make(self._env_id, render_mode="rgb_array").unwrapped
+            env.reset(seed=0)
+            if env.observation_space == self._world.observation_space:
+                self._env = env
+            else:
+                env.close()
+                self._env_id = ""
+        return self._env
+
+    def _draw_classic(self, env: gym.Env, observation: np.ndarray) -> np.ndarray:
+        env.state = CLASSIC[self._env_id](observation)  # type: ignore[attr-defined]
+        frame = env.render()
         assert isinstance(frame, np.ndarray)
         return frame
 
