@@ -101,6 +101,21 @@ def test_observations_lie_in_their_space(kind):
         assert env.observation_space.contains(observations)
 
 
+@pytest.mark.parametrize("kind", ["z", "zh", "zhc", "decoded"])
+def test_a_world_in_double_precision_keeps_the_types_of_the_space(kind):
+    world = mortal_world().double()
+    env = DreamVectorEnv(world, 3, observation=kind, temperature=(0.5, 1.5), autoreset_mode="SameStep")
+    tensors = DreamVectorEnv(world, 3, observation=kind, temperature=(0.5, 1.5), autoreset_mode="SameStep", tensors=True)
+    assert env.observation_space.contains(env.reset(seed=0)[0])
+    tensors.reset(seed=0)
+    for _ in range(5):
+        observations, rewards, *_ = env.step(np.array([0, 1, 2]))
+        assert env.observation_space.contains(observations)
+        there, there_rewards, *_ = tensors.step(torch.tensor([0, 1, 2]))
+        assert np.array_equal(observations, there.numpy())
+        assert (rewards.dtype, there_rewards.dtype) == (np.float64, torch.float32)
+
+
 def test_the_autoreset_mode_is_the_enum_in_metadata_and_attribute():
     for mode in MODES:
         for given in (mode, mode.value):

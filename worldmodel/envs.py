@@ -155,7 +155,7 @@ class DreamVectorEnv(VectorEnv[Value, Value, Any]):
             self._over = self._over | finished
         infos |= self._infos()
         if self.tensors:
-            return self._observe(), reward, terminated, truncated, infos
+            return self._observe(), reward.float(), terminated, truncated, infos
         flags = (terminated.cpu().numpy(), truncated.cpu().numpy())
         return self._observe(), reward.double().cpu().numpy(), *flags, infos
 
@@ -215,8 +215,9 @@ class DreamVectorEnv(VectorEnv[Value, Value, Any]):
         self._state = LatentState(z, State(*(rows.put(*parts, dim=1) for parts in zip(old.lstm, lstm, strict=True))), old.alive)
         if self._ranged:
             low, high = self.options.temperature_range
-            drawn = low + (high - low) * fill_uniform(z.new_empty(rows.count), streams)
-            self._dreams.temperature = rows.put(torch.as_tensor(self._dreams.temperature), drawn)
+            old_temperature = torch.as_tensor(self._dreams.temperature)
+            drawn = low + (high - low) * fill_uniform(old_temperature.new_empty(rows.count), streams)
+            self._dreams.temperature = rows.put(old_temperature, drawn)
         self._steps = torch.where(mask, 0, self._steps)
         self._over = self._over & ~mask
         self._seeds.adopt(rows, streams)
@@ -227,7 +228,7 @@ class DreamVectorEnv(VectorEnv[Value, Value, Any]):
         if self._kind == "decoded":
             observations = self.world.decode(self._state.z)
         else:
-            observations = latent_features(self._state.z, self._state.lstm, self._kind)
+            observations = latent_features(self._state.z, self._state.lstm, self._kind).float()  # as the space says
             observations = observations.clone() if self._kind == "z" else observations
         return observations if self.tensors else to_numpy(observations)
 
