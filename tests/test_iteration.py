@@ -334,4 +334,4 @@ def test_a_mistake_does_not_cost_the_loop_that_was_to_be_overwritten(tmp_path, a
 
 def test_numpy_numbers_are_the_same_loop(whole):
     out, rounds, _ = whole
-    assert outcome(run(out, seed=np.int64(3), env_kwargs={"max_episode_steps": np.int64(15)})) == outcome(rounds)
+    assert outcome(run(out, seed=np.int64(3))) == outcome(rounds)
