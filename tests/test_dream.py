@@ -426,3 +426,17 @@ def test_a_policy_may_return_arrays_or_lists_in_dream_and_reality(form):
     for worlds in (Dreams(world, 3, temperature=0.0), Reality(world, WalkEnv, 3, seed=0)):
         rollout = worlds.rollout(lambda features: form([0, 1, 0]), 4, generator=worlds.generator(0))
         assert rollout.actions.tolist() == [[0] * 4, [1] * 4, [0] * 4]
+
+
+@pytest.mark.parametrize("kind", ["z", "zh", "zhc"])
+def test_a_policy_that_writes_into_what_it_sees_changes_no_dream(kind):
+    def policy(features):
+        return torch.ones(len(features), dtype=torch.int64)
+
+    def careless(features):
+        return policy(features.zero_())
+
+    policy.features = careless.features = kind
+    for worlds in (Dreams(walk_world(), 4), Reality(walk_world(), WalkEnv, 4, seed=0)):
+        z, same = (worlds.rollout(p, 5, generator=worlds.generator(0)).z for p in (policy, careless))
+        assert torch.equal(z, same)

@@ -229,7 +229,6 @@ class DreamVectorEnv(VectorEnv[Value, Value, Any]):
             observations = self.world.decode(self._state.z)
         else:
             observations = latent_features(self._state.z, self._state.lstm, self._kind).float()  # as the space says
-            observations = observations.clone() if self._kind == "z" else observations
         return observations if self.tensors else to_numpy(observations)
 
     def _infos(self) -> dict[str, Any]:
