@@ -46,8 +46,9 @@ def parse_arguments() -> argparse.Namespace:
 def prepare(args: argparse.Namespace) -> Path:
     """Make OUT ready before the work, not after it, and return the path of the search's log."""
     log = Path(args.out).with_name(f"{Path(args.out).name}.{SEARCH_FILE}")  # beside OUT, which holds a controller and no more
-    if not (args.resume and log.exists()):
-        prepare_directory(args.out, marker=CONTROLLER_FILE, format=CONTROLLER_FORMAT, overwrite=args.overwrite)
+    if args.resume and log.exists():  # whatever was to be overwritten was so when this search began
+        return log
+    prepare_directory(args.out, marker=CONTROLLER_FILE, format=CONTROLLER_FORMAT, overwrite=args.overwrite)
     if args.overwrite:
         log.unlink(missing_ok=True)
     return log

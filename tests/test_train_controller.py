@@ -55,6 +55,11 @@ def test_ctrl_c_and_resume_give_the_controller_of_a_run_that_was_not_stopped(tra
     assert len(calls) == 4
     other = ("--method", "openai-es", "--hidden-size", "3")
     assert torch.equal(weights(train("c", "--overwrite", *other)), weights(train("other", *other)))
+    calls.clear()
+    with pytest.raises(SystemExit):
+        train("c", "--overwrite")
+    assert torch.equal(weights(train("c", "--overwrite", "--resume")), weights(whole))  # the same command with --resume
+    assert len(calls) == 4
     assert {path.name for path in (tmp_path / "c").iterdir()} == {"controller.json", "controller.safetensors"}
 
 

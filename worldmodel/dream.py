@@ -59,12 +59,9 @@ def usual_horizon(world: WorldModel) -> int:
     """
     recipe: dict[str, Any] = next(iter(world.provenance.get("recipes", [])), {})
     spec = gym.registry.get(recipe.get("env", ""))
-    limits = (
-        recipe.get("max_steps"),
-        (recipe.get("env_kwargs") or {}).get("max_episode_steps"),
-        spec and spec.max_episode_steps,
-    )
-    return min((limit for limit in limits if isinstance(limit, int)), default=DEFAULT_HORIZON)
+    asked = (recipe.get("env_kwargs") or {}).get("max_episode_steps")  # goes before what is registered; -1 is no limit
+    limits = (recipe.get("max_steps"), (spec and spec.max_episode_steps) if asked is None else asked)
+    return min((limit for limit in limits if isinstance(limit, int) and limit > 0), default=DEFAULT_HORIZON)
 
 
 @dataclass(frozen=True)
@@ -157,7 +154,7 @@ class BatchedWorld(abc.ABC):
         before, actions, rewards, terminated, alive = zip(*columns, strict=True)
         return Rollout(
             torch.stack([*before, z], dim=1),
-            map_leaves(lambda *leaf: torch.stack(leaf, dim=1), *actions),
+            map_leaves(lambda *leaf: torch.stack([torch.as_tensor(part, device=z.device) for part in leaf], dim=1), *actions),
             *(torch.stack(column, dim=1) for column in (rewards, terminated, alive)),
         )
 
