@@ -15,7 +15,8 @@ from command import add_device, choose_device
 
 import worldmodel as wm
 from worldmodel import pictures
-from worldmodel.presets import Preset, small
+from worldmodel.machine import fast_precision, keep_freed_memory
+from worldmodel.presets import Preset, in_precision, small
 from worldmodel.report import draw_learning, save_figure, save_image
 from worldmodel.reproduction import Reproduction
 from worldmodel.video import write_video
@@ -37,9 +38,10 @@ def parse_arguments(description: str | None) -> argparse.Namespace:
 def reproduce(args: argparse.Namespace, preset: Preset, action_names: tuple[str, ...] | None = None) -> None:
     if args.video and importlib.util.find_spec("imageio_ffmpeg") is None:
         raise ImportError("--video: imageio-ffmpeg is not installed: pip install worldmodel[video], or give --no-video")
+    keep_freed_memory()
     bars, device = StageBars(), choose_device(args.device)
     experiment = Reproduction(
-        small(preset) if args.scale == "small" else preset,
+        in_precision(small(preset) if args.scale == "small" else preset, fast_precision(device)),
         Path(args.out),
         seed=args.seed,
         device=device,
