@@ -29,6 +29,9 @@ def parse_arguments(description: str | None) -> argparse.Namespace:
     parser.add_argument("--out", required=True, help="directory for everything; run again, it goes on")
     parser.add_argument("--scale", choices=("small", "paper"), default="paper", help="small takes minutes; see presets.py")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything")
+    parser.add_argument(
+        "--episodes", type=Path, help="an earlier collection by collect.py --preset with the same seed; None: OUT/episodes"
+    )
     parser.add_argument("--workers", type=int, default=2, help="processes for the real environment in collection and probe")
     parser.add_argument("--video", action=argparse.BooleanOptionalAction, default=True, help="make films (extra: video)")
     add_device(parser)
@@ -46,6 +49,7 @@ def reproduce(args: argparse.Namespace, preset: Preset, action_names: tuple[str,
         seed=args.seed,
         device=device,
         num_workers=args.workers,
+        episodes=args.episodes,
         action_names=action_names,
         on_progress=bars.show,
     )
