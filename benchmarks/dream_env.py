@@ -13,6 +13,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shlex
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from gymnasium import spaces
+from known_process import machine
 
 import worldmodel as wm
 
@@ -102,9 +105,9 @@ def main() -> None:
     out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
     content = {
+        "command": shlex.join(["python", "benchmarks/dream_env.py", *sys.argv[1:]]),
+        **machine(),
         "num_dreams": NUM_DREAMS,
-        "threads": arguments.threads,
-        "torch": torch.__version__,
         "target": TARGET,
         "rows": rows,
     }

@@ -19,27 +19,31 @@ import torch
 
 import worldmodel as wm
 
-SEARCH = {"features": "z", "controller_hidden_size": 16, "population": 32, "sigma": 0.5, "patience": None, "test_dreams": 128}
+SHARED = {
+    "max_rounds": 4,
+    "first_policy": "repeat",
+    "exploration": 0.1,
+    "features": "z",
+    "controller_hidden_size": 16,
+    "population": 32,
+    "sigma": 0.5,
+    "patience": None,
+    "test_dreams": 128,
+}
 RECIPES: dict[str, dict[str, Any]] = {
     "Pendulum-v1": {
-        **SEARCH,
-        "max_rounds": 4,
-        "first_policy": "repeat",
+        **SHARED,
         "first_episodes": 150,
         "controller_episodes": 30,
-        "exploration": 0.1,
         "mdnrnn": {"hidden_size": 32, "num_components": 3},
         "training_config": wm.TrainingConfig(num_updates=1000, learning_rate=1e-2, clip_norm=10.0),
         "rollouts": 8,
         "generations": 90,
     },
     "LunarLander-v3": {
-        **SEARCH,
-        "max_rounds": 4,
-        "first_policy": "repeat",
+        **SHARED,
         "first_episodes": 300,
         "controller_episodes": 50,
-        "exploration": 0.1,
         "mdnrnn": {"hidden_size": 64, "num_components": 3},
         "training_config": wm.TrainingConfig(num_updates=1200, learning_rate=1e-2, clip_norm=10.0),
         "rollouts": 4,

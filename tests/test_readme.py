@@ -18,6 +18,18 @@ SMALLER = {  # options put behind those of the README; the last one counts
     "evaluate.py": "--episodes 3 --num-dreams 8",
 }
 
+SHORTER = {"num_updates=800": "num_updates=100", "generations=20": "generations=3"}
+SHORTER |= {"num_updates=12_000": "num_updates=4", "num_updates=6_000": "num_updates=4"}
+SHORTER |= {
+    '"data/game", num_episodes=1000': '"data/game", num_episodes=8',
+    "(1.0, 1.15))": "(1.0,), num_episodes=2, num_dreams=4)",
+}
+MY_GAME = f"""import sys
+sys.path.insert(0, {str(ROOT / "tests")!r})
+import gymnasium
+gymnasium.register("MyGame-v0", entry_point="toy_images:DotEnv")
+"""
+
 
 def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
@@ -35,7 +47,7 @@ def test_the_readme_names_every_module():
 
 
 def test_files_that_the_readme_names_are_there():
-    named = re.findall(r"(?:scripts|examples|results|dev|tests)/[\w/.]+\.(?:py|md|png)", README)
+    named = re.findall(r"(?:scripts|examples|benchmarks|docs|results|dev|tests)/[\w/.]+\.(?:py|md|png)", README)
     assert named
     assert not [name for name in named if "<" not in name and not (ROOT / name).exists()]
 
@@ -43,9 +55,10 @@ def test_files_that_the_readme_names_are_there():
 @pytest.mark.slow
 def test_python_blocks_of_the_readme_run_in_order(tmp_path):
     program = "\n".join(blocks("python"))
-    shortened = program.replace("num_updates=800", "num_updates=100").replace("generations=20", "generations=3")
-    assert shortened != program
-    (tmp_path / "program.py").write_text(shortened)
+    for number, smaller in SHORTER.items():
+        assert number in program
+        program = program.replace(number, smaller)
+    (tmp_path / "program.py").write_text(MY_GAME + program)
     printed = run([sys.executable, "-W", "error", "program.py"], tmp_path)
     assert "reality" in printed
 

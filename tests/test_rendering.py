@@ -3,6 +3,7 @@
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 from toy_worlds import random_world
 
@@ -20,6 +21,7 @@ def world_of(env_id):
 def test_classic_control_is_drawn_as_the_real_environment_draws_itself(env_id):
     pytest.importorskip("pygame", reason="needs gymnasium[classic-control]")
     env = gym.make(env_id, render_mode="rgb_array")
+    env.action_space.seed(0)
     renderer = ObservationRenderer(world_of(env_id))
     observation, _ = env.reset(seed=1)
     first = renderer(observation)
@@ -32,20 +34,20 @@ def test_classic_control_is_drawn_as_the_real_environment_draws_itself(env_id):
     env.close()
 
 
-@pytest.mark.parametrize("shape", [(6, 5), (6, 5, 1), (6, 5, 3), (3, 6, 5), (1, 6, 5)])
+@pytest.mark.parametrize("shape", [(12, 10), (12, 10, 1), (12, 10, 3), (3, 12, 10), (1, 12, 10)])
 def test_an_image_is_shown_as_it_is(shape):
     space = spaces.Box(0, 255, shape, np.uint8)
     space.seed(0)
     image = space.sample()
     frame = ObservationRenderer(random_world(observation_space=space))(image)
-    assert frame.shape == (6, 5, 3)
+    assert frame.shape == (12, 10, 3)
     assert frame.dtype == np.uint8
     plane = image[..., 0] if shape[-1] in (1, 3) and len(shape) == 3 else image[0] if len(shape) == 3 else image
     assert np.array_equal(frame[..., 0], plane)
 
 
 def test_the_image_of_a_dict_is_shown():
-    space = spaces.Dict({"speed": spaces.Box(-1.0, 1.0, (1,)), "view": spaces.Box(0, 255, (4, 4, 3), np.uint8)})
+    space = spaces.Dict({"speed": spaces.Box(-1.0, 1.0, (1,)), "view": spaces.Box(0, 255, (8, 8, 3), np.uint8)})
     space.seed(0)
     observation = space.sample()
     assert np.array_equal(ObservationRenderer(random_world(observation_space=space))(observation), observation["view"])
@@ -63,3 +65,11 @@ def test_other_observations_become_one_bar_per_number_that_grows_with_it():
     rows = np.flatnonzero(small != large)
     assert len(rows) == 16  # only the first bar
     assert (large[rows] > small[rows]).all()
+
+
+def test_drawing_leaves_the_global_generators_alone():
+    renderer = ObservationRenderer(random_world())
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002 (this is what must not change)
+    renderer(np.zeros(2, dtype=np.float32))
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert np.array_equal(np.random.get_state()[1], before[1])  # noqa: NPY002

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel import checkpoint
-from worldmodel.features import FeatureKind, feature_size, latent_features
+from worldmodel.episode import stack_values
+from worldmodel.features import FEATURE_KINDS, FeatureKind, feature_size, latent_features
 from worldmodel.mdnrnn import State
 from worldmodel.policies import RandomPolicy
 from worldmodel.spaces import FlatSpace, Value, map_leaves, space_from_json, space_to_json, to_numpy
@@ -58,7 +59,7 @@ class Controller(nn.Module):
         super().__init__()
         if ordered and not isinstance(action_space, gym.spaces.Discrete):
             raise ValueError(f"ordered: expected False but for a Discrete action space, got True for {action_space}")
-        if size < 1 or features not in ("z", "zh", "zhc"):
+        if size < 1 or features not in FEATURE_KINDS:
             raise ValueError(f"size, features: expected >= 1 and one of 'z', 'zh', 'zhc', got {size} and {features!r}")
         if hidden_size is not None and hidden_size < 1:
             raise ValueError(f"hidden_size: expected None or an integer >= 1, got {hidden_size}")
@@ -221,10 +222,10 @@ class LatentPolicy:
             raise RuntimeError("LatentPolicy: expected reset(rng) before the first observation of an episode, got none")
         if self._last is not None:  # h now takes in the step that led here, once
             self._state = self.world.mdnrnn.advance(*self._last, self._state)
-        z = self.world.encode(map_leaves(lambda leaf: np.asarray(leaf)[None], observation), generator=self._generator)
+        z = self.world.encode(stack_values([observation]), generator=self._generator)
         if self.exploration and self._rng.random() < self.exploration:
             action = self._random(observation)
-            self._last = z, self.world.action_features.flatten(map_leaves(lambda leaf: np.asarray(leaf)[None], action))
+            self._last = z, self.world.action_features.flatten(stack_values([action]))
             return action
         batch = self.controller(latent_features(z, self._state, self.controller.features))
         self._last = z, self.world.action_features.flatten(batch)

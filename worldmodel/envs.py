@@ -1,7 +1,8 @@
 """The dream as a Gymnasium environment: `DreamVectorEnv` steps thousands as one tensor, `DreamEnv` is one of them.
 
 An agent's author swaps the real environment for the dream by changing one line. Every episode is a function of its seed, its
-number and its actions, and of nothing else (see `worldmodel.streams`): the same alone or among thousands, in any mode.
+number and its actions, and of nothing else (see `worldmodel.streams`): the same alone or among thousands, in any mode. Only
+rounding depends on the size of the batch, as that of a matrix product does.
 ``gym.make("worldmodel:Dream-v0", world="runs/cartpole")`` and ``gym.make_vec`` make them too.
 """
 
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from worldmodel.dream import Dreams, LatentState, usual_horizon
 from worldmodel.dream_options import DreamOptions, check_decoder
+from worldmodel.episode import stack_values
 from worldmodel.features import feature_space, latent_features
 from worldmodel.mdnrnn import State
 from worldmodel.rendering import ObservationRenderer
@@ -306,8 +308,7 @@ class DreamEnv(gym.Env[Value, Value]):
             ValueError: if the action lies outside of the space.
             TypeError: if a choice is given as a floating-point number.
         """
-        actions = map_leaves(lambda leaf: np.asarray(leaf)[None], action)
-        observations, rewards, terminations, truncations, infos = self._one.step(actions)
+        observations, rewards, terminations, truncations, infos = self._one.step(stack_values([action]))
         return _first(observations), float(rewards[0]), bool(terminations[0]), bool(truncations[0]), _single_info(infos)
 
     def render(self) -> np.ndarray | None:

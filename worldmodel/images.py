@@ -51,6 +51,11 @@ class ImageLayout:
             return image[..., 0]
         return image.permute(0, 3, 1, 2) if self.channel_axis == 0 else image
 
+    def to_rgb(self, image: Tensor) -> Tensor:
+        """Turn images (N, *shape of the leaf) into (N, H, W, 3); where there are not three channels, the first as grey."""
+        last = self.to_channels_last(image)
+        return last if self.channels == 3 else last[..., :1].expand(*last.shape[:-1], 3)
+
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the leaf."""

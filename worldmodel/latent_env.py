@@ -16,6 +16,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
+from worldmodel.episode import stack_values
 from worldmodel.features import FeatureKind, feature_space, latent_features
 from worldmodel.mdnrnn import State
 from worldmodel.seeding import EpisodeSeeds, Rows, rows_to_reset
@@ -95,13 +96,13 @@ class LatentEnv(gym.Wrapper[np.ndarray, Any, Any, Any]):
         observation, info = self.env.reset(seed=seed, options=options)
         everyone = torch.ones(1, dtype=torch.bool, device=self._tracker.world.device)
         self._tracker.reseed([seed], everyone)
-        self._tracker.begin(everyone, _batch_of_one(observation))
+        self._tracker.begin(everyone, stack_values([observation]))
         return self._tracker.features()[0], info
 
     def step(self, action: Any) -> tuple[np.ndarray, Any, bool, bool, dict[str, Any]]:
         """Step the environment and advance M once."""
         observation, reward, terminated, truncated, info = self.env.step(action)
-        self._tracker.advance(_batch_of_one(action), _batch_of_one(observation))
+        self._tracker.advance(stack_values([action]), stack_values([observation]))
         return self._tracker.features()[0], reward, terminated, truncated, info
 
 
@@ -167,10 +168,6 @@ class LatentVectorEnv(VectorWrapper):
         for k in np.flatnonzero(ended):
             final[k] = features[k]
         return {**infos, "final_obs": final}
-
-
-def _batch_of_one(value: Value) -> Value:
-    return map_leaves(lambda leaf: np.asarray(leaf)[None], value)
 
 
 def _with_final(observations: Value, infos: dict[str, Any], ended: np.ndarray) -> Value:

@@ -39,8 +39,7 @@ def colour(vision: ConvVAE, observations: Value) -> np.ndarray:
     """The images of observations (N, ...) as (N, H, W, 3) uint8; where there are not three channels, the first as grey."""
     layout: ImageLayout = vision.layout
     images = torch.as_tensor(leaf_values(observations)[layout.path]).cpu()
-    last = layout.to_channels_last(images.reshape(-1, *layout.shape)).numpy()
-    return last if last.shape[-1] == 3 else np.repeat(last[..., :1], 3, axis=-1)
+    return layout.to_rgb(images.reshape(-1, *layout.shape)).contiguous().numpy()
 
 
 def grid(rows: Sequence[np.ndarray]) -> np.ndarray:

@@ -24,6 +24,7 @@ from worldmodel.policies import Policy as RealPolicy
 from worldmodel.policies import RandomPolicy, RepeatPolicy
 from worldmodel.rollouts import EnvMaker, EpisodeFailure, derive_seed, rollouts
 from worldmodel.spaces import Value, map_leaves
+from worldmodel.strategies import centred_ranks
 from worldmodel.world import WorldModel
 
 Dreamed = Callable[[WorldModel, torch.Generator], Policy]
@@ -148,7 +149,7 @@ class Probe:
     def rank_correlation(self, temperature: float) -> float:
         """Spearman's correlation of the policies' mean scores in a dream and in reality; 1 if the ranks are the same."""
         dreamed = [self.dreams[temperature][name].mean for name in self.real]
-        ranks = [_ranks(np.array(means)) for means in ([scores.mean for scores in self.real.values()], dreamed)]
+        ranks = [centred_ranks(np.array(means)) for means in ([scores.mean for scores in self.real.values()], dreamed)]
         if min(rank.std() for rank in ranks) == 0:
             return 0.0  # a dream that tells no policies apart ranks nothing
         return float(np.corrcoef(ranks)[0, 1])
@@ -247,11 +248,3 @@ def _real_scores(episodes: Any) -> Scores:
         returns.append(float(episode.rewards.sum()))
         lengths.append(len(episode))
     return Scores(np.array(returns), np.array(lengths))
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 0; equal values share the mean of theirs."""
-    order = np.argsort(values, kind="stable")
-    ranks = np.empty(len(values))
-    ranks[order] = np.arange(len(values))
-    return np.array([ranks[values == value].mean() for value in values])

@@ -8,9 +8,10 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium import spaces
+import torch
 
-from worldmodel.spaces import FlatSpace, Value, leaf_values, leaves
+from worldmodel.images import find_images
+from worldmodel.spaces import Value, leaf_values
 from worldmodel.world import WorldModel
 
 BAR_WIDTH, BAR_HEIGHT, BAR_GAP = 320, 16, 4  # pixels
@@ -30,7 +31,7 @@ class ObservationRenderer:
 
     def __init__(self, world: WorldModel):
         self._world = world
-        self._image = next((path for path, space in leaves(world.observation_space) if _is_image(space)), None)
+        self._image = next(iter(find_images(world.observation_space)), None)
         recipe: dict[str, Any] = next(iter(world.provenance.get("recipes", [])), {})
         self._env_id: str = recipe.get("env", "")
         self._env: gym.Env | None = None
@@ -38,7 +39,8 @@ class ObservationRenderer:
     def __call__(self, observation: Value) -> np.ndarray:
         """Draw one observation: (height, width, 3) uint8."""
         if self._image is not None:
-            return _as_rgb(np.asarray(leaf_values(observation)[self._image]))
+            image = torch.as_tensor(leaf_values(observation)[self._image.path])
+            return self._image.to_rgb(image.unsqueeze(0))[0].contiguous().numpy()
         if self._env_id in CLASSIC:
             return self._draw_classic(np.asarray(observation, dtype=np.float64))
         return self._draw_bars(observation)
@@ -59,12 +61,11 @@ class ObservationRenderer:
         return frame
 
     def _draw_bars(self, observation: Value) -> np.ndarray:
-        flat = FlatSpace(self._world.observation_space)
-        natural = flat.flatten(observation).numpy()
-        low, high = (self._world.mdnrnn.latent_low.cpu().numpy(), self._world.mdnrnn.latent_high.cpu().numpy())
-        z = self._world.encode(observation).cpu().numpy()
+        mean, _ = self._world.vision.encode(observation)  # a picture draws nothing at random
+        model = self._world.mdnrnn
+        z, low, high = (part.detach().cpu().numpy() for part in (mean, model.latent_low, model.latent_high))  # (D,) each
         share = np.where(np.isfinite(high - low), (z - low) / np.where(high > low, high - low, 1.0), 0.5 + np.tanh(z) / 2)
-        frame = np.full((BAR_GAP + len(natural) * (BAR_HEIGHT + BAR_GAP), BAR_WIDTH, 3), BACKGROUND, dtype=np.uint8)
+        frame = np.full((BAR_GAP + len(z) * (BAR_HEIGHT + BAR_GAP), BAR_WIDTH, 3), BACKGROUND, dtype=np.uint8)
         middle = BAR_WIDTH // 2
         frame[:, middle] = AXIS
         for row, part in enumerate(np.clip(share, 0, 1)):
@@ -72,22 +73,6 @@ class ObservationRenderer:
             end = round(part * (BAR_WIDTH - 1))
             frame[top : top + BAR_HEIGHT, min(middle, end) : max(middle, end) + 1] = BAR
         return frame
-
-
-def _is_image(space: gym.Space) -> bool:
-    """Whether a leaf is a grey or colour image of bytes, channels first or last."""
-    if not isinstance(space, spaces.Box) or space.dtype != np.uint8 or len(space.shape) not in (2, 3):
-        return False
-    return len(space.shape) == 2 or space.shape[0] in (1, 3) or space.shape[-1] in (1, 3)
-
-
-def _as_rgb(image: np.ndarray) -> np.ndarray:
-    """Turn (H, W), (H, W, 1 or 3) or (1 or 3, H, W) bytes into (H, W, 3)."""
-    if image.ndim == 2:
-        image = image[..., None]
-    if image.shape[-1] not in (1, 3):
-        image = np.moveaxis(image, 0, -1)
-    return np.ascontiguousarray(np.broadcast_to(image, (*image.shape[:2], 3)))
 
 
 def _pendulum(observation: np.ndarray) -> np.ndarray:

@@ -10,7 +10,6 @@ where it stood, training and search within a stage too::
     out/world                    V and M
     out/probe.json               fixed policies in dream and reality, at each temperature
     out/temperature-1.15         the search, its log, the controller, its scores
-    out/random.json              random play
     out/results.json, table.md   every episode's score, and the table
 """
 
@@ -37,7 +36,6 @@ from worldmodel.evaluation import EVALUATION_STREAM, Scores, score
 from worldmodel.evolution import SEARCH_FILE, Generation, evolve
 from worldmodel.fit import fit
 from worldmodel.metrics import MetricsLog
-from worldmodel.policies import RandomPolicy
 from worldmodel.presets import Preset
 from worldmodel.probe import probe
 from worldmodel.reality import Reality
@@ -101,7 +99,6 @@ class Reproduction:
         for temperature in self.preset.temperatures:
             self.search(temperature)
             self.test(temperature)
-        self.random_play()
         return self.write_results(about or {})
 
     def collect(self) -> None:
@@ -224,15 +221,6 @@ class Reproduction:
             real = self._score_in_reality(controller, f"test at {temperature:g}")
         _write_scores(path, {"temperature": temperature, "dream": dreamed.to_json(), "real": real.to_json()})
 
-    def random_play(self) -> None:
-        """Score uniformly random actions in reality."""
-        path = self.out / "random.json"
-        if path.is_file():
-            return
-        episodes = self._play(RandomPolicy(self.world().action_space), self.preset.test_episodes)
-        returns = np.array([episode.rewards.sum() for episode in episodes])
-        _write_scores(path, {"real": Scores(returns, np.array([len(episode) for episode in episodes])).to_json()})
-
     def world(self) -> WorldModel:
         """The world model."""
         return WorldModel.from_pretrained(self.out / "world", device=self.device)
@@ -244,20 +232,24 @@ class Reproduction:
     def agent_episode(self, temperature: float) -> Episode:
         """An episode of the controller in reality, none of those that it is scored on."""
         policy = LatentPolicy(self.world(), self.controller(temperature))
-        (episode,) = self._play(policy, 1, stream=VIDEO_STREAM)
-        return episode
+        seed, steps = derive_seed(self.seed, VIDEO_STREAM), self.preset.max_steps
+        (result,) = rollouts(self.preset.env, policy, episode_ids=[0], seed=seed, max_steps=steps)
+        if not isinstance(result, Episode):
+            raise RuntimeError(f"env: expected to play an episode (seed {result.seed}): {result.error}")
+        return result
 
     def write_results(self, about: Mapping[str, Any]) -> dict[str, Any]:
         """Write ``results.json`` and ``table.md`` and return the former's content."""
         searches = [_read_scores(self._directory(temperature) / "scores.json") for temperature in self.preset.temperatures]
+        probed = _read_scores(self.out / "probe.json")
         content = {
             **about,
             "seed": self.seed,
             "episodes_seed": derive_seed(self.seed, EVALUATION_STREAM),
             "seconds": self.seconds(),
-            "random": _read_scores(self.out / "random.json")["real"],
+            "random": probed["real"]["uniform"],
             "temperatures": searches,
-            "probe": _read_scores(self.out / "probe.json"),
+            "probe": probed,
         }
         checkpoint.write_bytes(self.out / RESULTS_FILE, (json.dumps(content, indent=1) + "\n").encode())
         checkpoint.write_bytes(self.out / TABLE_FILE, table(content, self.preset).encode())
@@ -284,14 +276,6 @@ class Reproduction:
                 parts.append(score(reality, controller, horizon=self.preset.max_steps, seed=seed))
             self.on_progress(stage, first + count, total, {"return": float(parts[-1].mean)})
         return Scores(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("returns", "lengths")))
-
-    def _play(self, policy: Any, num_episodes: int, *, stream: int = EVALUATION_STREAM) -> list[Episode]:
-        seed, steps = derive_seed(self.seed, stream), self.preset.max_steps
-        results = list(rollouts(self.preset.env, policy, episode_ids=range(num_episodes), seed=seed, max_steps=steps))
-        for result in results:
-            if not isinstance(result, Episode):
-                raise RuntimeError(f"env: expected to play episode {result.episode_id} (seed {result.seed}): {result.error}")
-        return [result for result in results if isinstance(result, Episode)]
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from worldmodel.evaluation import Scores
-from worldmodel.features import FeatureKind
+from worldmodel.features import FEATURE_KINDS, FeatureKind
 from worldmodel.fit import DataConfig
 from worldmodel.mdnrnn import MDNRNNConfig
 from worldmodel.mixture import check_temperature
@@ -52,7 +52,7 @@ class IterationConfig:
     """
 
     max_rounds: int = 5
-    patience_rounds: int | None = None
+    patience_rounds: int | None = 2
     first_policy: str = "random"
     first_episodes: int = 1000
     controller_episodes: int = 100
@@ -90,7 +90,7 @@ class IterationConfig:
         MDNRNNConfig(latent_size=1, action_size=1, **self.mdnrnn)
         if not 0 <= self.exploration <= 1:
             raise ValueError(f"exploration: expected a probability from 0 to 1, got {self.exploration}")
-        for name, choices in (("features", ("z", "zh", "zhc")), ("method", METHODS)):
+        for name, choices in (("features", FEATURE_KINDS), ("method", METHODS)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {getattr(self, name)!r}")
         if self.method == "openai-es" and self.population % 2:

@@ -2,7 +2,7 @@
 
 A `torch.Generator` deals one sequence to a whole batch, so what row i gets depends on how many rows there are and on what
 was drawn for them. Here number j of draw n of row i is a hash of (seed of i, episode of i, n, j) and of nothing else: a
-dream is the same alone or among thousands, whatever ends or is reset beside it, on a CPU or a GPU (the integers are the
+dream draws the same alone or among thousands, whatever ends or is reset beside it, on a CPU or a GPU (the integers are the
 same bits).
 
 Keys are 64 bits wide, from SplitMix64 (Steele, Lea & Flood 2014); a key becomes the 32-bit numbers of one draw by a
