@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import shlex
+import sys
 import time
 import zlib
 from collections.abc import Callable
@@ -18,11 +20,12 @@ from pathlib import Path
 
 import numpy as np
 import zstandard
+from known_process import machine
 from PIL import Image
 
 from worldmodel.store import EpisodeStore
 
-FRAMES = 4096
+FRAMES = 2048
 Codec = tuple[Callable[[np.ndarray], bytes], Callable[[bytes, tuple[int, ...]], np.ndarray]]
 
 
@@ -44,7 +47,7 @@ def codecs() -> dict[str, Codec]:
             lambda data, shape: np.frombuffer(zlib.decompress(data), np.uint8).reshape(shape),
         ),
     }
-    for level in (1, 3, 6, 12):
+    for level in (1, 3, 9):
         compressor, decompressor = zstandard.ZstdCompressor(level=level), zstandard.ZstdDecompressor()
         found[f"zstd {level}"] = (
             lambda frames, c=compressor: c.compress(frames.tobytes()),
@@ -105,7 +108,8 @@ def main() -> None:
                 print(f"{name:<6}{codec_name:<8}{chunk:>4}  {facts}", flush=True)
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    header = {"command": shlex.join(["python", *sys.argv]), **machine(), "threads": 1}
+    (out / "result.json").write_text(json.dumps(header | {"rows": result}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

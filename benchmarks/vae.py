@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
 from gymnasium import spaces
+from known_process import machine
 from torch import Tensor
 
 from worldmodel.vae import ConvVAE, FrameBatch, VAEConfig
@@ -73,7 +76,8 @@ def main() -> None:
         print(f"{name:<28}{speed:>8.0f} images per second of CPU time")
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "result.json").write_text(json.dumps(found, indent=2) + "\n")
+    header = {"command": shlex.join(["python", *sys.argv]), **machine(), "threads": 1}
+    (out / "result.json").write_text(json.dumps(header | {"rows": found}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

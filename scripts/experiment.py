@@ -15,7 +15,8 @@ from command import add_device, choose_device
 
 import worldmodel as wm
 from worldmodel import pictures
-from worldmodel.presets import Preset, small
+from worldmodel.machine import fast_precision, keep_freed_memory
+from worldmodel.presets import Preset, in_precision, small
 from worldmodel.report import draw_learning, save_figure, save_image
 from worldmodel.reproduction import Reproduction
 from worldmodel.video import write_video
@@ -28,6 +29,9 @@ def parse_arguments(description: str | None) -> argparse.Namespace:
     parser.add_argument("--out", required=True, help="directory for everything; run again, it goes on")
     parser.add_argument("--scale", choices=("small", "paper"), default="paper", help="small takes minutes; see presets.py")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything")
+    parser.add_argument(
+        "--episodes", type=Path, help="an earlier collection by collect.py --preset with the same seed; None: OUT/episodes"
+    )
     parser.add_argument("--workers", type=int, default=2, help="processes for the real environment in collection and probe")
     parser.add_argument("--video", action=argparse.BooleanOptionalAction, default=True, help="make films (extra: video)")
     add_device(parser)
@@ -37,13 +41,15 @@ def parse_arguments(description: str | None) -> argparse.Namespace:
 def reproduce(args: argparse.Namespace, preset: Preset, action_names: tuple[str, ...] | None = None) -> None:
     if args.video and importlib.util.find_spec("imageio_ffmpeg") is None:
         raise ImportError("--video: imageio-ffmpeg is not installed: pip install worldmodel[video], or give --no-video")
+    keep_freed_memory()
     bars, device = StageBars(), choose_device(args.device)
     experiment = Reproduction(
-        small(preset) if args.scale == "small" else preset,
+        in_precision(small(preset) if args.scale == "small" else preset, fast_precision(device)),
         Path(args.out),
         seed=args.seed,
         device=device,
         num_workers=args.workers,
+        episodes=args.episodes,
         action_names=action_names,
         on_progress=bars.show,
     )

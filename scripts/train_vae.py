@@ -9,6 +9,7 @@ from command import add_device, choose_device, parse_with_preset, run
 from fields import add_fields, read_fields
 
 import worldmodel as wm
+from worldmodel.machine import keep_freed_memory
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -31,6 +32,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
+    keep_freed_memory()
     initial = wm.ConvVAE.from_pretrained(args.initial) if args.initial else None
     with Bar("train V", "update") as bar:
         vision = wm.train_vae(

@@ -88,6 +88,14 @@ def test_the_seed_decides(whole, tmp_path):
     assert Reproduction(PRESET, tmp_path / "out", seed=1).run()["random"] != whole["random"]
 
 
+def test_an_earlier_collection_is_taken_and_added_to(whole, tmp_path):
+    wm.collect(DotEnv, out=tmp_path / "data", num_episodes=4, policy="repeat", max_steps=15, seed=0)
+    results = Reproduction(PRESET, tmp_path / "out", episodes=tmp_path / "data").run()
+    assert results["temperatures"] == whole["temperatures"]
+    assert len(wm.EpisodeStore.open(tmp_path / "data")) == 6
+    assert not (tmp_path / "out" / "episodes").exists()
+
+
 def test_another_experiment_in_the_same_directory_is_refused(tmp_path):
     def stop(name, done, total, facts):
         raise KeyboardInterrupt

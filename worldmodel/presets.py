@@ -163,6 +163,15 @@ CAR_RACING = Preset(
 PRESETS = {"doom": DOOM, "car-racing": CAR_RACING}
 
 
+def in_precision(preset: Preset, precision: str) -> Preset:
+    """The same experiment with trainings in another precision, for machines where bfloat16 is slow."""
+    return replace(
+        preset,
+        vae_training=replace(preset.vae_training, precision=precision),
+        mdnrnn_training=replace(preset.mdnrnn_training, precision=precision),
+    )
+
+
 def small(preset: Preset) -> Preset:
     """The same experiment in minutes: fewer episodes, updates and generations, shorter windows, a smaller M, lower scores."""
     return replace(

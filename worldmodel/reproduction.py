@@ -62,6 +62,7 @@ class Reproduction:
         seed: of everything.
         device: where models, dreams and trainings are.
         num_workers: processes for the real environment in collection and probe; 0 plays it here.
+        episodes: an earlier collection of the same recipe, in the place of ``out/episodes``; what it lacks is added to it.
         action_names: of a Discrete action space, for the probe's table.
         on_progress: called with the stage, what is done of it, its total, and numbers.
     """
@@ -71,6 +72,7 @@ class Reproduction:
     seed: int = 0
     device: torch.device | str = "cpu"
     num_workers: int = 0
+    episodes: Path | None = None
     action_names: tuple[str, ...] | None = None
     on_progress: Listener = lambda stage, done, total, facts: None
 
@@ -105,7 +107,7 @@ class Reproduction:
         with self._timed("collect"):
             collect(
                 preset.env,
-                out=self.out / "episodes",
+                out=self.episodes or self.out / "episodes",
                 num_episodes=preset.num_episodes,
                 policy=preset.policy,
                 seed=self.seed,
@@ -118,7 +120,7 @@ class Reproduction:
         """V."""
         with self._timed("train V"):
             return train_vae(
-                self.out / "episodes",
+                self.episodes or self.out / "episodes",
                 out=self.out / "vae",
                 config=self.preset.vae,
                 frame_config=self.preset.frames,
@@ -134,7 +136,7 @@ class Reproduction:
         vision = ConvVAE.from_pretrained(self.out / "vae", device=self.device)
         with self._timed("encode"):
             encode_store(
-                self.out / "episodes",
+                self.episodes or self.out / "episodes",
                 vision=vision,
                 out=self.out / "encoded",
                 precision=self.preset.vae_training.precision,

@@ -1,0 +1,88 @@
+"""The scripts for worlds of images, one after the other, and the presets' option."""
+
+import json
+import runpy
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import gymnasium as gym
+import pytest
+from test_reproduction import PRESET
+from toy_images import DotEnv
+
+import worldmodel as wm
+from worldmodel import presets
+
+SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
+SHORT = "--num-updates 2 --evaluate-every 2 --max-test-batches 1"
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    monkeypatch.chdir(tmp_path)
+    if "Dot-v0" not in gym.registry:
+        gym.register("Dot-v0", DotEnv, max_episode_steps=15)
+
+    def call(script, arguments):
+        monkeypatch.setattr(sys, "argv", [f"{script}.py", *arguments.split()])
+        runpy.run_path(str(SCRIPTS / f"{script}.py"), run_name="__main__")
+
+    return call
+
+
+def test_from_frames_to_a_probe_by_the_scripts(run, tmp_path, capsys):
+    run("collect", "--env Dot-v0 --episodes 6 --policy repeat --out data")
+    run("train_vae", f"--data data --out vae --latent-size 3 --batch-size 8 {SHORT} --device cpu")
+    run("encode", "--data data --vision vae --device cpu")
+    training = f"--window 8 --hidden-size 4 --batch-size 4 {SHORT} --device cpu"
+    run("train_mdnrnn", f"--data data-encoded --vision vae --out world {training}")
+    probing = "--probe --episodes 2 --num-dreams 4 --temperature 0.5 1.15 --out probe.json"
+    run("evaluate", f"--model world --env Dot-v0 {probing} --device cpu")
+    assert wm.WorldModel.from_pretrained("world").vision.fingerprint == wm.ConvVAE.from_pretrained("vae").fingerprint
+    said = capsys.readouterr().out
+    assert "dream, tau 1.15" in said
+    assert "rank correlation" in said
+    assert [row["temperature"] for row in json.loads(Path("probe.json").read_text())["dreams"]] == [0.5, 1.15]
+
+
+def test_an_encoded_set_of_another_v_is_one_line_on_stderr(run, capsys):
+    run("collect", "--env Dot-v0 --episodes 3 --out data")
+    for seed in (0, 1):
+        run("train_vae", f"--data data --out vae{seed} --latent-size 3 --batch-size 8 {SHORT} --device cpu --seed {seed}")
+    run("encode", "--data data --vision vae0 --device cpu")
+    with pytest.raises(SystemExit) as exit_code:
+        run("train_mdnrnn", "--data data-encoded --vision vae1 --out world --device cpu")
+    assert exit_code.value.code == 2
+    assert "error: vision: expected the V that data-encoded was encoded with" in capsys.readouterr().err
+
+
+def test_a_probe_needs_no_controller_and_a_score_does(run, capsys):
+    run("collect", "--env Dot-v0 --episodes 3 --out data")
+    run("train_vae", f"--data data --out vae --latent-size 3 --batch-size 8 {SHORT} --device cpu")
+    run("train_mdnrnn", f"--data data --vision vae --out world --window 8 --hidden-size 4 {SHORT} --device cpu")
+    with pytest.raises(SystemExit):
+        run("evaluate", "--model world --env Dot-v0 --episodes 2 --device cpu")
+    assert "expected a controller and one temperature, or --probe" in capsys.readouterr().err
+
+
+def test_a_preset_gives_the_numbers_and_options_beside_it_win(run, monkeypatch, tmp_path):
+    monkeypatch.setitem(presets.PRESETS, "doom", replace(PRESET, env="Dot-v0"))
+    run("collect", "--preset doom --out data --episodes 4")
+    store = wm.EpisodeStore.open(tmp_path / "data")
+    assert len(store) == 4
+    assert store.recipe["policy"].startswith("repeat")
+    assert store.recipe["max_steps"] == 15
+
+
+def test_the_doom_experiment_ends_with_its_table_pictures_and_films(run, monkeypatch, tmp_path, capsys):
+    pytest.importorskip("imageio_ffmpeg")
+    monkeypatch.setattr(presets, "DOOM", replace(PRESET, env="Dot-v0", test_episodes=2))
+    run("reproduce_doom", "--out out --workers 0 --device cpu")
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names >= {"table.md", "results.json", "curves.png", "reconstructions.png", "latents.png", "dream.png"}
+    assert names >= {"dream.mp4", "reality.mp4", "probe.txt"}
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["command"].endswith("--out out --workers 0 --device cpu")
+    assert "random play" in capsys.readouterr().out
