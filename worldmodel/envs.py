@@ -22,6 +22,7 @@ from worldmodel.dream import Dreams, LatentState, usual_horizon
 from worldmodel.dream_options import DreamOptions, check_decoder
 from worldmodel.features import feature_space, latent_features
 from worldmodel.mdnrnn import State
+from worldmodel.membership import as_numbers
 from worldmodel.rendering import ObservationRenderer
 from worldmodel.seeding import EpisodeSeeds, Rows, rows_to_reset
 from worldmodel.spaces import Value, map_leaves, to_numpy
@@ -197,7 +198,8 @@ class DreamVectorEnv(VectorEnv[Value, Value, Any]):
         """Rewards by the function: (B,) float32, 0 for dreams that had finished before."""
         assert self._reward is not None
         given = map_leaves(lambda leaf: torch.as_tensor(leaf, device=z.device), actions)
-        reward = torch.as_tensor(self._reward(self.world.decode(z), given, self.world.decode(next_z)), device=z.device).float()
+        rewards = self._reward(self.world.decode(z), given, self.world.decode(next_z))
+        reward = as_numbers(rewards, "reward").to(z.device, torch.float32)
         if reward.shape != self._over.shape:
             expected, got = tuple(self._over.shape), tuple(reward.shape)
             raise ValueError(f"reward: expected a function that returns shape {expected}, got {got}")
