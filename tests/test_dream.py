@@ -10,6 +10,7 @@ from toy_worlds import WalkEnv, random_world, same_bits, walk_world
 
 from worldmodel.dream import Dreams, RandomActions, latent_features
 from worldmodel.reality import Reality
+from worldmodel.rollouts import derive_seed
 from worldmodel.spaces import map_leaves
 from worldmodel.streams import Streams
 
@@ -440,3 +441,10 @@ def test_a_policy_that_writes_into_what_it_sees_changes_no_dream(kind):
     for worlds in (Dreams(walk_world(), 4), Reality(walk_world(), WalkEnv, 4, seed=0)):
         z, same = (worlds.rollout(p, 5, generator=worlds.generator(0)).z for p in (policy, careless))
         assert torch.equal(z, same)
+
+
+def test_numpy_integers_are_seeds_of_dreams_and_negative_ones_are_refused():
+    dreams = Dreams(random_world(), 3)
+    assert torch.equal(*(dreams.start(generator=dreams.generator(seed)).z for seed in (3, np.int64(3))))
+    with pytest.raises(ValueError, match="seed: expected a number >= 0, got -1"):
+        derive_seed(-1, 2)

@@ -596,6 +596,13 @@ def test_unknown_options_are_refused():
         DreamEnv(random_world(), tempreature=1.0)
 
 
+def test_a_reward_that_is_not_made_of_numbers_is_refused():
+    env = DreamVectorEnv(random_world(), 3, reward=lambda before, action, after: None)
+    env.reset(seed=0)
+    with pytest.raises(TypeError, match="reward: expected an array or tensor of numbers, got None"):
+        env.step(np.zeros(3, dtype=int))
+
+
 def test_a_reward_of_another_shape_is_refused():
     env = DreamVectorEnv(random_world(), 3, reward=lambda before, action, after: torch.zeros(3, 1))
     env.reset(seed=0)
@@ -612,6 +619,7 @@ def test_a_reward_of_another_shape_is_refused():
         ({"options": {"reset_mask": np.array([True, False])}}, ValueError, r"reset_mask: expected shape \(3,\)"),
         ({"options": {"reset_mask": np.zeros(3, dtype=bool)}}, ValueError, "at least one True"),
         ({"options": {"reset_mask": np.ones(3)}}, TypeError, "reset_mask: expected booleans"),
+        ({"options": {"reset_mask": None}}, TypeError, "reset_mask: expected an array or tensor"),
         ({"options": {"rest_mask": np.ones(3, dtype=bool)}}, ValueError, r"options: expected 'reset_mask' or nothing"),
     ],
 )

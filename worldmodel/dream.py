@@ -9,6 +9,7 @@ nothing loops over the dreams.
 from __future__ import annotations
 
 import abc
+import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -130,7 +131,7 @@ class BatchedWorld(abc.ABC):
 
     def generator(self, seed: int) -> torch.Generator:
         """Make a seeded generator on the device of the world."""
-        return torch.Generator(self.world.device).manual_seed(seed)
+        return torch.Generator(self.world.device).manual_seed(operator.index(seed))  # torch takes no NumPy integers
 
     @torch.no_grad()
     def rollout(self, policy: Policy, horizon: int, *, generator: torch.Generator, start: LatentState | None = None) -> Rollout:

@@ -24,6 +24,7 @@ from worldmodel.dream_options import DreamOptions, check_decoder
 from worldmodel.episode import stack_values
 from worldmodel.features import feature_space, latent_features
 from worldmodel.mdnrnn import State
+from worldmodel.membership import as_numbers
 from worldmodel.rendering import ObservationRenderer
 from worldmodel.seeding import EpisodeSeeds, Rows, rows_to_reset
 from worldmodel.spaces import Value, map_leaves, to_numpy
@@ -199,7 +200,8 @@ class DreamVectorEnv(VectorEnv[Value, Value, Any]):
         """Rewards by the function: (B,) float32, 0 for dreams that had finished before."""
         assert self._reward is not None
         given = map_leaves(lambda leaf: torch.as_tensor(leaf, device=z.device), actions)
-        reward = torch.as_tensor(self._reward(self.world.decode(z), given, self.world.decode(next_z)), device=z.device).float()
+        rewards = self._reward(self.world.decode(z), given, self.world.decode(next_z))
+        reward = as_numbers(rewards, "reward").to(z.device, torch.float32)
         if reward.shape != self._over.shape:
             expected, got = tuple(self._over.shape), tuple(reward.shape)
             raise ValueError(f"reward: expected a function that returns shape {expected}, got {got}")
