@@ -208,6 +208,12 @@ def test_what_was_returned_is_the_callers_to_change():
         one, two = calm.step(t % 3)[0], stirred.step(t % 3)[0]
 
 
+def test_an_environment_that_breaks_is_named():
+    broken = gym.wrappers.TransformObservation(WalkEnv(), lambda observation: observation * np.nan, WalkEnv.observation_space)
+    with pytest.raises(ValueError, match="env: expected finite observations, got NaN or infinity in row 0"):
+        LatentEnv(broken, random_world()).reset(seed=0)
+
+
 def test_another_environment_and_unknown_features_are_refused():
     world = random_world()
     with pytest.raises(ValueError, match="env: expected the world model's observation space"):

@@ -55,7 +55,7 @@ class LatentTracker:
         if rows.count == 0:
             return
         streams = self._seeds.begin(rows)
-        z = draw_latent(*(rows.take(part) for part in self.world.vision.encode(observations)), generator=streams)
+        z = draw_latent(*(rows.take(part) for part in self._encode(observations)), generator=streams)
         zeros = self.world.mdnrnn.initial_state(rows.count)
         self._z = rows.put(self._z, z)
         self._lstm = State(*(rows.put(*parts, dim=1) for parts in zip(self._lstm, zeros, strict=True)))
@@ -66,7 +66,15 @@ class LatentTracker:
         """Take in one step of every row: the ``actions`` that were taken and the ``observations`` that they led to."""
         action = self.world.action_features.flatten(actions)
         self._lstm = self.world.mdnrnn.advance(self._z, action, self._lstm)
-        self._z = draw_latent(*self.world.vision.encode(observations), generator=self._seeds.streams)
+        self._z = draw_latent(*self._encode(observations), generator=self._seeds.streams)
+
+    def _encode(self, observations: Value) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of z, (B, D) each, of observations that must be finite."""
+        mean, log_variance = self.world.vision.encode(observations)
+        finite = mean.isfinite().all(dim=-1)
+        if not bool(finite.all()):
+            raise ValueError(f"env: expected finite observations, got NaN or infinity in row {int(finite.int().argmin())}")
+        return mean, log_variance
 
     def features(self) -> np.ndarray:
         """What the agent sees: (B, F) float32, in fresh memory."""
