@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from dataclasses import asdict
 
@@ -68,4 +69,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main, resume="The same command goes on where it stopped.")
+    without = " without --overwrite" if "--overwrite" in sys.argv else ""  # with it, it would begin anew
+    run(main, resume=f"The same command{without} goes on where it stopped.")

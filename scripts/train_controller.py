@@ -46,8 +46,9 @@ def parse_arguments() -> argparse.Namespace:
 def prepare(args: argparse.Namespace) -> Path:
     """Make OUT ready before the work, not after it, and return the path of the search's log."""
     log = Path(args.out).with_name(f"{Path(args.out).name}.{SEARCH_FILE}")  # beside OUT, which holds a controller and no more
-    if not (args.resume and log.exists()):
-        prepare_directory(args.out, marker=CONTROLLER_FILE, format=CONTROLLER_FORMAT, overwrite=args.overwrite)
+    if args.resume and log.exists():  # whatever was to be overwritten was so when this search began
+        return log
+    prepare_directory(args.out, marker=CONTROLLER_FILE, format=CONTROLLER_FORMAT, overwrite=args.overwrite)
     if args.overwrite:
         log.unlink(missing_ok=True)
     return log
@@ -62,8 +63,10 @@ def main() -> None:
     options = {"max_steps": args.max_steps, "env_kwargs": args.env_kwargs}
     if args.env:
         worlds = wm.RealPopulation(world, args.env, rollouts=args.rollouts, num_workers=args.workers, **options)
-    args.horizon = args.horizon or (time_limit(args.env, **options) if args.env else usual_horizon(world))
-    args.test_dreams = args.test_dreams or (TEST_EPISODES if args.env else TEST_DREAMS)
+    if args.horizon is None:
+        args.horizon = time_limit(args.env, **options) if args.env else usual_horizon(world)
+    if args.test_dreams is None:
+        args.test_dreams = TEST_EPISODES if args.env else TEST_DREAMS
     args.initial = wm.Controller.from_pretrained(args.initial, device=device) if args.initial else None
     log = prepare(args)
     with Bar("search", "generation") as bar:

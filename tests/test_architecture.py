@@ -11,8 +11,8 @@ PACKAGE = ROOT / "worldmodel"
 
 FLOORS = [
     {
-        "version", "streams", "seeding", "reparameterization", "mixture", "spaces", "checkpoint", "episode", "interrupt",
-        "strategies", "machine", "images", "packing", "video",
+        "version", "streams", "seeding", "reparameterization", "mixture", "membership", "spaces", "checkpoint", "episode",
+        "interrupt", "strategies", "machine", "images", "packing", "video",
     },
     {
         "policies", "shards", "store", "workers", "rollouts", "collect", "environments",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import pytest
 import torch
@@ -141,3 +142,19 @@ def test_temporaries_are_removed_and_nothing_else(tmp_path):
         (tmp_path / name).touch()
     remove_temporaries(tmp_path)
     assert sorted(os.listdir(tmp_path)) == [".c", "b.tmp"]
+
+
+def test_an_overwriting_that_was_killed_in_the_middle_can_be_done_again(tmp_path, monkeypatch):
+    (tmp_path / "round-1").mkdir()
+    write_json(tmp_path / "a.json", {}, format="ours", version=1)
+
+    def kill(path):
+        raise KeyboardInterrupt
+
+    replace = {"marker": "a.json", "format": "ours", "overwrite": True, "replaces": ("a.json", "round-*")}
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", kill)
+        with pytest.raises(KeyboardInterrupt):
+            prepare_directory(tmp_path, **replace)
+    prepare_directory(tmp_path, **replace)
+    assert not list(tmp_path.iterdir())

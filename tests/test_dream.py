@@ -10,6 +10,7 @@ from toy_worlds import WalkEnv, random_world, same_bits, walk_world
 
 from worldmodel.dream import Dreams, RandomActions, latent_features
 from worldmodel.reality import Reality
+from worldmodel.rollouts import derive_seed
 from worldmodel.spaces import map_leaves
 from worldmodel.streams import Streams
 
@@ -412,3 +413,38 @@ def test_dreams_live_on_the_device_of_the_world():
     assert {part.device.type for part in (state.z, *state.lstm, state.alive, reward, ended)} == {"cuda"}
     rollout = dreams.rollout(policy, 5, generator=dreams.generator(0))
     assert {part.device.type for part in vars(rollout).values()} == {"cuda"}
+
+
+@pytest.mark.parametrize("temperature", [[1.0, 2.0], (1, 2), np.array([1.0, 2.0]), "warm", None])
+def test_a_temperature_that_is_neither_a_number_nor_a_tensor_is_refused_at_once(temperature):
+    with pytest.raises(TypeError, match="temperature: expected a number or a tensor, got"):
+        Dreams(random_world(), 2, temperature=temperature)
+
+
+@pytest.mark.parametrize("form", [np.asarray, list, torch.as_tensor])
+def test_a_policy_may_return_arrays_or_lists_in_dream_and_reality(form):
+    world = walk_world()
+    for worlds in (Dreams(world, 3, temperature=0.0), Reality(world, WalkEnv, 3, seed=0)):
+        rollout = worlds.rollout(lambda features: form([0, 1, 0]), 4, generator=worlds.generator(0))
+        assert rollout.actions.tolist() == [[0] * 4, [1] * 4, [0] * 4]
+
+
+@pytest.mark.parametrize("kind", ["z", "zh", "zhc"])
+def test_a_policy_that_writes_into_what_it_sees_changes_no_dream(kind):
+    def policy(features):
+        return torch.ones(len(features), dtype=torch.int64)
+
+    def careless(features):
+        return policy(features.zero_())
+
+    policy.features = careless.features = kind
+    for worlds in (Dreams(walk_world(), 4), Reality(walk_world(), WalkEnv, 4, seed=0)):
+        z, same = (worlds.rollout(p, 5, generator=worlds.generator(0)).z for p in (policy, careless))
+        assert torch.equal(z, same)
+
+
+def test_numpy_integers_are_seeds_of_dreams_and_negative_ones_are_refused():
+    dreams = Dreams(random_world(), 3)
+    assert torch.equal(*(dreams.start(generator=dreams.generator(seed)).z for seed in (3, np.int64(3))))
+    with pytest.raises(ValueError, match="seed: expected a number >= 0, got -1"):
+        derive_seed(-1, 2)

@@ -13,9 +13,10 @@ from gymnasium.vector import AutoresetMode
 from toy_data import walking_episode, write_store
 from toy_worlds import WalkEnv, random_world, same_bits, walk_world
 
-from worldmodel.dream import Dreams
+from worldmodel.dream import Dreams, usual_horizon
 from worldmodel.dream_options import DreamOptions
 from worldmodel.envs import DreamEnv, DreamVectorEnv
+from worldmodel.evaluation import time_limit
 from worldmodel.features import feature_size
 from worldmodel.spaces import map_leaves
 from worldmodel.testing import check_vector_env
@@ -98,6 +99,21 @@ def test_observations_lie_in_their_space(kind):
     for t in range(50):
         observations, *_ = env.step(np.full(50, t % 3))
         assert env.observation_space.contains(observations)
+
+
+@pytest.mark.parametrize("kind", ["z", "zh", "zhc", "decoded"])
+def test_a_world_in_double_precision_keeps_the_types_of_the_space(kind):
+    world = mortal_world().double()
+    env = DreamVectorEnv(world, 3, observation=kind, temperature=(0.5, 1.5), autoreset_mode="SameStep")
+    tensors = DreamVectorEnv(world, 3, observation=kind, temperature=(0.5, 1.5), autoreset_mode="SameStep", tensors=True)
+    assert env.observation_space.contains(env.reset(seed=0)[0])
+    tensors.reset(seed=0)
+    for _ in range(5):
+        observations, rewards, *_ = env.step(np.array([0, 1, 2]))
+        assert env.observation_space.contains(observations)
+        there, there_rewards, *_ = tensors.step(torch.tensor([0, 1, 2]))
+        assert np.array_equal(observations, there.numpy())
+        assert (rewards.dtype, there_rewards.dtype) == (np.float64, torch.float32)
 
 
 def test_the_autoreset_mode_is_the_enum_in_metadata_and_attribute():
@@ -298,6 +314,13 @@ def test_the_horizon_is_by_default_the_limit_of_the_environment():
     env = DreamEnv(world)
     env.reset(seed=0)
     assert [env.step(0)[3] for _ in range(3)] == [False, False, True]
+
+
+@pytest.mark.parametrize(("asked", "horizon"), [(-1, 1000), (2000, 2000), (7, 7), (None, 500)])
+def test_the_horizon_is_the_limit_that_the_environment_was_made_with(asked, horizon):
+    world = random_world()
+    world.provenance = {"recipes": [{"env": "CartPole-v1", "env_kwargs": {"max_episode_steps": asked}}]}
+    assert usual_horizon(world) == horizon == time_limit("CartPole-v1", env_kwargs={"max_episode_steps": asked})
 
 
 def test_a_range_of_temperatures_is_drawn_anew_for_each_episode():
@@ -509,8 +532,8 @@ def test_stepping_a_finished_single_dream_is_refused():
     env = DreamEnv(random_world(), horizon=1)
     env.reset(seed=0)
     env.step(0)
-    with pytest.raises(gym.error.ResetNeeded, match="expected no finished dream"):
-        env.step(0)
+    with pytest.raises(gym.error.ResetNeeded, match=r"expected no finished dream, got one; begin .* with reset\(\)"):
+        env.step(0)  # `reset` of a single environment takes no reset_mask
 
 
 def test_a_world_without_a_reward_head_needs_a_function():
@@ -543,13 +566,22 @@ def test_a_world_without_a_decoder_cannot_be_decoded_or_drawn():
         ({"temperature": -1.0}, "temperature: expected finite values >= 0"),
         ({"temperature": (2.0, 1.0)}, "temperature: expected a number or a range"),
         ({"temperature": (1.0, 2.0, 3.0)}, "temperature: expected a number or a range"),
+        ({"temperature": "warm"}, "temperature: expected a number or a range .*got 'warm'"),
+        ({"temperature": (1.0, "warm")}, "temperature: expected a number or a range"),
         ({"termination": "never"}, "termination: expected 'threshold' or 'sample'"),
         ({"horizon": 0}, "horizon: expected None or an integer >= 1"),
+        ({"horizon": 2.5}, "horizon: expected None or an integer >= 1, got 2.5"),
+        ({"horizon": float("nan")}, "horizon: expected None or an integer >= 1, got nan"),  # would never truncate
+        ({"horizon": "9"}, "horizon: expected None or an integer >= 1, got '9'"),
+        ({"prefix_length": 1.5, "prefix_data": "data"}, "prefix_length: expected an integer >= 0, got 1.5"),
         ({"prefix_length": 3}, "prefix_length, prefix_data: expected both or neither"),
         ({"prefix_data": "data"}, "prefix_length, prefix_data: expected both or neither"),
         ({"reward": "nowhere:nothing"}, "reward: expected a function or its name"),
+        ({"reward": ".relative:name"}, "reward: expected a function or its name"),
+        ({"reward": 3}, "reward: expected None, a function or its name, 'module:function', got 3"),
         ({"reward": "math:pi"}, "reward: expected the name of a function"),
         ({"num_envs": 0}, "num_dreams"),
+        ({"render_mode": "human"}, "render_mode: expected 'rgb_array' or None, got 'human'"),
         ({"autoreset_mode": "Sometimes"}, "Sometimes"),
         ({"device": "meta"}, "device: expected None or the world model's"),
     ],
@@ -562,6 +594,13 @@ def test_options_out_of_range_are_refused(options, message):
 def test_unknown_options_are_refused():
     with pytest.raises(TypeError, match="tempreature"):
         DreamEnv(random_world(), tempreature=1.0)
+
+
+def test_a_reward_that_is_not_made_of_numbers_is_refused():
+    env = DreamVectorEnv(random_world(), 3, reward=lambda before, action, after: None)
+    env.reset(seed=0)
+    with pytest.raises(TypeError, match="reward: expected an array or tensor of numbers, got None"):
+        env.step(np.zeros(3, dtype=int))
 
 
 def test_a_reward_of_another_shape_is_refused():
@@ -580,6 +619,7 @@ def test_a_reward_of_another_shape_is_refused():
         ({"options": {"reset_mask": np.array([True, False])}}, ValueError, r"reset_mask: expected shape \(3,\)"),
         ({"options": {"reset_mask": np.zeros(3, dtype=bool)}}, ValueError, "at least one True"),
         ({"options": {"reset_mask": np.ones(3)}}, TypeError, "reset_mask: expected booleans"),
+        ({"options": {"reset_mask": None}}, TypeError, "reset_mask: expected an array or tensor"),
         ({"options": {"rest_mask": np.ones(3, dtype=bool)}}, ValueError, r"options: expected 'reset_mask' or nothing"),
     ],
 )
@@ -599,6 +639,9 @@ def test_options_are_checked_without_a_world():
     options = DreamOptions(temperature=[0.5, 1.0])
     assert options.temperature_range == (0.5, 1.0)
     assert DreamOptions(temperature=2).temperature_range == (2.0, 2.0)
+    for number in (np.float32(2), np.int64(2), np.array(2.0), torch.tensor(2)):
+        assert DreamOptions(temperature=number).temperature_range == (2.0, 2.0)
+    assert DreamOptions(temperature=np.array([0.5, 1.0])).temperature_range == (0.5, 1.0)
 
 
 def test_features_have_the_size_that_the_space_says():

@@ -1,5 +1,6 @@
 """The search of a controller: what it finds, what it refuses, and that it goes on where it was stopped."""
 
+import json
 import shutil
 import signal
 
@@ -242,10 +243,50 @@ def test_what_a_killed_write_left_is_removed_and_nothing_else(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"log", ".other.77.tmp"}
 
 
-def test_a_log_whose_fitness_was_changed_is_refused(tmp_path):
+@pytest.mark.parametrize("name", ["fitness", "tests"])
+def test_a_log_whose_numbers_were_changed_is_refused(tmp_path, name):
     log = tmp_path / "log"
     search(log=log, generations=3, sigma=0.5)
     tensors, metadata = load_tensors(log)
-    save_tensors(log, {**tensors, "fitness": -tensors["fitness"]}, metadata)
+    save_tensors(log, {**tensors, name: -tensors[name]}, metadata)
+    with pytest.raises(ValueError, match="log: expected the log of a search as it was written, got a damaged one"):
+        search(log=log, generations=3, sigma=0.5, resume=True)
+
+
+def test_a_log_of_which_another_version_makes_other_weights_is_refused(tmp_path):
+    log = tmp_path / "log"
+    search(log=log, generations=3, sigma=0.5)
+    tensors, metadata = load_tensors(log)
+    content = json.loads(metadata["log"])
+    save_tensors(log, tensors, {"log": json.dumps({**content, "centre": "0"})})
     with pytest.raises(ValueError, match="expected to come to the weights of the search that was interrupted"):
         search(log=log, generations=3, sigma=0.5, resume=True)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", None, '{"format": "worldmodel.search", "version": 1}'])
+def test_a_damaged_log_is_named(tmp_path, text):
+    log = tmp_path / "log"
+    search(log=log, generations=1)
+    save_tensors(log, load_tensors(log)[0], None if text is None else {"log": text})
+    with pytest.raises(ValueError, match=str(log)):
+        search(log=log, generations=1, resume=True)
+
+
+def test_numpy_numbers_are_the_same_search_and_are_logged(tmp_path):
+    numbers = {"generations": 2, "population": 8, "horizon": 5, "test_every": 1, "test_dreams": 4, "patience": 3, "seed": 1}
+    search(**numbers, log=tmp_path / "log")
+    found = search(
+        **{name: np.int64(number) for name, number in numbers.items()},
+        sigma=np.float64(0.1),
+        openai_es=OpenAIESConfig(learning_rate=np.float64(0.03)),
+        log=tmp_path / "log",
+        resume=True,
+    )
+    assert torch.equal(weights(found), weights(search(**numbers)))
+
+
+@pytest.mark.parametrize("name", ["generations", "population", "horizon", "test_every", "test_dreams", "patience", "seed"])
+@pytest.mark.parametrize("number", [8.0, "8", -1, True])
+def test_numbers_of_a_search_that_are_no_counts_are_refused(name, number):
+    with pytest.raises(ValueError, match=f"{name}: expected an integer >= ., got {number!r}"):
+        search(**{name: number})

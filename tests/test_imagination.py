@@ -282,6 +282,10 @@ def test_bad_input_is_refused_in_words():
         imagine(Dreams(tiny_world(torch.float32, reward_head=False), 4), policy, 1, generator=generator())
     with pytest.raises(ValueError, match=r"expected shapes .* got \(3,\), \(3,\), \(3,\)"):
         lambda_returns(torch.zeros(3), torch.ones(3), torch.zeros(3), discount=1.0, lambda_=1.0)
+    with pytest.raises(ValueError, match=r"with T >= 1, got \(3, 0\), \(3, 0\), \(3, 1\)"):
+        lambda_returns(torch.zeros(3, 0), torch.ones(3, 0), torch.zeros(3, 1), discount=1.0, lambda_=1.0)
+    with pytest.raises(TypeError, match="policy: expected a tensor of action features, got ndarray"):
+        imagine(dreams, lambda features: features.numpy(), 1, generator=generator())
     with pytest.raises(ValueError, match=r"lambda_: expected a number in \[0, 1\], got 1.5"):
         lambda_returns(torch.zeros(3), torch.ones(3), torch.zeros(4), discount=1.0, lambda_=1.5)
 

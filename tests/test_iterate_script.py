@@ -62,6 +62,10 @@ def test_it_goes_on_after_ctrl_c_and_leaves_a_table_and_a_summary(script, tmp_pa
         script(options, "__main__")
     assert stopped.value.code == 130
     assert "The same command goes on" in capsys.readouterr().err
+    calls.clear()
+    with pytest.raises(SystemExit):
+        script(f"{options} --overwrite", "__main__")
+    assert "The same command without --overwrite goes on" in capsys.readouterr().err
     script(options, "__main__")
     assert len(calls) == 3  # round 1 was not run again
     lines = capsys.readouterr().out.splitlines()

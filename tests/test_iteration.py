@@ -317,3 +317,21 @@ def test_a_trainer_that_returns_something_else_is_refused(tmp_path):
         run(tmp_path / "loop", train_agent=lambda world, before, seed: 3)
     with pytest.raises(ValueError, match="controller: expected one on the world model's 8 features"):
         run(tmp_path / "loop2", train_agent=lambda world, before, seed: Controller(5, world.action_space))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"env_kwargs": {"nonsense": 1}}, {"max_steps": 0}, {"seed": -1}, {"device": "gpu"}, {"env": "CartPol-v1"}],
+)
+def test_a_mistake_does_not_cost_the_loop_that_was_to_be_overwritten(tmp_path, arguments):
+    out = tmp_path / "loop"
+    (out / "round-1").mkdir(parents=True)
+    (out / "iteration.json").write_text('{"format": "worldmodel.iteration", "version": 1}')
+    with pytest.raises((ValueError, TypeError)):
+        iterate(**{"env": "CartPole-v1", "out": out, "config": TINY, "overwrite": True, **arguments})
+    assert (out / "round-1").is_dir()
+
+
+def test_numpy_numbers_are_the_same_loop(whole):
+    out, rounds, _ = whole
+    assert outcome(run(out, seed=np.int64(3))) == outcome(rounds)

@@ -73,3 +73,11 @@ def test_drawing_leaves_the_global_generators_alone():
     renderer(np.zeros(2, dtype=np.float32))
     assert torch.equal(torch.get_rng_state(), before[0])
     assert np.array_equal(np.random.get_state()[1], before[1])  # noqa: NPY002
+
+
+def test_what_a_wrapper_made_of_the_observations_is_not_drawn_as_a_state():
+    with gym.wrappers.FrameStackObservation(gym.make("CartPole-v1"), 2) as env:
+        world = random_world(env.action_space, env.observation_space)
+    world.provenance = {"recipes": [{"env": "CartPole-v1", "wrappers": ["FrameStackObservation"]}]}
+    frame = ObservationRenderer(world)(np.zeros((2, 4), dtype=np.float32))
+    assert (frame == BAR).all(axis=-1).any()

@@ -291,3 +291,12 @@ def test_ppo_trained_only_in_dreams_beats_random_play_in_reality(tmp_path):
     assert mean > 200  # random play: 22
     scores = wm.evaluate(SB3Policy(model, world), world, env="CartPole-v1", num_episodes=20, num_dreams=64)
     assert scores.real.mean > 200 > 5 * scores.random.mean
+
+
+def test_an_agent_of_switches_learns_in_dreams_and_acts_as_a_policy():
+    world = mortal_world(action_space=spaces.MultiBinary(3))
+    model = PPO("MlpPolicy", dreams(world), n_steps=8, batch_size=8, n_epochs=1, device="cpu").learn(32)
+    core = wm.Dreams(world, 4)
+    actions = core.rollout(SB3Policy(model, world), 3, generator=core.generator(0)).actions
+    assert actions.dtype == torch.int8
+    assert actions.shape == (4, 3, 3)

@@ -190,8 +190,46 @@ def test_a_batch_of_the_space_passes_the_check():
         ({"parts": [[0, 0], [1, 3], [2, 0]]}, ValueError, r"actions at 'parts'\[2\].*got \[2, 0\]"),
         ({"switches": [[0, 1], [0, 2], [0, 0]]}, ValueError, r"actions at 'switches'\[1\].*got \[0, 2\]"),
         ({"more": [0, 0, 0]}, ValueError, "expected leaves"),
+        ({"kind": [True, True, True]}, TypeError, r"actions at 'kind': expected integers for Discrete.*got torch.bool"),
+        ({"kind": None}, TypeError, "actions at 'kind': expected an array or tensor of numbers, got"),
+        ({"kind": ["a", "b", "c"]}, TypeError, "actions at 'kind': expected an array or tensor of numbers"),
+        ({"kind": [1j, 1j, 1j]}, TypeError, "actions at 'kind': expected real numbers"),
     ],
 )
 def test_a_batch_outside_the_space_is_refused_by_index_and_value(changes, error, message):
     with pytest.raises(error, match=message):
         FlatSpace(CHECKED).check(checked_batch(**changes), 3, name="actions")
+
+
+def test_a_batch_that_is_not_made_of_numbers_is_refused_by_name():
+    for value in (None, "up", [[0, 1], [2]]):
+        with pytest.raises(TypeError, match="value: expected an array or tensor of numbers"):
+            FlatSpace(spaces.Discrete(3)).flatten(value)
+    with pytest.raises(TypeError, match=r"value: expected integers for Discrete\(3\), got torch.bool"):
+        FlatSpace(spaces.Discrete(3)).flatten(torch.tensor([True, False]))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32, np.uint64])
+def test_unsigned_integers_are_numbers_like_any_other(dtype):
+    flat, value = FlatSpace(spaces.Discrete(3, start=1)), np.array([1, 3], dtype)
+    flat.check(value, 2)
+    assert torch.equal(flat.flatten(value), flat.flatten(value.astype(np.int64)))
+    with pytest.raises(ValueError, match=r"value\[1\]"):
+        flat.check(value + np.array([0, 1], dtype), 2)
+    box = spaces.Box(0, 100, (2,), dtype)
+    FlatSpace(box).check(np.stack([box.low, box.high]), 2)
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Box(-0.1, 0.1, (2,), np.float64),  # float32's nearest number to 0.1 is above it
+        spaces.Box(-(2**31), 2**31 - 1, (2,), np.int32),  # float32's nearest number to the highest is one more, which overflows
+        spaces.Box(-1e300, 1e300, (2,), np.float64),
+        spaces.Box(0, np.inf, (2,), np.float64),
+    ],
+)
+def test_what_unflatten_clips_lies_within_bounds_that_float32_does_not_have(space):
+    flat = FlatSpace(space)
+    for far in (-1e30, 1e30):
+        assert space.contains(flat.unflatten(torch.full((2,), far)).numpy())

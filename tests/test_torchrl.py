@@ -267,3 +267,9 @@ def test_ppo_of_torchrl_learns_a_walk_in_its_dream():
             loss.backward()
             optimizer.step()
     assert rewards[-1] > rewards[0] + 0.2, rewards
+
+
+@pytest.mark.parametrize("space", [spaces.Box(-1.0, 1.0, ()), spaces.Box(-1.0, 1.0, (2, 3))], ids=str)
+def test_boxes_of_any_shape_have_a_spec(space):
+    check_env_specs(TorchRLEnv(mortal_world(space), 3, horizon=5))
+    check_env_specs(TorchRLEnv(mortal_world(observation_space=space), 3, observation="decoded", horizon=5))

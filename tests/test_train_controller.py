@@ -55,6 +55,11 @@ def test_ctrl_c_and_resume_give_the_controller_of_a_run_that_was_not_stopped(tra
     assert len(calls) == 4
     other = ("--method", "openai-es", "--hidden-size", "3")
     assert torch.equal(weights(train("c", "--overwrite", *other)), weights(train("other", *other)))
+    calls.clear()
+    with pytest.raises(SystemExit):
+        train("c", "--overwrite")
+    assert torch.equal(weights(train("c", "--overwrite", "--resume")), weights(whole))  # the same command with --resume
+    assert len(calls) == 4
     assert {path.name for path in (tmp_path / "c").iterdir()} == {"controller.json", "controller.safetensors"}
 
 
@@ -62,3 +67,11 @@ def test_the_real_environment_serves_as_well(train):
     found = [train(f"c{workers}", "--env", "CartPole-v1", "--workers", str(workers), "--features", "z") for workers in (0, 1)]
     assert weights(found[0]).any()
     assert torch.equal(weights(found[0]), weights(found[1]))
+
+
+@pytest.mark.parametrize("option", ["--horizon", "--test-dreams"])
+def test_a_zero_is_refused_and_not_taken_for_the_default(train, capsys, option):
+    with pytest.raises(SystemExit) as stopped:
+        train("c", option, "0")
+    assert stopped.value.code == 2
+    assert "expected an integer >= 1, got 0" in capsys.readouterr().err

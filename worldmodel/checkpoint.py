@@ -176,7 +176,8 @@ def prepare_directory(
     foreign = [entry.name for entry in entries if replaces and not any(entry.match(pattern) for pattern in replaces)]
     if foreign:
         raise FileExistsError(f"{path}: expected nothing but an earlier output, got {foreign[0]!r} beside it; move that away")
-    for entry in entries if replaces else []:
+    last = sorted(entries, key=lambda entry: entry.name == marker)  # the marker: so what was killed here can be done again
+    for entry in last if replaces else []:
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
         else:

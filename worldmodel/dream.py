@@ -9,6 +9,7 @@ nothing loops over the dreams.
 from __future__ import annotations
 
 import abc
+import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -59,12 +60,9 @@ def usual_horizon(world: WorldModel) -> int:
     """
     recipe: dict[str, Any] = next(iter(world.provenance.get("recipes", [])), {})
     spec = gym.registry.get(recipe.get("env", ""))
-    limits = (
-        recipe.get("max_steps"),
-        (recipe.get("env_kwargs") or {}).get("max_episode_steps"),
-        spec and spec.max_episode_steps,
-    )
-    return min((limit for limit in limits if isinstance(limit, int)), default=DEFAULT_HORIZON)
+    asked = (recipe.get("env_kwargs") or {}).get("max_episode_steps")  # goes before what is registered; -1 is no limit
+    limits = (recipe.get("max_steps"), (spec and spec.max_episode_steps) if asked is None else asked)
+    return min((limit for limit in limits if isinstance(limit, int) and limit > 0), default=DEFAULT_HORIZON)
 
 
 @dataclass(frozen=True)
@@ -133,7 +131,7 @@ class BatchedWorld(abc.ABC):
 
     def generator(self, seed: int) -> torch.Generator:
         """Make a seeded generator on the device of the world."""
-        return torch.Generator(self.world.device).manual_seed(seed)
+        return torch.Generator(self.world.device).manual_seed(operator.index(seed))  # torch takes no NumPy integers
 
     @torch.no_grad()
     def rollout(self, policy: Policy, horizon: int, *, generator: torch.Generator, start: LatentState | None = None) -> Rollout:
@@ -157,7 +155,7 @@ class BatchedWorld(abc.ABC):
         before, actions, rewards, terminated, alive = zip(*columns, strict=True)
         return Rollout(
             torch.stack([*before, z], dim=1),
-            map_leaves(lambda *leaf: torch.stack(leaf, dim=1), *actions),
+            map_leaves(lambda *leaf: torch.stack([torch.as_tensor(part, device=z.device) for part in leaf], dim=1), *actions),
             *(torch.stack(column, dim=1) for column in (rewards, terminated, alive)),
         )
 

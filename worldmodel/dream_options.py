@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,13 +57,17 @@ class DreamOptions:
         check_temperature(torch.tensor([low, high]))
         if low > high:
             raise ValueError(f"temperature: expected a number or a range (low, high), got {self.temperature}")
-        if self.horizon is not None and self.horizon < 1:
-            raise ValueError(f"horizon: expected None or an integer >= 1, got {self.horizon}")
+        if self.horizon is not None and (not isinstance(self.horizon, (int, np.integer)) or self.horizon < 1):
+            raise ValueError(f"horizon: expected None or an integer >= 1, got {self.horizon!r}")
+        if not isinstance(self.prefix_length, (int, np.integer)):
+            raise ValueError(f"prefix_length: expected an integer >= 0, got {self.prefix_length!r}")
         if self.prefix_length < 0 or (self.prefix_length > 0) != (self.prefix_data is not None):
             raise ValueError(
                 "prefix_length, prefix_data: expected both or neither, got "
                 f"{self.prefix_length} and {None if self.prefix_data is None else str(self.prefix_data)!r}"
             )
+        if not (self.reward is None or isinstance(self.reward, str) or callable(self.reward)):
+            raise ValueError(f"reward: expected None, a function or its name, 'module:function', got {self.reward!r}")
 
     @property
     def temperature_range(self) -> tuple[float, float]:
@@ -71,11 +76,14 @@ class DreamOptions:
         Raises:
             ValueError: if ``temperature`` is neither a number nor two.
         """
-        if isinstance(self.temperature, (int, float)):
-            return float(self.temperature), float(self.temperature)
-        if len(self.temperature) != 2:
-            raise ValueError(f"temperature: expected a number or a range (low, high), got {self.temperature}")
-        return float(self.temperature[0]), float(self.temperature[1])
+        try:
+            values = np.asarray(self.temperature, dtype=np.float64)
+        except (TypeError, ValueError):
+            values = np.empty(0)
+        if values.shape not in ((), (2,)):
+            raise ValueError(f"temperature: expected a number or a range (low, high), got {self.temperature!r}")
+        low, high = np.broadcast_to(values, 2).tolist()
+        return low, high
 
     def start_bank(self, world: WorldModel) -> StartBank:
         """Where the dreams begin.
@@ -98,7 +106,7 @@ class DreamOptions:
         module, _, name = self.reward.partition(":")
         try:
             function = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError, ValueError) as error:
+        except (ImportError, AttributeError, TypeError, ValueError) as error:
             raise ValueError(f"reward: expected a function or its name, 'module:function', got {self.reward!r}") from error
         if not callable(function):
             raise ValueError(f"reward: expected the name of a function, got {self.reward!r}, which is {function!r}")

@@ -24,6 +24,7 @@ from worldmodel.dream_options import DreamOptions, check_decoder
 from worldmodel.episode import stack_values
 from worldmodel.features import feature_space, latent_features
 from worldmodel.mdnrnn import State
+from worldmodel.membership import as_numbers
 from worldmodel.rendering import ObservationRenderer
 from worldmodel.seeding import EpisodeSeeds, Rows, rows_to_reset
 from worldmodel.spaces import Value, map_leaves, to_numpy
@@ -68,6 +69,8 @@ class DreamVectorEnv(VectorEnv[Value, Value, Any]):
         self.num_envs, self.tensors, self._check_actions = num_envs, tensors, check_actions
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": 30, "autoreset_mode": self.autoreset_mode}
+        if render_mode not in (None, "rgb_array"):
+            raise ValueError(f"render_mode: expected 'rgb_array' or None, got {render_mode!r}")
         self.render_mode = render_mode
         self.options.check_world(self.world)
         if render_mode is not None:
@@ -155,7 +158,7 @@ class DreamVectorEnv(VectorEnv[Value, Value, Any]):
             self._over = self._over | finished
         infos |= self._infos()
         if self.tensors:
-            return self._observe(), reward, terminated, truncated, infos
+            return self._observe(), reward.float(), terminated, truncated, infos
         flags = (terminated.cpu().numpy(), truncated.cpu().numpy())
         return self._observe(), reward.double().cpu().numpy(), *flags, infos
 
@@ -197,7 +200,8 @@ class DreamVectorEnv(VectorEnv[Value, Value, Any]):
         """Rewards by the function: (B,) float32, 0 for dreams that had finished before."""
         assert self._reward is not None
         given = map_leaves(lambda leaf: torch.as_tensor(leaf, device=z.device), actions)
-        reward = torch.as_tensor(self._reward(self.world.decode(z), given, self.world.decode(next_z)), device=z.device).float()
+        rewards = self._reward(self.world.decode(z), given, self.world.decode(next_z))
+        reward = as_numbers(rewards, "reward").to(z.device, torch.float32)
         if reward.shape != self._over.shape:
             expected, got = tuple(self._over.shape), tuple(reward.shape)
             raise ValueError(f"reward: expected a function that returns shape {expected}, got {got}")
@@ -215,8 +219,9 @@ class DreamVectorEnv(VectorEnv[Value, Value, Any]):
         self._state = LatentState(z, State(*(rows.put(*parts, dim=1) for parts in zip(old.lstm, lstm, strict=True))), old.alive)
         if self._ranged:
             low, high = self.options.temperature_range
-            drawn = low + (high - low) * fill_uniform(z.new_empty(rows.count), streams)
-            self._dreams.temperature = rows.put(torch.as_tensor(self._dreams.temperature), drawn)
+            old_temperature = torch.as_tensor(self._dreams.temperature)
+            drawn = low + (high - low) * fill_uniform(old_temperature.new_empty(rows.count), streams)
+            self._dreams.temperature = rows.put(old_temperature, drawn)
         self._steps = torch.where(mask, 0, self._steps)
         self._over = self._over & ~mask
         self._seeds.adopt(rows, streams)
@@ -227,8 +232,7 @@ class DreamVectorEnv(VectorEnv[Value, Value, Any]):
         if self._kind == "decoded":
             observations = self.world.decode(self._state.z)
         else:
-            observations = latent_features(self._state.z, self._state.lstm, self._kind)
-            observations = observations.clone() if self._kind == "z" else observations
+            observations = latent_features(self._state.z, self._state.lstm, self._kind).float()  # as the space says
         return observations if self.tensors else to_numpy(observations)
 
     def _infos(self) -> dict[str, Any]:
@@ -308,6 +312,8 @@ class DreamEnv(gym.Env[Value, Value]):
             ValueError: if the action lies outside of the space.
             TypeError: if a choice is given as a floating-point number.
         """
+        if bool(self._one._over.any()):
+            raise gym.error.ResetNeeded("step: expected no finished dream, got one; begin the next episode with reset()")
         observations, rewards, terminations, truncations, infos = self._one.step(stack_values([action]))
         return _first(observations), float(rewards[0]), bool(terminations[0]), bool(truncations[0]), _single_info(infos)
 

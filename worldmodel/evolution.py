@@ -28,7 +28,7 @@ from worldmodel.dream import Dreams
 from worldmodel.features import FeatureKind, feature_size
 from worldmodel.interrupt import interrupt_between_steps
 from worldmodel.population import DreamPopulation, Population, RealPopulation
-from worldmodel.rollouts import derive_seed
+from worldmodel.rollouts import derive_seed, jsonable
 from worldmodel.strategies import Method, OpenAIESConfig, make_strategy
 
 SEARCH_FORMAT, SEARCH_VERSION = "worldmodel.search", 1
@@ -120,7 +120,7 @@ def evolve(
     plan = _Plan(
         generations, population, horizon, sigma, method, openai_es or OpenAIESConfig(), test_every, test_dreams, patience, seed
     )
-    evaluator: Population = DreamPopulation(worlds, population) if isinstance(worlds, Dreams) else worlds
+    evaluator: Population = DreamPopulation(worlds, plan.population) if isinstance(worlds, Dreams) else worlds
     world = evaluator.world
     if initial is None:
         generator = torch.Generator().manual_seed(derive_seed(seed, 0, 1))
@@ -157,12 +157,17 @@ class _Plan:
     seed: int
 
     def __post_init__(self) -> None:
+        """Check every number; those of NumPy become Python's, as the log holds them."""
         if not 0 < self.sigma < float("inf"):
             raise ValueError(f"sigma: expected a positive finite number, got {self.sigma}")
-        for name in ("generations", "population", "test_every", "test_dreams", "patience"):
-            value, least = getattr(self, name), 2 if name == "population" else 1
-            if value is not None and value < least:
-                raise ValueError(f"{name}: expected an integer >= {least}, got {value}")
+        for name in ("generations", "population", "horizon", "test_every", "test_dreams", "patience", "seed"):
+            value, least = getattr(self, name), {"population": 2, "seed": 0}.get(name, 1)
+            if name == "patience" and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+                raise ValueError(f"{name}: expected an integer >= {least}, got {value!r}")
+            object.__setattr__(self, name, int(value))
+        object.__setattr__(self, "sigma", float(self.sigma))
 
 
 @dataclass
@@ -195,13 +200,14 @@ class _Search:
 
     def start(self, resume: bool) -> None:
         """Test the start, or tell the strategy again what the log says."""
-        self._identity = {
+        identity = {
             **asdict(self._plan),
             **self._evaluator.recipe(),
             "world": self._evaluator.world.fingerprint,
             "start": checkpoint.digest_tensors(self.best.state_dict()),
             "features": self.best.features,
         }
+        self._identity = jsonable(identity)  # NumPy's numbers are the same search
         if self._log is not None and self._log.exists():
             if not resume:
                 raise FileExistsError(f"{self._log}: already holds a search; resume it or choose another file")
@@ -261,13 +267,12 @@ class _Search:
             "tests": torch.tensor(tests, dtype=torch.float64),
         }
         content = {"format": SEARCH_FORMAT, "version": SEARCH_VERSION, "search": self._identity, "centre": self._digest()}
+        content["table"] = checkpoint.digest_tensors(tensors)
         checkpoint.save_tensors(self._log, tensors, {"log": json.dumps(content)})
 
     def _replay(self, path: Path) -> None:
         """Ask and tell again; the strategy then stands where it stood, to the bit."""
-        tensors, metadata = checkpoint.load_tensors(path)
-        content: dict[str, Any] = json.loads(metadata.get("log", "{}"))
-        checkpoint.check_stamp(content, path, format=SEARCH_FORMAT, version=SEARCH_VERSION)
+        tensors, content = _read_log(path)
         for name, given in json.loads(json.dumps(self._identity)).items():
             there = content["search"].get(name)
             if there != given:
@@ -289,3 +294,18 @@ class _Search:
 
     def _digest(self) -> str:
         return hashlib.sha256(self._strategy.mean.tobytes()).hexdigest()
+
+
+def _read_log(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The table of a log and what it says of the search; whole, or a ValueError."""
+    tensors, metadata = checkpoint.load_tensors(path)
+    try:
+        content = json.loads(metadata.get("log", "{}"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: expected the log of a search, got a damaged or foreign file ({error})") from error
+    checkpoint.check_stamp(content, path, format=SEARCH_FORMAT, version=SEARCH_VERSION)
+    digest = checkpoint.digest_tensors(tensors)
+    whole = {"search", "centre"} <= content.keys() and {"fitness", "tests"} <= tensors.keys()
+    if not whole or content.get("table", digest) != digest:  # logs of before the digest have none
+        raise ValueError(f"{path}: expected the log of a search as it was written, got a damaged one; start the search anew")
+    return tensors, content

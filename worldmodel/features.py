@@ -30,11 +30,13 @@ def check_features(kind: str) -> None:
 def latent_features(z: Tensor, lstm: State, kind: FeatureKind) -> Tensor:
     """Concatenate z (B, D) with h and c of the LSTM's last layer, as the agent of Ha & Schmidhuber sees them: (B, F).
 
+    In fresh memory, which an agent may write into.
+
     Raises:
         ValueError: if ``kind`` is not "z", "zh" or "zhc".
     """
     if kind == "z":
-        return z
+        return z.clone()
     if kind == "zh":
         return torch.cat([z, lstm.h[-1]], dim=-1)
     check_features(kind)

@@ -65,6 +65,7 @@ def imagine(
     Raises:
         ValueError: if ``horizon`` is below 1, the world has no reward head, ``start`` is of another number of dreams or holds
             one that has ended, or the policy's result has another shape.
+        TypeError: if that is no tensor.
     """
     kind: FeatureKind = getattr(policy, "features", "zh")
     state = dreams.start(generator=generator) if start is None else start
@@ -73,6 +74,8 @@ def imagine(
     states, columns = [state], []
     for _ in range(horizon):
         action = policy(state.features(kind))
+        if not isinstance(action, Tensor):
+            raise TypeError(f"policy: expected a tensor of action features, got {type(action).__name__}")
         if action.shape != expected:
             raise ValueError(f"policy: expected action features of shape {expected}, got {tuple(action.shape)}")
         state, reward, continuation = _step(dreams, state, action, generator)
@@ -101,9 +104,16 @@ def lambda_returns(reward: Tensor, continuation: Tensor, value: Tensor, *, disco
     Raises:
         ValueError: if the shapes do not fit or a number is out of range.
     """
-    if reward.ndim == 0 or continuation.shape != reward.shape or value.shape != (*reward.shape[:-1], reward.shape[-1] + 1):
+    if (
+        reward.ndim == 0
+        or reward.shape[-1] == 0
+        or continuation.shape != reward.shape
+        or value.shape != (*reward.shape[:-1], reward.shape[-1] + 1)
+    ):
         got = ", ".join(str(tuple(part.shape)) for part in (reward, continuation, value))
-        raise ValueError(f"reward, continuation, value: expected shapes (..., T), (..., T) and (..., T + 1), got {got}")
+        raise ValueError(
+            f"reward, continuation, value: expected shapes (..., T), (..., T), (..., T + 1) with T >= 1, got {got}"
+        )
     for name, number in {"discount": discount, "lambda_": lambda_}.items():
         if not 0 <= number <= 1:
             raise ValueError(f"{name}: expected a number in [0, 1], got {number}")

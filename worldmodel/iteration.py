@@ -37,9 +37,9 @@ from worldmodel.evaluation import Evaluation, Scores, evaluate, score, time_limi
 from worldmodel.evolution import SEARCH_FILE, evolve
 from worldmodel.fit import fit
 from worldmodel.reality import Reality
-from worldmodel.rollouts import EnvMaker, derive_seed, describe, jsonable
+from worldmodel.rollouts import EnvMaker, Runner, derive_seed, describe, jsonable
 from worldmodel.rounds import SCORES, IterationConfig, Round, StageProgress, has_stalled
-from worldmodel.world import WORLD_FILE, WorldModel
+from worldmodel.world import WORLD_FILE, WorldModel, check_device
 
 ITERATION_FORMAT, SCORES_FORMAT, ITERATION_VERSION = "worldmodel.iteration", "worldmodel.scores", 1
 ITERATION_FILE, SCORES_FILE = "iteration.json", "scores.json"
@@ -87,19 +87,21 @@ def iterate(
     Raises:
         FileExistsError: if ``out`` holds something else, or a loop with other arguments.
         TypeError: if ``train_agent`` returns no `Controller`.
-        ValueError: if its controller is not of this world.
+        ValueError: if its controller is not of this world, or, before ``out`` is touched, if there is no such environment.
     """
     config = config or IterationConfig()
     arguments = {"env": describe(env), "env_kwargs": jsonable(env_kwargs or {}), "target": target, "seed": seed}
-    arguments |= {"max_steps": max_steps, "train_agent": describe(train_agent or evolve)}
-    directory = _prepare(Path(out), {**arguments, "config": asdict(config)}, overwrite)
+    arguments |= {"max_steps": max_steps, "train_agent": describe(train_agent or evolve), "config": asdict(config)}
+    limits = {"max_steps": max_steps, "env_kwargs": dict(env_kwargs or {})}
+    _check(env, config, seed, limits, device)
+    directory = _prepare(Path(out), jsonable(arguments), overwrite)
     loop = _Loop(
         env=env,
         out=directory,
         config=config,
         seed=seed,
         device=torch.device(device),
-        limits={"max_steps": max_steps, "env_kwargs": dict(env_kwargs or {})},
+        limits=limits,
         train_agent=train_agent,
         on_progress=on_progress or (lambda progress: None),
     )
@@ -109,6 +111,14 @@ def iterate(
         if target is not None and rounds[-1].validation.mean >= target:
             break
     return rounds
+
+
+def _check(env: str | EnvMaker, config: IterationConfig, seed: int, limits: dict[str, Any], device: str | torch.device) -> None:
+    """Raise what the stages would, before an earlier loop is overwritten."""
+    check_device(device)
+    derived = derive_seed(seed, COLLECT_STREAM, 1)
+    with contextlib.closing(Runner(env, config.first_policy, seed=derived, wrappers=(), **limits)) as runner:
+        runner.spaces()
 
 
 def _prepare(out: Path, arguments: dict[str, Any], overwrite: bool) -> Path:

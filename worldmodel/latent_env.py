@@ -70,7 +70,7 @@ class LatentTracker:
 
     def features(self) -> np.ndarray:
         """What the agent sees: (B, F) float32, in fresh memory."""
-        return latent_features(self._z, self._lstm, self.kind).cpu().numpy().copy()
+        return latent_features(self._z, self._lstm, self.kind).float().cpu().numpy().copy()
 
 
 class LatentEnv(gym.Wrapper[np.ndarray, Any, Any, Any]):

@@ -15,6 +15,7 @@ generator and its mixtures know no temperature.
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable
 
 import torch
@@ -81,7 +82,10 @@ def check_temperature(temperature: float | Tensor) -> None:
 
     Raises:
         ValueError: naming the value.
+        TypeError: if it is neither a number nor a tensor.
     """
+    if not isinstance(temperature, (Tensor, numbers.Real)):
+        raise TypeError(f"temperature: expected a number or a tensor, got {temperature!r}")
     values = torch.as_tensor(temperature)
     if not bool((torch.isfinite(values) & (values >= 0)).all()):
         raise ValueError(f"temperature: expected finite values >= 0, got {temperature}")

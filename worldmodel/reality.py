@@ -141,7 +141,8 @@ class Reality(BatchedWorld):
         return self.world.encode(stack_values(self._observations), generator=generator)
 
 
-def _row(leaf: np.ndarray, k: int) -> np.ndarray | np.generic:
+def _row(leaf: Any, k: int) -> np.ndarray | np.generic:
     """Entry k, as environments expect it: a number for a Discrete space, but an array for a Box of shape ()."""
+    leaf = np.asarray(leaf)
     row: np.ndarray = leaf[k, ...]
     return row if np.issubdtype(leaf.dtype, np.floating) else row[()]

@@ -41,9 +41,10 @@ class ObservationRenderer:
         if self._image is not None:
             image = torch.as_tensor(leaf_values(observation)[self._image.path])
             return self._image.to_rgb(image.unsqueeze(0))[0].contiguous().numpy()
-        if self._env_id in CLASSIC:
-            return self._draw_classic(np.asarray(observation, dtype=np.float64))
-        return self._draw_bars(observation)
+        env = self._classic_env()
+        if env is None:
+            return self._draw_bars(observation)
+        return self._draw_classic(env, np.asarray(observation, dtype=np.float64))
 
     def close(self) -> None:
         """Close the environment that draws, if there is one."""
@@ -51,12 +52,21 @@ class ObservationRenderer:
             self._env.close()
             self._env = None
 
-    def _draw_classic(self, observation: np.ndarray) -> np.ndarray:
-        if self._env is None:
-            self._env = gym.make(self._env_id, render_mode="rgb_array").unwrapped
-            self._env.reset(seed=0)
-        self._env.state = CLASSIC[self._env_id](observation)  # type: ignore[attr-defined]
-        frame = self._env.render()
+    def _classic_env(self) -> gym.Env | None:
+        """The environment that draws; None where there is none, or the observations are not its own but a wrapper's."""
+        if self._env is None and self._env_id in CLASSIC:
+            env = gym.make(self._env_id, render_mode="rgb_array").unwrapped
+            env.reset(seed=0)
+            if env.observation_space == self._world.observation_space:
+                self._env = env
+            else:
+                env.close()
+                self._env_id = ""
+        return self._env
+
+    def _draw_classic(self, env: gym.Env, observation: np.ndarray) -> np.ndarray:
+        env.state = CLASSIC[self._env_id](observation)  # type: ignore[attr-defined]
+        frame = env.render()
         assert isinstance(frame, np.ndarray)
         return frame
 

@@ -53,6 +53,8 @@ def episode_seed(seed: int, episode_id: int) -> int:
 
 def derive_seed(seed: int, *stream: int) -> int:
     """Return the seed of a stream of its own: a hash of ``seed`` and the numbers that name the stream, in [0, 2^63)."""
+    if seed < 0:
+        raise ValueError(f"seed: expected a number >= 0, got {seed}")
     return int(np.random.SeedSequence([seed, *stream]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 

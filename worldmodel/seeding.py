@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from worldmodel.membership import as_numbers
 from worldmodel.streams import Streams
 
 LARGEST_SEED = 2**62  # s + i stays an int64
@@ -109,7 +110,7 @@ def rows_to_reset(options: Mapping[str, Any] | None, num_rows: int, device: torc
         raise ValueError(f"options: expected 'reset_mask' or nothing, got {unknown}")
     if "reset_mask" not in options:
         return torch.ones(num_rows, dtype=torch.bool, device=device)
-    mask = torch.as_tensor(options["reset_mask"], device=device)
+    mask = as_numbers(options["reset_mask"], "reset_mask").to(device)
     if mask.dtype != torch.bool:
         raise TypeError(f"reset_mask: expected booleans, got {mask.dtype}")
     if mask.shape != (num_rows,):

@@ -15,6 +15,8 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from worldmodel.membership import as_numbers, check_kind, check_leaf, check_range
+
 Value = Any  # np.ndarray | Tensor | dict[str, Value] | tuple[Value, ...]: a space's value, or a batch of values
 
 WIDEST_SCALED_RANGE = 1e6  # Box dimensions with wider bounds count as unbounded: "3.4e38" means "no bound" in practice
@@ -126,6 +128,8 @@ class FlatSpace(nn.Module):
         self.size = sum(self._sizes)
         bounds = [_leaf_bounds(leaf, size) for (_, leaf), size in zip(self._leaves, self._sizes, strict=True)]
         low, high = (torch.as_tensor(np.concatenate(part), dtype=torch.float64) for part in zip(*bounds, strict=True))
+        inner_low, inner_high = -_round_down(-low), _round_down(high)  # what is clipped to them is then within the exact ones
+        representable = inner_low <= inner_high
         is_box = self._per_feature(lambda leaf: isinstance(leaf, spaces.Box))
         is_binary = self._per_feature(lambda leaf: isinstance(leaf, spaces.MultiBinary))
         is_integer = self._per_feature(lambda leaf: np.issubdtype(leaf.dtype, np.integer))
@@ -133,8 +137,8 @@ class FlatSpace(nn.Module):
         constants = {
             "center": torch.where(scaled, (low + high) / 2, 0.0),
             "half_range": torch.where(scaled, (high - low) / 2, 1.0),
-            "low": low,
-            "high": high,
+            "low": torch.where(representable, inner_low, low),
+            "high": torch.where(representable, inner_high, high),
         }
         for name, constant in constants.items():
             self.register_buffer(name, constant.float(), persistent=False)
@@ -158,13 +162,15 @@ class FlatSpace(nn.Module):
 
         Raises:
             ValueError: if a leaf is missing or does not end in its space's shape.
+            TypeError: if a leaf is not made of numbers, or a choice is a boolean.
         """
         given = leaf_values(value)
         parts = []
         for path, leaf in self._leaves:
             if path not in given:
                 raise ValueError(f"value: expected a leaf {path!r} of {self.space}, got leaves {sorted(given)}")
-            parts.append(_flatten_leaf(leaf, torch.as_tensor(given[path], device=self.low.device), path))
+            name = f"value at {path!r}" if path else "value"
+            parts.append(_flatten_leaf(leaf, as_numbers(given[path], name).to(self.low.device), name))
         return (torch.cat(parts, dim=-1) - self.center) / self.half_range  # (..., size)
 
     def check(self, value: Value, batch_size: int, *, name: str = "value") -> None:
@@ -177,13 +183,14 @@ class FlatSpace(nn.Module):
 
         Raises:
             ValueError: if a leaf is missing, has another shape, or holds a value outside the space; names its index and value.
-            TypeError: if a choice is given as a floating-point number.
+            TypeError: if a leaf is not made of numbers, or a choice is given as a floating-point number or a boolean.
         """
         given = leaf_values(value)
         if sorted(given) != sorted(path for path, _ in self._leaves):
             raise ValueError(f"{name}: expected leaves {[path for path, _ in self._leaves]} of {self.space}, got {list(given)}")
         for path, leaf in self._leaves:
-            _check_leaf(leaf, torch.as_tensor(given[path]), batch_size, f"{name} at {path!r}" if path else name)
+            where = f"{name} at {path!r}" if path else name
+            check_leaf(leaf, as_numbers(given[path], where), batch_size, where)
 
     def check_choices(self, value: Value, *, name: str = "value", values: bool = True) -> None:
         """Refuse choices (all but Box) that are floating-point numbers or, if ``values`` are looked at, outside of their space.
@@ -195,15 +202,16 @@ class FlatSpace(nn.Module):
 
         Raises:
             ValueError: if a value lies outside; names its index and value.
-            TypeError: if a choice is given as a floating-point number.
+            TypeError: if a leaf is not made of numbers, or a choice is given as a floating-point number or a boolean.
         """
         given = leaf_values(value)
         for path, leaf in self._leaves:
             if not isinstance(leaf, spaces.Box):
-                tensor, where = torch.as_tensor(given[path]), f"{name} at {path!r}" if path else name
-                _check_kind(leaf, tensor, where)
+                where = f"{name} at {path!r}" if path else name
+                tensor = as_numbers(given[path], where)
+                check_kind(leaf, tensor, where)
                 if values:
-                    _check_range(leaf, tensor, where)
+                    check_range(leaf, tensor, where)
 
     def squash(self, outputs: Tensor) -> Tensor:
         """Turn a network's outputs (..., size) into features: tanh for Box, a step at 0 for MultiBinary, else as they are.
@@ -250,6 +258,12 @@ class FlatSpace(nn.Module):
         )
 
 
+def _round_down(bound: Tensor) -> Tensor:
+    """The largest float32 number that is not above a float64 one, in float64."""
+    nearest = bound.float()
+    return torch.where(nearest.double() > bound, nearest.nextafter(torch.full_like(nearest, -torch.inf)), nearest).double()
+
+
 def _leaf_size(space: gym.Space) -> int:
     if isinstance(space, spaces.Discrete):
         return int(space.n)
@@ -264,49 +278,16 @@ def _leaf_bounds(space: gym.Space, size: int) -> tuple[np.ndarray, np.ndarray]:
     return np.full(size, -np.inf), np.full(size, np.inf)
 
 
-def _check_leaf(space: gym.Space, value: Tensor, batch_size: int, name: str) -> None:
-    expected = (batch_size, *(space.shape or ()))
-    if value.shape != expected:
-        raise ValueError(f"{name}: expected shape {expected} for a batch of {space}, got {tuple(value.shape)}")
-    _check_kind(space, value, name)
-    _check_range(space, value, name)
-
-
-def _check_kind(space: gym.Space, value: Tensor, name: str) -> None:
-    if value.dtype.is_floating_point and not np.issubdtype(space.dtype, np.floating):
-        raise TypeError(f"{name}: expected integers for {space}, got {value.dtype}")
-
-
-def _check_range(space: gym.Space, value: Tensor, name: str) -> None:
-    low, high = _value_bounds(space)
-    if isinstance(low, np.ndarray):
-        low, high = (torch.as_tensor(bound, device=value.device) for bound in (low, high))
-    inside = (value >= low) & (value <= high)  # False for NaN
-    if not bool(inside.all()):
-        row = int((~inside).reshape(len(inside), -1).any(dim=1).nonzero()[0])
-        raise ValueError(f"{name}[{row}]: expected a value of {space}, got {value[row].tolist()}")
-
-
-def _value_bounds(space: gym.Space) -> tuple[Any, Any]:
-    """Smallest and largest value of a leaf, as numbers or in its shape."""
-    if isinstance(space, spaces.Box):
-        return space.low, space.high
-    if isinstance(space, spaces.MultiBinary):
-        return 0, 1
-    assert isinstance(space, (spaces.Discrete, spaces.MultiDiscrete))
-    if isinstance(space, spaces.Discrete):
-        return int(space.start), int(space.start + space.n) - 1
-    return space.start, space.start + space.nvec - 1
-
-
 def _torch_dtype(space: gym.Space) -> torch.dtype:
     return torch.from_numpy(np.empty(0, dtype=space.dtype)).dtype
 
 
-def _flatten_leaf(space: gym.Space, value: Tensor, path: str) -> Tensor:
+def _flatten_leaf(space: gym.Space, value: Tensor, name: str) -> Tensor:
     shape = tuple(space.shape or ())
     if value.ndim < len(shape) or tuple(value.shape[value.ndim - len(shape) :]) != shape:
-        raise ValueError(f"value{f' at {path!r}' if path else ''}: expected shape (..., {shape}), got {tuple(value.shape)}")
+        raise ValueError(f"{name}: expected shape (..., {shape}), got {tuple(value.shape)}")
+    if value.dtype is torch.bool:
+        check_kind(space, value, name)
     leading = value.shape[: value.ndim - len(shape)]
     if isinstance(space, spaces.Discrete):
         return _one_hot(value - int(space.start), int(space.n))

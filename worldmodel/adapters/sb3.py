@@ -12,11 +12,12 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
 from worldmodel.features import FEATURE_KINDS, FeatureKind, feature_size
-from worldmodel.spaces import Value, map_leaves
+from worldmodel.spaces import Value
 from worldmodel.world import WorldModel
 
 try:
@@ -70,7 +71,7 @@ class SB3VecEnv(VecEnv):
 
     def step_async(self, actions: np.ndarray) -> None:
         """Remember the actions (B, ...) for `step_wait`."""
-        self._actions = actions
+        self._actions = _as_bits(actions, self.action_space)
 
     def step_wait(self) -> tuple[Any, np.ndarray, np.ndarray, list[dict[str, Any]]]:
         """Step all rows: observations, rewards (B,) float32, dones (B,) and infos."""
@@ -160,7 +161,12 @@ class SB3Policy:
         if features.ndim != 2 or features.shape[1] != self._size:
             raise ValueError(f"features: expected (B, {self._size}), which are {self.features!r}, got {tuple(features.shape)}")
         actions, _ = self._model.predict(features.cpu().numpy(), deterministic=self._deterministic)
-        return map_leaves(lambda leaf: torch.as_tensor(leaf, device=features.device), actions)
+        return torch.as_tensor(_as_bits(actions, self._model.action_space), device=features.device)
+
+
+def _as_bits(actions: np.ndarray, space: gym.Space[Any]) -> np.ndarray:
+    """Actions as they are, but those of a MultiBinary space, which SB3 gives as floating-point zeros and ones, as integers."""
+    return np.asarray(actions).astype(space.dtype) if isinstance(space, spaces.MultiBinary) else actions
 
 
 def _split(infos: dict[str, Any], num_rows: int) -> list[dict[str, Any]]:

@@ -148,9 +148,8 @@ def _spec(space: gym.Space, device: torch.device) -> TensorSpec:
     if isinstance(space, spaces.MultiBinary):
         return Binary(shape=space.shape, device=device, dtype=dtype)
     if isinstance(space, spaces.Box) and space.is_bounded("both"):
-        return Bounded(
-            *(torch.as_tensor(bound, device=device) for bound in (space.low, space.high)), device=device, dtype=dtype
-        )
+        low, high = (torch.as_tensor(bound, device=device) for bound in (space.low, space.high))
+        return Bounded(low, high, shape=torch.Size(space.shape), device=device, dtype=dtype)
     if isinstance(space, spaces.Box):
         return Unbounded(space.shape, device=device, dtype=dtype)
     raise TypeError(f"space: expected one that TorchRL has a spec for, choices that count from 0 and no Tuple, got {space}")
