@@ -16,11 +16,13 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from toy_data import walking_episode, write_store
+from toy_images import DotEnv, dot_store
 from toy_worlds import WalkEnv, walk_world
 
 from worldmodel import iteration
 from worldmodel.controller import Controller, LatentPolicy
 from worldmodel.dream import Dreams, RandomActions
+from worldmodel.encoding import encode_store
 from worldmodel.envs import DreamVectorEnv
 from worldmodel.evaluation import evaluate
 from worldmodel.evolution import evolve
@@ -31,9 +33,12 @@ from worldmodel.iteration import iterate
 from worldmodel.latent_env import LatentVectorEnv
 from worldmodel.mdnrnn import MDNRNN
 from worldmodel.population import RealPopulation
+from worldmodel.probe import probe
 from worldmodel.rollouts import rollouts
 from worldmodel.rounds import IterationConfig
 from worldmodel.training import TrainingConfig
+from worldmodel.vae import VAEConfig
+from worldmodel.vae_training import FrameConfig, train_vae
 from worldmodel.world import WorldModel
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
@@ -312,3 +317,36 @@ def test_imagined_trajectories_and_their_gradients_lie_on_the_device(device):
     returns.sum().backward()
     assert kinds(*vars(dream).values(), returns, logits.grad) == {device}
     assert torch.isfinite(logits.grad).all()
+
+
+def test_a_world_of_images_is_trained_and_encoded_on_the_device(tmp_path, device):
+    dot_store(tmp_path / "frames", 6)
+    config = TrainingConfig(num_updates=3, evaluate_every=3)
+    frames = FrameConfig(batch_size=8, test_fraction=0.2)
+    vision = train_vae(
+        tmp_path / "frames",
+        out=tmp_path / "vae",
+        config=VAEConfig(latent_size=3),
+        frame_config=frames,
+        training_config=config,
+        device=device,
+    )
+    assert kinds(*vision.state_dict().values()) == {device}
+    store = encode_store(tmp_path / "frames", vision=vision, out=tmp_path / "encoded")
+    assert len(store) == 6
+    data = DataConfig(window=6, batch_size=4, test_fraction=0.25)
+    world = fit(
+        tmp_path / "encoded",
+        vision=vision,
+        out=tmp_path / "world",
+        device=device,
+        data_config=data,
+        training_config=config,
+        **SMALL,
+    )
+    dreams = Dreams(world, 3)
+    rollout = dreams.rollout(RandomActions(world, generator=dreams.generator(0)), 4, generator=dreams.generator(1))
+    pictures = world.decode(rollout.z)
+    assert kinds(pictures, *everything(world)) == {device}
+    found = probe(world, env=DotEnv, num_episodes=2, num_dreams=4, max_steps=6)
+    assert len(found.real["uniform"].returns) == 2

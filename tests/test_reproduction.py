@@ -6,6 +6,7 @@ import pytest
 from toy_images import DotEnv
 
 import worldmodel as wm
+from worldmodel import reproduction
 from worldmodel.presets import DOOM, Preset
 from worldmodel.reproduction import Reproduction, table
 
@@ -84,8 +85,13 @@ def whole(tmp_path_factory):
     return Reproduction(PRESET, tmp_path_factory.mktemp("whole") / "out").run()
 
 
-def test_the_seed_decides(whole, tmp_path):
-    assert Reproduction(PRESET, tmp_path / "out", seed=1).run()["random"] != whole["random"]
+def test_the_seed_decides_and_no_two_test_episodes_share_one(whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(reproduction, "EPISODES_AT_ONCE", 9)
+    other = Reproduction(PRESET, tmp_path / "out", seed=1).run()
+    assert other["random"] != whole["random"]
+    lengths = other["temperatures"][0]["real"]["lengths"]  # of how high the dot starts, whatever the agent does
+    assert lengths != whole["temperatures"][0]["real"]["lengths"]
+    assert lengths[:9] != lengths[9:]
 
 
 def test_an_earlier_collection_is_taken_and_added_to(whole, tmp_path):
