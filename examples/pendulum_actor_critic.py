@@ -4,7 +4,7 @@ Each round plays some real episodes (held random actions first, the actor with n
 them, and trains the actor by backpropagation through imagined rollouts of a few steps, from states anywhere in the data.
 What lies beyond the horizon is the critic's guess: lambda returns. Reality is for collecting and for the score at the end.
 
-    OMP_NUM_THREADS=1 python examples/pendulum_actor_critic.py --seed 0 --out runs/pendulum
+    OMP_NUM_THREADS=1 python examples/pendulum_actor_critic.py --seed 0 --out runs/pendulum-actor-critic
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 import worldmodel as wm
 
@@ -98,7 +99,7 @@ def train(world: wm.WorldModel, *, seed: int) -> tuple[Agent, list[Tensor]]:
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, updates)
     generator, (observation, _) = torch.Generator(world.device).manual_seed(seed), dreams.reset(seed=seed)
     lengths = []
-    for _ in range(updates):
+    for _ in tqdm(range(updates), desc="PPO in dreams", unit="update"):
         batch, observation, ends = collect(agent, dreams, observation, generator)
         lengths.append(ends.numel() / ends.sum())
         for _ in range(EPOCHS):
@@ -130,7 +131,7 @@ def main() -> None:
     scores = wm.evaluate(agent, world, env=ENV, num_episodes=100, seed=arguments.seed)
     seconds = time.monotonic() - began
     steps = " ".join(f"{length:.0f}" for length in torch.stack(lengths)[:: max(1, len(lengths) // 10)].tolist())
-    print(f"steps of a dream while learning: {steps}\n{scores}\n{seconds:.0f} s in all")
+    print(f"dreamed steps for each end of a dream while learning: {steps}\n{scores}\n{seconds:.0f} s in all")
     if arguments.out:
         line = {name: getattr(scores, name).to_json() for name in ("real", "dream", "random")}
         with arguments.out.open("a") as file:

@@ -48,6 +48,8 @@ def prepare(args: argparse.Namespace) -> Path:
     log = Path(args.out).with_name(f"{Path(args.out).name}.{SEARCH_FILE}")  # beside OUT, which holds a controller and no more
     if args.resume and log.exists():  # whatever was to be overwritten was so when this search began
         return log
+    if log.exists() and not args.overwrite:
+        raise FileExistsError(f"{log}: expected no search yet, got one; --resume goes on with it, --overwrite starts anew")
     prepare_directory(args.out, marker=CONTROLLER_FILE, format=CONTROLLER_FORMAT, overwrite=args.overwrite)
     if args.overwrite:
         log.unlink(missing_ok=True)
@@ -81,7 +83,9 @@ def main() -> None:
         controller = wm.evolve(worlds, openai_es=config, log=log, on_generation=report, **read_fields(args, wm.evolve))
     controller.save_pretrained(args.out, overwrite=True)
     print(f"parameters    {controller.num_parameters}")
-    if world.mdnrnn.reward_head is not None:
+    if args.env:
+        print(wm.evaluate(controller, world, env=args.env, num_episodes=TEST_EPISODES, seed=args.seed, **options))
+    elif world.mdnrnn.reward_head is not None:
         scores = score(dreams.variant(num_dreams=1024), controller, horizon=args.horizon, seed=args.seed)
         print(f"dream return  {scores} at temperature {args.temperature:g}")
     print(f"controller: {args.out}")

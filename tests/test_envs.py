@@ -118,7 +118,7 @@ def test_a_world_in_double_precision_keeps_the_types_of_the_space(kind):
 
 def test_the_autoreset_mode_is_the_enum_in_metadata_and_attribute():
     for mode in MODES:
-        for given in (mode, mode.value):
+        for given in (mode, mode.value, mode.name):
             env = DreamVectorEnv(random_world(), 2, autoreset_mode=given)
             assert env.metadata["autoreset_mode"] is env.autoreset_mode is mode
     assert "torch" not in DreamEnv.metadata
@@ -582,7 +582,7 @@ def test_a_world_without_a_decoder_cannot_be_decoded_or_drawn():
         ({"reward": "math:pi"}, "reward: expected the name of a function"),
         ({"num_envs": 0}, "num_dreams"),
         ({"render_mode": "human"}, "render_mode: expected 'rgb_array' or None, got 'human'"),
-        ({"autoreset_mode": "Sometimes"}, "Sometimes"),
+        ({"autoreset_mode": "Sometimes"}, r"autoreset_mode: expected one of \['NextStep'.*got 'Sometimes'"),
         ({"device": "meta"}, "device: expected None or the world model's"),
     ],
 )

@@ -208,6 +208,13 @@ def test_what_was_returned_is_the_callers_to_change():
         one, two = calm.step(t % 3)[0], stirred.step(t % 3)[0]
 
 
+def test_a_world_may_be_given_by_its_path(tmp_path):
+    random_world().save_pretrained(tmp_path / "world")
+    one, two = LatentEnv(WalkEnv(), tmp_path / "world"), LatentEnv(WalkEnv(), random_world())
+    assert np.array_equal(one.reset(seed=0)[0], two.reset(seed=0)[0])
+    assert LatentVectorEnv(SyncVectorEnv([WalkEnv]), str(tmp_path / "world")).num_envs == 1
+
+
 def test_an_environment_that_breaks_is_named():
     broken = gym.wrappers.TransformObservation(WalkEnv(), lambda observation: observation * np.nan, WalkEnv.observation_space)
     with pytest.raises(ValueError, match="env: expected finite observations, got NaN or infinity in row 0"):

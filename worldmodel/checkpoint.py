@@ -228,7 +228,7 @@ def prepare_run(
     earlier = read_json(path / marker, format=format, version=version)
     for name, value in json.loads(json.dumps(dict(arguments))).items():
         if earlier.get(name) != value:
-            expected, given = _difference(earlier.get(name), value)
+            expected, given = difference(earlier.get(name), value)
             raise ValueError(
                 f"{name}: expected {expected}, with which the run in {path} was started, got {given}; resume with the same "
                 "arguments, choose another directory, or pass overwrite (--overwrite) to start anew"
@@ -236,12 +236,13 @@ def prepare_run(
     return path
 
 
-def _difference(earlier: Any, given: Any) -> tuple[Any, Any]:
-    """Of two records only the entries that differ; anything else as it is."""
+def difference(earlier: Any, given: Any) -> tuple[Any, Any]:
+    """Of two records, nested or not, only the entries that differ; anything else as it is."""
     if not isinstance(earlier, dict) or not isinstance(given, dict):
         return earlier, given
     names = [name for name in earlier | given if earlier.get(name) != given.get(name)]
-    return {name: earlier.get(name) for name in names}, {name: given.get(name) for name in names}
+    pairs = {name: difference(earlier.get(name), given.get(name)) for name in names}
+    return {name: pair[0] for name, pair in pairs.items()}, {name: pair[1] for name, pair in pairs.items()}
 
 
 def _is_stamped(path: Path, format: str) -> bool:

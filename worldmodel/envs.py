@@ -27,9 +27,10 @@ from worldmodel.mdnrnn import State
 from worldmodel.membership import as_numbers
 from worldmodel.rendering import ObservationRenderer
 from worldmodel.seeding import EpisodeSeeds, Rows, rows_to_reset
+from worldmodel.seeding import autoreset_mode as read_mode
 from worldmodel.spaces import Value, map_leaves, to_numpy
 from worldmodel.streams import fill_uniform
-from worldmodel.world import WorldModel
+from worldmodel.world import WorldModel, open_world
 
 
 class DreamVectorEnv(VectorEnv[Value, Value, Any]):
@@ -38,7 +39,7 @@ class DreamVectorEnv(VectorEnv[Value, Value, Any]):
     Args:
         world: a world model, or the path of one.
         num_envs: B.
-        autoreset_mode: NEXT_STEP, SAME_STEP or DISABLED, or the value of one ("NextStep", ...).
+        autoreset_mode: NEXT_STEP, SAME_STEP or DISABLED, or the value or name of one ("NextStep", "NEXT_STEP").
         tensors: observations, rewards, flags and infos stay tensors on the world's device, and actions may be such; nothing is
             copied to the host but what ``check_actions`` looks at.
         check_actions: look at every action, so that one outside the space is refused by index and value, and refuse to step a
@@ -64,10 +65,10 @@ class DreamVectorEnv(VectorEnv[Value, Value, Any]):
         render_mode: str | None = None,
         **options: Any,
     ):
-        self.world = _open_world(world, device)
+        self.world = open_world(world, device)
         self.options = DreamOptions(**options)
         self.num_envs, self.tensors, self._check_actions = num_envs, tensors, check_actions
-        self.autoreset_mode = AutoresetMode(autoreset_mode)
+        self.autoreset_mode = read_mode(autoreset_mode)
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": 30, "autoreset_mode": self.autoreset_mode}
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode: expected 'rgb_array' or None, got {render_mode!r}")
@@ -325,14 +326,6 @@ class DreamEnv(gym.Env[Value, Value]):
     def close(self) -> None:
         """Close what draws."""
         self._one.close()
-
-
-def _open_world(world: WorldModel | str | Path, device: str | torch.device | None) -> WorldModel:
-    if isinstance(world, WorldModel):
-        if device is not None and torch.device(device).type != world.device.type:
-            raise ValueError(f"device: expected None or the world model's, {world.device}, got {device!r}")
-        return world
-    return WorldModel.from_pretrained(world, device="cpu" if device is None else device)
 
 
 def _first(batch: Value) -> Value:

@@ -127,8 +127,9 @@ def _prepare(out: Path, arguments: dict[str, Any], overwrite: bool) -> Path:
         earlier = checkpoint.read_json(out / ITERATION_FILE, format=ITERATION_FORMAT, version=ITERATION_VERSION)
         for name, value in json.loads(json.dumps(arguments)).items():
             if earlier.get(name) != value:
+                expected, found = checkpoint.difference(value, earlier.get(name))
                 raise FileExistsError(
-                    f"{out}: expected an earlier loop with {name} {value}, got {earlier.get(name)}; "
+                    f"{out}: expected an earlier loop with {name} {expected}, got {found}; "
                     "choose another directory, or overwrite (--overwrite) to start anew"
                 )
         return out

@@ -7,6 +7,7 @@ episode. So a policy that was trained in `DreamEnv` or `DreamVectorEnv` moves to
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -22,7 +23,7 @@ from worldmodel.mdnrnn import State
 from worldmodel.seeding import EpisodeSeeds, Rows, rows_to_reset
 from worldmodel.spaces import Value, map_leaves
 from worldmodel.vision import draw_latent
-from worldmodel.world import WorldModel
+from worldmodel.world import WorldModel, open_world
 
 
 class LatentTracker:
@@ -86,15 +87,16 @@ class LatentEnv(gym.Wrapper[np.ndarray, Any, Any, Any]):
 
     Args:
         env: the real environment.
-        world: V and M.
+        world: V and M, or the path of a world model.
         features: "z", "zh" or "zhc".
 
     Raises:
         ValueError: if the spaces are not the world model's.
     """
 
-    def __init__(self, env: gym.Env[Any, Any], world: WorldModel, *, features: FeatureKind = "zh"):
+    def __init__(self, env: gym.Env[Any, Any], world: WorldModel | str | Path, *, features: FeatureKind = "zh"):
         super().__init__(env)
+        world = open_world(world)
         world.check_spaces(env.observation_space, env.action_space, source="env")
         self._tracker = LatentTracker(world, 1, features)
         self.observation_space = self._tracker.space
@@ -119,15 +121,16 @@ class LatentVectorEnv(VectorWrapper):
 
     Args:
         env: the real vector environment, with NumPy observations; ``metadata["autoreset_mode"]`` says its mode.
-        world: V and M.
+        world: V and M, or the path of a world model.
         features: "z", "zh" or "zhc".
 
     Raises:
         ValueError: if the spaces are not the world model's, or the environment does not say its autoreset mode.
     """
 
-    def __init__(self, env: VectorEnv[Any, Any, Any], world: WorldModel, *, features: FeatureKind = "zh"):
+    def __init__(self, env: VectorEnv[Any, Any, Any], world: WorldModel | str | Path, *, features: FeatureKind = "zh"):
         super().__init__(env)
+        world = open_world(world)
         world.check_spaces(env.single_observation_space, env.single_action_space, source="env")
         mode = env.metadata.get("autoreset_mode")
         if not isinstance(mode, AutoresetMode):

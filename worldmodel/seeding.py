@@ -7,12 +7,25 @@ from typing import Any
 
 import numpy as np
 import torch
+from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
 from worldmodel.membership import as_numbers
 from worldmodel.streams import Streams
 
 LARGEST_SEED = 2**62  # s + i stays an int64
+
+
+def autoreset_mode(value: AutoresetMode | str) -> AutoresetMode:
+    """Read an autoreset mode: the enum, its value ("NextStep") or its name ("NEXT_STEP").
+
+    Raises:
+        ValueError: if there is no such mode; names those that there are.
+    """
+    for mode in AutoresetMode:
+        if value in (mode, mode.value, mode.name):
+            return mode
+    raise ValueError(f"autoreset_mode: expected one of {[mode.value for mode in AutoresetMode]}, got {value!r}")
 
 
 class Rows:

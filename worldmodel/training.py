@@ -253,7 +253,7 @@ def _run_to_the_end(
             saved = time.monotonic()
         if interrupted.is_set():
             raise KeyboardInterrupt(
-                f"stopped after update {state.update} of {total}; the state is saved in {run.out}: go on with resume (--resume)"
+                f"stopped after update {state.update} of {total}; the state is saved in {run.out}: go on with resume"
             )
 
 

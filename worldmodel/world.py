@@ -236,3 +236,17 @@ class WorldModel(nn.Module):
             may_be_infinite = name in ("start_log_variance", *(f"mdnrnn.{bound}" for bound in DREAM_BOUNDS))
             if bool(tensor.isnan().any()) or (not may_be_infinite and bool(tensor.isinf().any())):
                 raise ValueError(f"{name}: expected finite numbers, got NaN or infinity")
+
+
+def open_world(world: WorldModel | str | Path, device: str | torch.device | None = None) -> WorldModel:
+    """A world model as it is, or the one in a directory, on a device ("cpu" if None).
+
+    Raises:
+        ValueError: if a world model is given that is on another kind of device, or the directory holds a damaged one.
+        FileNotFoundError: if there is no world model in the directory.
+    """
+    if isinstance(world, WorldModel):
+        if device is not None and torch.device(device).type != world.device.type:
+            raise ValueError(f"device: expected None or the world model's, {world.device}, got {device!r}")
+        return world
+    return WorldModel.from_pretrained(world, device="cpu" if device is None else device)
