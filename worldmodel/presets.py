@@ -28,9 +28,9 @@
 | temperature that transfers     | 1.15        | 1.25             | -                | -               | 0.1 to 1.3            |
 | a dream ends                   | p > 0.5     | p > 0.5          | never            | never           | p > 0.5 / never       |
 
-Passes over the data say nothing across batch sizes, so trainings are given in updates. These and the rates are first guesses, not
-yet measured on a whole experiment. What is the library's own in the model (it predicts the change of z; its heads see z and the
-action beside h) is as its defaults have it.
+Passes over the data say nothing across batch sizes, so trainings are given in updates. These and the rates are first guesses,
+not yet measured on a whole experiment. What is the library's own in the model (it predicts the change of z; its heads see z and
+the action beside h) is as its defaults have it.
 """
 
 from __future__ import annotations
