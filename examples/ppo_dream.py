@@ -28,7 +28,7 @@ import worldmodel as wm
 ENV, EPISODES, HIDDEN_SIZE = "CartPole-v1", 1000, 64  # of random play; of M
 TRAINING = wm.TrainingConfig(num_updates=800, learning_rate=1e-2, clip_norm=10.0)  # of M
 OBSERVATION, TEMPERATURE, HORIZON = "zh", (0.8, 1.2), 500
-NUM_DREAMS, ROLLOUT, TOTAL_STEPS = 256, 32, 800_000  # at once; steps of each between updates; steps of all together
+NUM_DREAMS, ROLLOUT, TOTAL_STEPS = 256, 32, 2_400_000  # at once; steps of each between updates; steps of all together
 EPOCHS, MINIBATCHES, LEARNING_RATE, CLIP_NORM = 4, 4, 2e-3, 0.5
 GAMMA, GAE_LAMBDA, CLIP, ENTROPY, VALUE = 0.99, 0.95, 0.2, 0.005, 0.5
 
