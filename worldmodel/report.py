@@ -80,7 +80,7 @@ def draw_trajectory(axes: Sequence[Axes], world: WorldModel, episode: Episode, *
             t, lower[:, i], upper[:, i], color=DREAM, alpha=0.2, linewidth=0, label=f"90 % of {NUM_DREAMS} dreams"
         )
         panel.plot(most_likely[0, :, i], color=DREAM, linewidth=1.2, label="dream at temperature 0")
-        panel.plot(real[:, i], color=REAL, linewidth=1.2, label="reality")
+        panel.plot(real[:, i], color=REAL, linewidth=1.2, linestyle=(0, (4, 3)), label="reality")
         panel.set_ylabel(_dimension_name(world, i), fontsize=8)
         panel.tick_params(labelsize=8, labelbottom=i == len(axes) - 1)
     axes[0].set_title("The same actions, dreamed and real")
