@@ -12,6 +12,7 @@ fifth of the time of `torch.Tensor.exponential_` (dev/LOG.md). Not for cryptogra
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -34,7 +35,6 @@ class Streams:
 
     def __init__(self, seeds: Tensor, episodes: Tensor | int = 0):
         self.counter = _mix_64(seeds * _signed(SEED_FACTOR, 64) + episodes)
-        self._lanes: dict[int, Tensor] = {}
         self._reserved: Tensor | None = None
 
     def reserve(self, n: int) -> None:
@@ -71,14 +71,9 @@ class Streams:
             return numbers
         self.counter = self.counter + _signed(GOLDEN_64, 64)
         low, high = _mix_64(self.counter).view(torch.int32).reshape(-1, 2, 1).unbind(dim=1)  # (B, 1) each
-        lanes = self._lane_hashes(n)
+        lanes = _lane_hashes(n, self.counter.device)
         bits = torch.bitwise_xor(lanes, low).mul_(_signed(GOLDEN_32, 32)).bitwise_xor_(high)
         return _shift_right(_mix_32(bits), 9, 32).float().mul_(2.0**-23).add_(2.0**-24)  # exact: a 24th bit would round to 1
-
-    def _lane_hashes(self, n: int) -> Tensor:
-        if n not in self._lanes:
-            self._lanes[n] = _mix_32(torch.arange(n, dtype=torch.int32, device=self.counter.device))
-        return self._lanes[n]
 
 
 Source = torch.Generator | Streams | None  # what random numbers come from; None is torch's global generator
@@ -104,6 +99,12 @@ def box_muller(uniform: Tensor) -> Tensor:
     radius, angle = uniform.chunk(2, dim=-1)  # (..., n) each
     radius, angle = (-2.0 * radius.log()).sqrt(), 2 * math.pi * angle
     return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=-1)
+
+
+@functools.lru_cache(maxsize=64)
+def _lane_hashes(n: int, device: torch.device) -> Tensor:
+    """A well mixed number for the index of each number of a draw: (n,) int32, never written to."""
+    return _mix_32(torch.arange(n, dtype=torch.int32, device=device))
 
 
 def _mix_64(x: Tensor) -> Tensor:
