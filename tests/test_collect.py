@@ -438,7 +438,9 @@ def test_shards_are_written_on_the_way(tmp_path, monkeypatch):
 
 
 KILLED = """
+import signal
 import sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores Ctrl-C
 import worldmodel.collect
 from toy_envs import CountEnv
 module = sys.modules["worldmodel.collect"]
