@@ -16,11 +16,11 @@ FLOORS = [
     },
     {
         "policies", "shards", "store", "workers", "rollouts", "collect", "environments",
-        "vision", "vae", "encoding", "lstm", "mdn", "fused", "mdnrnn", "batches", "calibration", "sequences", "baselines",
-        "metrics",
+        "vision", "vae", "encoding", "lstm", "mdn", "fused", "mdnrnn", "fast_step", "batches", "calibration", "sequences",
+        "baselines", "metrics",
         "testing.recording", "testing.inspection", "testing.trial", "testing.autoreset", "testing.contracts", "testing.checker",
     },
-    {"world", "features", "starts", "training", "fit", "vae_training", "dream", "dream_options", "rendering"},
+    {"world", "features", "starts", "training", "fit", "vae_training", "batched", "dream", "dream_options", "rendering"},
     {
         "controller", "reality", "population", "evolution", "imagination", "envs", "latent_env",
         "adapters.minari", "adapters.sb3", "adapters.torchrl",

@@ -8,7 +8,8 @@ import torch
 from gymnasium import spaces
 from toy_worlds import WalkEnv, random_world, same_bits, walk_world
 
-from worldmodel.dream import Dreams, RandomActions, latent_features
+from worldmodel.dream import Dreams, RandomActions
+from worldmodel.features import latent_features
 from worldmodel.reality import Reality
 from worldmodel.rollouts import derive_seed
 from worldmodel.spaces import map_leaves

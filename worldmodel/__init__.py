@@ -5,10 +5,11 @@ See the README for the tour, and the modules' docstrings for the mathematics.
 
 import gymnasium
 
+from worldmodel.batched import BatchedWorld, LatentState, Rollout
 from worldmodel.batches import SequenceBatch
 from worldmodel.collect import CollectionProgress, collect
 from worldmodel.controller import Controller, LatentPolicy
-from worldmodel.dream import BatchedWorld, Dreams, LatentState, RandomActions, Rollout
+from worldmodel.dream import Dreams, RandomActions
 from worldmodel.dream_options import DreamOptions
 from worldmodel.encoding import Encoder, encode_store
 from worldmodel.envs import DreamEnv, DreamVectorEnv

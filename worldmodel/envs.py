@@ -19,7 +19,8 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from worldmodel.dream import Dreams, LatentState, usual_horizon
+from worldmodel.batched import LatentState
+from worldmodel.dream import Dreams, usual_horizon
 from worldmodel.dream_options import DreamOptions, check_decoder
 from worldmodel.episode import stack_values
 from worldmodel.features import feature_space, latent_features

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from worldmodel.batched import BatchedWorld, Policy, Rollout
 from worldmodel.controller import Controller
-from worldmodel.dream import DEFAULT_HORIZON, BatchedWorld, Dreams, Policy, RandomActions, Rollout, TerminationRule
+from worldmodel.dream import DEFAULT_HORIZON, Dreams, RandomActions, TerminationRule
 from worldmodel.episode import Episode
 from worldmodel.features import FeatureKind
 from worldmodel.reality import Reality

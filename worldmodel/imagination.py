@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from worldmodel.dream import Dreams, LatentState
+from worldmodel.batched import LatentState
+from worldmodel.dream import Dreams
 from worldmodel.features import FeatureKind
 
 FeaturePolicy = Callable[[Tensor], Tensor]  # features (B, F) -> action features (B, A); may have an attribute `features`
@@ -130,7 +131,7 @@ def _step(dreams: Dreams, state: LatentState, action: Tensor, generator: torch.G
         prediction, lstm = dreams.world.mdnrnn.step(state.z, action, state.lstm)
     assert prediction.reward is not None
     z = dreams.bound(prediction.latent.rsample(dreams.temperature, num_groups=dreams.num_groups, generator=generator))
-    reward, logit = dreams.expected_reward(prediction.reward), prediction.termination_logit
+    reward, logit = dreams.expected_reward(prediction.reward.expectation()), prediction.termination_logit
     continuation = torch.ones_like(reward) if logit is None else torch.sigmoid(-logit)
     return LatentState(z, lstm, state.alive), reward, continuation
 

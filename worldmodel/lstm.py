@@ -128,7 +128,7 @@ class HalfPrecisionLayer(torch.autograd.Function):
             Outputs (T, B, H) in ``dtype`` and the last cell (B, H).
         """
         (steps, b, size), hidden = x.shape, h.shape[-1]
-        weight = torch.cat([w_ih, (b_ih + b_hh).unsqueeze(1), w_hh], dim=1).to(dtype).t().contiguous()  # (I + 1 + H, 4 H)
+        weight = stack_weights(w_ih, w_hh, b_ih, b_hh).to(dtype).t().contiguous()  # (I + 1 + H, 4 H)
         joined = torch.empty(steps + 1, b, size + 1 + hidden, dtype=dtype)
         joined[-1, :, :size] = 0
         joined[:-1, :, :size], joined[:, :, size], joined[0, :, size + 1 :] = x, 1, h
@@ -138,7 +138,7 @@ class HalfPrecisionLayer(torch.autograd.Function):
         for t, n in enumerate(running):
             before, after, out = cells[t], cells[t + 1], joined[t + 1, :, size + 1 :]
             torch.mm(joined[t, :n], weight, out=raw[t, :n])
-            i, f, g, o = _activate(raw[t, :n], gates[:n])
+            i, f, g, o = activate_gates(raw[t, :n], gates[:n])
             torch.mul(f, before[:n], out=after[:n]).addcmul_(i, g)
             torch.mul(torch.tanh(after[:n], out=tanh_cell[:n]), o, out=out[:n])
             if n < b:
@@ -158,7 +158,7 @@ class HalfPrecisionLayer(torch.autograd.Function):
         gates, tanh_cell = cells.new_empty(raw.shape[1:]), torch.empty_like(by_cell)
         slopes = torch.empty_like(gates)
         for t, n in reversed(list(enumerate(ctx.running))):
-            activated = _activate(raw[t, :n], gates[:n])
+            activated = activate_gates(raw[t, :n], gates[:n])
             torch.add(by_output[t, :n], by_h[:n], out=through[:n])
             torch.tanh(cells[t + 1, :n], out=tanh_cell[:n])
             _step_backward(activated, slopes[:n], cells[t, :n], tanh_cell[:n], through[:n], by_cell[:n])
@@ -173,7 +173,12 @@ class HalfPrecisionLayer(torch.autograd.Function):
         return by_x, by_h.to(w_hh.dtype), by_cell, *weights, None, None
 
 
-def _activate(pre: Tensor, gates: Tensor) -> tuple[Tensor, ...]:
+def stack_weights(w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor) -> Tensor:
+    """Weights of a layer for its input, a 1 and h side by side: (4 H, I + 1 + H)."""
+    return torch.cat([w_ih, (b_ih + b_hh).unsqueeze(1), w_hh], dim=1)
+
+
+def activate_gates(pre: Tensor, gates: Tensor) -> tuple[Tensor, ...]:
     """Write the gates i, f, g, o (B, 4 H) of the pre-activations into ``gates`` and return them one by one, (B, H) each."""
     gates.copy_(pre)
     i, f, g, o = gates.chunk(4, dim=1)

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldmodel.dream import Dreams, Policy
+from worldmodel.batched import Policy
+from worldmodel.dream import Dreams
 from worldmodel.episode import Episode
 from worldmodel.evaluation import replay
 from worldmodel.images import ImageLayout

@@ -75,6 +75,7 @@ class DreamPopulation:
             "num_dreams": dreams.batch_size,
             "temperature": float(dreams.temperature),
             "termination": dreams.termination,
+            "precision": dreams.precision,
         }
 
     def fitness(self, controller: Controller, candidates: Tensor, *, horizon: int, seed: int, name: str) -> np.ndarray:

@@ -17,7 +17,8 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from worldmodel.dream import Dreams, Policy, RandomActions, TerminationRule
+from worldmodel.batched import Policy
+from worldmodel.dream import Dreams, RandomActions, TerminationRule
 from worldmodel.evaluation import EVALUATION_STREAM, Scores, score, time_limit
 from worldmodel.features import FeatureKind
 from worldmodel.policies import Policy as RealPolicy

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldmodel.dream import BatchedWorld, LatentState
+from worldmodel.batched import BatchedWorld, LatentState
 from worldmodel.episode import stack_values
 from worldmodel.mdnrnn import State
 from worldmodel.rollouts import EnvMaker, episode_seed, make_env
