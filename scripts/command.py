@@ -33,10 +33,16 @@ def add_environment(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_termination(parser: argparse.ArgumentParser) -> None:
-    """Add ``--termination sample|threshold``."""
+def add_dreams(parser: argparse.ArgumentParser) -> None:
+    """Add ``--termination sample|threshold`` and ``--precision float32|bfloat16|auto``."""
     parser.add_argument(
         "--termination", choices=("sample", "threshold"), default="sample", help="draw the end of a dream, or end it at p > 0.5"
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "bfloat16", "auto"),
+        default="float32",
+        help="of M's matrix products in dreams; auto: bfloat16 where the device has units for it",
     )
 
 

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from command import add_device, add_termination, choose_device, run
+from command import add_device, add_dreams, choose_device, run
 
 import worldmodel as wm
 from worldmodel.spaces import leaf_values, to_numpy
@@ -20,7 +20,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--num-dreams", type=int, default=1024, help="dreams at once")
     parser.add_argument("--horizon", type=int, default=200, help="steps at most")
     parser.add_argument("--temperature", type=float, default=1.0, help="0 is the mode, 1 what M learned, more is harder")
-    add_termination(parser)
+    add_dreams(parser)
     parser.add_argument("--out", required=True, help="file to write; its arrays are described at the end of the run")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     parser.add_argument("--seed", type=int, default=0, help="seed of the dreams")
@@ -37,7 +37,9 @@ def main() -> None:
         raise FileExistsError(f"{out}: already there; pass --overwrite to replace it")
     device = choose_device(args.device)
     world = wm.WorldModel.from_pretrained(args.model, device=device)
-    dreams = wm.Dreams(world, args.num_dreams, temperature=args.temperature, termination=args.termination)
+    dreams = wm.Dreams(
+        world, args.num_dreams, temperature=args.temperature, termination=args.termination, precision=args.precision
+    )
     generator = dreams.generator(args.seed)
     policy = wm.RandomActions(world, generator=generator)
     if args.controller:

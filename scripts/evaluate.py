@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bars import Bar
-from command import add_device, add_environment, add_termination, choose_device, parse_with_preset, run
+from command import add_device, add_dreams, add_environment, choose_device, parse_with_preset, run
 
 import worldmodel as wm
 from worldmodel.checkpoint import write_bytes
@@ -25,7 +25,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--episodes", type=int, default=100, help="real episodes")
     parser.add_argument("--num-dreams", type=int, default=1024, help="dreamed episodes")
     parser.add_argument("--temperature", type=float, nargs="+", default=[1.0], help="of the dreams; several with --probe")
-    add_termination(parser)
+    add_dreams(parser)
     parser.add_argument("--out", help="JSON file for every episode's return and length")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     parser.add_argument(
@@ -59,7 +59,7 @@ def score_fixed_policies(args: argparse.Namespace, world: wm.WorldModel) -> tupl
 
 
 def options(args: argparse.Namespace) -> dict[str, Any]:
-    names = ("env", "seed", "max_steps", "env_kwargs", "termination", "num_dreams")
+    names = ("env", "seed", "max_steps", "env_kwargs", "termination", "precision", "num_dreams")
     return {"num_episodes": args.episodes} | {name: getattr(args, name) for name in names}
 
 

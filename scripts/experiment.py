@@ -57,7 +57,7 @@ def reproduce(args: argparse.Namespace, preset: Preset, action_names: tuple[str,
     about = {"command": shlex.join(["python", *sys.argv]), "commit": git.stdout.strip() or "unknown", "device": str(device)}
     results = experiment.run(about=about)
     bars.close()
-    best = max(results["temperatures"], key=lambda row: row["real"]["mean"])["temperature"]
+    best = results["best_temperature"]
     draw(experiment, best, video=args.video)
     print((experiment.out / "probe.txt").read_text())
     print((experiment.out / "table.md").read_text())
@@ -75,7 +75,8 @@ def draw(experiment: Reproduction, temperature: float, *, video: bool) -> None:
     save_image(pictures.traversals(pictures.eye(world), episode.observations), out / "latents.png")
     save_image(pictures.dream_strip(world, episode), out / "dream.png")
     if video:
-        dreams = wm.Dreams(world, 1, temperature=temperature, termination=experiment.preset.termination)
+        rules = {"termination": experiment.preset.termination, "precision": experiment.preset.dream_precision}
+        dreams = wm.Dreams(world, 1, temperature=temperature, **rules)
         controller = experiment.controller(temperature)
         frames = pictures.dream_frames(dreams, controller, horizon=FILM_STEPS, seed=experiment.seed)
         write_video(out / "dream.mp4", frames)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from bars import Bar
-from command import add_device, add_environment, add_termination, choose_device, parse_with_preset, run
+from command import add_device, add_dreams, add_environment, choose_device, parse_with_preset, run
 from fields import add_fields, read_fields
 
 import worldmodel as wm
@@ -26,7 +26,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--model", required=True, help="world model directory")
     parser.add_argument("--out", required=True, help=f"directory for the controller; the search's state is OUT.{SEARCH_FILE}")
     parser.add_argument("--temperature", type=float, default=1.0, help="of the dreams; above 1 they are harder than M thinks")
-    add_termination(parser)
+    add_dreams(parser)
     parser.add_argument("--env", help="Gymnasium id: search in this real environment, not in dreams")
     parser.add_argument(
         "--workers", type=int, default=0, help="processes for --env; 0 plays in this one; the result is the same"
@@ -60,7 +60,8 @@ def main() -> None:
     args = parse_arguments()
     device = choose_device(args.device)
     world = wm.WorldModel.from_pretrained(args.model, device=device)
-    dreams = wm.Dreams(world, args.population * args.rollouts, temperature=args.temperature, termination=args.termination)
+    kind = {"temperature": args.temperature, "termination": args.termination, "precision": args.precision}
+    dreams = wm.Dreams(world, args.population * args.rollouts, **kind)
     worlds: wm.Dreams | wm.RealPopulation = dreams
     options = {"max_steps": args.max_steps, "env_kwargs": args.env_kwargs}
     if args.env:

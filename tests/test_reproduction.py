@@ -25,7 +25,9 @@ PRESET = Preset(
     controller={"population": 4, "generations": 2, "test_every": 1, "test_dreams": 8, "features": "zhc", "ordered": True},
     rollouts=2,
     termination="sample",
+    dream_precision="float32",
     temperatures=(0.5, 1.15),
+    searches=2,
     test_dreams=6,
     test_episodes=18,
     paper={1.15: "1092 ± 556", None: "210 ± 108"},
@@ -43,11 +45,14 @@ def test_an_experiment_runs_to_its_table_and_is_not_run_again(tmp_path):
     results = experiment.run(about={"commit": "abc"})
     stages = ["collect", "train V", "encode", "train M", "probe"]
     stages += ["search at 0.5", "test at 0.5", "search at 1.15", "test at 1.15"]
-    assert list(dict.fromkeys(calls)) == stages
+    best = results["best_temperature"]
+    assert list(dict.fromkeys(calls)) == [*stages, f"search at {best:g}-seed-1", f"test at {best:g}-seed-1"]
     assert results == json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["commit"] == "abc"
     assert [row["temperature"] for row in results["temperatures"]] == [0.5, 1.15]
-    for row in results["temperatures"]:
+    assert best == max(results["temperatures"], key=lambda row: row["real"]["mean"])["temperature"]
+    assert [(row["temperature"], row["seed"]) for row in results["repeats"]] == [(best, 1)]
+    for row in results["temperatures"] + results["repeats"]:
         assert len(row["real"]["returns"]) == 18
         assert len(row["dream"]["returns"]) == 6
     assert all(10 <= length <= 12 for length in results["random"]["lengths"])
@@ -55,7 +60,8 @@ def test_an_experiment_runs_to_its_table_and_is_not_run_again(tmp_path):
     assert set(results["seconds"]) >= {"collect", "train V", "encode", "train M", "probe", "search 0.5", "test 1.15"}
     text = (tmp_path / "out" / "table.md").read_text()
     assert "| 1092 ± 556 |" in text.splitlines()[3]
-    assert text.splitlines()[4].startswith("| random play | - |")
+    assert text.splitlines()[4].startswith(f"| {best:g}, seed 1 |")
+    assert text.splitlines()[5].startswith("| random play | - |")
     calls.clear()
     before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("scores.json")}
     again = experiment.run()
@@ -76,7 +82,7 @@ def test_an_interrupted_experiment_goes_on_to_the_same_scores(tmp_path, stage, w
         Reproduction(PRESET, tmp_path / "out", on_progress=stop).run()
     assert not (tmp_path / "out" / "results.json").exists()
     results = Reproduction(PRESET, tmp_path / "out").run()
-    for name in ("temperatures", "random", "probe"):
+    for name in ("temperatures", "repeats", "random", "probe"):
         assert results[name] == whole[name]
 
 
@@ -121,7 +127,7 @@ def test_the_table_of_doom_stands_beside_the_papers():
         return {"mean": mean, "std": 100.4, "standard_error": 10.04}
 
     rows = [{"temperature": tau, "dream": scores(900.0), "real": scores(1000.6)} for tau in DOOM.temperatures]
-    lines = table({"temperatures": rows, "random": scores(219.0)}, DOOM).splitlines()
+    lines = table({"temperatures": rows, "repeats": [], "random": scores(219.0)}, DOOM).splitlines()
     assert lines[2] == "| 0.1 | 900 ± 100 | 1001 ± 100 | 10 | 193 ± 58 |"
     assert lines[5] == "| 1.15 | 900 ± 100 | 1001 ± 100 | 10 | 1092 ± 556 |"
     assert lines[7] == "| random play | - | 219 ± 100 | 10 | 210 ± 108 |"

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from worldmodel.batched import BatchedWorld, Policy, Rollout
 from worldmodel.controller import Controller
-from worldmodel.dream import DEFAULT_HORIZON, Dreams, RandomActions, TerminationRule
+from worldmodel.dream import DEFAULT_HORIZON, DreamPrecision, Dreams, RandomActions, TerminationRule
 from worldmodel.episode import Episode
 from worldmodel.features import FeatureKind
 from worldmodel.reality import Reality
@@ -122,6 +122,7 @@ def evaluate(
     wrappers: Sequence[Callable[[gym.Env], gym.Env]] = (),
     temperature: float = 1.0,
     termination: TerminationRule = "sample",
+    precision: DreamPrecision = "float32",
     num_dreams: int = 1024,
     on_step: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
@@ -138,6 +139,7 @@ def evaluate(
         wrappers: applied to the environment, in order.
         temperature: tau of the dream.
         termination: how the dream ends; see `Dreams`.
+        precision: of the dream; see `Dreams`.
         num_dreams: dreamed episodes.
         on_step: called with the controller's real steps done and the number of its episodes that still run.
 
@@ -147,7 +149,7 @@ def evaluate(
     """
     if isinstance(controller, Controller):
         controller.check_world(world)
-    dreams = Dreams(world, num_dreams, temperature=temperature, termination=termination)
+    dreams = Dreams(world, num_dreams, temperature=temperature, termination=termination, precision=precision)
     episodes = derive_seed(seed, EVALUATION_STREAM)
     reality = Reality(world, env, num_episodes, seed=episodes, max_steps=max_steps, env_kwargs=env_kwargs, wrappers=wrappers)
     with contextlib.closing(reality):

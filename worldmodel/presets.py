@@ -6,17 +6,17 @@
 |--------------------------------|-------------|------------------|------------------|-----------------|-----------------------|
 | random episodes                | 10,000      | 10,000           | 10,000           | 10,000          | 10,000                |
 | policy of collection           | random      | repeated, 1-10   | random           | random networks | repeated / Brownian   |
-| shortest episode that is kept  | -           | 100 steps        | -                | -               | 100 / 1               |
+| shortest episode that is kept  | -           | 101 steps        | -                | -               | 100 / 1               |
 | longest episode                | 2,100 steps | 2,100 steps      | 1,000 steps      | 1,000 steps     | as they are           |
 | z                              | 64          | 64               | 32               | 32              | 64 / 32               |
 | V: passes over the data        | 1           | 10               | 1                | 10              | updates, see below    |
-| V: batch, Adam's rate          | -           | 100, 1e-4        | -                | 100, 1e-4       | 256, 5e-4 to 1e-5     |
+| V: batch, Adam's rate          | -           | 100, 1e-4        | -                | 100, 1e-4       | 128, 1e-3 to 1e-5     |
 | V: KL tolerance per dimension  | -           | 0.5              | -                | 0.5             | 0.5                   |
 | M: hidden, mixtures            | 512, 5      | 512, 5           | 256, 5           | 256, 5          | as they are           |
 | M: factorisation               | per dim.    | per dim.         | per dim.         | per dim.        | per dimension         |
 | M: passes over the data        | 20          | 400              | 20               | 4,000 updates   | updates, see below    |
 | M: batch, sequence             | -           | 100, 500         | -                | 100, 999        | as they are           |
-| M: Adam's rate                 | -           | 1e-3, decaying   | -                | 1e-3, decaying  | 1e-3 to 1e-5          |
+| M: Adam's rate                 | -           | 1e-3, decaying   | -                | 1e-3            | 1e-3 to 1e-5          |
 | M: clipping, by value          | -           | 1                | -                | 1               | 1                     |
 | M: weight of a termination     | -           | 10               | none             | none            | 10 / 1                |
 | reward                         | 1 a step    | 1 a step         | not modelled     | not modelled    | reward head           |
@@ -39,7 +39,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from worldmodel.dream import TerminationRule
+from worldmodel.dream import DreamPrecision, TerminationRule
 from worldmodel.environments import CAR_STEPS, DOOM_STEPS
 from worldmodel.fit import DataConfig
 from worldmodel.rollouts import EnvMaker
@@ -66,7 +66,10 @@ class Preset:
         controller: how the controller is searched: arguments of `evolve`.
         rollouts: dreams of each candidate.
         termination: how dreams end.
+        calibrate: whether M's termination head is calibrated on the held-out episodes.
+        dream_precision: of M's matrix products in dreams; see `Dreams`.
         temperatures: of the dreams that controllers are searched in, one controller each.
+        searches: controllers, each with a seed of its own, at the temperature whose first one was best in reality.
         test_dreams: dreamed episodes that a controller is scored on.
         test_episodes: real ones.
         paper: the paper's scores in reality by temperature; of random play under None.
@@ -85,7 +88,10 @@ class Preset:
     controller: Mapping[str, Any] = field(default_factory=dict)
     rollouts: int = 16
     termination: TerminationRule = "threshold"
+    calibrate: bool = False
+    dream_precision: DreamPrecision = "bfloat16"
     temperatures: tuple[float, ...] = (1.0,)
+    searches: int = 3
     test_dreams: int = 1024
     test_episodes: int = 100
     paper: Mapping[float | None, str] = field(default_factory=dict)
@@ -93,25 +99,30 @@ class Preset:
     def options(self, part: str) -> dict[str, Any]:
         """The options that a script of this name takes from the preset, by their Python names."""
         collect = {"env": self.env, "max_steps": self.max_steps, "policy": self.policy, "episodes": self.num_episodes}
+        dreams = {"termination": self.termination, "precision": self.dream_precision}
         parts: dict[str, dict[str, Any]] = {
             "collect": collect,
             "train_vae": asdict(self.vae) | asdict(self.frames) | asdict(self.vae_training),
-            "train_mdnrnn": dict(self.mdnrnn) | asdict(self.data) | asdict(self.mdnrnn_training),
-            "train_controller": dict(self.controller) | {"rollouts": self.rollouts, "termination": self.termination},
-            "evaluate": {"env": self.env, "max_steps": self.max_steps, "termination": self.termination},
+            "train_mdnrnn": dict(self.mdnrnn)
+            | asdict(self.data)
+            | asdict(self.mdnrnn_training)
+            | {"calibrate": self.calibrate},
+            "train_controller": dict(self.controller) | {"rollouts": self.rollouts} | dreams,
+            "evaluate": {"env": self.env, "max_steps": self.max_steps} | dreams,
         }
         return parts[part]
 
 
-_SEARCH = {"population": 64, "sigma": 0.1, "generations": 300, "test_every": 25, "test_dreams": 1024, "patience": None}
+_SEARCH = {"population": 64, "sigma": 0.1, "generations": 150, "test_every": 10, "test_dreams": 1024, "patience": 4}
+_FRAMES = FrameConfig(batch_size=128)
 _VAE_TRAINING = TrainingConfig(
-    num_updates=12_000,
-    learning_rate=5e-4,
+    num_updates=20_000,
+    learning_rate=1e-3,
     final_learning_rate=1e-5,
     warmup_updates=100,
     precision="bfloat16",
-    evaluate_every=500,
-    max_test_batches=20,
+    evaluate_every=1000,
+    max_test_batches=40,
 )
 _MDNRNN_TRAINING = TrainingConfig(
     num_updates=6_000,
@@ -130,6 +141,7 @@ DOOM = Preset(
     policy="repeat",
     num_episodes=10_000,
     vae=VAEConfig(latent_size=64, kl_tolerance=0.5),
+    frames=_FRAMES,
     vae_training=_VAE_TRAINING,
     mdnrnn={"hidden_size": 512, "num_components": 5, "factorization": "per_dimension", "termination_weight": 10.0},
     data=DataConfig(window=500, batch_size=100, test_fraction=0.05, min_length=100),
@@ -152,6 +164,7 @@ CAR_RACING = Preset(
     policy="brownian",
     num_episodes=10_000,
     vae=VAEConfig(latent_size=32, kl_tolerance=0.5),
+    frames=_FRAMES,
     vae_training=_VAE_TRAINING,
     mdnrnn={"hidden_size": 256, "num_components": 5, "factorization": "per_dimension"},
     data=DataConfig(window=999, batch_size=100, test_fraction=0.05),
@@ -163,10 +176,11 @@ CAR_RACING = Preset(
 PRESETS = {"doom": DOOM, "car-racing": CAR_RACING}
 
 
-def in_precision(preset: Preset, precision: str) -> Preset:
-    """The same experiment with trainings in another precision, for machines where bfloat16 is slow."""
+def in_precision(preset: Preset, precision: DreamPrecision) -> Preset:
+    """The same experiment with trainings and dreams in another precision, for machines where bfloat16 is slow."""
     return replace(
         preset,
+        dream_precision=precision,
         vae_training=replace(preset.vae_training, precision=precision),
         mdnrnn_training=replace(preset.mdnrnn_training, precision=precision),
     )
@@ -184,6 +198,7 @@ def small(preset: Preset) -> Preset:
         controller={**preset.controller, "generations": 10, "population": 16, "test_every": 5, "test_dreams": 128},
         rollouts=8,
         temperatures=preset.temperatures if len(preset.temperatures) == 1 else (0.1, 1.0, 1.15),
+        searches=1,
         test_dreams=256,
         test_episodes=20,
     )

@@ -18,7 +18,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from worldmodel.batched import Policy
-from worldmodel.dream import Dreams, RandomActions, TerminationRule
+from worldmodel.dream import DreamPrecision, Dreams, RandomActions, TerminationRule
 from worldmodel.evaluation import EVALUATION_STREAM, Scores, score, time_limit
 from worldmodel.features import FeatureKind
 from worldmodel.policies import Policy as RealPolicy
@@ -185,6 +185,7 @@ def probe(
     env: str | EnvMaker,
     temperatures: Sequence[float] = (1.0,),
     termination: TerminationRule = "sample",
+    precision: DreamPrecision = "float32",
     num_episodes: int = 100,
     num_dreams: int = 1024,
     seed: int = 0,
@@ -202,6 +203,7 @@ def probe(
         env: id or constructor of the real environment.
         temperatures: tau of the dreams.
         termination: how the dreams end; see `Dreams`.
+        precision: of the dreams; see `Dreams`.
         num_episodes: real episodes of each policy.
         num_dreams: dreamed episodes of each policy.
         seed: seed of all; the real episodes are those that `evaluate` plays.
@@ -230,7 +232,7 @@ def probe(
     for name, policy in policies.items():
         real[name] = _real_scores(rollouts(env, policy.real, episode_ids=range(num_episodes), seed=episodes_seed, **options))
         for tau in temperatures:
-            worlds = Dreams(world, num_dreams, temperature=tau, termination=termination)
+            worlds = Dreams(world, num_dreams, temperature=tau, termination=termination, precision=precision)
             dreamed = policy.dreamed(world, worlds.generator(derive_seed(seed, 1)))
             dreams[tau][name] = score(worlds, dreamed, horizon=horizon, seed=seed)
         done += 1 + len(temperatures)

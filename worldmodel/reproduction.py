@@ -10,6 +10,7 @@ where it stood, training and search within a stage too::
     out/world                    V and M
     out/probe.json               fixed policies in dream and reality, at each temperature
     out/temperature-1.15         the search, its log, the controller, its scores
+    out/temperature-1.15-seed-1  the same with another seed, at the temperature that was best in reality
     out/results.json, table.md   every episode's score, and the table
 """
 
@@ -99,6 +100,9 @@ class Reproduction:
         for temperature in self.preset.temperatures:
             self.search(temperature)
             self.test(temperature)
+        for repeat in range(1, self.preset.searches):
+            self.search(self.best_temperature(), repeat)
+            self.test(self.best_temperature(), repeat)
         return self.write_results(about or {})
 
     def collect(self) -> None:
@@ -154,6 +158,7 @@ class Reproduction:
                 training_config=self.preset.mdnrnn_training,
                 seed=self.seed,
                 device=self.device,
+                calibrate=self.preset.calibrate,
                 resume=True,
                 on_progress=lambda p: self.on_progress("train M", p.update, p.num_updates, p.metrics),
                 **self.preset.mdnrnn,
@@ -170,6 +175,7 @@ class Reproduction:
                 env=self.preset.env,
                 temperatures=self.preset.temperatures,
                 termination=self.preset.termination,
+                precision=self.preset.dream_precision,
                 num_episodes=self.preset.test_episodes,
                 num_dreams=self.preset.test_dreams,
                 seed=self.seed,
@@ -181,26 +187,26 @@ class Reproduction:
         (self.out / "probe.txt").write_text(f"{found}\n")
         _write_scores(path, found.to_json())
 
-    def search(self, temperature: float) -> Controller:
-        """A controller, in dreams at a temperature."""
-        directory = self._directory(temperature)
+    def search(self, temperature: float, repeat: int = 0) -> Controller:
+        """A controller, in dreams at a temperature; each ``repeat`` has a seed of its own."""
+        directory, stage = self._directory(temperature, repeat), self._stage(temperature, repeat)
         if (directory / "controller" / CONTROLLER_FILE).is_file():
-            return self.controller(temperature)
+            return self.controller(temperature, repeat)
         directory.mkdir(exist_ok=True)
         dreams = self._dreams(temperature, self.preset.rollouts * self.preset.controller["population"])
         done = _last_generation(directory)
-        with self._timed(f"search {temperature:g}"), MetricsLog(directory, done) as log:
+        with self._timed(f"search {stage}"), MetricsLog(directory, done) as log:
 
             def report(generation: Generation) -> None:
                 tested = {} if generation.test is None else {"test/return": generation.test}
                 log.write(generation.number, {"train/return": generation.mean, "best": generation.best, **tested})
                 facts = {"mean": generation.mean, "best_test": generation.best_test}
-                self.on_progress(f"search at {temperature:g}", generation.number, generation.total, facts)
+                self.on_progress(f"search at {stage}", generation.number, generation.total, facts)
 
             controller = evolve(
                 dreams,
                 horizon=self.preset.max_steps,
-                seed=self.seed,
+                seed=self._seed(repeat),
                 log=directory / SEARCH_FILE,
                 resume=True,
                 on_generation=report,
@@ -209,25 +215,30 @@ class Reproduction:
         controller.save_pretrained(directory / "controller")
         return controller
 
-    def test(self, temperature: float) -> None:
-        """Score a controller in its dream and in reality, on episodes that decided nothing."""
-        path = self._directory(temperature) / "scores.json"
+    def test(self, temperature: float, repeat: int = 0) -> None:
+        """Score a controller in its dream and in reality, on episodes that decided nothing; each ``repeat`` has its own."""
+        path, stage = self._directory(temperature, repeat) / "scores.json", self._stage(temperature, repeat)
         if path.is_file():
             return
-        controller, seed = self.controller(temperature), derive_seed(self.seed, TEST_STREAM)
+        controller, seed = self.controller(temperature, repeat), self._seed(repeat)
         dreams = self._dreams(temperature, self.preset.test_dreams)
-        with self._timed(f"test {temperature:g}"):
-            dreamed = score(dreams, controller, horizon=self.preset.max_steps, seed=seed)
-            real = self._score_in_reality(controller, f"test at {temperature:g}")
-        _write_scores(path, {"temperature": temperature, "dream": dreamed.to_json(), "real": real.to_json()})
+        with self._timed(f"test {stage}"):
+            dreamed = score(dreams, controller, horizon=self.preset.max_steps, seed=derive_seed(seed, TEST_STREAM))
+            real = self._score_in_reality(controller, seed, f"test at {stage}")
+        found = {"temperature": temperature, "seed": seed, "dream": dreamed.to_json(), "real": real.to_json()}
+        _write_scores(path, found)
+
+    def best_temperature(self) -> float:
+        """The temperature whose first controller scored highest in reality; all must be tested."""
+        return max(self.preset.temperatures, key=lambda tau: self._scores(tau)["real"]["mean"])
 
     def world(self) -> WorldModel:
         """The world model."""
         return WorldModel.from_pretrained(self.out / "world", device=self.device)
 
-    def controller(self, temperature: float) -> Controller:
+    def controller(self, temperature: float, repeat: int = 0) -> Controller:
         """The controller that was searched at a temperature."""
-        return Controller.from_pretrained(self._directory(temperature) / "controller", device=self.device)
+        return Controller.from_pretrained(self._directory(temperature, repeat) / "controller", device=self.device)
 
     def agent_episode(self, temperature: float) -> Episode:
         """An episode of the controller in reality, none of those that it is scored on."""
@@ -240,7 +251,7 @@ class Reproduction:
 
     def write_results(self, about: Mapping[str, Any]) -> dict[str, Any]:
         """Write ``results.json`` and ``table.md`` and return the former's content."""
-        searches = [_read_scores(self._directory(temperature) / "scores.json") for temperature in self.preset.temperatures]
+        best = self.best_temperature()
         probed = _read_scores(self.out / "probe.json")
         content = {
             **about,
@@ -248,7 +259,9 @@ class Reproduction:
             "episodes_seed": derive_seed(self.seed, EVALUATION_STREAM),
             "seconds": self.seconds(),
             "random": probed["real"]["uniform"],
-            "temperatures": searches,
+            "temperatures": [self._scores(temperature) for temperature in self.preset.temperatures],
+            "best_temperature": best,
+            "repeats": [self._scores(best, repeat) for repeat in range(1, self.preset.searches)],
             "probe": probed,
         }
         checkpoint.write_bytes(self.out / RESULTS_FILE, (json.dumps(content, indent=1) + "\n").encode())
@@ -260,20 +273,29 @@ class Reproduction:
         path = self.out / "seconds.json"
         return json.loads(path.read_bytes()) if path.is_file() else {}
 
-    def _directory(self, temperature: float) -> Path:
-        return self.out / f"temperature-{temperature:g}"
+    def _stage(self, temperature: float, repeat: int) -> str:
+        return f"{temperature:g}" + (f"-seed-{self._seed(repeat)}" if repeat else "")
+
+    def _directory(self, temperature: float, repeat: int = 0) -> Path:
+        return self.out / f"temperature-{self._stage(temperature, repeat)}"
+
+    def _seed(self, repeat: int) -> int:
+        return self.seed + repeat
+
+    def _scores(self, temperature: float, repeat: int = 0) -> dict[str, Any]:
+        return _read_scores(self._directory(temperature, repeat) / "scores.json")
 
     def _dreams(self, temperature: float, num_dreams: int) -> Dreams:
-        return Dreams(self.world(), num_dreams, temperature=temperature, termination=self.preset.termination)
+        rules: dict[str, Any] = {"termination": self.preset.termination, "precision": self.preset.dream_precision}
+        return Dreams(self.world(), num_dreams, temperature=temperature, **rules)
 
-    def _score_in_reality(self, controller: Controller, stage: str) -> Scores:
+    def _score_in_reality(self, controller: Controller, seed: int, stage: str) -> Scores:
         """Play the test episodes, some at a time in lockstep."""
         world, parts, total = self.world(), [], self.preset.test_episodes
         for first in range(0, total, EPISODES_AT_ONCE):
-            seed = derive_seed(self.seed, EVALUATION_STREAM, first)
-            count = min(EPISODES_AT_ONCE, total - first)
-            with closing(Reality(world, self.preset.env, count, seed=seed, max_steps=self.preset.max_steps)) as reality:
-                parts.append(score(reality, controller, horizon=self.preset.max_steps, seed=seed))
+            part, count = derive_seed(seed, EVALUATION_STREAM, first), min(EPISODES_AT_ONCE, total - first)
+            with closing(Reality(world, self.preset.env, count, seed=part, max_steps=self.preset.max_steps)) as reality:
+                parts.append(score(reality, controller, horizon=self.preset.max_steps, seed=part))
             self.on_progress(stage, first + count, total, {"return": float(parts[-1].mean)})
         return Scores(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("returns", "lengths")))
 
@@ -294,11 +316,11 @@ def table(results: Mapping[str, Any], preset: Preset) -> str:
         "| temperature | score in the dream | score in reality | standard error | reality in the paper |",
         "|---|---|---|---|---|",
     ]
-    for row in results["temperatures"]:
-        dreamed, real = row["dream"], row["real"]
-        paper = preset.paper.get(row["temperature"], "-")
-        cells = (f"{scores['mean']:.0f} ± {scores['std']:.0f}" for scores in (dreamed, real))
-        lines.append(f"| {row['temperature']:g} | {' | '.join(cells)} | {real['standard_error']:.0f} | {paper} |")
+    rows = [(f"{row['temperature']:g}", row, preset.paper.get(row["temperature"], "-")) for row in results["temperatures"]]
+    rows += [(f"{row['temperature']:g}, seed {row['seed']}", row, "-") for row in results["repeats"]]
+    for name, row, paper in rows:
+        cells = (f"{scores['mean']:.0f} ± {scores['std']:.0f}" for scores in (row["dream"], row["real"]))
+        lines.append(f"| {name} | {' | '.join(cells)} | {row['real']['standard_error']:.0f} | {paper} |")
     random = results["random"]
     cell = f"{random['mean']:.0f} ± {random['std']:.0f}"
     lines.append(f"| random play | - | {cell} | {random['standard_error']:.0f} | {preset.paper.get(None, '-')} |")
