@@ -15,7 +15,7 @@
 | M: hidden, mixtures            | 512, 5      | 512, 5           | 256, 5           | 256, 5          | as they are           |
 | M: factorisation               | per dim.    | per dim.         | per dim.         | per dim.        | per dimension         |
 | M: passes over the data        | 20          | 400              | 20               | 4,000 updates   | updates, see below    |
-| M: batch, sequence             | -           | 100, 500         | -                | 100, 999        | as they are           |
+| M: batch, sequence             | -           | 100, 500         | -                | 100, 999        | 100, 300 / 100, 999   |
 | M: Adam's rate                 | -           | 1e-3, decaying   | -                | 1e-3            | 1e-3 to 1e-5          |
 | M: clipping, by value          | -           | 1                | -                | 1               | 1                     |
 | M: weight of a termination     | -           | 10               | none             | none            | 10 / 1                |
@@ -125,14 +125,14 @@ _VAE_TRAINING = TrainingConfig(
     max_test_batches=40,
 )
 _MDNRNN_TRAINING = TrainingConfig(
-    num_updates=6_000,
+    num_updates=3_600,
     learning_rate=1e-3,
     final_learning_rate=1e-5,
     clip_norm=None,
     clip_value=1.0,
     precision="bfloat16",
-    evaluate_every=250,
-    max_test_batches=5,
+    evaluate_every=200,
+    max_test_batches=8,
 )
 
 DOOM = Preset(
@@ -144,7 +144,7 @@ DOOM = Preset(
     frames=_FRAMES,
     vae_training=_VAE_TRAINING,
     mdnrnn={"hidden_size": 512, "num_components": 5, "factorization": "per_dimension", "termination_weight": 10.0},
-    data=DataConfig(window=500, batch_size=100, test_fraction=0.05, min_length=100),
+    data=DataConfig(window=300, batch_size=100, test_fraction=0.05, min_length=100),
     mdnrnn_training=_MDNRNN_TRAINING,
     controller={**_SEARCH, "features": "zhc", "bias": False, "ordered": True},
     temperatures=(0.1, 0.5, 1.0, 1.15, 1.3),
