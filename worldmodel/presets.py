@@ -57,6 +57,7 @@ class Preset:
         max_steps: longest episode.
         policy: of the collection.
         num_episodes: collected at random.
+        small_episodes: as many for `small`, 150,000 to 200,000 steps.
         vae: V.
         frames: V's batches.
         vae_training: how V is trained.
@@ -79,6 +80,7 @@ class Preset:
     max_steps: int
     policy: str
     num_episodes: int
+    small_episodes: int = 200
     vae: VAEConfig
     frames: FrameConfig = field(default_factory=FrameConfig)
     vae_training: TrainingConfig
@@ -140,6 +142,7 @@ DOOM = Preset(
     max_steps=DOOM_STEPS,
     policy="repeat",
     num_episodes=10_000,
+    small_episodes=500,
     vae=VAEConfig(latent_size=64, kl_tolerance=0.5),
     frames=_FRAMES,
     vae_training=_VAE_TRAINING,
@@ -187,15 +190,22 @@ def in_precision(preset: Preset, precision: DreamPrecision) -> Preset:
 
 
 def small(preset: Preset) -> Preset:
-    """The same experiment in minutes: fewer episodes, updates and generations, shorter windows, a smaller M, lower scores."""
+    """The same experiment in a quarter of an hour: less of everything, and lower scores."""
     return replace(
         preset,
-        num_episodes=200,
-        vae_training=replace(preset.vae_training, num_updates=400, evaluate_every=100, max_test_batches=5),
-        mdnrnn={**preset.mdnrnn, "hidden_size": 128},
-        data=replace(preset.data, window=100, batch_size=32, min_length=1, test_fraction=0.1),
-        mdnrnn_training=replace(preset.mdnrnn_training, num_updates=400, evaluate_every=100),
-        controller={**preset.controller, "generations": 10, "population": 16, "test_every": 5, "test_dreams": 128},
+        num_episodes=preset.small_episodes,
+        vae_training=replace(preset.vae_training, num_updates=2_000, evaluate_every=500, max_test_batches=10),
+        mdnrnn={**preset.mdnrnn, "hidden_size": 256},
+        data=replace(preset.data, window=200, batch_size=50),
+        mdnrnn_training=replace(preset.mdnrnn_training, num_updates=600, evaluate_every=100),
+        controller={
+            **preset.controller,
+            "generations": 20,
+            "population": 32,
+            "test_every": 5,
+            "test_dreams": 256,
+            "patience": 2,
+        },
         rollouts=8,
         temperatures=preset.temperatures if len(preset.temperatures) == 1 else (0.1, 1.0, 1.15),
         searches=1,
