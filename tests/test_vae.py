@@ -110,17 +110,24 @@ def test_what_is_no_image_is_standardised_behind_the_latents_of_the_image():
     torch.testing.assert_close(vision.encode({key: leaf[3] for key, leaf in batch.items()})[0], mean[3])
 
 
-@pytest.mark.parametrize("tolerance", [0.0, 0.5, 50.0])
-def test_the_loss_is_the_formula(tolerance):
-    vision, batch = make_vae(kl_tolerance=tolerance), FrameBatch(torch.as_tensor(random_images(COLOUR, (5,))))
+@pytest.mark.parametrize("free_bits", ["total", "dimension"])
+@pytest.mark.parametrize("tolerance", [0.0, 1e-4, 0.5, 50.0])
+def test_the_loss_is_the_formula(tolerance, free_bits):
+    vision, batch = (
+        make_vae(kl_tolerance=tolerance, free_bits=free_bits),
+        FrameBatch(torch.as_tensor(random_images(COLOUR, (5,)))),
+    )
     loss, metrics = vision.loss(batch, generator=generator())
     mean, log_variance = vision.encode(batch.image)
     posterior = torch.distributions.Normal(mean, (0.5 * log_variance).exp())
-    kl = torch.distributions.kl_divergence(posterior, torch.distributions.Normal(0.0, 1.0)).sum(dim=1)
+    kl = torch.distributions.kl_divergence(posterior, torch.distributions.Normal(0.0, 1.0))
+    costly = kl.sum(dim=1).clamp(min=6 * tolerance).mean()
+    if free_bits == "dimension":
+        costly = kl.mean(dim=0).clamp(min=tolerance).sum()
     z = mean + posterior.stddev * torch.empty_like(mean).normal_(generator=generator())
     error = (vision.decode_images(z) - vision.small_images(batch.image)).square().sum(dim=(1, 2, 3))
-    torch.testing.assert_close(loss, (error + kl.clamp(min=6 * tolerance)).mean())
-    torch.testing.assert_close(metrics["kl"], kl.mean())
+    torch.testing.assert_close(loss, error.mean() + costly)
+    torch.testing.assert_close(metrics["kl"], kl.sum(dim=1).mean())
     torch.testing.assert_close(metrics["squared_error"], error.mean())
     pixels = 255 * functional.mse_loss(vision.decode_images(z), vision.small_images(batch.image)).sqrt()
     torch.testing.assert_close(metrics["error_per_pixel"], pixels)
@@ -192,6 +199,7 @@ def test_frames_of_another_size_or_kind_are_refused():
     [
         ({"latent_size": 0}, "latent_size: expected an integer >= 1"),
         ({"kl_tolerance": -1}, "kl_tolerance: expected a number >= 0"),
+        ({"free_bits": "none"}, "free_bits: expected 'total' or 'dimension'"),
         ({"crop_top": -1}, "crop_top: expected an integer >= 0"),
     ],
 )

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium as gym
 import torch
@@ -44,7 +44,9 @@ class VAEConfig:
 
     Args:
         latent_size: numbers that an image becomes; the paper has 64 for VizDoom and 32 for CarRacing.
-        kl_tolerance: nats per dimension that the KL divergence of an image may have at no cost; 0 is the plain KL.
+        kl_tolerance: nats per dimension that the KL divergence may have at no cost; 0 is the plain KL.
+        free_bits: "total" gives an image that many nats times the latent size, for its latents to share as they like (the
+            authors' code); "dimension" gives each latent its own, on the average of a batch (Kingma et al. 2016).
         crop_top: rows of the image that are cut off at its upper edge.
         crop_bottom: rows that are cut off at its lower edge.
         crop_left: columns that are cut off on the left.
@@ -56,6 +58,7 @@ class VAEConfig:
 
     latent_size: int = 32
     kl_tolerance: float = 0.5
+    free_bits: Literal["total", "dimension"] = "total"
     crop_top: int = 0
     crop_bottom: int = 0
     crop_left: int = 0
@@ -67,6 +70,8 @@ class VAEConfig:
             raise ValueError(f"latent_size: expected an integer >= 1, got {self.latent_size}")
         if not self.kl_tolerance >= 0:
             raise ValueError(f"kl_tolerance: expected a number >= 0, got {self.kl_tolerance}")
+        if self.free_bits not in ("total", "dimension"):
+            raise ValueError(f"free_bits: expected 'total' or 'dimension', got {self.free_bits!r}")
         for name in ("crop_top", "crop_bottom", "crop_left", "crop_right"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 0:
                 raise ValueError(f"{name}: expected an integer >= 0, got {getattr(self, name)}")
@@ -230,7 +235,8 @@ class ConvVAE(Vision):
         """Compute the negative evidence bound of images as the authors' code weighs it, averaged over images.
 
         An image costs the sum of squared errors over its pixels, scaled to [0, 1], plus max(KL, tolerance * latent size), KL in
-        nats and summed over the latents.
+        nats and summed over the latents; or, with free bits for each dimension, plus the sum over latents of
+        max(KL, tolerance), KL averaged over the images.
 
         Args:
             batch: the images.
@@ -245,15 +251,18 @@ class ConvVAE(Vision):
         mean, log_variance = self._encode_images(target)
         z = draw_latent(mean, log_variance, generator=generator)
         squared_error = (self.decode_images(z) - target).square().sum() / batch.weight
-        kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(dim=-1)  # (N,)
-        costly = kl.clamp(min=self.config.kl_tolerance * self.config.latent_size)
+        kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)  # (N, D)
+        if self.config.free_bits == "total":
+            costly = kl.sum(dim=-1).clamp(min=self.config.kl_tolerance * self.config.latent_size).mean()
+        else:
+            costly = kl.mean(dim=0).clamp(min=self.config.kl_tolerance).sum()
         metrics = {
             "squared_error": squared_error,
             "error_per_pixel": 255 * (squared_error / target[0].numel()).sqrt(),
-            "kl": kl.mean(),
+            "kl": kl.sum(dim=-1).mean(),
             "dimensions_in_use": (mean.var(dim=0, correction=0) > IN_USE).sum().to(kl.dtype),
         }
-        return squared_error + costly.mean(), metrics
+        return squared_error + costly, metrics
 
     def small_images(self, image: Tensor) -> Tensor:
         """Turn frames (N, *shape) into what the network sees: cropped, resized by area, in [0, 1], (N, 64, 64, C) float32."""
