@@ -33,7 +33,7 @@ from worldmodel import checkpoint
 from worldmodel.episode import Episode
 from worldmodel.fit import DataConfig, fit
 from worldmodel.store import EpisodeStore
-from worldmodel.training import TrainingConfig
+from worldmodel.training_config import TrainingConfig
 from worldmodel.world import WORLD_FILE, WorldModel
 
 WIDTH, EPISODES_AT_ONCE, TOLERANCE = 256, 64, 0.10

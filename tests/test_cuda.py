@@ -36,7 +36,7 @@ from worldmodel.population import RealPopulation
 from worldmodel.probe import probe
 from worldmodel.rollouts import rollouts
 from worldmodel.rounds import IterationConfig
-from worldmodel.training import TrainingConfig
+from worldmodel.training_config import TrainingConfig
 from worldmodel.vae import VAEConfig
 from worldmodel.vae_training import FrameConfig, train_vae
 from worldmodel.world import WorldModel

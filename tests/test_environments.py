@@ -20,7 +20,7 @@ from worldmodel.evolution import evolve
 from worldmodel.fit import DataConfig, fit
 from worldmodel.reality import Reality
 from worldmodel.rollouts import rollouts
-from worldmodel.training import TrainingConfig
+from worldmodel.training_config import TrainingConfig
 from worldmodel.world import WorldModel
 
 

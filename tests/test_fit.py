@@ -17,7 +17,8 @@ from worldmodel.fit import DataConfig, fit
 from worldmodel.metrics import read_metrics
 from worldmodel.sequences import split_episodes
 from worldmodel.store import EpisodeStore
-from worldmodel.training import TrainingConfig, TrainingResult
+from worldmodel.training import TrainingResult
+from worldmodel.training_config import TrainingConfig
 from worldmodel.world import WorldModel
 
 fit_module = importlib.import_module("worldmodel.fit")  # the package has a function of this name

@@ -19,7 +19,7 @@ from worldmodel.iteration import SCORES_FILE, iterate
 from worldmodel.rounds import IterationConfig, Round, best_round, summarize
 from worldmodel.store import EpisodeStore
 from worldmodel.strategies import OpenAIESConfig
-from worldmodel.training import TrainingConfig
+from worldmodel.training_config import TrainingConfig
 from worldmodel.world import WorldModel
 
 TINY = IterationConfig(

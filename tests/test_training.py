@@ -23,7 +23,8 @@ from worldmodel.mdnrnn import MDNRNN, MDNRNNConfig
 from worldmodel.metrics import MetricsLog, read_metrics
 from worldmodel.sequences import EpisodeCollection, SequenceData, WindowSampler, encode_all
 from worldmodel.spaces import FlatSpace
-from worldmodel.training import NonFiniteLossError, TrainingConfig, learning_rate, train
+from worldmodel.training import NonFiniteLossError, train
+from worldmodel.training_config import TrainingConfig, learning_rate
 from worldmodel.vision import StateNormalizer
 
 # A model of one layer whose losses are known, and batches that say what they are

@@ -31,7 +31,8 @@ from worldmodel.rollouts import EpisodeFailure, rollouts
 from worldmodel.rounds import IterationConfig, Round, StageProgress, best_round, summarize
 from worldmodel.store import EpisodeStore, Problem, repair, verify
 from worldmodel.strategies import OpenAIESConfig
-from worldmodel.training import NonFiniteLossError, TrainingConfig, TrainingProgress
+from worldmodel.training import NonFiniteLossError, TrainingProgress
+from worldmodel.training_config import TrainingConfig
 from worldmodel.vae import ConvVAE, FrameBatch, VAEConfig
 from worldmodel.vae_training import FrameConfig, train_vae
 from worldmodel.version import __version__

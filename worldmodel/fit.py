@@ -29,7 +29,8 @@ from worldmodel.sequences import (
     split_episodes,
 )
 from worldmodel.spaces import FlatSpace, map_leaves
-from worldmodel.training import TrainingConfig, TrainingProgress, TrainingResult
+from worldmodel.training import TrainingProgress, TrainingResult
+from worldmodel.training_config import TrainingConfig
 from worldmodel.vision import StateNormalizer, Vision
 from worldmodel.world import WEIGHTS_FILE, WORLD_FILE, WorldModel, check_device
 

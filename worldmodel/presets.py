@@ -44,7 +44,7 @@ from worldmodel.dream import DreamPrecision, TerminationRule
 from worldmodel.environments import CAR_STEPS, DOOM_STEPS
 from worldmodel.fit import DataConfig
 from worldmodel.rollouts import EnvMaker
-from worldmodel.training import TrainingConfig
+from worldmodel.training_config import TrainingConfig
 from worldmodel.vae import VAEConfig
 from worldmodel.vae_training import FrameConfig
 
@@ -128,8 +128,9 @@ _VAE_TRAINING = TrainingConfig(
     max_test_batches=40,
 )
 _MDNRNN_TRAINING = TrainingConfig(
-    num_updates=9_000,
-    learning_rate=1e-3,
+    num_updates=4_000,
+    optimizer="muon",
+    learning_rate=4e-3,
     final_learning_rate=1e-5,
     clip_norm=None,
     clip_value=1.0,
@@ -148,7 +149,7 @@ DOOM = Preset(
     frames=_FRAMES,
     vae_training=_VAE_TRAINING,
     mdnrnn={"hidden_size": 512, "num_components": 5, "factorization": "per_dimension", "termination_weight": 10.0},
-    data=DataConfig(window=300, batch_size=100, test_fraction=0.05, min_length=100),
+    data=DataConfig(window=300, batch_size=50, test_fraction=0.05, min_length=100),
     mdnrnn_training=_MDNRNN_TRAINING,
     controller={**_SEARCH, "features": "zhc", "bias": False, "ordered": True},
     temperatures=(0.1, 0.5, 1.0, 1.15, 1.3),

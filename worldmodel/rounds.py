@@ -14,7 +14,7 @@ from worldmodel.mdnrnn import MDNRNNConfig
 from worldmodel.mixture import check_temperature
 from worldmodel.policies import POLICIES
 from worldmodel.strategies import METHODS, Method, OpenAIESConfig
-from worldmodel.training import TrainingConfig
+from worldmodel.training_config import TrainingConfig
 
 SCORES = ("validation", "real", "dream", "random")
 

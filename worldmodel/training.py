@@ -1,9 +1,9 @@
 """One training loop for V and M: precision, clipping, schedule, checkpoints, resuming, early stopping.
 
-A run is a pure function of the data, the configuration and the seed, on one device. Its whole state (weights, Adam's moments,
-the generator, where it stands) is one safetensors file, replaced atomically; stopping at any moment and resuming gives the same
-bits as never stopping. That is why learning rates are functions of the update and batches of (seed, epoch, index), and why
-Ctrl-C is heeded between updates only.
+A run is a pure function of the data, the configuration and the seed, on one device. Its whole state (weights, moments of the
+optimiser, the generator, where it stands) is one safetensors file, replaced atomically; stopping at any moment and resuming
+gives the same bits as never stopping. That is why learning rates are functions of the update and batches of (seed, epoch,
+index), and why Ctrl-C is heeded between updates only.
 """
 
 from __future__ import annotations
@@ -24,65 +24,13 @@ from worldmodel import checkpoint
 from worldmodel.interrupt import interrupt_between_steps
 from worldmodel.machine import fast_precision
 from worldmodel.metrics import MetricsLog
+from worldmodel.optimizers import make_optimizer
+from worldmodel.training_config import TrainingConfig, learning_rate
 
 CHECKPOINT_SECONDS = 60.0  # a killed run loses at most so much work
 LOG_EVERY = 10  # updates
 STATE_FORMAT, STATE_VERSION = "worldmodel.training", 1
 STATE_FILE, BEST_FILE = "state.safetensors", "best.safetensors"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
-    """How to train.
-
-    Args:
-        num_updates: optimiser steps.
-        learning_rate: Adam's peak rate.
-        final_learning_rate: rate at the last update; a cosine leads there from the peak.
-        warmup_updates: updates over which the rate rises linearly from 0.
-        clip_norm: largest norm of the gradient; None does not clip the norm.
-        clip_value: largest absolute value of each entry of the gradient (the authors' way); None does not clip values.
-        precision: "float32", "bfloat16" for matrix products alone, or "auto" for the latter where the device has units for it.
-        evaluate_every: updates between evaluations on held-out data.
-        max_test_batches: an evaluation takes at most so many batches, spread evenly over the held-out data and always the same,
-            so that its cost does not grow with the data.
-        patience: stop after so many evaluations without improvement; None never stops early.
-
-    Raises:
-        ValueError: naming the field that is out of range.
-    """
-
-    num_updates: int = 2000
-    learning_rate: float = 3e-3
-    final_learning_rate: float = 1e-5
-    warmup_updates: int = 0
-    clip_norm: float | None = 10.0
-    clip_value: float | None = None
-    precision: str = "float32"
-    evaluate_every: int = 200
-    max_test_batches: int = 50
-    patience: int | None = None
-
-    def __post_init__(self) -> None:
-        """Check every field."""
-        for name in ("num_updates", "evaluate_every", "max_test_batches", "patience"):
-            value = getattr(self, name)
-            if not (isinstance(value, int) and value >= 1) and not (name == "patience" and value is None):
-                raise ValueError(f"{name}: expected an integer >= 1, got {value}")
-        for name in ("clip_norm", "clip_value"):
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise ValueError(f"{name}: expected None or a positive number, got {getattr(self, name)}")
-        if not 0 <= self.final_learning_rate <= self.learning_rate or not self.learning_rate > 0:
-            raise ValueError(
-                f"learning_rate, final_learning_rate: expected 0 <= final <= peak and a positive peak, "
-                f"got {self.learning_rate} and {self.final_learning_rate}"
-            )
-        if not isinstance(self.warmup_updates, int) or not 0 <= self.warmup_updates < self.num_updates:
-            raise ValueError(
-                f"warmup_updates: expected an integer from 0 to below num_updates {self.num_updates}, got {self.warmup_updates}"
-            )
-        if self.precision not in ("float32", "bfloat16", "auto"):
-            raise ValueError(f"precision: expected 'float32', 'bfloat16' or 'auto', got {self.precision!r}")
 
 
 class Batch(Protocol):
@@ -159,15 +107,6 @@ class TrainingResult:
 
 class NonFiniteLossError(RuntimeError):
     """The loss or its gradient is NaN or infinite; the last good state has been saved."""
-
-
-def learning_rate(config: TrainingConfig, update: int) -> float:
-    """Rate of update number ``update`` (from 0): linear warm-up, then a cosine from the peak to the final rate."""
-    if update < config.warmup_updates:
-        return config.learning_rate * (update + 1) / config.warmup_updates
-    progress = (update - config.warmup_updates) / max(1, config.num_updates - 1 - config.warmup_updates)
-    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-    return config.final_learning_rate + (config.learning_rate - config.final_learning_rate) * cosine
 
 
 def train(
@@ -275,7 +214,7 @@ class _Run:
         self.precision = fast_precision(self.device) if config.precision == "auto" else config.precision
         used = asdict(config) | {"precision": self.precision}
         self.identity = {"config": used, "seed": seed, "fingerprint": fingerprint, "device": self.device.type}
-        self.optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
+        self.optimizer = make_optimizer(config.optimizer, model.parameters(), learning_rate=config.learning_rate)
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self._loss, self.state = cast(Model, model).loss, _RunState()
 

@@ -18,7 +18,8 @@ import torch
 from worldmodel import checkpoint, training
 from worldmodel.sequences import EpisodeCollection, WindowSampler, permuted, split_episodes
 from worldmodel.spaces import leaf_values
-from worldmodel.training import TrainingConfig, TrainingProgress
+from worldmodel.training import TrainingProgress
+from worldmodel.training_config import TrainingConfig
 from worldmodel.vae import VISION_FILE, VISION_WEIGHTS, ConvVAE, FrameBatch, VAEConfig
 from worldmodel.world import check_device
 

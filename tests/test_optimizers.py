@@ -1,0 +1,119 @@
+"""Muon for matrices and Adam for all else: what each parameter's step is, and that a run with it resumes."""
+
+import math
+import os
+import signal
+from dataclasses import replace
+
+import pytest
+import torch
+from test_training import CONFIG, assert_same_run, make_model, run, walks  # noqa: F401
+from torch import nn
+
+from worldmodel.optimizers import make_optimizer
+from worldmodel.training_config import TrainingConfig
+
+MUON = replace(CONFIG, optimizer="muon")
+needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="needs PyTorch 2.9 or later")
+
+
+def gradients(shape, steps=3):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=generator) for _ in range(steps)]
+
+
+def follow(optimizer, parameter, steps):
+    for gradient in steps:
+        parameter.grad = gradient.clone()
+        optimizer.step()
+    return parameter.detach()
+
+
+@needs_muon
+@pytest.mark.parametrize("shape", [(16, 40), (64, 16), (48, 48)])
+def test_the_step_of_a_matrix_has_equal_singular_values_of_the_size_of_adams_step(shape):
+    steps = [torch.linalg.matrix_power(torch.diag(torch.linspace(0.2, 2, shape[0])), 3) @ g for g in gradients(shape, 1)]
+    before = nn.Parameter(torch.zeros(shape))
+    moved = follow(make_optimizer("muon", [before], learning_rate=0.1), before, steps)
+    values = torch.linalg.svdvals(moved) / (0.1 * 0.2 * math.sqrt(max(shape)))
+    raw = torch.linalg.svdvals(steps[0])
+    assert raw.max() / raw.min() > 50  # the gradient's own are nothing alike
+    assert values.min() > 0.5
+    assert values.max() < 1.3
+    assert (moved * steps[0]).sum() < 0  # downhill
+
+
+@needs_muon
+@pytest.mark.parametrize("shape", [(7,), (1, 64), (64, 15), (15, 15), (2, 3, 4, 4)])
+def test_all_else_moves_as_under_adam(shape):
+    one, two = nn.Parameter(torch.ones(shape)), nn.Parameter(torch.ones(shape))
+    mixed = make_optimizer("muon", [nn.Parameter(torch.ones(20, 20)), one], learning_rate=0.1)
+    adam = torch.optim.Adam([two], lr=0.1)
+    assert torch.equal(follow(mixed, one, gradients(shape)), follow(adam, two, gradients(shape)))
+
+
+@needs_muon
+def test_the_rate_of_the_group_counts_for_both():
+    matrix, vector = nn.Parameter(torch.ones(20, 20)), nn.Parameter(torch.ones(5))
+    optimizer = make_optimizer("muon", [matrix, vector], learning_rate=0.1)
+    optimizer.param_groups[0]["lr"] = 0.0
+    matrix.grad, vector.grad = torch.randn(20, 20), torch.randn(5)
+    optimizer.step()
+    assert bool((matrix == 1).all())
+    assert bool((vector == 1).all())
+    optimizer.param_groups[0]["lr"] = 0.1
+    optimizer.step()
+    assert bool((matrix != 1).any())
+    assert bool((vector != 1).all())
+
+
+@needs_muon
+def test_a_closure_is_called_with_gradients():
+    matrix = nn.Parameter(torch.eye(20))
+    optimizer = make_optimizer("muon", [matrix], learning_rate=0.1)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = matrix.square().sum()
+        loss.backward()
+        return loss.item()
+
+    assert optimizer.step(closure) == 20
+    assert optimizer.step(closure) < 20
+
+
+@needs_muon
+@pytest.mark.parametrize("at", [8, 30])
+def test_ctrl_c_and_resume_with_muon_equals_never_stopping(walks, tmp_path, at):  # noqa: F811
+    def stop(progress):
+        if progress.update == at:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def model():
+        return make_model(hidden_size=16)
+
+    result, trained = run(walks, tmp_path / "whole", model=model(), config=MUON)
+    with pytest.raises(KeyboardInterrupt):
+        run(walks, tmp_path / "parts", model=model(), config=MUON, on_progress=stop)
+    parts = run(walks, tmp_path / "parts", model=model(), config=MUON, resume=True)
+    assert_same_run(tmp_path / "parts", *parts, (tmp_path / "whole", result, trained))
+    _, by_adam = run(walks, tmp_path / "adam", model=model())
+    assert not torch.equal(by_adam.lstm.weight_hh_l0, trained.lstm.weight_hh_l0)
+
+
+@needs_muon
+def test_a_run_with_muon_is_not_resumed_with_adam(walks, tmp_path):  # noqa: F811
+    model = make_model(hidden_size=16)
+    run(walks, tmp_path, model=model, config=replace(MUON, num_updates=6))
+    with pytest.raises(ValueError, match="optimizer"):
+        run(walks, tmp_path, model=model, config=replace(CONFIG, num_updates=6), resume=True)
+
+
+def test_bad_names_and_an_old_pytorch_are_refused(monkeypatch):
+    with pytest.raises(ValueError, match=r"optimizer: expected one of .*, got 'sgd'"):
+        TrainingConfig(optimizer="sgd")
+    with pytest.raises(ValueError, match=r"optimizer: expected one of .*, got 'sgd'"):
+        make_optimizer("sgd", [nn.Parameter(torch.ones(2))], learning_rate=0.1)
+    monkeypatch.delattr(torch.optim, "Muon", raising=False)
+    with pytest.raises(ValueError, match=r"optimizer: expected 'adam' with PyTorch .*, got 'muon', which needs 2.9"):
+        make_optimizer("muon", [nn.Parameter(torch.ones(2))], learning_rate=0.1)
