@@ -128,7 +128,7 @@ _VAE_TRAINING = TrainingConfig(
     max_test_batches=40,
 )
 _MDNRNN_TRAINING = TrainingConfig(
-    num_updates=4_000,
+    num_updates=2_500,
     optimizer="muon",
     learning_rate=4e-3,
     final_learning_rate=1e-5,
