@@ -12,7 +12,7 @@ PACKAGE = ROOT / "worldmodel"
 FLOORS = [
     {
         "version", "streams", "seeding", "reparameterization", "mixture", "membership", "spaces", "checkpoint", "episode",
-        "interrupt", "strategies", "machine", "images", "packing", "video",
+        "interrupt", "strategies", "machine", "images", "packing", "video", "optimizers", "training_config",
     },
     {
         "policies", "shards", "store", "workers", "rollouts", "collect", "environments",
