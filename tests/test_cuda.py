@@ -9,6 +9,7 @@ import os
 import runpy
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +113,21 @@ def test_fit_in_bfloat16_keeps_weights_in_float32(walks, tmp_path, device):
     assert kinds(*everything(world)) == {device}
     assert {parameter.dtype for parameter in world.mdnrnn.parameters()} == {torch.float32}
     assert all(np.isfinite(value) for value in world.provenance["training"]["best_metrics"].values())
+
+
+def test_fit_by_muon_goes_on_where_it_was(walks, tmp_path, device):
+    options = {"hidden_size": 16, "training_config": replace(TRAINING, optimizer="muon")}
+    with pytest.raises(KeyboardInterrupt, match="stopped after update 8 of 12"):
+        small_fit(
+            walks,
+            tmp_path / "stopped",
+            device,
+            on_progress=lambda progress: os.kill(os.getpid(), signal.SIGINT) if progress.update == 8 else None,
+            **options,
+        )
+    resumed = small_fit(walks, tmp_path / "stopped", device, resume=True, **options)
+    assert kinds(*everything(resumed)) == {device}
+    assert_same_weights(resumed, small_fit(walks, tmp_path / "whole", device, **options), device)
 
 
 def test_a_fit_that_was_stopped_goes_on_where_it_was(walks, tmp_path, device, losses):

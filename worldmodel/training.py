@@ -214,7 +214,9 @@ class _Run:
         self.precision = fast_precision(self.device) if config.precision == "auto" else config.precision
         used = asdict(config) | {"precision": self.precision}
         self.identity = {"config": used, "seed": seed, "fingerprint": fingerprint, "device": self.device.type}
-        self.optimizer = make_optimizer(config.optimizer, model.parameters(), learning_rate=config.learning_rate)
+        self.optimizer = make_optimizer(
+            config.optimizer, model.parameters(), learning_rate=config.learning_rate, precision=self.precision
+        )
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self._loss, self.state = cast(Model, model).loss, _RunState()
 
