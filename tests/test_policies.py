@@ -20,7 +20,7 @@ def flat(values):
     return [np.concatenate([np.ravel(leaf) for leaf in leaf_values(value).values()]) for value in values]
 
 
-@pytest.mark.parametrize("name", ["random", "repeat", "brownian"])
+@pytest.mark.parametrize("name", ["random", "repeat", "repeat-long", "brownian"])
 def test_actions_are_in_the_space_and_follow_from_the_generator_alone(name):
     space = BOX if name == "brownian" else NESTED_ACTION
     space.seed(1)
@@ -48,6 +48,16 @@ def test_a_repeated_action_is_held_for_one_to_max_repeat_steps_uniformly():
     assert len(counts) == 11
     expected = len(runs) / 10
     assert np.abs(counts[1:] - expected).max() < 5 * np.sqrt(expected)
+
+
+def test_log_uniform_holds_have_the_documented_probabilities():
+    policy = RepeatPolicy(spaces.Box(0, 1, (), np.float64), max_repeat=100, log_uniform=True)
+    runs = np.diff(np.flatnonzero(np.diff(np.array(actions(policy, 200_000), dtype=np.float64))))
+    counts = np.bincount(runs, minlength=101)
+    assert counts[0] == 0
+    assert len(counts) == 101
+    expected = len(runs) * np.log1p(1 / np.arange(1, 101)) / np.log(101)
+    assert (np.abs(counts[1:] - expected) < 5 * np.sqrt(expected)).all()
 
 
 def test_brownian_increments_have_the_documented_deviation_per_dimension():
@@ -79,7 +89,9 @@ def test_brownian_refuses_what_is_not_a_box_of_real_numbers(space):
 
 
 def test_unknown_policies_are_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"expected one of \['random', 'repeat', 'brownian'\] or a callable, got 'greedy'"):
+    with pytest.raises(
+        ValueError, match=r"expected one of \['random', 'repeat', 'repeat-long', 'brownian'\] or a callable, got 'greedy'"
+    ):
         make_policy("greedy", BOX)
     with pytest.raises(TypeError, match="got int"):
         make_policy(3, BOX)
@@ -89,7 +101,9 @@ def test_a_callable_is_returned_as_it_is():
     assert make_policy(len, BOX) is len
 
 
-@pytest.mark.parametrize("policy", [RandomPolicy(BOX), RepeatPolicy(BOX), BrownianPolicy(BOX)])
+@pytest.mark.parametrize(
+    "policy", [RandomPolicy(BOX), RepeatPolicy(BOX), RepeatPolicy(BOX, log_uniform=True), BrownianPolicy(BOX)]
+)
 def test_a_policy_without_a_source_of_randomness_says_so(policy):
     with pytest.raises(RuntimeError, match="expected reset"):
         policy(None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -18,7 +19,7 @@ from worldmodel.spaces import Value
 
 Policy = Callable[[Value], Any]
 
-POLICIES = ("random", "repeat", "brownian")
+POLICIES = ("random", "repeat", "repeat-long", "brownian")
 
 
 class RandomPolicy:
@@ -49,20 +50,23 @@ class RandomPolicy:
 
 
 class RepeatPolicy:
-    """Uniform actions, each held for a number of steps drawn uniformly from 1..max_repeat.
+    """Uniform actions, each held for a number of steps drawn from 1..max_repeat.
 
-    The collection policy of Ha & Schmidhuber (2018) for VizDoom, where the number goes from 1 to 10.
+    With a uniform draw from 1 to 10 ("repeat") it is the collection policy of Ha & Schmidhuber (2018) for VizDoom. A
+    log-uniform draw spreads the steps evenly over holds of all lengths, so that M sees both haste and long movements; from 1
+    to 100 it is "repeat-long".
 
     Args:
         action_space: the space to draw from, as `RandomPolicy` does.
         max_repeat: the longest hold, >= 1.
+        log_uniform: whether n steps have probability log(1 + 1/n) / log(1 + max_repeat), rather than 1 / max_repeat.
     """
 
-    def __init__(self, action_space: gym.Space[Any], max_repeat: int = 10):
+    def __init__(self, action_space: gym.Space[Any], max_repeat: int = 10, *, log_uniform: bool = False):
         if max_repeat < 1:
             raise ValueError(f"max_repeat: expected at least 1, got {max_repeat}")
-        self.max_repeat = max_repeat
-        self.description = f"repeat(max_repeat={max_repeat})"
+        self.max_repeat, self.log_uniform = max_repeat, log_uniform
+        self.description = f"repeat(max_repeat={max_repeat}{', log_uniform=True' if log_uniform else ''})"
         self._random = RandomPolicy(action_space)
         self._rng: np.random.Generator | None = None
         self._remaining = 0
@@ -79,9 +83,14 @@ class RepeatPolicy:
         rng = _require_reset(self._rng)
         if self._remaining == 0:
             self._action = self._random(observation)
-            self._remaining = int(rng.integers(1, self.max_repeat, endpoint=True))
+            self._remaining = self._hold(rng)
         self._remaining -= 1
         return self._action
+
+    def _hold(self, rng: np.random.Generator) -> int:
+        if self.log_uniform:
+            return min(self.max_repeat, int(np.exp(rng.uniform(0, np.log1p(self.max_repeat)))))
+        return int(rng.integers(1, self.max_repeat, endpoint=True))
 
 
 class BrownianPolicy:
@@ -144,7 +153,8 @@ def make_policy(policy: str | Policy, action_space: gym.Space[Any]) -> Policy:
     if not isinstance(policy, str):
         raise TypeError(f"policy: expected one of {list(POLICIES)} or a callable, got {type(policy).__name__}")
     classes: dict[str, Callable[[gym.Space[Any]], Policy]]
-    classes = dict(zip(POLICIES, (RandomPolicy, RepeatPolicy, BrownianPolicy), strict=True))
+    long = partial(RepeatPolicy, max_repeat=100, log_uniform=True)
+    classes = dict(zip(POLICIES, (RandomPolicy, RepeatPolicy, long, BrownianPolicy), strict=True))
     if policy not in classes:
         raise ValueError(f"policy: expected one of {list(POLICIES)} or a callable, got {policy!r}")
     return classes[policy](action_space)
