@@ -8,7 +8,7 @@ from toy_worlds import random_world, same_bits
 
 from worldmodel import machine
 from worldmodel.dream import Dreams
-from worldmodel.fast_step import FastStep, draw_per_dimension
+from worldmodel.fast_step import FastStep, draw
 from worldmodel.mdn import Factorization, NoiseType
 from worldmodel.mdnrnn import MDNRNN, MDNRNNConfig, State
 from worldmodel.mixture import GaussianMixture
@@ -38,14 +38,25 @@ def inputs(made, rows=6):
     return draw(rows, 3), draw(rows, 2), State(0.1 * draw(*shape), draw(*shape))
 
 
-@pytest.mark.parametrize("config", [{}, {"num_layers": 2}, {"skip": False}, {"predict_change": False}, {"reward_head": False}])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"num_layers": 2},
+        {"skip": False},
+        {"predict_change": False},
+        {"reward_head": False},
+        {"factorization": Factorization.JOINT},
+    ],
+)
 @torch.no_grad()
 def test_state_reward_and_end_are_those_of_the_plain_step(config):
     made = model(**config)
     z, action, state = inputs(made)
     prediction, lstm = made.step(z, action, state)
-    uniform, normal = torch.rand(6, 3, generator=generator()).double(), torch.zeros(6, 3).double()
-    drawn = FastStep(made, torch.float64)(z, action, state, temperature=1.0, uniform=uniform, normal=normal)
+    fast = FastStep(made, torch.float64)
+    uniform, normal = torch.rand(6, fast.num_choices, generator=generator()).double(), torch.zeros(6, 3).double()
+    drawn = fast(z, action, state, temperature=1.0, uniform=uniform, normal=normal)
     for mine, expected in zip(drawn.lstm, lstm, strict=True):
         torch.testing.assert_close(mine, expected)
     torch.testing.assert_close(drawn.termination_logit, prediction.termination_logit)
@@ -79,16 +90,31 @@ def test_many_draws_have_the_distribution_of_the_plain_step(predict_change, tau)
     assert distance < 1.95 / math.sqrt(n)  # Kolmogorov-Smirnov: one in a thousand
 
 
+@pytest.mark.parametrize("tau", [0.3, 1.0, 2.5])
 @torch.no_grad()
-def test_a_uniform_number_chooses_by_the_running_sum_of_the_heated_weights():
-    raw = torch.randn(200, 3, 5, 7, generator=generator())
-    uniform = torch.rand(200, 7, generator=generator(1))
+def test_joint_components_are_drawn_for_all_dimensions_at_once(tau):
+    logits, means = torch.randn(1, 4, 1, generator=generator()), torch.arange(12.0).reshape(1, 4, 3)
+    n = 40_000
+    uniform = torch.rand(n, 1, generator=generator(1))
+    numbers = (part.expand(n, -1, -1) for part in (logits, means, torch.zeros(1, 4, 3)))
+    drawn = draw(*numbers, 1e-3, temperature=tau, uniform=uniform, normal=torch.zeros(n, 3))
+    index = (drawn[:, 0] / 3).long()
+    assert torch.equal(drawn, means[0, index])
+    p = (logits[0, :, 0] / tau).softmax(dim=0)
+    assert (torch.bincount(index, minlength=4) / n - p).abs().max() < 4 * 0.5 / math.sqrt(n)
+
+
+@pytest.mark.parametrize("choices", [1, 7])
+@torch.no_grad()
+def test_a_uniform_number_chooses_by_the_running_sum_of_the_heated_weights(choices):
+    logits, means = torch.randn(200, 5, choices, generator=generator()), torch.randn(200, 5, 7, generator=generator(2))
+    uniform = torch.rand(200, choices, generator=generator(1))
     tau = torch.linspace(0.1, 3, 200)
-    drawn = draw_per_dimension(raw, 1e-3, temperature=tau, uniform=uniform, normal=torch.zeros(200, 7))
-    running = (raw[:, 0] / tau.reshape(-1, 1, 1)).softmax(dim=1).cumsum(dim=1)
+    drawn = draw(logits, means, means, 1e-3, temperature=tau, uniform=uniform, normal=torch.zeros(200, 7))
+    running = (logits / tau.reshape(-1, 1, 1)).softmax(dim=1).cumsum(dim=1)
     index = (uniform.unsqueeze(1) >= running[:, :-1]).sum(dim=1, keepdim=True)
     assert index.unique().numel() == 5
-    torch.testing.assert_close(drawn, raw[:, 1].gather(1, index).squeeze(1))
+    torch.testing.assert_close(drawn, means.gather(1, index.expand(-1, -1, 7)).squeeze(1))
 
 
 @torch.no_grad()
@@ -97,7 +123,7 @@ def test_the_largest_uniform_number_never_finds_a_component_without_weight():
     raw[:, 0, :2] = torch.randn(1000, 2, 4, generator=generator())
     raw[:, 0, 2], raw[:, 1, 2] = -1e4, 1e6
     largest = torch.full((1000, 4), 1 - 2.0**-24)
-    drawn = draw_per_dimension(raw, 1e-3, temperature=1.0, uniform=largest, normal=torch.zeros(1000, 4))
+    drawn = draw(*raw.unbind(dim=1), 1e-3, temperature=1.0, uniform=largest, normal=torch.zeros(1000, 4))
     assert torch.equal(drawn, torch.zeros(1000, 4))
 
 
@@ -107,7 +133,7 @@ def test_temperature_zero_is_the_mode_of_the_heaviest_and_of_the_first_among_equ
     raw = torch.randn(50, 3, 4, 6, generator=generator())
     raw[:, 0, 2] = raw[:, 0, 1]
     uniform, normal = torch.rand(50, 6, generator=generator(1)), torch.randn(50, 6, generator=generator(2))
-    drawn = draw_per_dimension(raw, 1e-3, temperature=tau, uniform=uniform, normal=normal)
+    drawn = draw(*raw.unbind(dim=1), 1e-3, temperature=tau, uniform=uniform, normal=normal)
     mixture = GaussianMixture(raw[:, 0].log_softmax(dim=1), raw[:, 1], raw[:, 2])
     torch.testing.assert_close(drawn, mixture.mode())
 
@@ -155,8 +181,9 @@ def test_groups_share_their_luck():
     assert not torch.equal(z[:, 0], z[:, 1])
 
 
-def test_scores_agree_with_those_of_the_plain_dreams():
-    world = random_world(termination_bias=-4.0, hidden_size=16)
+@pytest.mark.parametrize("factorization", Factorization)
+def test_scores_agree_with_those_of_the_plain_dreams(factorization):
+    world = random_world(termination_bias=-4.0, hidden_size=16, factorization=factorization)
     policy = lambda features: (features[:, 0] > 0).long()  # noqa: E731
     means, errors = [], []
     for precision in ("float32", "bfloat16"):
@@ -177,7 +204,12 @@ def test_a_copy_with_other_numbers_keeps_the_precision():
 
 
 @pytest.mark.parametrize(
-    "kind", [{"layer_norm": True}, {"factorization": Factorization.JOINT}, {"noise_type": NoiseType.ISOTROPIC_ACROSS_CLUSTERS}]
+    "kind",
+    [
+        {"layer_norm": True},
+        {"factorization": Factorization.JOINT, "noise_type": NoiseType.ISOTROPIC},
+        {"noise_type": NoiseType.ISOTROPIC_ACROSS_CLUSTERS},
+    ],
 )
 def test_models_that_it_does_not_know_are_refused_or_dreamed_plainly(kind, monkeypatch):
     world = random_world(**kind)

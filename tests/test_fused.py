@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 import torch
-from torch.distributions import Categorical, MixtureSameFamily, Normal
+from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
 from worldmodel import fused
 from worldmodel.batches import DataStatistics, SequenceBatch
@@ -58,6 +58,8 @@ OPTIONS = [
     {"num_components": 1},
     {"noise_type": NoiseType.FULL},
     {"noise_type": NoiseType.ISOTROPIC},
+    {"factorization": Factorization.JOINT},
+    {"factorization": Factorization.JOINT, "num_components": 1, "reward_head": False},
     {"num_layers": 2},
     {"layer_norm": True},
     {"min_scale": 1.0},
@@ -89,7 +91,7 @@ def test_float32_is_as_near_to_the_old_way_as_rounding_allows(dtype):
 @pytest.mark.parametrize(
     ("factorization", "noise_type"),
     [
-        *itertools.product([Factorization.JOINT], NoiseType),
+        *itertools.product([Factorization.JOINT], [kind for kind in NoiseType if kind is not NoiseType.DIAGONAL]),
         (Factorization.PER_DIMENSION, NoiseType.FIXED),
         (Factorization.PER_DIMENSION, NoiseType.ISOTROPIC_ACROSS_CLUSTERS),
     ],
@@ -101,29 +103,35 @@ def test_other_mixtures_keep_the_path_of_autograd(factorization, noise_type):
     torch.testing.assert_close(model.loss(batch)[0], old_way(model, batch), rtol=1e-12, atol=1e-12)
 
 
-def test_the_gradient_is_the_derivative():
+@pytest.mark.parametrize("joint", [False, True])
+def test_the_gradient_is_the_derivative(joint):
     g = seeded(2)
     x, reward = torch.randn(5, D, generator=g).double(), torch.randn(5, 1, generator=g).double()
-    targets = fused.Targets(x, reward, torch.tensor([0.0, 1, 0, 0, 1]).double(), 2, 0.1, 3.0)
-    inputs = [torch.randn(*shape, generator=g).double().requires_grad_() for shape in ((7, 4), (6 * D + 4, 4), (6 * D + 4,))]
+    targets = fused.Targets(x, reward, torch.tensor([0.0, 1, 0, 0, 1]).double(), 2, 0.1, 3.0, joint)
+    outputs = 2 * (1 if joint else D) + 4 * D + 4
+    inputs = [torch.randn(*shape, generator=g).double().requires_grad_() for shape in ((7, 4), (outputs, 4), (outputs,))]
     rows = torch.tensor([6, 0, 3, 2, 5])
     torch.autograd.gradcheck(lambda f, w, b: fused.heads_loss(f, rows, w, b, targets)[0], inputs)
 
 
 def test_the_density_is_that_of_torch_distributions():
     g = seeded(3)
-    raw, x = torch.randn(8, 3, K, D, generator=g).double(), torch.randn(8, D, generator=g).double()
-    logits, mean, raw_scale = raw.mT.unbind(dim=1)  # (8, D, K) each
+    logits, mean, raw_scale = (torch.randn(8, K, D, generator=g).double() for _ in range(3))
+    x = torch.randn(8, D, generator=g).double()
     scale = ((2 * raw_scale).exp() + 0.2**2).sqrt()
-    expected = -MixtureSameFamily(Categorical(logits=logits), Normal(mean, scale)).log_prob(x).sum()
-    torch.testing.assert_close(fused.mixture_nll(raw, x, 0.2, gradient=False), expected, rtol=1e-12, atol=0)
+    expected = -MixtureSameFamily(Categorical(logits=logits.mT), Normal(mean.mT, scale.mT)).log_prob(x).sum()
+    nll = fused.mixture_nll(logits, mean, raw_scale, x, 0.2, gradient=False)
+    torch.testing.assert_close(nll, expected, rtol=1e-12, atol=0)
+    joint = MixtureSameFamily(Categorical(logits=logits[:, :, 0]), Independent(Normal(mean, scale), 1))
+    nll = fused.mixture_nll(logits[:, :, :1], mean, raw_scale, x, 0.2, gradient=False)
+    torch.testing.assert_close(nll, -joint.log_prob(x).sum(), rtol=1e-12, atol=0)
 
 
 def test_outputs_far_out_give_finite_numbers():
-    raw = torch.tensor([[[[90.0]] * 2, [[1e4]] * 2, [[60.0]] * 2], [[[-90.0]] * 2, [[1e4]] * 2, [[-60.0]] * 2]])
-    nll = fused.mixture_nll(raw, torch.zeros(2, 1), 1e-3, gradient=True)
+    raw = [torch.tensor(numbers).reshape(2, 2, 1) for numbers in ([90.0, 90, -90, -90], [1e4] * 4, [60.0, 60, -60, -60])]
+    nll = fused.mixture_nll(*raw, torch.zeros(2, 1), 1e-3, gradient=True)
     assert torch.isfinite(nll)
-    assert torch.isfinite(raw).all()
+    assert all(torch.isfinite(part).all() for part in raw)
 
 
 def test_the_terms_are_measured_and_not_differentiated():

@@ -182,8 +182,8 @@ class Dreams(BatchedWorld):
     def _draw_fast(self, state: LatentState, action: Tensor, generator: torch.Generator | Streams) -> Drawn:
         """`_draw` in half precision. On a CPU only the dreams that live are computed; a GPU would have to be waited for."""
         assert self._fast is not None
-        fills = (partial(fill, source=generator) for fill in (fill_uniform, fill_normal))
-        uniform, normal = (shared_draws(state.z, self.num_groups, fill) for fill in fills)
+        uniform = shared_draws(state.z[:, : self._fast.num_choices], self.num_groups, partial(fill_uniform, source=generator))
+        normal = shared_draws(state.z, self.num_groups, partial(fill_normal, source=generator))
         on_cpu = state.z.device.type == "cpu"
         rows = state.alive.nonzero()[:, 0] if on_cpu and not bool(state.alive.all()) else slice(None)
         tau = self.temperature

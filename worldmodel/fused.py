@@ -6,11 +6,14 @@ together while its numbers are in the cache, and only the gradient with respect 
 loss is computed in float32 or better; the matrix products are in half precision under autocast.
 
 For one number x with weights :math:`\pi = softmax(l)`, means m and variances :math:`v = e^{2s} + \sigma_{min}^2`, let
-:math:`a_k = l_k - \frac12 (x - m_k)^2 / v_k - \frac12 \log v_k` and :math:`\gamma = softmax(a)`, the responsibilities. Then
+:math:`a_k = l_k - \frac12 (x - m_k)^2 / v_k - \frac12 \log v_k` and :math:`\gamma = softmax(a)`, the responsibilities; where
+D numbers share their components (joint mixtures), a sums the terms of all. Then
 
 .. math:: -\log p(x) = \mathrm{lse}(l) - \mathrm{lse}(a) + \tfrac12 \log 2 \pi, \qquad
     \partial l_k = \pi_k - \gamma_k, \quad \partial m_k = -\gamma_k \frac{x - m_k}{v_k}, \quad
-    \partial s_k = \gamma_k \frac{e^{2 s_k}}{v_k} \left(1 - \frac{(x - m_k)^2}{v_k}\right).
+    \partial s_k = \gamma_k \frac{e^{2 s_k}}{v_k} \left(1 - \frac{(x - m_k)^2}{v_k}\right),
+
+with :math:`\tfrac12 \log 2 \pi` for each number.
 """
 
 from __future__ import annotations
@@ -36,12 +39,13 @@ class Targets:
     """What the outputs of the stacked linear heads are compared with, in their units, and how the outputs are to be read.
 
     Args:
-        latent: (N, D): 3 K D outputs, the logits, means and raw log-scales of per-dimension mixtures, (K, D) each.
+        latent: (N, D): the outputs are logits, (K, D) or of joint mixtures K, means (K, D) and raw log-scales (K, D).
         reward: (N, 1): 3 outputs, of which the first, the logit of the only component, means nothing; None without this head.
         terminated: (N,) 0 or 1: one output, the log-odds; None without this head.
         num_components: K.
         min_scale: floor of the sigmas of latent and reward.
         termination_weight: weight of the steps that terminate.
+        joint: whether the latent's D numbers share their components.
     """
 
     latent: Tensor
@@ -50,12 +54,22 @@ class Targets:
     num_components: int
     min_scale: float
     termination_weight: float
+    joint: bool = False
 
 
 def applies(head: MixtureHead) -> bool:
-    """Whether a head's mixtures are per dimension with a sigma for each component, which is what is computed here."""
-    shared = head.noise_type in (NoiseType.ISOTROPIC_ACROSS_CLUSTERS, NoiseType.FIXED)
-    return head.factorization is Factorization.PER_DIMENSION and not shared
+    """Whether each component of a head's mixtures has a sigma for each dimension, which is what is computed here."""
+    if head.factorization is Factorization.JOINT:
+        return head.noise_type is NoiseType.DIAGONAL
+    return head.noise_type not in (NoiseType.ISOTROPIC_ACROSS_CLUSTERS, NoiseType.FIXED)
+
+
+def mixture_outputs(raw: Tensor, num_components: int, dim: int, *, joint: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Views of the outputs (N, O) of a head: logits (N, K, D), or (N, K, 1) if joint, means and raw log-scales (N, K, D)."""
+    size = num_components * dim
+    logits, mean, raw_log_scale = raw.split([num_components if joint else size, size, size], dim=1)
+    shape = (num_components, -1)
+    return logits.unflatten(1, shape), mean.unflatten(1, shape), raw_log_scale.unflatten(1, shape)
 
 
 def heads_loss(features: Tensor, rows: Tensor, weight: Tensor, bias: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
@@ -76,23 +90,27 @@ def heads_loss(features: Tensor, rows: Tensor, weight: Tensor, bias: Tensor, tar
     return total, terms
 
 
-def mixture_nll(raw: Tensor, x: Tensor, min_scale: float, *, gradient: bool) -> Tensor:
-    """Sum -log p(x) of per-dimension mixtures over everything, in nats, and put its gradient into ``raw`` where asked.
+def mixture_nll(logits: Tensor, mean: Tensor, raw_log_scale: Tensor, x: Tensor, min_scale: float, *, gradient: bool) -> Tensor:
+    """Sum -log p(x) over everything, in nats, and put its gradient with respect to the first three into them where asked.
 
     Args:
-        raw: (N, 3, K, D) logits, means and raw log-scales.
+        logits: (N, K, D) of mixtures per dimension, or (N, K, 1) of joint ones.
+        mean: (N, K, D).
+        raw_log_scale: (N, K, D).
         x: (N, D).
         min_scale: floor of the sigmas.
-        gradient: whether to overwrite ``raw`` with the gradient with respect to it.
+        gradient: whether to overwrite the outputs with the gradient.
     """
-    logits, mean, raw_log_scale = raw.unbind(dim=1)  # (N, K, D) each
     free = (2 * raw_log_scale).clamp_(max=LARGEST_LOG_VARIANCE).exp_()  # the variance without its floor
     variance = free + min_scale**2
     deviation = mean - x.unsqueeze(1)
     pull = deviation / variance
     square = deviation.mul_(pull)
     log_prior, prior = _normalise(logits)
-    log_evidence, posterior = _normalise(torch.add(logits, variance.log().add_(square), alpha=-0.5))
+    misfit = variance.log().add_(square)
+    if logits.shape[2] < misfit.shape[2]:
+        misfit = misfit.sum(dim=2, keepdim=True)
+    log_evidence, posterior = _normalise(torch.add(logits, misfit, alpha=-0.5))
     if gradient:
         torch.sub(prior, posterior, out=logits)
         torch.mul(posterior, pull, out=mean)
@@ -102,7 +120,7 @@ def mixture_nll(raw: Tensor, x: Tensor, min_scale: float, *, gradient: bool) -> 
 
 
 def _normalise(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Logsumexp (N, 1, D) and softmax (N, K, D) over K of (N, K, D)."""
+    """Logsumexp (N, 1, D) and softmax (N, K, D) over K of (N, K, D), or of (N, K, 1)."""
     largest = logits.amax(dim=1, keepdim=True)
     weights = (logits - largest).exp_()
     total = weights.sum(dim=1, keepdim=True)
@@ -121,13 +139,16 @@ def _termination(logit: Tensor, terminated: Tensor, weight: float, *, gradient: 
 def _losses(raw: Tensor, targets: Targets, part: slice, gradient: bool) -> Tensor:
     """The three sums (3,) over the steps ``part``; the gradient of their weighed sum replaces the outputs ``raw`` (n, O)."""
     terms, outputs = raw.new_zeros(3), raw
-    for number, (target, k) in enumerate([(targets.latent, targets.num_components), (targets.reward, 1)]):
+    kinds = (targets.latent, targets.num_components, targets.joint), (targets.reward, 1, False)
+    for number, (target, k, joint) in enumerate(kinds):
         if target is not None:
-            size = 3 * k * target.shape[-1]
-            shaped, outputs = outputs[:, :size].unflatten(1, (3, k, -1)), outputs[:, size:]
-            terms[number] = mixture_nll(shaped, target[part], targets.min_scale, gradient=gradient)
+            dim = target.shape[-1]
+            size = (k if joint else k * dim) + 2 * k * dim
+            own, outputs = outputs[:, :size], outputs[:, size:]
+            parameters = mixture_outputs(own, k, dim, joint=joint)
+            terms[number] = mixture_nll(*parameters, target[part], targets.min_scale, gradient=gradient)
             if gradient:
-                shaped /= target.shape[-1]  # the latent's loss is weighed per dimension
+                own /= dim  # the latent's loss is weighed per dimension
     if targets.terminated is not None:
         terms[2] = _termination(outputs[:, 0], targets.terminated[part], targets.termination_weight, gradient=gradient)
     return terms

@@ -289,6 +289,7 @@ class MDNRNN(nn.Module):
             num_components=config.num_components,
             min_scale=config.min_scale,
             termination_weight=config.termination_weight,
+            joint=config.factorization is Factorization.JOINT,
         )
         heads = [head for head in (self.latent_head, self.reward_head, self.termination_head) if head is not None]
         linear = [head.linear if isinstance(head, MixtureHead) else head for head in heads]
