@@ -60,8 +60,8 @@ def reconstructions(vision: ConvVAE, observations: Value) -> np.ndarray:
     return grid([colour(vision, observations), colour(vision, vision.decode(mean))])
 
 
-def traversals(vision: ConvVAE, observations: Value, *, most: int = 16, steps: int = 7, reach: float = 2.5) -> np.ndarray:
-    """What each used latent of the image does: a row each, the first observation with that latent from -reach to reach.
+def traversals(vision: ConvVAE, observations: Value, *, most: int = 16, steps: int = 7, reach: float = 3.0) -> np.ndarray:
+    """What each used latent of the image does: a row each, the middle observation with that latent from -reach to reach.
 
     Args:
         vision: V.
@@ -76,7 +76,7 @@ def traversals(vision: ConvVAE, observations: Value, *, most: int = 16, steps: i
     used = [d for d in order if variance[d] > IN_USE] or order[:1]
     rows = []
     for d in used:
-        z = mean[:1].repeat(steps, 1)
+        z = mean[len(mean) // 2].repeat(steps, 1)
         z[:, d] = mean[:, d].mean() + variance[d].sqrt() * torch.linspace(-reach, reach, steps, device=z.device)
         rows.append(colour(vision, vision.decode(z)))
     return grid(rows)
