@@ -66,10 +66,14 @@ def applies(head: MixtureHead) -> bool:
 
 def mixture_outputs(raw: Tensor, num_components: int, dim: int, *, joint: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Views of the outputs (N, O) of a head: logits (N, K, D), or (N, K, 1) if joint, means and raw log-scales (N, K, D)."""
-    size = num_components * dim
-    logits, mean, raw_log_scale = raw.split([num_components if joint else size, size, size], dim=1)
-    shape = (num_components, -1)
+    sizes, shape = _output_sizes(num_components, dim, joint), (num_components, -1)
+    logits, mean, raw_log_scale = raw.split(sizes, dim=1)
     return logits.unflatten(1, shape), mean.unflatten(1, shape), raw_log_scale.unflatten(1, shape)
+
+
+def _output_sizes(num_components: int, dim: int, joint: bool) -> list[int]:
+    """How many logits, means and raw log-scales a head puts out."""
+    return [num_components * (1 if joint else dim), num_components * dim, num_components * dim]
 
 
 def heads_loss(features: Tensor, rows: Tensor, weight: Tensor, bias: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
@@ -143,7 +147,7 @@ def _losses(raw: Tensor, targets: Targets, part: slice, gradient: bool) -> Tenso
     for number, (target, k, joint) in enumerate(kinds):
         if target is not None:
             dim = target.shape[-1]
-            size = (k if joint else k * dim) + 2 * k * dim
+            size = sum(_output_sizes(k, dim, joint))
             own, outputs = outputs[:, :size], outputs[:, size:]
             parameters = mixture_outputs(own, k, dim, joint=joint)
             terms[number] = mixture_nll(*parameters, target[part], targets.min_scale, gradient=gradient)
