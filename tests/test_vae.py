@@ -1,6 +1,7 @@
 """V for images: shapes, layouts, loss, precision, saving, learning."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -112,11 +113,10 @@ def test_what_is_no_image_is_standardised_behind_the_latents_of_the_image():
 
 @pytest.mark.parametrize("free_bits", ["total", "dimension"])
 @pytest.mark.parametrize("tolerance", [0.0, 1e-4, 0.5, 50.0])
-def test_the_loss_is_the_formula(tolerance, free_bits):
-    vision, batch = (
-        make_vae(kl_tolerance=tolerance, free_bits=free_bits),
-        FrameBatch(torch.as_tensor(random_images(COLOUR, (5,)))),
-    )
+@pytest.mark.parametrize("weight", [0.0, 30.0])
+def test_the_loss_is_the_formula(weight, tolerance, free_bits):
+    vision = make_vae(kl_tolerance=tolerance, free_bits=free_bits, large_error_weight=weight)
+    batch = FrameBatch(torch.as_tensor(random_images(COLOUR, (5,))))
     loss, metrics = vision.loss(batch, generator=generator())
     mean, log_variance = vision.encode(batch.image)
     posterior = torch.distributions.Normal(mean, (0.5 * log_variance).exp())
@@ -125,8 +125,9 @@ def test_the_loss_is_the_formula(tolerance, free_bits):
     if free_bits == "dimension":
         costly = kl.mean(dim=0).clamp(min=tolerance).sum()
     z = mean + posterior.stddev * torch.empty_like(mean).normal_(generator=generator())
-    error = (vision.decode_images(z) - vision.small_images(batch.image)).square().sum(dim=(1, 2, 3))
-    torch.testing.assert_close(loss, error.mean() + costly)
+    difference = vision.decode_images(z) - vision.small_images(batch.image)
+    error = difference.square().sum(dim=(1, 2, 3))
+    torch.testing.assert_close(loss, error.mean() + weight * difference.pow(4).sum(dim=(1, 2, 3)).mean() + costly)
     torch.testing.assert_close(metrics["kl"], kl.sum(dim=1).mean())
     torch.testing.assert_close(metrics["squared_error"], error.mean())
     pixels = 255 * functional.mse_loss(vision.decode_images(z), vision.small_images(batch.image)).sqrt()
@@ -198,7 +199,8 @@ def test_frames_of_another_size_or_kind_are_refused():
     ("config", "message"),
     [
         ({"latent_size": 0}, "latent_size: expected an integer >= 1"),
-        ({"kl_tolerance": -1}, "kl_tolerance: expected a number >= 0"),
+        ({"kl_tolerance": -1}, "kl_tolerance: expected a finite number >= 0"),
+        ({"large_error_weight": math.inf}, "large_error_weight: expected a finite number >= 0"),
         ({"free_bits": "none"}, "free_bits: expected 'total' or 'dimension'"),
         ({"crop_top": -1}, "crop_top: expected an integer >= 0"),
     ],

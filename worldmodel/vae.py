@@ -10,6 +10,7 @@ latents in z, without noise.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -47,6 +48,9 @@ class VAEConfig:
         kl_tolerance: nats per dimension that the KL divergence may have at no cost; 0 is the plain KL.
         free_bits: "total" gives an image that many nats times the latent size, for its latents to share as they like (the
             authors' code); "dimension" gives each latent its own, on the average of a batch (Kingma et al. 2016).
+        large_error_weight: what an error's fourth power weighs beside its square, in the sum over pixels with values in [0, 1];
+            0 is the paper's squared error. The fourth power is for what is small, bright and decides, such as a distant
+            fireball: for the square alone, missing it costs V less than the nats that tell where it is (dev/LOG.md).
         crop_top: rows of the image that are cut off at its upper edge.
         crop_bottom: rows that are cut off at its lower edge.
         crop_left: columns that are cut off on the left.
@@ -59,6 +63,7 @@ class VAEConfig:
     latent_size: int = 32
     kl_tolerance: float = 0.5
     free_bits: Literal["total", "dimension"] = "total"
+    large_error_weight: float = 0.0
     crop_top: int = 0
     crop_bottom: int = 0
     crop_left: int = 0
@@ -68,8 +73,9 @@ class VAEConfig:
         """Check every field."""
         if not isinstance(self.latent_size, int) or self.latent_size < 1:
             raise ValueError(f"latent_size: expected an integer >= 1, got {self.latent_size}")
-        if not self.kl_tolerance >= 0:
-            raise ValueError(f"kl_tolerance: expected a number >= 0, got {self.kl_tolerance}")
+        for name in ("kl_tolerance", "large_error_weight"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}: expected a finite number >= 0, got {getattr(self, name)}")
         if self.free_bits not in ("total", "dimension"):
             raise ValueError(f"free_bits: expected 'total' or 'dimension', got {self.free_bits!r}")
         for name in ("crop_top", "crop_bottom", "crop_left", "crop_right"):
@@ -234,9 +240,9 @@ class ConvVAE(Vision):
     def loss(self, batch: FrameBatch, *, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the negative evidence bound of images as the authors' code weighs it, averaged over images.
 
-        An image costs the sum of squared errors over its pixels, scaled to [0, 1], plus max(KL, tolerance * latent size), KL in
-        nats and summed over the latents; or, with free bits for each dimension, plus the sum over latents of
-        max(KL, tolerance), KL averaged over the images.
+        An image costs the sum of squared errors over its pixels, scaled to [0, 1], plus `VAEConfig.large_error_weight` times
+        that of their fourth powers, plus max(KL, tolerance * latent size), KL in nats and summed over the latents; or, with
+        free bits for each dimension, plus the sum over latents of max(KL, tolerance), KL averaged over the images.
 
         Args:
             batch: the images.
@@ -250,7 +256,9 @@ class ConvVAE(Vision):
         target = self.small_images(batch.image)
         mean, log_variance = self._encode_images(target)
         z = draw_latent(mean, log_variance, generator=generator)
-        squared_error = (self.decode_images(z) - target).square().sum() / batch.weight
+        squares = (self.decode_images(z) - target).square()  # (N, 64, 64, C)
+        squared_error = squares.sum() / batch.weight
+        large_errors = squares.square().sum() / batch.weight
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)  # (N, D)
         if self.config.free_bits == "total":
             costly = kl.sum(dim=-1).clamp(min=self.config.kl_tolerance * self.config.latent_size).mean()
@@ -262,7 +270,7 @@ class ConvVAE(Vision):
             "kl": kl.sum(dim=-1).mean(),
             "dimensions_in_use": (mean.var(dim=0, correction=0) > IN_USE).sum().to(kl.dtype),
         }
-        return squared_error + costly, metrics
+        return squared_error + self.config.large_error_weight * large_errors + costly, metrics
 
     def small_images(self, image: Tensor) -> Tensor:
         """Turn frames (N, *shape) into what the network sees: cropped, resized by area, in [0, 1], (N, 64, 64, C) float32."""
