@@ -18,7 +18,7 @@ def scores(*means):
 def test_a_true_world_ranks_as_reality_does_and_says_so():
     sizes = {"num_episodes": 20, "num_dreams": 200, "max_steps": 12}
     result = probe(walk_world(), env=WalkEnv, temperatures=(0.0,), termination="threshold", **sizes)
-    assert list(result.real) == ["always 0", "always 1", "always 2", "uniform", "repeated"]
+    assert list(result.real) == ["always 0", "always 1", "always 2", "uniform", "repeated", "long holds"]
     assert result.rank_correlation(0.0) == pytest.approx(1.0)
     for name in ("always 0", "always 1", "always 2"):
         real, dreamed = result.real[name], result.dreams[0.0][name]
@@ -69,7 +69,7 @@ def test_progress_is_told():
         max_steps=3,
         on_policy=lambda *counts: calls.append(counts),
     )
-    assert calls == [(2, 10), (4, 10), (6, 10), (8, 10), (10, 10)]
+    assert calls == [(2 * n, 12) for n in range(1, 7)]
 
 
 def test_repeated_actions_are_held_from_1_to_10_steps_each_row_for_itself():
@@ -85,7 +85,16 @@ def test_repeated_actions_are_held_from_1_to_10_steps_each_row_for_itself():
 
 def test_boxes_have_a_centre_and_corners():
     policies = fixed_policies(spaces.Box(np.array([-1, 0], np.float32), np.array([1, 1], np.float32)))
-    assert list(policies) == ["centre", "axis 0 low", "axis 0 high", "axis 1 low", "axis 1 high", "uniform", "repeated"]
+    assert list(policies) == [
+        "centre",
+        "axis 0 low",
+        "axis 0 high",
+        "axis 1 low",
+        "axis 1 high",
+        "uniform",
+        "repeated",
+        "long holds",
+    ]
     assert policies["axis 1 high"].real(None).tolist() == [0.0, 1.0]
     world = random_world(spaces.Box(-1, 1, (2,), np.float32))
     dreamed = policies["axis 1 high"].dreamed(world, torch.Generator())
@@ -98,8 +107,9 @@ def test_actions_have_the_names_that_are_given():
         "always right",
         "uniform",
         "repeated",
+        "long holds",
     ]
-    assert list(fixed_policies(spaces.MultiBinary(2))) == ["uniform", "repeated"]
+    assert list(fixed_policies(spaces.MultiBinary(2))) == ["uniform", "repeated", "long holds"]
     assert ConstantPolicy(3)(None) == 3
 
 

@@ -1,8 +1,8 @@
 """A question to a dream whose answer is known: does it rank fixed policies as reality does?
 
 A search in a dream finds what the dream rewards. Whether that is what reality rewards is asked before the search, by policies
-that need no training: each action held for ever, uniformly random actions, and random actions that are held for some steps. A
-dream that does not tell them apart, or ranks them otherwise, is not ready, whatever its likelihood.
+that need no training: each action held for ever, uniformly random actions, and random actions that are held for some steps or
+for many. A dream that does not tell them apart, or ranks them otherwise, is not ready, whatever its likelihood.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from worldmodel.world import WorldModel
 
 Dreamed = Callable[[WorldModel, torch.Generator], Policy]
 MOST_ACTIONS = 10  # of a Discrete space, each of which is a policy
+HOLDS = {"repeated": 10, "long holds": 100}  # longest hold of random actions: agents do one thing for longer than random play
 
 
 class ConstantPolicy:
@@ -119,7 +120,8 @@ def fixed_policies(action_space: gym.Space, names: Sequence[str] | None = None) 
                 held[f"axis {axis} {name}"] = corner
     found = {name: FixedPolicy(ConstantPolicy(action), _constant(action)) for name, action in held.items()}
     found["uniform"] = FixedPolicy(RandomPolicy(action_space), _uniform)
-    found["repeated"] = FixedPolicy(RepeatPolicy(action_space), _repeated)
+    for name, max_repeat in HOLDS.items():
+        found[name] = FixedPolicy(RepeatPolicy(action_space, max_repeat=max_repeat), _repeated(max_repeat))
     return found
 
 
@@ -131,8 +133,8 @@ def _uniform(world: WorldModel, generator: torch.Generator) -> Policy:
     return RandomActions(world, generator=generator)
 
 
-def _repeated(world: WorldModel, generator: torch.Generator) -> Policy:
-    return RepeatedActions(world, generator=generator)
+def _repeated(max_repeat: int) -> Dreamed:
+    return lambda world, generator: RepeatedActions(world, generator=generator, max_repeat=max_repeat)
 
 
 @dataclass(frozen=True)
