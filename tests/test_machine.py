@@ -37,9 +37,12 @@ def test_on_other_systems_nothing_happens(monkeypatch):
     assert not keep_freed_memory()
 
 
-@pytest.mark.parametrize(("has", "expected"), [(True, "bfloat16"), (False, "float32")])
-def test_a_cpu_is_fast_in_bfloat16_if_it_has_units_for_it(monkeypatch, has, expected):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": has}, raising=False)
+@pytest.mark.parametrize(
+    ("units", "expected"), [("amx_bf16", "bfloat16"), ("avx512_bf16", "bfloat16"), ("avx512_vnni", "float32")]
+)
+def test_a_cpu_is_fast_in_bfloat16_if_it_has_units_for_it(monkeypatch, units, expected):
+    found = dict.fromkeys(("amx_bf16", "avx512_bf16", "avx512_vnni"), False) | {units: True}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found, raising=False)
     assert fast_precision(torch.device("cpu")) == expected
 
 

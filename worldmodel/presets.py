@@ -124,7 +124,7 @@ class Preset:
 _SEARCH = {"population": 64, "sigma": 0.1, "generations": 30, "test_every": 5, "test_dreams": 1024, "patience": 3}
 _FRAMES = FrameConfig(batch_size=128)
 _VAE_TRAINING = TrainingConfig(
-    num_updates=10_000,
+    num_updates=6_000,
     learning_rate=1e-3,
     final_learning_rate=1e-5,
     warmup_updates=100,
@@ -133,7 +133,7 @@ _VAE_TRAINING = TrainingConfig(
     max_test_batches=40,
 )
 _MDNRNN_TRAINING = TrainingConfig(
-    num_updates=2_500,
+    num_updates=2_000,
     optimizer="muon",
     learning_rate=4e-3,
     final_learning_rate=1e-5,
