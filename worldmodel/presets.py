@@ -34,7 +34,7 @@ those on the total V spends them on a few latents, whose motion M cannot predict
 power weighs 100 beside its square: V otherwise leaves out the distant fireballs. Doom's numbers of V and M are measured there
 too: Muon learns in 700 updates what Adam did not in 3,000. Doom's actions are held for 1 to 100 steps, spread log-uniformly:
 the controllers that a search finds run from wall to wall for a hundred steps, which random play with holds of 1 to 10 never
-does, and where M has no data its dreams are too kind. A search takes 30 generations at most, for the sake of time; the
+does, and where M has no data its dreams are too kind. A search takes 20 generations at most, for the sake of time; the
 authors' took many more. CarRacing has Doom's numbers, not measured. What is the library's own in the model (it predicts the
 change of z; its heads see z and the action beside h) is as its defaults have it.
 """
@@ -121,7 +121,7 @@ class Preset:
         return parts[part]
 
 
-_SEARCH = {"population": 64, "sigma": 0.1, "generations": 30, "test_every": 5, "test_dreams": 1024, "patience": 3}
+_SEARCH = {"population": 64, "sigma": 0.1, "generations": 20, "test_every": 5, "test_dreams": 1024, "patience": 2}
 _FRAMES = FrameConfig(batch_size=128)
 _VAE_TRAINING = TrainingConfig(
     num_updates=6_000,
