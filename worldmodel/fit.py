@@ -45,7 +45,8 @@ class DataConfig:
     """How episodes become batches.
 
     Args:
-        window: T, steps of a window that count in the loss.
+        window: T, steps of a window that count in the loss. A window starts anywhere, with M's state zero before its burn-in: M
+            never learns to remember for longer, however long its dreams are.
         burn_in: steps before a window that warm up the LSTM without counting.
         batch_size: B, windows in a batch.
         test_fraction: part of the episodes that is held out.
