@@ -68,7 +68,7 @@ def traversals(vision: ConvVAE, observations: Value, *, most: int = 16, steps: i
         observations: (N, ...), over which the use of a latent is measured; those that vary most come first.
         most: rows at most.
         steps: pictures in a row.
-        reach: in standard deviations of the latent over the observations, around its mean.
+        reach: in standard deviations of the prior, which has mean 0 and variance 1: one episode may hardly move a latent.
     """
     mean, _ = vision.encode(observations)
     variance = mean[:, : vision.config.latent_size].var(dim=0, correction=0)
@@ -77,7 +77,7 @@ def traversals(vision: ConvVAE, observations: Value, *, most: int = 16, steps: i
     rows = []
     for d in used:
         z = mean[len(mean) // 2].repeat(steps, 1)
-        z[:, d] = mean[:, d].mean() + variance[d].sqrt() * torch.linspace(-reach, reach, steps, device=z.device)
+        z[:, d] = torch.linspace(-reach, reach, steps, device=z.device)
         rows.append(colour(vision, vision.decode(z)))
     return grid(rows)
 
