@@ -88,7 +88,8 @@ def test_nested_spaces_pass_gymnasiums_checks_too(tmp_path, kind):
 def test_every_contract_of_vector_environments_is_kept_in_all_modes(kind, tensors):
     options = {"observation": kind, "tensors": tensors, "horizon": 7, "temperature": (0.5, 1.5)}
     world = mortal_world(observation_space=BOUNDED)
-    check_vector_env(lambda mode: DreamVectorEnv(world, 3, autoreset_mode=mode, **options), num_steps=40)
+    # Rows share a matrix product, whose last bit depends on a row's place on some CPUs; decoded observations are tens.
+    check_vector_env(lambda mode: DreamVectorEnv(world, 3, autoreset_mode=mode, **options), num_steps=40, tolerance=1e-3)
 
 
 @pytest.mark.parametrize("kind", KINDS)
