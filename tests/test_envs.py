@@ -88,8 +88,9 @@ def test_nested_spaces_pass_gymnasiums_checks_too(tmp_path, kind):
 def test_every_contract_of_vector_environments_is_kept_in_all_modes(kind, tensors):
     options = {"observation": kind, "tensors": tensors, "horizon": 7, "temperature": (0.5, 1.5)}
     world = mortal_world(observation_space=BOUNDED)
-    # Rows share a matrix product, whose last bit depends on a row's place on some CPUs; decoded observations are tens.
-    check_vector_env(lambda mode: DreamVectorEnv(world, 3, autoreset_mode=mode, **options), num_steps=40, tolerance=1e-3)
+    # Rows share matrix products, which some CPUs round by a row's place; of observations of some tens this is the last bits.
+    tolerance = 1e-3 if kind == "decoded" else 1e-5
+    check_vector_env(lambda mode: DreamVectorEnv(world, 3, autoreset_mode=mode, **options), num_steps=40, tolerance=tolerance)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -83,6 +83,16 @@ def test_repeated_actions_are_held_from_1_to_10_steps_each_row_for_itself():
     assert len(changed[:, 1].unique()) > 90
 
 
+def test_long_holds_are_as_long_in_dreams_as_in_reality():
+    world = random_world(spaces.Box(-1, 1, (), np.float32))
+    policy = fixed_policies(world.action_space)["long holds"]
+    dreamed = policy.dreamed(world, torch.Generator().manual_seed(0))
+    actions = torch.stack([dreamed(torch.zeros(50, 2)) for _ in range(1000)], dim=1)
+    lengths = torch.cat([torch.unique_consecutive(row, return_counts=True)[1][:-1] for row in actions])
+    assert lengths.max() == policy.real.max_repeat == 100
+    assert abs(lengths.float().mean() - 50) < 5  # 50.5, less what the last, cut hold leaves out
+
+
 def test_boxes_have_a_centre_and_corners():
     policies = fixed_policies(spaces.Box(np.array([-1, 0], np.float32), np.array([1, 1], np.float32)))
     assert list(policies) == [
