@@ -109,6 +109,23 @@ def test_patience_ends_a_search_without_progress():
     assert seen[0].best_test == 12
 
 
+def test_a_target_ends_a_search_at_the_test_that_reaches_it(tmp_path):
+    world = random_world(reward_head=True)
+    world.mdnrnn.reward_low.fill_(1.0)
+    world.mdnrnn.reward_high.fill_(1.0)  # whatever is done, 1 a step
+    world.mdnrnn.termination_head.bias.data.fill_(-50.0)
+    seen, again = [], []
+    arguments = {"generations": 9, "test_every": 2, "log": tmp_path / "log"}
+    search(world, **arguments, target=12.5, on_generation=seen.append)
+    assert len(seen) == 9
+    (tmp_path / "log").unlink()
+    seen.clear()
+    search(world, **arguments, target=12, on_generation=seen.append)
+    assert [generation.number for generation in seen] == [1, 2]  # the start reached it too, and is no reason not to search
+    search(world, **arguments, target=12, resume=True, on_generation=again.append)
+    assert again == []
+
+
 def test_a_first_test_with_progress_is_not_counted_as_stale():
     seen = []
     search(walk_world(), generations=9, sigma=0.5, patience=1, on_generation=seen.append)
@@ -124,6 +141,7 @@ def test_a_first_test_with_progress_is_not_counted_as_stale():
         ({"test_every": 0}, "test_every: expected an integer >= 1"),
         ({"test_dreams": 0}, "test_dreams: expected an integer >= 1"),
         ({"patience": 0}, "patience: expected an integer >= 1"),
+        ({"target": float("inf")}, "target: expected None or a finite number, got inf"),
         ({"horizon": 0}, "horizon: expected an integer >= 1"),
         ({"sigma": 0.0}, "sigma: expected a positive finite number"),
         ({"sigma": float("nan")}, "sigma: expected a positive finite number"),

@@ -76,6 +76,7 @@ def evolve(
     test_every: int = 3,
     test_dreams: int = 1024,
     patience: int | None = None,
+    target: float | None = None,
     seed: int = 0,
     log: str | Path | None = None,
     resume: bool = False,
@@ -103,6 +104,7 @@ def evolve(
         test_every: generations between tests.
         test_dreams: dreams in a test; real episodes where the search is in reality.
         patience: stop after so many tests in a row that do not improve on the best by 1 %; None never stops early.
+        target: stop once a test after a generation has this mean return, such as the highest that there is; None never does.
         seed: seed of the search and of the episodes.
         log: a file that is replaced after each generation, from which an interrupted search goes on.
         resume: go on from ``log`` if it is there. The generations that it holds are not reported again.
@@ -118,7 +120,17 @@ def evolve(
         KeyboardInterrupt: after the generation in which Ctrl-C came.
     """
     plan = _Plan(
-        generations, population, horizon, sigma, method, openai_es or OpenAIESConfig(), test_every, test_dreams, patience, seed
+        generations,
+        population,
+        horizon,
+        sigma,
+        method,
+        openai_es or OpenAIESConfig(),
+        test_every,
+        test_dreams,
+        patience,
+        target,
+        seed,
     )
     evaluator: Population = DreamPopulation(worlds, plan.population) if isinstance(worlds, Dreams) else worlds
     world = evaluator.world
@@ -154,6 +166,7 @@ class _Plan:
     test_every: int
     test_dreams: int
     patience: int | None
+    target: float | None
     seed: int
 
     def __post_init__(self) -> None:
@@ -168,6 +181,10 @@ class _Plan:
                 raise ValueError(f"{name}: expected an integer >= {least}, got {value!r}")
             object.__setattr__(self, name, int(value))
         object.__setattr__(self, "sigma", float(self.sigma))
+        if self.target is not None:
+            if not math.isfinite(self.target):
+                raise ValueError(f"target: expected None or a finite number, got {self.target}")
+            object.__setattr__(self, "target", float(self.target))
 
 
 @dataclass
@@ -194,9 +211,12 @@ class _Search:
 
     @property
     def finished(self) -> bool:
-        """Whether all generations are done, or patience is at its end."""
+        """Whether all generations are done, the target is reached, or patience is at its end."""
         patience = math.inf if self._plan.patience is None else self._plan.patience
-        return len(self._table.fitness) >= self._plan.generations or self._stale >= patience
+        reached = self._plan.target is not None and any(
+            test is not None and test >= self._plan.target for test in self._table.tests
+        )
+        return reached or len(self._table.fitness) >= self._plan.generations or self._stale >= patience
 
     def start(self, resume: bool) -> None:
         """Test the start, or tell the strategy again what the log says."""

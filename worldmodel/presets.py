@@ -74,6 +74,7 @@ class Preset:
         calibrate: whether M's termination head is calibrated on the held-out episodes.
         dream_precision: of M's matrix products in dreams; see `Dreams`.
         temperatures: of the dreams that controllers are searched in, one controller each.
+        probe_dreams: dreamed episodes of each fixed policy in the probe, at each temperature.
         searches: controllers, each with a seed of its own, at the temperature whose first one was best in reality.
         test_dreams: dreamed episodes that a controller is scored on.
         test_episodes: real ones.
@@ -97,6 +98,7 @@ class Preset:
     calibrate: bool = False
     dream_precision: DreamPrecision = "bfloat16"
     temperatures: tuple[float, ...] = (1.0,)
+    probe_dreams: int = 256
     searches: int = 3
     test_dreams: int = 1024
     test_episodes: int = 100

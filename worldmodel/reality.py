@@ -6,7 +6,7 @@ happened, so that h_t has consumed (z_0, a_0) .. (z_{t-1}, a_{t-1}) as it has in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -77,7 +77,9 @@ class Reality(BatchedWorld):
         self._steps = 0
         self._observations = [self._reset_one(k) for k in range(self.batch_size)]
         alive = torch.ones(self.batch_size, dtype=torch.bool, device=self.world.device)
-        return LatentState(self._encode(generator), self.world.mdnrnn.initial_state(self.batch_size), alive)
+        return LatentState(
+            self._encode(range(self.batch_size), generator), self.world.mdnrnn.initial_state(self.batch_size), alive
+        )
 
     @torch.no_grad()
     def step(self, state: LatentState, actions: Value, *, generator: torch.Generator) -> tuple[LatentState, Tensor, Tensor]:
@@ -99,7 +101,9 @@ class Reality(BatchedWorld):
         kept = state.alive.unsqueeze(-1)
         lstm = State(*(torch.where(kept, new, old) for new, old in zip(lstm, state.lstm, strict=True)))
         ended_now = torch.as_tensor(ended, device=state.z.device)
-        z = torch.where(kept, self._encode(generator), state.z)
+        z = state.z.clone()
+        if any(alive):  # whether all is over is only looked at now and then
+            z[state.alive] = self._encode(np.flatnonzero(alive), generator)
         reward = torch.as_tensor(rewards, dtype=state.z.dtype, device=state.z.device)
         return LatentState(z, lstm, state.alive & ~ended_now), reward, ended_now
 
@@ -137,8 +141,8 @@ class Reality(BatchedWorld):
             ) from error
         return float(reward), terminated or truncated or self._steps == self._max_steps
 
-    def _encode(self, generator: torch.Generator) -> Tensor:
-        return self.world.encode(stack_values(self._observations), generator=generator)
+    def _encode(self, rows: Iterable[int], generator: torch.Generator) -> Tensor:
+        return self.world.encode(stack_values([self._observations[k] for k in rows]), generator=generator)
 
 
 def _row(leaf: Any, k: int) -> np.ndarray | np.generic:

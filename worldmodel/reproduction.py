@@ -47,7 +47,7 @@ from worldmodel.world import WorldModel
 
 EXPERIMENT_FORMAT, SCORES_FORMAT, EXPERIMENT_VERSION = "worldmodel.experiment", "worldmodel.scores", 1
 EXPERIMENT_FILE, RESULTS_FILE, TABLE_FILE = "experiment.json", "results.json", "table.md"
-EPISODES_AT_ONCE = 16  # real episodes that are played in lockstep
+EPISODES_AT_ONCE = 32  # real episodes that are played in lockstep
 TEST_STREAM, VIDEO_STREAM = 5, 6  # of seeds
 
 Listener = Callable[[str, int, int | None, Mapping[str, float]], None]  # stage, done, total, numbers beside the bar
@@ -178,7 +178,7 @@ class Reproduction:
                 termination=self.preset.termination,
                 precision=self.preset.dream_precision,
                 num_episodes=self.preset.test_episodes,
-                num_dreams=self.preset.test_dreams,
+                num_dreams=self.preset.probe_dreams,
                 seed=self.seed,
                 max_steps=self.preset.max_steps,
                 names=self.action_names,
