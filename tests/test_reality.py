@@ -78,6 +78,25 @@ def test_each_environment_plays_one_episode_and_is_not_stepped_after_its_end():
     assert [env.seed for env in Counted.log] == [episode_seed(7, k) for k in range(4)]
 
 
+def test_only_episodes_that_live_are_encoded_and_ended_ones_keep_their_z(monkeypatch):
+    world, encoded = walk_world(), []
+    encode = world.encode
+
+    def counted(observation, **options):
+        encoded.append(len(observation))
+        return encode(observation, **options)
+
+    monkeypatch.setattr(world, "encode", counted)
+    policy = RandomActions(world, generator=generator(1))
+    steps = list(Reality(world, WalkEnv, 6, seed=3).unroll(policy, 200, generator=generator()))
+    living = [int(step.state.alive.sum()) for step in steps]
+    assert min(living) < max(living)  # they end at different times
+    assert encoded == [6, *(count for count in living if count)]
+    for step in steps:
+        ended = ~step.state.alive
+        assert torch.equal(step.next_state.z[ended], step.state.z[ended])
+
+
 def test_a_second_start_plays_the_same_episodes_with_a_fresh_state():
     reality = Reality(random_world(**COUNT), CountEnv, 4, seed=7)
     first, second = (reality.rollout(by_sign, 30, generator=generator()) for _ in range(2))
