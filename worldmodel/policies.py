@@ -1,4 +1,4 @@
-"""Behaviour policies for collection: uniform, repeated action, Brownian.
+"""Behaviour policies for collection: uniform, repeated action, sweeps from end to end, Brownian.
 
 A policy is any callable ``observation -> action``. If it has ``reset(rng)``, that is called at the start of each episode
 with the episode's own generator, and all its randomness comes from there: so an episode depends on nothing but its seed.
@@ -19,7 +19,8 @@ from worldmodel.spaces import Value
 
 Policy = Callable[[Value], Any]
 
-POLICIES = ("random", "repeat", "repeat-long", "brownian")
+POLICIES = ("random", "repeat", "repeat-long", "sweep", "brownian")
+LONGEST_HOLD = 100  # steps, of "repeat-long"
 
 
 class RandomPolicy:
@@ -83,14 +84,75 @@ class RepeatPolicy:
         rng = _require_reset(self._rng)
         if self._remaining == 0:
             self._action = self._random(observation)
-            self._remaining = self._hold(rng)
+            self._remaining = self._steps(rng)
         self._remaining -= 1
         return self._action
 
-    def _hold(self, rng: np.random.Generator) -> int:
+    def _steps(self, rng: np.random.Generator) -> int:
         if self.log_uniform:
-            return min(self.max_repeat, int(np.exp(rng.uniform(0, np.log1p(self.max_repeat)))))
+            return _log_uniform(rng, self.max_repeat)
         return int(rng.integers(1, self.max_repeat, endpoint=True))
+
+
+class SweepPolicy:
+    """Sweeps from one end of a line of choices to the other and back, with random draws between them.
+
+    Where an agent lives by moving on, random draws turn too soon and die before the game grows hard, so M sees little of what a
+    good agent will. Each episode has a typical length of its sweeps, log-uniform, and each sweep lasts 0.5 to 1.5 times as long.
+    In between, and all through some of the episodes, choices are drawn as by "repeat-long".
+
+    Args:
+        action_space: Discrete; its choices lie on a line.
+        lengths: least and greatest typical length of a sweep, in steps.
+        random_changes: probability that a change is a random draw.
+        random_episodes: probability that an episode has nothing but those.
+
+    Raises:
+        TypeError: if the action space is not Discrete.
+        ValueError: if ``lengths`` are out of order or below 1.
+    """
+
+    def __init__(
+        self,
+        action_space: gym.Space[Any],
+        lengths: tuple[int, int] = (20, 160),
+        *,
+        random_changes: float = 0.1,
+        random_episodes: float = 0.25,
+    ):
+        if not isinstance(action_space, spaces.Discrete):
+            raise TypeError(f"action_space: expected Discrete for policy 'sweep', got {action_space}; use 'repeat-long'")
+        if not 1 <= lengths[0] <= lengths[1]:
+            raise ValueError(f"lengths: expected 1 <= least <= greatest, got {lengths}")
+        self.description = f"sweep({lengths[0]}-{lengths[1]}, random_changes={random_changes}, random_episodes={random_episodes})"
+        self._lengths, self._random_changes, self._random_episodes = lengths, random_changes, random_episodes
+        self._ends = int(action_space.start), int(action_space.start + action_space.n - 1)
+        self._random = RandomPolicy(action_space)
+        self._rng: np.random.Generator | None = None
+        self._only_random, self._typical, self._backwards = False, 1.0, False
+        self._action: Any = None
+        self._remaining = 0
+
+    def reset(self, rng: np.random.Generator) -> None:
+        """Start an episode: all of its actions follow from ``rng``."""
+        self._random.reset(rng)
+        self._rng = rng
+        self._only_random = rng.random() < self._random_episodes
+        self._typical = np.exp(rng.uniform(*np.log(self._lengths)))
+        self._backwards = rng.random() < 0.5
+        self._remaining = 0
+
+    def __call__(self, observation: Value) -> Any:
+        """Return the held action, or the next one when its time is over."""
+        rng = _require_reset(self._rng)
+        if self._remaining == 0:
+            if self._only_random or rng.random() < self._random_changes:
+                self._action, self._remaining = self._random(observation), _log_uniform(rng, LONGEST_HOLD)
+            else:
+                self._action, self._backwards = self._ends[self._backwards], not self._backwards
+                self._remaining = max(1, round(self._typical * rng.uniform(0.5, 1.5)))
+        self._remaining -= 1
+        return self._action
 
 
 class BrownianPolicy:
@@ -153,11 +215,16 @@ def make_policy(policy: str | Policy, action_space: gym.Space[Any]) -> Policy:
     if not isinstance(policy, str):
         raise TypeError(f"policy: expected one of {list(POLICIES)} or a callable, got {type(policy).__name__}")
     classes: dict[str, Callable[[gym.Space[Any]], Policy]]
-    long = partial(RepeatPolicy, max_repeat=100, log_uniform=True)
-    classes = dict(zip(POLICIES, (RandomPolicy, RepeatPolicy, long, BrownianPolicy), strict=True))
+    long = partial(RepeatPolicy, max_repeat=LONGEST_HOLD, log_uniform=True)
+    classes = dict(zip(POLICIES, (RandomPolicy, RepeatPolicy, long, SweepPolicy, BrownianPolicy), strict=True))
     if policy not in classes:
         raise ValueError(f"policy: expected one of {list(POLICIES)} or a callable, got {policy!r}")
     return classes[policy](action_space)
+
+
+def _log_uniform(rng: np.random.Generator, most: int) -> int:
+    """n steps in 1..most with probability log(1 + 1/n) / log(1 + most)."""
+    return min(most, int(np.exp(rng.uniform(0, np.log1p(most)))))
 
 
 def _require_reset(rng: np.random.Generator | None) -> np.random.Generator:

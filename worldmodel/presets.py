@@ -204,13 +204,13 @@ def small(preset: Preset) -> Preset:
     return replace(
         preset,
         num_episodes=preset.small_episodes,
-        vae_training=replace(preset.vae_training, num_updates=2_000, evaluate_every=500, max_test_batches=10),
+        vae_training=replace(preset.vae_training, num_updates=1_500, evaluate_every=500, max_test_batches=10),
         mdnrnn={**preset.mdnrnn, "hidden_size": 256},
         data=replace(preset.data, window=200, batch_size=50),
         mdnrnn_training=replace(preset.mdnrnn_training, num_updates=600, evaluate_every=100),
         controller={
             **preset.controller,
-            "generations": 20,
+            "generations": 15,
             "population": 32,
             "test_every": 5,
             "test_dreams": 256,
