@@ -190,6 +190,7 @@ def test_dreams_start_on_the_device_from_real_observations(device):
     torch.testing.assert_close(dreams.world.decode(state.z).double().cpu(), torch.tensor([[0.25, 0.0]] * 3).double())
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.parametrize("mode", AutoresetMode)
 def test_a_dream_environment_stays_on_the_device_without_a_wait(device, mode):
     env = DreamVectorEnv(walk_world().to(device), 6, autoreset_mode=mode, tensors=True, check_actions=False, temperature=(0, 1))

@@ -55,6 +55,8 @@ OPTIONS = [
     {"termination_head": False},
     {"reward_head": False, "termination_head": False},
     {"termination_weight": 10.0},
+    {"termination_weight": 3.0, "termination_gradient": 0.3},
+    {"termination_gradient": 0.0},
     {"num_components": 1},
     {"noise_type": NoiseType.FULL},
     {"noise_type": NoiseType.ISOTROPIC},

@@ -206,7 +206,7 @@ def test_numbers_out_of_range_are_refused(name):
         ({"method": "openai-es", "population": 5}, "population: expected an even number for openai-es, got 5"),
         ({"patience_rounds": 0}, "patience_rounds: expected an integer >= 1, got 0"),
         ({"controller_hidden_size": 0}, "controller_hidden_size: expected an integer >= 1, got 0"),
-        ({"first_policy": "wise"}, "first_policy: expected one of random, repeat, repeat-long, brownian, got 'wise'"),
+        ({"first_policy": "wise"}, "first_policy: expected one of random, repeat, repeat-long, sweep, brownian, got 'wise'"),
         ({"mdnrnn": {"hidden_size": 0}}, "hidden_size: expected an integer >= 1, got 0"),
     ],
 )

@@ -5,7 +5,7 @@ import pytest
 from gymnasium import spaces
 from toy_envs import NESTED_ACTION
 
-from worldmodel.policies import BrownianPolicy, RandomPolicy, RepeatPolicy, make_policy
+from worldmodel.policies import BrownianPolicy, RandomPolicy, RepeatPolicy, SweepPolicy, make_policy
 from worldmodel.spaces import leaf_values
 
 BOX = spaces.Box(np.float32([-1.0, 0.0]), np.float32([1.0, 5.0]))
@@ -20,9 +20,9 @@ def flat(values):
     return [np.concatenate([np.ravel(leaf) for leaf in leaf_values(value).values()]) for value in values]
 
 
-@pytest.mark.parametrize("name", ["random", "repeat", "repeat-long", "brownian"])
+@pytest.mark.parametrize("name", ["random", "repeat", "repeat-long", "sweep", "brownian"])
 def test_actions_are_in_the_space_and_follow_from_the_generator_alone(name):
-    space = BOX if name == "brownian" else NESTED_ACTION
+    space = {"brownian": BOX, "sweep": spaces.Discrete(5, start=2)}.get(name, NESTED_ACTION)
     space.seed(1)
     one, other = make_policy(name, space), make_policy(name, space)
     first = actions(one, 50)
@@ -60,6 +60,37 @@ def test_log_uniform_holds_have_the_documented_probabilities():
     assert (np.abs(counts[1:] - expected) < 5 * np.sqrt(expected)).all()
 
 
+def test_sweeps_go_from_end_to_end_and_last_about_as_long_as_the_episode_likes():
+    policy = SweepPolicy(spaces.Discrete(4, start=3), (20, 160), random_changes=0.0, random_episodes=0.0)
+    means = []
+    for seed in range(300):
+        drawn = np.array(actions(policy, 3000, seed=seed))
+        assert set(drawn) == {3, 6}
+        runs = np.diff(np.flatnonzero(np.diff(drawn)))
+        assert runs.max() <= 3 * runs.min() + 2  # 0.5 to 1.5 times one length, rounded
+        means.append(runs.mean())
+    logs = np.log(means)
+    assert (logs.min(), logs.max()) == pytest.approx(np.log([20, 160]), abs=0.15)
+    assert np.mean(logs) == pytest.approx(np.log(20 * 160) / 2, abs=5 * np.std(logs) / 300**0.5)
+
+
+def test_sweeps_are_mixed_with_random_draws():
+    space = spaces.Discrete(3)
+    only_random = np.array(actions(SweepPolicy(space, random_episodes=1.0), 20_000))
+    assert set(only_random) == {0, 1, 2}
+    assert np.diff(np.flatnonzero(np.diff(only_random))).min() == 1
+    some = [np.array(actions(SweepPolicy(space, random_changes=0.0), 400, seed=seed)) for seed in range(400)]
+    share = np.mean([1 in drawn for drawn in some])  # only a random episode stays in the middle
+    assert share == pytest.approx(0.25, abs=5 * (0.25 * 0.75 / 400) ** 0.5)
+
+
+def test_sweeps_need_choices():
+    with pytest.raises(TypeError, match="action_space: expected Discrete for policy 'sweep', got Box"):
+        make_policy("sweep", BOX)
+    with pytest.raises(ValueError, match=r"lengths: expected 1 <= least <= greatest, got \(9, 8\)"):
+        SweepPolicy(spaces.Discrete(3), (9, 8))
+
+
 def test_brownian_increments_have_the_documented_deviation_per_dimension():
     wide = spaces.Box(np.array([-1e3, -np.inf]), np.array([1e3, np.inf]), dtype=np.float64)
     steps = np.diff(actions(BrownianPolicy(wide, scale=0.01), 4001), axis=0)
@@ -90,7 +121,8 @@ def test_brownian_refuses_what_is_not_a_box_of_real_numbers(space):
 
 def test_unknown_policies_are_refused_with_the_known_ones():
     with pytest.raises(
-        ValueError, match=r"expected one of \['random', 'repeat', 'repeat-long', 'brownian'\] or a callable, got 'greedy'"
+        ValueError,
+        match=r"expected one of \['random', 'repeat', 'repeat-long', 'sweep', 'brownian'\] or a callable, got 'greedy'",
     ):
         make_policy("greedy", BOX)
     with pytest.raises(TypeError, match="got int"):
@@ -102,7 +134,14 @@ def test_a_callable_is_returned_as_it_is():
 
 
 @pytest.mark.parametrize(
-    "policy", [RandomPolicy(BOX), RepeatPolicy(BOX), RepeatPolicy(BOX, log_uniform=True), BrownianPolicy(BOX)]
+    "policy",
+    [
+        RandomPolicy(BOX),
+        RepeatPolicy(BOX),
+        RepeatPolicy(BOX, log_uniform=True),
+        SweepPolicy(spaces.Discrete(3)),
+        BrownianPolicy(BOX),
+    ],
 )
 def test_a_policy_without_a_source_of_randomness_says_so(policy):
     with pytest.raises(RuntimeError, match="expected reset"):

@@ -46,6 +46,7 @@ class Targets:
         min_scale: floor of the sigmas of latent and reward.
         termination_weight: weight of the steps that terminate.
         joint: whether the latent's D numbers share their components.
+        termination_gradient: how much of the termination's gradient goes on into the features.
     """
 
     latent: Tensor
@@ -55,6 +56,7 @@ class Targets:
     min_scale: float
     termination_weight: float
     joint: bool = False
+    termination_gradient: float = 1.0
 
 
 def applies(head: MixtureHead) -> bool:
@@ -181,6 +183,8 @@ class _HeadsLoss(torch.autograd.Function):
                 by_bias += raw.sum(dim=0)
                 slope = raw.to(dtype)
                 by_weight += slope.t() @ seen
+                if targets.terminated is not None:
+                    slope[:, -1] *= targets.termination_gradient  # after what the head itself learns from
                 by_features.index_copy_(0, rows[part], (slope @ cast).to(features.dtype))
         if gradient:
             ctx.save_for_backward(by_features, by_weight, by_bias)

@@ -87,9 +87,7 @@ def run_lstm(
     """
     if not isinstance(lstm, nn.LSTM) or not runs_in_loop(lstm, inputs.device):
         assert lengths is None
-        exact = inputs.device.type == "cuda" and isinstance(lstm, nn.LSTM)
-        with torch.autocast(inputs.device.type, enabled=torch.is_autocast_enabled(inputs.device.type) and not exact):
-            return cast(tuple[Tensor, tuple[Tensor, Tensor]], lstm(inputs, state))
+        return cast(tuple[Tensor, tuple[Tensor, Tensor]], lstm(inputs, state))
     if state is None:
         zeros = inputs.new_zeros(lstm.num_layers, inputs.shape[0], lstm.hidden_size)
         state = (zeros, zeros)

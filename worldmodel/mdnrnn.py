@@ -47,6 +47,8 @@ class MDNRNNConfig:
         reward_head: predict the reward.
         termination_head: predict whether the episode terminates (truncation is not termination).
         termination_weight: weight of the steps that terminate, in the loss (the paper's Doom code: 10).
+        termination_gradient: how much of the termination loss's gradient goes on into the LSTM, 0 to 1. Ends are rare, and an
+            LSTM that all of it reaches may learn them by heart.
         layer_norm: normalise the gates and the cell, as the authors' code can; slower, as it loops over time in Python.
         input_dropout: probability of zeroing an input of the LSTM, in training.
         output_dropout: probability of zeroing an output of the LSTM, in training.
@@ -69,6 +71,7 @@ class MDNRNNConfig:
     reward_head: bool = True
     termination_head: bool = True
     termination_weight: float = 1.0
+    termination_gradient: float = 1.0
     layer_norm: bool = False
     input_dropout: float = 0.0
     output_dropout: float = 0.0
@@ -85,6 +88,8 @@ class MDNRNNConfig:
                 raise ValueError(f"{name}: expected a probability in [0, 1), got {getattr(self, name)}")
         if not 0 < self.termination_weight < torch.inf:
             raise ValueError(f"termination_weight: expected a positive number, got {self.termination_weight}")
+        if not 0 <= self.termination_gradient <= 1:
+            raise ValueError(f"termination_gradient: expected a number in [0, 1], got {self.termination_gradient}")
         check_noise(self.noise_type, self.fixed_noise_level, self.min_scale)
 
 
@@ -290,6 +295,7 @@ class MDNRNN(nn.Module):
             min_scale=config.min_scale,
             termination_weight=config.termination_weight,
             joint=config.factorization is Factorization.JOINT,
+            termination_gradient=config.termination_gradient,
         )
         heads = [head for head in (self.latent_head, self.reward_head, self.termination_head) if head is not None]
         linear = [head.linear if isinstance(head, MixtureHead) else head for head in heads]
@@ -343,8 +349,15 @@ class MDNRNN(nn.Module):
         if self.config.predict_change:
             latent = latent.affine(z, self.change_scale)
         reward = None if self.reward_head is None else self.reward_head(h).affine(self.reward_mean, self.reward_scale)
-        logit = None if self.termination_head is None else at_least_float32(self.termination_head(h)[..., 0])
+        logit = None
+        if self.termination_head is not None:
+            logit = at_least_float32(self.termination_head(_damped(h, self.config.termination_gradient))[..., 0])
         return Prediction(latent, reward, logit)
+
+
+def _damped(x: Tensor, factor: float) -> Tensor:
+    """The same numbers, through which a gradient goes back times ``factor``."""
+    return x if factor == 1 else x.detach().lerp(x, factor)
 
 
 def _dropout(x: Tensor, probability: float, training: bool, generator: torch.Generator | None) -> Tensor:

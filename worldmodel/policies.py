@@ -97,9 +97,9 @@ class RepeatPolicy:
 class SweepPolicy:
     """Sweeps from one end of a line of choices to the other and back, with random draws between them.
 
-    Where an agent lives by moving on, random draws turn too soon and die before the game grows hard, so M sees little of what a
-    good agent will. Each episode has a typical length of its sweeps, log-uniform, and each sweep lasts 0.5 to 1.5 times as long.
-    In between, and all through some of the episodes, choices are drawn as by "repeat-long".
+    Where an agent lives by moving on, random draws turn too soon and die before the game grows hard, so M sees little of what
+    a good agent will. Each episode has a typical length of its sweeps, log-uniform, and each sweep lasts 0.5 to 1.5 times as
+    long. In between, and all through some of the episodes, choices are drawn as by "repeat-long".
 
     Args:
         action_space: Discrete; its choices lie on a line.
@@ -124,7 +124,9 @@ class SweepPolicy:
             raise TypeError(f"action_space: expected Discrete for policy 'sweep', got {action_space}; use 'repeat-long'")
         if not 1 <= lengths[0] <= lengths[1]:
             raise ValueError(f"lengths: expected 1 <= least <= greatest, got {lengths}")
-        self.description = f"sweep({lengths[0]}-{lengths[1]}, random_changes={random_changes}, random_episodes={random_episodes})"
+        self.description = (
+            f"sweep({lengths[0]}-{lengths[1]}, random_changes={random_changes}, random_episodes={random_episodes})"
+        )
         self._lengths, self._random_changes, self._random_episodes = lengths, random_changes, random_episodes
         self._ends = int(action_space.start), int(action_space.start + action_space.n - 1)
         self._random = RandomPolicy(action_space)
@@ -223,7 +225,7 @@ def make_policy(policy: str | Policy, action_space: gym.Space[Any]) -> Policy:
 
 
 def _log_uniform(rng: np.random.Generator, most: int) -> int:
-    """n steps in 1..most with probability log(1 + 1/n) / log(1 + most)."""
+    """Draw a number of steps n in 1..most with probability log(1 + 1/n) / log(1 + most)."""
     return min(most, int(np.exp(rng.uniform(0, np.log1p(most)))))
 
 

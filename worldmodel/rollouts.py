@@ -73,8 +73,8 @@ def rollouts(
 
     Args:
         env: Gymnasium id, or a constructor called with ``env_kwargs``.
-        policy: "random", "repeat", "repeat-long", "brownian", or a callable ``observation -> action``; its ``reset(rng)``, if
-            any, is called at the start of each episode. Every worker has a copy of its own.
+        policy: "random", "repeat", "repeat-long", "sweep", "brownian", or a callable ``observation -> action``; its
+            ``reset(rng)``, if any, is called at the start of each episode. Every worker has a copy of its own.
         episode_ids: which episodes to make.
         seed: base seed; episode k depends on (seed, k) only.
         num_workers: 0 runs them here; n >= 1 in n processes. Then a script needs ``if __name__ == "__main__":``.

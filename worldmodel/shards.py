@@ -11,11 +11,14 @@ can be told from a whole one, and mended, by writing it again.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import struct
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -157,7 +160,8 @@ class Schema:
         table = [(e.episode_id, len(e), _seed_number(e.seed), self.checksum(e)) for e in episodes]
         columns = [np.array(column, dtype=np.int64) for column in zip(*table, strict=True)]
         arrays = [self.arrays(episode) for episode in episodes]
-        parts = {leaf.name: [_bytes(leaf, part[leaf.name]) for part in arrays] for leaf in self.leaves}
+        with ThreadPoolExecutor(os.cpu_count()) as threads:  # zstd lets others run
+            parts = {leaf.name: list(threads.map(partial(_bytes, leaf), arrays)) for leaf in self.leaves}
         packed = {leaf.name: np.array([len(part) for part in parts[leaf.name]]) for leaf in self.leaves if leaf.image}
         header = self._header(*columns, packed=packed)
         name = f"{columns[0].min():08d}-{columns[0].max():08d}-{sha256(header).hexdigest()[:12]}{SUFFIX}"
@@ -342,8 +346,8 @@ def _read_packed(columns: Mapping[str, str]) -> dict[str, np.ndarray]:
     return {name: read_column(text) for name, text in columns.items()}
 
 
-def _bytes(leaf: Leaf, array: np.ndarray) -> bytes:
-    return pack(array) if leaf.image else array.tobytes()
+def _bytes(leaf: Leaf, arrays: Mapping[str, np.ndarray]) -> bytes:
+    return pack(arrays[leaf.name]) if leaf.image else arrays[leaf.name].tobytes()
 
 
 def _leaf_bytes(leaf: Leaf, lengths: np.ndarray, packed: Mapping[str, np.ndarray]) -> int:
