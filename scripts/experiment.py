@@ -32,7 +32,7 @@ def parse_arguments(description: str | None) -> argparse.Namespace:
     parser.add_argument(
         "--episodes", type=Path, help="an earlier collection by collect.py --preset with the same seed; None: OUT/episodes"
     )
-    parser.add_argument("--workers", type=int, default=2, help="processes for the real environment in collection and probe")
+    parser.add_argument("--workers", type=int, default=2, help="processes for the real environment")
     parser.add_argument("--video", action=argparse.BooleanOptionalAction, default=True, help="make films (extra: video)")
     add_device(parser)
     return parser.parse_args()

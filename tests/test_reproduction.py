@@ -6,7 +6,7 @@ import pytest
 from toy_images import DotEnv
 
 import worldmodel as wm
-from worldmodel import reproduction
+from worldmodel import population
 from worldmodel.presets import DOOM, Preset
 from worldmodel.reproduction import Reproduction, table
 
@@ -92,7 +92,7 @@ def whole(tmp_path_factory):
 
 
 def test_the_seed_decides_and_no_two_test_episodes_share_one(whole, tmp_path, monkeypatch):
-    monkeypatch.setattr(reproduction, "EPISODES_AT_ONCE", 9)
+    monkeypatch.setattr(population, "EPISODES_A_TASK", 9)
     other = Reproduction(PRESET, tmp_path / "out", seed=1).run()
     assert other["random"] != whole["random"]
     lengths = other["temperatures"][0]["real"]["lengths"]  # of how high the dot starts, whatever the agent does

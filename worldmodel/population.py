@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from worldmodel.controller import Controller
 from worldmodel.dream import Dreams
+from worldmodel.evaluation import Scores, score
 from worldmodel.reality import Reality
 from worldmodel.rollouts import ATTEMPTS, EnvMaker, check_workers, derive_seed, describe, env_maker, episode_seed, jsonable
 from worldmodel.spaces import Value
@@ -179,24 +180,47 @@ class RealPopulation:
             RuntimeError: if an environment raises or a worker dies; names the generation, the candidate and the seeds.
         """
         tasks = [_Task(row, self._rollouts, seed, f"{name}, candidate {p}") for p, row in enumerate(candidates.cpu())]
-        return np.array(self._play(controller, tasks, horizon)).mean(axis=1)
+        return np.array([scores.returns for scores in self._play(controller, tasks, horizon)]).mean(axis=1)
 
     def test(self, controller: Controller, *, episodes: int, horizon: int, seed: int, name: str) -> float:
         """Mean return of one controller over so many real episodes; raises as `fitness` does."""
+        return self.score(controller, episodes=episodes, horizon=horizon, seed=seed, name=f"the test of {name}").mean
+
+    def score(
+        self,
+        controller: Controller,
+        *,
+        episodes: int,
+        horizon: int,
+        seed: int,
+        name: str,
+        on_episodes: Callable[[int], None] | None = None,
+    ) -> Scores:
+        """Score one controller over so many real episodes; raises as `fitness` does.
+
+        ``on_episodes`` is called with the number of those that are played.
+        """
         weights = nn.utils.parameters_to_vector(controller.parameters()).detach().cpu()
         sizes = [min(EPISODES_A_TASK, episodes - first) for first in range(0, episodes, EPISODES_A_TASK)]
-        tasks = [_Task(weights, size, derive_seed(seed, part), f"the test of {name}") for part, size in enumerate(sizes)]
-        return float(np.concatenate(self._play(controller, tasks, horizon)).mean())
+        tasks = [_Task(weights, size, derive_seed(seed, part), name) for part, size in enumerate(sizes)]
+        parts = self._play(controller, tasks, horizon, on_episodes)
+        return Scores(*(np.concatenate([getattr(part, field) for part in parts]) for field in ("returns", "lengths")))
 
-    def _play(self, controller: Controller, tasks: list[_Task], horizon: int) -> list[list[float]]:
-        """Returns of the episodes of each task."""
+    def _play(
+        self,
+        controller: Controller,
+        tasks: list[_Task],
+        horizon: int,
+        on_episodes: Callable[[int], None] | None = None,
+    ) -> list[Scores]:
+        """Scores of the episodes of each task."""
         runner = _Runner(self._stage, copy.deepcopy(controller).cpu(), tasks, horizon)
         numbers = range(len(tasks))
         if self._num_workers:
             results = run_in_processes(runner, numbers, num_workers=self._num_workers, attempts=ATTEMPTS)
         else:
             results = run_here(runner, numbers, attempts=ATTEMPTS)
-        returns: list[list[float]] = [[]] * len(tasks)
+        played: dict[int, Scores] = {}
         with contextlib.closing(results):
             for number, attempts, outcome in results:
                 if isinstance(outcome, str):
@@ -205,8 +229,10 @@ class RealPopulation:
                     raise RuntimeError(
                         f"{task.name}: expected its episodes (seeds {seeds}) to be played, got {attempts} times: {outcome}"
                     )
-                returns[number] = outcome
-        return returns
+                played[number] = outcome
+                if on_episodes is not None:
+                    on_episodes(sum(len(scores.returns) for scores in played.values()))
+        return [played[number] for number in numbers]
 
 
 @dataclass(frozen=True)
@@ -239,20 +265,18 @@ class _Runner:
         self._reality: Reality | None = None
         self._episodes: tuple[int, int] | None = None
 
-    def run(self, number: int) -> list[float]:
-        """Play the episodes of a task and return their returns; on any error the environments are dropped."""
+    def run(self, number: int) -> Scores:
+        """Play the episodes of a task; on any error the environments are dropped."""
         task = self._tasks[number]
         if self._reality is None or self._episodes != (task.episodes, task.seed):
             self.close()
             self._reality, self._episodes = self._stage.reality(task.episodes, task.seed), (task.episodes, task.seed)
         nn.utils.vector_to_parameters(task.weights, self._controller.parameters())
         try:
-            generator = self._reality.generator(task.seed)
-            returns, _ = self._reality.score(self._controller, self._horizon, generator=generator)
+            return score(self._reality, self._controller, horizon=self._horizon, seed=task.seed)
         except BaseException:
             self.close()
             raise
-        return returns.tolist()
 
     def close(self) -> None:
         """Close the environments."""

@@ -19,12 +19,11 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from worldmodel import checkpoint
@@ -37,9 +36,9 @@ from worldmodel.evaluation import EVALUATION_STREAM, Scores, score
 from worldmodel.evolution import SEARCH_FILE, Generation, evolve
 from worldmodel.fit import fit
 from worldmodel.metrics import MetricsLog
+from worldmodel.population import RealPopulation
 from worldmodel.presets import Preset
 from worldmodel.probe import probe
-from worldmodel.reality import Reality
 from worldmodel.rollouts import derive_seed, describe, rollouts
 from worldmodel.vae import ConvVAE
 from worldmodel.vae_training import train_vae
@@ -47,7 +46,6 @@ from worldmodel.world import WorldModel
 
 EXPERIMENT_FORMAT, SCORES_FORMAT, EXPERIMENT_VERSION = "worldmodel.experiment", "worldmodel.scores", 1
 EXPERIMENT_FILE, RESULTS_FILE, TABLE_FILE = "experiment.json", "results.json", "table.md"
-EPISODES_AT_ONCE = 32  # real episodes that are played in lockstep
 TEST_STREAM, VIDEO_STREAM = 5, 6  # of seeds
 
 Listener = Callable[[str, int, int | None, Mapping[str, float]], None]  # stage, done, total, numbers beside the bar
@@ -62,7 +60,7 @@ class Reproduction:
         out: the directory.
         seed: of everything.
         device: where models, dreams and trainings are.
-        num_workers: processes for the real environment in collection and probe; 0 plays it here.
+        num_workers: processes for the real environment in collection, probe and tests; 0 plays it here.
         episodes: an earlier collection of the same recipe, in the place of ``out/episodes``; what it lacks is added to it.
         action_names: of a Discrete action space, for the probe's table.
         on_progress: called with the stage, what is done of it, its total, and numbers.
@@ -291,14 +289,17 @@ class Reproduction:
         return Dreams(self.world(), num_dreams, temperature=temperature, **rules)
 
     def _score_in_reality(self, controller: Controller, seed: int, stage: str) -> Scores:
-        """Play the test episodes, some at a time in lockstep."""
-        world, parts, total = self.world(), [], self.preset.test_episodes
-        for first in range(0, total, EPISODES_AT_ONCE):
-            part, count = derive_seed(seed, EVALUATION_STREAM, first), min(EPISODES_AT_ONCE, total - first)
-            with closing(Reality(world, self.preset.env, count, seed=part, max_steps=self.preset.max_steps)) as reality:
-                parts.append(score(reality, controller, horizon=self.preset.max_steps, seed=part))
-            self.on_progress(stage, first + count, total, {"return": float(parts[-1].mean)})
-        return Scores(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("returns", "lengths")))
+        """Play the test episodes, on the CPU."""
+        preset = self.preset
+        reality = RealPopulation(self.world(), preset.env, num_workers=self.num_workers, max_steps=preset.max_steps)
+        return reality.score(
+            controller,
+            episodes=preset.test_episodes,
+            horizon=preset.max_steps,
+            seed=derive_seed(seed, EVALUATION_STREAM),
+            name=stage,
+            on_episodes=lambda done: self.on_progress(stage, done, preset.test_episodes, {}),
+        )
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
