@@ -13,8 +13,9 @@ import worldmodel as wm
 from worldmodel.checkpoint import prepare_directory
 from worldmodel.controller import CONTROLLER_FILE, CONTROLLER_FORMAT
 from worldmodel.dream import usual_horizon
-from worldmodel.evaluation import score, time_limit
+from worldmodel.evaluation import time_limit
 from worldmodel.evolution import SEARCH_FILE
+from worldmodel.scores import score
 
 NO_OPTIONS = ("worlds", "openai_es", "initial", "seed", "log", "resume", "on_generation")
 DEFAULTS = {"population": 32, "generations": 50, "patience": 3, "horizon": None, "test_dreams": None}

@@ -20,7 +20,10 @@ FLOORS = [
         "baselines", "metrics",
         "testing.recording", "testing.inspection", "testing.trial", "testing.autoreset", "testing.contracts", "testing.checker",
     },
-    {"world", "features", "starts", "training", "fit", "vae_training", "batched", "dream", "dream_options", "rendering"},
+    {
+        "world", "features", "starts", "training", "fit", "vae_training", "batched", "scores", "dream", "dream_options",
+        "rendering",
+    },
     {
         "controller", "reality", "population", "evolution", "imagination", "envs", "latent_env",
         "adapters.minari", "adapters.sb3", "adapters.torchrl",

@@ -11,12 +11,12 @@ import torch
 from worldmodel import iteration
 from worldmodel.checkpoint import load_tensors
 from worldmodel.controller import CONTROLLER_FILE, Controller
-from worldmodel.evaluation import Scores
 from worldmodel.evolution import evolve
 from worldmodel.features import feature_size
 from worldmodel.fit import DataConfig
 from worldmodel.iteration import SCORES_FILE, iterate
 from worldmodel.rounds import IterationConfig, Round, best_round, summarize
+from worldmodel.scores import Scores
 from worldmodel.store import EpisodeStore
 from worldmodel.strategies import OpenAIESConfig
 from worldmodel.training_config import TrainingConfig

@@ -11,12 +11,12 @@ from toy_worlds import WalkEnv, random_world, walk_world
 
 from worldmodel.controller import Controller
 from worldmodel.dream import Dreams
-from worldmodel.evaluation import score
 from worldmodel.evolution import evolve
 from worldmodel.features import feature_size
 from worldmodel.population import ControllerBatch, RealPopulation
 from worldmodel.reality import Reality
 from worldmodel.rollouts import derive_seed, episode_seed
+from worldmodel.scores import score
 
 
 @pytest.mark.parametrize(("bias", "hidden_size"), [(True, None), (False, None), (True, 6), (False, 6)])

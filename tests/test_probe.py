@@ -7,8 +7,8 @@ from gymnasium import spaces
 from toy_worlds import WalkEnv, random_world, walk_world
 
 import worldmodel as wm
-from worldmodel.evaluation import Scores
 from worldmodel.probe import ConstantPolicy, Probe, RepeatedActions, fixed_policies, probe
+from worldmodel.scores import Scores
 
 
 def scores(*means):

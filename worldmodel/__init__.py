@@ -14,7 +14,7 @@ from worldmodel.dream_options import DreamOptions
 from worldmodel.encoding import Encoder, encode_store
 from worldmodel.envs import DreamEnv, DreamVectorEnv
 from worldmodel.episode import Episode
-from worldmodel.evaluation import Evaluation, Scores, evaluate, replay
+from worldmodel.evaluation import Evaluation, evaluate, replay
 from worldmodel.evolution import Generation, evolve
 from worldmodel.fit import DataConfig, fit
 from worldmodel.imagination import Imagination, imagine, lambda_returns
@@ -29,6 +29,7 @@ from worldmodel.probe import Probe, probe
 from worldmodel.reality import Reality
 from worldmodel.rollouts import EpisodeFailure, rollouts
 from worldmodel.rounds import IterationConfig, Round, StageProgress, best_round, summarize
+from worldmodel.scores import Scores
 from worldmodel.store import EpisodeStore, Problem, repair, verify
 from worldmodel.strategies import OpenAIESConfig
 from worldmodel.training import NonFiniteLossError, TrainingProgress

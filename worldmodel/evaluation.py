@@ -3,73 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 import torch
 from torch import Tensor
 
-from worldmodel.batched import BatchedWorld, Policy, Rollout
+from worldmodel.batched import Policy, Rollout
 from worldmodel.controller import Controller
 from worldmodel.dream import DEFAULT_HORIZON, DreamPrecision, Dreams, RandomActions, TerminationRule
 from worldmodel.episode import Episode
 from worldmodel.features import FeatureKind
 from worldmodel.reality import Reality
 from worldmodel.rollouts import EnvMaker, derive_seed, make_env
+from worldmodel.scores import Scores, score
 from worldmodel.spaces import Value, map_leaves
 from worldmodel.world import WorldModel
 
 EVALUATION_STREAM = 1  # keeps the episodes of an evaluation apart from those of a collection
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Undiscounted returns of many episodes, dreamed or real.
-
-    Args:
-        returns: (N,) return of each episode.
-        lengths: (N,) steps of each episode.
-    """
-
-    returns: np.ndarray
-    lengths: np.ndarray
-
-    @property
-    def mean(self) -> float:
-        """Mean return."""
-        return float(self.returns.mean())
-
-    @property
-    def std(self) -> float:
-        """Standard deviation of the returns, over episodes."""
-        return float(self.returns.std())
-
-    @property
-    def standard_error(self) -> float:
-        """Standard error of the mean return; 0 for a single episode, which tells nothing of the spread."""
-        return self.std / math.sqrt(max(1, len(self.returns) - 1))  # `std` divides by N, so this is the unbiased one by sqrt(N)
-
-    def to_json(self) -> dict[str, Any]:
-        """Everything, as JSON-able data."""
-        return {
-            "mean": self.mean,
-            "std": self.std,
-            "standard_error": self.standard_error,
-            "returns": self.returns.tolist(),
-            "lengths": self.lengths.tolist(),
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Scores:
-        """Read what `to_json` gave."""
-        return cls(np.asarray(data["returns"], dtype=np.float64), np.asarray(data["lengths"], dtype=np.int64))
-
-    def __str__(self) -> str:
-        return f"{self.mean:.1f} +- {self.std:.1f} ({len(self.returns)} episodes, standard error {self.standard_error:.1f})"
 
 
 @dataclass(frozen=True)
@@ -158,27 +111,6 @@ def evaluate(
         by_chance = RandomActions(world, generator=reality.generator(seed))
         random = score(reality, by_chance, horizon=horizon, seed=seed)
     return Evaluation(real, score(dreams, controller, horizon=horizon, seed=seed), random, temperature)
-
-
-def score(
-    worlds: BatchedWorld,
-    policy: Policy,
-    *,
-    horizon: int,
-    seed: int,
-    on_step: Callable[[int, int], None] | None = None,
-) -> Scores:
-    """Score a policy on features, in dreams or in reality alike.
-
-    Args:
-        worlds: the dreams or the real environments.
-        policy: features (B, F) -> actions.
-        horizon: steps at most.
-        seed: seed of what is drawn.
-        on_step: called with the steps done and the number of episodes that still run.
-    """
-    returns, lengths = worlds.score(policy, horizon, generator=worlds.generator(seed), on_step=on_step)
-    return Scores(returns.cpu().double().numpy(), lengths.cpu().numpy())
 
 
 class _Recorded:

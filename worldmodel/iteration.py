@@ -33,12 +33,13 @@ from worldmodel import checkpoint
 from worldmodel.collect import collect
 from worldmodel.controller import CONTROLLER_FILE, Controller, LatentPolicy
 from worldmodel.dream import Dreams
-from worldmodel.evaluation import Evaluation, Scores, evaluate, score, time_limit
+from worldmodel.evaluation import Evaluation, evaluate, time_limit
 from worldmodel.evolution import SEARCH_FILE, evolve
 from worldmodel.fit import fit
 from worldmodel.reality import Reality
 from worldmodel.rollouts import EnvMaker, Runner, derive_seed, describe, jsonable
 from worldmodel.rounds import SCORES, IterationConfig, Round, StageProgress, has_stalled
+from worldmodel.scores import Scores, score
 from worldmodel.world import WORLD_FILE, WorldModel, check_device
 
 ITERATION_FORMAT, SCORES_FORMAT, ITERATION_VERSION = "worldmodel.iteration", "worldmodel.scores", 1

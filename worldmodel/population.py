@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from worldmodel.controller import Controller
 from worldmodel.dream import Dreams
-from worldmodel.evaluation import Scores, score
 from worldmodel.reality import Reality
 from worldmodel.rollouts import ATTEMPTS, EnvMaker, check_workers, derive_seed, describe, env_maker, episode_seed, jsonable
+from worldmodel.scores import Scores, score
 from worldmodel.spaces import Value
 from worldmodel.workers import run_here, run_in_processes
 from worldmodel.world import WorldModel

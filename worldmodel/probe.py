@@ -19,11 +19,12 @@ from torch import Tensor
 
 from worldmodel.batched import Policy
 from worldmodel.dream import DreamPrecision, Dreams, RandomActions, TerminationRule
-from worldmodel.evaluation import EVALUATION_STREAM, Scores, score, time_limit
+from worldmodel.evaluation import EVALUATION_STREAM, time_limit
 from worldmodel.features import FeatureKind
 from worldmodel.policies import Policy as RealPolicy
 from worldmodel.policies import RandomPolicy, RepeatPolicy
 from worldmodel.rollouts import EnvMaker, EpisodeFailure, derive_seed, rollouts
+from worldmodel.scores import Scores, score
 from worldmodel.spaces import Value, map_leaves
 from worldmodel.strategies import centred_ranks
 from worldmodel.world import WorldModel

@@ -32,7 +32,7 @@ from worldmodel.controller import CONTROLLER_FILE, Controller, LatentPolicy
 from worldmodel.dream import Dreams
 from worldmodel.encoding import encode_store
 from worldmodel.episode import Episode
-from worldmodel.evaluation import EVALUATION_STREAM, Scores, score
+from worldmodel.evaluation import EVALUATION_STREAM
 from worldmodel.evolution import SEARCH_FILE, Generation, evolve
 from worldmodel.fit import fit
 from worldmodel.metrics import MetricsLog
@@ -40,6 +40,7 @@ from worldmodel.population import RealPopulation
 from worldmodel.presets import Preset
 from worldmodel.probe import probe
 from worldmodel.rollouts import derive_seed, describe, rollouts
+from worldmodel.scores import Scores, score
 from worldmodel.vae import ConvVAE
 from worldmodel.vae_training import train_vae
 from worldmodel.world import WorldModel

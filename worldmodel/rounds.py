@@ -7,12 +7,12 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from worldmodel.evaluation import Scores
 from worldmodel.features import FEATURE_KINDS, FeatureKind
 from worldmodel.fit import DataConfig
 from worldmodel.mdnrnn import MDNRNNConfig
 from worldmodel.mixture import check_temperature
 from worldmodel.policies import POLICIES
+from worldmodel.scores import Scores
 from worldmodel.strategies import METHODS, Method, OpenAIESConfig
 from worldmodel.training_config import TrainingConfig
 
