@@ -251,6 +251,29 @@ def test_termination_weight_multiplies_the_steps_that_terminate_and_no_others():
     torch.testing.assert_close(ten[~batch.terminated], one[~batch.terminated], rtol=1e-12, atol=0)
 
 
+def test_the_terminations_gradient_reaches_the_lstm_in_part_and_its_own_head_whole():
+    batch, by_lstm, by_head = make_batch(), [], []
+    for part in (0.0, 0.25, 1.0):
+        model = make(termination_gradient=part)
+        model.loss(batch)[0].backward()
+        by_lstm.append(model.lstm.weight_hh_l0.grad)
+        by_head.append(model.termination_head.weight.grad)
+    torch.testing.assert_close(by_lstm[1], 0.75 * by_lstm[0] + 0.25 * by_lstm[2], rtol=1e-9, atol=1e-12)
+    assert not torch.allclose(by_lstm[0], by_lstm[2], rtol=1e-3)
+    assert all(torch.equal(by_head[0], other) for other in by_head[1:])
+
+
+def test_policies_see_the_whole_gradient_of_the_termination():
+    batch, found = make_batch(), []
+    for part in (0.0, 1.0):
+        model = make(termination_gradient=part)
+        action = batch.action[:, 0].clone().requires_grad_()
+        logit = model.step(batch.z[:, 0], action, model.initial_state(len(action)))[0].termination_logit
+        found.append(torch.autograd.grad(logit.sum(), action)[0])
+    assert torch.equal(*found)
+    assert (found[0] != 0).any()
+
+
 @pytest.mark.parametrize(("factorization", "noise_type"), list(itertools.product(Factorization, NoiseType)))
 def test_every_weight_gets_a_finite_gradient(factorization, noise_type):
     level = 0.5 if noise_type is NoiseType.FIXED else None

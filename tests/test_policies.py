@@ -89,6 +89,8 @@ def test_sweeps_need_choices():
         make_policy("sweep", BOX)
     with pytest.raises(ValueError, match=r"lengths: expected 1 <= least <= greatest, got \(9, 8\)"):
         SweepPolicy(spaces.Discrete(3), (9, 8))
+    with pytest.raises(ValueError, match=r"expected probabilities from 0 to 1, got 0\.1 and 1\.5"):
+        SweepPolicy(spaces.Discrete(3), random_episodes=1.5)
 
 
 def test_brownian_increments_have_the_documented_deviation_per_dimension():

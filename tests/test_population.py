@@ -76,11 +76,15 @@ def test_a_real_test_plays_so_many_different_episodes():
     controller = random_controller(world)
     real = RealPopulation(world, WalkEnv, max_steps=12)
     test = real.test(controller, episodes=20, horizon=12, seed=5, name="generation 1")
+    played: list[int] = []
+    scores = real.score(controller, episodes=20, horizon=12, seed=5, name="test", on_episodes=played.append)
     parts = [
         score(Reality(world, WalkEnv, size, seed=derive_seed(5, part), max_steps=12), controller, horizon=12, seed=0).returns
         for part, size in enumerate((16, 4))
     ]
     assert test == pytest.approx(np.concatenate(parts).mean(), abs=1e-12)
+    np.testing.assert_array_equal(scores.returns, np.concatenate(parts))
+    assert played == [16, 20]
 
 
 def count_world():

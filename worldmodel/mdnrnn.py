@@ -48,7 +48,7 @@ class MDNRNNConfig:
         termination_head: predict whether the episode terminates (truncation is not termination).
         termination_weight: weight of the steps that terminate, in the loss (the paper's Doom code: 10).
         termination_gradient: how much of the termination loss's gradient goes on into the LSTM, 0 to 1. Ends are rare, and an
-            LSTM that all of it reaches may learn them by heart.
+            LSTM that all of it reaches may learn them by heart. `MDNRNN.step`, through which policies learn, has all of it.
         layer_norm: normalise the gates and the cell, as the authors' code can; slower, as it loops over time in Python.
         input_dropout: probability of zeroing an input of the LSTM, in training.
         output_dropout: probability of zeroing an output of the LSTM, in training.
@@ -201,7 +201,8 @@ class MDNRNN(nn.Module):
             ValueError: if a shape does not fit.
         """
         output, state = self._run(z, action, state, generator)
-        return self._predict(z, action, _dropout(output, self.config.output_dropout, self.training, generator)), state
+        output = _dropout(output, self.config.output_dropout, self.training, generator)
+        return self._predict(z, action, output, termination_gradient=self.config.termination_gradient), state
 
     def step(self, z: Tensor, action: Tensor, state: State) -> tuple[Prediction, State]:
         """Predict one step for ``z`` (B, D) and ``action`` (B, A), batch shape (B,): `forward` with T = 1, without dropout."""
@@ -342,7 +343,7 @@ class MDNRNN(nn.Module):
         """What the heads see: h_{t+1} (..., H), and z_t (..., D) and a_t (..., A) beside it where inputs skip the LSTM."""
         return torch.cat([h, z, action], dim=-1) if self.config.skip else h
 
-    def _predict(self, z: Tensor, action: Tensor, h: Tensor) -> Prediction:
+    def _predict(self, z: Tensor, action: Tensor, h: Tensor, *, termination_gradient: float = 1.0) -> Prediction:
         """Apply the heads."""
         h = self._features(z, action, h)
         latent = self.latent_head(h)
@@ -351,7 +352,7 @@ class MDNRNN(nn.Module):
         reward = None if self.reward_head is None else self.reward_head(h).affine(self.reward_mean, self.reward_scale)
         logit = None
         if self.termination_head is not None:
-            logit = at_least_float32(self.termination_head(_damped(h, self.config.termination_gradient))[..., 0])
+            logit = at_least_float32(self.termination_head(_damped(h, termination_gradient))[..., 0])
         return Prediction(latent, reward, logit)
 
 

@@ -109,7 +109,7 @@ class SweepPolicy:
 
     Raises:
         TypeError: if the action space is not Discrete.
-        ValueError: if ``lengths`` are out of order or below 1.
+        ValueError: if ``lengths`` are out of order or below 1, or a probability is none.
     """
 
     def __init__(
@@ -124,6 +124,9 @@ class SweepPolicy:
             raise TypeError(f"action_space: expected Discrete for policy 'sweep', got {action_space}; use 'repeat-long'")
         if not 1 <= lengths[0] <= lengths[1]:
             raise ValueError(f"lengths: expected 1 <= least <= greatest, got {lengths}")
+        if not (0 <= random_changes <= 1 and 0 <= random_episodes <= 1):
+            given = f"{random_changes} and {random_episodes}"
+            raise ValueError(f"random_changes, random_episodes: expected probabilities from 0 to 1, got {given}")
         self.description = (
             f"sweep({lengths[0]}-{lengths[1]}, random_changes={random_changes}, random_episodes={random_episodes})"
         )
