@@ -69,6 +69,8 @@ def draw(experiment: Reproduction, temperature: float, *, video: bool) -> None:
     out, world, episode = experiment.out, experiment.world(), experiment.agent_episode(temperature)
     logs = {"V": (out / "vae" / "training", "squared_error"), "M": (out / "world" / "training", "nll_per_dim")}
     search = {f"controller, tau {tau:g}": (out / f"temperature-{tau:g}", "return") for tau in experiment.preset.temperatures}
+    if experiment.preset.ppo is not None:
+        search[f"PPO, tau {temperature:g}"] = (out / f"temperature-{temperature:g}" / "ppo", "terminations_per_1000")
     save_figure(draw_learning(logs | search), out / "curves.png")
     shown = episode.observations[np.linspace(0, len(episode), 10).astype(int)]
     save_image(pictures.reconstructions(pictures.eye(world), shown), out / "reconstructions.png")

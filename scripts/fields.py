@@ -28,8 +28,8 @@ def add_fields(
         defaults: other defaults than its own.
         prefix: put before each name.
     """
-    group = parser.add_argument_group(f"options of {config.__name__}")
-    hints = typing.get_type_hints(config if inspect.isfunction(config) else config.__init__)  # type: ignore[misc]
+    group = parser.add_argument_group(f"options of {config.__qualname__}")
+    hints = typing.get_type_hints(config if inspect.isroutine(config) else config.__init__)  # type: ignore[misc]
     help_texts = _descriptions(config)
     for name, argument in inspect.signature(config).parameters.items():
         if name in leave_out:

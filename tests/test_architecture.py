@@ -25,7 +25,7 @@ FLOORS = [
         "rendering",
     },
     {
-        "controller", "reality", "population", "evolution", "imagination", "envs", "latent_env",
+        "controller", "choices", "reality", "population", "evolution", "ppo", "imagination", "envs", "latent_env",
         "adapters.minari", "adapters.sb3", "adapters.torchrl",
     },
     {"evaluation", "pictures", "reproduction", "probe", "presets", "rounds", "iteration", "report"},

@@ -24,6 +24,9 @@ PRESET = Preset(
     mdnrnn_training=TRAINING,
     controller={"population": 4, "generations": 2, "test_every": 1, "test_dreams": 8, "features": "zhc", "ordered": True},
     rollouts=2,
+    ppo=wm.PPOConfig(iterations=2, steps=2, horizon=4, critic_size=4, minibatches=1, test_every=1, test_dreams=4),
+    ppo_dreams=8,
+    starts={"num_states": 20, "reach": 5},
     termination="sample",
     dream_precision="float32",
     temperatures=(0.5, 1.15),
@@ -44,9 +47,10 @@ def test_an_experiment_runs_to_its_table_and_is_not_run_again(tmp_path):
     experiment = Reproduction(PRESET, tmp_path / "out", action_names=names, on_progress=listen)
     results = experiment.run(about={"commit": "abc"})
     stages = ["collect", "train V", "encode", "train M", "probe"]
-    stages += ["search at 0.5", "test at 0.5", "search at 1.15", "test at 1.15"]
     best = results["best_temperature"]
-    assert list(dict.fromkeys(calls)) == [*stages, f"search at {best:g}-seed-1", f"test at {best:g}-seed-1"]
+    for name in ("0.5", "1.15", f"{best:g}-seed-1"):
+        stages += [f"search at {name}", f"PPO at {name}", f"test at {name}"]
+    assert list(dict.fromkeys(calls)) == stages
     assert results == json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["commit"] == "abc"
     assert [row["temperature"] for row in results["temperatures"]] == [0.5, 1.15]
@@ -57,7 +61,7 @@ def test_an_experiment_runs_to_its_table_and_is_not_run_again(tmp_path):
         assert len(row["dream"]["returns"]) == 6
     assert all(10 <= length <= 12 for length in results["random"]["lengths"])
     assert "always stay" in (tmp_path / "out" / "probe.txt").read_text()
-    assert set(results["seconds"]) >= {"collect", "train V", "encode", "train M", "probe", "search 0.5", "test 1.15"}
+    assert set(results["seconds"]) >= {"collect", "train V", "encode", "train M", "probe", "search 0.5", "PPO 0.5", "test 1.15"}
     text = (tmp_path / "out" / "table.md").read_text()
     assert "| 1092 ± 556 |" in text.splitlines()[3]
     assert text.splitlines()[4].startswith(f"| {best:g}, seed 1 |")
@@ -72,7 +76,9 @@ def test_an_experiment_runs_to_its_table_and_is_not_run_again(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["collect", "train V", "encode", "train M", "probe", "search at 0.5", "test at 1.15"])
+@pytest.mark.parametrize(
+    "stage", ["collect", "train V", "encode", "train M", "probe", "search at 0.5", "PPO at 0.5", "test at 1.15"]
+)
 def test_an_interrupted_experiment_goes_on_to_the_same_scores(tmp_path, stage, whole):
     def stop(name, done, total, facts):
         if name == stage:

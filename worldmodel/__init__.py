@@ -25,11 +25,13 @@ from worldmodel.mdnrnn import MDNRNN, MDNRNNConfig, Prediction, State
 from worldmodel.mixture import GaussianMixture
 from worldmodel.policies import BrownianPolicy, RandomPolicy, RepeatPolicy
 from worldmodel.population import RealPopulation
+from worldmodel.ppo import PPOConfig, PPOIteration, ppo
 from worldmodel.probe import Probe, probe
 from worldmodel.reality import Reality
 from worldmodel.rollouts import EpisodeFailure, rollouts
 from worldmodel.rounds import IterationConfig, Round, StageProgress, best_round, summarize
 from worldmodel.scores import Scores
+from worldmodel.starts import StartBank
 from worldmodel.store import EpisodeStore, Problem, repair, verify
 from worldmodel.strategies import OpenAIESConfig
 from worldmodel.training import NonFiniteLossError, TrainingProgress
@@ -74,6 +76,8 @@ __all__ = [
     "NoiseType",
     "NonFiniteLossError",
     "OpenAIESConfig",
+    "PPOConfig",
+    "PPOIteration",
     "Prediction",
     "Probe",
     "Problem",
@@ -87,6 +91,7 @@ __all__ = [
     "Scores",
     "SequenceBatch",
     "StageProgress",
+    "StartBank",
     "State",
     "StateNormalizer",
     "TrainingConfig",
@@ -104,6 +109,7 @@ __all__ = [
     "imagine",
     "iterate",
     "lambda_returns",
+    "ppo",
     "probe",
     "repair",
     "replay",

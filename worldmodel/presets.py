@@ -49,6 +49,7 @@ from typing import Any
 from worldmodel.dream import DreamPrecision, TerminationRule
 from worldmodel.environments import CAR_STEPS, DOOM_STEPS
 from worldmodel.fit import DataConfig
+from worldmodel.ppo import PPOConfig
 from worldmodel.rollouts import EnvMaker
 from worldmodel.training_config import TrainingConfig
 from worldmodel.vae import VAEConfig
@@ -73,6 +74,9 @@ class Preset:
         mdnrnn_training: how M is trained.
         controller: how the controller is searched: arguments of `evolve`.
         rollouts: dreams of each candidate.
+        ppo: how what the search found is improved, in short dreams from real states; None leaves it as it is.
+        ppo_dreams: short dreams at once.
+        starts: where they begin: arguments of `StartBank.along`.
         termination: how dreams end.
         calibrate: whether M's termination head is calibrated on the held-out episodes.
         dream_precision: of M's matrix products in dreams; see `Dreams`.
@@ -97,6 +101,9 @@ class Preset:
     mdnrnn_training: TrainingConfig
     controller: Mapping[str, Any] = field(default_factory=dict)
     rollouts: int = 16
+    ppo: PPOConfig | None = None
+    ppo_dreams: int = 1024
+    starts: Mapping[str, Any] = field(default_factory=dict)
     termination: TerminationRule = "threshold"
     calibrate: bool = False
     dream_precision: DreamPrecision = "bfloat16"
@@ -119,6 +126,9 @@ class Preset:
             | asdict(self.mdnrnn_training)
             | {"calibrate": self.calibrate},
             "train_controller": dict(self.controller) | {"rollouts": self.rollouts} | dreams,
+            "improve_controller": {}
+            if self.ppo is None
+            else asdict(self.ppo) | dict(self.starts) | dreams | {"num_dreams": self.ppo_dreams},
             "evaluate": {"env": self.env, "max_steps": self.max_steps} | dreams,
         }
         return parts[part]

@@ -9,7 +9,7 @@ where it stood, training and search within a stage too::
     out/encoded                  the episodes, encoded by it
     out/world                    V and M
     out/probe.json               fixed policies in dream and reality, at each temperature
-    out/temperature-1.15         the search, its log, the controller, its scores
+    out/temperature-1.15         the search, its log, the controller (after PPO, if the preset has it), its scores
     out/temperature-1.15-seed-1  the same with another seed, at the temperature that was best in reality
     out/results.json, table.md   every episode's score, and the table
 """
@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,12 @@ from worldmodel.evolution import SEARCH_FILE, Generation, evolve
 from worldmodel.fit import fit
 from worldmodel.metrics import MetricsLog
 from worldmodel.population import RealPopulation
+from worldmodel.ppo import PPOIteration, ppo
 from worldmodel.presets import Preset
 from worldmodel.probe import probe
 from worldmodel.rollouts import derive_seed, describe, rollouts
 from worldmodel.scores import Scores, score
+from worldmodel.starts import StartBank
 from worldmodel.vae import ConvVAE
 from worldmodel.vae_training import train_vae
 from worldmodel.world import WorldModel
@@ -189,9 +192,26 @@ class Reproduction:
 
     def search(self, temperature: float, repeat: int = 0) -> Controller:
         """A controller, in dreams at a temperature; each ``repeat`` has a seed of its own."""
-        directory, stage = self._directory(temperature, repeat), self._stage(temperature, repeat)
-        if (directory / "controller" / CONTROLLER_FILE).is_file():
+        directory = self._directory(temperature, repeat) / "controller"
+        if (directory / CONTROLLER_FILE).is_file():
             return self.controller(temperature, repeat)
+        controller = self._evolve(temperature, repeat)
+        if self.preset.ppo is not None:
+            controller = self._improve(controller, temperature, repeat)
+        controller.save_pretrained(directory)
+        return controller
+
+    @cached_property
+    def starts(self) -> StartBank:
+        """Where the short dreams of PPO begin."""
+        with self._timed("starts"):
+            return StartBank.along(self.world(), self.out / "encoded", seed=self.seed, **self.preset.starts)
+
+    def _evolve(self, temperature: float, repeat: int) -> Controller:
+        """The search by evolution, in whole dreams."""
+        directory, stage = self._directory(temperature, repeat), self._stage(temperature, repeat)
+        if (directory / "evolved" / CONTROLLER_FILE).is_file():
+            return Controller.from_pretrained(directory / "evolved", device=self.device)
         directory.mkdir(exist_ok=True)
         dreams = self._dreams(temperature, self.preset.rollouts * self.preset.controller["population"])
         done = _last_generation(directory)
@@ -212,8 +232,34 @@ class Reproduction:
                 on_generation=report,
                 **self.preset.controller,
             )
-        controller.save_pretrained(directory / "controller")
+        controller.save_pretrained(directory / "evolved")
         return controller
+
+    def _improve(self, controller: Controller, temperature: float, repeat: int) -> Controller:
+        """PPO, in short dreams from real states; interrupted, it begins anew."""
+        preset, stage = self.preset, self._stage(temperature, repeat)
+        assert preset.ppo is not None
+        dreams, starts, name = self._dreams(temperature, preset.ppo_dreams), self.starts, f"PPO at {stage}"
+        directory = self._directory(temperature, repeat) / "ppo"
+        directory.mkdir(exist_ok=True)
+        with self._timed(f"PPO {stage}"), MetricsLog(directory, 0) as log:
+
+            def report(iteration: PPOIteration) -> None:
+                tested = {} if iteration.test is None else {"test/return": iteration.test}
+                ends = {"train/terminations_per_1000": iteration.ends}
+                log.write(iteration.number, {**ends, "entropy": iteration.entropy, "explained": iteration.explained, **tested})
+                facts = {"ends": iteration.ends, "best_test": iteration.best_test}
+                self.on_progress(name, iteration.number, iteration.total, facts)
+
+            return ppo(
+                controller,
+                dreams,
+                starts,
+                config=preset.ppo,
+                horizon=preset.max_steps,
+                seed=self._seed(repeat),
+                on_iteration=report,
+            )
 
     def test(self, temperature: float, repeat: int = 0) -> None:
         """Score a controller in its dream and in reality, on episodes that decided nothing; each ``repeat`` has its own."""

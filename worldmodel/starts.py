@@ -1,21 +1,26 @@
-"""Where dreams begin: the first frames of real episodes, or the ends of real prefixes, which have primed M's state."""
+"""Where dreams begin: the first frames of real episodes, or later ones, where all that went before has primed M's state."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
+from worldmodel.encoding import encoded_form
+from worldmodel.features import FeatureKind, latent_features
 from worldmodel.mdnrnn import State
-from worldmodel.sequences import EpisodeCollection, encode_episodes
+from worldmodel.sequences import EncodedSteps, EpisodeCollection, encode_episodes
 from worldmodel.store import EpisodeStore
 from worldmodel.streams import Streams, box_muller
 from worldmodel.vision import draw_latent
 from worldmodel.world import WorldModel
 
-MAX_PREFIXES = 2_000  # primed from so many episodes at most, spread evenly over the data
+MAX_PREFIXES = 2_000  # primed from so many episodes at most
+ABREAST = 64  # episodes of like lengths that prime M side by side
 
 
 @dataclass(frozen=True)
@@ -71,11 +76,121 @@ class StartBank:
             lstm = world.mdnrnn.advance(z[:, t], action[:, t], lstm)
         return cls(mean[:, -1], log_variance[:, -1], lstm)
 
+    @classmethod
+    def along(
+        cls,
+        world: WorldModel,
+        data: str | Path,
+        *,
+        num_states: int = 10_000,
+        first_frames: float = 0.1,
+        before_ends: float = 0.3,
+        reach: int = 50,
+        seed: int = 0,
+    ) -> StartBank:
+        """Take states from anywhere in real episodes, where all that went before has primed M.
+
+        Dreams from there begin amid what episodes come to, however rarely M dreams of it by itself; and those that begin
+        shortly before a termination show what there is to learn.
+
+        Args:
+            world: V and M.
+            data: path of a store of the world model's environment, of observations or encoded by its V.
+            num_states: N, or fewer where episodes were cut off and did not terminate.
+            first_frames: part of the states that are first frames, as `of` has them.
+            before_ends: part that lie up to ``reach`` steps before a termination; the rest is spread over all steps.
+            reach: in steps.
+            seed: of all draws.
+
+        Raises:
+            ValueError: if a number is out of range, or the data are of another environment or encoded by another V.
+        """
+        if num_states < 1 or reach < 1 or min(first_frames, before_ends) < 0 or first_frames + before_ends > 1:
+            given = f"{num_states}, {reach}, {first_frames} and {before_ends}"
+            raise ValueError(
+                f"num_states, reach, first_frames, before_ends: expected >= 1, >= 1 and two parts of one, got {given}"
+            )
+        episodes = EpisodeCollection.open(data)
+        encoded = encoded_form(episodes.stores, world.vision)
+        observed = episodes.observation_space if encoded is None else world.observation_space
+        world.check_spaces(observed, episodes.action_space, source=str(data))
+        vision = world.vision if encoded is None else encoded.to(world.device)
+        rng, generator = np.random.default_rng(seed), torch.Generator(world.device).manual_seed(seed)
+        chosen = rng.choice(len(episodes), min(len(episodes), MAX_PREFIXES), replace=False)
+        chosen = chosen[np.argsort(episodes.lengths[chosen], kind="stable")]
+        sizes = [round(part * num_states) for part in (first_frames, before_ends)]
+        which, at, dying = _choose(episodes.lengths[chosen], num_states - sum(sizes), sizes[1], reach, rng)
+        parts = [_first_frames(world, sizes[0], rng)]
+        for first in range(0, len(chosen), ABREAST):
+            group = (episodes.read(int(number)) for number in chosen[first : first + ABREAST])
+            steps = [encode_episodes([episode], vision, world.action_features) for episode in group]
+            ended = np.array([bool(episode.terminated[-1]) for episode in steps])
+            here = np.flatnonzero((which >= first) & (which < first + len(steps)))
+            here = here[ended[which[here] - first] | ~dying[here]]
+            parts.append(_prime(world, steps, which[here] - first, at[here], generator))
+        return cls(
+            torch.cat([part.mean for part in parts]),
+            torch.cat([part.log_variance for part in parts]),
+            State(*(torch.cat(states, dim=1) for states in zip(*(part.lstm for part in parts), strict=True))),
+        )
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self.mean)
+
+    def features(self, kind: FeatureKind) -> Tensor:
+        """What an agent would see in each state, V's noise left out: (N, F)."""
+        return latent_features(self.mean, self.lstm, kind)
+
+    def take(self, index: Tensor, noise: Tensor) -> tuple[Tensor, State]:
+        """The states ``index`` (B,), with standard normal ``noise`` (B, D) for V's draw: z (B, D) and M's state."""
+        z = self.mean[index] + (0.5 * self.log_variance[index]).exp() * noise
+        return z, State(self.lstm.h[:, index], self.lstm.c[:, index])
+
     def draw(self, streams: Streams, batch_size: int) -> tuple[Tensor, State]:
         """Draw a start for each of B rows: z (B, D) and M's state."""
         size = self.mean.shape[1]
         uniform = streams.uniform_(self.mean.new_empty(batch_size, 1 + size + size % 2))  # one draw: each has a fixed cost
-        index = (uniform[:, 0] * len(self.mean)).long()  # (B,); uniform < 1, so never N
-        noise = box_muller(uniform[:, 1:])[:, :size]  # (B, D)
-        z = self.mean[index] + (0.5 * self.log_variance[index]).exp() * noise
-        return z, State(self.lstm.h[:, index], self.lstm.c[:, index])
+        index = (uniform[:, 0] * len(self)).long()  # (B,); uniform < 1, so never N
+        return self.take(index, box_muller(uniform[:, 1:])[:, :size])
+
+
+def _choose(
+    lengths: np.ndarray, anywhere: int, before_ends: int, reach: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Choose steps among episodes of these lengths: the numbers of episode and step, and whether it is for its end."""
+    last = np.cumsum(lengths)
+    flat = rng.integers(last[-1], size=anywhere)
+    which = np.searchsorted(last, flat, side="right")
+    dying = rng.integers(len(lengths), size=before_ends)
+    back = rng.integers(1, np.minimum(reach, lengths[dying]), endpoint=True)
+    at = np.concatenate([flat - last[which] + lengths[which], lengths[dying] - back])
+    return np.concatenate([which, dying]), at, np.arange(len(at)) >= anywhere
+
+
+def _first_frames(world: WorldModel, count: int, rng: np.random.Generator) -> StartBank:
+    """So many first frames, drawn from those that the world model keeps."""
+    index = torch.as_tensor(rng.integers(len(world.start_mean), size=count), device=world.device)
+    return StartBank(world.start_mean[index], world.start_log_variance[index], world.mdnrnn.initial_state(count))
+
+
+@torch.no_grad()
+def _prime(
+    world: WorldModel, episodes: list[EncodedSteps], which: np.ndarray, at: np.ndarray, generator: torch.Generator
+) -> StartBank:
+    """The states of episodes ``which`` (N,) before their steps ``at`` (N,), in the order of the steps."""
+    order = np.argsort(at, kind="stable")
+    which, at = which[order], at[order]
+    mean, log_variance, action = (
+        pad_sequence([getattr(episode, name) for episode in episodes], batch_first=True)
+        for name in ("mean", "log_variance", "action")
+    )
+    z = draw_latent(mean, log_variance, generator=generator)
+    lstm, kept = world.mdnrnn.initial_state(len(episodes)), [world.mdnrnn.initial_state(0)]
+    for t in range(int(at.max(initial=-1)) + 1):
+        rows = torch.as_tensor(which[at == t], device=world.device)
+        kept.append(State(lstm.h[:, rows], lstm.c[:, rows]))
+        lstm = world.mdnrnn.advance(z[:, t], action[:, t], lstm)
+    rows, steps = (torch.as_tensor(part, device=world.device) for part in (which, at))
+    states = State(*(torch.cat(parts, dim=1) for parts in zip(*kept, strict=True)))
+    return StartBank(mean[rows, steps], log_variance[rows, steps], states)

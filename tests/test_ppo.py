@@ -1,0 +1,198 @@
+"""PPO in short dreams: its advantages against sums written out, what it learns in a world that is known, its bounds."""
+
+import copy
+import runpy
+import signal
+import sys
+from pathlib import Path
+
+import gymnasium as gym
+import pytest
+import torch
+from gymnasium import spaces
+from toy_worlds import random_world, same_bits, walk_world
+
+from worldmodel.collect import collect
+from worldmodel.controller import Controller
+from worldmodel.dream import Dreams
+from worldmodel.features import feature_size
+from worldmodel.ppo import PPOConfig, _Learner, ppo
+from worldmodel.starts import StartBank
+
+SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
+PLACES = {"model": "world", "controller": "before", "data": "data", "out": "after"}
+SHORT = PPOConfig(iterations=3, steps=4, horizon=6, critic_size=8, test_every=2, test_dreams=16)
+
+
+def make(world=None, *, num_dreams=32, features="z", temperature=1.0, **kind):
+    world = world or walk_world()
+    dreams = Dreams(world, num_dreams, temperature=temperature, termination="threshold")
+    controller = Controller(feature_size(world, features), world.action_space, features=features, **kind)
+    return controller, dreams, StartBank.of(world)
+
+
+@pytest.mark.parametrize("kind", [{"ordered": True}, {"ordered": False}, {"hidden_size": 4, "features": "zhc"}])
+def test_it_learns_to_walk(kind):
+    controller, dreams, starts = make(temperature=0.0, **kind)
+    if "hidden_size" in kind:
+        torch.nn.init.normal_(controller.layers[0].weight, generator=torch.Generator().manual_seed(0))
+    config = PPOConfig(iterations=60, steps=8, horizon=8, discount=0.9, learning_rate=3e-2, test_every=20, test_dreams=64)
+    tests = []
+    found = ppo(controller, dreams, starts, config=config, horizon=8, on_iteration=lambda i: tests.append(i.test))
+    generator = dreams.generator(5)
+    before, _ = dreams.score(controller, 8, generator=generator)
+    after, _ = dreams.score(found, 8, generator=generator)
+    assert after.mean() > before.mean() + 1.0  # reward is where it stands, and it stood still
+    assert [number for number, test in enumerate(tests, 1) if test is not None] == [20, 40, 60]
+
+
+def test_a_box_is_learned_too():
+    world = random_world(spaces.Box(-1.0, 1.0, (2,)), termination_bias=-50.0, seed=3)
+    controller, dreams, starts = make(world, temperature=0.0)
+    config = PPOConfig(iterations=40, steps=8, horizon=8, learning_rate=3e-2, test_every=10, test_dreams=64)
+    found = []
+    ppo(controller, dreams, starts, config=config, horizon=8, on_iteration=found.append)
+    start, _ = dreams.score(controller, 8, generator=dreams.generator(0))
+    assert found[-1].best_test > start.mean() + 0.1 * start.std()
+
+
+def test_advantages_are_those_of_the_definition():
+    controller, dreams, starts = make()
+    config = PPOConfig(discount=0.9, gae_lambda=0.8)
+    learner = _Learner(controller, dreams, starts, config, 0)
+    generator = torch.Generator().manual_seed(0)
+    values, targets = (torch.randn(6, 5, generator=generator) for _ in range(2))
+    overs = torch.rand(6, 5, generator=generator) < 0.3
+    found = learner._advantages(values, targets, overs)
+    for b in range(5):
+        for t in range(6):
+            expected, weight = 0.0, 1.0
+            for k in range(t, 6):
+                expected += weight * (targets[k, b] - values[k, b])
+                weight *= 0.9 * 0.8
+                if overs[k, b]:
+                    break
+            assert found[t, b] == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_dreams_are_cut_off_and_begin_anew_from_the_starts():
+    controller, dreams, starts = make(random_world(termination_bias=-50.0))
+    learner = _Learner(controller, dreams, starts, PPOConfig(steps=20, horizon=5), 0)
+    steps, ends = learner._dream()
+    assert ends == 0
+    z = (steps.features * learner._scale).unflatten(0, (20, 32))
+    at_start = (z[:, :, None] - starts.mean).abs().amax(dim=-1).amin(dim=-1) < 1e-5  # (T, B); no noise in this V
+    for b in range(32):
+        begun = at_start[:, b].nonzero()[:, 0]
+        assert begun[0] == 0
+        assert begun[1] <= 5  # some are older than others when they begin
+        assert torch.equal(begun[1:].diff(), torch.full((len(begun) - 2,), 5))
+
+
+def test_the_critic_learns_what_steps_are_worth():
+    controller, dreams, starts = make(random_world(termination_bias=-2.0), num_dreams=256)
+    learner = _Learner(controller, dreams, starts, PPOConfig(steps=16, critic_learning_rate=1e-2, discount=0.8), 0)
+    explained = [learner.iterate()[2] for _ in range(30)]
+    assert explained[-1] > max(0.5, explained[0])
+
+
+def test_nothing_is_learned_from_a_zero_rate_and_scaling_is_undone():
+    controller, dreams, starts = make(bias=False, features="zhc", ordered=True)
+    torch.nn.init.normal_(controller.layers[0].weight, std=0.1, generator=torch.Generator().manual_seed(0))
+    learner = _Learner(copy.deepcopy(controller), dreams, starts, SHORT, 0)
+    assert torch.allclose(learner.controller().layers[0].weight, controller.layers[0].weight)
+
+
+def test_a_controller_that_is_too_sure_is_made_less_so():
+    controller, dreams, starts = make(bias=True, ordered=False)
+    torch.nn.init.normal_(controller.layers[0].weight, std=100.0, generator=torch.Generator().manual_seed(0))
+    learner = _Learner(copy.deepcopy(controller), dreams, starts, SHORT, 0)
+    softened = learner.controller()
+    seen = starts.features("z")
+    assert softened.outputs(seen).std(correction=0).item() == pytest.approx(1.5, rel=1e-4)
+    assert torch.equal(softened(seen), controller(seen))
+
+
+def test_the_seed_decides_and_the_given_controller_stays():
+    controller, dreams, starts = make(features="zh")
+    before = copy.deepcopy(controller.state_dict())
+    runs = [[], [], []]
+    for run, seed in zip(runs, (0, 0, 1), strict=True):
+        ppo(controller, dreams, starts, config=SHORT, horizon=8, seed=seed, on_iteration=run.append)
+    facts = [[(i.ends, i.entropy, i.test, i.best_test) for i in run] for run in runs]
+    assert facts[0] == facts[1] != facts[2]
+    assert same_bits(before, controller.state_dict())
+    assert [i.number for i in runs[0]] == [1, 2, 3]
+    assert [i.test is None for i in runs[0]] == [True, False, False]  # every second, and the last
+
+
+def test_what_is_returned_is_never_worse_in_the_test_than_the_start():
+    controller, dreams, starts = make(temperature=0.0)
+    with torch.no_grad():
+        controller.layers[0].bias.copy_(torch.tensor([0.0, 0.0, 9.0]))  # always forth
+    reckless = PPOConfig(iterations=2, steps=2, horizon=2, learning_rate=1e3, test_every=1, test_dreams=16)
+    found = []
+    kept = ppo(controller, dreams, starts, config=reckless, horizon=8, on_iteration=found.append)
+    start, _ = dreams.variant(num_dreams=16).score(controller, 8, generator=dreams.generator(0))
+    assert found[-1].best_test >= max(i.test for i in found)
+    assert kept is found[-1].controller or same_bits(kept.state_dict(), controller.state_dict())
+    assert torch.isfinite(start).all()
+
+
+def test_ctrl_c_stops_between_iterations():
+    controller, dreams, starts = make()
+
+    def interrupt(iteration):
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt, match="interrupted after 1 iterations"):
+        ppo(controller, dreams, starts, config=SHORT, horizon=8, on_iteration=interrupt)
+
+
+def test_a_temperature_for_each_dream():
+    controller, dreams, starts = make(temperature=torch.linspace(0.0, 2.0, 32))
+    assert isinstance(ppo(controller, dreams, starts, config=SHORT, horizon=8), Controller)
+
+
+def test_what_cannot_be_learned_in_is_refused():
+    controller, dreams, starts = make()
+    with pytest.raises(ValueError, match="dreams: expected dreams that share no luck, got 4 groups"):
+        ppo(controller, dreams.variant(num_groups=4), starts)
+    other, _, _ = make(features="zh")
+    other.features = "z"
+    with pytest.raises(ValueError, match="controller: expected one on the world model's 2 features"):
+        ppo(other, dreams, starts)
+    without = random_world(reward_head=False)
+    with pytest.raises(ValueError, match="without a reward head"):
+        ppo(controller, Dreams(without, 4), StartBank.of(without))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("iterations", 0), ("steps", 1.5), ("breadth", 0.0), ("learning_rate", float("inf")), ("entropy", -1.0),
+     ("discount", 1.0), ("gae_lambda", 1.1), ("minibatches", True)],
+)  # fmt: skip
+def test_numbers_out_of_range_are_named(field, value):
+    with pytest.raises(ValueError, match=f"{field}.*: expected"):
+        PPOConfig(**{field: value})
+
+
+def test_the_script_improves_a_controller_and_says_so(tmp_path, monkeypatch, capsys):
+    env = gym.make("CartPole-v1")
+    world = random_world(env.action_space, env.observation_space)
+    world.save_pretrained(tmp_path / "world")
+    collect("CartPole-v1", out=tmp_path / "data", num_episodes=4, seed=0)
+    Controller(feature_size(world, "zh"), world.action_space).save_pretrained(tmp_path / "before")
+    monkeypatch.syspath_prepend(SCRIPTS)
+    places = [f"--{name}={tmp_path / place}" for name, place in PLACES.items()]
+    small = "--num-dreams 8 --iterations 2 --steps 3 --horizon 4 --critic-size 4 --minibatches 2 --test-every 1"
+    small += " --test-dreams 4 --whole-horizon 10 --num-states 20 --reach 5 --device cpu"
+    monkeypatch.setattr(sys, "argv", ["improve_controller.py", *places, *small.split()])
+    runpy.run_path(str(SCRIPTS / "improve_controller.py"), run_name="__main__")
+    printed = capsys.readouterr().out
+    assert "dream return before" in printed
+    assert "dream return after" in printed
+    assert Controller.from_pretrained(tmp_path / "after").size == 9
+    with pytest.raises(SystemExit):  # it is there already
+        runpy.run_path(str(SCRIPTS / "improve_controller.py"), run_name="__main__")
+    assert "overwrite" in capsys.readouterr().err

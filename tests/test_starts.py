@@ -1,0 +1,88 @@
+"""States from within real episodes: M's state must be what the episode makes of it, and the steps those that were asked for."""
+
+import numpy as np
+import pytest
+import torch
+from toy_data import labelled_episode, write_store
+from toy_worlds import random_world
+
+from worldmodel.encoding import encode_store
+from worldmodel.starts import StartBank, _choose
+
+
+def make(tmp_path, lengths=(9, 4, 30, 17), *, terminated=True):
+    world = random_world(vision_scale=10.0, observation_space=write_store(tmp_path / "space", []).observation_space)
+    write_store(tmp_path / "data", [labelled_episode(k, n, terminated=terminated) for k, n in enumerate(lengths)])
+    return world
+
+
+def places(world, bank):
+    """Episode and step of each state, which the made-up observations spell out."""
+    return [tuple(row) for row in world.decode(bank.mean).round().int().tolist()]
+
+
+@pytest.mark.parametrize("encoded", [False, True])
+def test_the_state_is_what_the_episode_made_of_it(tmp_path, encoded):
+    world = make(tmp_path)
+    data = tmp_path / "data"
+    if encoded:
+        data = encode_store(data, vision=world.vision, out=tmp_path / "encoded", dtype="float32").path
+    bank = StartBank.along(world, data, num_states=60, first_frames=0.0, before_ends=0.4, reach=3)
+    assert len(bank) == 60
+    for number, (episode, step) in enumerate(places(world, bank)):
+        lstm = world.mdnrnn.initial_state(1)
+        for t in range(step):
+            z = world.encode(torch.tensor([[float(episode), float(t)]]))
+            lstm = world.mdnrnn.advance(z, world.action_features.flatten(torch.tensor([t % 3])), lstm)
+        assert torch.allclose(bank.lstm.h[:, number], lstm.h[:, 0], atol=1e-5)
+        assert torch.allclose(bank.lstm.c[:, number], lstm.c[:, 0], atol=1e-5)
+
+
+def test_the_steps_are_those_that_were_asked_for(tmp_path):
+    lengths = (9, 4, 30, 17)
+    world = make(tmp_path, lengths)
+    before_ends = places(
+        world, StartBank.along(world, tmp_path / "data", num_states=300, first_frames=0.0, before_ends=1.0, reach=6)
+    )
+    assert {(k, lengths[k] - step) for k, step in before_ends} == {
+        (k, back) for k in range(4) for back in range(1, min(6, lengths[k]) + 1)
+    }
+    anywhere = places(world, StartBank.along(world, tmp_path / "data", num_states=900, first_frames=0.0, before_ends=0.0))
+    assert set(anywhere) == {(k, step) for k in range(4) for step in range(lengths[k])}
+    firsts = StartBank.along(world, tmp_path / "data", num_states=50, first_frames=1.0, before_ends=0.0)
+    assert (firsts.lstm.h == 0).all()
+    assert (firsts.mean[:, None] == world.start_mean).all(dim=2).any(dim=1).all()
+
+
+def test_episodes_that_were_cut_off_have_no_end_to_learn_from(tmp_path):
+    world = make(tmp_path, terminated=False)
+    assert len(StartBank.along(world, tmp_path / "data", num_states=50, first_frames=0.1, before_ends=0.3)) == 35
+
+
+def test_steps_are_spread_evenly():
+    which, at, dying = _choose(np.array([10, 30]), 4000, 0, 5, np.random.default_rng(0))
+    assert not dying.any()
+    assert np.bincount(which)[1] / 4000 == pytest.approx(0.75, abs=0.03)
+    assert at[which == 0].mean() == pytest.approx(4.5, abs=0.4)
+
+
+def test_the_seed_decides(tmp_path):
+    world = make(tmp_path)
+    banks = [StartBank.along(world, tmp_path / "data", num_states=40, seed=seed) for seed in (0, 0, 1)]
+    assert torch.equal(banks[0].lstm.h, banks[1].lstm.h)
+    assert places(world, banks[0]) != places(world, banks[2])
+
+
+@pytest.mark.parametrize(
+    "numbers", [{"num_states": 0}, {"reach": 0}, {"first_frames": -0.1}, {"first_frames": 0.6, "before_ends": 0.6}]
+)
+def test_numbers_out_of_range_are_refused(tmp_path, numbers):
+    world = make(tmp_path)
+    with pytest.raises(ValueError, match="num_states, reach, first_frames, before_ends: expected"):
+        StartBank.along(world, tmp_path / "data", **numbers)
+
+
+def test_data_of_another_environment_are_refused(tmp_path):
+    make(tmp_path)
+    with pytest.raises(ValueError, match="expected the world model's observation space"):
+        StartBank.along(random_world(), tmp_path / "data")
