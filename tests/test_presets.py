@@ -16,6 +16,7 @@ def test_every_number_is_an_argument_of_what_it_is_for(preset):
     assert set(preset.controller) <= set(inspect.signature(wm.evolve).parameters)
     assert preset.env.startswith("worldmodel.environments:")
     assert preset.rollouts * preset.controller["population"] > 0
+    assert set(preset.starts) <= set(inspect.signature(wm.StartBank.along).parameters)
 
 
 def test_the_sizes_are_those_of_the_paper():
@@ -40,7 +41,7 @@ def test_a_small_experiment_is_the_same_with_smaller_numbers():
         assert set(less.temperatures) <= set(preset.temperatures)
 
 
-@pytest.mark.parametrize("part", ["collect", "train_vae", "train_mdnrnn", "train_controller", "evaluate"])
+@pytest.mark.parametrize("part", ["collect", "train_vae", "train_mdnrnn", "train_controller", "improve_controller", "evaluate"])
 def test_scripts_find_their_part(part):
     assert DOOM.options(part)
 
