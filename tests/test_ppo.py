@@ -186,7 +186,7 @@ def test_the_script_improves_a_controller_and_says_so(tmp_path, monkeypatch, cap
     monkeypatch.syspath_prepend(SCRIPTS)
     places = [f"--{name}={tmp_path / place}" for name, place in PLACES.items()]
     small = "--num-dreams 8 --iterations 2 --steps 3 --horizon 4 --critic-size 4 --minibatches 2 --test-every 1"
-    small += " --test-dreams 4 --whole-horizon 10 --num-states 20 --reach 5 --device cpu"
+    small += " --test-dreams 4 --whole-horizon 10 --num-states 20 --nearest 1 --farthest 5 --device cpu"
     monkeypatch.setattr(sys, "argv", ["improve_controller.py", *places, *small.split()])
     runpy.run_path(str(SCRIPTS / "improve_controller.py"), run_name="__main__")
     printed = capsys.readouterr().out

@@ -26,7 +26,7 @@ PRESET = Preset(
     rollouts=2,
     ppo=wm.PPOConfig(iterations=2, steps=2, horizon=4, critic_size=4, minibatches=1, test_every=1, test_dreams=4),
     ppo_dreams=8,
-    starts={"num_states": 20, "reach": 5},
+    starts={"num_states": 20, "nearest": 1, "farthest": 5},
     termination="sample",
     dream_precision="float32",
     temperatures=(0.5, 1.15),

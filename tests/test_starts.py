@@ -27,7 +27,7 @@ def test_the_state_is_what_the_episode_made_of_it(tmp_path, encoded):
     data = tmp_path / "data"
     if encoded:
         data = encode_store(data, vision=world.vision, out=tmp_path / "encoded", dtype="float32").path
-    bank = StartBank.along(world, data, num_states=60, first_frames=0.0, before_ends=0.4, reach=3)
+    bank = StartBank.along(world, data, num_states=60, first_frames=0.0, before_ends=0.4, nearest=1, farthest=3)
     assert len(bank) == 60
     for number, (episode, step) in enumerate(places(world, bank)):
         lstm = world.mdnrnn.initial_state(1)
@@ -41,12 +41,10 @@ def test_the_state_is_what_the_episode_made_of_it(tmp_path, encoded):
 def test_the_steps_are_those_that_were_asked_for(tmp_path):
     lengths = (9, 4, 30, 17)
     world = make(tmp_path, lengths)
-    before_ends = places(
-        world, StartBank.along(world, tmp_path / "data", num_states=300, first_frames=0.0, before_ends=1.0, reach=6)
-    )
-    assert {(k, lengths[k] - step) for k, step in before_ends} == {
-        (k, back) for k in range(4) for back in range(1, min(6, lengths[k]) + 1)
-    }
+    part = {"first_frames": 0.0, "before_ends": 1.0, "nearest": 5, "farthest": 7}
+    before_ends = places(world, StartBank.along(world, tmp_path / "data", num_states=300, **part))
+    expected = {(k, back) for k in (0, 2, 3) for back in (5, 6, 7)} | {(1, 4)}  # all of the shorter episode
+    assert {(k, lengths[k] - step) for k, step in before_ends} == expected
     anywhere = places(world, StartBank.along(world, tmp_path / "data", num_states=900, first_frames=0.0, before_ends=0.0))
     assert set(anywhere) == {(k, step) for k in range(4) for step in range(lengths[k])}
     firsts = StartBank.along(world, tmp_path / "data", num_states=50, first_frames=1.0, before_ends=0.0)
@@ -60,7 +58,7 @@ def test_episodes_that_were_cut_off_have_no_end_to_learn_from(tmp_path):
 
 
 def test_steps_are_spread_evenly():
-    which, at, dying = _choose(np.array([10, 30]), 4000, 0, 5, np.random.default_rng(0))
+    which, at, dying = _choose(np.array([10, 30]), 4000, 0, (1, 5), np.random.default_rng(0))
     assert not dying.any()
     assert np.bincount(which)[1] / 4000 == pytest.approx(0.75, abs=0.03)
     assert at[which == 0].mean() == pytest.approx(4.5, abs=0.4)
@@ -74,11 +72,12 @@ def test_the_seed_decides(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "numbers", [{"num_states": 0}, {"reach": 0}, {"first_frames": -0.1}, {"first_frames": 0.6, "before_ends": 0.6}]
+    "numbers",
+    [{"num_states": 0}, {"first_frames": -0.1}, {"first_frames": 0.6, "before_ends": 0.6}, {"nearest": 0}, {"nearest": 51}],
 )
 def test_numbers_out_of_range_are_refused(tmp_path, numbers):
     world = make(tmp_path)
-    with pytest.raises(ValueError, match="num_states, reach, first_frames, before_ends: expected"):
+    with pytest.raises(ValueError, match=": expected"):
         StartBank.along(world, tmp_path / "data", **numbers)
 
 

@@ -27,7 +27,7 @@
 | CMA-ES: first sigma            | -           | 0.1              | -                | 0.1             | 0.1                   |
 | CMA-ES: generations            | -           | -                | 1,800            | -               | 6 / 20                |
 | test of the mean               | -           | 25 gen., 1,024   | -                | 25 gen., 1,024  | 3 / 5 gen., 1,024     |
-| PPO after it                   | -           | -                | -                | -               | 300 iterations / -    |
+| PPO after it                   | -           | -                | -                | -               | 600 iterations / -    |
 | temperature that transfers     | 1.15        | 1.25             | -                | -               | 0.1 to 1.3            |
 | a dream ends                   | p > 0.5     | p > 0.5          | never            | never           | p > 0.5 / never       |
 
@@ -188,8 +188,8 @@ DOOM = Preset(
         "ordered": True,
         "target": 0.98 * DOOM_STEPS,
     },
-    ppo=PPOConfig(iterations=300, horizon=80, entropy=0.01, test_every=100),
-    starts={"num_states": 10_000, "before_ends": 0.5},
+    ppo=PPOConfig(iterations=600, horizon=80, entropy=0.003, test_every=100),
+    starts={"num_states": 10_000, "before_ends": 0.3},
     temperatures=(0.1, 0.5, 1.0, 1.15, 1.3),
     paper={
         0.1: "193 ± 58",
@@ -234,19 +234,19 @@ def small(preset: Preset) -> Preset:
     return replace(
         preset,
         num_episodes=preset.small_episodes,
-        vae_training=replace(preset.vae_training, num_updates=1_000, evaluate_every=250, max_test_batches=10),
+        vae_training=replace(preset.vae_training, num_updates=1_800, evaluate_every=300, max_test_batches=10),
         mdnrnn={**preset.mdnrnn, "hidden_size": 256},
         data=replace(preset.data, window=200, batch_size=50),
-        mdnrnn_training=replace(preset.mdnrnn_training, num_updates=500, evaluate_every=100),
+        mdnrnn_training=replace(preset.mdnrnn_training, num_updates=350, evaluate_every=50),
         controller={
             **preset.controller,
-            "generations": min(10, preset.controller["generations"]),
+            "generations": preset.controller["generations"] // 2,
             "population": 32,
             "test_dreams": 256,
             "patience": 2,
         },
         rollouts=8,
-        ppo=None if preset.ppo is None else replace(preset.ppo, iterations=80, test_every=40, test_dreams=128),
+        ppo=None if preset.ppo is None else replace(preset.ppo, iterations=40, test_every=20, test_dreams=128),
         ppo_dreams=512,
         starts=dict(preset.starts) | {"num_states": 3_000},
         temperatures=preset.temperatures if len(preset.temperatures) == 1 else (0.1, 1.0, 1.15),

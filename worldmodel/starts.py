@@ -85,7 +85,8 @@ class StartBank:
         num_states: int = 10_000,
         first_frames: float = 0.1,
         before_ends: float = 0.3,
-        reach: int = 50,
+        nearest: int = 8,
+        farthest: int = 50,
         seed: int = 0,
     ) -> StartBank:
         """Take states from anywhere in real episodes, where all that went before has primed M.
@@ -98,18 +99,19 @@ class StartBank:
             data: path of a store of the world model's environment, of observations or encoded by its V.
             num_states: N, or fewer where episodes were cut off and did not terminate.
             first_frames: part of the states that are first frames, as `of` has them.
-            before_ends: part that lie up to ``reach`` steps before a termination; the rest is spread over all steps.
-            reach: in steps.
+            before_ends: part that lie shortly before a termination; the rest is spread over all steps.
+            nearest: steps before a termination at least, as in the last ones nothing can be done; in shorter episodes, all.
+            farthest: steps before a termination at most.
             seed: of all draws.
 
         Raises:
             ValueError: if a number is out of range, or the data are of another environment or encoded by another V.
         """
-        if num_states < 1 or reach < 1 or min(first_frames, before_ends) < 0 or first_frames + before_ends > 1:
-            given = f"{num_states}, {reach}, {first_frames} and {before_ends}"
-            raise ValueError(
-                f"num_states, reach, first_frames, before_ends: expected >= 1, >= 1 and two parts of one, got {given}"
-            )
+        if num_states < 1 or min(first_frames, before_ends) < 0 or first_frames + before_ends > 1:
+            given = f"{num_states}, {first_frames} and {before_ends}"
+            raise ValueError(f"num_states, first_frames, before_ends: expected >= 1 and two parts of one, got {given}")
+        if not 1 <= nearest <= farthest:
+            raise ValueError(f"nearest, farthest: expected 1 <= nearest <= farthest, got {nearest} and {farthest}")
         episodes = EpisodeCollection.open(data)
         encoded = encoded_form(episodes.stores, world.vision)
         observed = episodes.observation_space if encoded is None else world.observation_space
@@ -119,7 +121,7 @@ class StartBank:
         chosen = rng.choice(len(episodes), min(len(episodes), MAX_PREFIXES), replace=False)
         chosen = chosen[np.argsort(episodes.lengths[chosen], kind="stable")]
         sizes = [round(part * num_states) for part in (first_frames, before_ends)]
-        which, at, dying = _choose(episodes.lengths[chosen], num_states - sum(sizes), sizes[1], reach, rng)
+        which, at, dying = _choose(episodes.lengths[chosen], num_states - sum(sizes), sizes[1], (nearest, farthest), rng)
         parts = [_first_frames(world, sizes[0], rng)]
         for first in range(0, len(chosen), ABREAST):
             group = (episodes.read(int(number)) for number in chosen[first : first + ABREAST])
@@ -156,14 +158,15 @@ class StartBank:
 
 
 def _choose(
-    lengths: np.ndarray, anywhere: int, before_ends: int, reach: int, rng: np.random.Generator
+    lengths: np.ndarray, anywhere: int, before_ends: int, reach: tuple[int, int], rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Choose steps among episodes of these lengths: the numbers of episode and step, and whether it is for its end."""
     last = np.cumsum(lengths)
     flat = rng.integers(last[-1], size=anywhere)
     which = np.searchsorted(last, flat, side="right")
     dying = rng.integers(len(lengths), size=before_ends)
-    back = rng.integers(1, np.minimum(reach, lengths[dying]), endpoint=True)
+    least, most = (np.minimum(bound, lengths[dying]) for bound in reach)
+    back = rng.integers(least, most, endpoint=True)
     at = np.concatenate([flat - last[which] + lengths[which], lengths[dying] - back])
     return np.concatenate([which, dying]), at, np.arange(len(at)) >= anywhere
 
