@@ -57,6 +57,10 @@ def test_episodes_that_were_cut_off_have_no_end_to_learn_from(tmp_path):
     assert len(StartBank.along(world, tmp_path / "data", num_states=50, first_frames=0.1, before_ends=0.3)) == 35
 
 
+def test_parts_never_come_to_more_than_the_whole(tmp_path):
+    assert len(StartBank.along(make(tmp_path), tmp_path / "data", num_states=3, first_frames=0.5, before_ends=0.5)) == 3
+
+
 def test_steps_are_spread_evenly():
     which, at, dying = _choose(np.array([10, 30]), 4000, 0, (1, 5), np.random.default_rng(0))
     assert not dying.any()

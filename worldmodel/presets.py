@@ -38,8 +38,8 @@ then what appears at once in all of them, a fireball, hardly ever does in a drea
 weak M, though, and CarRacing, whose other numbers of V and M are Doom's, not measured, keeps it. Doom's random play sweeps from
 wall to wall, with random draws between: the controllers that a search finds do so, which random play with holds of 1 to 10
 steps never does, and where M has no data its dreams are too kind. Of the termination's gradient a tenth reaches the LSTM, which
-would else learn the deaths by heart. A search takes 6 generations, after which it gains little, where PPO in short dreams amid
-real episodes goes on to gain; the authors' took many more. dev/LOG.md has the
+would else learn the deaths by heart. A search takes 6 generations, for time's sake, and PPO in short dreams amid real
+episodes goes on from there; the authors' took many more. dev/LOG.md has the
 measurements. What is the library's own in the model (it predicts the change of z; its heads see z and the action beside h) is
 as its defaults have it.
 """

@@ -120,7 +120,7 @@ class StartBank:
         rng, generator = np.random.default_rng(seed), torch.Generator(world.device).manual_seed(seed)
         chosen = rng.choice(len(episodes), min(len(episodes), MAX_PREFIXES), replace=False)
         chosen = chosen[np.argsort(episodes.lengths[chosen], kind="stable")]
-        sizes = [round(part * num_states) for part in (first_frames, before_ends)]
+        sizes = [int(part * num_states) for part in (first_frames, before_ends)]
         which, at, dying = _choose(episodes.lengths[chosen], num_states - sum(sizes), sizes[1], (nearest, farthest), rng)
         parts = [_first_frames(world, sizes[0], rng)]
         for first in range(0, len(chosen), ABREAST):
