@@ -52,6 +52,28 @@ def test_a_matrix_moves_as_under_pytorchs_muon(shape, precision, tolerance):
     assert (ours_moved - theirs_moved).norm() < tolerance * theirs_moved.norm()
 
 
+@pytest.mark.parametrize("precision", ["bfloat16", "float32"])
+@pytest.mark.parametrize("shape", [(16, 5, 4, 4), (64, 16, 2, 3)])
+def test_a_kernel_moves_as_the_matrix_of_its_rows(shape, precision):
+    kernel, matrix = nn.Parameter(torch.zeros(shape)), nn.Parameter(torch.zeros(shape).flatten(1))
+    one, two = (make_optimizer("muon", [p], learning_rate=0.1, precision=precision) for p in (kernel, matrix))
+    steps = gradients(shape)
+    moved = follow(one, kernel, [step.to(memory_format=torch.channels_last) for step in steps])
+    assert torch.equal(moved.flatten(1), follow(two, matrix, [step.flatten(1) for step in steps]))
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float32"])
+@pytest.mark.parametrize("shape", [(512, 256, 1, 2), (1024, 16, 8, 5)])
+def test_each_place_of_a_large_kernel_moves_as_a_matrix_of_its_own(shape, precision):
+    kernel, steps = nn.Parameter(torch.zeros(shape)), gradients(shape)
+    moved = follow(make_optimizer("muon", [kernel], learning_rate=0.1, precision=precision), kernel, steps)
+    for i, j in ((0, 0), (shape[2] - 1, shape[3] - 1)):
+        matrix = nn.Parameter(torch.zeros(shape[:2]))
+        optimizer = make_optimizer("muon", [matrix], learning_rate=0.1, precision=precision)
+        alone = follow(optimizer, matrix, [step[:, :, i, j] for step in steps])
+        assert (moved[:, :, i, j] - alone).norm() < 1e-2 * alone.norm()
+
+
 @pytest.mark.parametrize("shape", [(16, 40), (64, 16), (48, 48)])
 def test_orthogonalize_keeps_singular_vectors(shape):
     left, values, right = torch.linalg.svd(gradients(shape, 1)[0].double(), full_matrices=False)
@@ -60,7 +82,7 @@ def test_orthogonalize_keeps_singular_vectors(shape):
     assert bool((orthogonalize(torch.zeros(shape), torch.float32) == 0).all())
 
 
-@pytest.mark.parametrize("shape", [(7,), (1, 64), (64, 15), (15, 15), (2, 3, 4, 4)])
+@pytest.mark.parametrize("shape", [(7,), (1, 64), (64, 15), (15, 15), (2, 3, 4, 4), (15, 3, 4, 4)])
 def test_all_else_moves_as_under_adam(shape):
     one, two = nn.Parameter(torch.ones(shape)), nn.Parameter(torch.ones(shape))
     mixed = make_optimizer("muon", [nn.Parameter(torch.ones(20, 20)), one], learning_rate=0.1)

@@ -169,7 +169,7 @@ DOOM = Preset(
     small_episodes=500,
     vae=VAEConfig(latent_size=64, kl_tolerance=0.5, free_bits="total"),
     frames=_FRAMES,
-    vae_training=replace(_VAE_TRAINING, num_updates=4_000),
+    vae_training=replace(_VAE_TRAINING, num_updates=4_000, optimizer="muon", learning_rate=3e-3),
     mdnrnn={
         "hidden_size": 512,
         "num_components": 5,
@@ -178,7 +178,7 @@ DOOM = Preset(
         "termination_gradient": 0.1,
     },
     data=DataConfig(window=1000, batch_size=50, test_fraction=0.05, min_length=100),
-    mdnrnn_training=replace(_MDNRNN_TRAINING, num_updates=1_300),
+    mdnrnn_training=replace(_MDNRNN_TRAINING, num_updates=1_400),
     controller={
         **_SEARCH,
         "generations": 6,
@@ -188,7 +188,7 @@ DOOM = Preset(
         "ordered": True,
         "target": 0.98 * DOOM_STEPS,
     },
-    ppo=PPOConfig(iterations=600, horizon=80, entropy=0.003, test_every=100),
+    ppo=PPOConfig(iterations=400, horizon=80, entropy=0.003, test_every=100),
     starts={"num_states": 10_000, "before_ends": 0.3},
     temperatures=(0.1, 0.5, 1.0, 1.15, 1.3),
     paper={
