@@ -10,7 +10,8 @@
 | longest episode                | 2,100 steps | 2,100 steps      | 1,000 steps      | 1,000 steps     | as they are           |
 | z                              | 64          | 64               | 32               | 32              | 64 / 32               |
 | V: passes over the data        | 1           | 10               | 1                | 10              | updates, see below    |
-| V: batch, Adam's rate          | -           | 100, 1e-4        | -                | 100, 1e-4       | 128, 1e-3 to 1e-5     |
+| V: batch                       | -           | 100              | -                | 100             | 128                   |
+| V: optimiser, rate down from   | -           | Adam, 1e-4       | -                | Adam, 1e-4      | Muon 3e-3 / Adam 1e-3 |
 | V: free nats of the KL         | -           | 32 on the total  | -                | 16 on the total | 32 total / 0.5 each   |
 | M: hidden, mixtures            | 512, 5      | 512, 5           | 256, 5           | 256, 5          | as they are           |
 | M: factorisation               | per dim.    | per dim.         | per dim.         | per dim.        | per dimension         |
@@ -27,21 +28,21 @@
 | CMA-ES: first sigma            | -           | 0.1              | -                | 0.1             | 0.1                   |
 | CMA-ES: generations            | -           | -                | 1,800            | -               | 6 / 20                |
 | test of the mean               | -           | 25 gen., 1,024   | -                | 25 gen., 1,024  | 3 / 5 gen., 1,024     |
-| PPO after it                   | -           | -                | -                | -               | 600 iterations / -    |
+| PPO after it                   | -           | -                | -                | -               | 400 iterations / -    |
 | temperature that transfers     | 1.15        | 1.25             | -                | -               | 0.1 to 1.3            |
 | a dream ends                   | p > 0.5     | p > 0.5          | never            | never           | p > 0.5 / never       |
 
-Passes over the data say nothing across batch sizes, so trainings are given in updates; Muon learns in 700 what Adam did not in
-3,000. Doom's V has its free bits on the total, as the authors' has: it packs a picture into some thirteen latents with little
-noise, whose leaps M can dream one by one. With free bits for each dimension all 64 latents carry a little under much noise, and
-then what appears at once in all of them, a fireball, hardly ever does in a dream of independent dimensions; it is easier on a
-weak M, though, and CarRacing, whose other numbers of V and M are Doom's, not measured, keeps it. Doom's random play sweeps from
-wall to wall, with random draws between: the controllers that a search finds do so, which random play with holds of 1 to 10
-steps never does, and where M has no data its dreams are too kind. Of the termination's gradient a tenth reaches the LSTM, which
-would else learn the deaths by heart. A search takes 6 generations, for time's sake, and PPO in short dreams amid real
-episodes goes on from there; the authors' took many more. dev/LOG.md has the
-measurements. What is the library's own in the model (it predicts the change of z; its heads see z and the action beside h) is
-as its defaults have it.
+Passes over the data say nothing across batch sizes, so trainings are given in updates; with Muon, M learns in 700 what it did
+not in 3,000 with Adam, and V in 800 what takes Adam 2,000. Doom's V has its free bits on the total, as the authors' has: it
+packs a picture into few latents with little noise, whose leaps M can dream one by one. With free bits for each dimension all
+64 latents carry a little under much noise, and then what appears at once in all of them, a fireball, hardly ever does in a
+dream of independent dimensions; it is easier on a weak M, though, and CarRacing, whose other numbers of M are Doom's, not
+measured, keeps it, and Adam for V. Doom's random play sweeps from wall to wall, with random draws between: the controllers
+that a search finds do so, which random play with holds of 1 to 10 steps never does, and where M has no data its dreams are
+too kind. Of the termination's gradient a tenth reaches the LSTM, which would else learn the deaths by heart. A search takes 6
+generations, for time's sake, and PPO in short dreams amid real episodes goes on from there; the authors' took many more.
+dev/LOG.md has the measurements. What is the library's own in the model (it predicts the change of z; its heads see z and the
+action beside h) is as its defaults have it.
 """
 
 from __future__ import annotations
@@ -138,6 +139,7 @@ class Preset:
         return parts[part]
 
 
+_SMALL_VAE_UPDATES = {"adam": 1_800, "muon": 1_200}
 _SEARCH = {"population": 64, "sigma": 0.1, "generations": 20, "test_every": 5, "test_dreams": 1024, "patience": 2}
 _FRAMES = FrameConfig(batch_size=128)
 _VAE_TRAINING = TrainingConfig(
@@ -231,10 +233,11 @@ def in_precision(preset: Preset, precision: DreamPrecision) -> Preset:
 
 def small(preset: Preset) -> Preset:
     """The same experiment in a quarter of an hour: less of everything, and lower scores."""
+    updates = _SMALL_VAE_UPDATES[preset.vae_training.optimizer]
     return replace(
         preset,
         num_episodes=preset.small_episodes,
-        vae_training=replace(preset.vae_training, num_updates=1_800, evaluate_every=300, max_test_batches=10),
+        vae_training=replace(preset.vae_training, num_updates=updates, evaluate_every=300, max_test_batches=10),
         mdnrnn={**preset.mdnrnn, "hidden_size": 256},
         data=replace(preset.data, window=200, batch_size=50),
         mdnrnn_training=replace(preset.mdnrnn_training, num_updates=350, evaluate_every=50),

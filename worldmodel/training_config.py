@@ -24,7 +24,7 @@ class TrainingConfig:
         max_test_batches: an evaluation takes at most so many batches, spread evenly over the held-out data and always the same,
             so that its cost does not grow with the data.
         patience: stop after so many evaluations without improvement; None never stops early.
-        optimizer: "adam", or "muon", with which M needs fewer updates (see `worldmodel.optimizers`).
+        optimizer: "adam", or "muon", with which V and M need fewer updates (see `worldmodel.optimizers`).
 
     Raises:
         ValueError: naming the field that is out of range.
