@@ -7,7 +7,7 @@ from toy_data import labelled_episode, write_store
 from toy_worlds import random_world
 
 from worldmodel.encoding import encode_store
-from worldmodel.starts import StartBank, _choose
+from worldmodel.starts import StartBank, _choose, _choose_episodes, _shares
 
 
 def make(tmp_path, lengths=(9, 4, 30, 17), *, terminated=True):
@@ -62,10 +62,37 @@ def test_parts_never_come_to_more_than_the_whole(tmp_path):
 
 
 def test_steps_are_spread_evenly():
-    which, at, dying = _choose(np.array([10, 30]), 4000, 0, (1, 5), np.random.default_rng(0))
+    lengths = np.array([10, 30])
+    which, at, dying = _choose(lengths, _shares(lengths, "steps"), 4000, 0, (1, 5), np.random.default_rng(0))
     assert not dying.any()
     assert np.bincount(which)[1] / 4000 == pytest.approx(0.75, abs=0.03)
     assert at[which == 0].mean() == pytest.approx(4.5, abs=0.4)
+
+
+def test_times_are_spread_evenly():
+    lengths = np.array([10] * 9 + [30] * 3)
+    which, at, dying = _choose(lengths, _shares(lengths, "times"), 6000, 3000, (1, 1), np.random.default_rng(0))
+    assert np.bincount(at[~dying]) == pytest.approx(200, abs=60)  # 4.2 standard deviations of 14
+    assert np.bincount(which[~dying & (at < 10)], minlength=12) == pytest.approx(2000 / 12, abs=55)
+    ends = np.bincount(at[dying], minlength=30)
+    assert ends[9] == pytest.approx(3000 * 0.75 / 1.75, abs=120)  # of 12 that came to step 9, 9 died; of 3 at 29 all
+    assert ends[9] + ends[29] == 3000
+
+
+def test_times_that_few_episodes_reach_count_less():
+    lengths = np.array([10] * 99 + [1000])
+    shares = _shares(lengths, "times")
+    assert shares[:10] == pytest.approx(1 / 100)
+    assert shares[10:] == pytest.approx(1 / 2)  # of 1 in 50
+
+
+def test_episodes_that_come_to_late_times_prime_m_first():
+    lengths = np.array([10] * 6000 + [200] * 500)
+    chosen = _choose_episodes(lengths, "times", np.random.default_rng(0))
+    assert len(set(chosen)) == 2000
+    assert (chosen >= 6000).sum() > 480
+    assert (np.diff(lengths[chosen]) >= 0).all()
+    assert (_choose_episodes(lengths, "steps", np.random.default_rng(0)) >= 6000).sum() < 220
 
 
 def test_the_seed_decides(tmp_path):
@@ -77,7 +104,14 @@ def test_the_seed_decides(tmp_path):
 
 @pytest.mark.parametrize(
     "numbers",
-    [{"num_states": 0}, {"first_frames": -0.1}, {"first_frames": 0.6, "before_ends": 0.6}, {"nearest": 0}, {"nearest": 51}],
+    [
+        {"num_states": 0},
+        {"first_frames": -0.1},
+        {"first_frames": 0.6, "before_ends": 0.6},
+        {"nearest": 0},
+        {"nearest": 51},
+        {"even": "time"},
+    ],
 )
 def test_numbers_out_of_range_are_refused(tmp_path, numbers):
     world = make(tmp_path)

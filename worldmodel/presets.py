@@ -191,7 +191,7 @@ DOOM = Preset(
         "target": 0.98 * DOOM_STEPS,
     },
     ppo=PPOConfig(iterations=400, horizon=80, entropy=0.003, test_every=100),
-    starts={"num_states": 10_000, "before_ends": 0.3},
+    starts={"num_states": 10_000, "before_ends": 0.3, "even": "times"},
     temperatures=(0.1, 0.5, 1.0, 1.15, 1.3),
     paper={
         0.1: "193 ± 58",

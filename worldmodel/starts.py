@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from worldmodel.world import WorldModel
 
 MAX_PREFIXES = 2_000  # primed from so many episodes at most
 ABREAST = 64  # episodes of like lengths that prime M side by side
+FEWEST = 0.02  # part of the episodes; times that fewer of them reach have less than an even share of the starts
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class StartBank:
         before_ends: float = 0.3,
         nearest: int = 8,
         farthest: int = 50,
+        even: Literal["steps", "times"] = "steps",
         seed: int = 0,
     ) -> StartBank:
         """Take states from anywhere in real episodes, where all that went before has primed M.
@@ -102,6 +105,8 @@ class StartBank:
             before_ends: part that lie shortly before a termination; the rest is spread over all steps.
             nearest: steps before a termination at least, as in the last ones nothing can be done; in shorter episodes, all.
             farthest: steps before a termination at most.
+            even: "steps" are as they are in the data; of "times" since an episode's start, each has as many states as any
+                other, as an agent may come to live longer than the episodes do, and late times may be others than early ones.
             seed: of all draws.
 
         Raises:
@@ -112,16 +117,18 @@ class StartBank:
             raise ValueError(f"num_states, first_frames, before_ends: expected >= 1 and two parts of one, got {given}")
         if not 1 <= nearest <= farthest:
             raise ValueError(f"nearest, farthest: expected 1 <= nearest <= farthest, got {nearest} and {farthest}")
+        if even not in ("steps", "times"):
+            raise ValueError(f"even: expected 'steps' or 'times', got {even!r}")
         episodes = EpisodeCollection.open(data)
         encoded = encoded_form(episodes.stores, world.vision)
         observed = episodes.observation_space if encoded is None else world.observation_space
         world.check_spaces(observed, episodes.action_space, source=str(data))
         vision = world.vision if encoded is None else encoded.to(world.device)
         rng, generator = np.random.default_rng(seed), torch.Generator(world.device).manual_seed(seed)
-        chosen = rng.choice(len(episodes), min(len(episodes), MAX_PREFIXES), replace=False)
-        chosen = chosen[np.argsort(episodes.lengths[chosen], kind="stable")]
+        chosen = _choose_episodes(episodes.lengths, even, rng)
         sizes = [int(part * num_states) for part in (first_frames, before_ends)]
-        which, at, dying = _choose(episodes.lengths[chosen], num_states - sum(sizes), sizes[1], (nearest, farthest), rng)
+        lengths, reach = episodes.lengths[chosen], (nearest, farthest)
+        which, at, dying = _choose(lengths, _shares(lengths, even), num_states - sum(sizes), sizes[1], reach, rng)
         parts = [_first_frames(world, sizes[0], rng)]
         for first in range(0, len(chosen), ABREAST):
             group = (episodes.read(int(number)) for number in chosen[first : first + ABREAST])
@@ -157,17 +164,45 @@ class StartBank:
         return self.take(index, box_muller(uniform[:, 1:])[:, :size])
 
 
+def _shares(lengths: np.ndarray, even: str) -> np.ndarray:
+    """What a step counts by its time t since the episode's start, (longest,): 1, or one over the episodes that come to it."""
+    if even == "steps":
+        return np.ones(lengths.max())
+    alive = len(lengths) - np.searchsorted(np.sort(lengths), np.arange(lengths.max()), side="right")  # longer than t
+    return 1 / np.maximum(alive, FEWEST * len(lengths))
+
+
+def _choose_episodes(lengths: np.ndarray, even: str, rng: np.random.Generator) -> np.ndarray:
+    """Which episodes prime M, in the order of their lengths: any, or rather those that come to where few do."""
+    count = min(len(lengths), MAX_PREFIXES)
+    likely = None if even == "steps" else np.cumsum(_shares(lengths, even))[lengths - 1]
+    chosen = rng.choice(len(lengths), count, replace=False, p=None if likely is None else likely / likely.sum())
+    return chosen[np.argsort(lengths[chosen], kind="stable")]
+
+
 def _choose(
-    lengths: np.ndarray, anywhere: int, before_ends: int, reach: tuple[int, int], rng: np.random.Generator
+    lengths: np.ndarray,
+    shares: np.ndarray,
+    anywhere: int,
+    before_ends: int,
+    reach: tuple[int, int],
+    rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Choose steps among episodes of these lengths: the numbers of episode and step, and whether it is for its end."""
-    last = np.cumsum(lengths)
-    flat = rng.integers(last[-1], size=anywhere)
-    which = np.searchsorted(last, flat, side="right")
-    dying = rng.integers(len(lengths), size=before_ends)
+    """Choose steps among episodes of these lengths: the numbers of episode and step, and whether it is for its end.
+
+    A step at time t is chosen as often as ``shares[t]`` says, and an end at t, too.
+    """
+    upto = np.cumsum(shares)  # (longest,)
+    last = np.cumsum(upto[lengths - 1])  # (episodes,)
+    drawn = rng.random(anywhere) * last[-1]
+    which = np.searchsorted(last, drawn, side="right").clip(max=len(lengths) - 1)
+    within = drawn - last[which] + upto[lengths[which] - 1]
+    at = np.minimum(np.searchsorted(upto, within, side="right"), lengths[which] - 1)
+    ends = shares[lengths - 1]
+    dying = rng.choice(len(lengths), before_ends, p=ends / ends.sum())
     least, most = (np.minimum(bound, lengths[dying]) for bound in reach)
     back = rng.integers(least, most, endpoint=True)
-    at = np.concatenate([flat - last[which] + lengths[which], lengths[dying] - back])
+    at = np.concatenate([at, lengths[dying] - back])
     return np.concatenate([which, dying]), at, np.arange(len(at)) >= anywhere
 
 
