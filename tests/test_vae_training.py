@@ -95,20 +95,22 @@ def test_fewer_frames_than_a_batch_make_one_batch(data):
     assert sorted(numbers(few, 0)[0]) == [40, 41]
 
 
-def test_stop_and_resume_give_the_same_v_as_never_stopping(tmp_path):
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_stop_and_resume_give_the_same_v_as_never_stopping(tmp_path, optimizer):
+    settings = config(optimizer=optimizer)
     dot_store(tmp_path / "data", 8)
-    whole = train_vae(tmp_path / "data", out=tmp_path / "whole", training_config=config(), **SMALL)
+    whole = train_vae(tmp_path / "data", out=tmp_path / "whole", training_config=settings, **SMALL)
 
     def stop(progress):
         raise RuntimeError("pulled the plug")
 
     with pytest.raises(RuntimeError, match="pulled the plug"):
-        train_vae(tmp_path / "data", out=tmp_path / "cut", training_config=config(), on_progress=stop, **SMALL)
+        train_vae(tmp_path / "data", out=tmp_path / "cut", training_config=settings, on_progress=stop, **SMALL)
     with pytest.raises(FileExistsError, match="already holds a run; pass resume"):
-        train_vae(tmp_path / "data", out=tmp_path / "cut", training_config=config(), **SMALL)
-    resumed = train_vae(tmp_path / "data", out=tmp_path / "cut", training_config=config(), resume=True, **SMALL)
+        train_vae(tmp_path / "data", out=tmp_path / "cut", training_config=settings, **SMALL)
+    resumed = train_vae(tmp_path / "data", out=tmp_path / "cut", training_config=settings, resume=True, **SMALL)
     assert resumed.fingerprint == whole.fingerprint
-    again = train_vae(tmp_path / "data", out=tmp_path / "cut", training_config=config(), resume=True, **SMALL)
+    again = train_vae(tmp_path / "data", out=tmp_path / "cut", training_config=settings, resume=True, **SMALL)
     assert again.fingerprint == whole.fingerprint
     assert whole.provenance["training"]["updates"] == 4
     assert wm.ConvVAE.from_pretrained(tmp_path / "whole").provenance["data_fingerprint"]
