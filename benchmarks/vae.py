@@ -37,7 +37,7 @@ class ObviousVAE(ConvVAE):
             image = layer(image).relu()
         return self.deconvolutions[-1](image).permute(0, 2, 3, 1).float().sigmoid()
 
-    def _encode_images(self, image: Tensor) -> tuple[Tensor, Tensor]:
+    def _encode_small_images(self, image: Tensor) -> tuple[Tensor, Tensor]:
         image = image.permute(0, 3, 1, 2).contiguous()
         for layer in self.convolutions:
             image = layer(image).relu()

@@ -143,6 +143,20 @@ def test_dimensions_in_use_are_those_whose_mean_varies():
     assert metrics["dimensions_in_use"] == 2
 
 
+@pytest.mark.parametrize(("free_bits", "tolerance"), [("total", 0.75), ("dimension", 0.25)])
+def test_fewer_latents_are_those_of_the_whole_and_the_others_are_constant(free_bits, tolerance):
+    vision, others = make_vae(MIXED, free_bits=free_bits, kl_tolerance=0.25), torch.arange(6) / 10
+    fewer = vision.with_latents(torch.tensor([1, 4]), others)
+    assert fewer.config == VAEConfig(latent_size=2, free_bits=free_bits, kl_tolerance=tolerance)
+    assert fewer.latent_size == vision.latent_size - 4
+    observations = {path: np.asarray(leaf) for path, leaf in vision.decode(torch.randn(3, vision.latent_size)).items()}
+    for part, whole in zip(fewer.encode(observations), vision.encode(observations), strict=True):
+        torch.testing.assert_close(part, torch.cat([whole[:, [1, 4]], whole[:, 6:]], dim=1))
+    latents = torch.randn(5, 2)
+    whole = others.repeat(5, 1).index_copy(1, torch.tensor([1, 4]), latents)
+    torch.testing.assert_close(fewer.decode_images(latents), vision.decode_images(whole))
+
+
 def test_the_loss_depends_on_the_generator_only():
     vision, batch = make_vae(), FrameBatch(torch.as_tensor(random_images(COLOUR, (5,))))
     torch.manual_seed(1)

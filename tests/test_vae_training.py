@@ -9,14 +9,15 @@ from toy_images import COLOUR, MIXED, dot_store
 
 import worldmodel as wm
 from worldmodel import vae_training
-from worldmodel.sequences import EpisodeCollection
+from worldmodel.sequences import EpisodeCollection, split_episodes
+from worldmodel.vae import divergence
 from worldmodel.vae_training import FrameData, train_vae
 
 SMALL = {"config": wm.VAEConfig(latent_size=3), "frame_config": wm.FrameConfig(batch_size=8, test_fraction=0.25)}
 
 
 def config(num_updates=4, **fields):
-    return wm.TrainingConfig(num_updates=num_updates, evaluate_every=2, max_test_batches=2, **fields)
+    return wm.TrainingConfig(**{"num_updates": num_updates, "evaluate_every": 2, "max_test_batches": 2, **fields})
 
 
 def numbered_store(path, lengths):
@@ -141,6 +142,26 @@ def test_training_goes_on_from_an_initial_v(tmp_path):
     torch.testing.assert_close(second.mean_head.weight, first.mean_head.weight)
     with pytest.raises(ValueError, match="config: expected none beside an initial V"):
         train_vae(tmp_path / "data", out=tmp_path / "c", initial=first, **SMALL)
+
+
+@pytest.mark.parametrize("kept", [1, 2])
+def test_latents_that_say_little_are_cut_off(tmp_path, kept):
+    dot_store(tmp_path / "data", 8)
+    settings = config(max_test_batches=1000)
+    whole = train_vae(tmp_path / "data", out=tmp_path / "whole", training_config=settings, **SMALL)
+    _, held_out = split_episodes(8, test_fraction=0.25, seed=0)
+    episodes = EpisodeCollection.open(tmp_path / "data")
+    data = FrameData(episodes, held_out, path="", batch_size=8, seed=0, shuffle=False)
+    frames = torch.cat([data.batch(0, index).image for index in range(data.num_batches(0))])
+    nats = divergence(*whole.encode(frames)).mean(dim=0)
+    bound = nats.sort(descending=True).values[[kept - 1, kept]].mean().item() if kept > 1 else 1e9  # one stays always
+    fewer = {**SMALL, "config": wm.VAEConfig(latent_size=3, min_nats=bound)}
+    arguments = {"out": tmp_path / "fewer", "training_config": settings, **fewer}
+    vision = train_vae(tmp_path / "data", **arguments)
+    assert vision.latent_size == kept
+    number = nats.topk(kept).indices.sort().values
+    torch.testing.assert_close(vision.encode(frames)[0], whole.encode(frames)[0][:, number])
+    assert train_vae(tmp_path / "data", **arguments, resume=True).fingerprint == vision.fingerprint
 
 
 def test_the_vectors_beside_an_image_are_standardised(tmp_path):

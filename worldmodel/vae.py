@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -51,6 +51,8 @@ class VAEConfig:
         large_error_weight: what an error's fourth power weighs beside its square, in the sum over pixels with values in [0, 1];
             0 is the paper's squared error. The fourth power is for what is small, bright and decides, such as a distant
             fireball: for the square alone, missing it costs V less than the nats that tell where it is (dev/LOG.md).
+        min_nats: latents with less KL than this, in nats on the average over images, are cut off when `train_vae` is done. They
+            tell nothing, which M would have to find out, and learns all else more slowly meanwhile (dev/LOG.md).
         crop_top: rows of the image that are cut off at its upper edge.
         crop_bottom: rows that are cut off at its lower edge.
         crop_left: columns that are cut off on the left.
@@ -64,6 +66,7 @@ class VAEConfig:
     kl_tolerance: float = 0.5
     free_bits: Literal["total", "dimension"] = "total"
     large_error_weight: float = 0.0
+    min_nats: float = 0.0
     crop_top: int = 0
     crop_bottom: int = 0
     crop_left: int = 0
@@ -73,7 +76,7 @@ class VAEConfig:
         """Check every field."""
         if not isinstance(self.latent_size, int) or self.latent_size < 1:
             raise ValueError(f"latent_size: expected an integer >= 1, got {self.latent_size}")
-        for name in ("kl_tolerance", "large_error_weight"):
+        for name in ("kl_tolerance", "large_error_weight", "min_nats"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}: expected a finite number >= 0, got {getattr(self, name)}")
         if self.free_bits not in ("total", "dimension"):
@@ -158,8 +161,7 @@ class ConvVAE(Vision):
             raise ValueError(f"observation: expected a leaf {self.layout.path!r}, got {sorted(given)}")
         image = torch.as_tensor(given[self.layout.path], device=self.mean_head.weight.device)
         leading = image.shape[: image.ndim - len(self.layout.shape)]
-        parts = [self._encode_images(self.small_images(part)) for part in self._flat(image).split(ENCODE_IMAGES)]
-        mean, log_variance = (torch.cat(part).reshape(*leading, -1) for part in zip(*parts, strict=True))
+        mean, log_variance = (part.reshape(*leading, -1) for part in self.encode_images(self._flat(image)))
         if self.vectors is None:
             return mean, log_variance
         rest = self.vectors.encode({path: leaf for path, leaf in given.items() if path != self.layout.path})
@@ -254,12 +256,12 @@ class ConvVAE(Vision):
             posterior mean has a variance over the batch above `IN_USE`).
         """
         target = self.small_images(batch.image)
-        mean, log_variance = self._encode_images(target)
+        mean, log_variance = self._encode_small_images(target)
         z = draw_latent(mean, log_variance, generator=generator)
         squares = (self.decode_images(z) - target).square()  # (N, 64, 64, C)
         squared_error = squares.sum() / batch.weight
         large_errors = squares.square().sum() / batch.weight
-        kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)  # (N, D)
+        kl = divergence(mean, log_variance)  # (N, D)
         if self.config.free_bits == "total":
             costly = kl.sum(dim=-1).clamp(min=self.config.kl_tolerance * self.config.latent_size).mean()
         else:
@@ -271,6 +273,32 @@ class ConvVAE(Vision):
             "dimensions_in_use": (mean.var(dim=0, correction=0) > IN_USE).sum().to(kl.dtype),
         }
         return squared_error + self.config.large_error_weight * large_errors + costly, metrics
+
+    @torch.no_grad()
+    def encode_images(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Turn frames (N, *shape) into the mean and log-variance of an image's latents, (N, latent size) each."""
+        parts = [self._encode_small_images(self.small_images(part)) for part in image.split(ENCODE_IMAGES)]
+        mean, log_variance = (torch.cat(part) for part in zip(*parts, strict=True))
+        return mean, log_variance
+
+    @torch.no_grad()
+    def with_latents(self, kept: Tensor, others: Tensor) -> ConvVAE:
+        """Copy V with some of its images' latents; what the decoder sees of the others is constant.
+
+        Args:
+            kept: (K,) int64, numbers of those that stay, ascending.
+            others: (latent size of an image,) what the others are, such as their means over the data.
+        """
+        config, state = self.config, self.state_dict()
+        tolerance = config.kl_tolerance * (config.latent_size / len(kept) if config.free_bits == "total" else 1)
+        for head in ("mean_head", "log_variance_head"):
+            state |= {f"{head}.{part}": state[f"{head}.{part}"][kept] for part in ("weight", "bias")}
+        state["expand.bias"] = state["expand.bias"] + self.expand.weight @ others.index_fill(0, kept, 0)
+        state["expand.weight"] = self.expand.weight[:, kept]
+        with torch.random.fork_rng(devices=[]):  # the weights that are drawn here are replaced at once
+            vision = ConvVAE(self._space, replace(config, latent_size=len(kept), kl_tolerance=tolerance))
+        vision.load_state_dict(state)
+        return vision.to(others.device).train(self.training)
 
     def small_images(self, image: Tensor) -> Tensor:
         """Turn frames (N, *shape) into what the network sees: cropped, resized by area, in [0, 1], (N, 64, 64, C) float32."""
@@ -291,7 +319,7 @@ class ConvVAE(Vision):
             image = layer(image.relu())
         return image.permute(0, 2, 3, 1).float().sigmoid()
 
-    def _encode_images(self, image: Tensor) -> tuple[Tensor, Tensor]:
+    def _encode_small_images(self, image: Tensor) -> tuple[Tensor, Tensor]:
         image = image.permute(0, 3, 1, 2)  # channels stay innermost in memory, which torch's convolutions like best
         for layer in self.convolutions:
             image = layer(image).relu()
@@ -313,3 +341,8 @@ class ConvVAE(Vision):
         full = resized.new_zeros(len(image), self.layout.height, self.layout.width, self.layout.channels)
         full[:, rows, columns] = resized
         return self.layout.from_channels_last(full.round().to(torch.uint8))
+
+
+def divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """KL of a normal distribution from the standard one, of each latent, in nats."""
+    return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)

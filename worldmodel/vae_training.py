@@ -7,7 +7,7 @@ and dealt in random order from there: reading stays cheap, and a batch holds abo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from worldmodel.sequences import EpisodeCollection, WindowSampler, permuted, spl
 from worldmodel.spaces import leaf_values
 from worldmodel.training import TrainingProgress
 from worldmodel.training_config import TrainingConfig
-from worldmodel.vae import VISION_FILE, VISION_WEIGHTS, ConvVAE, FrameBatch, VAEConfig
+from worldmodel.vae import VISION_FILE, VISION_WEIGHTS, ConvVAE, FrameBatch, VAEConfig, divergence
 from worldmodel.world import check_device
 
 RUN_FORMAT, RUN_VERSION, RUN_FILE = "worldmodel.train_vae", 1, "train_vae.json"
@@ -203,8 +203,11 @@ def train_vae(
         tensorboard=tensorboard,
         on_progress=on_progress,
     )
+    most, there = training_config.max_test_batches, torch.device(device)
+    seen = training.held_out_batches(test_data or train_data, most, seed=seed, device=there)
+    vision = _without_idle_latents(vision.eval(), seen)
     vision.write(directory, provenance={**arguments, "training": asdict(result)})
-    return vision.eval()
+    return vision
 
 
 def _new_vae(episodes: EpisodeCollection, config: VAEConfig | None, initial: ConvVAE | None, seed: int) -> ConvVAE:
@@ -225,6 +228,18 @@ def _new_vae(episodes: EpisodeCollection, config: VAEConfig | None, initial: Con
             for i in range(len(episodes))
         )
     return vision
+
+
+@torch.no_grad()
+def _without_idle_latents(vision: ConvVAE, batches: Iterable[FrameBatch]) -> ConvVAE:
+    """V without the latents that say less than `VAEConfig.min_nats` of these images; the one that says most stays always."""
+    if vision.config.min_nats == 0:
+        return vision
+    found = [vision.encode_images(batch.image) for batch in batches]
+    mean, log_variance = (torch.cat(part) for part in zip(*found, strict=True))
+    nats = divergence(mean, log_variance).mean(dim=0)
+    kept = (nats >= nats.max().clamp(max=vision.config.min_nats)).nonzero()[:, 0]
+    return vision.with_latents(kept, mean.mean(dim=0)) if len(kept) < len(nats) else vision
 
 
 def _frame_data(
