@@ -28,7 +28,7 @@
 | CMA-ES: first sigma            | -           | 0.1              | -                | 0.1             | 0.1                   |
 | CMA-ES: generations            | -           | -                | 1,800            | -               | 6 / 20                |
 | test of the mean               | -           | 25 gen., 1,024   | -                | 25 gen., 1,024  | 3 / 5 gen., 1,024     |
-| PPO after it                   | -           | -                | -                | -               | 400 iterations / -    |
+| PPO after it                   | -           | -                | -                | -               | 150 iterations / -    |
 | temperature that transfers     | 1.15        | 1.25             | -                | -               | 0.1 to 1.3            |
 | a dream ends                   | p > 0.5     | p > 0.5          | never            | never           | p > 0.5 / never       |
 
@@ -191,7 +191,7 @@ DOOM = Preset(
         "ordered": True,
         "target": 0.98 * DOOM_STEPS,
     },
-    ppo=PPOConfig(iterations=400, horizon=80, entropy=0.003, test_every=100),
+    ppo=PPOConfig(iterations=150, horizon=80, entropy=0.003, test_every=50),
     starts={"num_states": 10_000, "before_ends": 0.3, "even": "times"},
     temperatures=(0.1, 0.5, 1.0, 1.15, 1.3),
     paper={
