@@ -136,10 +136,10 @@ def test_what_is_returned_is_never_worse_in_the_test_than_the_start():
     kept = ppo(controller, dreams, starts, config=reckless, horizon=8, on_iteration=found.append)
     tests = dreams.variant(num_dreams=16)
 
-    def tested(one):
+    def mean_return(one):
         return tests.score(one, 8, generator=tests.generator(derive_seed(0, TEST_STREAM)))[0].mean().item()
 
-    assert tested(kept) == found[-1].best_test == max(tested(controller), *(i.test for i in found))
+    assert mean_return(kept) == found[-1].best_test == max(mean_return(controller), *(i.test for i in found))
 
 
 def test_ctrl_c_stops_between_iterations():

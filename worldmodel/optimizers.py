@@ -12,7 +12,7 @@ from torch import Tensor, nn
 OPTIMIZERS = ("adam", "muon")
 SMALLEST_MATRIX = 16  # rows and columns below which a matrix is a few vectors, which Adam serves
 MOMENTUM = 0.95
-LARGEST_KERNEL = 512  # rows and columns from which on a kernel is split, as its iteration would cost more than V's whole update
+LARGEST_KERNEL = 512  # rows and columns from which on a kernel is split: as one matrix it costs twice V's update (dev/LOG.md)
 ADAM_STEP = 0.2  # root mean square of Adam's usual step, as a part of the learning rate (Liu et al. 2025)
 NEWTON_SCHULZ, ITERATIONS = (3.4445, -4.7750, 2.0315), 5  # Jordan et al. (2024)
 
