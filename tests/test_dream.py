@@ -449,3 +449,29 @@ def test_numpy_integers_are_seeds_of_dreams_and_negative_ones_are_refused():
     assert torch.equal(*(dreams.start(generator=dreams.generator(seed)).z for seed in (3, np.int64(3))))
     with pytest.raises(ValueError, match="seed: expected a number >= 0, got -1"):
         derive_seed(-1, 2)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_expected_return_is_the_mean_of_the_returns_with_less_luck(precision):
+    world = random_world(termination_bias=-2.0)
+    dreams = Dreams(world, 4096, precision=precision)
+    drawn = dreams.score(by_features, 30, generator=generator(1))[0]
+    expected = dreams.expected_return(by_features, 30, generator=generator(2)).double()
+    assert expected.var() < drawn.var()
+    error = ((drawn.var() + expected.var()) / 4096).sqrt()
+    assert abs(drawn.mean() - expected.mean()) < 4 * error
+
+
+def test_ends_by_the_threshold_are_certain_so_the_expected_return_is_the_return():
+    dreams = Dreams(random_world(termination_bias=-0.5), 64, termination="threshold")
+    returns, lengths = dreams.score(by_features, 20, generator=generator())
+    assert lengths.float().std() > 0
+    assert torch.allclose(dreams.expected_return(by_features, 20, generator=generator()).double(), returns, atol=1e-5)
+
+
+def test_without_a_termination_head_all_of_a_dream_goes_on():
+    dreams = Dreams(random_world(termination_head=False), 16)
+    returns, _ = dreams.score(by_features, 5, generator=generator())
+    assert torch.allclose(dreams.expected_return(by_features, 5, generator=generator()).double(), returns, atol=1e-5)
+    no_rewards = Dreams(random_world(reward_head=False), 16)
+    assert not no_rewards.expected_return(by_features, 5, generator=generator()).any()

@@ -12,6 +12,7 @@ import torch
 from gymnasium import spaces
 from toy_worlds import random_world, same_bits, walk_world
 
+from worldmodel.batched import LatentState
 from worldmodel.collect import collect
 from worldmodel.controller import Controller
 from worldmodel.dream import Dreams
@@ -25,9 +26,9 @@ PLACES = {"model": "world", "controller": "before", "data": "data", "out": "afte
 SHORT = PPOConfig(iterations=3, steps=4, horizon=6, critic_size=8, test_every=2, test_dreams=16)
 
 
-def make(world=None, *, num_dreams=32, features="z", temperature=1.0, **kind):
+def make(world=None, *, num_dreams=32, features="z", temperature=1.0, termination="threshold", **kind):
     world = world or walk_world()
-    dreams = Dreams(world, num_dreams, temperature=temperature, termination="threshold")
+    dreams = Dreams(world, num_dreams, temperature=temperature, termination=termination)
     controller = Controller(feature_size(world, features), world.action_space, features=features, **kind)
     return controller, dreams, StartBank.of(world)
 
@@ -63,24 +64,24 @@ def test_advantages_are_those_of_the_definition():
     learner = _Learner(controller, dreams, starts, config, 0)
     generator = torch.Generator().manual_seed(0)
     values, targets = (torch.randn(6, 5, generator=generator) for _ in range(2))
-    overs = torch.rand(6, 5, generator=generator) < 0.3
-    found = learner._advantages(values, targets, overs)
+    goes_on = torch.rand(6, 5, generator=generator)
+    goes_on[torch.rand(6, 5, generator=generator) < 0.3] = 0.0
+    found = learner._advantages(values, targets, goes_on)
     for b in range(5):
         for t in range(6):
             expected, weight = 0.0, 1.0
             for k in range(t, 6):
                 expected += weight * (targets[k, b] - values[k, b])
-                weight *= 0.9 * 0.8
-                if overs[k, b]:
-                    break
+                weight *= 0.9 * 0.8 * goes_on[k, b]
             assert found[t, b] == pytest.approx(float(expected), abs=1e-5)
 
 
-def test_dreams_are_cut_off_and_begin_anew_from_the_starts():
-    controller, dreams, starts = make(random_world(termination_bias=-50.0))
+@pytest.mark.parametrize(("termination", "bias"), [("threshold", -50.0), ("sample", -2.0)])
+def test_dreams_are_cut_off_and_begin_anew_from_the_starts(termination, bias):
+    controller, dreams, starts = make(random_world(termination_bias=bias), termination=termination)
     learner = _Learner(controller, dreams, starts, PPOConfig(steps=20, horizon=5), 0)
     steps, ends = learner._dream()
-    assert ends == 0
+    assert (ends > 20) == (termination == "sample")  # to be expected, of 640 steps, yet no end is drawn
     z = (steps.features * learner._scale).unflatten(0, (20, 32))
     at_start = (z[:, :, None] - starts.mean).abs().amax(dim=-1).amin(dim=-1) < 1e-5  # (T, B); no noise in this V
     for b in range(32):
@@ -88,6 +89,23 @@ def test_dreams_are_cut_off_and_begin_anew_from_the_starts():
         assert begun[0] == 0
         assert begun[1] <= 5  # some are older than others when they begin
         assert torch.equal(begun[1:].diff(), torch.full((len(begun) - 2,), 5))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_what_may_end_counts_by_the_probability_that_it_goes_on(precision):
+    world = random_world(termination_bias=-2.0)
+    controller, _, starts = make(world)
+    dreams = Dreams(world, 8, termination="sample", precision=precision)
+    learner = _Learner(controller, dreams, starts, PPOConfig(steps=1, discount=0.9), 0)
+    state, generator = learner._state, dreams.generator(7)
+    learner._generator.set_state(generator.get_state())
+    steps, ends = learner._dream()
+    action = learner._choices.features(learner._choices.draw(controller.outputs(learner._features(state)), generator))
+    z, lstm, reward, logit = dreams.draw(state, action, generator=generator)
+    probability = torch.sigmoid(logit)
+    later = learner._value(learner._features(LatentState(z, lstm, state.alive)))
+    assert ends == pytest.approx(probability.sum().item(), rel=1e-5)
+    assert torch.allclose(steps.returns, 0.1 * reward + 0.9 * (1 - probability) * later, atol=1e-6)
 
 
 def test_the_critic_learns_what_steps_are_worth():

@@ -13,7 +13,7 @@ import gymnasium as gym
 import torch
 from torch import Tensor
 
-from worldmodel.batched import BatchedWorld, LatentState
+from worldmodel.batched import BatchedWorld, LatentState, Policy
 from worldmodel.fast_step import Drawn, FastStep, applies
 from worldmodel.features import FeatureKind
 from worldmodel.machine import fast_precision
@@ -164,13 +164,43 @@ class Dreams(BatchedWorld):
         self, state: LatentState, action: Tensor, *, generator: torch.Generator | Streams
     ) -> tuple[LatentState, Tensor, Tensor]:
         """`step` for action features (B, A), which are not checked."""
-        if isinstance(generator, Streams):
-            generator.reserve(self._numbers_per_step)
-        draw = self._draw if self._fast is None else self._draw_fast
-        z, lstm, expected, logit = draw(state, action, generator)
+        z, lstm, expected, logit = self.draw(state, action, generator=generator)
         ended = torch.zeros_like(state.alive) if logit is None else self._ends(logit, generator) & state.alive
         reward = torch.zeros_like(z[:, 0]) if expected is None else torch.where(state.alive, expected, 0.0)
         return LatentState(z, lstm, state.alive & ~ended), reward, ended
+
+    @torch.no_grad()
+    def draw(self, state: LatentState, action: Tensor, *, generator: torch.Generator | Streams) -> Drawn:
+        """`step_features` before it is decided whether the dream ends with the step: the end has its log-odds."""
+        if isinstance(generator, Streams):
+            generator.reserve(self._numbers_per_step)
+        return (self._draw if self._fast is None else self._draw_fast)(state, action, generator)
+
+    @torch.no_grad()
+    def expected_return(self, policy: Policy, horizon: int, *, generator: torch.Generator) -> Tensor:
+        """What each dream's return comes to in the mean over its end, (B,): no end is drawn, rewards count by `goes_on` so far.
+
+        It says of a policy what `score` says, with much less luck in it, for the price of dreams that all go to the horizon.
+
+        Args:
+            policy: as `rollout` takes it.
+            horizon: number of steps.
+            generator: source of randomness.
+        """
+        kind: FeatureKind = getattr(policy, "features", "zh")
+        state = self.start(generator=generator)
+        returns, weight = (torch.full((self.batch_size,), fill, device=self.world.device) for fill in (0.0, 1.0))
+        for _ in range(horizon):
+            action = self.flatten_actions(policy(state.features(kind)))
+            z, lstm, reward, logit = self.draw(state, action, generator=generator)
+            state = LatentState(z, lstm, state.alive)
+            returns += 0.0 if reward is None else weight * reward
+            weight *= 1.0 if logit is None else self.goes_on(logit)
+        return returns
+
+    def goes_on(self, logit: Tensor) -> Tensor:
+        """How much of a dream goes on after a step whose end has these log-odds (B,): 1 - p, or 0 and 1 by the threshold."""
+        return (logit <= 0).to(logit.dtype) if self.termination == "threshold" else torch.sigmoid(-logit)
 
     def _draw(self, state: LatentState, action: Tensor, generator: torch.Generator | Streams) -> Drawn:
         """Every dream's next z and state, those that have ended as they were."""

@@ -8,6 +8,11 @@ deviation over the starts.
 Whole dreams forget: what is born rarely, such as a fireball of Doom to one who runs well, dies out in them. Short ones from
 real states have it still, so each dream here is cut off after ``horizon`` steps, with the value of where it stands, and begins
 anew from a `StartBank`.
+
+Where ends are a matter of probability (`Dreams` with the rule "sample"), none is drawn here: after a step that is the last one
+with probability p the dream goes on, and what comes counts 1 - p times, as in Hafner et al. (2020). It is what draws come to in
+the mean, and each step that was dangerous says so, not one in hundreds that was the last; the tests, whole dreams, are scored
+so, too. M's head must then know what it says: see `worldmodel.calibration`.
 """
 
 from __future__ import annotations
@@ -98,10 +103,10 @@ class PPOIteration:
     Args:
         number: iterations done.
         total: iterations in all.
-        ends: terminations for each 1,000 steps of the short dreams.
+        ends: terminations for each 1,000 steps of the short dreams; where none is drawn, as many as are to be expected.
         entropy: mean entropy of the choices, in nats.
         explained: part of the returns' variance that the critic explained.
-        test: mean return over the test's whole dreams; None in iterations without a test.
+        test: mean return over the test's whole dreams, `Dreams.expected_return` where no end is drawn; None without a test.
         best_test: highest test so far, the start's included.
         controller: the controller of that test.
     """
@@ -130,7 +135,7 @@ def ppo(
 
     Args:
         controller: where to begin, such as what `evolve` found; it stays as it is.
-        dreams: world, temperature, rule of ends, and how many dream at once.
+        dreams: world, temperature, rule of ends, and how many dream at once; "sample" is the rule to learn by.
         starts: where the short dreams begin, such as `StartBank.along`.
         config: its numbers; the defaults if None.
         horizon: longest dream of the tests, in steps. (That of the short dreams is in ``config``.)
@@ -157,6 +162,8 @@ def ppo(
 
     def test(candidate: Controller) -> float:
         generator = tests.generator(derive_seed(seed, TEST_STREAM))
+        if dreams.termination == "sample":
+            return tests.expected_return(candidate, horizon, generator=generator).mean().item()
         return tests.score(candidate, horizon, generator=generator)[0].mean().item()
 
     best = copy.deepcopy(controller).to(world.device)
@@ -231,36 +238,37 @@ class _Learner:
         return 1000 * ends / len(steps.returns), entropy, 1 - missed.item()
 
     @torch.no_grad()
-    def _dream(self) -> tuple[_Steps, int]:
-        """Go on with every dream: the steps, and how many of them were terminations."""
-        config, columns, ends = self._config, [], 0
+    def _dream(self) -> tuple[_Steps, float]:
+        """Go on with every dream: the steps, and how many terminations are to be expected of them."""
+        config, columns, ends = self._config, [], torch.zeros((), device=self._scale.device)
         features = self._features(self._state)
         for _ in range(config.steps):
             outputs = self._actor.outputs(features)
             choice = self._choices.draw(outputs, self._generator)
-            after, reward, ended = self._dreams.step_features(
-                self._state, self._choices.features(choice), generator=self._generator
-            )
+            action = self._choices.features(choice)
+            z, lstm, reward, logit = self._dreams.draw(self._state, action, generator=self._generator)
+            assert reward is not None
+            goes_on = torch.ones_like(reward) if logit is None else self._dreams.goes_on(logit)
+            after = LatentState(z, lstm, self._state.alive)
             self._age += 1
-            over = ended | (self._age >= config.horizon)
-            led_to = self._value(self._features(after))
-            target = (1 - config.discount) * reward + config.discount * torch.where(ended, 0.0, led_to)
+            over = (goes_on == 0) | (self._age >= config.horizon)
+            target = (1 - config.discount) * reward + config.discount * goes_on * self._value(self._features(after))
             log_prob = self._choices.log_prob(outputs, choice)
-            columns.append((features, choice, log_prob, self._value(features), target, over))
+            columns.append((features, choice, log_prob, self._value(features), target, goes_on, over))
             self._state = self._restarted(after, over)
             self._age[over] = 0
             features = self._features(self._state)
-            ends += int(ended.sum())
-        *kept, values, targets, overs = (torch.stack(column) for column in zip(*columns, strict=True))  # (T, B, ...)
-        advantages = self._advantages(values, targets, overs)
-        return _Steps(*(part.flatten(0, 1) for part in (*kept, advantages, advantages + values))), ends
+            ends += (1 - goes_on).sum()
+        *kept, values, targets, goes_on, overs = (torch.stack(column) for column in zip(*columns, strict=True))  # (T, B, ...)
+        advantages = self._advantages(values, targets, torch.where(overs, 0.0, goes_on))
+        return _Steps(*(part.flatten(0, 1) for part in (*kept, advantages, advantages + values))), ends.item()
 
-    def _advantages(self, values: Tensor, targets: Tensor, overs: Tensor) -> Tensor:
-        """Generalised advantages (T, B), from values, one-step targets, and after which steps a dream was over."""
+    def _advantages(self, values: Tensor, targets: Tensor, goes_on: Tensor) -> Tensor:
+        """Generalised advantages (T, B), from values, one-step targets, and how much goes on in the next column."""
         advantages, advantage = torch.zeros_like(values), torch.zeros_like(values[0])
         for t in reversed(range(len(values))):
-            later = self._config.discount * self._config.gae_lambda * advantage
-            advantage = targets[t] - values[t] + torch.where(overs[t], 0.0, later)
+            later = self._config.discount * self._config.gae_lambda * goes_on[t] * advantage
+            advantage = targets[t] - values[t] + later
             advantages[t] = advantage
         return advantages
 
