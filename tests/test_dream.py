@@ -475,3 +475,5 @@ def test_without_a_termination_head_all_of_a_dream_goes_on():
     assert torch.allclose(dreams.expected_return(by_features, 5, generator=generator()).double(), returns, atol=1e-5)
     no_rewards = Dreams(random_world(reward_head=False), 16)
     assert not no_rewards.expected_return(by_features, 5, generator=generator()).any()
+    with pytest.raises(ValueError, match="horizon: expected an integer >= 1, got 0"):
+        dreams.expected_return(by_features, 0, generator=generator())

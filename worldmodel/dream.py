@@ -186,7 +186,12 @@ class Dreams(BatchedWorld):
             policy: as `rollout` takes it.
             horizon: number of steps.
             generator: source of randomness.
+
+        Raises:
+            ValueError: if ``horizon`` is below 1.
         """
+        if horizon < 1:
+            raise ValueError(f"horizon: expected an integer >= 1, got {horizon}")
         kind: FeatureKind = getattr(policy, "features", "zh")
         state = self.start(generator=generator)
         returns, weight = (torch.full((self.batch_size,), fill, device=self.world.device) for fill in (0.0, 1.0))
