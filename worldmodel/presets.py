@@ -4,7 +4,7 @@
 
 | number                         | Doom, paper | Doom, code       | CarRacing, paper | CarRacing, code | here                  |
 |--------------------------------|-------------|------------------|------------------|-----------------|-----------------------|
-| random episodes                | 10,000      | 10,000           | 10,000           | 10,000          | 5,500 / 10,000        |
+| random episodes                | 10,000      | 10,000           | 10,000           | 10,000          | as they are           |
 | policy of collection           | random      | repeated, 1-10   | random           | random networks | sweeps / Brownian     |
 | shortest episode that is kept  | -           | 101 steps        | -                | -               | 100 / 1               |
 | longest episode                | 2,100 steps | 2,100 steps      | 1,000 steps      | 1,000 steps     | as they are           |
@@ -169,7 +169,7 @@ DOOM = Preset(
     env="worldmodel.environments:DoomTakeCover-v0",
     max_steps=DOOM_STEPS,
     policy="sweep",
-    num_episodes=5_500,
+    num_episodes=10_000,
     small_episodes=500,
     vae=VAEConfig(latent_size=64, kl_tolerance=0.5, free_bits="total", min_nats=0.1),
     frames=_FRAMES,
@@ -182,7 +182,7 @@ DOOM = Preset(
         "termination_gradient": 0.1,
     },
     data=DataConfig(window=1000, batch_size=50, test_fraction=0.05, min_length=100),
-    mdnrnn_training=replace(_MDNRNN_TRAINING, num_updates=1_400),
+    mdnrnn_training=replace(_MDNRNN_TRAINING, num_updates=2_000),
     calibrate=True,
     termination="sample",
     controller={
