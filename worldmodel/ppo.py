@@ -9,10 +9,10 @@ Whole dreams forget: what is born rarely, such as a fireball of Doom to one who 
 real states have it still, so each dream here is cut off after ``horizon`` steps, with the value of where it stands, and begins
 anew from a `StartBank`.
 
-Where ends are a matter of probability (`Dreams` with the rule "sample"), none is drawn here: after a step that is the last one
-with probability p the dream goes on, and what comes counts 1 - p times, as in Hafner et al. (2020). It is what draws come to in
-the mean, and each step that was dangerous says so, not one in hundreds that was the last; the tests, whole dreams, are scored
-so, too. M's head must then know what it says: see `worldmodel.calibration`.
+Where ends are a matter of probability (`Dreams` with the rule "sample"), a dream that ends by a draw begins anew, but what is
+learned of its last step is the probability p: after it, what may come counts 1 - p times, as in Hafner et al. (2020). Each
+step that was dangerous says so, then, not one in hundreds that was the last; the tests, whole dreams, are scored so, too. M's
+head must know what it says: see `worldmodel.calibration`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from worldmodel.rollouts import derive_seed
 from worldmodel.starts import StartBank
 
 MOST_SURE = 1.5  # of the outputs' standard deviation over the starts at first; a surer controller would try nothing
-SMALLEST_SCALE = 1e-3  # of a feature
+SMALLEST_SCALE = 1e-3  # a feature that varies less over the starts is not scaled up
 CLIP_NORM = 1.0  # of the controller's gradient
 TEST_STREAM, LEARN_STREAM = 0, 1  # of seeds
 
@@ -103,10 +103,10 @@ class PPOIteration:
     Args:
         number: iterations done.
         total: iterations in all.
-        ends: terminations for each 1,000 steps of the short dreams; where none is drawn, as many as are to be expected.
+        ends: terminations for each 1,000 steps of the short dreams, as many as are to be expected of their probabilities.
         entropy: mean entropy of the choices, in nats.
         explained: part of the returns' variance that the critic explained.
-        test: mean return over the test's whole dreams, `Dreams.expected_return` where no end is drawn; None without a test.
+        test: mean return over the test's whole dreams, by `Dreams.expected_return` where ends are drawn; None without a test.
         best_test: highest test so far, the start's included.
         controller: the controller of that test.
     """
@@ -204,8 +204,10 @@ class _Learner:
     def __init__(self, controller: Controller, dreams: Dreams, starts: StartBank, config: PPOConfig, seed: int):
         self._dreams, self._starts, self._config = dreams, starts, config
         self._generator = dreams.generator(derive_seed(seed, LEARN_STREAM))
-        seen = starts.features(controller.features)  # (N, F)
-        self._scale = seen.std(dim=0, correction=0).clamp(min=SMALLEST_SCALE)
+        noise = torch.randn(starts.mean.shape, generator=self._generator, device=starts.mean.device)
+        seen = starts.features(controller.features, noise)  # (N, F)
+        scale = seen.std(dim=0, correction=0)
+        self._scale = torch.where(scale > SMALLEST_SCALE, scale, 1.0)  # M's state is 0 in all first frames
         self._actor, self._choices = controller, make_choices(controller, config.breadth)
         with torch.no_grad():
             surer = controller.outputs(seen).std(correction=0) / MOST_SURE
@@ -251,24 +253,24 @@ class _Learner:
             goes_on = torch.ones_like(reward) if logit is None else self._dreams.goes_on(logit)
             after = LatentState(z, lstm, self._state.alive)
             self._age += 1
-            over = (goes_on == 0) | (self._age >= config.horizon)
+            over = (self._uniform(goes_on) >= goes_on) | (self._age >= config.horizon)
             target = (1 - config.discount) * reward + config.discount * goes_on * self._value(self._features(after))
             log_prob = self._choices.log_prob(outputs, choice)
-            columns.append((features, choice, log_prob, self._value(features), target, goes_on, over))
+            columns.append((features, choice, log_prob, self._value(features), target, over))
             self._state = self._restarted(after, over)
             self._age[over] = 0
             features = self._features(self._state)
             ends += (1 - goes_on).sum()
-        *kept, values, targets, goes_on, overs = (torch.stack(column) for column in zip(*columns, strict=True))  # (T, B, ...)
-        advantages = self._advantages(values, targets, torch.where(overs, 0.0, goes_on))
+        *kept, values, targets, overs = (torch.stack(column) for column in zip(*columns, strict=True))  # (T, B, ...)
+        advantages = self._advantages(values, targets, overs)
         return _Steps(*(part.flatten(0, 1) for part in (*kept, advantages, advantages + values))), ends.item()
 
-    def _advantages(self, values: Tensor, targets: Tensor, goes_on: Tensor) -> Tensor:
-        """Generalised advantages (T, B), from values, one-step targets, and how much goes on in the next column."""
+    def _advantages(self, values: Tensor, targets: Tensor, over: Tensor) -> Tensor:
+        """Generalised advantages (T, B), from values, one-step targets, and where the next column is another dream."""
         advantages, advantage = torch.zeros_like(values), torch.zeros_like(values[0])
         for t in reversed(range(len(values))):
-            later = self._config.discount * self._config.gae_lambda * goes_on[t] * advantage
-            advantage = targets[t] - values[t] + later
+            later = self._config.discount * self._config.gae_lambda * advantage
+            advantage = targets[t] - values[t] + torch.where(over[t], 0.0, later)
             advantages[t] = advantage
         return advantages
 
@@ -287,6 +289,9 @@ class _Learner:
         (self._value(steps.features) - steps.returns).square().mean().backward()
         self._critic_optimizer.step()
         return entropy.item()
+
+    def _uniform(self, like: Tensor) -> Tensor:
+        return torch.rand(like.shape, generator=self._generator, device=like.device)
 
     def _restarted(self, state: LatentState, over: Tensor) -> LatentState:
         """The state with new starts where dreams are over."""

@@ -147,9 +147,10 @@ class StartBank:
         """N."""
         return len(self.mean)
 
-    def features(self, kind: FeatureKind) -> Tensor:
-        """What an agent would see in each state, V's noise left out: (N, F)."""
-        return latent_features(self.mean, self.lstm, kind)
+    def features(self, kind: FeatureKind, noise: Tensor) -> Tensor:
+        """What an agent sees in each state, with standard normal ``noise`` (N, D) for V's draw: (N, F)."""
+        z, lstm = self.take(torch.arange(len(self), device=noise.device), noise)
+        return latent_features(z, lstm, kind)
 
     def take(self, index: Tensor, noise: Tensor) -> tuple[Tensor, State]:
         """The states ``index`` (B,), with standard normal ``noise`` (B, D) for V's draw: z (B, D) and M's state."""
