@@ -265,9 +265,10 @@ class _Run:
         totals: dict[str, float] = {}
         weight = 0
         batches = held_out_batches(self.test_data, self.config.max_test_batches, seed=self.seed, device=self.device)
+        generator = torch.Generator(self.device).manual_seed(self.seed)  # of what the loss itself draws
         for number, batch in enumerate(batches):
             with self._autocast():
-                loss, terms = self._loss(batch)
+                loss, terms = self._loss(batch, generator=generator)
             values = {"loss": loss} | terms
             if not bool(torch.stack([value.isfinite() for value in values.values()]).all()):
                 self._stop(f"evaluation after update {self.state.update}, held-out batch {number}", values)
