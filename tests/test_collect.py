@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from toy_envs import CountEnv, DictEnv, SpaceEnv, nested_env
+from toy_images import DotEnv
 
 from worldmodel.collect import CollectionProgress, collect
 from worldmodel.episode import Episode
@@ -549,3 +550,18 @@ def test_the_scripts_collect_verify_and_repair(tmp_path, monkeypatch, capsys):
     assert call("store", "repair", "s")[1].endswith("1 problems mended\n")
     assert "episodes           3" in call("store", "info", "s")[1]
     assert call("store", "info", "nowhere")[0] == 2
+
+
+class FragileDotEnv(DotEnv):
+    """Kills its process in the first episode of seed 0."""
+
+    def step(self, action):
+        if self.np_random_seed == episode_seed(0, 0):
+            os._exit(7)
+        return super().step(action)
+
+
+def test_a_first_episode_that_kills_its_process_does_not_end_a_collection_of_images(tmp_path):
+    store = collect(FragileDotEnv, out=tmp_path, num_episodes=4, num_workers=1)
+    assert store.episode_ids.tolist() == [1, 2, 3]
+    assert [failure["episode_id"] for failure in store.failures] == [0]

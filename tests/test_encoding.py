@@ -6,7 +6,7 @@ import torch
 from gymnasium import spaces
 from test_vae import make_vae
 from toy_data import labelled_episode, write_store
-from toy_images import COLOUR, MIXED, DotEnv, dot_store
+from toy_images import COLOUR, MIXED, DotEnv, dot_store, random_images
 
 import worldmodel as wm
 from worldmodel import encoding
@@ -100,6 +100,48 @@ def test_wrong_arguments_are_refused(frames, tmp_path):
     encode_store(frames, vision=make_vae(), out=tmp_path / "z")
     with pytest.raises(ValueError, match="expected V's observation space"):
         encode_store(tmp_path / "z", vision=make_vae(), out=tmp_path / "zz")
+
+
+def test_frames_are_never_replaced_by_their_own_encoding(frames, tmp_path):
+    with pytest.raises(ValueError, match="out: expected another directory than that of the episodes"):
+        encode_store(frames, vision=make_vae(), out=tmp_path / "z" / ".." / "frames", overwrite=True)
+    assert len(EpisodeStore.open(frames)) == 5
+
+
+@pytest.mark.parametrize("other", [(6, 1.0), (5, 2.0)], ids=["another length", "other rewards"])
+def test_recordings_with_the_same_recipe_are_told_apart(tmp_path, other):
+    for name, length, reward in (("a", 5, 1.0), ("b", *other)):
+        store = EpisodeStore.create(
+            tmp_path / name, observation_space=COLOUR, action_space=spaces.Discrete(2), recipe={"source": "my robot"}
+        )
+        ends = np.arange(length) == length - 1
+        frames = random_images(COLOUR, (length + 1,))
+        parts = {"actions": np.zeros(length, np.int64), "rewards": np.full(length, reward), "truncations": ends & False}
+        store.append([wm.Episode(observations=frames, terminations=ends, **parts)])
+    encode_store(tmp_path / "a", vision=make_vae(), out=tmp_path / "z")
+    with pytest.raises(FileExistsError, match=r"expected episodes of .*b, got another episode 0 than is there"):
+        encode_store(tmp_path / "b", vision=make_vae(), out=tmp_path / "z")
+    assert len(encode_store(tmp_path / "a", vision=make_vae(), out=tmp_path / "z")) == 1
+
+
+def test_ctrl_c_in_the_middle_of_an_append_loses_nothing(frames, tmp_path, monkeypatch):
+    written = EpisodeStore._set_shards
+
+    def interrupted(store, *args):
+        monkeypatch.setattr(EpisodeStore, "_set_shards", written)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(encoding, "FLUSH_FRAMES", 1)
+    whole = encode_store(frames, vision=make_vae(), out=tmp_path / "whole")
+
+    def interrupt_later(done, total):
+        if done == 2:
+            monkeypatch.setattr(EpisodeStore, "_set_shards", interrupted)
+
+    with pytest.raises(KeyboardInterrupt):
+        encode_store(frames, vision=make_vae(), out=tmp_path / "z", on_progress=interrupt_later)
+    assert verify(tmp_path / "z") == []
+    assert encode_store(frames, vision=make_vae(), out=tmp_path / "z").fingerprint == whole.fingerprint
 
 
 # Collecting without frames

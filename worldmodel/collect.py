@@ -24,7 +24,6 @@ from worldmodel.policies import Policy
 from worldmodel.rollouts import EnvMaker, EpisodeFailure, Runner, check_workers, run_all
 from worldmodel.rollouts import rollouts as rollouts
 from worldmodel.store import SHARDS, EpisodeStore
-from worldmodel.workers import attempt_task
 
 FLUSH_SECONDS = 10.0  # what a kill -9 can lose at most, in seconds of work ...
 FLUSH_BYTES = 32 * 2**20  # ... and in bytes; also the size of a shard
@@ -114,9 +113,8 @@ def collect(
         missing = [k for k in range(num_episodes) if k not in done]
         if missing:
             _require_spaces(store, _spaces(runner, encoder))
-            _require_disk(store, runner, encoder, missing)
             progress = CollectionProgress(episodes=num_episodes - len(missing), total=num_episodes, steps=0, failures=0)
-            results = _encoded(run_all(runner, missing, num_workers), encoder)
+            results = _results(store, runner, missing, num_workers, encoder)
             _collect_missing(store, results, progress, on_progress)
     finally:
         runner.close()
@@ -168,27 +166,30 @@ def _require_spaces(store: EpisodeStore, spaces: Mapping[str, gym.Space[Any]]) -
             raise ValueError(f"{store.path}: expected the {name} of its episodes, {getattr(store, name)}, got {space}")
 
 
-def _require_disk(store: EpisodeStore, runner: Runner, encoder: EpisodeEncoder | None, missing: Sequence[int]) -> None:
-    """Refuse a collection of images that the disk cannot hold, from the bytes of one episode."""
-    if not find_images(store.observation_space):
-        return
-    succeeded, episode = attempt_task(runner, missing[0])
-    if not succeeded:
-        return  # the collection will say so
-    needed, free = store.stored_bytes(episode) * len(missing), shutil.disk_usage(store.path).free
+def _results(
+    store: EpisodeStore, runner: Runner, missing: Sequence[int], num_workers: int, encoder: EpisodeEncoder | None
+) -> Generator[Episode | EpisodeFailure]:
+    """Make the missing episodes. Where frames are stored, one is made alone, and shows whether the disk can hold them all."""
+    to_judge = bool(find_images(store.observation_space))
+    for ids in (missing[:1], missing[1:]) if to_judge else (missing,):
+        with contextlib.closing(run_all(runner, ids, num_workers)) as results:
+            for result in results:
+                if isinstance(result, Episode):
+                    result = result if encoder is None else encoder.encode(result)
+                    if to_judge:
+                        _require_disk(store, result, len(missing))
+                        to_judge = False
+                yield result
+
+
+def _require_disk(store: EpisodeStore, episode: Episode, count: int) -> None:
+    """Refuse ``count`` episodes of images, each as large as this one, that the disk cannot hold."""
+    needed, free = store.stored_bytes(episode) * count, shutil.disk_usage(store.path).free
     if needed > free:
         raise OSError(
-            f"{store.path}: expected {needed / 2**30:,.2f} GiB of free disk for {len(missing)} episodes, judging by the first "
+            f"{store.path}: expected {needed / 2**30:,.2f} GiB of free disk for {count} episodes, judging by the first "
             f"of them, got {free / 2**30:,.2f} GiB; collect fewer, make the frames smaller, or store them encoded (encoder)"
         )
-
-
-def _encoded(
-    results: Generator[Episode | EpisodeFailure], encoder: EpisodeEncoder | None
-) -> Generator[Episode | EpisodeFailure]:
-    with contextlib.closing(results):
-        for result in results:
-            yield encoder.encode(result) if encoder is not None and isinstance(result, Episode) else result
 
 
 def _collect_missing(
@@ -219,9 +220,7 @@ def _collect_missing(
                 break
     finally:
         results.close()
-        store.adopt()  # Ctrl-C may have come in the middle of an append, when the shard was written already
-        held = set(store.episode_ids.tolist())
-        store.append([episode for episode in episodes if episode.episode_id not in held])
+        store.append_missing(episodes)
         store.record_failures(asdict(failure) for failure in failures)
     if len(store) == 0:
         first = failures[0]

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from worldmodel.collect import open_or_create
 from worldmodel.episode import Episode
-from worldmodel.spaces import Value, map_leaves
+from worldmodel.spaces import Value, leaf_values, map_leaves
 from worldmodel.store import EpisodeStore
 from worldmodel.vision import Vision
 
@@ -174,14 +174,16 @@ def encode_store(
         The encoded store.
 
     Raises:
-        ValueError: if the observations are not V's or are encoded already.
-        FileExistsError: if ``out`` holds something else, or episodes encoded otherwise.
+        ValueError: if the observations are not V's or are encoded already, or ``out`` is ``data``.
+        FileExistsError: if ``out`` holds something else, or episodes encoded otherwise or from another store.
     """
+    if Path(out).resolve() == Path(data).resolve():
+        raise ValueError(f"out: expected another directory than that of the episodes, got {out} for both")
     source, encoder = EpisodeStore.open(data), Encoder(vision, dtype=dtype, precision=precision)
     encoder.check(source.observation_space)
     spaces_of_store = {"observation_space": encoder.observation_space, "action_space": source.action_space}
     store = open_or_create(Path(out), lambda: spaces_of_store, encoder.recipe(source.recipe), overwrite=overwrite)
-    done = set(store.episode_ids.tolist())
+    done = _require_same_episodes(store, source)
     waiting: list[Episode] = []
     frames, flushed = 0, time.monotonic()
     missing = [index for index, episode_id in enumerate(source.episode_ids.tolist()) if episode_id not in done]
@@ -195,6 +197,30 @@ def encode_store(
             if on_progress is not None:
                 on_progress(len(done) + count + 1, len(source))
     finally:  # what is encoded by the time of Ctrl-C is kept
-        held = set(store.episode_ids.tolist())
-        store.append([episode for episode in waiting if episode.episode_id not in held])
+        store.append_missing(waiting)
     return store
+
+
+def _require_same_episodes(store: EpisodeStore, source: EpisodeStore) -> set[int]:
+    """The ids that an encoded store holds, which must be of its source: recipes alone do not tell recordings apart.
+
+    Compared are all lengths, and what was done and rewarded in one episode that both hold.
+    """
+    held = {episode_id: index for index, episode_id in enumerate(store.episode_ids.tolist())}
+    common = [(held[each], index) for index, each in enumerate(source.episode_ids.tolist()) if each in held]
+    other = [pair for pair in common if store.lengths[pair[0]] != source.lengths[pair[1]]]
+    if common and not other:
+        one, same = store.read(common[0][0]), source.read(common[0][1])
+        equal = one.seed == same.seed and np.array_equal(one.rewards, same.rewards)
+        other = [] if equal and _equal_values(one.actions, same.actions) else common[:1]
+    if other:
+        raise FileExistsError(
+            f"{store.path}: expected episodes of {source.path}, got another episode {store.episode_ids[other[0][0]]} than is "
+            "there; choose another directory, or overwrite (--overwrite) to replace it"
+        )
+    return set(held)
+
+
+def _equal_values(one: Value, other: Value) -> bool:
+    found, expected = leaf_values(one), leaf_values(other)
+    return all(np.array_equal(found[path], expected[path]) for path in expected)

@@ -208,6 +208,12 @@ class EpisodeStore:
             raise ValueError(f"episode_id: expected ids that the store does not hold yet, got {taken.tolist()} again")
         self._write_shard(episodes)
 
+    def append_missing(self, episodes: Sequence[Episode]) -> None:
+        """Append those that the store does not hold, for a writer whose last `append` may have been interrupted."""
+        self.adopt()  # its shard may have been written, and the manifest not
+        held = set(self.episode_ids.tolist())
+        self.append([episode for episode in episodes if episode.episode_id not in held])
+
     def stored_bytes(self, episode: Episode) -> int:
         """Bytes that an episode takes on the disk."""
         return self._schema.encode([episode])[0].size
