@@ -34,18 +34,24 @@ def test_the_layout_of_an_image_is_found(shape, expected):
 
 
 @pytest.mark.parametrize(
-    "space", [box(7, 64), box(64), box(2, 64, 64, 3), box(4, 3, 3), box(64, 64, dtype=np.float32), spaces.Discrete(3)], ids=str
+    "space",
+    [
+        box(7, 64),
+        box(64),
+        box(2, 64, 64, 3),
+        box(4, 3, 3),
+        box(64, 64, dtype=np.float32),
+        box(12, 12, 12),
+        box(16, 8, 16),
+        spaces.Discrete(3),
+    ],
+    ids=str,
 )
 def test_what_is_no_image_is_not_taken_for_one(space):
     assert not is_image(space)
     if isinstance(space, spaces.Box):
         with pytest.raises(ValueError, match="image 'eye': expected a Box of uint8"):
             image_layout(space, "eye")
-
-
-def test_an_image_whose_channels_cannot_be_told_is_refused():
-    with pytest.raises(ValueError, match="expected channels first or last, got shape"):
-        image_layout(box(12, 12, 12))
 
 
 def test_images_are_found_wherever_they_are_nested():
@@ -64,6 +70,13 @@ def test_whole_ratios_are_block_means():
     image = torch.randint(0, 256, (2, 128, 192, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     expected = image.float().reshape(2, 64, 2, 64, 3, 3).mean(dim=(2, 4))
     torch.testing.assert_close(resize_by_area(image, 64, 64), expected)
+
+
+def test_half_precision_around_it_changes_nothing():
+    image = torch.randint(0, 256, (2, 24, 20, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = resize_by_area(image, 64, 64)
+    assert torch.equal(found, resize_by_area(image, 64, 64))
 
 
 def test_other_ratios_weigh_the_pixels_at_a_border_by_their_share():

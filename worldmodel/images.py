@@ -2,7 +2,7 @@
 
 An image is a Box of uint8 with two or three dimensions: (height, width), (height, width, channels) or (channels, height,
 width). The channel axis is the first or last one, whichever is shorter than the other two. What is tiny (a side below
-`SMALLEST_SIDE`) is a vector of numbers like any other.
+`SMALLEST_SIDE`), or has no such axis, as a board of 12 x 12 x 12 has not, is a vector of numbers like any other.
 """
 
 from __future__ import annotations
@@ -67,17 +67,25 @@ class ImageLayout:
 
 
 def is_image(space: gym.Space) -> bool:
-    """Whether a leaf space is an image: uint8, two or three dimensions, no side below `SMALLEST_SIDE`."""
-    if not isinstance(space, spaces.Box) or space.dtype != np.uint8 or len(space.shape) not in (2, 3):
+    """Whether a leaf space is an image: a Box of uint8 with the shape of one."""
+    return isinstance(space, spaces.Box) and space.dtype == np.uint8 and has_image_shape(space.shape)
+
+
+def has_image_shape(shape: tuple[int, ...]) -> bool:
+    """Whether a shape has two or three dimensions, channels first or last, and sides of at least `SMALLEST_SIDE`."""
+    if len(shape) == 2:
+        return min(shape) >= SMALLEST_SIDE
+    if len(shape) != 3:
         return False
-    return sorted(space.shape)[-2] >= SMALLEST_SIDE and (len(space.shape) == 3 or min(space.shape) >= SMALLEST_SIDE)
+    channels, side, _ = sorted(shape)
+    return channels < side >= SMALLEST_SIDE and shape[1] != channels
 
 
 def image_layout(space: spaces.Box, path: str = "") -> ImageLayout:
     """Find out how an image lies in its array.
 
     Raises:
-        ValueError: if it is none, or neither its first nor its last axis can be the channels.
+        ValueError: if it is none.
     """
     if not is_image(space):
         raise ValueError(
@@ -89,9 +97,7 @@ def image_layout(space: spaces.Box, path: str = "") -> ImageLayout:
     first, middle, last = space.shape
     if last < min(first, middle):
         return ImageLayout(path, first, middle, last, channel_axis=2)
-    if first < min(middle, last):
-        return ImageLayout(path, middle, last, first, channel_axis=0)
-    raise ValueError(f"image {path!r}: expected channels first or last, got shape {space.shape}")
+    return ImageLayout(path, middle, last, first, channel_axis=0)
 
 
 def find_images(space: gym.Space) -> list[ImageLayout]:
@@ -111,9 +117,14 @@ def resize_by_area(image: Tensor, height: int, width: int) -> Tensor:
     """Average images (N, H, W, C) over the area of each new pixel, exactly, whatever the ratio: (N, height, width, C) float32.
 
     ``interpolate(mode="area")`` of torch does so for whole ratios only; otherwise it counts pixels at the border twice.
+    Autocast does not reach in here: half precision would put what V is trained on off by up to two steps of 1/255.
     """
+    with torch.autocast(image.device.type, enabled=False):
+        return _resized(image.float(), height, width)
+
+
+def _resized(image: Tensor, height: int, width: int) -> Tensor:
     n, old_height, old_width, c = image.shape
-    image = image.float()
     if old_height != height:
         rows = area_weights(old_height, height).to(image.device)
         image = (rows @ image.reshape(n, old_height, old_width * c)).reshape(n, height, old_width, c)
