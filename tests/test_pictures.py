@@ -97,6 +97,9 @@ def test_bad_videos_are_refused_and_leave_nothing(tmp_path, monkeypatch):
         write_video(tmp_path / "v.mp4", [])
     with pytest.raises(ValueError, match="expected all of size"):
         write_video(tmp_path / "v.mp4", [np.zeros((8, 8, 3), np.uint8), np.zeros((8, 9, 3), np.uint8)])
+    for frame in (np.zeros((8, 8, 3)), np.zeros((8, 8, 4), np.uint8), np.zeros((2, 8, 8, 3), np.uint8)):
+        with pytest.raises(ValueError, match=r"frames: expected uint8 of shape \(H, W, 3\) or \(H, W\), got"):
+            write_video(tmp_path / "v.mp4", [frame])
     real_import = builtins.__import__
 
     def without(name, *args, **kwargs):

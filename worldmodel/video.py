@@ -13,7 +13,7 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], *, fps: int = 35
 
     Args:
         path: the file; an earlier one is replaced once the new one is whole.
-        frames: (H, W, 3) or (H, W) uint8 each, all of one size.
+        frames: (H, W, 3), (H, W, 1) or (H, W) uint8 each, all of one size.
         fps: frames per second.
         enlarge: each pixel becomes so many to a side.
 
@@ -22,7 +22,7 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], *, fps: int = 35
 
     Raises:
         ImportError: if imageio-ffmpeg is not installed.
-        ValueError: if there is no frame, or a frame has another size than the first.
+        ValueError: if there is no frame, or one is not such an array or has another size than the first.
     """
     try:
         import imageio_ffmpeg
@@ -56,6 +56,8 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], *, fps: int = 35
 
 def _enlarged(frame: np.ndarray, factor: int) -> np.ndarray:
     """(H, W, 3) with even sides, as the codec wants them."""
+    if frame.dtype != np.uint8 or not (frame.ndim == 2 or (frame.ndim == 3 and frame.shape[2] in (1, 3))):
+        raise ValueError(f"frames: expected uint8 of shape (H, W, 3) or (H, W), got {frame.dtype} of shape {frame.shape}")
     if frame.ndim == 2 or frame.shape[-1] == 1:
         frame = np.repeat(frame.reshape(*frame.shape[:2], 1), 3, axis=2)
     picture = frame.repeat(factor, axis=0).repeat(factor, axis=1)
