@@ -245,9 +245,10 @@ def test_a_saved_v_is_the_same_v(space, tmp_path):
     assert back.observation_space == space
 
 
-def test_fingerprints_tell_weights_spaces_and_configurations_apart():
-    found = [make_vae(), make_vae(seed=1), make_vae(kl_tolerance=0.0), make_vae(spaces.Box(0, 255, (20, 24, 3), np.uint8))]
+def test_fingerprints_tell_what_encodes_otherwise_apart():
+    found = [make_vae(), make_vae(seed=1), make_vae(crop_top=2), make_vae(spaces.Box(0, 255, (20, 24, 3), np.uint8))]
     assert len({vision.fingerprint for vision in found}) == 4
+    assert make_vae(kl_tolerance=0.0, min_nats=0.1).fingerprint == make_vae().fingerprint  # these are of its training
 
 
 def test_a_damaged_v_is_refused(tmp_path):

@@ -111,6 +111,7 @@ def test_stop_and_resume_give_the_same_v_as_never_stopping(tmp_path, optimizer):
         train_vae(tmp_path / "data", out=tmp_path / "cut", training_config=settings, **SMALL)
     resumed = train_vae(tmp_path / "data", out=tmp_path / "cut", training_config=settings, resume=True, **SMALL)
     assert resumed.fingerprint == whole.fingerprint
+    assert resumed.provenance["training"]["best_metrics"] == whole.provenance["training"]["best_metrics"]
     again = train_vae(tmp_path / "data", out=tmp_path / "cut", training_config=settings, resume=True, **SMALL)
     assert again.fingerprint == whole.fingerprint
     assert whole.provenance["training"]["updates"] == 4
@@ -129,8 +130,10 @@ def test_the_seed_decides_the_weights_and_the_global_one_does_not(tmp_path):
     found = []
     for number, seed in enumerate([0, 0, 1]):
         torch.manual_seed(number)
-        vision = train_vae(tmp_path / "data", out=tmp_path / f"{number}", training_config=config(1), seed=seed, **SMALL)
-        found.append(vision.fingerprint)
+        before = torch.get_rng_state()
+        vision = train_vae(tmp_path / "data", out=tmp_path / f"{number}", training_config=config(4), seed=seed, **SMALL)
+        assert torch.equal(torch.get_rng_state(), before)
+        found.append((vision.fingerprint, vision.provenance["training"]["best_metrics"]))
     assert found[0] == found[1] != found[2]
 
 
@@ -142,6 +145,15 @@ def test_training_goes_on_from_an_initial_v(tmp_path):
     torch.testing.assert_close(second.mean_head.weight, first.mean_head.weight)
     with pytest.raises(ValueError, match="config: expected none beside an initial V"):
         train_vae(tmp_path / "data", out=tmp_path / "c", initial=first, **SMALL)
+
+
+def test_large_frames_are_read_fewer_at_a_time(data, monkeypatch):
+    expected = sorted(dealt_in(data, 0))
+    monkeypatch.setattr(vae_training, "POOL_BYTES", 8 * COLOUR.shape[0] * COLOUR.shape[1] * 3)
+    small = FrameData(data._episodes, np.arange(6), path="", batch_size=5, seed=3)
+    assert len(small._frames(0, 0)) <= 10 < len(data._frames(0, 0))  # two windows of 4 steps, each with a last frame at most
+    assert set(dealt_in(small, 0)) <= set(range(110))
+    assert len(expected) > 85
 
 
 @pytest.mark.parametrize("kept", [1, 2])
@@ -164,29 +176,21 @@ def test_latents_that_say_little_are_cut_off(tmp_path, kept):
     assert train_vae(tmp_path / "data", **arguments, resume=True).fingerprint == vision.fingerprint
 
 
-def test_the_vectors_beside_an_image_are_standardised(tmp_path):
+def test_the_vectors_beside_an_image_are_standardised_over_the_training_episodes(tmp_path):
     store = wm.EpisodeStore.create(tmp_path / "data", observation_space=MIXED, action_space=spaces.Discrete(2))
-    rng = np.random.default_rng(0)
-    steps = 20
-    observations = {
-        "screen": rng.integers(0, 256, (steps + 1, *COLOUR.shape), dtype=np.uint8),
-        "speed": rng.normal(5, 2, (steps + 1, 2)).astype(np.float32),
-        "gear": rng.integers(3, size=steps + 1),
-    }
-    episode = labelled_episode(0, steps)
-    store.append(
-        [
-            wm.Episode(
-                observations=observations,
-                actions=episode.actions % 2,
-                rewards=episode.rewards,
-                terminations=episode.terminations,
-                truncations=episode.truncations,
-            )
-        ]
-    )
+    rng, steps = np.random.default_rng(0), 20
+    for episode_id in range(2):
+        observations = {
+            "screen": rng.integers(0, 256, (steps + 1, *COLOUR.shape), dtype=np.uint8),
+            "speed": rng.normal(5 + 9 * episode_id, 2, (steps + 1, 2)).astype(np.float32),
+            "gear": rng.integers(3, size=steps + 1),
+        }
+        made = labelled_episode(episode_id, steps)
+        parts = {name: getattr(made, name) for name in ("rewards", "terminations", "truncations", "episode_id")}
+        store.append([wm.Episode(observations=observations, actions=made.actions % 2, **parts)])
     vision = train_vae(tmp_path / "data", out=tmp_path / "v", training_config=config(1), **SMALL)
-    mean, _ = vision.encode(observations)
+    ((train,), _) = split_episodes(2, test_fraction=0.25, seed=0)
+    mean, _ = vision.encode(store.read(int(train)).observations)
     torch.testing.assert_close(mean[:, 3:].mean(dim=0), torch.zeros(5), rtol=0, atol=1e-5)
 
 

@@ -35,6 +35,7 @@ CHANNELS = (32, 64, 128, 256)
 FEATURES = 1024  # 2 x 2 x 256 numbers after the last convolution
 DECODER_CHANNELS = (FEATURES, 128, 64, 32)
 DECODER_KERNELS = (5, 5, 6, 6)
+FORM = ("latent_size", "crop_top", "crop_bottom", "crop_left", "crop_right")  # fields that decide how V encodes
 ENCODE_IMAGES = 256  # so many at once, so that memory does not grow with the batch
 IN_USE = 0.01  # variance of a dimension's posterior mean over the data from which it counts as used (Burda et al. 2016)
 
@@ -148,6 +149,10 @@ class ConvVAE(Vision):
     def config_to_json(self) -> dict[str, Any]:
         """The configuration."""
         return asdict(self.config)
+
+    def form_to_json(self) -> dict[str, Any]:
+        """What of the configuration decides how it encodes: not how it was trained."""
+        return {name: value for name, value in self.config_to_json().items() if name in FORM}
 
     @torch.no_grad()
     def encode(self, observation: Value) -> tuple[Tensor, Tensor]:

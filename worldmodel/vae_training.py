@@ -7,7 +7,8 @@ and dealt in random order from there: reading stays cheap, and a batch holds abo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,18 @@ import torch
 
 from worldmodel import checkpoint, training
 from worldmodel.sequences import EpisodeCollection, WindowSampler, permuted, split_episodes
-from worldmodel.spaces import leaf_values
+from worldmodel.spaces import leaf_values, leaves
 from worldmodel.training import TrainingProgress
 from worldmodel.training_config import TrainingConfig
 from worldmodel.vae import VISION_FILE, VISION_WEIGHTS, ConvVAE, FrameBatch, VAEConfig, divergence
 from worldmodel.world import check_device
 
-RUN_FORMAT, RUN_VERSION, RUN_FILE = "worldmodel.train_vae", 1, "train_vae.json"
+RUN_FILE = "train_vae.json"
 OUTPUTS = (RUN_FILE, VISION_FILE, VISION_WEIGHTS, "training", ".*.tmp")
+RUN: dict[str, Any] = {"marker": RUN_FILE, "format": "worldmodel.train_vae", "version": 1, "replaces": OUTPUTS}
 WINDOW = 64  # steps that are read together
-POOL_BATCHES = 64  # batches' worth of frames that are in memory at once: 200 MB of 64x64 colour at 256 a batch
+POOL_BATCHES = 64  # batches' worth of frames that are in memory at once: 200 MB of 64x64 colour at 256 a batch ...
+POOL_BYTES = 2**30  # ... and of large frames fewer, from fewer windows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +84,10 @@ class FrameData:
     ):
         self._episodes, self._path, self._batch_size, self._seed = episodes, path, batch_size, seed
         self._shuffle, self._device = shuffle, device
-        windows = max(1, (POOL_BATCHES if shuffle else 1) * batch_size // WINDOW)
+        space = dict(leaves(episodes.observation_space))[path]
+        self._shape = space.shape or ()
+        frames = min((POOL_BATCHES if shuffle else 1) * batch_size, POOL_BYTES // math.prod(self._shape))
+        windows = max(1, frames // WINDOW)
         lengths = episodes.lengths[which]
         self._sampler = WindowSampler(which, lengths, window=WINDOW, batch_size=windows, seed=seed, shuffle=shuffle)
         self._counted: tuple[int, np.ndarray] | None = None
@@ -122,12 +128,13 @@ class FrameData:
         if self._pool is None or self._pool[0] != (epoch, number):
             self._pool = None  # two pools never lie in memory at once
             pool = self._sampler.batch(epoch, number)
-            parts = []
-            for which in zip(pool.episode, pool.start, pool.stop, self._is_last(pool.episode, pool.stop), strict=True):
-                observations = self._episodes.read(*(int(part) for part in which[:3])).observations
-                frames = leaf_values(observations)[self._path]
-                parts.append(frames if which[3] else frames[:-1])
-            self._pool = (epoch, number), torch.from_numpy(np.concatenate(parts))
+            ends = np.cumsum(pool.stop - pool.start + self._is_last(pool.episode, pool.stop))
+            frames, first = np.empty((ends[-1], *self._shape), np.uint8), 0
+            for *which, end in zip(pool.episode, pool.start, pool.stop, ends, strict=True):
+                observations = self._episodes.read(*(int(part) for part in which)).observations
+                frames[first:end] = leaf_values(observations)[self._path][: end - first]
+                first = end
+            self._pool = (epoch, number), torch.from_numpy(frames)
         return self._pool[1]
 
 
@@ -154,7 +161,7 @@ def train_vae(
         config: sizes and loss.
         frame_config: batches of frames.
         training_config: how to train.
-        initial: a V to start from; its sizes and weights are kept. None starts anew.
+        initial: a V to start from, with its sizes and weights; None starts anew.
         seed: >= 0, of the split, the initial weights, the order of the frames and everything drawn in training.
         device: where V and its training are.
         resume: go on with the run in ``out``, if there is one, with the same arguments; a complete one is returned as it is.
@@ -178,19 +185,14 @@ def train_vae(
     arguments: dict[str, Any] = {"data_fingerprint": episodes.fingerprint, "seed": seed, "device": torch.device(device).type}
     arguments |= {"config": asdict(vision.config), "frame_config": asdict(frame_config)}
     arguments |= {"training_config": asdict(training_config), "initial": None if initial is None else initial.fingerprint}
-    directory = checkpoint.prepare_run(
-        out,
-        arguments,
-        marker=RUN_FILE,
-        format=RUN_FORMAT,
-        version=RUN_VERSION,
-        replaces=OUTPUTS,
-        resume=resume,
-        overwrite=overwrite,
-    )
+    directory = checkpoint.prepare_run(out, arguments, resume=resume, overwrite=overwrite, **RUN)
     if (directory / VISION_FILE).is_file():
         return ConvVAE.from_pretrained(directory, device=device)
-    train_data, test_data = _frame_data(episodes, vision, frame_config, seed, device)
+    split = split_episodes(len(episodes), test_fraction=frame_config.test_fraction, seed=seed)
+    if initial is None:
+        _fit_vectors(vision, episodes, split[0])
+    options = {"path": vision.layout.path, "batch_size": frame_config.batch_size, "seed": seed, "device": device}
+    train_data, test_data = _frame_data(episodes, split, options)
     result = training.train(
         vision.to(device),
         train_data,
@@ -222,12 +224,22 @@ def _new_vae(episodes: EpisodeCollection, config: VAEConfig | None, initial: Con
         vision = ConvVAE(episodes.observation_space, config if initial is None else initial.config)
     if initial is not None:
         vision.load_state_dict(initial.state_dict())
-    elif vision.vectors is not None:
-        vision.vectors.fit(
-            {path: leaf for path, leaf in leaf_values(episodes.read(i).observations).items() if path != vision.layout.path}
-            for i in range(len(episodes))
-        )
     return vision
+
+
+def _fit_vectors(vision: ConvVAE, episodes: EpisodeCollection, which: np.ndarray) -> None:
+    """Standardise what stands beside the image, over the episodes ``which``."""
+    if vision.vectors is not None:
+        observations = (leaf_values(episodes.read(int(index)).observations) for index in which)
+        vision.vectors.fit({path: each[path] for path in each if path != vision.layout.path} for each in observations)
+
+
+def _frame_data(
+    episodes: EpisodeCollection, split: tuple[np.ndarray, np.ndarray], options: Mapping[str, Any]
+) -> tuple[FrameData, FrameData | None]:
+    """Training and held-out frames; the latter None where the split holds nothing out."""
+    train, test = split
+    return FrameData(episodes, train, **options), FrameData(episodes, test, shuffle=False, **options) if len(test) else None
 
 
 @torch.no_grad()
@@ -240,16 +252,3 @@ def _without_idle_latents(vision: ConvVAE, batches: Iterable[FrameBatch]) -> Con
     nats = divergence(mean, log_variance).mean(dim=0)
     kept = (nats >= nats.max().clamp(max=vision.config.min_nats)).nonzero()[:, 0]
     return vision.with_latents(kept, mean.mean(dim=0)) if len(kept) < len(nats) else vision
-
-
-def _frame_data(
-    episodes: EpisodeCollection, vision: ConvVAE, config: FrameConfig, seed: int, device: torch.device | str
-) -> tuple[FrameData, FrameData | None]:
-    """Training and held-out frames; the latter None where the split holds nothing out."""
-    train, test = split_episodes(len(episodes), test_fraction=config.test_fraction, seed=seed)
-
-    def frames(which: np.ndarray, shuffle: bool) -> FrameData:
-        path, batch_size = vision.layout.path, config.batch_size
-        return FrameData(episodes, which, path=path, batch_size=batch_size, seed=seed, shuffle=shuffle, device=device)
-
-    return frames(train, True), frames(test, False) if len(test) else None

@@ -61,10 +61,14 @@ class Vision(nn.Module, abc.ABC):
         """What it is made with beside the observation space, as JSON-able data."""
         return {}
 
+    def form_to_json(self) -> dict[str, Any]:
+        """What of it decides how it encodes, beside class, space and weights, as JSON-able data."""
+        return {}
+
     @property
     def fingerprint(self) -> str:
-        """A hex digest of class, configuration, space and weights; equal ones encode alike, on any device."""
-        content = [type(self).__name__, self.config_to_json(), space_to_json(self.observation_space)]
+        """A hex digest of class, form, space and weights; equal ones encode alike, on any device."""
+        content = [type(self).__name__, self.form_to_json(), space_to_json(self.observation_space)]
         return hashlib.sha256((json.dumps(content) + digest_tensors(self.state_dict())).encode()).hexdigest()
 
 
