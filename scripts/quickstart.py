@@ -13,9 +13,8 @@ from command import add_device, choose_device, run
 from loop import report, show_stages
 
 import worldmodel as wm
-from worldmodel.evaluation import EVALUATION_STREAM
 from worldmodel.report import draw_report, save_figure
-from worldmodel.rollouts import derive_seed
+from worldmodel.rollouts import EVALUATION_STREAM, derive_seed
 
 
 def parse_arguments() -> argparse.Namespace:

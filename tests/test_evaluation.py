@@ -14,7 +14,6 @@ from toy_worlds import WalkEnv, random_world, same_bits, walk_world
 from worldmodel.controller import Controller
 from worldmodel.dream import DEFAULT_HORIZON, Dreams, usual_horizon
 from worldmodel.evaluation import (
-    EVALUATION_STREAM,
     Evaluation,
     Scores,
     evaluate,
@@ -24,7 +23,7 @@ from worldmodel.evaluation import (
 )
 from worldmodel.features import feature_size
 from worldmodel.reality import Reality
-from worldmodel.rollouts import derive_seed, episode_seed, rollouts
+from worldmodel.rollouts import EVALUATION_STREAM, derive_seed, episode_seed, rollouts
 
 
 def controller_of(world, push=2):

@@ -15,7 +15,7 @@ from worldmodel.evolution import evolve
 from worldmodel.features import feature_size
 from worldmodel.population import ControllerBatch, RealPopulation
 from worldmodel.reality import Reality
-from worldmodel.rollouts import derive_seed, episode_seed
+from worldmodel.rollouts import SEARCH_STREAM, derive_seed, episode_seed
 from worldmodel.scores import score
 
 
@@ -93,7 +93,7 @@ def count_world():
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_an_environment_that_raises_names_generation_candidate_and_seeds(num_workers):
-    seeds = [episode_seed(derive_seed(3, 2), k) for k in range(2)]
+    seeds = [episode_seed(derive_seed(3, SEARCH_STREAM, 2), k) for k in range(2)]
 
     def make():
         return CountEnv(trouble="raise", seeds=seeds[1:])
@@ -106,7 +106,7 @@ def test_an_environment_that_raises_names_generation_candidate_and_seeds(num_wor
 
 
 def test_a_worker_that_dies_names_generation_candidate_and_seeds():
-    seeds = [episode_seed(derive_seed(3, 2), k) for k in range(2)]
+    seeds = [episode_seed(derive_seed(3, SEARCH_STREAM, 2), k) for k in range(2)]
 
     def make():
         return CountEnv(trouble="die", seeds=seeds[:1])
@@ -118,7 +118,7 @@ def test_a_worker_that_dies_names_generation_candidate_and_seeds():
 
 def test_trouble_that_comes_once_is_tried_again(tmp_path):
     def make():
-        return CountEnv(trouble="raise", seeds=[episode_seed(derive_seed(3, 2), 0)], once=tmp_path / "once")
+        return CountEnv(trouble="raise", seeds=[episode_seed(derive_seed(3, SEARCH_STREAM, 2), 0)], once=tmp_path / "once")
 
     found = real_search(count_world(), make)
     assert (tmp_path / "once").exists()
@@ -152,7 +152,7 @@ def test_a_controller_on_z_learns_cartpole_in_the_real_environment():
     world = random_world(env.action_space, env.observation_space)  # its M predicts nothing: only V's z is looked at
     real = RealPopulation(world, "CartPole-v1", rollouts=2)
     zero = Controller(feature_size(world, "z"), world.action_space, features="z")
-    found = evolve(real, generations=6, population=16, sigma=0.5, features="z", test_dreams=10, horizon=200, seed=0)
+    found = evolve(real, generations=12, population=16, sigma=0.5, features="z", test_dreams=10, horizon=200, seed=0)
     before, after = (
         score(Reality(world, "CartPole-v1", 10, seed=99), controller, horizon=200, seed=0).mean for controller in (zero, found)
     )

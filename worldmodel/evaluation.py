@@ -17,12 +17,10 @@ from worldmodel.dream import DEFAULT_HORIZON, DreamPrecision, Dreams, RandomActi
 from worldmodel.episode import Episode
 from worldmodel.features import FeatureKind
 from worldmodel.reality import Reality
-from worldmodel.rollouts import EnvMaker, derive_seed, make_env
+from worldmodel.rollouts import EVALUATION_STREAM, EnvMaker, derive_seed, make_env
 from worldmodel.scores import Scores, score
 from worldmodel.spaces import Value, map_leaves
 from worldmodel.world import WorldModel
-
-EVALUATION_STREAM = 1  # keeps the episodes of an evaluation apart from those of a collection
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from worldmodel.dream import Dreams
 from worldmodel.features import FeatureKind, feature_size
 from worldmodel.interrupt import interrupt_between_steps
 from worldmodel.population import DreamPopulation, Population, RealPopulation
-from worldmodel.rollouts import derive_seed, jsonable
+from worldmodel.rollouts import SEARCH_STREAM, derive_seed, jsonable
 from worldmodel.strategies import Method, OpenAIESConfig, make_strategy
 
 SEARCH_FORMAT, SEARCH_VERSION = "worldmodel.search", 1
@@ -135,7 +135,7 @@ def evolve(
     evaluator: Population = DreamPopulation(worlds, plan.population) if isinstance(worlds, Dreams) else worlds
     world = evaluator.world
     if initial is None:
-        generator = torch.Generator().manual_seed(derive_seed(seed, 0, 1))
+        generator = torch.Generator().manual_seed(derive_seed(seed, SEARCH_STREAM, 0, 1))
         size, space = feature_size(world, features), world.action_space
         kind: dict[str, Any] = {"features": features, "bias": bias, "hidden_size": hidden_size, "ordered": ordered}
         initial = Controller(size, space, generator=generator, **kind)
@@ -244,7 +244,7 @@ class _Search:
         """Do one generation."""
         plan, number = self._plan, len(self._table.fitness) + 1
         candidates = self._tensor(self._strategy.ask())
-        seed = derive_seed(plan.seed, number)
+        seed = derive_seed(plan.seed, SEARCH_STREAM, number)
         name = f"generation {number}"
         fitness = self._evaluator.fitness(self._controller, candidates, horizon=plan.horizon, seed=seed, name=name)
         self._strategy.tell(fitness)
@@ -267,7 +267,7 @@ class _Search:
 
     def _test(self, controller: Controller, name: str) -> float:
         plan = self._plan
-        seed = derive_seed(plan.seed, 0)  # no generation has the number 0
+        seed = derive_seed(plan.seed, SEARCH_STREAM, 0)  # no generation has the number 0
         return self._evaluator.test(controller, episodes=plan.test_dreams, horizon=plan.horizon, seed=seed, name=name)
 
     def _centre(self) -> Controller:

@@ -37,7 +37,16 @@ from worldmodel.evaluation import Evaluation, evaluate, time_limit
 from worldmodel.evolution import SEARCH_FILE, evolve
 from worldmodel.fit import fit
 from worldmodel.reality import Reality
-from worldmodel.rollouts import EnvMaker, Runner, derive_seed, describe, jsonable
+from worldmodel.rollouts import (
+    AGENT_STREAM,
+    COLLECT_STREAM,
+    VALIDATE_STREAM,
+    EnvMaker,
+    Runner,
+    derive_seed,
+    describe,
+    jsonable,
+)
 from worldmodel.rounds import SCORES, IterationConfig, Round, StageProgress, has_stalled
 from worldmodel.scores import Scores, score
 from worldmodel.world import WORLD_FILE, WorldModel, check_device
@@ -45,7 +54,6 @@ from worldmodel.world import WORLD_FILE, WorldModel, check_device
 ITERATION_FORMAT, SCORES_FORMAT, ITERATION_VERSION = "worldmodel.iteration", "worldmodel.scores", 1
 ITERATION_FILE, SCORES_FILE = "iteration.json", "scores.json"
 OUTPUTS = (ITERATION_FILE, "round-*", "report.png", "summary.json", ".*.tmp")  # the script's two files too
-COLLECT_STREAM, VALIDATE_STREAM, AGENT_STREAM = 2, 3, 4  # of seeds; evaluations have a stream of their own
 
 
 Listener = Callable[[StageProgress], None]

@@ -31,13 +31,12 @@ from worldmodel.controller import Controller
 from worldmodel.dream import Dreams
 from worldmodel.interrupt import interrupt_between_steps
 from worldmodel.mdnrnn import State
-from worldmodel.rollouts import derive_seed
+from worldmodel.rollouts import PPO_LEARN_STREAM, PPO_TEST_STREAM, derive_seed
 from worldmodel.starts import StartBank
 
 MOST_SURE = 1.5  # of the outputs' standard deviation over the starts at first; a surer controller would try nothing
 SMALLEST_SCALE = 1e-3  # a feature that varies less over the starts is not scaled up
 CLIP_NORM = 1.0  # of the controller's gradient
-TEST_STREAM, LEARN_STREAM = 0, 1  # of seeds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +160,7 @@ def ppo(
     tests = dreams if mixed else dreams.variant(num_dreams=config.test_dreams)
 
     def test(candidate: Controller) -> float:
-        generator = tests.generator(derive_seed(seed, TEST_STREAM))
+        generator = tests.generator(derive_seed(seed, PPO_TEST_STREAM))
         if dreams.termination == "sample":
             return tests.expected_return(candidate, horizon, generator=generator).mean().item()
         return tests.score(candidate, horizon, generator=generator)[0].mean().item()
@@ -203,7 +202,7 @@ class _Learner:
 
     def __init__(self, controller: Controller, dreams: Dreams, starts: StartBank, config: PPOConfig, seed: int):
         self._dreams, self._starts, self._config = dreams, starts, config
-        self._generator = dreams.generator(derive_seed(seed, LEARN_STREAM))
+        self._generator = dreams.generator(derive_seed(seed, PPO_LEARN_STREAM))
         noise = torch.randn(starts.mean.shape, generator=self._generator, device=starts.mean.device)
         seen = starts.features(controller.features, noise)  # (N, F)
         scale = seen.std(dim=0, correction=0)

@@ -33,7 +33,6 @@ from worldmodel.controller import CONTROLLER_FILE, Controller, LatentPolicy
 from worldmodel.dream import Dreams
 from worldmodel.encoding import encode_store
 from worldmodel.episode import Episode
-from worldmodel.evaluation import EVALUATION_STREAM
 from worldmodel.evolution import SEARCH_FILE, Generation, evolve
 from worldmodel.fit import fit
 from worldmodel.metrics import MetricsLog
@@ -41,7 +40,7 @@ from worldmodel.population import RealPopulation
 from worldmodel.ppo import PPOIteration, ppo
 from worldmodel.presets import Preset
 from worldmodel.probe import probe
-from worldmodel.rollouts import derive_seed, describe, rollouts
+from worldmodel.rollouts import DREAM_TEST_STREAM, EVALUATION_STREAM, VIDEO_STREAM, derive_seed, describe, rollouts
 from worldmodel.scores import Scores, score
 from worldmodel.starts import StartBank
 from worldmodel.vae import ConvVAE
@@ -50,7 +49,6 @@ from worldmodel.world import WorldModel
 
 EXPERIMENT_FORMAT, SCORES_FORMAT, EXPERIMENT_VERSION = "worldmodel.experiment", "worldmodel.scores", 1
 EXPERIMENT_FILE, RESULTS_FILE, TABLE_FILE = "experiment.json", "results.json", "table.md"
-TEST_STREAM, VIDEO_STREAM = 5, 6  # of seeds
 
 Listener = Callable[[str, int, int | None, Mapping[str, float]], None]  # stage, done, total, numbers beside the bar
 
@@ -269,7 +267,7 @@ class Reproduction:
         controller, seed = self.controller(temperature, repeat), self._seed(repeat)
         dreams = self._dreams(temperature, self.preset.test_dreams)
         with self._timed(f"test {stage}"):
-            dreamed = score(dreams, controller, horizon=self.preset.max_steps, seed=derive_seed(seed, TEST_STREAM))
+            dreamed = score(dreams, controller, horizon=self.preset.max_steps, seed=derive_seed(seed, DREAM_TEST_STREAM))
             real = self._score_in_reality(controller, seed, f"test at {stage}")
         found = {"temperature": temperature, "seed": seed, "dream": dreamed.to_json(), "real": real.to_json()}
         _write_scores(path, found)

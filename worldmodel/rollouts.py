@@ -26,6 +26,12 @@ from worldmodel.workers import run_here, run_in_processes
 
 ATTEMPTS = 2
 
+# Streams of seeds (`derive_seed`), one for each use, so that no two see the same luck under one seed.
+EVALUATION_STREAM = 1  # real episodes that controllers are scored on
+COLLECT_STREAM, VALIDATE_STREAM, AGENT_STREAM = 2, 3, 4  # of the paper's loop
+DREAM_TEST_STREAM, VIDEO_STREAM = 5, 6  # of an experiment
+SEARCH_STREAM = 7  # the generations of a search
+PPO_TEST_STREAM, PPO_LEARN_STREAM = 8, 9
 _POLICY_STREAM = 1  # keeps the policy's draws apart from those of any other user of (seed, k)
 
 EnvMaker = Callable[..., gym.Env]
@@ -52,7 +58,10 @@ def episode_seed(seed: int, episode_id: int) -> int:
 
 
 def derive_seed(seed: int, *stream: int) -> int:
-    """Return the seed of a stream of its own: a hash of ``seed`` and the numbers that name the stream, in [0, 2^63)."""
+    """Return the seed of a stream of its own: a hash of ``seed`` and the numbers that name the stream, in [0, 2^63).
+
+    The first number is one of those above; a 0 at the end counts for nothing.
+    """
     if seed < 0:
         raise ValueError(f"seed: expected a number >= 0, got {seed}")
     return int(np.random.SeedSequence([seed, *stream]).generate_state(1, np.uint64)[0] >> np.uint64(1))
