@@ -123,6 +123,12 @@ def test_actions_have_the_names_that_are_given():
     assert ConstantPolicy(3)(None) == 3
 
 
+@pytest.mark.parametrize("env", ["CartPole-v1", "Acrobot-v1"])  # Acrobot has three actions, too
+def test_an_environment_of_another_world_is_refused(env):
+    with pytest.raises(ValueError, match="env: expected the world model's observation space"):
+        probe(random_world(), env=env, num_episodes=2, num_dreams=4, max_steps=6)
+
+
 def test_an_environment_that_raises_is_named():
     class Broken(WalkEnv):
         def step(self, action):

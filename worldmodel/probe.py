@@ -7,6 +7,7 @@ for many. A dream that does not tell them apart, or ranks them otherwise, is not
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,11 +20,11 @@ from torch import Tensor
 
 from worldmodel.batched import Policy
 from worldmodel.dream import DreamPrecision, Dreams, RandomActions, TerminationRule
-from worldmodel.evaluation import EVALUATION_STREAM, time_limit
+from worldmodel.evaluation import time_limit
 from worldmodel.features import FeatureKind
 from worldmodel.policies import Policy as RealPolicy
 from worldmodel.policies import RandomPolicy, RepeatPolicy
-from worldmodel.rollouts import EnvMaker, EpisodeFailure, derive_seed, rollouts
+from worldmodel.rollouts import EVALUATION_STREAM, EnvMaker, EpisodeFailure, derive_seed, make_env, rollouts
 from worldmodel.scores import Scores, score
 from worldmodel.spaces import Value, map_leaves
 from worldmodel.strategies import centred_ranks
@@ -221,6 +222,8 @@ def probe(
         ValueError: if world and environment do not belong together, or a number is out of range.
         RuntimeError: if the environment raises; names the episode.
     """
+    with contextlib.closing(make_env(env, env_kwargs, wrappers)) as built:
+        world.check_spaces(built.observation_space, built.action_space, source="env")
     policies = fixed_policies(world.action_space, names)
     horizon = time_limit(env, max_steps, env_kwargs, wrappers)
     options: dict[str, Any] = {
@@ -236,7 +239,7 @@ def probe(
         real[name] = _real_scores(rollouts(env, policy.real, episode_ids=range(num_episodes), seed=episodes_seed, **options))
         for tau in temperatures:
             worlds = Dreams(world, num_dreams, temperature=tau, termination=termination, precision=precision)
-            dreamed = policy.dreamed(world, worlds.generator(derive_seed(seed, 1)))
+            dreamed = policy.dreamed(world, worlds.generator(derive_seed(seed, EVALUATION_STREAM)))
             dreams[tau][name] = score(worlds, dreamed, horizon=horizon, seed=seed)
         done += 1 + len(temperatures)
         if on_policy is not None:
