@@ -126,9 +126,11 @@ def test_at_temperature_zero_the_gradient_is_that_of_finite_differences(layers):
 @pytest.mark.parametrize("features", ["z", "zh", "zhc"])
 @pytest.mark.parametrize("num_groups", [1, 3])
 @pytest.mark.parametrize("temperature", [1.0, torch.tensor([0.0, 1.0, 2.0, 1.0, 0.5, 0.0])], ids=["one", "many"])
-def test_imagined_trajectories_are_the_dreamed_ones(features, num_groups, temperature):
-    world = tiny_world(torch.float32, termination_head=False)
-    dreams, policy = Dreams(world, 6, temperature=temperature, num_groups=num_groups), Policy(world, features)
+@pytest.mark.parametrize("head", [False, True])
+def test_imagined_trajectories_are_the_dreamed_ones(features, num_groups, temperature, head):
+    world = tiny_world(torch.float32, termination_head=head, termination_bias=-50.0)
+    dreams = Dreams(world, 6, temperature=temperature, num_groups=num_groups, termination="threshold")
+    policy = Policy(world, features)
     dream = imagine(dreams, policy, 7, generator=generator(2))
 
     def acting(features):
