@@ -11,6 +11,7 @@ from matplotlib import image
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from worldmodel.batched import Rollout
 from worldmodel.dream import Dreams
 from worldmodel.episode import Episode
 from worldmodel.evaluation import replay
@@ -69,16 +70,14 @@ def draw_training(axes: Axes, rounds: Sequence[Round]) -> None:
 def draw_trajectory(axes: Sequence[Axes], world: WorldModel, episode: Episode, *, horizon: int, seed: int) -> None:
     """Draw the real observations of an episode and dreams from its first frame under the same actions, one axes a dimension."""
     rollout = replay(Dreams(world, NUM_DREAMS), episode, horizon=horizon, seed=seed)
-    mode = replay(Dreams(world, 1, temperature=0.0), episode, horizon=horizon, seed=seed)
-    dreamed, most_likely = (_natural(world, world.decode(part.z)) for part in (rollout, mode))  # (B, T + 1, F)
-    t = np.arange(dreamed.shape[1])
-    lived = np.pad(rollout.mask.cpu().numpy(), ((0, 0), (1, 0)), constant_values=True)[..., None]  # z is frozen after the end
-    lower, upper = np.nanquantile(np.where(lived, dreamed, np.nan), [0.05, 0.95], axis=0)
-    real = _natural(world, episode.observations)[: len(t)]
+    mode = replay(Dreams(world, 1, temperature=0.0, termination="threshold"), episode, horizon=horizon, seed=seed)
+    dreamed, most_likely = _lived(world, rollout), _lived(world, mode)  # (B, T + 1, F)
+    dreamed = dreamed[:, np.isfinite(dreamed[..., 0]).any(axis=0)]  # until the last of them ends
+    lower, upper = np.nanquantile(dreamed, [0.05, 0.95], axis=0)
+    real = _natural(world, episode.observations)[: most_likely.shape[1]]
     for i, panel in enumerate(axes):
-        panel.fill_between(
-            t, lower[:, i], upper[:, i], color=DREAM, alpha=0.2, linewidth=0, label=f"90 % of {NUM_DREAMS} dreams"
-        )
+        band, label = (np.arange(len(lower)), lower[:, i], upper[:, i]), f"90 % of {NUM_DREAMS} dreams"
+        panel.fill_between(*band, color=DREAM, alpha=0.2, linewidth=0, label=label)
         panel.plot(most_likely[0, :, i], color=DREAM, linewidth=1.2, label="dream at temperature 0")
         panel.plot(real[:, i], color=REAL, linewidth=1.2, linestyle=(0, (4, 3)), label="reality")
         panel.set_ylabel(_dimension_name(world, i), fontsize=8)
@@ -86,6 +85,12 @@ def draw_trajectory(axes: Sequence[Axes], world: WorldModel, episode: Episode, *
     axes[0].set_title("The same actions, dreamed and real")
     axes[0].legend(fontsize=7, ncols=3, loc="upper left")
     axes[-1].set_xlabel("step")
+
+
+def _lived(world: WorldModel, rollout: Rollout) -> np.ndarray:
+    """Dreamed observations (B, T + 1, F) in natural units; NaN after a dream's end, where z stands still."""
+    lived = np.pad(rollout.mask.cpu().numpy(), ((0, 0), (1, 0)), constant_values=True)[..., None]
+    return np.where(lived, _natural(world, world.decode(rollout.z)), np.nan)
 
 
 def draw_scores(axes: Axes, rounds: Sequence[Round], target: float | None) -> None:
