@@ -34,9 +34,11 @@ from worldmodel.iteration import iterate
 from worldmodel.latent_env import LatentVectorEnv
 from worldmodel.mdnrnn import MDNRNN
 from worldmodel.population import RealPopulation
+from worldmodel.ppo import PPOConfig, ppo
 from worldmodel.probe import probe
 from worldmodel.rollouts import rollouts
 from worldmodel.rounds import IterationConfig
+from worldmodel.starts import StartBank
 from worldmodel.training_config import TrainingConfig
 from worldmodel.vae import VAEConfig
 from worldmodel.vae_training import FrameConfig, train_vae
@@ -334,6 +336,18 @@ def test_imagined_trajectories_and_their_gradients_lie_on_the_device(device):
     returns.sum().backward()
     assert kinds(*vars(dream).values(), returns, logits.grad) == {device}
     assert torch.isfinite(logits.grad).all()
+
+
+def test_ppo_learns_on_the_device_in_dreams_from_real_states(walks, tmp_path, device):
+    world = fit(walks, out=tmp_path / "w", device=device, data_config=DATA, training_config=TRAINING, calibrate=True, **SMALL)
+    starts = StartBank.along(world, walks, num_states=20, nearest=1, farthest=5)
+    dreams = Dreams(world, 8, termination="sample")
+    controller = Controller(feature_size(world, "zh"), world.action_space)
+    config = PPOConfig(iterations=2, steps=3, horizon=4, critic_size=4, minibatches=2, test_every=1, test_dreams=4)
+    found = ppo(controller, dreams, starts, config=config, horizon=10)
+    returns = dreams.expected_return(found, 10, generator=dreams.generator(0))
+    assert kinds(*found.state_dict().values(), starts.mean, *starts.lstm, returns) == {device}
+    assert torch.isfinite(returns).all()
 
 
 def test_a_world_of_images_is_trained_and_encoded_on_the_device(tmp_path, device):

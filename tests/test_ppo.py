@@ -19,8 +19,8 @@ from worldmodel.collect import collect
 from worldmodel.controller import Controller
 from worldmodel.dream import Dreams
 from worldmodel.features import feature_size
-from worldmodel.ppo import TEST_STREAM, PPOConfig, _Learner, ppo
-from worldmodel.rollouts import derive_seed
+from worldmodel.ppo import PPOConfig, _Learner, ppo
+from worldmodel.rollouts import PPO_TEST_STREAM, derive_seed
 from worldmodel.starts import StartBank
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
@@ -58,6 +58,17 @@ def test_a_box_is_learned_too():
     ppo(controller, dreams, starts, config=config, horizon=8, on_iteration=found.append)
     start, _ = dreams.score(controller, 8, generator=dreams.generator(0))
     assert found[-1].best_test > start.mean() + 0.1 * start.std()
+
+
+def test_entropy_that_is_paid_for_is_kept():
+    left = []
+    for weight in (0.0, 1.0):
+        controller, dreams, starts = make(temperature=0.0, ordered=True)
+        config = PPOConfig(iterations=30, steps=8, horizon=8, discount=0.9, learning_rate=3e-2, entropy=weight, test_dreams=8)
+        found = []
+        ppo(controller, dreams, starts, config=config, horizon=8, on_iteration=found.append)
+        left.append(found[-1].entropy)
+    assert left[0] < left[1] - 0.3  # of ln 3 at most
 
 
 def test_advantages_are_those_of_the_definition():
@@ -191,7 +202,7 @@ def test_what_is_returned_is_never_worse_in_the_test_than_the_start():
     tests = dreams.variant(num_dreams=16)
 
     def mean_return(one):
-        return tests.score(one, 8, generator=tests.generator(derive_seed(0, TEST_STREAM)))[0].mean().item()
+        return tests.score(one, 8, generator=tests.generator(derive_seed(0, PPO_TEST_STREAM)))[0].mean().item()
 
     assert mean_return(kept) == found[-1].best_test == max(mean_return(controller), *(i.test for i in found))
 

@@ -89,7 +89,8 @@ def calibrate_termination(model: MDNRNN, batches: Iterable[SequenceBatch]) -> di
 
     Returns:
         `termination_scores` as ``before`` and ``after`` (of numbers that were fitted on the other half of the steps), and
-        ``fitted`` with ``scale`` a and ``shift`` b. With fewer than 20 endings nothing is changed, and a = 1 and b = 0.
+        ``fitted`` with ``scale`` a and ``shift`` b. With fewer than `FEWEST` endings in one of the halves nothing is changed,
+        and a = 1 and b = 0.
 
     Raises:
         ValueError: if M has no termination head.
