@@ -23,7 +23,7 @@ from worldmodel.policies import RepeatPolicy
 from worldmodel.rollouts import EpisodeFailure, describe, episode_seed, rollouts
 from worldmodel.store import EpisodeStore, verify
 
-collect_module = sys.modules["worldmodel.collect"]
+collect_module, rollouts_module = (sys.modules[f"worldmodel.{name}"] for name in ("collect", "rollouts"))
 
 
 def seeds(*episode_ids, seed=0):
@@ -550,6 +550,12 @@ def test_the_scripts_collect_verify_and_repair(tmp_path, monkeypatch, capsys):
     assert call("store", "repair", "s")[1].endswith("1 problems mended\n")
     assert "episodes           3" in call("store", "info", "s")[1]
     assert call("store", "info", "nowhere")[0] == 2
+
+
+def test_streams_of_seeds_differ():
+    streams = [value for name, value in vars(rollouts_module).items() if name.endswith("_STREAM") and not name.startswith("_")]
+    assert len(set(streams)) == len(streams) == 10
+    assert min(streams) > 0  # a 0 at the end counts for nothing
 
 
 class FragileDotEnv(DotEnv):

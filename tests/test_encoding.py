@@ -108,18 +108,24 @@ def test_frames_are_never_replaced_by_their_own_encoding(frames, tmp_path):
     assert len(EpisodeStore.open(frames)) == 5
 
 
-@pytest.mark.parametrize("other", [(6, 1.0), (5, 2.0)], ids=["another length", "other rewards"])
+@pytest.mark.parametrize(
+    "other",
+    [{"length": 6}, {"reward": 2.0}, {"action": 1}, {"seed": 7}, {"episode_id": 3}],
+    ids=lambda other: next(iter(other)),
+)
 def test_recordings_with_the_same_recipe_are_told_apart(tmp_path, other):
-    for name, length, reward in (("a", 5, 1.0), ("b", *other)):
+    for name, facts in (("a", {}), ("b", other)):
+        length, reward = facts.get("length", 5), facts.get("reward", 1.0)
         store = EpisodeStore.create(
             tmp_path / name, observation_space=COLOUR, action_space=spaces.Discrete(2), recipe={"source": "my robot"}
         )
         ends = np.arange(length) == length - 1
         frames = random_images(COLOUR, (length + 1,))
-        parts = {"actions": np.zeros(length, np.int64), "rewards": np.full(length, reward), "truncations": ends & False}
-        store.append([wm.Episode(observations=frames, terminations=ends, **parts)])
+        parts = {"actions": np.full(length, facts.get("action", 0)), "rewards": np.full(length, reward)}
+        parts |= {"episode_id": facts.get("episode_id", 0), "seed": facts.get("seed", 5)}
+        store.append([wm.Episode(observations=frames, terminations=ends, truncations=ends & False, **parts)])
     encode_store(tmp_path / "a", vision=make_vae(), out=tmp_path / "z")
-    with pytest.raises(FileExistsError, match=r"expected episodes of .*b, got another episode 0 than is there"):
+    with pytest.raises(FileExistsError, match=r"expected episodes of .*b, got an episode 0 that is not there or another"):
         encode_store(tmp_path / "b", vision=make_vae(), out=tmp_path / "z")
     assert len(encode_store(tmp_path / "a", vision=make_vae(), out=tmp_path / "z")) == 1
 

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -313,8 +314,7 @@ def test_data_of_another_environment_are_refused(tmp_path, whole):
 def test_images_of_floats_are_refused(tmp_path):
     space = spaces.Box(0, 1, (16, 12, 3), np.float32)
     store = write_store(tmp_path / "data", [], observation_space=space)
-    steps = vars(walking_episode(0, 5))
-    store.append([type(walking_episode(0, 5))(**{**steps, "observations": np.zeros((6, *space.shape), np.float32)})])
+    store.append([replace(walking_episode(0, 5), observations=np.zeros((6, *space.shape), np.float32))])
     with pytest.raises(ValueError, match=r"observation '': expected images as uint8 .*, got floats of shape \(16, 12, 3\)"):
         small_fit(tmp_path / "data", tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -11,6 +11,7 @@ from toy_worlds import WalkEnv, random_world, walk_world
 
 from worldmodel.controller import Controller
 from worldmodel.dream import Dreams
+from worldmodel.evaluation import evaluate
 from worldmodel.evolution import evolve
 from worldmodel.features import feature_size
 from worldmodel.population import ControllerBatch, RealPopulation
@@ -103,6 +104,22 @@ def test_an_environment_that_raises_names_generation_candidate_and_seeds(num_wor
     )
     with pytest.raises(RuntimeError, match=message):
         real_search(count_world(), make, num_workers=num_workers)
+
+
+def test_a_search_in_reality_and_an_evaluation_play_other_episodes():
+    played = []
+
+    class Recorded(CountEnv):
+        def reset(self, **options):
+            played.append(options["seed"])
+            return super().reset(**options)
+
+    world = count_world()
+    found = real_search(world, Recorded)
+    searched = set(played)
+    played.clear()
+    evaluate(found, world, env=Recorded, num_episodes=8, seed=3)
+    assert not searched & set(played)
 
 
 def test_a_worker_that_dies_names_generation_candidate_and_seeds():

@@ -5,11 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import torch
+from toy_data import walking_episode
+from toy_worlds import walk_world
 
 import worldmodel as wm
-from worldmodel.report import draw_report, save_figure
+from worldmodel.report import draw_report, draw_trajectory, save_figure
 
 ROOT = Path(__file__).parent.parent
 SMALL = {"max_rounds": 2, "first_episodes": 6, "controller_episodes": 3, "population": 4, "rollouts": 2, "generations": 2}
@@ -40,6 +44,23 @@ def test_the_figure_shows_every_round_and_the_real_episode(tmp_path, test_fracti
     assert [text.get_text() for text in scores.texts] == ["round 1", "round 2"]
     save_figure(figure, tmp_path / "report.png")
     assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_dreams_are_drawn_until_they_end_and_reality_whatever_they_do():
+    world = walk_world()
+    with torch.no_grad():
+        world.mdnrnn.termination_head.weight.zero_()
+        world.mdnrnn.termination_head.bias.fill_(50.0)  # every dream ends with its first step
+    figure, panels = plt.subplots(2)
+    episode = walking_episode(0, 30)
+    draw_trajectory(panels, world, episode, horizon=20, seed=0)
+    for dimension, panel in enumerate(panels):
+        lines = {line.get_label(): np.asarray(line.get_ydata(), dtype=float) for line in panel.lines}
+        np.testing.assert_allclose(lines["reality"], episode.observations[:21, dimension], atol=1e-5)
+        assert np.isfinite(lines["dream at temperature 0"]).sum() == 2
+        (band,) = panel.collections
+        assert band.get_paths()[0].vertices[:, 0].max() == 1
+    plt.close(figure)
 
 
 @pytest.mark.slow

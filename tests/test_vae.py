@@ -251,6 +251,13 @@ def test_fingerprints_tell_what_encodes_otherwise_apart():
     assert make_vae(kl_tolerance=0.0, min_nats=0.1).fingerprint == make_vae().fingerprint  # these are of its training
 
 
+def test_a_v_of_the_first_version_opens(tmp_path):
+    make_vae().save_pretrained(tmp_path / "v")
+    content = json.loads((tmp_path / "v" / "vision.json").read_text())
+    (tmp_path / "v" / "vision.json").write_text(json.dumps(content | {"version": 1, "fingerprint": "another"}))
+    assert ConvVAE.from_pretrained(tmp_path / "v").fingerprint == make_vae().fingerprint
+
+
 def test_a_damaged_v_is_refused(tmp_path):
     make_vae().save_pretrained(tmp_path / "v")
     make_vae(seed=1).save_pretrained(tmp_path / "w")

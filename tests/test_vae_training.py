@@ -148,12 +148,11 @@ def test_training_goes_on_from_an_initial_v(tmp_path):
 
 
 def test_large_frames_are_read_fewer_at_a_time(data, monkeypatch):
-    expected = sorted(dealt_in(data, 0))
     monkeypatch.setattr(vae_training, "POOL_BYTES", 8 * COLOUR.shape[0] * COLOUR.shape[1] * 3)
     small = FrameData(data._episodes, np.arange(6), path="", batch_size=5, seed=3)
     assert len(small._frames(0, 0)) <= 10 < len(data._frames(0, 0))  # two windows of 4 steps, each with a last frame at most
-    assert set(dealt_in(small, 0)) <= set(range(110))
-    assert len(expected) > 85
+    dealt = dealt_in(small, 0)
+    assert len(set(dealt)) == len(dealt) > 55
 
 
 @pytest.mark.parametrize("kept", [1, 2])

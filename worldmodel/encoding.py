@@ -204,23 +204,22 @@ def encode_store(
 def _require_same_episodes(store: EpisodeStore, source: EpisodeStore) -> set[int]:
     """The ids that an encoded store holds, which must be of its source: recipes alone do not tell recordings apart.
 
-    Compared are all lengths, and what was done and rewarded in one episode that both hold.
+    Compared are ids and lengths of all, and what was done and rewarded in the first.
     """
-    held = {episode_id: index for index, episode_id in enumerate(store.episode_ids.tolist())}
-    common = [(held[each], index) for index, each in enumerate(source.episode_ids.tolist()) if each in held]
-    other = [pair for pair in common if store.lengths[pair[0]] != source.lengths[pair[1]]]
-    if common and not other:
-        one, same = store.read(common[0][0]), source.read(common[0][1])
-        equal = one.seed == same.seed and np.array_equal(one.rewards, same.rewards)
-        other = [] if equal and _equal_values(one.actions, same.actions) else common[:1]
-    if other:
-        raise FileExistsError(
-            f"{store.path}: expected episodes of {source.path}, got another episode {store.episode_ids[other[0][0]]} than is "
-            "there; choose another directory, or overwrite (--overwrite) to replace it"
-        )
+    there = {episode_id: index for index, episode_id in enumerate(source.episode_ids.tolist())}
+    held = store.episode_ids.tolist()
+    for index, episode_id in enumerate(held):
+        same = episode_id in there and store.lengths[index] == source.lengths[there[episode_id]]
+        if not same or (index == 0 and not _same_steps(store.read(0), source.read(there[episode_id]))):
+            raise FileExistsError(
+                f"{store.path}: expected episodes of {source.path}, got an episode {episode_id} that is not there or another; "
+                "choose another directory, or overwrite (--overwrite) to replace it"
+            )
     return set(held)
 
 
-def _equal_values(one: Value, other: Value) -> bool:
-    found, expected = leaf_values(one), leaf_values(other)
-    return all(np.array_equal(found[path], expected[path]) for path in expected)
+def _same_steps(one: Episode, other: Episode) -> bool:
+    """Whether two episodes are the same but for their observations."""
+    actions, expected = leaf_values(one.actions), leaf_values(other.actions)
+    same_actions = all(np.array_equal(actions[path], expected[path]) for path in expected)
+    return one.seed == other.seed and np.array_equal(one.rewards, other.rewards) and same_actions

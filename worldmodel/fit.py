@@ -117,8 +117,8 @@ def fit(
         The world model, on ``device``, in evaluation mode.
 
     Raises:
-        ValueError: if the data are empty or of another environment than ``initial``, an argument is out of range, or a resumed
-            run was started with others.
+        ValueError: if the data are empty, hold images but no ``vision`` is given, or images of floats, or are of another
+            environment than ``initial``; if an argument is out of range, or a resumed run was started with others.
         TypeError: if ``mdnrnn`` has a field that `MDNRNNConfig` has not.
         NonFiniteLossError: if training diverged.
         FileExistsError: if ``out`` holds something that may not be replaced.

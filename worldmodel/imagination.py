@@ -1,6 +1,6 @@
 r"""Gradients through the dream: rollouts that a policy can be trained through, and the returns to train it on.
 
-`imagine` dreams the same dynamics as `Dreams.rollout` (in float32, and where that draws no end, the same numbers for the same
+`imagine` dreams the same dynamics as `Dreams.rollout` (in float32, and without draws of ends, the same numbers for the same
 generator and actions), but keeps the graph: from the rewards back through M and the draws of z (`GaussianMixture.rsample`) to
 the policy. Nothing ends in it. Instead each step carries the probability that the episode goes on, with a gradient too; a
 drawn end would have none.

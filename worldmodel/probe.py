@@ -24,7 +24,7 @@ from worldmodel.evaluation import time_limit
 from worldmodel.features import FeatureKind
 from worldmodel.policies import Policy as RealPolicy
 from worldmodel.policies import RandomPolicy, RepeatPolicy
-from worldmodel.rollouts import EVALUATION_STREAM, EnvMaker, EpisodeFailure, derive_seed, make_env, rollouts
+from worldmodel.rollouts import EVALUATION_STREAM, PROBE_STREAM, EnvMaker, EpisodeFailure, derive_seed, make_env, rollouts
 from worldmodel.scores import Scores, score
 from worldmodel.spaces import Value, map_leaves
 from worldmodel.strategies import centred_ranks
@@ -239,7 +239,7 @@ def probe(
         real[name] = _real_scores(rollouts(env, policy.real, episode_ids=range(num_episodes), seed=episodes_seed, **options))
         for tau in temperatures:
             worlds = Dreams(world, num_dreams, temperature=tau, termination=termination, precision=precision)
-            dreamed = policy.dreamed(world, worlds.generator(derive_seed(seed, EVALUATION_STREAM)))
+            dreamed = policy.dreamed(world, worlds.generator(derive_seed(seed, PROBE_STREAM)))
             dreams[tau][name] = score(worlds, dreamed, horizon=horizon, seed=seed)
         done += 1 + len(temperatures)
         if on_policy is not None:

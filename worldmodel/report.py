@@ -74,10 +74,11 @@ def draw_trajectory(axes: Sequence[Axes], world: WorldModel, episode: Episode, *
     dreamed, most_likely = _lived(world, rollout), _lived(world, mode)  # (B, T + 1, F)
     dreamed = dreamed[:, np.isfinite(dreamed[..., 0]).any(axis=0)]  # until the last of them ends
     lower, upper = np.nanquantile(dreamed, [0.05, 0.95], axis=0)
-    real = _natural(world, episode.observations)[: most_likely.shape[1]]
+    real = _natural(world, episode.observations)[: horizon + 1]
     for i, panel in enumerate(axes):
-        band, label = (np.arange(len(lower)), lower[:, i], upper[:, i]), f"90 % of {NUM_DREAMS} dreams"
-        panel.fill_between(*band, color=DREAM, alpha=0.2, linewidth=0, label=label)
+        steps = np.arange(len(lower))
+        label = f"90 % of {NUM_DREAMS} dreams"
+        panel.fill_between(steps, lower[:, i], upper[:, i], color=DREAM, alpha=0.2, linewidth=0, label=label)
         panel.plot(most_likely[0, :, i], color=DREAM, linewidth=1.2, label="dream at temperature 0")
         panel.plot(real[:, i], color=REAL, linewidth=1.2, linestyle=(0, (4, 3)), label="reality")
         panel.set_ylabel(_dimension_name(world, i), fontsize=8)

@@ -26,12 +26,14 @@ from worldmodel.workers import run_here, run_in_processes
 
 ATTEMPTS = 2
 
-# Streams of seeds (`derive_seed`), one for each use, so that no two see the same luck under one seed.
+# Streams of a user's seed (`derive_seed`), one for each use, so that no two see the same luck.
 EVALUATION_STREAM = 1  # real episodes that controllers are scored on
 COLLECT_STREAM, VALIDATE_STREAM, AGENT_STREAM = 2, 3, 4  # of the paper's loop
 DREAM_TEST_STREAM, VIDEO_STREAM = 5, 6  # of an experiment
 SEARCH_STREAM = 7  # the generations of a search
 PPO_TEST_STREAM, PPO_LEARN_STREAM = 8, 9
+PROBE_STREAM = 10  # random actions in a probe's dreams
+
 _POLICY_STREAM = 1  # keeps the policy's draws apart from those of any other user of (seed, k)
 
 EnvMaker = Callable[..., gym.Env]
@@ -60,7 +62,7 @@ def episode_seed(seed: int, episode_id: int) -> int:
 def derive_seed(seed: int, *stream: int) -> int:
     """Return the seed of a stream of its own: a hash of ``seed`` and the numbers that name the stream, in [0, 2^63).
 
-    The first number is one of those above; a 0 at the end counts for nothing.
+    Of a seed that users give, the first number is one of those above; a 0 at the end counts for nothing.
     """
     if seed < 0:
         raise ValueError(f"seed: expected a number >= 0, got {seed}")

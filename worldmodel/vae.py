@@ -28,7 +28,7 @@ from worldmodel.images import find_images, resize_by_area
 from worldmodel.spaces import Value, build_value, leaf_values, leaves, space_from_json, space_to_json
 from worldmodel.vision import StateNormalizer, Vision, draw_latent
 
-VISION_FORMAT, VISION_VERSION = "worldmodel.vision", 1
+VISION_FORMAT, VISION_VERSION = "worldmodel.vision", 2  # in version 1 the fingerprint was of the whole configuration
 VISION_FILE, VISION_WEIGHTS = "vision.json", "vision.safetensors"
 SIDE = 64  # height and width of what the network sees
 CHANNELS = (32, 64, 128, 256)
@@ -232,7 +232,7 @@ class ConvVAE(Vision):
                 vision = cls(space_from_json(content["observation_space"]), VAEConfig(**content["config"]))
             vision.load_state_dict(weights)
             vision.provenance = content["provenance"]
-            if vision.fingerprint != content["fingerprint"]:
+            if content["version"] > 1 and vision.fingerprint != content["fingerprint"]:
                 raise ValueError("the fingerprint is not the one recorded; one of the two files was changed or replaced")
         except (AttributeError, KeyError, TypeError, RuntimeError, ValueError) as error:
             detail = f"{type(error).__name__}: {error}" if isinstance(error, LookupError) else str(error)

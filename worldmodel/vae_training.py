@@ -2,7 +2,8 @@
 
 Frames are dealt in random order as a pure function of (seed, epoch, number of the batch), like windows are for M. Neighbouring
 frames are stored together, so they are read as windows of `WINDOW` steps, many windows of random episodes at a time (a *pool*),
-and dealt in random order from there: reading stays cheap, and a batch holds about one frame of each window.
+and dealt in random order from there: reading stays cheap, and a batch holds about one frame of each window (of large frames
+more, as a pool holds fewer windows of them, to stay below `POOL_BYTES`).
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ class FrameData:
         episodes: where the frames are.
         which: (n,) indices of the episodes to use.
         path: of the image in the observation space.
-        batch_size: images in a batch; where fewer are left of a pool, they wait for another epoch.
+        batch_size: images in a batch; where fewer are left of a pool, they wait for another epoch, and where a pool is smaller
+            (see `POOL_BYTES`), it is the batch.
         seed: of the order.
         shuffle: False reads the frames in order, for evaluation.
         device: where the batches are.
@@ -239,7 +241,8 @@ def _frame_data(
 ) -> tuple[FrameData, FrameData | None]:
     """Training and held-out frames; the latter None where the split holds nothing out."""
     train, test = split
-    return FrameData(episodes, train, **options), FrameData(episodes, test, shuffle=False, **options) if len(test) else None
+    held_out = FrameData(episodes, test, shuffle=False, **options) if len(test) else None
+    return FrameData(episodes, train, **options), held_out
 
 
 @torch.no_grad()
