@@ -41,7 +41,7 @@ class StageBars:
     def __init__(self) -> None:
         self._stage, self._bar = "", None
 
-    def show(self, stage: str, done: int, total: int | None, facts: Mapping[str, Any], unit: str = "step") -> None:
+    def show(self, stage: str, done: int, total: int | None, facts: Mapping[str, Any], unit: str) -> None:
         """Move the bar of a stage; another stage gets a bar of its own."""
         if stage != self._stage or self._bar is None:
             self.close()

@@ -22,6 +22,8 @@ from worldmodel.reproduction import Reproduction
 from worldmodel.video import write_video
 
 FILM_STEPS = 700  # of the dream and of the agent in reality: 20 seconds at Doom's 35 steps a second
+UNITS = {"collect": "episode", "train": "update", "encode": "episode", "probe": "policy"}  # by a stage's first word
+UNITS |= {"search": "generation", "PPO": "iteration", "test": "episode"}
 
 
 def parse_arguments(description: str | None) -> argparse.Namespace:
@@ -51,7 +53,7 @@ def reproduce(args: argparse.Namespace, preset: Preset, action_names: tuple[str,
         num_workers=args.workers,
         episodes=args.episodes,
         action_names=action_names,
-        on_progress=bars.show,
+        on_progress=lambda stage, *news: bars.show(stage, *news, unit=UNITS[stage.split()[0]]),
     )
     git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
     about = {"command": shlex.join(["python", *sys.argv]), "commit": git.stdout.strip() or "unknown", "device": str(device)}

@@ -7,8 +7,10 @@ from gymnasium import spaces
 from toy_worlds import WalkEnv, random_world, walk_world
 
 import worldmodel as wm
-from worldmodel.probe import ConstantPolicy, Probe, RepeatedActions, fixed_policies, probe
+from worldmodel.probe import CyclicPolicy, Probe, RepeatedActions, fixed_policies, probe
 from worldmodel.scores import Scores
+
+SWEEPS = ["sweeps of 20", "sweeps of 60", "sweeps of 100"]
 
 
 def scores(*means):
@@ -18,7 +20,7 @@ def scores(*means):
 def test_a_true_world_ranks_as_reality_does_and_says_so():
     sizes = {"num_episodes": 20, "num_dreams": 200, "max_steps": 12}
     result = probe(walk_world(), env=WalkEnv, temperatures=(0.0,), termination="threshold", **sizes)
-    assert list(result.real) == ["always 0", "always 1", "always 2", "uniform", "repeated", "long holds"]
+    assert list(result.real) == ["always 0", "always 1", "always 2", "uniform", "repeated", "long holds", *SWEEPS]
     assert result.rank_correlation(0.0) == pytest.approx(1.0)
     for name in ("always 0", "always 1", "always 2"):
         real, dreamed = result.real[name], result.dreams[0.0][name]
@@ -69,7 +71,7 @@ def test_progress_is_told():
         max_steps=3,
         on_policy=lambda *counts: calls.append(counts),
     )
-    assert calls == [(2 * n, 12) for n in range(1, 7)]
+    assert calls == [(2 * n, 18) for n in range(1, 10)]
 
 
 def test_repeated_actions_are_held_from_1_to_10_steps_each_row_for_itself():
@@ -118,9 +120,23 @@ def test_actions_have_the_names_that_are_given():
         "uniform",
         "repeated",
         "long holds",
+        *SWEEPS,
     ]
     assert list(fixed_policies(spaces.MultiBinary(2))) == ["uniform", "repeated", "long holds"]
-    assert ConstantPolicy(3)(None) == 3
+    assert not any(name.startswith("sweeps") for name in fixed_policies(spaces.Discrete(1)))
+    assert [name for name in fixed_policies(spaces.Discrete(11)) if name not in SWEEPS] == ["uniform", "repeated", "long holds"]
+
+
+def test_sweeps_go_from_end_to_end_in_dreams_as_in_reality_and_begin_anew_with_an_episode():
+    world = random_world(spaces.Discrete(3, start=1))
+    sweeps = fixed_policies(world.action_space)["sweeps of 20"]
+    expected = ([1] * 20 + [3] * 20) * 3
+    for steps in (120, 50):
+        sweeps.real.reset(np.random.default_rng(0))
+        assert [sweeps.real(None) for _ in range(steps)] == expected[:steps]
+        actions = sweeps.dreamed(world, torch.Generator())
+        assert torch.stack([actions(torch.zeros(4, 2)) for _ in range(steps)]).tolist() == [[a] * 4 for a in expected[:steps]]
+    assert CyclicPolicy([3])(None) == 3
 
 
 @pytest.mark.parametrize("env", ["CartPole-v1", "Acrobot-v1"])  # Acrobot has three actions, too

@@ -1,8 +1,9 @@
 """A question to a dream whose answer is known: does it rank fixed policies as reality does?
 
 A search in a dream finds what the dream rewards. Whether that is what reality rewards is asked before the search, by policies
-that need no training: each action held for ever, uniformly random actions, and random actions that are held for some steps or
-for many. A dream that does not tell them apart, or ranks them otherwise, is not ready, whatever its likelihood.
+that need no training: each action held for ever, uniformly random actions, random actions that are held for some steps or for
+many, and sweeps from the first choice to the last and back. A dream that does not tell them apart, or ranks them otherwise, is
+not ready, whatever its likelihood.
 """
 
 from __future__ import annotations
@@ -33,34 +34,47 @@ from worldmodel.world import WorldModel
 Dreamed = Callable[[WorldModel, torch.Generator], Policy]
 MOST_ACTIONS = 10  # of a Discrete space, each of which is a policy
 HOLDS = {"repeated": 10, "long holds": 100}  # longest hold of random actions: agents do one thing for longer than random play
+SWEEPS = (
+    20,
+    60,
+    100,
+)  # steps from one end of a line of choices to the other: agents of Doom live by that, several times as long
 
 
-class ConstantPolicy:
-    """Always the same action, whatever is seen.
+class CyclicPolicy:
+    """Actions in turn, each for so many steps, and from the first again, whatever is seen; one alone is held for ever.
 
     Args:
-        action: a value of the action space.
+        actions: values of the action space.
+        hold: steps.
     """
 
-    def __init__(self, action: Any):
-        self.action, self.description = action, f"always {action}"
+    def __init__(self, actions: Sequence[Any], hold: int = 1):
+        self._actions, self._hold, self._steps = actions, hold, 0
+        self.description = f"cyclic({list(actions)}, hold={hold})"
+
+    def reset(self, rng: np.random.Generator) -> None:
+        """Start an episode."""
+        self._steps = 0
 
     def __call__(self, observation: Value) -> Any:
-        """Return the action."""
-        return self.action
+        """Return the action whose turn it is."""
+        action = self._actions[self._steps // self._hold % len(self._actions)]
+        self._steps += 1
+        return action
 
 
-class ConstantActions:
-    """`ConstantPolicy` in dreams."""
+class CyclicActions:
+    """`CyclicPolicy` in dreams, all of which do the same."""
 
     features: FeatureKind = "z"
 
-    def __init__(self, action: Any):
-        self._action = action
+    def __init__(self, actions: Sequence[Any], hold: int = 1):
+        self._policy = CyclicPolicy(actions, hold)
 
     def __call__(self, features: Tensor) -> Value:
-        """Return the action for each row of ``features`` (B, F)."""
-        action = torch.as_tensor(self._action, device=features.device)
+        """Return the action whose turn it is for each row of ``features`` (B, F)."""
+        action = torch.as_tensor(self._policy(None), device=features.device)
         return action.expand(features.shape[0], *action.shape)
 
 
@@ -103,14 +117,18 @@ def fixed_policies(action_space: gym.Space, names: Sequence[str] | None = None) 
     """The policies of a probe by their names.
 
     Args:
-        action_space: of a Discrete one up to `MOST_ACTIONS` actions are held for ever, of a Box its centre and its corners
-            along each axis; others have random policies alone.
+        action_space: of a Discrete one up to `MOST_ACTIONS` actions are held for ever, and its first and last in turn; of a
+            Box its centre and its corners along each axis; others have random policies alone.
         names: of the actions of a Discrete space; "always 0" and so on if None.
     """
     held: dict[str, Any] = {}
-    if isinstance(action_space, spaces.Discrete) and action_space.n <= MOST_ACTIONS:
-        start = int(action_space.start)
-        held = {f"always {names[i] if names else start + i}": start + i for i in range(int(action_space.n))}
+    sweeps: dict[str, FixedPolicy] = {}
+    if isinstance(action_space, spaces.Discrete):
+        start, count = int(action_space.start), int(action_space.n)
+        if count <= MOST_ACTIONS:
+            held = {f"always {names[i] if names else start + i}": start + i for i in range(count)}
+        if count > 1:
+            sweeps = {f"sweeps of {hold}": _cyclic([start, start + count - 1], hold) for hold in SWEEPS}
     elif isinstance(action_space, spaces.Box) and action_space.is_bounded() and len(action_space.shape) == 1:
         low, high = action_space.low, action_space.high
         centre = ((low + high) / 2).astype(action_space.dtype)
@@ -120,15 +138,15 @@ def fixed_policies(action_space: gym.Space, names: Sequence[str] | None = None) 
                 corner = centre.copy()
                 corner[axis] = bounds[axis]
                 held[f"axis {axis} {name}"] = corner
-    found = {name: FixedPolicy(ConstantPolicy(action), _constant(action)) for name, action in held.items()}
+    found = {name: _cyclic([action]) for name, action in held.items()}
     found["uniform"] = FixedPolicy(RandomPolicy(action_space), _uniform)
     for name, max_repeat in HOLDS.items():
         found[name] = FixedPolicy(RepeatPolicy(action_space, max_repeat=max_repeat), _repeated(max_repeat))
-    return found
+    return found | sweeps
 
 
-def _constant(action: Any) -> Dreamed:
-    return lambda world, generator: ConstantActions(action)
+def _cyclic(actions: Sequence[Any], hold: int = 1) -> FixedPolicy:
+    return FixedPolicy(CyclicPolicy(actions, hold), lambda world, generator: CyclicActions(actions, hold))
 
 
 def _uniform(world: WorldModel, generator: torch.Generator) -> Policy:
