@@ -69,11 +69,15 @@ def reproduce(args: argparse.Namespace, preset: Preset, action_names: tuple[str,
 def draw(experiment: Reproduction, temperature: float, *, video: bool) -> None:
     """Learning curves, pictures, and films of one dream and of the agent in reality."""
     out, world, episode = experiment.out, experiment.world(), experiment.agent_episode(temperature)
-    logs = {"V": (out / "vae" / "training", "squared_error"), "M": (out / "world" / "training", "nll_per_dim")}
-    search = {f"controller, tau {tau:g}": (out / f"temperature-{tau:g}", "return") for tau in experiment.preset.temperatures}
+    logs = {
+        "V": (out / "vae" / "training", "squared_error", "update"),
+        "M": (out / "world" / "training", "nll_per_dim", "update"),
+    }
+    for tau in experiment.preset.temperatures:
+        logs[f"controller, tau {tau:g}"] = (out / f"temperature-{tau:g}", "return", "generation")
     if experiment.preset.ppo is not None:
-        search[f"PPO, tau {temperature:g}"] = (out / f"temperature-{temperature:g}" / "ppo", "terminations_per_1000")
-    save_figure(draw_learning(logs | search), out / "curves.png")
+        logs[f"PPO, tau {temperature:g}"] = (out / f"temperature-{temperature:g}" / "ppo", "terminations_per_1000", "iteration")
+    save_figure(draw_learning(logs), out / "curves.png")
     shown = episode.observations[np.linspace(0, len(episode), 10).astype(int)]
     save_image(pictures.reconstructions(pictures.eye(world), shown), out / "reconstructions.png")
     save_image(pictures.traversals(pictures.eye(world), episode.observations), out / "latents.png")

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from toy_data import labelled_episode
 from toy_worlds import WalkEnv, random_world, walk_world
 
 import worldmodel as wm
-from worldmodel.probe import CyclicPolicy, Probe, RepeatedActions, fixed_policies, probe
+from worldmodel.probe import CyclicPolicy, Probe, RepeatedActions, _real_scores, fixed_policies, probe
 from worldmodel.scores import Scores
 
 SWEEPS = ["sweeps of 20", "sweeps of 60", "sweeps of 100"]
@@ -59,6 +60,12 @@ def test_a_probe_is_a_function_of_its_seed():
     torch.manual_seed(1)
     assert one == run(0)
     assert one != run(1)
+
+
+def test_real_scores_are_in_the_order_of_the_episodes_whichever_was_done_first():
+    scores = _real_scores([labelled_episode(1, 3), labelled_episode(0, 2)])
+    assert scores.lengths.tolist() == [2, 3]
+    assert scores.returns.tolist() == [1.0, 303.0]
 
 
 def test_progress_is_told():

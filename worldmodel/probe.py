@@ -9,7 +9,7 @@ not ready, whatever its likelihood.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from worldmodel.batched import Policy
 from worldmodel.dream import DreamPrecision, Dreams, RandomActions, TerminationRule
+from worldmodel.episode import Episode
 from worldmodel.evaluation import time_limit
 from worldmodel.features import FeatureKind
 from worldmodel.policies import Policy as RealPolicy
@@ -265,13 +266,14 @@ def probe(
     return Probe(real, dreams)
 
 
-def _real_scores(episodes: Any) -> Scores:
-    returns, lengths = [], []
+def _real_scores(episodes: Iterable[Episode | EpisodeFailure]) -> Scores:
+    """The scores of episodes in the order of their numbers, whichever was done first."""
+    played: dict[int, tuple[float, int]] = {}
     for episode in episodes:
         if isinstance(episode, EpisodeFailure):
             raise RuntimeError(
                 f"env: expected to play episode {episode.episode_id} (seed {episode.seed}), but that failed: {episode.error}"
             )
-        returns.append(float(episode.rewards.sum()))
-        lengths.append(len(episode))
+        played[episode.episode_id] = float(episode.rewards.sum()), len(episode)
+    returns, lengths = zip(*(played[number] for number in sorted(played)), strict=True)
     return Scores(np.array(returns), np.array(lengths))

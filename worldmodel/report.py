@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from worldmodel.world import WorldModel
 REAL, DREAM, NEUTRAL = "#1b1b1b", "#d1495b", "#8d99ae"
 NUM_DREAMS = 256  # behind the quantiles of the dreamed trajectory
 MAX_DIMENSIONS = 4  # dimensions of the observation that are drawn
+PANELS_IN_A_ROW = 4
 
 
 def draw_report(
@@ -131,21 +133,24 @@ def save_image(picture: np.ndarray, path: str | Path) -> None:
     image.imsave(path, picture)
 
 
-def draw_learning(runs: Mapping[str, tuple[Path, str]]) -> Figure:
+def draw_learning(runs: Mapping[str, tuple[Path, str, str]]) -> Figure:
     """Draw how trainings or searches went, one panel each, training and held out.
 
     Args:
-        runs: by title, the directory with a log, and the name of the quantity in it.
+        runs: by title, the directory with a log, the name of the quantity in it, and what its updates are called.
     """
-    figure = Figure(figsize=(5 * len(runs), 4), layout="constrained")
-    for axes, (title, (directory, name)) in zip(figure.subplots(1, len(runs), squeeze=False)[0], runs.items(), strict=True):
+    columns = min(PANELS_IN_A_ROW, len(runs))
+    lines = math.ceil(len(runs) / columns)
+    figure = Figure(figsize=(4 * columns, 3.2 * lines), layout="constrained")
+    for number, (title, (directory, name, unit)) in enumerate(runs.items(), start=1):
+        axes = figure.add_subplot(lines, columns, number)
         rows = read_metrics(directory)
         for part, colour, style in (("train", DREAM, "-"), ("test", REAL, "o-")):
             points = [(row["update"], row[f"{part}/{name}"]) for row in rows if f"{part}/{name}" in row]
             if points:
                 label = {"train": "training", "test": "held out"}[part]
                 axes.plot(*zip(*points, strict=True), style, color=colour, markersize=3, linewidth=1, label=label)
-        axes.set(title=title, xlabel="update", ylabel=name.replace("_", " "))
+        axes.set(title=title, xlabel=unit, ylabel=name.replace("_", " "))
         axes.legend(fontsize=8)
     return figure
 
