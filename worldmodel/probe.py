@@ -35,11 +35,7 @@ from worldmodel.world import WorldModel
 Dreamed = Callable[[WorldModel, torch.Generator], Policy]
 MOST_ACTIONS = 10  # of a Discrete space, each of which is a policy
 HOLDS = {"repeated": 10, "long holds": 100}  # longest hold of random actions: agents do one thing for longer than random play
-SWEEPS = (
-    20,
-    60,
-    100,
-)  # steps from one end of a line of choices to the other: agents of Doom live by that, several times as long
+SWEEPS = (20, 60, 100)  # steps that the first and the last choice are held for in turn: agents of Doom live by moving so
 
 
 class CyclicPolicy:
@@ -118,8 +114,8 @@ def fixed_policies(action_space: gym.Space, names: Sequence[str] | None = None) 
     """The policies of a probe by their names.
 
     Args:
-        action_space: of a Discrete one up to `MOST_ACTIONS` actions are held for ever, and its first and last in turn; of a
-            Box its centre and its corners along each axis; others have random policies alone.
+        action_space: of a Discrete one the actions are held for ever if they are `MOST_ACTIONS` at most, and the first and the
+            last in turn; of a Box its centre and its corners along each axis; others have random policies alone.
         names: of the actions of a Discrete space; "always 0" and so on if None.
     """
     held: dict[str, Any] = {}
