@@ -24,7 +24,7 @@ def parse_arguments() -> argparse.Namespace:
         "--policy",
         default="random",
         choices=(*POLICIES, "controller"),
-        help="uniform; held 1..10 steps; random walk (Box actions); a trained controller",
+        help="uniform; held 1..10 steps; held 1..100; sweeps (Discrete); random walk (Box); a trained controller",
     )
     parser.add_argument("--model", help="world model directory, for --policy controller")
     parser.add_argument("--controller", help="controller directory, for --policy controller")

@@ -21,7 +21,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--vision", required=True, help="directory that scripts/train_vae.py wrote")
     parser.add_argument("--out", help="directory for the encoded store; None puts it beside the frames, DATA-encoded")
     parser.add_argument("--dtype", choices=DTYPES, default="float16", help="what mean and log-variance are stored in")
-    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of the network's products")
+    parser.add_argument("--precision", choices=("float32", "bfloat16", "auto"), default="float32", help="of V's products")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier encoded store")
     add_device(parser)
     return parser.parse_args()

@@ -68,6 +68,8 @@ def main() -> None:
     if args.out and Path(args.out).exists() and not args.overwrite:
         raise FileExistsError(f"{args.out}: already there; pass --overwrite to replace it")
     world = wm.WorldModel.from_pretrained(args.model, device=choose_device(args.device))
+    if args.out:
+        Path(args.out).parent.mkdir(parents=True, exist_ok=True)  # now, and not when all is played
     found, content = (score_fixed_policies if args.probe else score_controller)(args, world)
     print(found)
     if args.out:

@@ -61,4 +61,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main, resume="OUT holds the best controller tested so far, if any was.")
+    run(main, resume="OUT holds the best controller tested so far; if none was, what it held before.")

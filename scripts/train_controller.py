@@ -94,4 +94,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main, resume="OUT holds the best controller tested so far, if any was; the same command with --resume goes on.")
+    kept = "OUT holds the best controller tested so far; if none was, what it held before"
+    run(main, resume=f"{kept}; the same command with --resume goes on.")

@@ -38,6 +38,11 @@ def test_python_blocks_run_in_order(page, tmp_path):
     assert result.returncode == 0, result.stderr
 
 
+def test_every_number_that_is_made_smaller_is_there():
+    programs = "\n".join(block for page in PAGES for block in blocks(page))
+    assert not [number for number in SMALLER if number not in programs]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_a_block_is_short(page):
     assert max(len(block.splitlines()) for block in blocks(page)) <= 16

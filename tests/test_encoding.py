@@ -11,6 +11,7 @@ from toy_images import COLOUR, MIXED, DotEnv, dot_store, random_images
 import worldmodel as wm
 from worldmodel import encoding
 from worldmodel.encoding import EncodedObservations, Encoder, encode_store, encoded_with
+from worldmodel.machine import fast_precision
 from worldmodel.store import EpisodeStore, verify
 
 
@@ -87,6 +88,8 @@ def test_bfloat16_encodes_nearly_the_same(frames):
     exact, rough = (Encoder(make_vae(), precision=name).encode(episode) for name in ("float32", "bfloat16"))
     assert not np.array_equal(exact.observations["mean"], rough.observations["mean"])
     np.testing.assert_allclose(exact.observations["mean"], rough.observations["mean"], atol=5e-3)
+    chosen = Encoder(make_vae(), precision="auto")
+    assert chosen.precision == fast_precision(torch.device("cpu"))
 
 
 def test_wrong_arguments_are_refused(frames, tmp_path):

@@ -151,6 +151,8 @@ def test_the_time_limit_is_that_of_the_environment_or_less():
     assert time_limit(WalkEnv) == DEFAULT_HORIZON
     assert time_limit(WalkEnv, 7) == 7
     assert time_limit("CartPole-v1", wrappers=[lambda env: gym.wrappers.TimeLimit(env, 9)]) == 9
+    assert time_limit(WalkEnv, wrappers=[lambda env: gym.wrappers.TimeLimit(env, 9)]) == 9
+    assert time_limit(lambda: gym.wrappers.TimeLimit(WalkEnv(), 77), 100) == 77
     with pytest.raises(ValueError, match=r"expected a registered Gymnasium id, got 'toy_worlds\.WalkEnv'"):
         time_limit("toy_worlds.WalkEnv")
 
@@ -238,6 +240,7 @@ def test_the_usual_horizon_is_looked_up_and_imports_nothing(tmp_path, monkeypatc
     for recipe, horizon in (
         ({"env": "payload:X-v0"}, DEFAULT_HORIZON),
         ({"env": "CartPole-v1"}, 500),
+        ({"env": "gymnasium:CartPole-v1"}, 500),
         ({"env": "CartPole-v1", "max_steps": 30}, 30),
         ({"env": "CartPole-v1", "env_kwargs": {"max_episode_steps": 40}}, 40),
         ({}, DEFAULT_HORIZON),

@@ -58,6 +58,9 @@ def test_small_frames_are_means_of_the_large_ones_and_rows_below_are_cut_off():
 def test_what_has_no_image_is_not_resized():
     with pytest.raises(ValueError, match="expected one image as observation"):
         AreaResize(SpaceEnv(spaces.Box(-1, 1, (3,)), spaces.Discrete(2)))
+    image = spaces.Box(0, 255, (60, 80, 3), np.uint8)
+    with pytest.raises(ValueError, match="expected one image as observation or in a Dict"):
+        AreaResize(SpaceEnv(spaces.Tuple((image, spaces.Box(-1, 1, (3,)))), spaces.Discrete(2)))
 
 
 def test_small_frames_are_collected_by_a_wrapper(tmp_path):

@@ -154,6 +154,15 @@ def test_the_critic_learns_what_steps_are_worth():
     assert explained[-1] > max(0.5, explained[0])
 
 
+def test_what_is_always_the_same_is_explained():
+    world = random_world(termination_head=False)
+    for parameter in world.mdnrnn.reward_head.parameters():
+        torch.nn.init.zeros_(parameter)
+    controller, dreams, starts = make(world, num_dreams=8, temperature=0.0)
+    learner = _Learner(controller, dreams, starts, PPOConfig(steps=4), 0)
+    assert math.isfinite(learner.iterate()[2])
+
+
 def test_the_scaling_of_features_is_undone():
     controller, dreams, starts = make(bias=False, features="zhc", ordered=True)
     torch.nn.init.normal_(controller.layers[0].weight, std=0.1, generator=torch.Generator().manual_seed(0))

@@ -152,6 +152,27 @@ def test_an_environment_of_another_world_is_refused(env):
         probe(random_world(), env=env, num_episodes=2, num_dreams=4, max_steps=6)
 
 
+def test_episodes_are_cut_off_in_reality_as_in_dreams(monkeypatch):
+    class Endless(WalkEnv):
+        def step(self, action):
+            observation, reward, _, _, info = super().step(action)
+            return observation, reward, False, False, info
+
+    monkeypatch.setattr("worldmodel.evaluation.DEFAULT_HORIZON", 15)
+    found = probe(random_world(termination_head=False), env=Endless, num_episodes=2, num_dreams=4)
+    for scores in (*found.real.values(), *found.dreams[1.0].values()):
+        assert set(scores.lengths) == {15}
+
+
+def test_what_cannot_be_scored_is_refused():
+    with pytest.raises(ValueError, match="world: expected a world model that predicts rewards"):
+        probe(random_world(reward_head=False), env=WalkEnv)
+    with pytest.raises(ValueError, match="num_episodes: expected an integer >= 1, got 0"):
+        probe(random_world(), env=WalkEnv, num_episodes=0)
+    with pytest.raises(ValueError, match="names: expected one for each of 3 actions"):
+        probe(random_world(), env=WalkEnv, names=("left", "right"))
+
+
 def test_an_environment_that_raises_is_named():
     class Broken(WalkEnv):
         def step(self, action):

@@ -17,7 +17,7 @@ def world_of(env_id):
     return world
 
 
-@pytest.mark.parametrize("env_id", CLASSIC)
+@pytest.mark.parametrize("env_id", [*CLASSIC, "gymnasium:CartPole-v1"])
 def test_classic_control_is_drawn_as_the_real_environment_draws_itself(env_id):
     pytest.importorskip("pygame", reason="needs gymnasium[classic-control]")
     env = gym.make(env_id, render_mode="rgb_array")

@@ -90,6 +90,15 @@ def test_held_out_frames_come_in_order(data):
     assert numbers(held_out, 0) == numbers(held_out, 7)
 
 
+def test_every_held_out_frame_is_seen_whatever_the_batch(tmp_path):
+    dot_store(tmp_path / "data", 8)
+    episodes = EpisodeCollection.open(tmp_path / "data")
+    for batch_size in (1, 40, 48, 100):
+        held_out = FrameData(episodes, np.arange(8), path="", batch_size=batch_size, seed=0, shuffle=False)
+        seen = sum(len(held_out.batch(0, index).image) for index in range(held_out.num_batches(0)))
+        assert seen == episodes.lengths.sum() + len(episodes)
+
+
 def test_fewer_frames_than_a_batch_make_one_batch(data):
     few = FrameData(data._episodes, np.array([3]), path="", batch_size=8, seed=0)
     assert few.num_batches(0) == 1

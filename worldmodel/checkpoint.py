@@ -253,6 +253,12 @@ def _is_stamped(path: Path, format: str) -> bool:
         return False
 
 
+def discard_unfinished(directory: str | Path, *, marker: str) -> None:
+    """Remove what a stage that was killed while it wrote left of its directory, if ``marker``, written last, is not there."""
+    if Path(directory).is_dir() and not (Path(directory) / marker).is_file():
+        shutil.rmtree(directory)
+
+
 def remove_temporaries(path: str | Path, *, name: str = "*") -> None:
     """Remove the temporary files that writers killed in the middle of :func:`write_bytes` left directly in ``path``.
 

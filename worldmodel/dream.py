@@ -37,7 +37,7 @@ def usual_horizon(world: WorldModel) -> int:
     Only looked up among the ids that are registered already: a model directory must not make anything be imported.
     """
     recipe: dict[str, Any] = next(iter(world.provenance.get("recipes", [])), {})
-    spec = gym.registry.get(recipe.get("env", ""))
+    spec = gym.registry.get(recipe.get("env", "").rpartition(":")[2])  # ids may be "module:Id-v0"
     asked = (recipe.get("env_kwargs") or {}).get("max_episode_steps")  # goes before what is registered; -1 is no limit
     limits = (recipe.get("max_steps"), (spec and spec.max_episode_steps) if asked is None else asked)
     return min((limit for limit in limits if isinstance(limit, int) and limit > 0), default=DEFAULT_HORIZON)

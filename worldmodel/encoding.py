@@ -21,6 +21,7 @@ from torch import Tensor
 
 from worldmodel.collect import open_or_create
 from worldmodel.episode import Episode
+from worldmodel.machine import fast_precision
 from worldmodel.spaces import Value, leaf_values, map_leaves
 from worldmodel.store import EpisodeStore
 from worldmodel.vision import Vision
@@ -78,15 +79,15 @@ class Encoder:
     Args:
         vision: V, on the device that shall do the work.
         dtype: of what is written; dev/LOG.md says what float16 costs.
-        precision: "float32", or "bfloat16" for the matrix products of the network.
+        precision: "float32"; "bfloat16" for the matrix products of the network; "auto" for what is faster where V is.
     """
 
     def __init__(self, vision: Vision, *, dtype: str = "float16", precision: str = "float32"):
-        if precision not in ("float32", "bfloat16"):
-            raise ValueError(f"precision: expected 'float32' or 'bfloat16', got {precision!r}")
-        self.vision, self.precision = vision, precision
-        self.form = EncodedObservations(vision.latent_size, dtype)
+        if precision not in ("float32", "bfloat16", "auto"):
+            raise ValueError(f"precision: expected 'float32', 'bfloat16' or 'auto', got {precision!r}")
         self._device = next(iter(vision.state_dict().values())).device
+        self.vision, self.precision = vision, fast_precision(self._device) if precision == "auto" else precision
+        self.form = EncodedObservations(vision.latent_size, dtype)
 
     @property
     def observation_space(self) -> gym.Space:

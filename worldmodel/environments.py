@@ -44,7 +44,8 @@ class AreaResize(gym.ObservationWrapper, RecordConstructorArgs):
         RecordConstructorArgs.__init__(self, size=size, rows=rows)
         gym.ObservationWrapper.__init__(self, env)
         found = find_images(env.observation_space)
-        if len(found) != 1 or "/" in found[0].path:
+        whole = isinstance(env.observation_space, (spaces.Box, spaces.Dict))
+        if not whole or len(found) != 1 or "/" in found[0].path:
             raise ValueError(f"env: expected one image as observation or in a Dict of it, got {env.observation_space}")
         self._layout, self._size, self._rows = found[0], size, rows
         small = {None: (size, size), 0: (found[0].channels, size, size), 2: (size, size, found[0].channels)}

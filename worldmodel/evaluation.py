@@ -9,6 +9,7 @@ from typing import Any
 
 import gymnasium as gym
 import torch
+from gymnasium.wrappers import TimeLimit
 from torch import Tensor
 
 from worldmodel.batched import Policy, Rollout
@@ -57,8 +58,12 @@ def time_limit(
         ValueError: if there is no such environment.
     """
     with contextlib.closing(make_env(env, env_kwargs, wrappers)) as built:
-        registered = None if built.spec is None else built.spec.max_episode_steps
-    return min((limit for limit in (max_steps, registered) if limit is not None), default=DEFAULT_HORIZON)
+        limits = [max_steps, None if built.spec is None else built.spec.max_episode_steps]
+        while isinstance(built, gym.Wrapper):  # a constructor's environment may have a limit without a spec that says so
+            if isinstance(built, TimeLimit):
+                limits.append(built._max_episode_steps)
+            built = built.env
+    return min((limit for limit in limits if limit is not None), default=DEFAULT_HORIZON)
 
 
 def evaluate(

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -224,8 +223,7 @@ class _Loop:
         path = self.out / f"round-{number}" / "controller"
         if (path / CONTROLLER_FILE).is_file():
             return Controller.from_pretrained(path, device=self.device)
-        if path.is_dir():  # a stage that was killed while it wrote
-            shutil.rmtree(path)
+        checkpoint.discard_unfinished(path, marker=CONTROLLER_FILE)
         controller = self._search(number, world) if self.train_agent is None else self._call(self.train_agent, number, world)
         controller.save_pretrained(path)
         return controller

@@ -36,6 +36,7 @@ from worldmodel.starts import StartBank
 
 MOST_SURE = 1.5  # of the outputs' standard deviation over the starts at first; a surer controller would try nothing
 SMALLEST_SCALE = 1e-3  # a feature that varies less over the starts is not scaled up
+TINY = 1e-12  # of a variance: returns that are all the same, to the last bit, are explained by what the critic begins with
 CLIP_NORM = 1.0  # of the controller's gradient
 
 
@@ -235,7 +236,7 @@ class _Learner:
             order = torch.randperm(len(steps.returns), generator=self._generator, device=self._scale.device)
             for index in order.chunk(self._config.minibatches):
                 entropy = self._learn(steps.rows(index))
-        missed = steps.advantage.var(correction=0) / steps.returns.var(correction=0)
+        missed = steps.advantage.var(correction=0) / steps.returns.var(correction=0).clamp(min=TINY)
         return 1000 * ends / len(steps.returns), entropy, 1 - missed.item()
 
     @torch.no_grad()

@@ -117,11 +117,16 @@ def fixed_policies(action_space: gym.Space, names: Sequence[str] | None = None) 
         action_space: of a Discrete one the actions are held for ever if they are `MOST_ACTIONS` at most, and the first and the
             last in turn; of a Box its centre and its corners along each axis; others have random policies alone.
         names: of the actions of a Discrete space; "always 0" and so on if None.
+
+    Raises:
+        ValueError: if there are not as many names as actions.
     """
     held: dict[str, Any] = {}
     sweeps: dict[str, FixedPolicy] = {}
     if isinstance(action_space, spaces.Discrete):
         start, count = int(action_space.start), int(action_space.n)
+        if names and len(names) != count:
+            raise ValueError(f"names: expected one for each of {count} actions, got {list(names)}")
         if count <= MOST_ACTIONS:
             held = {f"always {names[i] if names else start + i}": start + i for i in range(count)}
         if count > 1:
@@ -226,7 +231,7 @@ def probe(
         num_episodes: real episodes of each policy.
         num_dreams: dreamed episodes of each policy.
         seed: seed of all; the real episodes are those that `evaluate` plays.
-        max_steps: cap on an episode's steps, real or dreamed.
+        max_steps: cap on an episode's steps, real or dreamed; 1000 where the environment has no limit either.
         env_kwargs: arguments of the environment.
         wrappers: applied to the environment, in order.
         names: see `fixed_policies`.
@@ -234,15 +239,19 @@ def probe(
         on_policy: called with the number of scores taken, and of all.
 
     Raises:
-        ValueError: if world and environment do not belong together, or a number is out of range.
+        ValueError: if world and environment do not belong together, the world has no reward head, or a number is out of range.
         RuntimeError: if the environment raises; names the episode.
     """
+    if world.mdnrnn.reward_head is None:
+        raise ValueError("world: expected a world model that predicts rewards, got one without a reward head")
+    if num_episodes < 1:
+        raise ValueError(f"num_episodes: expected an integer >= 1, got {num_episodes}")
     with contextlib.closing(make_env(env, env_kwargs, wrappers)) as built:
         world.check_spaces(built.observation_space, built.action_space, source="env")
     policies = fixed_policies(world.action_space, names)
     horizon = time_limit(env, max_steps, env_kwargs, wrappers)
     options: dict[str, Any] = {
-        "max_steps": max_steps,
+        "max_steps": horizon,
         "env_kwargs": env_kwargs,
         "wrappers": wrappers,
         "num_workers": num_workers,

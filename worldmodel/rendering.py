@@ -33,7 +33,7 @@ class ObservationRenderer:
         self._world = world
         self._image = next(iter(find_images(world.observation_space)), None)
         recipe: dict[str, Any] = next(iter(world.provenance.get("recipes", [])), {})
-        self._env_id: str = recipe.get("env", "")
+        self._env_id: str = recipe.get("env", "").rpartition(":")[2]  # of "module:Id-v0" as well
         self._env: gym.Env | None = None
 
     def __call__(self, observation: Value) -> np.ndarray:

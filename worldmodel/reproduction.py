@@ -193,6 +193,7 @@ class Reproduction:
         directory = self._directory(temperature, repeat) / "controller"
         if (directory / CONTROLLER_FILE).is_file():
             return self.controller(temperature, repeat)
+        checkpoint.discard_unfinished(directory, marker=CONTROLLER_FILE)
         controller = self._evolve(temperature, repeat)
         if self.preset.ppo is not None:
             controller = self._improve(controller, temperature, repeat)
@@ -210,6 +211,7 @@ class Reproduction:
         directory, stage = self._directory(temperature, repeat), self._stage(temperature, repeat)
         if (directory / "evolved" / CONTROLLER_FILE).is_file():
             return Controller.from_pretrained(directory / "evolved", device=self.device)
+        checkpoint.discard_unfinished(directory / "evolved", marker=CONTROLLER_FILE)
         directory.mkdir(exist_ok=True)
         dreams = self._dreams(temperature, self.preset.rollouts * self.preset.controller["population"])
         done = _last_generation(directory)
@@ -260,7 +262,7 @@ class Reproduction:
             )
 
     def test(self, temperature: float, repeat: int = 0) -> None:
-        """Score a controller in its dream and in reality, on episodes that decided nothing; each ``repeat`` has its own."""
+        """Score a controller in its dream and in reality, on episodes that taught it nothing; each ``repeat`` has its own."""
         path, stage = self._directory(temperature, repeat) / "scores.json", self._stage(temperature, repeat)
         if path.is_file():
             return
@@ -273,7 +275,7 @@ class Reproduction:
         _write_scores(path, found)
 
     def best_temperature(self) -> float:
-        """The temperature whose first controller scored highest in reality; all must be tested."""
+        """The temperature whose first controller scored highest in reality; its repeats alone owe nothing to that choice."""
         return max(self.preset.temperatures, key=lambda tau: self._scores(tau)["real"]["mean"])
 
     def world(self) -> WorldModel:

@@ -69,7 +69,7 @@ class FrameData:
         batch_size: images in a batch; where fewer are left of a pool, they wait for another epoch, and where a pool is smaller
             (see `POOL_BYTES`), it is the batch.
         seed: of the order.
-        shuffle: False reads the frames in order, for evaluation.
+        shuffle: False reads the frames in order, for evaluation, where all count: a pool is a batch, of about as many.
         device: where the batches are.
     """
 
@@ -106,19 +106,24 @@ class FrameData:
             raise IndexError(f"index: expected a batch in [0, {ends[-1]}), got {index}")
         number = int(np.searchsorted(ends, index, side="right"))
         frames = self._frames(epoch, number)
+        if not self._shuffle:
+            return FrameBatch(frames.to(self._device))
         first = (index - (int(ends[number - 1]) if number else 0)) * self._batch_size
         positions = np.arange(first, min(first + self._batch_size, len(frames)))
-        if self._shuffle:
-            positions = permuted(positions, len(frames), key=(self._seed, epoch, number))
-        return FrameBatch(frames[torch.as_tensor(positions)].to(self._device))
+        drawn = permuted(positions, len(frames), key=(self._seed, epoch, number))
+        return FrameBatch(frames[torch.as_tensor(drawn)].to(self._device))
 
     def _ends(self, epoch: int) -> np.ndarray:
         """Running total of the batches of each pool."""
         if self._counted is None or self._counted[0] != epoch:
             pools = [self._sampler.batch(epoch, number) for number in range(self._sampler.num_batches(epoch))]
             frames = [int((pool.stop - pool.start + self._is_last(pool.episode, pool.stop)).sum()) for pool in pools]
-            self._counted = epoch, np.cumsum([max(1, count // self._batch_size) for count in frames])
+            self._counted = epoch, np.cumsum([self._batches(count) for count in frames])
         return self._counted[1]
+
+    def _batches(self, frames: int) -> int:
+        """Of a pool of so many frames."""
+        return max(1, frames // self._batch_size) if self._shuffle else 1
 
     def _is_last(self, episode: np.ndarray, stop: np.ndarray) -> np.ndarray:
         """Whether windows reach the end of their episodes: only they bring the frame after their last step."""
