@@ -1,4 +1,4 @@
-"""What the programs that reproduce an experiment of the paper share: options, bars, pictures, a summary."""
+"""What the programs that reproduce an experiment of the paper share: options, bars, a summary."""
 
 from __future__ import annotations
 
@@ -9,19 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 from bars import StageBars
 from command import add_device, choose_device
+from drawing import draw
 
-import worldmodel as wm
-from worldmodel import pictures
-from worldmodel.machine import fast_precision, keep_freed_memory
-from worldmodel.presets import Preset, in_precision, small
-from worldmodel.report import draw_learning, save_figure, save_image
+from worldmodel.machine import keep_freed_memory
+from worldmodel.presets import Preset, small
 from worldmodel.reproduction import Reproduction
-from worldmodel.video import write_video
 
-FILM_STEPS = 700  # of the dream and of the agent in reality: 20 seconds at Doom's 35 steps a second
 UNITS = {"collect": "episode", "train": "update", "encode": "episode", "probe": "policy"}  # by a stage's first word
 UNITS |= {"search": "generation", "PPO": "iteration", "test": "episode"}
 
@@ -46,47 +41,27 @@ def reproduce(args: argparse.Namespace, preset: Preset, action_names: tuple[str,
     keep_freed_memory()
     bars, device = StageBars(), choose_device(args.device)
     experiment = Reproduction(
-        in_precision(small(preset) if args.scale == "small" else preset, fast_precision(device)),
+        small(preset) if args.scale == "small" else preset,
         Path(args.out),
         seed=args.seed,
         device=device,
         num_workers=args.workers,
         episodes=args.episodes,
         action_names=action_names,
+        commit=commit(),
         on_progress=lambda stage, *news: bars.show(stage, *news, unit=UNITS[stage.split()[0]]),
     )
-    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
-    about = {"command": shlex.join(["python", *sys.argv]), "commit": git.stdout.strip() or "unknown", "device": str(device)}
-    results = experiment.run(about=about)
+    results = experiment.run(about={"command": shlex.join(["python", *sys.argv]), "device": str(device)})
     bars.close()
     best = results["best_temperature"]
     draw(experiment, best, video=args.video)
     print((experiment.out / "probe.txt").read_text())
     print((experiment.out / "table.md").read_text())
-    print(f"seconds  {sum(results['seconds'].values()):.0f}\neverything: {experiment.out}")
+    print(f"seconds  {sum(stage['seconds'] for stage in results['stages'].values()):.0f}\neverything: {experiment.out}")
 
 
-def draw(experiment: Reproduction, temperature: float, *, video: bool) -> None:
-    """Learning curves, pictures, and films of one dream and of the agent in reality."""
-    out, world, episode = experiment.out, experiment.world(), experiment.agent_episode(temperature)
-    logs = {
-        "V": (out / "vae" / "training", "squared_error", "update"),
-        "M": (out / "world" / "training", "nll_per_dim", "update"),
-    }
-    for tau in experiment.preset.temperatures:
-        logs[f"controller, tau {tau:g}"] = (out / f"temperature-{tau:g}", "return", "generation")
-    if experiment.preset.ppo is not None:
-        logs[f"PPO, tau {temperature:g}"] = (out / f"temperature-{temperature:g}" / "ppo", "terminations_per_1000", "iteration")
-    save_figure(draw_learning(logs), out / "curves.png")
-    shown = episode.observations[np.linspace(0, len(episode), 10).astype(int)]
-    save_image(pictures.reconstructions(pictures.eye(world), shown), out / "reconstructions.png")
-    save_image(pictures.traversals(pictures.eye(world), episode.observations), out / "latents.png")
-    save_image(pictures.dream_strip(world, episode), out / "dream.png")
-    if video:
-        rules = {"termination": experiment.preset.termination, "precision": experiment.preset.dream_precision}
-        dreams = wm.Dreams(world, 1, temperature=temperature, **rules)
-        controller = experiment.controller(temperature)
-        frames = pictures.dream_frames(dreams, controller, horizon=FILM_STEPS, seed=experiment.seed)
-        write_video(out / "dream.mp4", frames)
-        lived = (frame for _, frame in zip(range(FILM_STEPS), pictures.real_frames(world, episode), strict=False))
-        write_video(out / "reality.mp4", lived)
+def commit() -> str:
+    """Of this code, with ``-dirty`` where it was changed since."""
+    git = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    said = subprocess.run(git, capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
+    return said.stdout.strip() or "unknown"

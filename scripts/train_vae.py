@@ -51,10 +51,11 @@ def main() -> None:
                 p.update, p.num_updates, squared_error=p.metrics["squared_error"], held_out=p.test_metrics.get("squared_error")
             ),
         )
-    training = vision.provenance["training"]
+    training, latents = vision.provenance["training"], vision.provenance["latents"]
     print("held-out frames")
     for name, value in training["best_metrics"].items():
         print(f"  {name.replace('_', ' '):<18}  {value:.3f}")
+    print(f"latents: {latents['size']}, in use over these frames {latents['in_use']}, kept {latents['kept']}")
     print(f"updates {training['updates']}, best at {training['best_update']}, {training['seconds']:.1f} s")
     print(f"V: {args.out}")
 

@@ -28,7 +28,7 @@ FLOORS = [
         "controller", "choices", "reality", "population", "evolution", "ppo", "imagination", "envs", "latent_env",
         "adapters.minari", "adapters.sb3", "adapters.torchrl",
     },
-    {"evaluation", "pictures", "reproduction", "probe", "presets", "rounds", "iteration", "report"},
+    {"evaluation", "pictures", "reproduction", "results", "probe", "presets", "rounds", "iteration", "report"},
 ]  # fmt: skip
 FLOOR = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
 OPTIONAL = {

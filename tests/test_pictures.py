@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from matplotlib import image
 from test_vae import make_vae
 from toy_images import COLOUR, GREY, DotEnv, random_images
 from toy_worlds import random_world
@@ -67,6 +68,19 @@ def test_a_row_shows_what_one_used_latent_does():
     assert (picture[:24, :20] != picture[:24, -20:]).any()
 
 
+def test_all_used_latents_are_shown_in_columns():
+    vision, images = make_vae(), random_images(COLOUR, (20,))
+    with torch.no_grad():
+        vision.mean_head.weight *= 100
+    column = 3 * 22 - 2
+    picture = traversals(vision, images, steps=3, rows=4)
+    assert picture.shape == (4 * 26 - 2, 2 * column + 8, 3)
+    assert (picture[:, column : column + 8] == 255).all()
+    assert (picture[: 2 * 26 - 2, column + 8 :] == traversals(vision, images, steps=3)[4 * 26 :]).all()
+    assert (picture[2 * 26 :, column + 8 :] == 255).all()  # six latents
+    assert traversals(vision, images, steps=3, most=2).shape == (2 * 26 - 2, column, 3)
+
+
 def test_a_strip_shows_reality_above_a_dream_from_the_same_start(world, episode):
     picture = dream_strip(world, episode, every=3, pictures=3)
     assert picture.shape == (2 * 24 + 2, 3 * 22 - 2, 3)
@@ -114,8 +128,10 @@ def test_bad_videos_are_refused_and_leave_nothing(tmp_path, monkeypatch):
 
 
 def test_pictures_are_saved(tmp_path):
-    save_image(grid([np.zeros((1, 4, 4, 3), np.uint8)]), tmp_path / "p.png")
-    assert (tmp_path / "p.png").read_bytes()[1:4] == b"PNG"
+    picture = random_images(COLOUR, ())
+    save_image(picture, tmp_path / "p.png", enlarge=2)
+    found = (255 * image.imread(tmp_path / "p.png")[..., :3]).round().astype(np.uint8)
+    assert (found == picture.repeat(2, axis=0).repeat(2, axis=1)).all()
 
 
 def test_a_world_without_images_is_refused(episode):

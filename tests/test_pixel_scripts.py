@@ -85,4 +85,16 @@ def test_the_doom_experiment_ends_with_its_table_pictures_and_films(run, monkeyp
     assert names >= {"dream.mp4", "reality.mp4", "probe.txt"}
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["command"].endswith("--out out --workers 0 --device cpu")
+    assert results["stages"]["collect"]["commits"] != ["unknown"]
     assert "random play" in capsys.readouterr().out
+
+
+def test_an_experiment_without_ppo_has_a_small_scale(run, monkeypatch, tmp_path):
+    car = replace(PRESET, env="Dot-v0", test_episodes=2, ppo=None, temperatures=(1.0,), dream_precision="auto", solved=900.0)
+    monkeypatch.setattr(presets, "CAR_RACING", car)
+    monkeypatch.setattr("experiment.small", lambda preset: replace(preset, searches=1))
+    run("reproduce_car_racing", "--out out --scale small --workers 0 --no-video --device cpu")
+    assert "0 of 1 agents have a mean above 900" in (tmp_path / "out" / "table.md").read_text()
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names >= {"table.md", "results.json", "curves.png", "reconstructions.png", "latents.png", "dream.png"}
+    assert not any(name.endswith(".mp4") for name in names)

@@ -7,7 +7,7 @@ from gymnasium import spaces
 
 import worldmodel as wm
 from worldmodel.controller import Controller
-from worldmodel.presets import CAR_RACING, DOOM, PRESETS, in_precision, small
+from worldmodel.presets import CAR_RACING, DOOM, PRESETS, small
 
 
 @pytest.mark.parametrize("preset", [*PRESETS.values(), *map(small, PRESETS.values())])
@@ -44,9 +44,3 @@ def test_a_small_experiment_is_the_same_with_smaller_numbers():
 @pytest.mark.parametrize("part", ["collect", "train_vae", "train_mdnrnn", "train_controller", "improve_controller", "evaluate"])
 def test_scripts_find_their_part(part):
     assert DOOM.options(part)
-
-
-def test_both_trainings_go_to_another_precision():
-    changed = in_precision(DOOM, "float32")
-    assert changed.vae_training.precision == changed.mdnrnn_training.precision == "float32"
-    assert DOOM.vae_training.precision == "bfloat16"

@@ -42,6 +42,13 @@ def test_the_rank_correlation_is_spearmans(dreamed, expected):
     assert Probe(scores(1.0, 2.0, 3.0), {1.15: scores(*dreamed)}).rank_correlation(1.15) == pytest.approx(expected)
 
 
+def test_dreams_that_do_not_rank_are_named():
+    found = Probe(scores(1.0, 2.0, 3.0), {0.1: scores(3, 2, 1), 1.0: scores(4, 5, 6), 1.15: scores(1, 1, 1)})
+    assert found.unready() == [0.1, 1.15]
+    assert str(found).splitlines()[-1].startswith("not ready at tau 0.1, 1.15: below 0.5")
+    assert "not ready" not in str(Probe(found.real, {1.0: found.dreams[1.0]}))
+
+
 def test_equal_means_share_their_rank():
     from scipy.stats import spearmanr
 

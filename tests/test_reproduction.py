@@ -1,14 +1,19 @@
 """A whole experiment in small: its stages, its table, and going on after an interruption."""
 
 import json
+import time
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from toy_images import DotEnv
 
 import worldmodel as wm
 from worldmodel import population
 from worldmodel.presets import DOOM, Preset
-from worldmodel.reproduction import Reproduction, table
+from worldmodel.reproduction import Reproduction
+from worldmodel.results import Stages, table
+from worldmodel.scores import Scores
 
 TRAINING = wm.TrainingConfig(num_updates=2, evaluate_every=2, max_test_batches=1)
 PRESET = Preset(
@@ -44,15 +49,18 @@ def test_an_experiment_runs_to_its_table_and_is_not_run_again(tmp_path):
     def listen(stage, done, total, facts):
         calls.append(stage)
 
-    experiment = Reproduction(PRESET, tmp_path / "out", action_names=names, on_progress=listen)
-    results = experiment.run(about={"commit": "abc"})
+    experiment = Reproduction(PRESET, tmp_path / "out", action_names=names, commit="abc", on_progress=listen)
+    results = experiment.run(about={"command": "python x.py"})
     stages = ["collect", "train V", "encode", "train M", "probe"]
     best = results["best_temperature"]
     for name in ("0.5", "1.15", f"{best:g}-seed-1"):
         stages += [f"search at {name}", f"PPO at {name}", f"test at {name}"]
     assert list(dict.fromkeys(calls)) == stages
     assert results == json.loads((tmp_path / "out" / "results.json").read_text())
-    assert results["commit"] == "abc"
+    assert results["command"] == "python x.py"
+    assert results["vision"]["latents"]["kept"] == 3
+    assert results["vision"]["error_per_pixel"] > 0
+    assert set(results["mdnrnn"]) >= {"nll_per_dim", "termination_loss"}
     assert [row["temperature"] for row in results["temperatures"]] == [0.5, 1.15]
     assert best == max(results["temperatures"], key=lambda row: row["real"]["mean"])["temperature"]
     assert [(row["temperature"], row["seed"]) for row in results["repeats"]] == [(best, 1)]
@@ -61,16 +69,20 @@ def test_an_experiment_runs_to_its_table_and_is_not_run_again(tmp_path):
         assert len(row["dream"]["returns"]) == 6
     assert all(10 <= length <= 12 for length in results["random"]["lengths"])
     assert "always stay" in (tmp_path / "out" / "probe.txt").read_text()
-    assert set(results["seconds"]) >= {"collect", "train V", "encode", "train M", "probe", "search 0.5", "PPO 0.5", "test 1.15"}
+    stages = {"collect", "train V", "encode", "train M", "probe", "search 0.5", "PPO 0.5", "test 1.15"}
+    assert set(results["stages"]) >= stages
+    assert all(took["seconds"] > 0 and took["commits"] == ["abc"] for took in results["stages"].values())
     text = (tmp_path / "out" / "table.md").read_text()
     assert "| 1092 ± 556 |" in text.splitlines()[3]
     assert text.splitlines()[4].startswith(f"| {best:g}, seed 1 |")
-    assert text.splitlines()[5].startswith("| random play | - |")
+    assert text.splitlines()[7].startswith("| random play | - |")
+    assert "seed" not in text.splitlines()[6]
     calls.clear()
     before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("scores.json")}
-    again = experiment.run()
+    again = replace(experiment, commit="later").run()
     assert not calls
     assert again["temperatures"] == results["temperatures"]
+    assert again["stages"] == results["stages"]  # of which none was worked at
     assert before == {path: path.read_bytes() for path in (tmp_path / "out").rglob("scores.json")}
     assert experiment.agent_episode(1.15).observations.shape[1:] == (24, 20, 3)
 
@@ -90,7 +102,7 @@ def test_an_interrupted_experiment_goes_on_to_the_same_scores(tmp_path, stage, w
     if stage in ("search at 0.5", "PPO at 0.5"):  # as if a process had been killed while it wrote the controller
         (tmp_path / "out" / "temperature-0.5" / "controller").mkdir()
         (tmp_path / "out" / "temperature-0.5" / "controller" / "controller.safetensors").write_bytes(b"half")
-    results = Reproduction(PRESET, tmp_path / "out").run()
+    results = Reproduction(PRESET, tmp_path / "out", commit="next").run()
     for name in ("temperatures", "repeats", "random", "probe"):
         assert results[name] == whole[name]
 
@@ -117,6 +129,26 @@ def test_an_earlier_collection_is_taken_and_added_to(whole, tmp_path):
     assert not (tmp_path / "out" / "episodes").exists()
 
 
+def test_a_collection_of_more_episodes_is_refused(tmp_path):
+    wm.collect(DotEnv, out=tmp_path / "data", num_episodes=7, policy="repeat", max_steps=15, seed=0)
+    with pytest.raises(ValueError, match="episodes: expected 6 at most, got 7 in"):
+        Reproduction(PRESET, tmp_path / "out", episodes=tmp_path / "data").run()
+
+
+def test_a_stage_that_was_interrupted_has_the_time_and_the_commits_of_both_calls(tmp_path):
+    with pytest.raises(KeyboardInterrupt), Stages(tmp_path, "one").timed("collect"):
+        raise KeyboardInterrupt
+    first = Stages(tmp_path, "two").read()["collect"]
+    assert not first["complete"]
+    for commit in ("two", "three"):
+        with Stages(tmp_path, commit).timed("collect"):
+            time.sleep(0.01)
+    found = Stages(tmp_path, "three").read()["collect"]
+    assert found["complete"]
+    assert found["commits"] == ["one", "two"]
+    assert first["seconds"] + 0.01 <= found["seconds"] < first["seconds"] + 1
+
+
 def test_another_experiment_in_the_same_directory_is_refused(tmp_path):
     def stop(name, done, total, facts):
         raise KeyboardInterrupt
@@ -132,11 +164,17 @@ def test_another_experiment_in_the_same_directory_is_refused(tmp_path):
 
 
 def test_the_table_of_doom_stands_beside_the_papers():
-    def scores(mean):
-        return {"mean": mean, "std": 100.4, "standard_error": 10.04}
+    def scores(*returns):
+        return Scores(np.array(returns), np.ones(len(returns), dtype=int)).to_json()
 
-    rows = [{"temperature": tau, "dream": scores(900.0), "real": scores(1000.6)} for tau in DOOM.temperatures]
-    lines = table({"temperatures": rows, "repeats": [], "random": scores(219.0)}, DOOM).splitlines()
-    assert lines[2] == "| 0.1 | 900 ± 100 | 1001 ± 100 | 10 | 193 ± 58 |"
-    assert lines[5] == "| 1.15 | 900 ± 100 | 1001 ± 100 | 10 | 1092 ± 556 |"
-    assert lines[7] == "| random play | - | 219 ± 100 | 10 | 210 ± 108 |"
+    rows = [{"temperature": tau, "dream": scores(800, 1000), "real": scores(900.6, 1100.6)} for tau in DOOM.temperatures]
+    repeats = [{"temperature": 1.15, "seed": seed, "dream": scores(800, 1000), "real": scores(500, 600)} for seed in (1, 2)]
+    results = {"temperatures": rows, "repeats": repeats, "best_temperature": 1.15, "random": scores(119.0, 319.0)}
+    lines = table(results, DOOM).splitlines()
+    assert lines[2] == "| 0.1 | 900 ± 100 | 1001 ± 100 | 100 | 193 ± 58 |"
+    assert lines[5] == "| 1.15 | 900 ± 100 | 1001 ± 100 | 100 | 1092 ± 556 |"
+    assert lines[8] == "| 1.15, seed 2 | 900 ± 100 | 550 ± 50 | 50 | - |"
+    assert lines[9] == "| 1.15, 3 seeds | 900 ± 100 | 700 ± 224 | 100 | - |"
+    assert lines[10] == "| 1.15, without the first | 900 ± 100 | 550 ± 50 | 29 | - |"
+    assert lines[11] == "| random play | - | 219 ± 100 | 100 | 210 ± 108 |"
+    assert lines[13] == "5 of 7 agents have a mean above 750 in reality, which counts as solved."

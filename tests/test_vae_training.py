@@ -10,7 +10,7 @@ from toy_images import COLOUR, MIXED, dot_store
 import worldmodel as wm
 from worldmodel import vae_training
 from worldmodel.sequences import EpisodeCollection, split_episodes
-from worldmodel.vae import divergence
+from worldmodel.vae import IN_USE, divergence
 from worldmodel.vae_training import FrameData, train_vae
 
 SMALL = {"config": wm.VAEConfig(latent_size=3), "frame_config": wm.FrameConfig(batch_size=8, test_fraction=0.25)}
@@ -179,6 +179,9 @@ def test_latents_that_say_little_are_cut_off(tmp_path, kept):
     arguments = {"out": tmp_path / "fewer", "training_config": settings, **fewer}
     vision = train_vae(tmp_path / "data", **arguments)
     assert vision.latent_size == kept
+    in_use = int((whole.encode(frames)[0].var(dim=0, correction=0) > IN_USE).sum())
+    assert vision.provenance["latents"] == {"size": 3, "in_use": in_use, "kept": kept}
+    assert whole.provenance["latents"] == {"size": 3, "in_use": in_use, "kept": 3}
     number = nats.topk(kept).indices.sort().values
     torch.testing.assert_close(vision.encode(frames)[0], whole.encode(frames)[0][:, number])
     assert train_vae(tmp_path / "data", **arguments, resume=True).fingerprint == vision.fingerprint

@@ -43,13 +43,13 @@ def colour(vision: ConvVAE, observations: Value) -> np.ndarray:
     return layout.to_rgb(images.reshape(-1, *layout.shape)).contiguous().numpy()
 
 
-def grid(rows: Sequence[np.ndarray]) -> np.ndarray:
+def grid(rows: Sequence[np.ndarray], *, gap: int = GAP) -> np.ndarray:
     """Lay rows of pictures (N, H, W, 3) out as one picture, with white gaps."""
     n, height, width, _ = rows[0].shape
-    canvas = np.full((len(rows) * (height + GAP) - GAP, n * (width + GAP) - GAP, 3), 255, np.uint8)
+    canvas = np.full((len(rows) * (height + gap) - gap, n * (width + gap) - gap, 3), 255, np.uint8)
     for i, row in enumerate(rows):
         for j, picture in enumerate(row):
-            top, left = i * (height + GAP), j * (width + GAP)
+            top, left = i * (height + gap), j * (width + gap)
             canvas[top : top + height, left : left + width] = picture
     return canvas
 
@@ -60,26 +60,32 @@ def reconstructions(vision: ConvVAE, observations: Value) -> np.ndarray:
     return grid([colour(vision, observations), colour(vision, vision.decode(mean))])
 
 
-def traversals(vision: ConvVAE, observations: Value, *, most: int = 16, steps: int = 7, reach: float = 3.0) -> np.ndarray:
+def traversals(
+    vision: ConvVAE, observations: Value, *, most: int | None = None, steps: int = 7, reach: float = 3.0, rows: int = 16
+) -> np.ndarray:
     """What each used latent of the image does: a row each, the middle observation with that latent from -reach to reach.
 
     Args:
         vision: V.
         observations: (N, ...), over which the use of a latent is measured; those that vary most come first.
-        most: rows at most.
+        most: so many latents at most; None shows all in use.
         steps: pictures in a row.
         reach: in standard deviations of the prior, which has mean 0 and variance 1: one episode may hardly move a latent.
+        rows: at most; what is left stands in further columns, to the right.
     """
     mean, _ = vision.encode(observations)
     variance = mean[:, : vision.config.latent_size].var(dim=0, correction=0)
     order = variance.argsort(descending=True)[:most].tolist()
     used = [d for d in order if variance[d] > IN_USE] or order[:1]
-    rows = []
+    strips = []
     for d in used:
         z = mean[len(mean) // 2].repeat(steps, 1)
         z[:, d] = torch.linspace(-reach, reach, steps, device=z.device)
-        rows.append(colour(vision, vision.decode(z)))
-    return grid(rows)
+        strips.append(colour(vision, vision.decode(z)))
+    columns = [grid(strips[first : first + rows]) for first in range(0, len(strips), rows)]
+    height = columns[0].shape[0]
+    filled = [np.pad(column, ((0, height - len(column)), (0, 0), (0, 0)), constant_values=255) for column in columns]
+    return grid([np.stack(filled)], gap=4 * GAP)
 
 
 def dream_strip(

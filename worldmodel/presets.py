@@ -6,7 +6,7 @@
 |--------------------------------|-------------|------------------|------------------|-----------------|-----------------------|
 | random episodes                | 10,000      | 10,000           | 10,000           | 10,000          | as they are           |
 | policy of collection           | random      | repeated, 1-10   | random           | random networks | sweeps / Brownian     |
-| shortest episode that is kept  | -           | 101 steps        | -                | -               | 100 / 1               |
+| M: shortest episode            | -           | 101 steps        | -                | -               | 100 / 1               |
 | longest episode                | 2,100 steps | 2,100 steps      | 1,000 steps      | 1,000 steps     | as they are           |
 | z                              | 64          | 64               | 32               | 32              | 64, see below / 32    |
 | V: passes over the data        | 1           | 10               | 1                | 10              | updates, see below    |
@@ -24,7 +24,7 @@
 | M: its gradient on the LSTM    | -           | 1                | none             | none            | 0.1 / 1               |
 | reward                         | 1 a step    | 1 a step         | not modelled     | not modelled    | reward head           |
 | controller sees                | z, h, c     | z, h, c          | z, h             | z, h            | z, h, c / z, h        |
-| its weights                    | 1,088       | 1,088, no bias   | 867              | 867             | z + 1,024 / 867       |
+| its weights                    | 1,088       | 1,088, no bias   | 867              | 867             | z kept + 1,024 / 867  |
 | CMA-ES: population, rollouts   | 64, 16      | 64, 16           | 64, 16           | 64, 16          | as they are           |
 | CMA-ES: first sigma            | -           | 0.1              | -                | 0.1             | 0.1                   |
 | CMA-ES: generations            | -           | -                | 1,800            | -               | 3 / 20                |
@@ -96,6 +96,7 @@ class Preset:
         test_dreams: dreamed episodes that a controller is scored on.
         test_episodes: real ones.
         paper: the paper's scores in reality by temperature; of random play under None.
+        solved: the mean score over `test_episodes` real ones from which the task counts as solved.
     """
 
     env: str | EnvMaker
@@ -116,13 +117,14 @@ class Preset:
     starts: Mapping[str, Any] = field(default_factory=dict)
     termination: TerminationRule = "threshold"
     calibrate: bool = False
-    dream_precision: DreamPrecision = "bfloat16"
+    dream_precision: DreamPrecision = "auto"
     temperatures: tuple[float, ...] = (1.0,)
     probe_dreams: int = 256
     searches: int = 3
     test_dreams: int = 1024
     test_episodes: int = 100
     paper: Mapping[float | None, str] = field(default_factory=dict)
+    solved: float | None = None
 
     def options(self, part: str) -> dict[str, Any]:
         """The options that a script of this name takes from the preset, by their Python names."""
@@ -152,7 +154,7 @@ _VAE_TRAINING = TrainingConfig(
     learning_rate=1e-3,
     final_learning_rate=1e-5,
     warmup_updates=100,
-    precision="bfloat16",
+    precision="auto",
     evaluate_every=1000,
     max_test_batches=40,
 )
@@ -163,7 +165,7 @@ _MDNRNN_TRAINING = TrainingConfig(
     final_learning_rate=1e-5,
     clip_norm=None,
     clip_value=1.0,
-    precision="bfloat16",
+    precision="auto",
     evaluate_every=200,
     max_test_batches=8,
 )
@@ -208,6 +210,7 @@ DOOM = Preset(
         1.3: "753 ± 139",
         None: "210 ± 108",
     },
+    solved=750.0,
 )
 
 CAR_RACING = Preset(
@@ -223,19 +226,10 @@ CAR_RACING = Preset(
     mdnrnn_training=_MDNRNN_TRAINING,
     controller={**_SEARCH, "features": "zh", "bias": True},
     rollouts=16,
+    solved=900.0,
 )
 
 PRESETS = {"doom": DOOM, "car-racing": CAR_RACING}
-
-
-def in_precision(preset: Preset, precision: DreamPrecision) -> Preset:
-    """The same experiment with trainings and dreams in another precision, for machines where bfloat16 is slow."""
-    return replace(
-        preset,
-        dream_precision=precision,
-        vae_training=replace(preset.vae_training, precision=precision),
-        mdnrnn_training=replace(preset.mdnrnn_training, precision=precision),
-    )
 
 
 def small(preset: Preset) -> Preset:

@@ -35,6 +35,7 @@ from worldmodel.world import WorldModel
 Dreamed = Callable[[WorldModel, torch.Generator], Policy]
 MOST_ACTIONS = 10  # of a Discrete space, each of which is a policy
 HOLDS = {"repeated": 10, "long holds": 100}  # longest hold of random actions: agents do one thing for longer than random play
+READY = 0.5  # the rank correlation from which a dream counts as ranking policies as reality does: a convention
 SWEEPS = (20, 60, 100)  # steps that the first and the last choice are held for in turn: agents of Doom live by moving so
 
 
@@ -179,6 +180,10 @@ class Probe:
             return 0.0  # a dream that tells no policies apart ranks nothing
         return float(np.corrcoef(ranks)[0, 1])
 
+    def unready(self) -> list[float]:
+        """Temperatures whose dreams do not rank the policies as reality does: a correlation below `READY`."""
+        return [tau for tau in self.dreams if self.rank_correlation(tau) < READY]
+
     def to_json(self) -> dict[str, Any]:
         """Everything, as JSON-able data."""
         dreams = [
@@ -200,6 +205,9 @@ class Probe:
             rows.append(f"{name:<{width}}" + "".join(f"{cell:>24}" for cell in cells))
         correlations = "".join(f"{self.rank_correlation(tau):>24.2f}" for tau in self.dreams)
         rows.append(f"{'rank correlation':<{width}}{'':>24}{correlations}")
+        if self.unready():
+            where = ", ".join(f"{tau:g}" for tau in self.unready())
+            rows.append(f"not ready at tau {where}: below {READY}, a dream does not rank policies as reality does")
         return "\n".join(rows)
 
 

@@ -128,9 +128,9 @@ def save_figure(figure: Figure, path: str | Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def save_image(picture: np.ndarray, path: str | Path) -> None:
-    """Write a picture (H, W, 3) of uint8 as PNG."""
-    image.imsave(path, picture)
+def save_image(picture: np.ndarray, path: str | Path, *, enlarge: int = 1) -> None:
+    """Write a picture (H, W, 3) of uint8 as PNG; each pixel becomes ``enlarge`` to a side."""
+    image.imsave(path, picture.repeat(enlarge, axis=0).repeat(enlarge, axis=1))
 
 
 def draw_learning(runs: Mapping[str, tuple[Path, str, str]]) -> Figure:

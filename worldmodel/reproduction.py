@@ -11,15 +11,14 @@ where it stood, training and search within a stage too::
     out/probe.json               fixed policies in dream and reality, at each temperature
     out/temperature-1.15         the search, its log, the controller (after PPO, if the preset has it), its scores
     out/temperature-1.15-seed-1  the same with another seed, at the temperature that was best in reality
+    out/stages.json              seconds and commits of each stage
     out/results.json, table.md   every episode's score, and the table
 """
 
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -40,15 +39,17 @@ from worldmodel.population import RealPopulation
 from worldmodel.ppo import PPOIteration, ppo
 from worldmodel.presets import Preset
 from worldmodel.probe import probe
+from worldmodel.results import TABLE_FILE, Stages, read_scores, table, write_scores
 from worldmodel.rollouts import DREAM_TEST_STREAM, EVALUATION_STREAM, VIDEO_STREAM, derive_seed, describe, rollouts
 from worldmodel.scores import Scores, score
+from worldmodel.sequences import EpisodeCollection, split_episodes
 from worldmodel.starts import StartBank
 from worldmodel.vae import ConvVAE
 from worldmodel.vae_training import train_vae
 from worldmodel.world import WorldModel
 
-EXPERIMENT_FORMAT, SCORES_FORMAT, EXPERIMENT_VERSION = "worldmodel.experiment", "worldmodel.scores", 1
-EXPERIMENT_FILE, RESULTS_FILE, TABLE_FILE = "experiment.json", "results.json", "table.md"
+EXPERIMENT_FORMAT, EXPERIMENT_VERSION = "worldmodel.experiment", 1
+EXPERIMENT_FILE, RESULTS_FILE = "experiment.json", "results.json"
 
 Listener = Callable[[str, int, int | None, Mapping[str, float]], None]  # stage, done, total, numbers beside the bar
 
@@ -65,6 +66,7 @@ class Reproduction:
         num_workers: processes for the real environment in collection, probe and tests; 0 plays it here.
         episodes: an earlier collection of the same recipe, in the place of ``out/episodes``; what it lacks is added to it.
         action_names: of a Discrete action space, for the probe's table.
+        commit: of this code, kept beside what each stage took.
         on_progress: called with the stage, what is done of it, its total, and numbers.
     """
 
@@ -75,13 +77,14 @@ class Reproduction:
     num_workers: int = 0
     episodes: Path | None = None
     action_names: tuple[str, ...] | None = None
+    commit: str = "unknown"
     on_progress: Listener = lambda stage, done, total, facts: None
 
     def run(self, *, about: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Do what is not done yet.
 
         Args:
-            about: written into the results, such as the command and the commit.
+            about: written into the results, such as the command.
 
         Returns:
             The content of ``results.json``.
@@ -105,13 +108,22 @@ class Reproduction:
             self.test(self.best_temperature(), repeat)
         return self.write_results(about or {})
 
+    @property
+    def data(self) -> Path:
+        """Where the random episodes are."""
+        return self.episodes or self.out / "episodes"
+
     def collect(self) -> None:
-        """Random episodes."""
+        """Random episodes.
+
+        Raises:
+            ValueError: if an earlier collection has more than the experiment asks for.
+        """
         preset = self.preset
-        with self._timed("collect"):
-            collect(
+        with self.stages.timed("collect"):
+            store = collect(
                 preset.env,
-                out=self.episodes or self.out / "episodes",
+                out=self.data,
                 num_episodes=preset.num_episodes,
                 policy=preset.policy,
                 seed=self.seed,
@@ -119,12 +131,14 @@ class Reproduction:
                 max_steps=preset.max_steps,
                 on_progress=lambda p: self.on_progress("collect", p.episodes, p.total, {"steps": p.steps}),
             )
+        if len(store) > preset.num_episodes:
+            raise ValueError(f"episodes: expected {preset.num_episodes} at most, got {len(store)} in {self.data}")
 
     def train_vae(self) -> ConvVAE:
         """V."""
-        with self._timed("train V"):
+        with self.stages.timed("train V"):
             return train_vae(
-                self.episodes or self.out / "episodes",
+                self.data,
                 out=self.out / "vae",
                 config=self.preset.vae,
                 frame_config=self.preset.frames,
@@ -138,9 +152,9 @@ class Reproduction:
     def encode(self) -> None:
         """Mean and log-variance of each frame."""
         vision = ConvVAE.from_pretrained(self.out / "vae", device=self.device)
-        with self._timed("encode"):
+        with self.stages.timed("encode"):
             encode_store(
-                self.episodes or self.out / "episodes",
+                self.data,
                 vision=vision,
                 out=self.out / "encoded",
                 precision=self.preset.vae_training.precision,
@@ -149,7 +163,7 @@ class Reproduction:
 
     def train_mdnrnn(self) -> WorldModel:
         """M, on what is encoded."""
-        with self._timed("train M"):
+        with self.stages.timed("train M"):
             return fit(
                 self.out / "encoded",
                 vision=ConvVAE.from_pretrained(self.out / "vae"),
@@ -170,7 +184,7 @@ class Reproduction:
         path = self.out / "probe.json"
         if path.is_file():
             return
-        with self._timed("probe"):
+        with self.stages.timed("probe"):
             found = probe(
                 self.world(),
                 env=self.preset.env,
@@ -186,7 +200,7 @@ class Reproduction:
                 on_policy=lambda done, total: self.on_progress("probe", done, total, {}),
             )
         (self.out / "probe.txt").write_text(f"{found}\n")
-        _write_scores(path, found.to_json())
+        write_scores(path, found.to_json())
 
     def search(self, temperature: float, repeat: int = 0) -> Controller:
         """A controller, in dreams at a temperature; each ``repeat`` has a seed of its own."""
@@ -203,7 +217,7 @@ class Reproduction:
     @cached_property
     def starts(self) -> StartBank:
         """Where the short dreams of PPO begin."""
-        with self._timed("starts"):
+        with self.stages.timed("starts"):
             return StartBank.along(self.world(), self.out / "encoded", seed=self.seed, **self.preset.starts)
 
     def _evolve(self, temperature: float, repeat: int) -> Controller:
@@ -215,7 +229,7 @@ class Reproduction:
         directory.mkdir(exist_ok=True)
         dreams = self._dreams(temperature, self.preset.rollouts * self.preset.controller["population"])
         done = _last_generation(directory)
-        with self._timed(f"search {stage}"), MetricsLog(directory, done) as log:
+        with self.stages.timed(f"search {stage}"), MetricsLog(directory, done) as log:
 
             def report(generation: Generation) -> None:
                 tested = {} if generation.test is None else {"test/return": generation.test}
@@ -242,7 +256,7 @@ class Reproduction:
         dreams, starts, name = self._dreams(temperature, preset.ppo_dreams), self.starts, f"PPO at {stage}"
         directory = self._directory(temperature, repeat) / "ppo"
         directory.mkdir(exist_ok=True)
-        with self._timed(f"PPO {stage}"), MetricsLog(directory, 0) as log:
+        with self.stages.timed(f"PPO {stage}"), MetricsLog(directory, 0) as log:
 
             def report(iteration: PPOIteration) -> None:
                 tested = {} if iteration.test is None else {"test/return": iteration.test}
@@ -268,11 +282,11 @@ class Reproduction:
             return
         controller, seed = self.controller(temperature, repeat), self._seed(repeat)
         dreams = self._dreams(temperature, self.preset.test_dreams)
-        with self._timed(f"test {stage}"):
+        with self.stages.timed(f"test {stage}"):
             dreamed = score(dreams, controller, horizon=self.preset.max_steps, seed=derive_seed(seed, DREAM_TEST_STREAM))
             real = self._score_in_reality(controller, seed, f"test at {stage}")
         found = {"temperature": temperature, "seed": seed, "dream": dreamed.to_json(), "real": real.to_json()}
-        _write_scores(path, found)
+        write_scores(path, found)
 
     def best_temperature(self) -> float:
         """The temperature whose first controller scored highest in reality; its repeats alone owe nothing to that choice."""
@@ -295,15 +309,26 @@ class Reproduction:
             raise RuntimeError(f"env: expected to play an episode (seed {result.seed}): {result.error}")
         return result
 
+    def held_out_episodes(self, most: int) -> list[Episode]:
+        """The first random episodes that V has not learned from."""
+        frames = self.preset.frames
+        episodes = EpisodeCollection.open(self.data, min_length=frames.min_length)
+        _, held_out = split_episodes(len(episodes), test_fraction=frames.test_fraction, seed=self.seed)
+        return [episodes.read(int(index)) for index in held_out[:most]]
+
     def write_results(self, about: Mapping[str, Any]) -> dict[str, Any]:
         """Write ``results.json`` and ``table.md`` and return the former's content."""
-        best = self.best_temperature()
-        probed = _read_scores(self.out / "probe.json")
+        best, world = self.best_temperature(), self.world()
+        vision = ConvVAE.from_pretrained(self.out / "vae")
+        probed = read_scores(self.out / "probe.json")
         content = {
             **about,
             "seed": self.seed,
             "episodes_seed": derive_seed(self.seed, EVALUATION_STREAM),
-            "seconds": self.seconds(),
+            "stages": self.stages.read(),
+            "vision": _held_out(vision.provenance) | {"latents": vision.provenance["latents"]},
+            "mdnrnn": _held_out(world.provenance),
+            "calibration": world.provenance.get("calibration"),
             "random": probed["real"]["uniform"],
             "temperatures": [self._scores(temperature) for temperature in self.preset.temperatures],
             "best_temperature": best,
@@ -314,10 +339,10 @@ class Reproduction:
         checkpoint.write_bytes(self.out / TABLE_FILE, table(content, self.preset).encode())
         return content
 
-    def seconds(self) -> dict[str, float]:
-        """Seconds of each stage, over all calls."""
-        path = self.out / "seconds.json"
-        return json.loads(path.read_bytes()) if path.is_file() else {}
+    @property
+    def stages(self) -> Stages:
+        """What each stage took."""
+        return Stages(self.out, self.commit)
 
     def _stage(self, temperature: float, repeat: int) -> str:
         return f"{temperature:g}" + (f"-seed-{self._seed(repeat)}" if repeat else "")
@@ -329,7 +354,7 @@ class Reproduction:
         return self.seed + repeat
 
     def _scores(self, temperature: float, repeat: int = 0) -> dict[str, Any]:
-        return _read_scores(self._directory(temperature, repeat) / "scores.json")
+        return read_scores(self._directory(temperature, repeat) / "scores.json")
 
     def _dreams(self, temperature: float, num_dreams: int) -> Dreams:
         rules: dict[str, Any] = {"termination": self.preset.termination, "precision": self.preset.dream_precision}
@@ -348,44 +373,12 @@ class Reproduction:
             on_episodes=lambda done: self.on_progress(stage, done, preset.test_episodes, {}),
         )
 
-    @contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
-        began = time.monotonic()
-        try:
-            yield
-        finally:
-            seconds = self.seconds()
-            seconds[stage] = seconds.get(stage, 0.0) + time.monotonic() - began
-            checkpoint.write_bytes(self.out / "seconds.json", (json.dumps(seconds, indent=1) + "\n").encode())
 
-
-def table(results: Mapping[str, Any], preset: Preset) -> str:
-    """The table of an experiment in Markdown: dream and reality by temperature, beside the paper's reality where it has one."""
-    lines = [
-        "| temperature | score in the dream | score in reality | standard error | reality in the paper |",
-        "|---|---|---|---|---|",
-    ]
-    rows = [(f"{row['temperature']:g}", row, preset.paper.get(row["temperature"], "-")) for row in results["temperatures"]]
-    rows += [(f"{row['temperature']:g}, seed {row['seed']}", row, "-") for row in results["repeats"]]
-    for name, row, paper in rows:
-        cells = (f"{scores['mean']:.0f} ± {scores['std']:.0f}" for scores in (row["dream"], row["real"]))
-        lines.append(f"| {name} | {' | '.join(cells)} | {row['real']['standard_error']:.0f} | {paper} |")
-    random = results["random"]
-    cell = f"{random['mean']:.0f} ± {random['std']:.0f}"
-    lines.append(f"| random play | - | {cell} | {random['standard_error']:.0f} | {preset.paper.get(None, '-')} |")
-    return "\n".join(lines) + "\n"
+def _held_out(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """What a training reached on held-out data."""
+    return dict(provenance["training"]["best_metrics"])
 
 
 def _last_generation(directory: Path) -> int:
     """Keep the whole log of an interrupted search; where there is no search to go on with, none of it."""
     return 2**31 if (directory / SEARCH_FILE).is_file() else 0
-
-
-def _write_scores(path: Path, content: Mapping[str, Any]) -> None:
-    checkpoint.write_json(path, content, format=SCORES_FORMAT, version=EXPERIMENT_VERSION)
-
-
-def _read_scores(path: Path) -> dict[str, Any]:
-    content = checkpoint.read_json(path, format=SCORES_FORMAT, version=EXPERIMENT_VERSION)
-    del content["version"]
-    return content

@@ -258,7 +258,7 @@ class ConvVAE(Vision):
         Returns:
             The scalar, and: ``squared_error`` (summed over an image), ``error_per_pixel`` (root of the mean squared error of a
             pixel's channel, in steps of 1/255), ``kl`` (nats, without tolerance) and ``dimensions_in_use`` (latents whose
-            posterior mean has a variance over the batch above `IN_USE`).
+            posterior mean has a variance over the batch above `IN_USE`; `train_vae` counts them over all held-out batches).
         """
         target = self.small_images(batch.image)
         mean, log_variance = self._encode_small_images(target)

@@ -22,7 +22,7 @@ from worldmodel.sequences import EpisodeCollection, WindowSampler, permuted, spl
 from worldmodel.spaces import leaf_values, leaves
 from worldmodel.training import TrainingProgress
 from worldmodel.training_config import TrainingConfig
-from worldmodel.vae import VISION_FILE, VISION_WEIGHTS, ConvVAE, FrameBatch, VAEConfig, divergence
+from worldmodel.vae import IN_USE, VISION_FILE, VISION_WEIGHTS, ConvVAE, FrameBatch, VAEConfig, divergence
 from worldmodel.world import check_device
 
 RUN_FILE = "train_vae.json"
@@ -214,8 +214,8 @@ def train_vae(
     )
     most, there = training_config.max_test_batches, torch.device(device)
     seen = training.held_out_batches(test_data or train_data, most, seed=seed, device=there)
-    vision = _without_idle_latents(vision.eval(), seen)
-    vision.write(directory, provenance={**arguments, "training": asdict(result)})
+    vision, latents = _without_idle_latents(vision.eval(), seen)
+    vision.write(directory, provenance={**arguments, "training": asdict(result), "latents": latents})
     return vision
 
 
@@ -251,12 +251,17 @@ def _frame_data(
 
 
 @torch.no_grad()
-def _without_idle_latents(vision: ConvVAE, batches: Iterable[FrameBatch]) -> ConvVAE:
-    """V without the latents that say less than `VAEConfig.min_nats` of these images; the one that says most stays always."""
-    if vision.config.min_nats == 0:
-        return vision
+def _without_idle_latents(vision: ConvVAE, batches: Iterable[FrameBatch]) -> tuple[ConvVAE, dict[str, int]]:
+    """V without the latents that say less than `VAEConfig.min_nats` of these images; the one that says most stays always.
+
+    Returns:
+        V, and the number of latents that it had (``size``), of those in use (a posterior mean whose variance over these images
+        is above `IN_USE`) and of those ``kept``.
+    """
     found = [vision.encode_images(batch.image) for batch in batches]
     mean, log_variance = (torch.cat(part) for part in zip(*found, strict=True))
     nats = divergence(mean, log_variance).mean(dim=0)
     kept = (nats >= nats.max().clamp(max=vision.config.min_nats)).nonzero()[:, 0]
-    return vision.with_latents(kept, mean.mean(dim=0)) if len(kept) < len(nats) else vision
+    in_use = int((mean.var(dim=0, correction=0) > IN_USE).sum())
+    latents = {"size": len(nats), "in_use": in_use, "kept": len(kept)}
+    return vision.with_latents(kept, mean.mean(dim=0)) if len(kept) < len(nats) else vision, latents
