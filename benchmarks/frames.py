@@ -1,7 +1,11 @@
-"""Bytes per frame and frames per second of ways to store 64x64 frames: raw, PNG, zlib and zstd, in chunks of several sizes.
+"""Bytes per frame and frames per second of ways to store 64x64 frames.
 
-Frames are of real episodes, as a store holds them. What is read is a chunk at random, as training does it; "single" is one
-frame at random, for which its whole chunk must be read. One thread, best of three.
+Of real episodes, best of three on one thread:
+
+- codecs in memory (raw, PNG, zlib and zstd, in chunks of several sizes): a chunk at random; "single" is one frame at random,
+  for which its whole chunk must be read;
+- forms on the disk (this library's store, a raw memory map, a Minari data set in HDF5 without loss): a window of 64 frames at
+  random, as training reads, or "single", one frame; Minari reads whole episodes. The files lie in the page cache.
 
     python benchmarks/frames.py --data doom=data/doom car=data/car --out results/frames
 """
@@ -11,21 +15,26 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import shlex
 import sys
+import tempfile
 import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import minari
 import numpy as np
 import zstandard
 from known_process import machine
 from PIL import Image
 
+from worldmodel.adapters.minari import to_minari
 from worldmodel.store import EpisodeStore
 
-FRAMES = 2048
+FRAMES = 2048  # of the codecs
+EPISODES, READS, WINDOW = 12, 300, 64  # of the forms on the disk
 Codec = tuple[Callable[[np.ndarray], bytes], Callable[[bytes, tuple[int, ...]], np.ndarray]]
 
 
@@ -82,7 +91,7 @@ def measure(frames: np.ndarray, codec: Codec, chunk: int) -> dict[str, float]:
     stored = [encode(part) for part in chunks]
     order = np.random.default_rng(0).permutation(len(chunks))
     assert all((decode(stored[i], chunks[i].shape) == chunks[i]).all() for i in order[:4])
-    written = best(lambda: [encode(part) for part in chunks[: max(1, 1024 // chunk)]], 1)
+    written = best(lambda: [encode(part) for part in chunks[: max(1, 1024 // chunk)]])
     read = best(lambda: [decode(stored[i], chunks[i].shape) for i in order])
     return {
         "bytes": sum(map(len, stored)) / len(frames),
@@ -92,12 +101,57 @@ def measure(frames: np.ndarray, codec: Codec, chunk: int) -> dict[str, float]:
     }
 
 
+def on_disk(path: str, work: Path) -> dict[str, dict[str, float]]:
+    """The first episodes of a store in each form."""
+    source, store = EpisodeStore.open(path), work / "store"
+    episodes = [source[index] for index in range(EPISODES)]
+    spaces = {"observation_space": source.observation_space, "action_space": source.action_space}
+    own = EpisodeStore.create(store, recipe={}, **spaces)
+    own.append(episodes)
+    os.environ["MINARI_DATASETS_PATH"] = str(work / "minari")
+    to_minari(own, "frames/benchmark-v0")
+    dataset = minari.load_dataset("frames/benchmark-v0")
+    frames = np.concatenate([episode.observations for episode in episodes])
+    frames.tofile(work / "raw")
+    raw, rng = np.memmap(work / "raw", np.uint8, mode="r", shape=frames.shape), np.random.default_rng(0)
+    lengths = np.array([len(episode) for episode in episodes])
+    which = rng.choice(EPISODES, READS, p=lengths / lengths.sum())
+    starts = [int(rng.integers(lengths[index] - WINDOW)) for index in which]
+    offsets = np.concatenate([[0], np.cumsum(lengths + 1)])[which] + starts
+    windows = list(zip(which.tolist(), starts, strict=True))
+    order = rng.permutation(EPISODES).tolist()
+    total = len(frames)
+    return {
+        "store": {
+            "bytes": size(store) / total,
+            "read": READS * WINDOW / best(lambda: [own.read(i, s, s + WINDOW).observations for i, s in windows]),
+            "single": READS / best(lambda: [own.read(i, s, s + 1).observations for i, s in windows]),
+        },
+        "memory map": {
+            "bytes": size(work / "raw") / total,
+            "read": READS * WINDOW / best(lambda: [np.array(raw[o : o + WINDOW]) for o in offsets]),
+            "single": READS / best(lambda: [np.array(raw[o]) for o in offsets]),
+        },
+        "Minari": {
+            "bytes": size(work / "minari") / total,
+            "read": total / best(lambda: [dataset[index].observations for index in order]),
+        },
+    }
+
+
+def size(path: Path) -> int:
+    """Bytes of a file or of all files below a directory."""
+    return sum(file.stat().st_size for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", required=True, metavar="NAME=STORE", help="stores of 64x64 frames")
     parser.add_argument("--out", required=True, help="directory for result.json")
     args = parser.parse_args()
     result = {}
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
     for name, _, path in (text.partition("=") for text in args.data):
         frames = some_frames(path)
         for codec_name, codec in codecs().items():
@@ -106,8 +160,10 @@ def main() -> None:
                 result[f"{name}, {codec_name}, chunks of {chunk}"] = row
                 facts = ", ".join(f"{key} {value:,.0f}" for key, value in row.items())
                 print(f"{name:<6}{codec_name:<8}{chunk:>4}  {facts}", flush=True)
-    out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=args.out) as work:
+            for form, row in on_disk(path, Path(work)).items():
+                result[f"{name}, {form}"] = row
+                print(f"{name:<6}{form:<12}  {', '.join(f'{key} {value:,.0f}' for key, value in row.items())}", flush=True)
     header = {"command": shlex.join(["python", *sys.argv]), **machine(), "threads": 1}
     (out / "result.json").write_text(json.dumps(header | {"rows": result}, indent=2) + "\n")
 

@@ -1,7 +1,7 @@
 """Reproduce the Doom experiment of Ha & Schmidhuber (2018): the agent learns in the dream alone, and plays the real game.
 
-Everything goes to --out: the table (table.md), every episode's score (results.json), learning curves, pictures, films. The same
-command goes on where it stopped.
+Controllers are found by CMA-ES and improved by PPO, in dreams alone. Everything goes to --out: the table (table.md), every
+episode's score (results.json), learning curves, pictures, films. The same command goes on where it stopped.
 """
 
 from __future__ import annotations
