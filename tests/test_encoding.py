@@ -1,5 +1,7 @@
 """Encoded stores: what is written, with which V, how M trains on them."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -153,7 +155,51 @@ def test_ctrl_c_in_the_middle_of_an_append_loses_nothing(frames, tmp_path, monke
     assert encode_store(frames, vision=make_vae(), out=tmp_path / "z").fingerprint == whole.fingerprint
 
 
+def with_free_disk(monkeypatch, free):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10**12, 10**12 - free, free))
+
+
+def shard_bytes(store):
+    """What lies in a store's shards, headers left out."""
+    return sum(shard.size - shard.offsets[0] for shard in store._shards)
+
+
+def test_encoding_what_the_disk_cannot_hold_is_refused_before_anything_is_written(frames, tmp_path, monkeypatch):
+    vision = make_vae()
+    needed = shard_bytes(encode_store(frames, vision=vision, out=tmp_path / "whole"))
+    with_free_disk(monkeypatch, needed - 1)
+    message = r"free: expected 0\.00 GiB of free disk for 5 encoded episodes, got 0\.00 GiB; .* \(dtype, --dtype\)"
+    with pytest.raises(OSError, match=message):
+        encode_store(frames, vision=vision, out=tmp_path / "new" / "free")
+    assert not (tmp_path / "new").exists()
+    with_free_disk(monkeypatch, needed)
+    assert len(encode_store(frames, vision=vision, out=tmp_path / "new" / "free")) == 5
+
+
+def test_encoding_needs_disk_only_for_what_is_missing_and_counts_what_it_replaces(frames, tmp_path, monkeypatch):
+    vision, out = make_vae(), tmp_path / "z"
+    with_free_disk(monkeypatch, 10**6)
+    encode_store(frames, vision=vision, out=out)
+    with_free_disk(monkeypatch, 0)
+    before = encode_store(frames, vision=vision, out=out).fingerprint  # nothing is missing
+    assert len(encode_store(frames, vision=vision, out=out, overwrite=True)) == 5
+    larger = make_vae(latent_size=200)
+    with pytest.raises(OSError, match="GiB of free disk for 5 encoded episodes"):
+        encode_store(frames, vision=larger, out=out, overwrite=True)
+    assert EpisodeStore.open(out).fingerprint == before
+
+
 # Collecting without frames
+
+
+def test_collecting_with_a_v_what_the_disk_cannot_hold_is_refused(frames, tmp_path, monkeypatch):
+    encoder = Encoder(make_vae(), dtype="float32")
+    needed = shard_bytes(wm.collect(DotEnv, out=tmp_path / "whole", num_episodes=24, encoder=encoder))
+    with_free_disk(monkeypatch, needed // 3)
+    assert len(wm.collect(DotEnv, out=tmp_path / "few", num_episodes=4, encoder=encoder)) == 4
+    with pytest.raises(OSError, match="GiB of free disk for 24 episodes, judging by 8 of them"):
+        wm.collect(DotEnv, out=tmp_path / "many", num_episodes=24, encoder=encoder)
+    assert len(EpisodeStore.open(tmp_path / "many")) == 0
 
 
 @pytest.mark.parametrize("workers", [0, 2])

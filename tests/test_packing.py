@@ -2,6 +2,7 @@
 
 import io
 import shutil
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -15,8 +16,10 @@ from worldmodel import packing, shards
 from worldmodel.collect import collect
 from worldmodel.episode import Episode
 from worldmodel.packing import pack, unpack
+from worldmodel.rollouts import episode_seed
 from worldmodel.store import EpisodeStore, repair, verify
 
+collect_module = sys.modules["worldmodel.collect"]  # the package has a function of this name
 SCREEN = spaces.Box(0, 255, (10, 9, 3), np.uint8)
 SPACE = spaces.Dict(
     {"map": spaces.Box(0, 255, (8, 8), np.uint8), "screen": SCREEN, "speed": spaces.Box(-1, 1, (2,), np.float32)}
@@ -195,6 +198,61 @@ def test_a_collection_that_the_disk_cannot_hold_is_refused_before_it_starts(tmp_
     free = 10**6
     monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - free, free))
     collect(DotEnv, out=tmp_path / "few", num_episodes=3)
-    with pytest.raises(OSError, match=r"expected \d+\.\d+ GiB of free disk for 1000000 episodes, .* got 0\.00 GiB"):
+    message = r"expected \d+\.\d+ GiB of free disk for 1000000 episodes, judging by 8 of them, got 0\.00 GiB"
+    with pytest.raises(OSError, match=message):
         collect(DotEnv, out=tmp_path / "many", num_episodes=1_000_000)
     assert len(EpisodeStore.open(tmp_path / "many")) == 0
+    assert shard_paths(tmp_path / "many") == []
+
+
+class NoiseEnv(DotEnv):
+    """Frames that cannot be packed; the episode that resets with a given seed has another length than all others."""
+
+    def __init__(self, seed, length, others):
+        self.special, self.length, self.others = seed, length, others
+
+    def reset(self, *, seed=None, options=None):
+        result = super().reset(seed=seed)
+        self.left = self.length if seed == self.special else self.others
+        return result
+
+    def step(self, action):
+        self.left -= 1
+        return self._picture(), 1.0, self.left == 0, False, {}
+
+    def _picture(self):
+        return self.np_random.integers(0, 256, self.observation_space.shape, dtype=np.uint8)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("first", "others", "fits"), [(60, 6, True), (1, 30, False)])
+def test_the_disk_is_judged_by_several_episodes_and_not_by_the_first(tmp_path, monkeypatch, workers, first, others, fits):
+    frame = 24 * 20 * 3
+    free = 16 * 15 * frame  # the mean is 14 frames in the first case, 28 in the second; the first alone says 61 and 2
+    monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - free, free))
+    made, kwargs = [], {"seed": episode_seed(0, 0), "length": first, "others": others}
+    options = {"num_workers": workers, "env_kwargs": kwargs, "on_progress": made.append}
+    if fits:
+        assert len(collect(NoiseEnv, out=tmp_path, num_episodes=16, **options)) == 16
+        assert len(made) == 16  # none was played twice
+        return
+    with pytest.raises(OSError, match="GiB of free disk for 16 episodes, judging by 8 of them, got"):
+        collect(NoiseEnv, out=tmp_path, num_episodes=16, **options)
+    assert shard_paths(tmp_path) == []
+    assert len(collect(NoiseEnv, out=tmp_path, num_episodes=7, **options)) == 7  # judged by all of them, which fit
+
+
+def test_only_so_much_waits_until_the_disk_is_judged(tmp_path, monkeypatch):
+    monkeypatch.setattr(collect_module, "FLUSH_BYTES", 1)  # eight are worth more than eight bytes each, so the first is written
+    store = collect(DotEnv, out=tmp_path, num_episodes=3)
+    assert len(shard_paths(tmp_path)) == len(store) == 3
+
+
+def test_ctrl_c_keeps_the_episodes_by_which_the_disk_is_not_judged_yet(tmp_path):
+    def interrupt(progress):
+        if progress.episodes == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        collect(DotEnv, out=tmp_path, num_episodes=20, on_progress=interrupt)
+    assert EpisodeStore.open(tmp_path).episode_ids.tolist() == [0, 1, 2]

@@ -27,6 +27,7 @@ from worldmodel.store import SHARDS, EpisodeStore
 
 FLUSH_SECONDS = 10.0  # what a kill -9 can lose at most, in seconds of work ...
 FLUSH_BYTES = 32 * 2**20  # ... and in bytes; also the size of a shard
+JUDGED = 8  # episodes that show whether the disk can hold all; they wait up to so many times as long as a shard else does
 GIVE_UP_AFTER = 10  # failures with no success: every episode fails, so say it now
 
 
@@ -100,7 +101,8 @@ def collect(
         TypeError: if a space is not supported.
         FileExistsError: if ``out`` holds something else, or a collection of another recipe.
         RuntimeError: if no episode succeeds; quotes the first failure.
-        OSError: if the frames would need more disk than there is, judging by the first of them; nothing is collected then.
+        OSError: if frames, or what ``encoder`` makes of them, would need more disk than there is, judging by the first of the
+            missing episodes; they are not written then.
     """
     if num_episodes < 1:
         raise ValueError(f"num_episodes: expected at least 1, got {num_episodes}")
@@ -114,8 +116,9 @@ def collect(
         if missing:
             _require_spaces(store, _spaces(runner, encoder))
             progress = CollectionProgress(episodes=num_episodes - len(missing), total=num_episodes, steps=0, failures=0)
-            results = _results(store, runner, missing, num_workers, encoder)
-            _collect_missing(store, results, progress, on_progress)
+            judged = JUDGED if encoder is not None or find_images(store.observation_space) else 0
+            results = _results(runner, missing, num_workers, encoder, judged)
+            _collect_missing(_Writer(store, len(missing), judged), results, progress, on_progress)
     finally:
         runner.close()
     return store
@@ -166,63 +169,119 @@ def _require_spaces(store: EpisodeStore, spaces: Mapping[str, gym.Space[Any]]) -
             raise ValueError(f"{store.path}: expected the {name} of its episodes, {getattr(store, name)}, got {space}")
 
 
-def _results(
-    store: EpisodeStore, runner: Runner, missing: Sequence[int], num_workers: int, encoder: EpisodeEncoder | None
-) -> Generator[Episode | EpisodeFailure]:
-    """Make the missing episodes. Where frames are stored, one is made alone, and shows whether the disk can hold them all."""
-    to_judge = bool(find_images(store.observation_space))
-    for ids in (missing[:1], missing[1:]) if to_judge else (missing,):
-        with contextlib.closing(run_all(runner, ids, num_workers)) as results:
-            for result in results:
-                if isinstance(result, Episode):
-                    result = result if encoder is None else encoder.encode(result)
-                    if to_judge:
-                        _require_disk(store, result, len(missing))
-                        to_judge = False
-                yield result
+def require_disk(path: Path, needed: float, content: str, *, replaced: int = 0, remedy: str) -> None:
+    """Refuse what the disk cannot hold.
 
+    Args:
+        path: a directory, there already or to be made.
+        needed: bytes that are to be written.
+        content: what they are, in words.
+        replaced: bytes that go before they are written.
+        remedy: what to do, in words.
 
-def _require_disk(store: EpisodeStore, episode: Episode, count: int) -> None:
-    """Refuse ``count`` episodes of images, each as large as this one, that the disk cannot hold."""
-    needed, free = store.stored_bytes(episode) * count, shutil.disk_usage(store.path).free
+    Raises:
+        OSError: naming the bytes needed and free.
+    """
+    there = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(there).free + replaced
     if needed > free:
         raise OSError(
-            f"{store.path}: expected {needed / 2**30:,.2f} GiB of free disk for {count} episodes, judging by the first "
-            f"of them, got {free / 2**30:,.2f} GiB; collect fewer, make the frames smaller, or store them encoded (encoder)"
+            f"{path}: expected {needed / 2**30:,.2f} GiB of free disk for {content}, got {free / 2**30:,.2f} GiB; {remedy}"
         )
 
 
+def _results(
+    runner: Runner, missing: Sequence[int], num_workers: int, encoder: EpisodeEncoder | None, judged: int
+) -> Generator[Episode | EpisodeFailure]:
+    """Make the missing episodes, encoded if asked.
+
+    The first ``judged`` are made before all others, because of many workers the short ones come first, and make all look short.
+    """
+    for ids in filter(None, (missing[:judged], missing[judged:])):
+        with contextlib.closing(run_all(runner, ids, num_workers)) as results:
+            for result in results:
+                yield encoder.encode(result) if encoder is not None and isinstance(result, Episode) else result
+
+
+class _Writer:
+    """Moves episodes to a store, a shard at a time, the first of them only when they show that the disk can hold all.
+
+    Args:
+        store: where they go.
+        count: how many there will be.
+        judged: by how many of them the disk is judged, or by fewer if those are large or slow; 0 does not judge.
+    """
+
+    def __init__(self, store: EpisodeStore, count: int, judged: int):
+        self.store, self._count, self._judged = store, count, judged
+        self._waiting: list[Episode] = []
+        self._bytes, self._flushed = 0, time.monotonic()
+
+    def add(self, episode: Episode) -> None:
+        """Take an episode."""
+        self._waiting.append(episode)
+        self._bytes += episode.nbytes
+
+    def write_if_due(self) -> None:
+        """Write what waits, if it is enough or has waited for long."""
+        patience, seconds = max(1, self._judged), time.monotonic() - self._flushed
+        shown = 0 < self._judged <= len(self._waiting)
+        if shown or self._bytes >= patience * FLUSH_BYTES or seconds >= patience * FLUSH_SECONDS:
+            self.write()
+
+    def write(self) -> None:
+        """Write what waits."""
+        if self._judged and self._waiting:
+            self._judge()
+        self.store.append(self._waiting)
+        self._waiting, self._bytes, self._flushed = [], 0, time.monotonic()
+
+    def close(self) -> None:
+        """Keep what waits, whatever has happened."""
+        self.store.append_missing(self._waiting)
+
+    def _judge(self) -> None:
+        waiting = self._waiting
+        try:
+            require_disk(
+                self.store.path,
+                self.store.stored_bytes(waiting) / len(waiting) * self._count,
+                f"{self._count} episodes, judging by {len(waiting)} of them",
+                remedy="collect fewer, or store less of each: smaller frames, or what a V makes of them (encoder, --vision)",
+            )
+        except OSError:
+            self._waiting = []
+            raise
+        self._judged = 0
+
+
 def _collect_missing(
-    store: EpisodeStore,
+    writer: _Writer,
     results: Generator[Episode | EpisodeFailure],
     progress: CollectionProgress,
     on_progress: Callable[[CollectionProgress], None] | None,
 ) -> None:
-    """Move results to the store, a shard at a time; whatever interrupts it, what is whole by then is kept."""
-    episodes: list[Episode] = []
+    """Move results to the store; whatever interrupts it, what is whole by then is kept."""
     failures: list[EpisodeFailure] = []
-    last_flush, waiting_bytes = time.monotonic(), 0
     try:
         for result in results:
             if isinstance(result, Episode):
-                episodes.append(result)
-                waiting_bytes += result.nbytes
+                writer.add(result)
                 progress = replace(progress, episodes=progress.episodes + 1, steps=progress.steps + len(result))
             else:
                 failures.append(result)
                 progress = replace(progress, failures=progress.failures + 1)
             if on_progress is not None:
                 on_progress(progress)
-            if waiting_bytes >= FLUSH_BYTES or time.monotonic() - last_flush >= FLUSH_SECONDS:
-                store.append(episodes)
-                episodes, last_flush, waiting_bytes = [], time.monotonic(), 0
+            writer.write_if_due()
             if progress.episodes == 0 and progress.failures == GIVE_UP_AFTER:
                 break
+        writer.write()
     finally:
         results.close()
-        store.append_missing(episodes)
-        store.record_failures(asdict(failure) for failure in failures)
-    if len(store) == 0:
+        writer.close()
+        writer.store.record_failures(asdict(failure) for failure in failures)
+    if len(writer.store) == 0:
         first = failures[0]
         name = f"episode {first.episode_id} (seed {first.seed})"
         raise RuntimeError(f"env: expected some episode to succeed, got only failures; the first, of {name}: {first.error}")

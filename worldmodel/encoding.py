@@ -19,9 +19,10 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from worldmodel.collect import open_or_create
+from worldmodel.collect import open_or_create, require_disk
 from worldmodel.episode import Episode
 from worldmodel.machine import fast_precision
+from worldmodel.shards import Schema
 from worldmodel.spaces import Value, leaf_values, map_leaves
 from worldmodel.store import EpisodeStore
 from worldmodel.vision import Vision
@@ -177,12 +178,14 @@ def encode_store(
     Raises:
         ValueError: if the observations are not V's or are encoded already, or ``out`` is ``data``.
         FileExistsError: if ``out`` holds something else, or episodes encoded otherwise or from another store.
+        OSError: if the disk cannot hold what is missing; nothing is written or replaced then.
     """
     if Path(out).resolve() == Path(data).resolve():
         raise ValueError(f"out: expected another directory than that of the episodes, got {out} for both")
     source, encoder = EpisodeStore.open(data), Encoder(vision, dtype=dtype, precision=precision)
     encoder.check(source.observation_space)
     spaces_of_store = {"observation_space": encoder.observation_space, "action_space": source.action_space}
+    _require_disk(Path(out), source, Schema(encoder.observation_space, source.action_space), overwrite)
     store = open_or_create(Path(out), lambda: spaces_of_store, encoder.recipe(source.recipe), overwrite=overwrite)
     done = _require_same_episodes(store, source)
     waiting: list[Episode] = []
@@ -200,6 +203,19 @@ def encode_store(
     finally:  # what is encoded by the time of Ctrl-C is kept
         store.append_missing(waiting)
     return store
+
+
+def _require_disk(out: Path, source: EpisodeStore, schema: Schema, overwrite: bool) -> None:
+    """Refuse to encode what the disk cannot hold, in a store that is there already or not."""
+    held: Sequence[int] = []
+    replaced = 0
+    if overwrite:
+        replaced = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    elif EpisodeStore.lies_in(out):
+        held = EpisodeStore.open(out).episode_ids.tolist()
+    lengths = source.lengths[~np.isin(source.episode_ids, held)]
+    needed, remedy = schema.unpacked_bytes(lengths), "free some, write to another, or encode into float16 (dtype, --dtype)"
+    require_disk(out, needed, f"{len(lengths)} encoded episodes", replaced=replaced, remedy=remedy)
 
 
 def _require_same_episodes(store: EpisodeStore, source: EpisodeStore) -> set[int]:

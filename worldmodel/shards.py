@@ -155,6 +155,10 @@ class Schema:
             value = zlib.crc32(array.reshape(-1).view(np.uint8).data, value)
         return value
 
+    def unpacked_bytes(self, lengths: np.ndarray) -> int:
+        """Return the bytes that episodes of these lengths take where nothing is packed, headers left out."""
+        return sum(_rows(leaf, lengths) * leaf.row_bytes for leaf in self.leaves)
+
     def encode(self, episodes: Sequence[Episode]) -> tuple[Shard, bytes]:
         """Return the contents and the bytes of the shard that holds ``episodes``."""
         table = [(e.episode_id, len(e), _seed_number(e.seed), self.checksum(e)) for e in episodes]

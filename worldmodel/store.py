@@ -214,9 +214,9 @@ class EpisodeStore:
         held = set(self.episode_ids.tolist())
         self.append([episode for episode in episodes if episode.episode_id not in held])
 
-    def stored_bytes(self, episode: Episode) -> int:
-        """Bytes that an episode takes on the disk."""
-        return self._schema.encode([episode])[0].size
+    def stored_bytes(self, episodes: Sequence[Episode]) -> int:
+        """Bytes that episodes, at least one, take on the disk as one shard."""
+        return self._schema.encode(episodes)[0].size
 
     def record_failures(self, failures: Iterable[Mapping[str, Any]]) -> None:
         """Write down episodes that could not be made: mappings with ``episode_id``, ``seed`` and ``error``."""
