@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import shutil
 import signal
 from dataclasses import replace
@@ -311,13 +312,22 @@ def test_data_of_another_environment_are_refused(tmp_path, whole):
     assert not (tmp_path / "run").exists()
 
 
-def test_images_of_floats_are_refused(tmp_path):
-    space = spaces.Box(0, 1, (16, 12, 3), np.float32)
+@pytest.mark.parametrize("shape", [(16, 12, 3), (1, 8, 8), (32, 32), (64, 64)], ids=str)
+def test_images_of_floats_are_refused(tmp_path, shape):
+    space = spaces.Box(0, 1, shape, np.float32)
     store = write_store(tmp_path / "data", [], observation_space=space)
     store.append([replace(walking_episode(0, 5), observations=np.zeros((6, *space.shape), np.float32))])
-    with pytest.raises(ValueError, match=r"observation '': expected images as uint8 .*, got floats of shape \(16, 12, 3\)"):
+    message = rf"observation '': expected images as uint8 .*, got floats of shape {re.escape(str(shape))}; .*FlattenObservation"
+    with pytest.raises(ValueError, match=message):
         small_fit(tmp_path / "data", tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_small_matrix_of_floats_is_a_vector(tmp_path):
+    space = spaces.Box(0, 1, (31, 40), np.float32)
+    store = write_store(tmp_path / "data", [], observation_space=space)
+    store.append([replace(walking_episode(i, 5), episode_id=i, observations=np.zeros((6, 31, 40), np.float32)) for i in (0, 1)])
+    assert small_fit(tmp_path / "data", tmp_path / "run").vision.latent_size == 31 * 40
 
 
 # Nothing to train on

@@ -187,8 +187,10 @@ def test_many_images_are_encoded_as_few_are(monkeypatch):
 @pytest.mark.parametrize(
     ("space", "message"),
     [
-        (spaces.Box(0, 1, (64, 64, 3), np.float32), "expected one image, a Box of uint8 .*, got 0 in"),
-        (spaces.Box(0, 255, (64,), np.uint8), "got 0 in"),
+        (spaces.Box(0, 1, (64, 64, 3), np.float32), r"observation '': expected images as uint8 .*, got floats of"),
+        (spaces.Dict({"screen": COLOUR, "depth": spaces.Box(0, 1, (64, 64, 1), np.float32)}), "observation 'depth': .* floats"),
+        (spaces.Dict({"screen": COLOUR, "depth": spaces.Box(0, 1, (64, 64), np.float32)}), "observation 'depth': .* floats"),
+        (spaces.Box(0, 255, (64,), np.uint8), "expected one image, a Box of uint8 .*, got 0 in"),
         (spaces.Dict({"left": COLOUR, "right": COLOUR}), "got 2 in"),
     ],
 )

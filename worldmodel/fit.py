@@ -10,16 +10,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium import spaces
 
 from worldmodel import baselines, checkpoint, training
 from worldmodel.batches import DataStatistics, SequenceBatch
 from worldmodel.calibration import calibrate_termination
 from worldmodel.encoding import encoded_form
-from worldmodel.images import find_images, has_image_shape
+from worldmodel.images import find_images, refuse_float_images
 from worldmodel.mdnrnn import MDNRNN, MDNRNNConfig
 from worldmodel.sequences import (
     RESIDENT_BYTES,
@@ -30,7 +28,7 @@ from worldmodel.sequences import (
     encoded_bytes,
     split_episodes,
 )
-from worldmodel.spaces import FlatSpace, leaves, map_leaves
+from worldmodel.spaces import FlatSpace, map_leaves
 from worldmodel.training import TrainingProgress, TrainingResult
 from worldmodel.training_config import TrainingConfig
 from worldmodel.vision import StateNormalizer, Vision
@@ -198,7 +196,7 @@ def _new_parts(
             "(scripts/train_vae.py) and give it as vision (--vision)"
         )
     if vision is None:
-        _refuse_float_images(space)
+        refuse_float_images(space)
     if vision is not None and encoded is None and vision.observation_space != space:
         raise ValueError(f"vision: expected a V of the observation space {space}, got one of {vision.observation_space}")
     vision = StateNormalizer(space) if vision is None else copy.deepcopy(vision).cpu()
@@ -207,18 +205,6 @@ def _new_parts(
     with torch.random.fork_rng(devices=[]):  # torch's initialisers take no generator: borrow the CPU's and give it back
         torch.default_generator.manual_seed(seed)
         return vision, MDNRNN(config)
-
-
-def _refuse_float_images(space: gym.Space) -> None:
-    """What looks like an image in floats would become a vector of thousands of numbers."""
-    for path, leaf in leaves(space):
-        shape = leaf.shape or ()
-        if isinstance(leaf, spaces.Box) and leaf.dtype.kind == "f" and len(shape) == 3 and has_image_shape(shape):
-            raise ValueError(
-                f"observation {path!r}: expected images as uint8 and vectors with fewer dimensions, got floats of shape "
-                f"{shape}; collect frames of uint8 (gymnasium.wrappers.TransformObservation), or flatten what is no image "
-                "(gymnasium.wrappers.FlattenObservation)"
-            )
 
 
 def _any_terminates(episodes: EpisodeCollection) -> bool:

@@ -19,6 +19,7 @@ from torch import Tensor
 from worldmodel.spaces import leaves
 
 SMALLEST_SIDE = 8
+SMALLEST_FLOAT_SIDE = 32  # a matrix of floats with such sides is an image in the wrong dtype rather than a vector
 
 
 @dataclass(frozen=True)
@@ -71,14 +72,14 @@ def is_image(space: gym.Space) -> bool:
     return isinstance(space, spaces.Box) and space.dtype == np.uint8 and has_image_shape(space.shape)
 
 
-def has_image_shape(shape: tuple[int, ...]) -> bool:
-    """Whether a shape has two or three dimensions, channels first or last, and sides of at least `SMALLEST_SIDE`."""
+def has_image_shape(shape: tuple[int, ...], *, smallest_side: int = SMALLEST_SIDE) -> bool:
+    """Whether a shape has two or three dimensions, channels first or last, and sides of at least ``smallest_side``."""
     if len(shape) == 2:
-        return min(shape) >= SMALLEST_SIDE
+        return min(shape) >= smallest_side
     if len(shape) != 3:
         return False
     channels, side, _ = sorted(shape)
-    return channels < side >= SMALLEST_SIDE and shape[1] != channels
+    return channels < side >= smallest_side and shape[1] != channels
 
 
 def image_layout(space: spaces.Box, path: str = "") -> ImageLayout:
@@ -103,6 +104,23 @@ def image_layout(space: spaces.Box, path: str = "") -> ImageLayout:
 def find_images(space: gym.Space) -> list[ImageLayout]:
     """The images among the leaves of a space."""
     return [image_layout(leaf, path) for path, leaf in leaves(space) if isinstance(leaf, spaces.Box) and is_image(leaf)]
+
+
+def refuse_float_images(space: gym.Space) -> None:
+    """Refuse what looks like an image in floats, of which V would make a vector of thousands of numbers.
+
+    Raises:
+        ValueError: naming the leaf, and what to do.
+    """
+    for path, leaf in leaves(space):
+        shape = leaf.shape or ()
+        side = SMALLEST_FLOAT_SIDE if len(shape) == 2 else SMALLEST_SIDE
+        if isinstance(leaf, spaces.Box) and leaf.dtype.kind == "f" and has_image_shape(shape, smallest_side=side):
+            raise ValueError(
+                f"observation {path!r}: expected images as uint8 and vectors with one dimension, got floats of shape {shape}; "
+                "collect frames of uint8 (gymnasium.wrappers.TransformObservation), or flatten it if a vector is meant "
+                "(gymnasium.wrappers.FlattenObservation; one part of several: TransformObservation)"
+            )
 
 
 @functools.lru_cache(maxsize=16)

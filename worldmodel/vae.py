@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from worldmodel import checkpoint
-from worldmodel.images import find_images, resize_by_area
+from worldmodel.images import find_images, refuse_float_images, resize_by_area
 from worldmodel.spaces import Value, build_value, leaf_values, leaves, space_from_json, space_to_json
 from worldmodel.vision import StateNormalizer, Vision, draw_latent
 
@@ -111,7 +111,7 @@ class ConvVAE(Vision):
         config: sizes and loss.
 
     Raises:
-        ValueError: if there is no image in the space, or several, or the crop leaves nothing.
+        ValueError: if there is no image in the space, or several, or one of floats, or the crop leaves nothing.
     """
 
     def __init__(self, observation_space: gym.Space, config: VAEConfig | None = None):
@@ -119,6 +119,7 @@ class ConvVAE(Vision):
         self.config = config or VAEConfig()
         self.provenance: dict[str, Any] = {}
         self._space = observation_space
+        refuse_float_images(observation_space)
         found = find_images(observation_space)
         if len(found) != 1:
             raise ValueError(
