@@ -7,6 +7,7 @@ import time
 
 from bars import Bar
 from command import add_device, add_environment, choose_device, parse_with_preset, run
+from encoder import add_encoder, open_vision
 
 import worldmodel as wm
 from worldmodel.collect import CollectionProgress
@@ -34,6 +35,7 @@ def parse_arguments() -> argparse.Namespace:
         "--overwrite", action="store_true", help="replace an earlier store at --out; nothing else is ever replaced"
     )
     add_environment(parser)
+    add_encoder(parser, required=False)
     add_device(parser)
     return parse_with_preset(parser, "collect")
 
@@ -71,6 +73,7 @@ def main() -> None:
             num_workers=args.workers,
             max_steps=args.max_steps,
             env_kwargs=args.env_kwargs,
+            encoder=wm.Encoder(open_vision(args), dtype=args.dtype, precision=args.precision) if args.vision else None,
             overwrite=args.overwrite,
             on_progress=show,
         )

@@ -90,7 +90,7 @@ def run(main: Callable[[], None], *, resume: str = "") -> None:
     try:
         main()
     except USER_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("error:", str(error).replace("\n", " "), file=sys.stderr)  # NumPy prints many numbers in several lines
         sys.exit(2)
     except KeyboardInterrupt as interrupt:
         said = str(interrupt) or "interrupted"

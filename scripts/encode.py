@@ -9,27 +9,25 @@ import argparse
 import time
 
 from bars import Bar
-from command import add_device, choose_device, run
+from command import add_device, run
+from encoder import add_encoder, open_vision
 
 import worldmodel as wm
-from worldmodel.encoding import DTYPES
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--data", required=True, help="directory that scripts/collect.py wrote")
-    parser.add_argument("--vision", required=True, help="directory that scripts/train_vae.py wrote")
     parser.add_argument("--out", help="directory for the encoded store; None puts it beside the frames, DATA-encoded")
-    parser.add_argument("--dtype", choices=DTYPES, default="float16", help="what mean and log-variance are stored in")
-    parser.add_argument("--precision", choices=("float32", "bfloat16", "auto"), default="float32", help="of V's products")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier encoded store")
+    add_encoder(parser, required=True)
     add_device(parser)
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_arguments()
-    vision = wm.ConvVAE.from_pretrained(args.vision, device=choose_device(args.device))
+    vision = open_vision(args)
     began = time.monotonic()
     with Bar("encode", "episode") as bar:
         store = wm.encode_store(

@@ -1,20 +1,25 @@
 """The scripts for worlds of images, one after the other, and the presets' option."""
 
 import json
+import re
 import runpy
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import gymnasium as gym
+import numpy as np
 import pytest
+from gymnasium import spaces
 from test_reproduction import PRESET
-from toy_images import DotEnv
+from toy_envs import SpaceEnv
+from toy_images import COLOUR, DotEnv
 
 import worldmodel as wm
 from worldmodel import presets
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
+WIDE = spaces.Box(np.arange(-40.0, 0), np.arange(40.0), dtype=np.float64)  # is printed in several lines
 SHORT = "--num-updates 2 --evaluate-every 2 --max-test-batches 1"
 
 
@@ -56,6 +61,44 @@ def test_an_encoded_set_of_another_v_is_one_line_on_stderr(run, capsys):
         run("train_mdnrnn", "--data data-encoded --vision vae1 --out world --device cpu")
     assert exit_code.value.code == 2
     assert "error: vision: expected the V that data-encoded was encoded with" in capsys.readouterr().err
+
+
+def test_collecting_with_a_v_by_the_script_stores_what_encoding_would(run, capsys):
+    run("collect", "--env Dot-v0 --episodes 4 --out data")
+    run("train_vae", f"--data data --out vae --latent-size 3 --batch-size 8 {SHORT} --device cpu")
+    for options in ("", " --dtype float32", " --precision bfloat16"):
+        run("encode", f"--data data --vision vae --out encoded --overwrite --device cpu{options}")
+        run("collect", f"--env Dot-v0 --episodes 4 --vision vae --out direct --overwrite --device cpu{options}")
+        encoded, direct = (wm.EpisodeStore.open(path) for path in ("encoded", "direct"))
+        assert (direct.fingerprint, direct.recipe) == (encoded.fingerprint, encoded.recipe)
+    training = f"--window 8 --hidden-size 4 --batch-size 4 {SHORT} --device cpu"
+    run("train_mdnrnn", f"--data direct --vision vae --out world {training}")
+    assert (Path("world") / "world.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ("--env Dot-v0 --vision nowhere", "error: nowhere/vision.json: expected .*"),
+        ("--env Dot-v0 --vision data", "error: data/vision.json: expected .*"),
+        ("--env CartPole-v1 --vision vae", r"error: observation_space: expected V's .*, got Box.* \(4,\), float32\)"),
+        ("--env Wide-v0 --vision vae", r"error: observation_space: expected V's .*, got Box.* \(40,\), float64\)"),
+        ("--env Dot-v0 --vision vae --out data", "error: data: expected an earlier collection of the same recipe, .*"),
+    ],
+)
+def test_a_v_that_does_not_fit_is_one_line_on_stderr_and_nothing_is_made(run, capsys, options, complaint):
+    if "Wide-v0" not in gym.registry:
+        gym.register("Wide-v0", lambda: SpaceEnv(WIDE, spaces.Discrete(2)))
+    run("collect", "--env Dot-v0 --episodes 3 --out data")
+    wm.ConvVAE(COLOUR, wm.VAEConfig(latent_size=3)).save_pretrained("vae")
+    before = wm.EpisodeStore.open("data").fingerprint
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit_code:
+        run("collect", f"--episodes 3 --device cpu --out new {options}")
+    assert exit_code.value.code == 2
+    assert re.fullmatch(complaint, capsys.readouterr().err.splitlines()[-1])  # beside it there is but the bar
+    assert not Path("new").exists()
+    assert wm.EpisodeStore.open("data").fingerprint == before
 
 
 def test_a_probe_needs_no_controller_and_a_score_does(run, capsys):
