@@ -1,6 +1,8 @@
 """The environments of the paper: what they give, how they end, what they say when something is missing."""
 
 import builtins
+import sys
+from types import ModuleType
 
 import gymnasium as gym
 import numpy as np
@@ -112,6 +114,40 @@ def test_what_is_missing_is_named_with_the_way_to_get_it(make, module, error, me
     monkeypatch.setattr(builtins, "__import__", broken_import)
     with pytest.raises(ImportError, match=message):
         make()
+
+
+@pytest.fixture
+def ldd(monkeypatch, tmp_path):
+    """Puts a shell script in the place of ldd, or takes it away, and forgets what was found out before."""
+
+    def put(script):
+        monkeypatch.setenv("PATH", str(tmp_path))
+        if script is not None:
+            (tmp_path / "ldd").write_text(f"#!/bin/sh\n{script}\n")
+            (tmp_path / "ldd").chmod(0o755)
+
+    environments._check_libraries.cache_clear()
+    yield put
+    environments._check_libraries.cache_clear()
+
+
+def test_a_library_that_the_game_lacks_is_an_error_before_it_starts(ldd, monkeypatch, tmp_path):
+    package, wrapper = ModuleType("vizdoom"), ModuleType("vizdoom.gymnasium_wrapper")
+    package.__file__, package.gymnasium_wrapper = str(tmp_path / "__init__.py"), wrapper
+    monkeypatch.setitem(sys.modules, "vizdoom", package)
+    monkeypatch.setitem(sys.modules, "vizdoom.gymnasium_wrapper", wrapper)
+    ldd(f'[ "$1" = {tmp_path}/vizdoom ] && echo "libm.so.6 => /lib/libm.so.6" && echo "libSDL2.so.0 => not found"')
+    for _ in range(2):  # it is said each time, and the game never started
+        with pytest.raises(
+            ImportError, match=r"load \(libSDL2.so.0: not found.*If libSDL2.so.0 is a system library, install it"
+        ):
+            environments.doom_take_cover()
+
+
+@pytest.mark.parametrize("script", [None, "exit 1", "echo libm.so.6 =\\> /lib/libm.so.6", "printf '\\377'"])
+def test_a_game_starts_where_ldd_misses_nothing_or_cannot_say(ldd, script, tmp_path):
+    ldd(script)
+    environments._check_libraries(tmp_path / "vizdoom")
 
 
 # VizDoom

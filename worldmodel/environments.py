@@ -6,7 +6,10 @@ Importing this module registers ``DoomTakeCover-v0`` and ``CarRacing64-v0`` with
 
 from __future__ import annotations
 
+import functools
 import os
+import re
+import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -101,10 +104,12 @@ def doom_take_cover(render_mode: str | None = None, size: int = SIZE) -> gym.Env
         size: height and width of the observation.
 
     Raises:
-        ImportError: if VizDoom is not installed, or a system library that it needs.
+        ImportError: if VizDoom is not installed, or a library that it needs.
     """
     try:
         import vizdoom.gymnasium_wrapper
+
+        _check_libraries(Path(vizdoom.__file__).with_name("vizdoom"))
     except ImportError as error:
         raise ImportError(_how_to_install("vizdoom", "doom", error)) from error
     del vizdoom  # importing it has registered the environment
@@ -140,13 +145,25 @@ def car_racing(render_mode: str | None = None, size: int = SIZE) -> gym.Env:
     return AreaResize(env, size, rows=CAR_ROWS)
 
 
+@functools.cache
+def _check_libraries(program: Path) -> None:
+    """Ask ldd, where there is one, for the libraries of VizDoom's game: without one of them its start ends this process."""
+    try:
+        said = subprocess.run(["ldd", program], capture_output=True, timeout=10, check=False).stdout.decode(errors="replace")
+    except (OSError, subprocess.SubprocessError):
+        return
+    missing = re.search(r"(\S+) => not found", said)
+    if missing:
+        raise ImportError(f"{missing[1]}: not found, and the game needs it")
+
+
 def _how_to_install(library: str, extra: str, error: ImportError) -> str:
     if isinstance(error, ModuleNotFoundError):
         return f"{library}: not installed: pip install worldmodel[{extra}]"
     missing = str(error).split(":")[0]
     return (
         f"{library}: installed, but its library does not load ({error}). If {missing} is a system library, install it, on "
-        "Debian and Ubuntu by `apt-get install libgl1 libsdl2-2.0-0 libopenal1`"
+        f"Debian and Ubuntu by `apt-get install libgl1 libsdl2-2.0-0 libopenal1`; if not, install {library} anew"
     )
 
 
