@@ -52,18 +52,22 @@ def parse_with_preset(parser: argparse.ArgumentParser, part: str) -> argparse.Na
     Args:
         parser: has all other options.
         part: of the preset, see `worldmodel.presets.Preset.options`.
+
+    Raises:
+        ValueError: if the preset has no such part.
+        KeyError: if it has a number for an option that the script lacks.
     """
-    parser.add_argument(
-        "--preset", choices=sorted(PRESETS), help="take the numbers of the paper; options that are given beside it win"
-    )
+    parser.add_argument("--preset", choices=sorted(PRESETS), help="take the numbers of the paper; options beside it win")
     first = argparse.ArgumentParser(add_help=False)
     first.add_argument("--preset", choices=sorted(PRESETS))
-    name = first.parse_known_args()[0].preset
-    if name is not None:
+    if name := first.parse_known_args()[0].preset:
         options = PRESETS[name].options(part)
+        if not options:
+            raise ValueError(f"--preset: expected one with numbers for {part}.py, got {name}, whose experiment does without it")
+        actions = {action.dest: action for action in parser._actions}  # there is no public way to them
+        for option in options:
+            actions[option].required = False
         parser.set_defaults(**options)
-        for action in parser._actions:  # there is no public way to it
-            action.required = action.required and action.dest not in options
     return parser.parse_args()
 
 
@@ -74,9 +78,7 @@ def choose_device(name: str) -> torch.device:
         ValueError: if a GPU is asked for and there is none.
     """
     if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            "--device: expected a machine with an NVIDIA GPU and a CUDA build of torch for 'cuda', found none; use cpu"
-        )
+        raise ValueError("--device: expected an NVIDIA GPU and a CUDA build of torch for 'cuda', found none; use cpu")
     return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
 
 
@@ -93,6 +95,5 @@ def run(main: Callable[[], None], *, resume: str = "") -> None:
         print("error:", str(error).replace("\n", " "), file=sys.stderr)  # NumPy prints many numbers in several lines
         sys.exit(2)
     except KeyboardInterrupt as interrupt:
-        said = str(interrupt) or "interrupted"
-        print(f"\n{said}. {resume}".rstrip(), file=sys.stderr)
+        print(f"\n{str(interrupt) or 'interrupted'}. {resume}".rstrip(), file=sys.stderr)
         sys.exit(130)

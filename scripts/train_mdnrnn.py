@@ -25,7 +25,8 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--vision", help="directory that scripts/train_vae.py wrote; images need one")
     parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard scalars (extra: tensorboard)")
-    parser.add_argument("--calibrate", action="store_true", help="make the termination's p right on the held-out episodes")
+    calibrate = "make the termination's p right on the held-out episodes"
+    parser.add_argument("--calibrate", action=argparse.BooleanOptionalAction, default=False, help=calibrate)
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run in OUT; give the same options")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier run in OUT")
     parser.add_argument("--seed", type=int, default=0, help="seed of the split, the weights and the batches")
