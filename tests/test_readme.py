@@ -1,4 +1,4 @@
-"""What the README says is run: its Python blocks one after the other, and its commands with smaller numbers."""
+"""What the README says is run: its Python blocks one after the other, and its commands with smaller numbers; or parsed."""
 
 import re
 import shlex
@@ -61,6 +61,15 @@ def test_python_blocks_of_the_readme_run_in_order(tmp_path):
     (tmp_path / "program.py").write_text(MY_GAME + program)
     printed = run([sys.executable, "-W", "error", "program.py"], tmp_path)
     assert "reality" in printed
+
+
+def test_commands_of_the_readme_that_take_too_long_to_run_are_parsed(parse):
+    shell = "\n".join(blocks("sh")).replace("\\\n", " ").splitlines()
+    commands = [*shell, *re.findall(r"`(python scripts/[^`]*)`", README)]
+    assert len(commands) >= 10
+    for command in commands:
+        _, script, *options = shlex.split(command)
+        parse(Path(script).name, options)
 
 
 def test_shell_commands_of_the_readme_run(tmp_path):
