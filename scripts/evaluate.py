@@ -23,6 +23,9 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--env", required=True, help="Gymnasium id")
     parser.add_argument("--episodes", type=int, default=100, help="real episodes")
+    parser.add_argument(
+        "--workers", type=int, default=0, help="processes for --probe; 0 plays in this one; the result is the same"
+    )
     parser.add_argument("--num-dreams", type=int, default=1024, help="dreamed episodes")
     parser.add_argument("--temperature", type=float, nargs="+", default=[1.0], help="of the dreams; several with --probe")
     add_dreams(parser)
@@ -54,7 +57,7 @@ def score_controller(args: argparse.Namespace, world: wm.WorldModel) -> tuple[wm
 
 def score_fixed_policies(args: argparse.Namespace, world: wm.WorldModel) -> tuple[wm.Probe, dict[str, Any]]:
     with Bar("probe", "score") as bar:
-        found = wm.probe(world, **options(args), temperatures=args.temperature, on_policy=bar.show)
+        found = wm.probe(world, **options(args), temperatures=args.temperature, num_workers=args.workers, on_policy=bar.show)
     return found, {"seed": args.seed, **found.to_json()}
 
 

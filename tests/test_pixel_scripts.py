@@ -110,6 +110,18 @@ def test_a_probe_needs_no_controller_and_a_score_does(run, capsys):
     assert "expected a controller and one temperature, or --probe" in capsys.readouterr().err
 
 
+def test_a_probe_plays_in_as_many_processes_as_it_is_told_and_gives_the_same(run, monkeypatch):
+    env = gym.make("CartPole-v1")
+    random_world(env.action_space, env.observation_space).save_pretrained("world")
+    probe, workers = wm.probe, []
+    monkeypatch.setattr(wm, "probe", lambda *args, **kwargs: workers.append(kwargs["num_workers"]) or probe(*args, **kwargs))
+    for number in (0, 2):
+        numbers = f"--episodes 3 --num-dreams 2 --max-steps 20 --workers {number} --out {number}.json"
+        run("evaluate", f"--model world --env CartPole-v1 --probe {numbers} --device cpu")
+    assert workers == [0, 2]
+    assert Path("0.json").read_text() == Path("2.json").read_text()
+
+
 def test_a_preset_gives_the_numbers_and_options_beside_it_win(run, monkeypatch, tmp_path):
     monkeypatch.setitem(presets.PRESETS, "doom", replace(PRESET, env="Dot-v0"))
     run("collect", "--preset doom --out data --episodes 4")
