@@ -14,6 +14,7 @@ from gymnasium import spaces
 from test_reproduction import PRESET
 from toy_envs import SpaceEnv
 from toy_images import COLOUR, DotEnv
+from toy_worlds import random_world
 
 import worldmodel as wm
 from worldmodel import presets
