@@ -1,7 +1,6 @@
 """The numbers of the paper: that they fit the classes they are for, and that scripts take them."""
 
 import inspect
-from pathlib import Path
 
 import pytest
 from gymnasium import spaces
