@@ -1,13 +1,26 @@
 """The numbers of the paper: that they fit the classes they are for, and that scripts take them."""
 
 import inspect
+from pathlib import Path
 
 import pytest
 from gymnasium import spaces
 
 import worldmodel as wm
 from worldmodel.controller import Controller
-from worldmodel.presets import CAR_RACING, DOOM, PRESETS, small
+from worldmodel.presets import CAR_RACING, DOOM, PRESETS, Preset, small
+
+SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
+PATHS = {  # what no preset says
+    "collect": "--out o",
+    "train_vae": "--data d --out o",
+    "train_mdnrnn": "--data d --out o",
+    "train_controller": "--model m --out o",
+    "improve_controller": "--model m --controller c --data d --out o",
+    "evaluate": "--model m --probe",
+}
+STEPS = [(name, script) for name in PRESETS for script in PATHS if (name, script) != ("car-racing", "improve_controller")]
+OTHER = {"sample": "threshold", "threshold": "sample", "auto": "float32"}
 
 
 @pytest.mark.parametrize("preset", [*PRESETS.values(), *map(small, PRESETS.values())])
@@ -41,6 +54,55 @@ def test_a_small_experiment_is_the_same_with_smaller_numbers():
         assert set(less.temperatures) <= set(preset.temperatures)
 
 
-@pytest.mark.parametrize("part", ["collect", "train_vae", "train_mdnrnn", "train_controller", "improve_controller", "evaluate"])
-def test_scripts_find_their_part(part):
-    assert DOOM.options(part)
+def words(options):
+    """Options as on a command line; None cannot be said there, and is left out."""
+    for name, value in options.items():
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            yield f"--{option}" if value else f"--no-{option}"
+        elif value is not None:
+            yield from (f"--{option}", str(value))
+
+
+def other(value):
+    """Another value of the same kind; a word of which none is known stays."""
+    if isinstance(value, bool):
+        return not value
+    return value + 1 if isinstance(value, int | float) else OTHER.get(value, value)
+
+
+def test_every_script_with_a_preset_is_tested():
+    assert {
+        path.stem for path in SCRIPTS.glob("*.py") if f'parse_with_preset(parser, "{path.stem}")' in path.read_text()
+    } == set(PATHS)
+
+
+@pytest.mark.parametrize(("name", "script"), STEPS)
+def test_a_script_has_every_option_of_its_preset(parse, name, script):
+    options = PRESETS[name].options(script)
+    assert options
+    arguments = parse(f"{script}.py", [*PATHS[script].split(), "--preset", name])
+    assert {option: arguments[option] for option in options} == options
+    said = {option: value for option, value in options.items() if value is not None}
+    plain = parse(f"{script}.py", [*PATHS[script].split(), *words(said)])  # a value of the wrong kind is refused here
+    assert {option: plain[option] for option in said} == said
+
+
+@pytest.mark.parametrize(("name", "script"), STEPS)
+def test_what_is_given_beside_the_preset_wins(parse, name, script):
+    options = {option: other(value) for option, value in PRESETS[name].options(script).items()}
+    arguments = parse(f"{script}.py", [*PATHS[script].split(), "--preset", name, *words(options)])
+    assert {option: arguments[option] for option in options} == options
+
+
+def test_an_option_that_a_script_lacks_is_an_error_and_not_swallowed(parse, monkeypatch):
+    monkeypatch.setattr(Preset, "options", lambda preset, part: {"latent_sise": 3, "latent_size": 3})
+    with pytest.raises(KeyError, match="latent_sise"):
+        parse("train_vae.py", [*PATHS["train_vae"].split(), "--preset", "doom"])
+
+
+def test_a_preset_without_ppo_does_not_pass_for_one_of_improve_controller(parse, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parse("improve_controller.py", [*PATHS["improve_controller"].split(), "--preset", "car-racing"])
+    assert stopped.value.code == 2
+    assert "expected one with numbers for improve_controller.py, got car-racing" in capsys.readouterr().err
