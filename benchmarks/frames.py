@@ -104,7 +104,7 @@ def measure(frames: np.ndarray, codec: Codec, chunk: int) -> dict[str, float]:
 def on_disk(path: str, work: Path) -> dict[str, dict[str, float]]:
     """The first episodes of a store in each form."""
     source, store = EpisodeStore.open(path), work / "store"
-    episodes = [source[index] for index in range(EPISODES)]
+    episodes = [source.read(index) for index in range(EPISODES)]
     spaces = {"observation_space": source.observation_space, "action_space": source.action_space}
     own = EpisodeStore.create(store, recipe={}, **spaces)
     own.append(episodes)
