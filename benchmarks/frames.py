@@ -161,7 +161,7 @@ def main() -> None:
                 facts = ", ".join(f"{key} {value:,.0f}" for key, value in row.items())
                 print(f"{name:<6}{codec_name:<8}{chunk:>4}  {facts}", flush=True)
         with tempfile.TemporaryDirectory(dir=args.out) as work:
-            for form, row in on_disk(path, Path(work)).items():
+            for form, row in on_disk(path, Path(work).resolve()).items():
                 result[f"{name}, {form}"] = row
                 print(f"{name:<6}{form:<12}  {', '.join(f'{key} {value:,.0f}' for key, value in row.items())}", flush=True)
     header = {"command": shlex.join(["python", *sys.argv]), **machine(), "threads": 1}
