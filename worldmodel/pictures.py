@@ -63,23 +63,25 @@ def reconstructions(vision: ConvVAE, observations: Value) -> np.ndarray:
 def traversals(
     vision: ConvVAE, observations: Value, *, most: int | None = None, steps: int = 7, reach: float = 3.0, rows: int = 16
 ) -> np.ndarray:
-    """What each used latent of the image does: a row each, the middle observation with that latent from -reach to reach.
+    """What each used latent of the image does: a row each, a typical observation with that latent from -reach to reach.
 
     Args:
         vision: V.
-        observations: (N, ...), over which the use of a latent is measured; those that vary most come first.
+        observations: (N, ...), over which the use of a latent is measured; those that vary most come first. Typical is the
+            one whose latents are nearest to their mean.
         most: so many latents at most; None shows all in use.
         steps: pictures in a row.
         reach: in standard deviations of the prior, which has mean 0 and variance 1: one episode may hardly move a latent.
         rows: at most; what is left stands in further columns, to the right.
     """
     mean, _ = vision.encode(observations)
+    typical = mean[(mean - mean.mean(dim=0)).square().sum(dim=-1).argmin()]
     variance = mean[:, : vision.config.latent_size].var(dim=0, correction=0)
     order = variance.argsort(descending=True)[:most].tolist()
     used = [d for d in order if variance[d] > IN_USE] or order[:1]
     strips = []
     for d in used:
-        z = mean[len(mean) // 2].repeat(steps, 1)
+        z = typical.repeat(steps, 1)
         z[:, d] = torch.linspace(-reach, reach, steps, device=z.device)
         strips.append(colour(vision, vision.decode(z)))
     columns = [grid(strips[first : first + rows]) for first in range(0, len(strips), rows)]
