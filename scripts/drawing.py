@@ -16,6 +16,7 @@ from worldmodel.video import write_video
 FILM_STEPS = 700  # of the dream and of the agent in reality: 20 seconds at Doom's 35 steps a second
 EPISODES_SHOWN = 10  # held-out ones, of which pictures are made ...
 FRAMES_APART = 10  # ... and on so many steps of which it is measured which latents are in use
+UNDER_WAY = 60  # steps after which an episode has left its start, and a car is still on its road
 
 
 def draw(experiment: Reproduction, temperature: float, *, video: bool) -> None:
@@ -49,7 +50,7 @@ def draw_pictures(experiment: Reproduction) -> None:
     prefix = len(longest) // 2  # a scene in full swing, and M knows what came before
     found = {
         "reconstructions": pictures.reconstructions(pictures.eye(world), np.stack(frames)),
-        "latents": pictures.traversals(pictures.eye(world), np.concatenate(every)),
+        "latents": pictures.traversals(pictures.eye(world), np.concatenate(every), around=UNDER_WAY // FRAMES_APART),
         "dream": pictures.dream_strip(world, longest, prefix=prefix),
     }
     for name, picture in found.items():

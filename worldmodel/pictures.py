@@ -61,27 +61,34 @@ def reconstructions(vision: ConvVAE, observations: Value) -> np.ndarray:
 
 
 def traversals(
-    vision: ConvVAE, observations: Value, *, most: int | None = None, steps: int = 7, reach: float = 3.0, rows: int = 16
+    vision: ConvVAE,
+    observations: Value,
+    *,
+    around: int | None = None,
+    most: int | None = None,
+    steps: int = 7,
+    reach: float = 3.0,
+    rows: int = 16,
 ) -> np.ndarray:
-    """What each used latent of the image does: a row each, a typical observation with that latent from -reach to reach.
+    """What each used latent of the image does: a row each, an observation with that latent from -reach to reach.
 
     Args:
         vision: V.
-        observations: (N, ...), over which the use of a latent is measured; those that vary most come first. Typical is the
-            one whose latents are nearest to their mean.
+        observations: (N, ...), over which the use of a latent is measured; those that vary most come first.
+        around: number of the observation that is changed; None takes the middle one.
         most: so many latents at most; None shows all in use.
         steps: pictures in a row.
         reach: in standard deviations of the prior, which has mean 0 and variance 1: one episode may hardly move a latent.
         rows: at most; what is left stands in further columns, to the right.
     """
     mean, _ = vision.encode(observations)
-    typical = mean[(mean - mean.mean(dim=0)).square().sum(dim=-1).argmin()]
+    observation = mean[len(mean) // 2 if around is None else around]
     variance = mean[:, : vision.config.latent_size].var(dim=0, correction=0)
     order = variance.argsort(descending=True)[:most].tolist()
     used = [d for d in order if variance[d] > IN_USE] or order[:1]
     strips = []
     for d in used:
-        z = typical.repeat(steps, 1)
+        z = observation.repeat(steps, 1)
         z[:, d] = torch.linspace(-reach, reach, steps, device=z.device)
         strips.append(colour(vision, vision.decode(z)))
     columns = [grid(strips[first : first + rows]) for first in range(0, len(strips), rows)]
