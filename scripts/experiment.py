@@ -24,7 +24,9 @@ UNITS |= {"search": "generation", "PPO": "iteration", "test": "episode"}
 def parse_arguments(description: str | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--out", required=True, help="directory for everything; run again, it goes on")
-    parser.add_argument("--scale", choices=("small", "paper"), default="paper", help="small takes minutes; see presets.py")
+    parser.add_argument(
+        "--scale", choices=("small", "paper"), default="paper", help="small takes some 15 minutes for Doom and 45 for CarRacing"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of everything")
     parser.add_argument(
         "--episodes", type=Path, help="an earlier collection by collect.py --preset with the same seed; None: OUT/episodes"
