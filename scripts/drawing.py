@@ -45,12 +45,13 @@ def draw_pictures(experiment: Reproduction) -> None:
     """What V makes of frames, what its latents do, and a dream beside reality."""
     world, episodes = experiment.world(), experiment.held_out_episodes(EPISODES_SHOWN)
     frames = [episode.observations[len(episode) * (1 + k) // (1 + len(episodes))] for k, episode in enumerate(episodes)]
-    every = [episode.observations[::FRAMES_APART] for episode in episodes]
+    some = np.concatenate([episode.observations[::FRAMES_APART] for episode in episodes])
+    under_way = min(UNDER_WAY // FRAMES_APART, len(some) - 1)
     longest = max(episodes, key=len)
     prefix = len(longest) // 2  # a scene in full swing, and M knows what came before
     found = {
         "reconstructions": pictures.reconstructions(pictures.eye(world), np.stack(frames)),
-        "latents": pictures.traversals(pictures.eye(world), np.concatenate(every), around=UNDER_WAY // FRAMES_APART),
+        "latents": pictures.traversals(pictures.eye(world), some, around=under_way),
         "dream": pictures.dream_strip(world, longest, prefix=prefix),
     }
     for name, picture in found.items():
