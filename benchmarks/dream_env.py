@@ -26,6 +26,7 @@ from gymnasium import spaces
 from known_process import machine
 
 import worldmodel as wm
+from worldmodel.models import MDNRNN, StateNormalizer
 
 SIZES = {  # name: (latent size, actions, hidden size)
     "CartPole-v1, hidden 64": (4, 2, 64),
@@ -40,13 +41,13 @@ NUM_DREAMS, LIFE, STEPS, TARGET = 1024, 100, 5, 1.15
 def make_world(latent_size: int, num_actions: int, hidden_size: int) -> wm.WorldModel:
     """A world model with random weights whose dreams end with probability 1 / `LIFE` at each step."""
     torch.manual_seed(0)
-    model = wm.MDNRNN(wm.MDNRNNConfig(latent_size=latent_size, action_size=num_actions, hidden_size=hidden_size))
+    model = MDNRNN(wm.MDNRNNConfig(latent_size=latent_size, action_size=num_actions, hidden_size=hidden_size))
     model.latent_low.fill_(-20.0)
     model.latent_high.fill_(20.0)
     with torch.no_grad():
         model.termination_head.weight.zero_()
         model.termination_head.bias.fill_(-math.log(LIFE - 1))
-    vision = wm.StateNormalizer(spaces.Box(-np.inf, np.inf, (latent_size,), np.float32))
+    vision = StateNormalizer(spaces.Box(-np.inf, np.inf, (latent_size,), np.float32))
     start = torch.randn(100, latent_size)
     world = wm.WorldModel(
         vision, model, spaces.Discrete(num_actions), start_mean=start, start_log_variance=torch.full_like(start, -torch.inf)

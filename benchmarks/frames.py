@@ -31,7 +31,7 @@ from known_process import machine
 from PIL import Image
 
 from worldmodel.adapters.minari import to_minari
-from worldmodel.store import EpisodeStore
+from worldmodel.data import EpisodeStore
 
 FRAMES = 2048  # of the codecs
 EPISODES, READS, WINDOW = 12, 300, 64  # of the forms on the disk

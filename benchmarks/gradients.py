@@ -21,6 +21,8 @@ from known_process import machine
 from torch import Tensor, nn
 
 import worldmodel as wm
+from worldmodel.dream import imagine
+from worldmodel.models import MDNRNN, StateNormalizer
 
 DRAWS, DREAMS, HORIZON, REPEATS = 1_000_000, 1024, 16, 15
 
@@ -65,8 +67,8 @@ def fastest(**works: Callable[[], object]) -> dict[str, float]:
 
 def world_of(**mdnrnn: object) -> wm.WorldModel:
     """A world with fresh weights, 4 latents and 2 actions."""
-    vision = wm.StateNormalizer(gym.spaces.Box(-1.0, 1.0, (4,)))
-    model = wm.MDNRNN(wm.MDNRNNConfig(latent_size=4, action_size=2, hidden_size=128, **mdnrnn))
+    vision = StateNormalizer(gym.spaces.Box(-1.0, 1.0, (4,)))
+    model = MDNRNN(wm.MDNRNNConfig(latent_size=4, action_size=2, hidden_size=128, **mdnrnn))
     return wm.WorldModel(
         vision, model, gym.spaces.Box(-1.0, 1.0, (2,)), start_mean=torch.zeros(1, 4), start_log_variance=torch.zeros(1, 4)
     )
@@ -82,7 +84,7 @@ def costs(**mdnrnn: object) -> dict[str, float]:
         return policy(features).tanh().detach()
 
     def forward() -> Tensor:
-        return wm.imagine(dreams, policy, HORIZON, generator=generator).reward.sum()
+        return imagine(dreams, policy, HORIZON, generator=generator).reward.sum()
 
     seconds = fastest(
         rollout=lambda: dreams.rollout(act, HORIZON, generator=generator),

@@ -27,9 +27,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal, Normal
 
-from worldmodel.batches import SequenceBatch
-from worldmodel.mdn import Factorization, NoiseType
-from worldmodel.mdnrnn import MDNRNN, MDNRNNConfig
+from worldmodel.mixtures import Factorization, NoiseType
+from worldmodel.models import MDNRNN, MDNRNNConfig, SequenceBatch
 
 D, A, K, T = 2, 1, 3, 16
 FIXED_LEVEL, MIN_SCALE, TARGET = 0.3, 1e-3, 0.02

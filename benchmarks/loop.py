@@ -18,6 +18,8 @@ from typing import Any
 import torch
 
 import worldmodel as wm
+from worldmodel.dream import Scores
+from worldmodel.experiments import best_round
 
 SHARED = {
     "max_rounds": 4,
@@ -57,7 +59,7 @@ def run(env: str, seed: int, out: Path) -> dict[str, Any]:
     """Run one loop; the score that counts is the best round's on episodes that decided nothing."""
     began, cpu = time.monotonic(), time.process_time()
     rounds = wm.iterate(env, out=out, target=TARGETS[env], config=wm.IterationConfig(**RECIPES[env]), seed=seed)
-    best = wm.best_round(rounds)
+    best = best_round(rounds)
     names = ("validation", "real", "dream")
     table = [{name: _score(getattr(one, name)) for name in names} for one in rounds]
     return {
@@ -73,7 +75,7 @@ def run(env: str, seed: int, out: Path) -> dict[str, Any]:
     }
 
 
-def _score(scores: wm.Scores) -> list[float]:
+def _score(scores: Scores) -> list[float]:
     """Mean and standard error."""
     return [round(scores.mean, 1), round(scores.standard_error, 1)]
 

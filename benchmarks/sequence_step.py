@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from known_process import machine
 
-from worldmodel.mdn import Factorization
-from worldmodel.mdnrnn import MDNRNN, MDNRNNConfig
+from worldmodel.mixtures import Factorization
+from worldmodel.models import MDNRNN, MDNRNNConfig
 
 
 @torch.no_grad()

@@ -17,9 +17,8 @@ from pathlib import Path
 import torch
 from known_process import machine
 
-from worldmodel.batches import DataStatistics, SequenceBatch
-from worldmodel.calibration import calibrate_termination, termination_logits, termination_scores
-from worldmodel.mdnrnn import MDNRNN, MDNRNNConfig
+from worldmodel.models import MDNRNN, DataStatistics, MDNRNNConfig, SequenceBatch
+from worldmodel.training import calibrate_termination, termination_logits, termination_scores
 
 D, A, T = 4, 2, 100
 

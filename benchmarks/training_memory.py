@@ -29,12 +29,10 @@ import torch
 from gymnasium import spaces
 from known_process import machine
 
-from worldmodel import checkpoint
-from worldmodel.episode import Episode
-from worldmodel.fit import DataConfig, fit
-from worldmodel.store import EpisodeStore
-from worldmodel.training_config import TrainingConfig
-from worldmodel.world import WORLD_FILE, WorldModel
+from worldmodel.data import Episode, EpisodeStore
+from worldmodel.models import WORLD_FILE, WorldModel
+from worldmodel.runtime import files
+from worldmodel.training import DataConfig, TrainingConfig, fit
 
 WIDTH, EPISODES_AT_ONCE, TOLERANCE = 256, 64, 0.10
 OBSERVATION, ACTION = spaces.Box(-np.inf, np.inf, (WIDTH,), np.float32), spaces.Discrete(4)
@@ -110,7 +108,7 @@ def measure_memory(folder: Path, megabytes: int, updates: int) -> dict[str, floa
 def saved_update(out: Path) -> int:
     """Updates in the state file; 0 without one."""
     path = out / "training" / "state.safetensors"
-    return json.loads(checkpoint.load_tensors(path)[1]["state"])["state"]["update"] if path.exists() else 0
+    return json.loads(files.load_tensors(path)[1]["state"])["state"]["update"] if path.exists() else 0
 
 
 def measure_kills(folder: Path, updates: int) -> dict[str, object]:

@@ -24,10 +24,8 @@ import torch
 from known_process import machine
 from torch import Tensor
 
-from worldmodel import mdnrnn
-from worldmodel.batches import SequenceBatch
-from worldmodel.machine import keep_freed_memory
-from worldmodel.mdnrnn import MDNRNN, MDNRNNConfig
+from worldmodel.models import MDNRNN, MDNRNNConfig, SequenceBatch, mdnrnn
+from worldmodel.runtime import keep_freed_memory
 
 SIZES = {  # latents, actions, hidden units, batch, window
     "doom": (64, 3, 512, 100, 500),

@@ -22,7 +22,7 @@ from gymnasium import spaces
 from known_process import machine
 from torch import Tensor
 
-from worldmodel.vae import ConvVAE, FrameBatch, VAEConfig
+from worldmodel.models import ConvVAE, FrameBatch, VAEConfig
 
 ROUNDS = 6
 

@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 import torch
 from torch import Tensor
 
-from worldmodel.mdn import MixtureDensityNetwork
+from worldmodel.mixtures import MixtureDensityNetwork
 
 
 def draw_data(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -21,6 +21,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import worldmodel as wm
+from worldmodel.dream import LatentState, imagine, lambda_returns
+from worldmodel.evaluation import Evaluation
+from worldmodel.models import State
 
 ENV, BATCH, HORIZON, DISCOUNT, LAMBDA = "Pendulum-v1", 128, 16, 0.98, 0.95
 NOISE = 0.2  # standard deviation of what is added to the actor's actions in collection, where actions go from -1 to 1
@@ -32,7 +35,7 @@ def network(inputs: int, outputs: int, hidden: int = 64) -> nn.Sequential:
 
 
 class Actor(nn.Module):
-    """Features -> action features in [-1, 1], with a gradient: what `wm.imagine` wants."""
+    """Features -> action features in [-1, 1], with a gradient: what `imagine` wants."""
 
     features = "z"  # Pendulum's observation says everything; where it does not, "zh"
 
@@ -91,11 +94,11 @@ class Starts:
         self.z = z[:, :-1].transpose(0, 1).flatten(0, 1)  # (L * N, D)
         self.h, self.c = (torch.cat(part, dim=1) for part in zip(*states, strict=True))  # (layers, L * N, H)
 
-    def draw(self, generator: torch.Generator) -> wm.LatentState:
+    def draw(self, generator: torch.Generator) -> LatentState:
         """A batch of states, uniformly from all."""
         index = torch.randint(len(self.z), (BATCH,), generator=generator)
-        lstm = wm.State(self.h[:, index], self.c[:, index])
-        return wm.LatentState(self.z[index], lstm, torch.ones(BATCH, dtype=torch.bool))
+        lstm = State(self.h[:, index], self.c[:, index])
+        return LatentState(self.z[index], lstm, torch.ones(BATCH, dtype=torch.bool))
 
 
 class Learner:
@@ -107,12 +110,12 @@ class Learner:
         self.target = copy.deepcopy(self.critic).requires_grad_(False)
         self.optimizers = [torch.optim.Adam(self.actor.parameters(), 1e-3), torch.optim.Adam(self.critic.parameters(), 1e-3)]
 
-    def update(self, dreams: wm.Dreams, start: wm.LatentState, generator: torch.Generator) -> float:
+    def update(self, dreams: wm.Dreams, start: LatentState, generator: torch.Generator) -> float:
         """One update of both on one batch of imagined rollouts; returns their mean return."""
-        dream = wm.imagine(dreams, self.actor, HORIZON, generator=generator, start=start)
+        dream = imagine(dreams, self.actor, HORIZON, generator=generator, start=start)
         reward = dream.reward / dreams.world.mdnrnn.reward_scale
         value = self.target(dream.features)[..., 0]
-        returns = wm.lambda_returns(reward, dream.continuation, value, discount=DISCOUNT, lambda_=LAMBDA)
+        returns = lambda_returns(reward, dream.continuation, value, discount=DISCOUNT, lambda_=LAMBDA)
         counts = dream.survival.detach()  # a step behind a likely end counts for little
         guess = self.critic(dream.features[:, :-1].detach())[..., 0]
         losses = (-(counts * returns).mean(), (counts * (guess - returns.detach()).square()).mean())
@@ -127,7 +130,7 @@ class Learner:
         return returns.mean().item()
 
 
-def run(out: Path, arguments: argparse.Namespace) -> tuple[wm.Evaluation, list[float]]:
+def run(out: Path, arguments: argparse.Namespace) -> tuple[Evaluation, list[float]]:
     """All rounds; the final score, and each round's mean return of the episodes that its own data gave."""
     torch.manual_seed(arguments.seed)  # the initial weights of actor and critic
     generator, stores, world, learner, collected = torch.Generator().manual_seed(arguments.seed), [], None, None, []

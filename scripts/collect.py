@@ -10,8 +10,8 @@ from command import add_device, add_environment, choose_device, parse_with_prese
 from encoder import add_encoder, open_vision
 
 import worldmodel as wm
-from worldmodel.collect import CollectionProgress
-from worldmodel.policies import POLICIES
+from worldmodel.data import POLICIES, CollectionProgress
+from worldmodel.models import Encoder
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -73,7 +73,7 @@ def main() -> None:
             num_workers=args.workers,
             max_steps=args.max_steps,
             env_kwargs=args.env_kwargs,
-            encoder=wm.Encoder(open_vision(args), dtype=args.dtype, precision=args.precision) if args.vision else None,
+            encoder=Encoder(open_vision(args), dtype=args.dtype, precision=args.precision) if args.vision else None,
             overwrite=args.overwrite,
             on_progress=show,
         )

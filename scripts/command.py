@@ -10,7 +10,7 @@ from collections.abc import Callable
 import gymnasium as gym
 import torch
 
-from worldmodel.presets import PRESETS
+from worldmodel.experiments import PRESETS
 
 USER_ERRORS = (ValueError, TypeError, OSError, RuntimeError, ImportError, gym.error.Error)
 
@@ -51,7 +51,7 @@ def parse_with_preset(parser: argparse.ArgumentParser, part: str) -> argparse.Na
 
     Args:
         parser: has all other options.
-        part: of the preset, see `worldmodel.presets.Preset.options`.
+        part: of the preset, see `worldmodel.experiments.presets.Preset.options`.
 
     Raises:
         ValueError: if the preset has no such part.

@@ -8,10 +8,8 @@ from pathlib import Path
 import numpy as np
 
 import worldmodel as wm
-from worldmodel import pictures
-from worldmodel.report import draw_learning, save_figure, save_image
-from worldmodel.reproduction import Reproduction
-from worldmodel.video import write_video
+from worldmodel.experiments import Reproduction
+from worldmodel.plots import draw_learning, pictures, save_figure, save_image, write_video
 
 FILM_STEPS = 700  # of the dream and of the agent in reality: 20 seconds at Doom's 35 steps a second
 EPISODES_SHOWN = 10  # held-out ones, of which pictures are made ...

@@ -10,6 +10,7 @@ import numpy as np
 from command import add_device, add_dreams, choose_device, run
 
 import worldmodel as wm
+from worldmodel.dream import RandomActions
 from worldmodel.spaces import leaf_values, to_numpy
 
 
@@ -41,7 +42,7 @@ def main() -> None:
         world, args.num_dreams, temperature=args.temperature, termination=args.termination, precision=args.precision
     )
     generator = dreams.generator(args.seed)
-    policy = wm.RandomActions(world, generator=generator)
+    policy = RandomActions(world, generator=generator)
     if args.controller:
         policy = wm.Controller.from_pretrained(args.controller, device=device)
         policy.check_world(world)

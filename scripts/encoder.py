@@ -7,7 +7,7 @@ import argparse
 from command import choose_device
 
 import worldmodel as wm
-from worldmodel.encoding import DTYPES
+from worldmodel.models import DTYPES
 
 
 def add_encoder(parser: argparse.ArgumentParser, *, required: bool) -> None:

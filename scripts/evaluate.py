@@ -11,7 +11,8 @@ from bars import Bar
 from command import add_device, add_dreams, add_environment, choose_device, parse_with_preset, run
 
 import worldmodel as wm
-from worldmodel.checkpoint import write_bytes
+from worldmodel.evaluation import Evaluation, Probe
+from worldmodel.runtime import write_bytes
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -39,7 +40,7 @@ def parse_arguments() -> argparse.Namespace:
     return parse_with_preset(parser, "evaluate")
 
 
-def score_controller(args: argparse.Namespace, world: wm.WorldModel) -> tuple[wm.Evaluation, dict[str, Any]]:
+def score_controller(args: argparse.Namespace, world: wm.WorldModel) -> tuple[Evaluation, dict[str, Any]]:
     if args.controller is None or len(args.temperature) != 1:
         raise ValueError("--controller, --temperature: expected a controller and one temperature, or --probe")
     controller = wm.Controller.from_pretrained(args.controller, device=world.device)
@@ -55,7 +56,7 @@ def score_controller(args: argparse.Namespace, world: wm.WorldModel) -> tuple[wm
     return evaluation, {"temperature": args.temperature[0], "seed": args.seed, **content}
 
 
-def score_fixed_policies(args: argparse.Namespace, world: wm.WorldModel) -> tuple[wm.Probe, dict[str, Any]]:
+def score_fixed_policies(args: argparse.Namespace, world: wm.WorldModel) -> tuple[Probe, dict[str, Any]]:
     with Bar("probe", "score") as bar:
         found = wm.probe(world, **options(args), temperatures=args.temperature, num_workers=args.workers, on_policy=bar.show)
     return found, {"seed": args.seed, **found.to_json()}

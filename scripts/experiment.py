@@ -13,9 +13,8 @@ from bars import StageBars
 from command import add_device, choose_device
 from drawing import draw
 
-from worldmodel.machine import keep_freed_memory
-from worldmodel.presets import Preset, small
-from worldmodel.reproduction import Reproduction
+from worldmodel.experiments import Preset, Reproduction, small
+from worldmodel.runtime import keep_freed_memory
 
 UNITS = {"collect": "episode", "train": "update", "encode": "episode", "probe": "policy"}  # by a stage's first word
 UNITS |= {"search": "generation", "PPO": "iteration", "test": "episode"}

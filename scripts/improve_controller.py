@@ -9,10 +9,9 @@ from command import add_device, add_dreams, choose_device, parse_with_preset, ru
 from fields import add_fields, read_fields
 
 import worldmodel as wm
-from worldmodel.checkpoint import prepare_directory
-from worldmodel.controller import CONTROLLER_FILE, CONTROLLER_FORMAT
-from worldmodel.dream import usual_horizon
-from worldmodel.scores import score
+from worldmodel.agents import CONTROLLER_FILE, CONTROLLER_FORMAT, PPOIteration
+from worldmodel.dream import StartBank, score, usual_horizon
+from worldmodel.runtime import prepare_directory
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -28,7 +27,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier controller in OUT")
     parser.add_argument("--seed", type=int, default=0, help="seed of starts and dreams")
     add_fields(parser, wm.PPOConfig)
-    add_fields(parser, wm.StartBank.along, leave_out=("world", "data", "seed"))
+    add_fields(parser, StartBank.along, leave_out=("world", "data", "seed"))
     add_device(parser)
     return parse_with_preset(parser, "improve_controller")
 
@@ -41,13 +40,13 @@ def main() -> None:
     dreams = wm.Dreams(world, args.num_dreams, **kind)
     horizon = args.whole_horizon or usual_horizon(world)
     config = wm.PPOConfig(**read_fields(args, wm.PPOConfig))
-    starts = wm.StartBank.along(
-        world, args.data, seed=args.seed, **read_fields(args, wm.StartBank.along, leave_out=("world", "data", "seed"))
+    starts = StartBank.along(
+        world, args.data, seed=args.seed, **read_fields(args, StartBank.along, leave_out=("world", "data", "seed"))
     )
     prepare_directory(args.out, marker=CONTROLLER_FILE, format=CONTROLLER_FORMAT, overwrite=args.overwrite)
     with Bar("PPO", "iteration") as bar:
 
-        def report(found: wm.PPOIteration) -> None:
+        def report(found: PPOIteration) -> None:
             bar.show(found.number, found.total, ends_per_1000=found.ends, best_test=found.best_test)
             if found.test is not None:  # what is best so far is kept, whatever comes
                 found.controller.save_pretrained(args.out, overwrite=True)

@@ -14,6 +14,7 @@ from fields import add_fields, read_fields
 from loop import report, show_stages
 
 import worldmodel as wm
+from worldmodel.agents import OpenAIESConfig
 
 PARTS = ("mdnrnn", "data_config", "training_config", "openai_es")  # configurations with options of their own
 FROM_DATA = ("latent_size", "action_size", "termination_head")  # what `fit` finds out by itself
@@ -31,7 +32,7 @@ def parse_arguments() -> argparse.Namespace:
     add_device(parser)
     defaults = wm.IterationConfig()
     add_fields(parser, wm.IterationConfig, leave_out=PARTS)
-    add_fields(parser, wm.OpenAIESConfig, prefix="es_")
+    add_fields(parser, OpenAIESConfig, prefix="es_")
     add_fields(parser, wm.MDNRNNConfig, leave_out=FROM_DATA, defaults=defaults.mdnrnn)
     add_fields(parser, wm.DataConfig, defaults=asdict(defaults.data_config))
     add_fields(parser, wm.TrainingConfig, leave_out=PATIENCE, defaults=asdict(defaults.training_config))
@@ -41,7 +42,7 @@ def parse_arguments() -> argparse.Namespace:
 def read_config(args: argparse.Namespace) -> wm.IterationConfig:
     return wm.IterationConfig(
         **read_fields(args, wm.IterationConfig),
-        openai_es=wm.OpenAIESConfig(**read_fields(args, wm.OpenAIESConfig, prefix="es_")),
+        openai_es=OpenAIESConfig(**read_fields(args, OpenAIESConfig, prefix="es_")),
         mdnrnn=read_fields(args, wm.MDNRNNConfig),
         data_config=wm.DataConfig(**read_fields(args, wm.DataConfig)),
         training_config=wm.TrainingConfig(**read_fields(args, wm.TrainingConfig, leave_out=PATIENCE)),

@@ -9,26 +9,26 @@ from typing import Any
 
 from bars import StageBars
 
-import worldmodel as wm
+from worldmodel.experiments import Round, StageProgress, summarize
 
 UNITS = {"collect": "episode", "train": "update", "dream": "generation", "evaluate": "step"}
 
 
-def show_stages(bars: StageBars) -> Callable[[wm.StageProgress], None]:
+def show_stages(bars: StageBars) -> Callable[[StageProgress], None]:
     """Feed the loop's reports to bars, one for each stage of each round."""
     return lambda p: bars.show(f"round {p.round}: {p.stage:<8}", p.done, p.total, p.facts, unit=UNITS[p.stage])
 
 
-def report(rounds: Sequence[wm.Round], out: str | Path, *, target: float | None, seed: int, seconds: float) -> None:
+def report(rounds: Sequence[Round], out: str | Path, *, target: float | None, seed: int, seconds: float) -> None:
     """Write OUT/summary.json and print the table."""
-    summary = {"seed": seed, "seconds": seconds, **wm.summarize(rounds, target=target)}
+    summary = {"seed": seed, "seconds": seconds, **summarize(rounds, target=target)}
     path = Path(out) / "summary.json"
     path.write_text(json.dumps(summary, indent=2) + "\n")
     _print_table(rounds, summary)
     print(f"summary      {path}")
 
 
-def _print_table(rounds: Sequence[wm.Round], summary: dict[str, Any]) -> None:
+def _print_table(rounds: Sequence[Round], summary: dict[str, Any]) -> None:
     stages = "".join(f"{stage + ' s':>12}" for stage in UNITS)
     print(f"\n{'round':<6}{'dream score':>18}{'real score':>18}{'random':>18}{stages}")
     for round_ in rounds:

@@ -13,8 +13,10 @@ from command import add_device, choose_device, run
 from loop import report, show_stages
 
 import worldmodel as wm
-from worldmodel.report import draw_report, save_figure
-from worldmodel.rollouts import EVALUATION_STREAM, derive_seed
+from worldmodel.data import rollouts
+from worldmodel.experiments import best_round
+from worldmodel.plots import draw_report, save_figure
+from worldmodel.rng import EVALUATION_STREAM, derive_seed
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -45,10 +47,10 @@ def main() -> None:
         on_progress=show_stages(bars),
     )
     bars.close()
-    best = wm.best_round(rounds)
+    best = best_round(rounds)
     world = wm.WorldModel.from_pretrained(best.directory / "world")
     policy = wm.LatentPolicy(world, wm.Controller.from_pretrained(best.directory / "controller"))
-    (episode,) = wm.rollouts(args.env, policy, episode_ids=[0], seed=derive_seed(args.seed, EVALUATION_STREAM))
+    (episode,) = rollouts(args.env, policy, episode_ids=[0], seed=derive_seed(args.seed, EVALUATION_STREAM))
     figure = Path(args.out) / "report.png"
     save_figure(draw_report(rounds, episode, target=target), figure)
     report(rounds, args.out, target=target, seed=args.seed, seconds=time.monotonic() - began)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from command import run
 from experiment import parse_arguments, reproduce
 
-from worldmodel.presets import CAR_RACING
+from worldmodel.experiments import CAR_RACING
 
 
 def main() -> None:

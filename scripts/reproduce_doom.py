@@ -9,8 +9,8 @@ from __future__ import annotations
 from command import run
 from experiment import parse_arguments, reproduce
 
-from worldmodel.environments import DOOM_ACTIONS
-from worldmodel.presets import DOOM
+from worldmodel.envs import DOOM_ACTIONS
+from worldmodel.experiments import DOOM
 
 
 def main() -> None:

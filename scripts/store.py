@@ -7,7 +7,7 @@ import sys
 
 from command import run
 
-from worldmodel.store import EpisodeStore, Problem, repair, verify
+from worldmodel.data import EpisodeStore, Problem, repair, verify
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -10,12 +10,9 @@ from command import add_device, add_dreams, add_environment, choose_device, pars
 from fields import add_fields, read_fields
 
 import worldmodel as wm
-from worldmodel.checkpoint import prepare_directory
-from worldmodel.controller import CONTROLLER_FILE, CONTROLLER_FORMAT
-from worldmodel.dream import usual_horizon
-from worldmodel.evaluation import time_limit
-from worldmodel.evolution import SEARCH_FILE
-from worldmodel.scores import score
+from worldmodel.agents import CONTROLLER_FILE, CONTROLLER_FORMAT, SEARCH_FILE, Generation, OpenAIESConfig, RealPopulation
+from worldmodel.dream import score, time_limit, usual_horizon
+from worldmodel.runtime import prepare_directory
 
 NO_OPTIONS = ("worlds", "openai_es", "initial", "seed", "log", "resume", "on_generation")
 DEFAULTS = {"population": 32, "generations": 50, "patience": 3, "horizon": None, "test_dreams": None}
@@ -39,7 +36,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier controller in OUT")
     parser.add_argument("--seed", type=int, default=0, help="seed of the search and of its episodes")
     add_fields(parser, wm.evolve, leave_out=NO_OPTIONS, defaults=DEFAULTS)
-    add_fields(parser, wm.OpenAIESConfig)
+    add_fields(parser, OpenAIESConfig)
     add_device(parser)
     return parse_with_preset(parser, "train_controller")
 
@@ -63,10 +60,10 @@ def main() -> None:
     world = wm.WorldModel.from_pretrained(args.model, device=device)
     kind = {"temperature": args.temperature, "termination": args.termination, "precision": args.precision}
     dreams = wm.Dreams(world, args.population * args.rollouts, **kind)
-    worlds: wm.Dreams | wm.RealPopulation = dreams
+    worlds: wm.Dreams | RealPopulation = dreams
     options = {"max_steps": args.max_steps, "env_kwargs": args.env_kwargs}
     if args.env:
-        worlds = wm.RealPopulation(world, args.env, rollouts=args.rollouts, num_workers=args.workers, **options)
+        worlds = RealPopulation(world, args.env, rollouts=args.rollouts, num_workers=args.workers, **options)
     if args.horizon is None:
         args.horizon = time_limit(args.env, **options) if args.env else usual_horizon(world)
     if args.test_dreams is None:
@@ -75,13 +72,13 @@ def main() -> None:
     log = prepare(args)
     with Bar("search", "generation") as bar:
 
-        def report(generation: wm.Generation) -> None:
+        def report(generation: Generation) -> None:
             facts = {"best": generation.best, "mean": generation.mean, "best_test": generation.best_test}
             bar.show(generation.number, generation.total, **facts)
             if generation.test is not None:  # what is best so far is kept, whatever comes
                 generation.controller.save_pretrained(args.out, overwrite=True)
 
-        config = wm.OpenAIESConfig(**read_fields(args, wm.OpenAIESConfig))
+        config = OpenAIESConfig(**read_fields(args, OpenAIESConfig))
         controller = wm.evolve(worlds, openai_es=config, log=log, on_generation=report, **read_fields(args, wm.evolve))
     controller.save_pretrained(args.out, overwrite=True)
     print(f"parameters    {controller.num_parameters}")

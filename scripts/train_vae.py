@@ -9,7 +9,7 @@ from command import add_device, choose_device, parse_with_preset, run
 from fields import add_fields, read_fields
 
 import worldmodel as wm
-from worldmodel.machine import keep_freed_memory
+from worldmodel.runtime import keep_freed_memory
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from worldmodel.baselines import baseline_nll
-from worldmodel.batches import SequenceBatch
+from worldmodel.models import SequenceBatch
+from worldmodel.training import baseline_nll
 
 
 def batches(count, seed, *, offset=0.0):

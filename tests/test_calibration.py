@@ -6,9 +6,8 @@ import math
 import pytest
 import torch
 
-from worldmodel.batches import SequenceBatch
-from worldmodel.calibration import calibrate_termination, platt_scaling, termination_logits, termination_scores
-from worldmodel.mdnrnn import MDNRNN, MDNRNNConfig
+from worldmodel.models import MDNRNN, MDNRNNConfig, SequenceBatch
+from worldmodel.training import calibrate_termination, platt_scaling, termination_logits, termination_scores
 
 N = 200_000
 

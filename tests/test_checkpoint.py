@@ -7,8 +7,8 @@ import shutil
 import pytest
 import torch
 
-from worldmodel import checkpoint
-from worldmodel.checkpoint import (
+from worldmodel.runtime import (
+    files,
     load_tensors,
     prepare_directory,
     read_json,
@@ -25,7 +25,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     def fail(*arguments):
         raise OSError("disk full")
 
-    monkeypatch.setattr(checkpoint.os, "fsync", fail)
+    monkeypatch.setattr(files.os, "fsync", fail)
     with pytest.raises(OSError, match="disk full"):
         write_bytes(tmp_path / "file", b"new")
     assert (tmp_path / "file").read_bytes() == b"old"

@@ -6,8 +6,7 @@ import scipy.stats
 import torch
 from gymnasium import spaces
 
-from worldmodel.choices import make_choices
-from worldmodel.controller import Controller
+from worldmodel.agents import Controller, make_choices
 
 OUTPUTS = torch.tensor([[-1.3], [-0.2], [0.0], [0.4], [2.0]], dtype=torch.float64)
 

@@ -1,6 +1,7 @@
 """Real episodes: determinism, workers, trouble, interruption, resuming."""
 
 import functools
+import importlib
 import os
 import re
 import runpy
@@ -17,13 +18,11 @@ from gymnasium import spaces
 from toy_envs import CountEnv, DictEnv, SpaceEnv, nested_env
 from toy_images import DotEnv
 
-from worldmodel.collect import CollectionProgress, collect
-from worldmodel.episode import Episode
-from worldmodel.policies import RepeatPolicy
-from worldmodel.rollouts import EpisodeFailure, describe, episode_seed, rollouts
-from worldmodel.store import EpisodeStore, verify
+from worldmodel.data import CollectionProgress, Episode, EpisodeFailure, EpisodeStore, RepeatPolicy, collect, rollouts, verify
+from worldmodel.rng import episode_seed
+from worldmodel.runtime import describe
 
-collect_module, rollouts_module = (sys.modules[f"worldmodel.{name}"] for name in ("collect", "rollouts"))
+collect_module, rollouts_module = (importlib.import_module(f"worldmodel.data.{name}") for name in ("collecting", "runner"))
 
 
 def seeds(*episode_ids, seed=0):
@@ -444,7 +443,7 @@ import sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores Ctrl-C
 import worldmodel.collect
 from toy_envs import CountEnv
-module = sys.modules["worldmodel.collect"]
+module = importlib.import_module("worldmodel.data.collecting")
 module.FLUSH_SECONDS = 0.05
 if __name__ == "__main__":
     kwargs = {"delay": 0.002, "pids": sys.argv[3]}

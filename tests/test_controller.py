@@ -11,13 +11,11 @@ from gymnasium import spaces
 from toy_controllers import DICT, generator, random_controller, weights
 from toy_worlds import WalkEnv, random_world, same_bits, walk_world
 
-from worldmodel.collect import collect
-from worldmodel.controller import CONTROLLER_FILE, WEIGHTS_FILE, Controller, LatentPolicy
-from worldmodel.dream import Dreams
-from worldmodel.features import feature_size
-from worldmodel.population import ControllerBatch
-from worldmodel.reality import Reality
-from worldmodel.rollouts import episode_seed, rollouts
+from worldmodel.agents import CONTROLLER_FILE, WEIGHTS_FILE, Controller, ControllerBatch, LatentPolicy
+from worldmodel.data import collect, rollouts
+from worldmodel.dream import Dreams, Reality
+from worldmodel.models import feature_size
+from worldmodel.rng import episode_seed
 from worldmodel.spaces import map_leaves
 
 

@@ -20,29 +20,14 @@ from toy_data import walking_episode, write_store
 from toy_images import DotEnv, dot_store
 from toy_worlds import WalkEnv, walk_world
 
-from worldmodel import iteration
-from worldmodel.controller import Controller, LatentPolicy
-from worldmodel.dream import Dreams, RandomActions
-from worldmodel.encoding import encode_store
-from worldmodel.envs import DreamVectorEnv
-from worldmodel.evaluation import evaluate
-from worldmodel.evolution import evolve
-from worldmodel.features import feature_size
-from worldmodel.fit import FIT_FILE, DataConfig, fit
-from worldmodel.imagination import imagine, lambda_returns
-from worldmodel.iteration import iterate
-from worldmodel.latent_env import LatentVectorEnv
-from worldmodel.mdnrnn import MDNRNN
-from worldmodel.population import RealPopulation
-from worldmodel.ppo import PPOConfig, ppo
-from worldmodel.probe import probe
-from worldmodel.rollouts import rollouts
-from worldmodel.rounds import IterationConfig
-from worldmodel.starts import StartBank
-from worldmodel.training_config import TrainingConfig
-from worldmodel.vae import VAEConfig
-from worldmodel.vae_training import FrameConfig, train_vae
-from worldmodel.world import WorldModel
+from worldmodel.agents import Controller, LatentPolicy, PPOConfig, RealPopulation, evolve, ppo
+from worldmodel.data import rollouts
+from worldmodel.dream import Dreams, RandomActions, StartBank, imagine, lambda_returns
+from worldmodel.envs import DreamVectorEnv, LatentVectorEnv
+from worldmodel.evaluation import evaluate, probe
+from worldmodel.experiments import IterationConfig, iterate, iteration
+from worldmodel.models import MDNRNN, VAEConfig, WorldModel, feature_size
+from worldmodel.training import FIT_FILE, DataConfig, FrameConfig, TrainingConfig, encode_store, fit, train_vae
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 SMALL = {"hidden_size": 8, "num_components": 2}

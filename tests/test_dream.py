@@ -8,12 +8,10 @@ import torch
 from gymnasium import spaces
 from toy_worlds import WalkEnv, random_world, same_bits, walk_world
 
-from worldmodel.dream import Dreams, RandomActions
-from worldmodel.features import latent_features
-from worldmodel.reality import Reality
-from worldmodel.rollouts import derive_seed
+from worldmodel.dream import Dreams, RandomActions, Reality
+from worldmodel.models import latent_features
+from worldmodel.rng import Streams, derive_seed
 from worldmodel.spaces import map_leaves
-from worldmodel.streams import Streams
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 

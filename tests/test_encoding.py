@@ -11,10 +11,11 @@ from toy_data import labelled_episode, write_store
 from toy_images import COLOUR, MIXED, DotEnv, dot_store, random_images
 
 import worldmodel as wm
-from worldmodel import encoding
-from worldmodel.encoding import EncodedObservations, Encoder, encode_store, encoded_with
-from worldmodel.machine import fast_precision
-from worldmodel.store import EpisodeStore, verify
+from worldmodel.data import Episode, EpisodeStore, verify
+from worldmodel.models import EncodedObservations, Encoder, encoded_with
+from worldmodel.models import encoded as encoded_module
+from worldmodel.runtime import fast_precision
+from worldmodel.training import encode, encode_store
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def test_what_has_no_noise_comes_back_without_noise():
 def test_long_episodes_are_encoded_in_pieces(frames, monkeypatch):
     vision, episode = make_vae(), EpisodeStore.open(frames).read(0)
     expected = Encoder(vision, dtype="float32").encode(episode)
-    monkeypatch.setattr(encoding, "BATCH_FRAMES", 3)
+    monkeypatch.setattr(encoded_module, "BATCH_FRAMES", 3)
     pieces = Encoder(vision, dtype="float32").encode(episode)
     np.testing.assert_allclose(pieces.observations["mean"], expected.observations["mean"], atol=1e-6)
 
@@ -128,7 +129,7 @@ def test_recordings_with_the_same_recipe_are_told_apart(tmp_path, other):
         frames = random_images(COLOUR, (length + 1,))
         parts = {"actions": np.full(length, facts.get("action", 0)), "rewards": np.full(length, reward)}
         parts |= {"episode_id": facts.get("episode_id", 0), "seed": facts.get("seed", 5)}
-        store.append([wm.Episode(observations=frames, terminations=ends, truncations=ends & False, **parts)])
+        store.append([Episode(observations=frames, terminations=ends, truncations=ends & False, **parts)])
     encode_store(tmp_path / "a", vision=make_vae(), out=tmp_path / "z")
     with pytest.raises(FileExistsError, match=r"expected episodes of .*b, got an episode 0 that is not there or another"):
         encode_store(tmp_path / "b", vision=make_vae(), out=tmp_path / "z")
@@ -142,7 +143,7 @@ def test_ctrl_c_in_the_middle_of_an_append_loses_nothing(frames, tmp_path, monke
         monkeypatch.setattr(EpisodeStore, "_set_shards", written)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(encoding, "FLUSH_FRAMES", 1)
+    monkeypatch.setattr(encode, "FLUSH_FRAMES", 1)
     whole = encode_store(frames, vision=make_vae(), out=tmp_path / "whole")
 
     def interrupt_later(done, total):
@@ -283,7 +284,7 @@ def test_a_vector_beside_the_image_stays_without_noise(tmp_path):
     }
     names = ("rewards", "terminations", "truncations")
     parts = {name: getattr(steps, name) for name in names}
-    store.append([wm.Episode(observations=observations, actions=steps.actions % 2, **parts)])
+    store.append([Episode(observations=observations, actions=steps.actions % 2, **parts)])
     encode_store(tmp_path / "frames", vision=vision, out=tmp_path / "z")
     world = fit(tmp_path / "z", tmp_path / "world", vision=vision, hidden_size=4)
     assert (world.start_log_variance[:, 6:] == -torch.inf).all()

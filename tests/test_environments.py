@@ -12,16 +12,12 @@ import pytest
 import torch
 from toy_envs import DictEnv
 
-from worldmodel.collect import collect
-from worldmodel.controller import Controller, LatentPolicy
-from worldmodel.dream import Dreams, RandomActions
-from worldmodel.evaluation import evaluate, replay, time_limit
-from worldmodel.evolution import evolve
-from worldmodel.fit import DataConfig, fit
-from worldmodel.reality import Reality
-from worldmodel.rollouts import rollouts
-from worldmodel.training_config import TrainingConfig
-from worldmodel.world import WorldModel
+from worldmodel.agents import Controller, LatentPolicy, evolve
+from worldmodel.data import collect, rollouts
+from worldmodel.dream import Dreams, RandomActions, Reality, time_limit
+from worldmodel.evaluation import evaluate, replay
+from worldmodel.models import WorldModel
+from worldmodel.training import DataConfig, TrainingConfig, fit
 
 
 @dataclass(frozen=True)

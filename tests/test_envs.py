@@ -13,14 +13,11 @@ from gymnasium.vector import AutoresetMode
 from toy_data import walking_episode, write_store
 from toy_worlds import WalkEnv, random_world, same_bits, walk_world
 
-from worldmodel.dream import Dreams, usual_horizon
-from worldmodel.dream_options import DreamOptions
-from worldmodel.envs import DreamEnv, DreamVectorEnv
-from worldmodel.evaluation import time_limit
-from worldmodel.features import feature_size
+from worldmodel.dream import Dreams, time_limit, usual_horizon
+from worldmodel.envs import DreamEnv, DreamOptions, DreamVectorEnv
+from worldmodel.models import StateNormalizer, feature_size
 from worldmodel.spaces import map_leaves
 from worldmodel.testing import check_vector_env
-from worldmodel.vision import StateNormalizer
 
 MODES = list(AutoresetMode)
 KINDS = ["z", "zh", "zhc", "decoded"]

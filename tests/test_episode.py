@@ -7,8 +7,8 @@ import pytest
 from gymnasium import spaces
 from toy_envs import NESTED_ACTION, NESTED_OBSERVATION, nested_env
 
-from worldmodel.episode import Episode, check_episode, stack_values
-from worldmodel.rollouts import rollouts
+from worldmodel.data import Episode, check_episode, rollouts
+from worldmodel.spaces import stack_values
 
 OBSERVATION = spaces.Dict({"x": spaces.Box(-1, 1, (2,), np.float32), "m": spaces.Discrete(3)})
 ACTION = spaces.MultiDiscrete([3, 2])

@@ -11,19 +11,12 @@ from gymnasium import spaces
 from toy_envs import CountEnv, DictEnv, nested_env
 from toy_worlds import WalkEnv, random_world, same_bits, walk_world
 
-from worldmodel.controller import Controller
-from worldmodel.dream import DEFAULT_HORIZON, Dreams, usual_horizon
-from worldmodel.evaluation import (
-    Evaluation,
-    Scores,
-    evaluate,
-    replay,
-    score,
-    time_limit,
-)
-from worldmodel.features import feature_size
-from worldmodel.reality import Reality
-from worldmodel.rollouts import EVALUATION_STREAM, derive_seed, episode_seed, rollouts
+from worldmodel.agents import Controller
+from worldmodel.data import rollouts
+from worldmodel.dream import DEFAULT_HORIZON, Dreams, Reality, Scores, score, time_limit, usual_horizon
+from worldmodel.evaluation import Evaluation, evaluate, replay
+from worldmodel.models import feature_size
+from worldmodel.rng import EVALUATION_STREAM, derive_seed, episode_seed
 
 
 def controller_of(world, push=2):

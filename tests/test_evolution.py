@@ -11,12 +11,10 @@ from gymnasium import spaces
 from toy_controllers import generator, random_controller, weights
 from toy_worlds import random_world, same_bits, walk_world
 
-from worldmodel.checkpoint import load_tensors, save_tensors
-from worldmodel.controller import Controller
+from worldmodel.agents import METHODS, Controller, OpenAIESConfig, evolve
 from worldmodel.dream import Dreams
-from worldmodel.evolution import evolve
-from worldmodel.features import feature_size
-from worldmodel.strategies import METHODS, OpenAIESConfig
+from worldmodel.models import feature_size
+from worldmodel.runtime import load_tensors, save_tensors
 
 
 def search(world=None, **arguments):

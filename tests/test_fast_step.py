@@ -6,13 +6,11 @@ import pytest
 import torch
 from toy_worlds import random_world, same_bits
 
-from worldmodel import machine
-from worldmodel.dream import Dreams
-from worldmodel.fast_step import FastStep, draw
-from worldmodel.mdn import Factorization, NoiseType
-from worldmodel.mdnrnn import MDNRNN, MDNRNNConfig, State
-from worldmodel.mixture import GaussianMixture
-from worldmodel.population import DreamPopulation
+from worldmodel.agents import DreamPopulation
+from worldmodel.dream import Dreams, FastStep, draw
+from worldmodel.mixtures import Factorization, GaussianMixture, NoiseType
+from worldmodel.models import MDNRNN, MDNRNNConfig, State
+from worldmodel.runtime import device
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 
@@ -215,13 +213,13 @@ def test_models_that_it_does_not_know_are_refused_or_dreamed_plainly(kind, monke
     world = random_world(**kind)
     with pytest.raises(ValueError, match="half precision"):
         fast_dreams(world, 4)
-    monkeypatch.setattr("worldmodel.dream.fast_precision", lambda device: "bfloat16")
+    monkeypatch.setattr("worldmodel.dream.dreams.fast_precision", lambda device: "bfloat16")
     assert Dreams(world, 4, precision="auto").precision == "float32"
     assert Dreams(random_world(), 4, precision="auto").precision == "bfloat16"
 
 
 def test_auto_asks_the_machine_and_a_wrong_word_is_refused():
-    assert Dreams(random_world(), 4, precision="auto").precision == machine.fast_precision(torch.device("cpu"))
+    assert Dreams(random_world(), 4, precision="auto").precision == device.fast_precision(torch.device("cpu"))
     with pytest.raises(ValueError, match="precision: expected"):
         Dreams(random_world(), 4, precision="half")
 

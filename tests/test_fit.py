@@ -14,16 +14,11 @@ import torch
 from gymnasium import spaces
 from toy_data import labelled_episode, walking_episode, write_store
 
-from worldmodel.collect import collect
-from worldmodel.fit import DataConfig, fit
-from worldmodel.metrics import read_metrics
-from worldmodel.sequences import split_episodes
-from worldmodel.store import EpisodeStore
-from worldmodel.training import TrainingResult
-from worldmodel.training_config import TrainingConfig
-from worldmodel.world import WorldModel
+from worldmodel.data import EpisodeStore, collect, split_episodes
+from worldmodel.models import WorldModel
+from worldmodel.training import DataConfig, TrainingConfig, TrainingResult, fit, read_metrics
 
-fit_module = importlib.import_module("worldmodel.fit")  # the package has a function of this name
+fit_module = importlib.import_module("worldmodel.training.fit_world")  # the package has a function of this name
 SMALL = {"hidden_size": 8, "num_components": 2, "output_dropout": 0.1}
 DATA = DataConfig(window=6, batch_size=4, burn_in=1, test_fraction=0.25)
 TRAINING = TrainingConfig(num_updates=20, evaluate_every=5, learning_rate=1e-2)
@@ -369,7 +364,9 @@ def test_the_termination_head_is_there_where_an_episode_terminates(tmp_path):
 
 
 def test_an_untrained_termination_head_says_how_often_episodes_end(walks, tmp_path, monkeypatch):
-    monkeypatch.setattr(importlib.import_module("worldmodel.training"), "train", lambda *_, **__: TrainingResult(0, 0, {}, 0.0))
+    monkeypatch.setattr(
+        importlib.import_module("worldmodel.training.loop"), "train", lambda *_, **__: TrainingResult(0, 0, {}, 0.0)
+    )
     world = small_fit(walks, tmp_path / "run")
     store = EpisodeStore.open(walks)
     rate = sum(episode.terminations.any() for episode in store) / store.num_steps

@@ -7,10 +7,8 @@ import pytest
 import torch
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
-from worldmodel import fused
-from worldmodel.batches import DataStatistics, SequenceBatch
-from worldmodel.mdn import Factorization, NoiseType
-from worldmodel.mdnrnn import MDNRNN, MDNRNNConfig
+from worldmodel.mixtures import Factorization, NoiseType, fused
+from worldmodel.models import MDNRNN, DataStatistics, MDNRNNConfig, SequenceBatch
 
 B, T, D, A, H, K = 4, 9, 3, 2, 6, 5
 

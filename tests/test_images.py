@@ -5,7 +5,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from worldmodel.images import area_weights, find_images, image_layout, is_image, resize_by_area
+from worldmodel.spaces import area_weights, find_images, image_layout, is_image, resize_by_area
 
 
 def box(*shape, dtype=np.uint8):

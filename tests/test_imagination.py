@@ -10,9 +10,8 @@ from test_reparameterization import invert, uniforms
 from torch import nn
 from toy_worlds import random_world, same_bits
 
-from worldmodel.dream import Dreams
-from worldmodel.imagination import imagine, lambda_returns
-from worldmodel.mixture import GaussianMixture
+from worldmodel.dream import Dreams, imagine, lambda_returns
+from worldmodel.mixtures import GaussianMixture
 
 ACTIONS = spaces.Box(-2.0, 2.0, (2,))
 KINDS = [

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from worldmodel import iteration
-from worldmodel.rounds import IterationConfig
+from worldmodel.experiments import IterationConfig, iteration
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 SMALL = (

@@ -8,19 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from worldmodel import iteration
-from worldmodel.checkpoint import load_tensors
-from worldmodel.controller import CONTROLLER_FILE, Controller
-from worldmodel.evolution import evolve
-from worldmodel.features import feature_size
-from worldmodel.fit import DataConfig
-from worldmodel.iteration import SCORES_FILE, iterate
-from worldmodel.rounds import IterationConfig, Round, best_round, summarize
-from worldmodel.scores import Scores
-from worldmodel.store import EpisodeStore
-from worldmodel.strategies import OpenAIESConfig
-from worldmodel.training_config import TrainingConfig
-from worldmodel.world import WorldModel
+from worldmodel.agents import CONTROLLER_FILE, Controller, OpenAIESConfig, evolve
+from worldmodel.data import EpisodeStore
+from worldmodel.dream import Scores
+from worldmodel.experiments import SCORES_FILE, IterationConfig, Round, best_round, iterate, iteration, summarize
+from worldmodel.models import WorldModel, feature_size
+from worldmodel.runtime import load_tensors
+from worldmodel.training import DataConfig, TrainingConfig
 
 TINY = IterationConfig(
     max_rounds=2,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from worldmodel.mdn import Factorization, NoiseType
+from worldmodel.mixtures import Factorization, NoiseType
 
 
 @pytest.fixture

@@ -11,11 +11,10 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from toy_envs import DictEnv
 from toy_worlds import WalkEnv, random_world, walk_world
 
-from worldmodel.controller import LatentPolicy
-from worldmodel.envs import DreamEnv, DreamVectorEnv
-from worldmodel.features import latent_features
-from worldmodel.latent_env import LatentEnv, LatentVectorEnv
-from worldmodel.reality import Reality
+from worldmodel.agents import LatentPolicy
+from worldmodel.dream import Reality
+from worldmodel.envs import DreamEnv, DreamVectorEnv, LatentEnv, LatentVectorEnv
+from worldmodel.models import latent_features
 from worldmodel.testing import check_vector_env
 
 KINDS = ["z", "zh", "zhc"]
@@ -166,7 +165,7 @@ def test_a_policy_sees_what_reality_and_a_latent_policy_show_it():
 
 
 def reality_seed(reality):
-    from worldmodel.rollouts import episode_seed
+    from worldmodel.rng import episode_seed
 
     return episode_seed(reality._seed, 0)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from worldmodel.lstm import HalfPrecisionLayer, run_lstm
+from worldmodel.models import HalfPrecisionLayer, run_lstm
 
 T, B, X, H = 6, 3, 4, 5
 

@@ -6,8 +6,7 @@ import sys
 import pytest
 import torch
 
-from worldmodel import machine
-from worldmodel.machine import fast_precision, keep_freed_memory
+from worldmodel.runtime import fast_precision, keep_freed_memory, process
 
 PROGRAM = """
 import resource, sys, torch
@@ -33,7 +32,7 @@ def test_freed_memory_is_used_again_without_page_faults():
 
 
 def test_on_other_systems_nothing_happens(monkeypatch):
-    monkeypatch.setattr(machine.sys, "platform", "darwin")
+    monkeypatch.setattr(process.sys, "platform", "darwin")
     assert not keep_freed_memory()
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from worldmodel.mdn import Factorization, MixtureDensityNetwork, MixtureHead, NoiseType, check_noise, soft_floor
+from worldmodel.mixtures import Factorization, MixtureDensityNetwork, MixtureHead, NoiseType, check_noise, soft_floor
 
 COMBINATIONS = list(itertools.product(Factorization, NoiseType))
 F, K, D = 5, 4, 3  # K != D

@@ -8,10 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from worldmodel.batches import DataStatistics, SequenceBatch
-from worldmodel.lstm import LayerNormLSTM
-from worldmodel.mdn import Factorization, NoiseType
-from worldmodel.mdnrnn import MDNRNN, MDNRNNConfig, State
+from worldmodel.mixtures import Factorization, NoiseType
+from worldmodel.models import MDNRNN, DataStatistics, LayerNormLSTM, MDNRNNConfig, SequenceBatch, State
 
 B, T, D, A, H, K = 3, 7, 3, 2, 8, 4
 

@@ -9,9 +9,7 @@ from test_store import assert_same
 from toy_envs import NESTED_ACTION, NESTED_OBSERVATION, SpaceEnv, nested_env
 
 from worldmodel.adapters.minari import from_minari, to_minari
-from worldmodel.collect import collect
-from worldmodel.rollouts import rollouts
-from worldmodel.store import EpisodeStore, verify
+from worldmodel.data import EpisodeStore, collect, rollouts, verify
 
 
 @pytest.fixture

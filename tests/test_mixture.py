@@ -7,7 +7,7 @@ import torch
 from scipy import stats
 from torch.distributions import Categorical, Independent, MixtureSameFamily, MultivariateNormal, Normal
 
-from worldmodel.mixture import GaussianMixture, categorical, check_temperature, shared_draws
+from worldmodel.mixtures import GaussianMixture, categorical, check_temperature, shared_draws
 
 KINDS = ["per_dimension", "full", "diagonal", "isotropic", "isotropic_across_clusters"]
 BATCHES = [(), (1,), (1, 1), (4,), (2, 1, 3)]

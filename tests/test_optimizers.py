@@ -10,8 +10,7 @@ import torch
 from test_training import CONFIG, assert_same_run, make_model, run, walks  # noqa: F401
 from torch import nn
 
-from worldmodel.optimizers import make_optimizer, orthogonalize
-from worldmodel.training_config import TrainingConfig
+from worldmodel.training import TrainingConfig, make_optimizer, orthogonalize
 
 MUON = replace(CONFIG, optimizer="muon")
 

@@ -1,8 +1,8 @@
 """Frames packed in a store: windows, damage and its repair, raw shards of earlier versions."""
 
+import importlib
 import io
 import shutil
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -12,14 +12,10 @@ from gymnasium import spaces
 from test_store import assert_same, flip, shard_paths
 from toy_images import DotEnv
 
-from worldmodel import packing, shards
-from worldmodel.collect import collect
-from worldmodel.episode import Episode
-from worldmodel.packing import pack, unpack
-from worldmodel.rollouts import episode_seed
-from worldmodel.store import EpisodeStore, repair, verify
+from worldmodel.data import Episode, EpisodeStore, collect, compression, pack, repair, shards, unpack, verify
+from worldmodel.rng import episode_seed
 
-collect_module = sys.modules["worldmodel.collect"]  # the package has a function of this name
+collect_module = importlib.import_module("worldmodel.data.collecting")  # the package has a function of this name
 SCREEN = spaces.Box(0, 255, (10, 9, 3), np.uint8)
 SPACE = spaces.Dict(
     {"map": spaces.Box(0, 255, (8, 8), np.uint8), "screen": SCREEN, "speed": spaces.Box(-1, 1, (2,), np.float32)}
@@ -55,7 +51,7 @@ EPISODES = [make(0, 5), make(1, 23), make(2, 8), make(3, 1)]
 
 @pytest.fixture
 def chunks_of_4(monkeypatch):
-    monkeypatch.setattr(packing, "CHUNK", 4)
+    monkeypatch.setattr(compression, "CHUNK", 4)
 
 
 def create(path, *groups):
@@ -122,7 +118,7 @@ def test_a_packed_shard_is_a_smaller_safetensors_file(tmp_path, monkeypatch):
 
 def test_the_fingerprint_is_of_the_images_and_not_of_how_they_are_packed(tmp_path, monkeypatch):
     packed, raw = create(tmp_path / "packed"), create_raw(tmp_path / "raw", monkeypatch)
-    monkeypatch.setattr(packing, "LEVEL", 1)
+    monkeypatch.setattr(compression, "LEVEL", 1)
     assert packed.fingerprint == raw.fingerprint == create(tmp_path / "other").fingerprint
 
 

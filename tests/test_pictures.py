@@ -12,15 +12,26 @@ from toy_images import COLOUR, GREY, DotEnv, random_images
 from toy_worlds import random_world
 
 import worldmodel as wm
-from worldmodel.pictures import colour, dream_frames, dream_strip, grid, real_frames, reconstructions, traversals
-from worldmodel.report import save_image
-from worldmodel.video import write_video
+from worldmodel.data import rollouts
+from worldmodel.dream import RandomActions
+from worldmodel.models import MDNRNN
+from worldmodel.plots import (
+    colour,
+    dream_frames,
+    dream_strip,
+    grid,
+    real_frames,
+    reconstructions,
+    save_image,
+    traversals,
+    write_video,
+)
 
 
 @pytest.fixture
 def world():
     vision = make_vae()
-    model = wm.MDNRNN(wm.MDNRNNConfig(latent_size=6, action_size=3, hidden_size=4, termination_head=False))
+    model = MDNRNN(wm.MDNRNNConfig(latent_size=6, action_size=3, hidden_size=4, termination_head=False))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
@@ -30,7 +41,7 @@ def world():
 
 @pytest.fixture
 def episode():
-    return next(wm.rollouts(DotEnv, episode_ids=[0], seed=0))
+    return next(rollouts(DotEnv, episode_ids=[0], seed=0))
 
 
 def test_a_grid_lays_rows_out_with_white_gaps():
@@ -94,7 +105,7 @@ def test_a_strip_shows_reality_above_a_dream_from_the_same_start(world, episode)
 def test_frames_of_a_dream_and_of_an_episode_become_videos(world, episode, tmp_path):
     pytest.importorskip("imageio_ffmpeg")
     dreams = wm.Dreams(world, 8)
-    frames = dream_frames(dreams, wm.RandomActions(world, generator=dreams.generator(1)), horizon=6, seed=0)
+    frames = dream_frames(dreams, RandomActions(world, generator=dreams.generator(1)), horizon=6, seed=0)
     assert frames.shape == (7, 24, 20, 3)
     assert write_video(tmp_path / "dream.mp4", frames) == 7
     assert write_video(tmp_path / "real.mp4", real_frames(world, episode, at_once=4), enlarge=3) == len(episode) + 1

@@ -12,9 +12,9 @@ from gymnasium import spaces
 from toy_envs import SpaceEnv
 
 import worldmodel as wm
-from worldmodel import environments
-from worldmodel.environments import AreaResize
-from worldmodel.images import resize_by_area
+from worldmodel.data import rollouts
+from worldmodel.envs import AreaResize, paper
+from worldmodel.spaces import resize_by_area
 
 DOOM, CAR = "worldmodel.environments:DoomTakeCover-v0", "worldmodel.environments:CarRacing64-v0"
 
@@ -93,10 +93,10 @@ def test_frames_that_change_their_size_are_a_failure_that_says_so(tmp_path):
 @pytest.mark.parametrize(
     ("make", "module", "error", "message"),
     [
-        (environments.doom_take_cover, "vizdoom", ModuleNotFoundError("x"), r"vizdoom: not installed: .*worldmodel\[doom\]"),
-        (environments.car_racing, "Box2D", ModuleNotFoundError("x"), r"Box2D and pygame: not installed: .*worldmodel\[box2d\]"),
+        (paper.doom_take_cover, "vizdoom", ModuleNotFoundError("x"), r"vizdoom: not installed: .*worldmodel\[doom\]"),
+        (paper.car_racing, "Box2D", ModuleNotFoundError("x"), r"Box2D and pygame: not installed: .*worldmodel\[box2d\]"),
         (
-            environments.doom_take_cover,
+            paper.doom_take_cover,
             "vizdoom",
             ImportError("libGL.so.1: cannot open shared object file"),
             r"If libGL.so.1 is a system library, install it, on Debian and Ubuntu by `apt-get install",
@@ -126,9 +126,9 @@ def ldd(monkeypatch, tmp_path):
             (tmp_path / "ldd").write_text(f"#!/bin/sh\n{script}\n")
             (tmp_path / "ldd").chmod(0o755)
 
-    environments._check_libraries.cache_clear()
+    paper._check_libraries.cache_clear()
     yield put
-    environments._check_libraries.cache_clear()
+    paper._check_libraries.cache_clear()
 
 
 def test_a_library_that_the_game_lacks_is_an_error_before_it_starts(ldd, monkeypatch, tmp_path):
@@ -141,13 +141,13 @@ def test_a_library_that_the_game_lacks_is_an_error_before_it_starts(ldd, monkeyp
         with pytest.raises(
             ImportError, match=r"load \(libSDL2.so.0: not found.*If libSDL2.so.0 is a system library, install it"
         ):
-            environments.doom_take_cover()
+            paper.doom_take_cover()
 
 
 @pytest.mark.parametrize("script", [None, "exit 1", "echo libm.so.6 =\\> /lib/libm.so.6", "printf '\\377'"])
 def test_a_game_starts_where_ldd_misses_nothing_or_cannot_say(ldd, script, tmp_path):
     ldd(script)
-    environments._check_libraries(tmp_path / "vizdoom")
+    paper._check_libraries(tmp_path / "vizdoom")
 
 
 # VizDoom
@@ -191,7 +191,7 @@ def test_doom_moves_left_stays_and_moves_right():
 @pytest.mark.parametrize("env_id", [DOOM, CAR])
 def test_an_episode_is_a_function_of_its_seed(env_id):
     pytest.importorskip("vizdoom" if env_id == DOOM else "Box2D")
-    runs = [list(wm.rollouts(env_id, episode_ids=ids, seed=4, max_steps=60)) for ids in ([0, 1], [1])]
+    runs = [list(rollouts(env_id, episode_ids=ids, seed=4, max_steps=60)) for ids in ([0, 1], [1])]
     one, other = runs[0][1], runs[1][0]
     assert (one.observations == other.observations).all()
     assert (one.observations[:10] != runs[0][0].observations[:10]).any()
@@ -201,7 +201,7 @@ def test_an_episode_is_a_function_of_its_seed(env_id):
 def test_random_play_lives_in_doom_as_long_as_in_the_paper():
     """210 +- 108 there, over 100 episodes; here 219 +- 90. The mean of 100 must lie within 4 of its standard errors."""
     pytest.importorskip("vizdoom")
-    lengths = [len(episode) for episode in wm.rollouts(DOOM, episode_ids=range(100), seed=0)]
+    lengths = [len(episode) for episode in rollouts(DOOM, episode_ids=range(100), seed=0)]
     assert abs(np.mean(lengths) - 210) < 4 * 108 / 10
     assert 60 < np.std(lengths) < 160
 

@@ -17,7 +17,7 @@ from toy_images import COLOUR, DotEnv
 from toy_worlds import random_world
 
 import worldmodel as wm
-from worldmodel import presets
+from worldmodel.experiments import presets
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 WIDE = spaces.Box(np.arange(-40.0, 0), np.arange(40.0), dtype=np.float64)  # is printed in several lines

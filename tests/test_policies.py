@@ -5,7 +5,7 @@ import pytest
 from gymnasium import spaces
 from toy_envs import NESTED_ACTION
 
-from worldmodel.policies import BrownianPolicy, RandomPolicy, RepeatPolicy, SweepPolicy, make_policy
+from worldmodel.data import BrownianPolicy, RandomPolicy, RepeatPolicy, SweepPolicy, make_policy
 from worldmodel.spaces import leaf_values
 
 BOX = spaces.Box(np.float32([-1.0, 0.0]), np.float32([1.0, 5.0]))

@@ -9,15 +9,11 @@ from toy_controllers import DICT, generator, random_controller, weights
 from toy_envs import CountEnv
 from toy_worlds import WalkEnv, random_world, walk_world
 
-from worldmodel.controller import Controller
-from worldmodel.dream import Dreams
+from worldmodel.agents import Controller, ControllerBatch, RealPopulation, evolve
+from worldmodel.dream import Dreams, Reality, score
 from worldmodel.evaluation import evaluate
-from worldmodel.evolution import evolve
-from worldmodel.features import feature_size
-from worldmodel.population import ControllerBatch, RealPopulation
-from worldmodel.reality import Reality
-from worldmodel.rollouts import SEARCH_STREAM, derive_seed, episode_seed
-from worldmodel.scores import score
+from worldmodel.models import feature_size
+from worldmodel.rng import SEARCH_STREAM, derive_seed, episode_seed
 
 
 @pytest.mark.parametrize(("bias", "hidden_size"), [(True, None), (False, None), (True, 6), (False, 6)])

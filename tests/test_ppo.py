@@ -14,14 +14,12 @@ import torch
 from gymnasium import spaces
 from toy_worlds import random_world, same_bits, walk_world
 
-from worldmodel.batched import LatentState
-from worldmodel.collect import collect
-from worldmodel.controller import Controller
-from worldmodel.dream import Dreams
-from worldmodel.features import feature_size
-from worldmodel.ppo import PPOConfig, _Learner, ppo
-from worldmodel.rollouts import PPO_TEST_STREAM, derive_seed
-from worldmodel.starts import StartBank
+from worldmodel.agents import Controller, PPOConfig, ppo
+from worldmodel.agents.policy_gradient import _Learner
+from worldmodel.data import collect
+from worldmodel.dream import Dreams, LatentState, StartBank
+from worldmodel.models import feature_size
+from worldmodel.rng import PPO_TEST_STREAM, derive_seed
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 PLACES = {"model": "world", "controller": "before", "data": "data", "out": "after"}

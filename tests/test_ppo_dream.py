@@ -11,7 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from toy_worlds import random_world, walk_world
 
 import worldmodel as wm
-from worldmodel import envs
+from worldmodel.dream import RandomActions
+from worldmodel.envs import dream_env
 
 PATH = Path(__file__).parent.parent / "examples" / "ppo_dream.py"
 
@@ -77,8 +78,8 @@ class NoHostCopies(TorchDispatchMode):
 
 
 def test_the_loop_copies_nothing_to_the_host(example, monkeypatch):
-    rows = envs.Rows
-    monkeypatch.setattr(envs, "Rows", lambda mask: rows(mask, dense=True))  # as on a GPU
+    rows = dream_env.Rows
+    monkeypatch.setattr(dream_env, "Rows", lambda mask: rows(mask, dense=True))  # as on a GPU
     refused, collect = [], example.collect
 
     def watched(agent, dreams, observation, generator):
@@ -104,7 +105,7 @@ def test_it_learns_a_walk_and_the_same_seed_learns_the_same(example, monkeypatch
     dreams = wm.Dreams(world, 200, temperature=0.0)
     agents = [example.train(world, seed=0)[0] for _ in range(2)]
     trained, again = (dreams.score(agent, 12, generator=dreams.generator(0))[0].mean().item() for agent in agents)
-    by_chance = wm.RandomActions(world, generator=dreams.generator(1))
+    by_chance = RandomActions(world, generator=dreams.generator(1))
     assert trained == again
     assert trained > dreams.score(by_chance, 12, generator=dreams.generator(0))[0].mean().item() + 1
 

@@ -7,8 +7,9 @@ import pytest
 from gymnasium import spaces
 
 import worldmodel as wm
-from worldmodel.controller import Controller
-from worldmodel.presets import CAR_RACING, DOOM, PRESETS, Preset, small
+from worldmodel.agents import Controller
+from worldmodel.dream import StartBank
+from worldmodel.experiments import CAR_RACING, DOOM, PRESETS, Preset, small
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 PATHS = {  # what no preset says
@@ -29,7 +30,7 @@ def test_every_number_is_an_argument_of_what_it_is_for(preset):
     assert set(preset.controller) <= set(inspect.signature(wm.evolve).parameters)
     assert preset.env.startswith("worldmodel.environments:")
     assert preset.rollouts * preset.controller["population"] > 0
-    assert set(preset.starts) <= set(inspect.signature(wm.StartBank.along).parameters)
+    assert set(preset.starts) <= set(inspect.signature(StartBank.along).parameters)
 
 
 def test_the_sizes_are_those_of_the_paper():

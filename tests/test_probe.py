@@ -8,8 +8,10 @@ from toy_data import labelled_episode
 from toy_worlds import WalkEnv, random_world, walk_world
 
 import worldmodel as wm
-from worldmodel.probe import CyclicPolicy, Probe, RepeatedActions, _real_scores, fixed_policies, probe
-from worldmodel.scores import Scores
+from worldmodel.data import CyclicPolicy
+from worldmodel.dream import RepeatedActions, Scores
+from worldmodel.evaluation import Probe, fixed_policies, probe
+from worldmodel.evaluation.faithfulness import _real_scores
 
 SWEEPS = ["sweeps of 20", "sweeps of 60", "sweeps of 100"]
 
@@ -165,7 +167,7 @@ def test_episodes_are_cut_off_in_reality_as_in_dreams(monkeypatch):
             observation, reward, _, _, info = super().step(action)
             return observation, reward, False, False, info
 
-    monkeypatch.setattr("worldmodel.evaluation.DEFAULT_HORIZON", 15)
+    monkeypatch.setattr("worldmodel.evaluation.evaluating.DEFAULT_HORIZON", 15)
     found = probe(random_world(termination_head=False), env=Endless, num_episodes=2, num_dreams=4)
     for scores in (*found.real.values(), *found.dreams[1.0].values()):
         assert set(scores.lengths) == {15}

@@ -9,9 +9,9 @@ from gymnasium import spaces
 from toy_envs import NESTED_ACTION, NESTED_OBSERVATION, CountEnv, DictEnv, SpaceEnv, nested_env
 from toy_worlds import WalkEnv, random_world, same_bits, walk_world
 
-from worldmodel.dream import RandomActions
-from worldmodel.reality import Reality
-from worldmodel.rollouts import episode_seed, rollouts
+from worldmodel.data import rollouts
+from worldmodel.dream import RandomActions, Reality
+from worldmodel.rng import episode_seed
 
 COUNT = {"action_space": spaces.Discrete(2), "observation_space": CountEnv.observation_space}
 

@@ -7,7 +7,7 @@ import torch
 from gymnasium import spaces
 from toy_worlds import random_world
 
-from worldmodel.rendering import BAR, CLASSIC, ObservationRenderer
+from worldmodel.envs import BAR, CLASSIC, ObservationRenderer
 
 
 def world_of(env_id):

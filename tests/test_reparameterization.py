@@ -8,8 +8,7 @@ import torch
 from scipy.special import ndtr
 from test_mixture import KINDS, D, K, assert_same_mean, make, seeded
 
-from worldmodel.mixture import GaussianMixture
-from worldmodel.reparameterization import reparameterize
+from worldmodel.mixtures import GaussianMixture, reparameterize
 
 
 def parameters(mixture):

@@ -13,7 +13,8 @@ from toy_data import walking_episode
 from toy_worlds import walk_world
 
 import worldmodel as wm
-from worldmodel.report import draw_report, draw_trajectory, save_figure
+from worldmodel.data import rollouts
+from worldmodel.plots import draw_report, draw_trajectory, save_figure
 
 ROOT = Path(__file__).parent.parent
 SMALL = {"max_rounds": 2, "first_episodes": 6, "controller_episodes": 3, "population": 4, "rollouts": 2, "generations": 2}
@@ -31,7 +32,7 @@ def test_the_figure_shows_every_round_and_the_real_episode(tmp_path, test_fracti
         test_episodes=2,
     )
     rounds = wm.iterate("CartPole-v1", out=tmp_path / "loop", config=config, seed=1, env_kwargs={"max_episode_steps": 12})
-    (episode,) = wm.rollouts("CartPole-v1", "random", episode_ids=[0], seed=9)
+    (episode,) = rollouts("CartPole-v1", "random", episode_ids=[0], seed=9)
     figure = draw_report(rounds, episode, target=10.0, horizon=6)
     training, *trajectory, scores = figure.axes
     labels = [text.get_text() for text in training.get_legend().get_texts()]

@@ -9,11 +9,9 @@ import pytest
 from toy_images import DotEnv
 
 import worldmodel as wm
-from worldmodel import population
-from worldmodel.presets import DOOM, Preset
-from worldmodel.reproduction import Reproduction
-from worldmodel.results import Stages, table
-from worldmodel.scores import Scores
+from worldmodel.agents import population
+from worldmodel.dream import Scores
+from worldmodel.experiments import DOOM, Preset, Reproduction, Stages, table
 
 TRAINING = wm.TrainingConfig(num_updates=2, evaluate_every=2, max_test_batches=1)
 PRESET = Preset(

@@ -8,18 +8,10 @@ import torch
 from gymnasium import spaces
 from toy_data import ACTION, OBSERVATION, labelled_episode, write_store
 
-from worldmodel.sequences import (
-    EpisodeCollection,
-    SequenceData,
-    WindowSampler,
-    encode_all,
-    encoded_bytes,
-    permuted,
-    split_episodes,
-)
+from worldmodel.data import EpisodeCollection, EpisodeStore, permuted, split_episodes
+from worldmodel.models import StateNormalizer, encode_all, encoded_bytes
 from worldmodel.spaces import FlatSpace
-from worldmodel.store import EpisodeStore
-from worldmodel.vision import StateNormalizer
+from worldmodel.training import SequenceData, WindowSampler
 
 LENGTHS = [1, 2, 5, 8, 9, 16, 17, 40]
 
@@ -240,7 +232,7 @@ def test_global_seed_does_not_matter(store):
 def test_encode_all_works_in_pieces(store, monkeypatch):
     episodes, vision, action = EpisodeCollection([store]), StateNormalizer(OBSERVATION), FlatSpace(ACTION)
     whole = encode_all(episodes, vision, action)
-    monkeypatch.setattr("worldmodel.sequences.ENCODE_BYTES", 80)
+    monkeypatch.setattr("worldmodel.models.encoded.ENCODE_BYTES", 80)
     pieces = encode_all(episodes, vision, action)
     assert all(torch.equal(getattr(whole, name), getattr(pieces, name)) for name in vars(whole))
     size = sum(x.numel() * x.element_size() for x in vars(whole).values())

@@ -6,8 +6,9 @@ import torch
 from toy_data import labelled_episode, write_store
 from toy_worlds import random_world
 
-from worldmodel.encoding import encode_store
-from worldmodel.starts import StartBank, _choose, _choose_episodes, _shares
+from worldmodel.dream import StartBank
+from worldmodel.dream.starts import _choose, _choose_episodes, _shares
+from worldmodel.training import encode_store
 
 
 def make(tmp_path, lengths=(9, 4, 30, 17), *, terminated=True):

@@ -13,12 +13,10 @@ import safetensors.numpy
 from gymnasium import spaces
 from toy_envs import NESTED_ACTION, NESTED_OBSERVATION, nested_env
 
-from worldmodel import checkpoint
-from worldmodel import store as store_module
-from worldmodel.episode import Episode
-from worldmodel.rollouts import rollouts
+from worldmodel.data import Episode, EpisodeStore, repair, rollouts, verify
+from worldmodel.data import store as store_module
+from worldmodel.runtime import files
 from worldmodel.spaces import leaf_values, leaves
-from worldmodel.store import EpisodeStore, repair, verify
 
 OBSERVATION = spaces.Box(-np.inf, np.inf, (2,), np.float32)
 ACTION = spaces.Discrete(3)
@@ -442,8 +440,8 @@ def killing(monkeypatch, count):
 
         monkeypatch.setattr(owner, name, operation)
 
-    wrap(checkpoint.os, "fsync")
-    wrap(checkpoint.os, "replace")
+    wrap(files.os, "fsync")
+    wrap(files.os, "replace")
     wrap(shutil, "copy2")
     wrap(Path, "unlink")
 

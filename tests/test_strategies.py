@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from worldmodel.strategies import METHODS, OpenAIES, OpenAIESConfig, centred_ranks, estimate_gradient, make_strategy
+from worldmodel.agents import METHODS, OpenAIES, OpenAIESConfig, centred_ranks, estimate_gradient, make_strategy
 
 
 def climb(strategy, function, generations):

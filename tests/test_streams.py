@@ -5,8 +5,8 @@ import pytest
 import torch
 from scipy import stats
 
-from worldmodel.mixture import GaussianMixture
-from worldmodel.streams import Streams, fill_exponential, fill_normal, fill_uniform
+from worldmodel.mixtures import GaussianMixture
+from worldmodel.rng import Streams, fill_exponential, fill_normal, fill_uniform
 
 DISTRIBUTIONS = {
     "uniform_": stats.uniform(),

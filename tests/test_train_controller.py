@@ -11,8 +11,7 @@ import torch
 from toy_controllers import weights
 from toy_worlds import random_world
 
-from worldmodel.controller import Controller
-from worldmodel.population import DreamPopulation
+from worldmodel.agents import Controller, DreamPopulation
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 

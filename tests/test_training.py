@@ -16,16 +16,21 @@ import torch
 from torch import nn
 from toy_data import ACTION, OBSERVATION, labelled_episode, walking_episode, write_store
 
-from worldmodel import checkpoint, mdnrnn, training
-from worldmodel.batches import DataStatistics
-from worldmodel.lstm import run_lstm
-from worldmodel.mdnrnn import MDNRNN, MDNRNNConfig
-from worldmodel.metrics import MetricsLog, read_metrics
-from worldmodel.sequences import EpisodeCollection, SequenceData, WindowSampler, encode_all
+from worldmodel.data import EpisodeCollection
+from worldmodel.models import MDNRNN, DataStatistics, MDNRNNConfig, StateNormalizer, encode_all, mdnrnn, run_lstm
+from worldmodel.runtime import files
 from worldmodel.spaces import FlatSpace
-from worldmodel.training import NonFiniteLossError, train
-from worldmodel.training_config import TrainingConfig, learning_rate
-from worldmodel.vision import StateNormalizer
+from worldmodel.training import (
+    MetricsLog,
+    NonFiniteLossError,
+    SequenceData,
+    TrainingConfig,
+    WindowSampler,
+    learning_rate,
+    loop,
+    read_metrics,
+    train,
+)
 
 # A model of one layer whose losses are known, and batches that say what they are
 
@@ -148,7 +153,7 @@ def assert_same_run(out, result, model, whole):
     for name, tensor in expected_model.state_dict().items():
         assert torch.equal(model.state_dict()[name], tensor), name
     for file in ("state.safetensors", "best.safetensors"):
-        one, two = (checkpoint.load_tensors(path / file) for path in (out, expected_out))
+        one, two = (files.load_tensors(path / file) for path in (out, expected_out))
         assert one[0].keys() == two[0].keys()
         assert all(torch.equal(one[0][name], two[0][name]) for name in two[0])
         assert one[1] == two[1]
@@ -184,7 +189,7 @@ def test_ctrl_c_and_resume_equals_never_stopping(walks, tmp_path, whole, at):
 
 
 def test_stopping_many_times_equals_never_stopping(walks, tmp_path, whole, monkeypatch):
-    monkeypatch.setattr(training, "LOG_EVERY", 10)
+    monkeypatch.setattr(loop, "LOG_EVERY", 10)
     for at in (8, 10, 16, 20, 24, 30, 32):
         with pytest.raises(KeyboardInterrupt):
             run(
@@ -242,7 +247,7 @@ def test_kill_9_and_resume_equals_never_stopping(walks, tmp_path, whole, at, fil
     killed = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     if saved:
-        state = json.loads(checkpoint.load_tensors(out / "state.safetensors")[1]["state"])["state"]
+        state = json.loads(files.load_tensors(out / "state.safetensors")[1]["state"])["state"]
         assert state["update"] == saved
     assert_same_run(out, *run(walks, out, resume=True), whole)
     assert not list(out.glob(".*"))
@@ -263,9 +268,9 @@ def test_resuming_a_finished_run_changes_nothing(walks, tmp_path, whole):
 
 
 def test_saving_often_changes_nothing(walks, tmp_path, whole, monkeypatch):
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
     saves = []
-    monkeypatch.setattr(training._Run, "save", lambda self, save=training._Run.save: (saves.append(1), save(self)))
+    monkeypatch.setattr(loop._Run, "save", lambda self, save=loop._Run.save: (saves.append(1), save(self)))
     assert_same_run(tmp_path, *run(walks, tmp_path), whole)
     assert len(saves) == 40
 
@@ -289,7 +294,7 @@ def test_resume_refuses_another_model_and_a_foreign_state(walks, tmp_path):
     run(walks, tmp_path, config=config)
     with pytest.raises(ValueError, match="expected the weights of this model, got those of another one"):
         run(walks, tmp_path, config=config, model=make_model(hidden_size=9), resume=True)
-    checkpoint.save_tensors(tmp_path / "state.safetensors", {"x": torch.zeros(1)})
+    files.save_tensors(tmp_path / "state.safetensors", {"x": torch.zeros(1)})
     with pytest.raises(ValueError, match=r"expected format 'worldmodel\.training', got None"):
         run(walks, tmp_path, config=config, resume=True)
     (tmp_path / "state.safetensors").write_bytes(b"cut")
@@ -420,9 +425,9 @@ def test_auto_precision_is_what_the_device_is_fast_in_and_a_resumed_run_keeps_it
         run(walks, tmp_path / name, config=TrainingConfig(num_updates=3, precision=precision))
         return [row["train/loss"] for row in read_metrics(tmp_path / name)]
 
-    monkeypatch.setattr(training, "fast_precision", lambda device: fast)
+    monkeypatch.setattr(loop, "fast_precision", lambda device: fast)
     assert losses("auto", "auto") == losses("given", fast)
-    monkeypatch.setattr(training, "fast_precision", lambda device: "float16")
+    monkeypatch.setattr(loop, "fast_precision", lambda device: "float16")
     with pytest.raises(ValueError, match=f"expected config .*'precision': '{fast}'"):
         run(walks, tmp_path / "auto", config=TrainingConfig(num_updates=3, precision="auto"), resume=True)
 

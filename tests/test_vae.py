@@ -11,8 +11,9 @@ from torch.nn import functional
 from toy_images import COLOUR, GREY, MIXED, DotEnv, dot_store, random_images
 
 import worldmodel as wm
+from worldmodel.dream import Reality
+from worldmodel.models import MDNRNN, ConvVAE, FrameBatch, VAEConfig
 from worldmodel.spaces import leaf_values
-from worldmodel.vae import ConvVAE, FrameBatch, VAEConfig
 
 
 def make_vae(space=COLOUR, seed=0, **config):
@@ -271,7 +272,7 @@ def test_a_damaged_v_is_refused(tmp_path):
     (tmp_path / "v" / "vision.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match="damaged one: KeyError: 'config'"):
         ConvVAE.from_pretrained(tmp_path / "v")
-    with pytest.raises(FileNotFoundError, match=r"vision.json: expected a worldmodel.vision file, found none"):
+    with pytest.raises(FileNotFoundError, match=r"vision.json: expected a worldmodel.models.vision file, found none"):
         ConvVAE.from_pretrained(tmp_path)
 
 
@@ -314,7 +315,7 @@ def test_a_world_of_images_is_fitted_saved_dreamed_and_compared_with_reality(tmp
     pictures = back.decode(rollout.z)
     assert pictures.shape == (3, rollout.z.shape[1], 24, 20, 3)
     assert pictures.dtype == torch.uint8
-    reality = wm.Reality(back, DotEnv, 2, seed=0)
+    reality = Reality(back, DotEnv, 2, seed=0)
     state = reality.start(generator=reality.generator(0))
     state, _, _ = reality.step(state, torch.ones(2, dtype=torch.int64), generator=reality.generator(1))
     assert state.z.shape == (2, 6)
@@ -325,7 +326,7 @@ def test_a_world_of_images_is_fitted_saved_dreamed_and_compared_with_reality(tmp
 def test_worlds_with_different_eyes_have_different_fingerprints():
     def world(**config):
         vision = make_vae(**config)
-        model = wm.MDNRNN(wm.MDNRNNConfig(latent_size=6, action_size=3, hidden_size=4))
+        model = MDNRNN(wm.MDNRNNConfig(latent_size=6, action_size=3, hidden_size=4))
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.fill_(0.1)

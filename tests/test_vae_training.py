@@ -8,10 +8,9 @@ from toy_data import labelled_episode, write_store
 from toy_images import COLOUR, MIXED, dot_store
 
 import worldmodel as wm
-from worldmodel import vae_training
-from worldmodel.sequences import EpisodeCollection, split_episodes
-from worldmodel.vae import IN_USE, divergence
-from worldmodel.vae_training import FrameData, train_vae
+from worldmodel.data import Episode, EpisodeCollection, split_episodes
+from worldmodel.models import IN_USE, divergence
+from worldmodel.training import FrameData, frames, train_vae
 
 SMALL = {"config": wm.VAEConfig(latent_size=3), "frame_config": wm.FrameConfig(batch_size=8, test_fraction=0.25)}
 
@@ -30,7 +29,7 @@ def numbered_store(path, lengths):
         first += length + 1
         store.append(
             [
-                wm.Episode(
+                Episode(
                     observations=frames.astype(np.uint8),
                     actions=np.zeros(length, np.int64),
                     rewards=np.zeros(length),
@@ -53,8 +52,8 @@ def numbers(data, epoch):
 
 @pytest.fixture
 def data(tmp_path, monkeypatch):
-    monkeypatch.setattr(vae_training, "WINDOW", 4)
-    monkeypatch.setattr(vae_training, "POOL_BATCHES", 4)
+    monkeypatch.setattr(frames, "WINDOW", 4)
+    monkeypatch.setattr(frames, "POOL_BATCHES", 4)
     episodes = numbered_store(tmp_path / "numbered", [3, 4, 30, 1, 57, 9])  # 110 frames
     return FrameData(episodes, np.arange(6), path="", batch_size=5, seed=3)
 
@@ -157,7 +156,7 @@ def test_training_goes_on_from_an_initial_v(tmp_path):
 
 
 def test_large_frames_are_read_fewer_at_a_time(data, monkeypatch):
-    monkeypatch.setattr(vae_training, "POOL_BYTES", 8 * COLOUR.shape[0] * COLOUR.shape[1] * 3)
+    monkeypatch.setattr(frames, "POOL_BYTES", 8 * COLOUR.shape[0] * COLOUR.shape[1] * 3)
     small = FrameData(data._episodes, np.arange(6), path="", batch_size=5, seed=3)
     assert len(small._frames(0, 0)) <= 10 < len(data._frames(0, 0))  # two windows of 4 steps, each with a last frame at most
     dealt = dealt_in(small, 0)
@@ -198,7 +197,7 @@ def test_the_vectors_beside_an_image_are_standardised_over_the_training_episodes
         }
         made = labelled_episode(episode_id, steps)
         parts = {name: getattr(made, name) for name in ("rewards", "terminations", "truncations", "episode_id")}
-        store.append([wm.Episode(observations=observations, actions=made.actions % 2, **parts)])
+        store.append([Episode(observations=observations, actions=made.actions % 2, **parts)])
     vision = train_vae(tmp_path / "data", out=tmp_path / "v", training_config=config(1), **SMALL)
     ((train,), _) = split_episodes(2, test_fraction=0.25, seed=0)
     mean, _ = vision.encode(store.read(int(train)).observations)

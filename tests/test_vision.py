@@ -5,8 +5,8 @@ import pytest
 import torch
 from gymnasium import spaces
 
+from worldmodel.models import StateNormalizer, draw_latent
 from worldmodel.spaces import leaf_values
-from worldmodel.vision import StateNormalizer, draw_latent
 
 BOX = spaces.Box(-np.inf, np.inf, (3,), np.float32)
 NESTED = spaces.Dict({"arm": BOX, "mode": spaces.Discrete(3), "lamps": spaces.MultiBinary(2)})

@@ -10,11 +10,9 @@ import torch
 from gymnasium import spaces
 from toy_envs import NESTED_ACTION, NESTED_OBSERVATION
 
-from worldmodel import checkpoint
-from worldmodel.mdnrnn import MDNRNN, MDNRNNConfig
+import worldmodel
+from worldmodel.models import MDNRNN, MDNRNNConfig, StateNormalizer, WorldModel
 from worldmodel.spaces import FlatSpace
-from worldmodel.vision import StateNormalizer
-from worldmodel.world import WorldModel
 
 OBSERVATION = spaces.Box(-np.inf, np.inf, (2,), np.float32)
 ACTION = spaces.Discrete(3)
@@ -247,7 +245,7 @@ def test_check_spaces_names_source_and_space():
 
 def test_nothing_in_the_package_reads_or_writes_pickles():
     """Only `workers` has any, in memory, from a process to its own children."""
-    package = Path(checkpoint.__file__).parent
+    package = Path(worldmodel.__file__).parent
     modules = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
     calls = {("torch", "load"), ("torch", "save"), ("np", "load"), ("numpy", "load"), ("np", "save")}
     found = []

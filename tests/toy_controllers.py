@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
-from worldmodel.controller import Controller
-from worldmodel.features import feature_size
+from worldmodel.agents import Controller
+from worldmodel.models import feature_size
 
 DICT = spaces.Dict(
     {

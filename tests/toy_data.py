@@ -3,8 +3,7 @@
 import numpy as np
 from gymnasium import spaces
 
-from worldmodel.episode import Episode
-from worldmodel.store import EpisodeStore
+from worldmodel.data import Episode, EpisodeStore
 
 OBSERVATION = spaces.Box(-np.inf, np.inf, (2,), np.float32)
 ACTION = spaces.Discrete(3)

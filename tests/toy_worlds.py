@@ -5,10 +5,8 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
-from worldmodel.mdnrnn import MDNRNN, MDNRNNConfig
+from worldmodel.models import MDNRNN, MDNRNNConfig, StateNormalizer, WorldModel
 from worldmodel.spaces import FlatSpace
-from worldmodel.vision import StateNormalizer
-from worldmodel.world import WorldModel
 
 
 class WalkEnv(gym.Env):

@@ -3,121 +3,69 @@
 See the README for the tour, and the modules' docstrings for the mathematics.
 """
 
+from typing import TYPE_CHECKING
+
 import gymnasium
 
-from worldmodel.batched import BatchedWorld, LatentState, Rollout
-from worldmodel.batches import SequenceBatch
-from worldmodel.collect import CollectionProgress, collect
-from worldmodel.controller import Controller, LatentPolicy
-from worldmodel.dream import Dreams, RandomActions
-from worldmodel.dream_options import DreamOptions
-from worldmodel.encoding import Encoder, encode_store
-from worldmodel.envs import DreamEnv, DreamVectorEnv
-from worldmodel.episode import Episode
-from worldmodel.evaluation import Evaluation, evaluate, replay
-from worldmodel.evolution import Generation, evolve
-from worldmodel.fit import DataConfig, fit
-from worldmodel.imagination import Imagination, imagine, lambda_returns
-from worldmodel.iteration import iterate
-from worldmodel.latent_env import LatentEnv, LatentVectorEnv
-from worldmodel.mdn import Factorization, MixtureDensityNetwork, MixtureHead, NoiseType
-from worldmodel.mdnrnn import MDNRNN, MDNRNNConfig, Prediction, State
-from worldmodel.mixture import GaussianMixture
-from worldmodel.policies import BrownianPolicy, RandomPolicy, RepeatPolicy
-from worldmodel.population import RealPopulation
-from worldmodel.ppo import PPOConfig, PPOIteration, ppo
-from worldmodel.probe import Probe, probe
-from worldmodel.reality import Reality
-from worldmodel.rollouts import EpisodeFailure, rollouts
-from worldmodel.rounds import IterationConfig, Round, StageProgress, best_round, summarize
-from worldmodel.scores import Scores
-from worldmodel.starts import StartBank
-from worldmodel.store import EpisodeStore, Problem, repair, verify
-from worldmodel.strategies import OpenAIESConfig
-from worldmodel.training import NonFiniteLossError, TrainingProgress
-from worldmodel.training_config import TrainingConfig
-from worldmodel.vae import ConvVAE, FrameBatch, VAEConfig
-from worldmodel.vae_training import FrameConfig, train_vae
-from worldmodel.version import __version__
-from worldmodel.vision import StateNormalizer, Vision
-from worldmodel.world import WorldModel
+from worldmodel.lazy import attach
+from worldmodel.version import __version__ as __version__
 
-__all__ = [
-    "MDNRNN",
-    "BatchedWorld",
-    "BrownianPolicy",
-    "CollectionProgress",
-    "Controller",
-    "ConvVAE",
-    "DataConfig",
-    "DreamEnv",
-    "DreamOptions",
-    "DreamVectorEnv",
-    "Dreams",
-    "Encoder",
-    "Episode",
-    "EpisodeFailure",
-    "EpisodeStore",
-    "Evaluation",
-    "Factorization",
-    "FrameBatch",
-    "FrameConfig",
-    "GaussianMixture",
-    "Generation",
-    "Imagination",
-    "IterationConfig",
-    "LatentEnv",
-    "LatentPolicy",
-    "LatentState",
-    "LatentVectorEnv",
-    "MDNRNNConfig",
-    "MixtureDensityNetwork",
-    "MixtureHead",
-    "NoiseType",
-    "NonFiniteLossError",
-    "OpenAIESConfig",
-    "PPOConfig",
-    "PPOIteration",
-    "Prediction",
-    "Probe",
-    "Problem",
-    "RandomActions",
-    "RandomPolicy",
-    "RealPopulation",
-    "Reality",
-    "RepeatPolicy",
-    "Rollout",
-    "Round",
-    "Scores",
-    "SequenceBatch",
-    "StageProgress",
-    "StartBank",
-    "State",
-    "StateNormalizer",
-    "TrainingConfig",
-    "TrainingProgress",
-    "VAEConfig",
-    "Vision",
-    "WorldModel",
-    "__version__",
-    "best_round",
-    "collect",
-    "encode_store",
-    "evaluate",
-    "evolve",
-    "fit",
-    "imagine",
-    "iterate",
-    "lambda_returns",
-    "ppo",
-    "probe",
-    "repair",
-    "replay",
-    "rollouts",
-    "summarize",
-    "train_vae",
-    "verify",
-]
+if TYPE_CHECKING:
+    from worldmodel.agents.controller import Controller as Controller
+    from worldmodel.agents.controller import LatentPolicy as LatentPolicy
+    from worldmodel.agents.evolution import evolve as evolve
+    from worldmodel.agents.policy_gradient import PPOConfig as PPOConfig
+    from worldmodel.agents.policy_gradient import ppo as ppo
+    from worldmodel.data.collecting import collect as collect
+    from worldmodel.data.store import EpisodeStore as EpisodeStore
+    from worldmodel.dream.dreams import Dreams as Dreams
+    from worldmodel.envs.dream_env import DreamEnv as DreamEnv
+    from worldmodel.envs.dream_env import DreamVectorEnv as DreamVectorEnv
+    from worldmodel.envs.latent_env import LatentEnv as LatentEnv
+    from worldmodel.envs.latent_env import LatentVectorEnv as LatentVectorEnv
+    from worldmodel.evaluation.evaluating import evaluate as evaluate
+    from worldmodel.evaluation.faithfulness import probe as probe
+    from worldmodel.experiments.iteration import iterate as iterate
+    from worldmodel.experiments.iteration_config import IterationConfig as IterationConfig
+    from worldmodel.mixtures.gaussian import GaussianMixture as GaussianMixture
+    from worldmodel.mixtures.heads import MixtureDensityNetwork as MixtureDensityNetwork
+    from worldmodel.models.mdnrnn import MDNRNNConfig as MDNRNNConfig
+    from worldmodel.models.vae import ConvVAE as ConvVAE
+    from worldmodel.models.vae import VAEConfig as VAEConfig
+    from worldmodel.models.world import WorldModel as WorldModel
+    from worldmodel.training.config import DataConfig as DataConfig
+    from worldmodel.training.config import FrameConfig as FrameConfig
+    from worldmodel.training.config import TrainingConfig as TrainingConfig
+    from worldmodel.training.encode import encode_store as encode_store
+    from worldmodel.training.fit_vision import train_vae as train_vae
+    from worldmodel.training.fit_world import fit as fit
+else:
+    __getattr__, __dir__, __all__ = attach(
+        __name__,
+        {
+            "agents.controller": "Controller LatentPolicy",
+            "agents.evolution": "evolve",
+            "agents.policy_gradient": "PPOConfig ppo",
+            "data.collecting": "collect",
+            "data.store": "EpisodeStore",
+            "dream.dreams": "Dreams",
+            "envs.dream_env": "DreamEnv DreamVectorEnv",
+            "envs.latent_env": "LatentEnv LatentVectorEnv",
+            "evaluation.evaluating": "evaluate",
+            "evaluation.faithfulness": "probe",
+            "experiments.iteration": "iterate",
+            "experiments.iteration_config": "IterationConfig",
+            "mixtures.gaussian": "GaussianMixture",
+            "mixtures.heads": "MixtureDensityNetwork",
+            "models.mdnrnn": "MDNRNNConfig",
+            "models.vae": "ConvVAE VAEConfig",
+            "models.world": "WorldModel",
+            "training.config": "DataConfig FrameConfig TrainingConfig",
+            "training.encode": "encode_store",
+            "training.fit_vision": "train_vae",
+            "training.fit_world": "fit",
+        },
+    )
 
 gymnasium.register(  # for gym.make("worldmodel:Dream-v0"), which imports this module; the one thing that an import does
     "Dream-v0", entry_point="worldmodel.envs:DreamEnv", vector_entry_point="worldmodel.envs:DreamVectorEnv"

@@ -16,9 +16,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from worldmodel.episode import Episode, check_episode
+from worldmodel.data import Episode, EpisodeStore, check_episode
 from worldmodel.spaces import build_value, leaf_values, leaves, space_from_json, space_to_json
-from worldmodel.store import EpisodeStore
 
 if TYPE_CHECKING:
     import minari

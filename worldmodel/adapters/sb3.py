@@ -16,9 +16,8 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
-from worldmodel.features import FEATURE_KINDS, FeatureKind, feature_size
+from worldmodel.models import FEATURE_KINDS, FeatureKind, WorldModel, feature_size
 from worldmodel.spaces import Value
-from worldmodel.world import WorldModel
 
 try:
     from stable_baselines3.common.base_class import BaseAlgorithm

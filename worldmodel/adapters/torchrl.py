@@ -13,8 +13,8 @@ from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
 from worldmodel.envs import DreamVectorEnv
+from worldmodel.models import WorldModel
 from worldmodel.spaces import Value
-from worldmodel.world import WorldModel
 
 try:
     from tensordict import TensorDict, TensorDictBase

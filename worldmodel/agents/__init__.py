@@ -1,0 +1,41 @@
+"""TODO agents."""
+
+from typing import TYPE_CHECKING
+
+from worldmodel.lazy import attach
+
+if TYPE_CHECKING:
+    from worldmodel.agents.action_distributions import make_choices as make_choices
+    from worldmodel.agents.controller import CONTROLLER_FILE as CONTROLLER_FILE
+    from worldmodel.agents.controller import CONTROLLER_FORMAT as CONTROLLER_FORMAT
+    from worldmodel.agents.controller import WEIGHTS_FILE as WEIGHTS_FILE
+    from worldmodel.agents.controller import Controller as Controller
+    from worldmodel.agents.controller import LatentPolicy as LatentPolicy
+    from worldmodel.agents.evolution import SEARCH_FILE as SEARCH_FILE
+    from worldmodel.agents.evolution import Generation as Generation
+    from worldmodel.agents.evolution import evolve as evolve
+    from worldmodel.agents.policy_gradient import PPOConfig as PPOConfig
+    from worldmodel.agents.policy_gradient import PPOIteration as PPOIteration
+    from worldmodel.agents.policy_gradient import ppo as ppo
+    from worldmodel.agents.population import ControllerBatch as ControllerBatch
+    from worldmodel.agents.population import DreamPopulation as DreamPopulation
+    from worldmodel.agents.population import RealPopulation as RealPopulation
+    from worldmodel.agents.strategies import METHODS as METHODS
+    from worldmodel.agents.strategies import Method as Method
+    from worldmodel.agents.strategies import OpenAIES as OpenAIES
+    from worldmodel.agents.strategies import OpenAIESConfig as OpenAIESConfig
+    from worldmodel.agents.strategies import centred_ranks as centred_ranks
+    from worldmodel.agents.strategies import estimate_gradient as estimate_gradient
+    from worldmodel.agents.strategies import make_strategy as make_strategy
+else:
+    __getattr__, __dir__, __all__ = attach(
+        __name__,
+        {
+            "action_distributions": "make_choices",
+            "controller": "CONTROLLER_FILE CONTROLLER_FORMAT Controller LatentPolicy WEIGHTS_FILE",
+            "evolution": "Generation SEARCH_FILE evolve",
+            "policy_gradient": "PPOConfig PPOIteration ppo",
+            "population": "ControllerBatch DreamPopulation RealPopulation",
+            "strategies": "METHODS Method OpenAIES OpenAIESConfig centred_ranks estimate_gradient make_strategy",
+        },
+    )

@@ -1,0 +1,284 @@
+"""The fitness of a population of controllers: one batch of dreams, or real episodes over processes.
+
+In both every candidate of a generation meets the same starts and the same luck, so that candidates differ by what they do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from worldmodel.agents.controller import Controller
+from worldmodel.data import ATTEMPTS, EnvMaker, env_maker
+from worldmodel.dream import Dreams, Reality, Scores, score
+from worldmodel.models import WorldModel
+from worldmodel.rng import derive_seed, episode_seed
+from worldmodel.runtime import check_workers, describe, jsonable, run_here, run_in_processes
+from worldmodel.spaces import Value
+
+EPISODES_A_TASK = 16  # real episodes of a test that are played in lockstep; fixed, so that no result depends on the workers
+
+
+class Population(Protocol):
+    """Scores candidates; `evolve` asks nothing else of dreams or reality."""
+
+    @property
+    def world(self) -> WorldModel:
+        """The world model whose features the candidates see."""
+
+    def recipe(self) -> dict[str, Any]:
+        """What makes the scores what they are, as JSON-able data."""
+
+    def fitness(self, controller: Controller, candidates: Tensor, *, horizon: int, seed: int, name: str) -> np.ndarray:
+        """Mean return (P,) of each candidate (P, N), weights of controllers like ``controller``; ``name`` is for errors."""
+
+    def test(self, controller: Controller, *, episodes: int, horizon: int, seed: int, name: str) -> float:
+        """Mean return of one controller over so many episodes."""
+
+
+class DreamPopulation:
+    """Dreams as a population: P groups of dreams under common random numbers.
+
+    Args:
+        dreams: the world, the temperature and the number of dreams: P times those of each candidate.
+        population: P.
+
+    Raises:
+        ValueError: if the world has no reward head, there is one temperature per dream, or P does not divide their number.
+    """
+
+    def __init__(self, dreams: Dreams, population: int):
+        if dreams.world.mdnrnn.reward_head is None:
+            raise ValueError(
+                "dreams: expected a world model that predicts rewards, got one without a reward head; "
+                "fit it with reward_head=True"
+            )
+        if dreams.batch_size % population:
+            raise ValueError(f"population: expected a divisor of the number of dreams {dreams.batch_size}, got {population}")
+        if isinstance(dreams.temperature, Tensor) and dreams.temperature.ndim > 0:
+            raise ValueError("dreams: expected one temperature for all, got one per dream, which would favour some candidates")
+        self.world, self._dreams = dreams.world, dreams.variant(num_groups=population)
+
+    def recipe(self) -> dict[str, Any]:
+        """What makes the scores what they are."""
+        dreams = self._dreams
+        return {
+            "worlds": "dreams",
+            "num_dreams": dreams.batch_size,
+            "temperature": float(dreams.temperature),
+            "termination": dreams.termination,
+            "precision": dreams.precision,
+        }
+
+    def fitness(self, controller: Controller, candidates: Tensor, *, horizon: int, seed: int, name: str) -> np.ndarray:
+        """Mean return (P,) of each candidate, all in one batch."""
+        policy = ControllerBatch(controller, candidates)
+        returns, _ = self._dreams.score(policy, horizon, generator=self._dreams.generator(seed))
+        return returns.reshape(len(candidates), -1).mean(dim=1).cpu().numpy()
+
+    def test(self, controller: Controller, *, episodes: int, horizon: int, seed: int, name: str) -> float:
+        """Mean return of one controller over so many dreams."""
+        dreams = self._dreams.variant(num_dreams=episodes)
+        returns, _ = dreams.score(controller, horizon, generator=dreams.generator(seed))
+        return returns.mean().item()
+
+
+class ControllerBatch:
+    """P controllers as one policy for P groups of R dreams.
+
+    Args:
+        controller: what they are like.
+        candidates: (P, N) their weights, in the order of ``controller.parameters()``.
+    """
+
+    def __init__(self, controller: Controller, candidates: Tensor):
+        self.features = controller.features
+        self._decide, self._population = controller.decide, len(candidates)
+        split = iter(torch.split(candidates, [parameter.numel() for parameter in controller.parameters()], dim=1))
+        self._layers: list[tuple[Tensor, Tensor]] = []
+        for layer in controller.layers:
+            assert isinstance(layer, nn.Linear)
+            shape = (len(candidates), layer.out_features, layer.in_features)
+            weight = next(split).reshape(shape).transpose(1, 2).contiguous()  # (P, F, A)
+            bias = next(split).unsqueeze(1) if controller.bias else candidates.new_zeros(len(candidates), 1, shape[1])
+            self._layers.append((bias, weight))
+
+    def __call__(self, features: Tensor) -> Value:
+        """Choose actions for features (P * R, F)."""
+        outputs = features.reshape(self._population, -1, features.shape[-1])  # (P, R, F)
+        for number, (bias, weight) in enumerate(self._layers):
+            outputs = torch.baddbmm(bias, torch.tanh(outputs) if number else outputs, weight)
+        outputs = outputs.reshape(features.shape[0], -1)  # (P * R, A)
+        return self._decide(outputs)
+
+
+class RealPopulation:
+    """The real environment as a population, as the paper trains its CarRacing controller: real episodes for every candidate.
+
+    M runs beside the environment and gives the features; it predicts nothing here. A candidate's episodes are played in
+    lockstep, on the CPU, and the result does not depend on the number of workers.
+
+    Args:
+        world: V and M.
+        env: id or constructor of the environment.
+        rollouts: episodes of each candidate of a generation; the same ones for all candidates.
+        num_workers: 0 plays in this process; n >= 1 in n processes. Then a script needs ``if __name__ == "__main__":``.
+        max_steps: truncates longer episodes.
+        env_kwargs: arguments of the environment.
+        wrappers: applied to the environment, in order.
+
+    Raises:
+        ValueError: if there is no such environment, its spaces are not the world model's, or a number is out of range.
+    """
+
+    def __init__(
+        self,
+        world: WorldModel,
+        env: str | EnvMaker,
+        *,
+        rollouts: int = 4,
+        num_workers: int = 0,
+        max_steps: int | None = None,
+        env_kwargs: Mapping[str, Any] | None = None,
+        wrappers: Sequence[Callable[[gym.Env], gym.Env]] = (),
+    ):
+        check_workers(num_workers)
+        if rollouts < 1:
+            raise ValueError(f"rollouts: expected an integer >= 1, got {rollouts}")
+        self.world, self._rollouts, self._num_workers = world, rollouts, num_workers
+        self._recipe = {
+            "worlds": describe(env),
+            "rollouts": rollouts,
+            "max_steps": max_steps,
+            "env_kwargs": jsonable(env_kwargs or {}),
+            "wrappers": [describe(wrapper) for wrapper in wrappers],
+        }
+        self._stage = _Stage(
+            copy.deepcopy(world).cpu(),
+            env_maker(env),
+            {"max_steps": max_steps, "env_kwargs": dict(env_kwargs or {}), "wrappers": tuple(wrappers)},
+        )
+        self._stage.reality(1, 0).close()  # says now what is wrong with the environment
+
+    def recipe(self) -> dict[str, Any]:
+        """What makes the scores what they are."""
+        return self._recipe
+
+    def fitness(self, controller: Controller, candidates: Tensor, *, horizon: int, seed: int, name: str) -> np.ndarray:
+        """Mean return (P,) of each candidate.
+
+        Raises:
+            RuntimeError: if an environment raises or a worker dies; names the generation, the candidate and the seeds.
+        """
+        tasks = [_Task(row, self._rollouts, seed, f"{name}, candidate {p}") for p, row in enumerate(candidates.cpu())]
+        return np.array([scores.returns for scores in self._play(controller, tasks, horizon)]).mean(axis=1)
+
+    def test(self, controller: Controller, *, episodes: int, horizon: int, seed: int, name: str) -> float:
+        """Mean return of one controller over so many real episodes; raises as `fitness` does."""
+        return self.score(controller, episodes=episodes, horizon=horizon, seed=seed, name=f"the test of {name}").mean
+
+    def score(
+        self,
+        controller: Controller,
+        *,
+        episodes: int,
+        horizon: int,
+        seed: int,
+        name: str,
+        on_episodes: Callable[[int], None] | None = None,
+    ) -> Scores:
+        """Score one controller over so many real episodes; raises as `fitness` does.
+
+        ``on_episodes`` is called with the number of those that are played.
+        """
+        weights = nn.utils.parameters_to_vector(controller.parameters()).detach().cpu()
+        sizes = [min(EPISODES_A_TASK, episodes - first) for first in range(0, episodes, EPISODES_A_TASK)]
+        tasks = [_Task(weights, size, derive_seed(seed, part), name) for part, size in enumerate(sizes)]
+        parts = self._play(controller, tasks, horizon, on_episodes)
+        return Scores(*(np.concatenate([getattr(part, field) for part in parts]) for field in ("returns", "lengths")))
+
+    def _play(
+        self,
+        controller: Controller,
+        tasks: list[_Task],
+        horizon: int,
+        on_episodes: Callable[[int], None] | None = None,
+    ) -> list[Scores]:
+        """Scores of the episodes of each task."""
+        runner = _Runner(self._stage, copy.deepcopy(controller).cpu(), tasks, horizon)
+        numbers = range(len(tasks))
+        if self._num_workers:
+            results = run_in_processes(runner, numbers, num_workers=self._num_workers, attempts=ATTEMPTS)
+        else:
+            results = run_here(runner, numbers, attempts=ATTEMPTS)
+        played: dict[int, Scores] = {}
+        with contextlib.closing(results):
+            for number, attempts, outcome in results:
+                if isinstance(outcome, str):
+                    task = tasks[number]
+                    seeds = ", ".join(str(episode_seed(task.seed, k)) for k in range(task.episodes))
+                    raise RuntimeError(
+                        f"{task.name}: expected its episodes (seeds {seeds}) to be played, got {attempts} times: {outcome}"
+                    )
+                played[number] = outcome
+                if on_episodes is not None:
+                    on_episodes(sum(len(scores.returns) for scores in played.values()))
+        return [played[number] for number in numbers]
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """Where episodes are played: V and M on the CPU, and an environment."""
+
+    world: WorldModel
+    make_env: EnvMaker
+    options: dict[str, Any]
+
+    def reality(self, episodes: int, seed: int) -> Reality:
+        return Reality(self.world, self.make_env, episodes, seed=seed, **self.options)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """Weights (N,) that are to play so many episodes in lockstep; the name is for errors."""
+
+    weights: Tensor
+    episodes: int
+    seed: int
+    name: str
+
+
+class _Runner:
+    """Plays tasks, in this process or in a worker; the environments are kept from one task to the next of the same episodes."""
+
+    def __init__(self, stage: _Stage, controller: Controller, tasks: list[_Task], horizon: int):
+        self._stage, self._controller, self._tasks, self._horizon = stage, controller, tasks, horizon
+        self._reality: Reality | None = None
+        self._episodes: tuple[int, int] | None = None
+
+    def run(self, number: int) -> Scores:
+        """Play the episodes of a task; on any error the environments are dropped."""
+        task = self._tasks[number]
+        if self._reality is None or self._episodes != (task.episodes, task.seed):
+            self.close()
+            self._reality, self._episodes = self._stage.reality(task.episodes, task.seed), (task.episodes, task.seed)
+        nn.utils.vector_to_parameters(task.weights, self._controller.parameters())
+        try:
+            return score(self._reality, self._controller, horizon=self._horizon, seed=task.seed)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the environments."""
+        reality, self._reality = self._reality, None
+        if reality is not None:
+            reality.close()

@@ -1,0 +1,52 @@
+"""TODO data."""
+
+from typing import TYPE_CHECKING
+
+from worldmodel.lazy import attach
+
+if TYPE_CHECKING:
+    from worldmodel.data.collecting import CollectionProgress as CollectionProgress
+    from worldmodel.data.collecting import collect as collect
+    from worldmodel.data.collecting import open_or_create as open_or_create
+    from worldmodel.data.collection import EpisodeCollection as EpisodeCollection
+    from worldmodel.data.collection import permuted as permuted
+    from worldmodel.data.collection import split_episodes as split_episodes
+    from worldmodel.data.compression import pack as pack
+    from worldmodel.data.compression import unpack as unpack
+    from worldmodel.data.env_factory import EnvMaker as EnvMaker
+    from worldmodel.data.env_factory import env_maker as env_maker
+    from worldmodel.data.env_factory import make_env as make_env
+    from worldmodel.data.episode import Episode as Episode
+    from worldmodel.data.episode import check_episode as check_episode
+    from worldmodel.data.policies import POLICIES as POLICIES
+    from worldmodel.data.policies import BrownianPolicy as BrownianPolicy
+    from worldmodel.data.policies import CyclicPolicy as CyclicPolicy
+    from worldmodel.data.policies import Policy as Policy
+    from worldmodel.data.policies import RandomPolicy as RandomPolicy
+    from worldmodel.data.policies import RepeatPolicy as RepeatPolicy
+    from worldmodel.data.policies import SweepPolicy as SweepPolicy
+    from worldmodel.data.policies import make_policy as make_policy
+    from worldmodel.data.runner import ATTEMPTS as ATTEMPTS
+    from worldmodel.data.runner import EpisodeFailure as EpisodeFailure
+    from worldmodel.data.runner import Runner as Runner
+    from worldmodel.data.runner import rollouts as rollouts
+    from worldmodel.data.shards import Schema as Schema
+    from worldmodel.data.store import EpisodeStore as EpisodeStore
+    from worldmodel.data.store import Problem as Problem
+    from worldmodel.data.store import repair as repair
+    from worldmodel.data.store import verify as verify
+else:
+    __getattr__, __dir__, __all__ = attach(
+        __name__,
+        {
+            "collecting": "CollectionProgress collect open_or_create",
+            "collection": "EpisodeCollection permuted split_episodes",
+            "compression": "pack unpack",
+            "env_factory": "EnvMaker env_maker make_env",
+            "episode": "Episode check_episode",
+            "policies": "BrownianPolicy CyclicPolicy POLICIES Policy RandomPolicy RepeatPolicy SweepPolicy make_policy",
+            "runner": "ATTEMPTS EpisodeFailure Runner rollouts",
+            "shards": "Schema",
+            "store": "EpisodeStore Problem repair verify",
+        },
+    )

@@ -1,0 +1,125 @@
+"""Several stores as one list of episodes, split into train and test sets."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from worldmodel.data.episode import Episode
+from worldmodel.data.store import EpisodeStore
+
+
+class EpisodeCollection:
+    """One or several stores of the same environment, seen as one list of episodes.
+
+    Args:
+        stores: at least one store; all with the same spaces.
+        min_length: episodes of fewer steps are left out.
+
+    Raises:
+        ValueError: if there is none, they hold no such episode, or their spaces differ.
+    """
+
+    def __init__(self, stores: Sequence[EpisodeStore], *, min_length: int = 1):
+        if not stores:
+            raise ValueError("stores: expected at least one, got none")
+        for store in stores[1:]:
+            for name in ("observation_space", "action_space"):
+                expected, actual = getattr(stores[0], name), getattr(store, name)
+                if actual != expected:
+                    raise ValueError(f"{store.path}: expected {name} {expected} as in {stores[0].path}, got {actual}")
+        self.stores = list(stores)
+        self.observation_space = stores[0].observation_space
+        self.action_space = stores[0].action_space
+        lengths = np.concatenate([store.lengths for store in stores])
+        self._kept = np.flatnonzero(lengths >= min_length)  # among the episodes of all stores
+        self.lengths = lengths[self._kept]
+        self._first = np.cumsum([0] + [len(store) for store in stores])
+        if len(self.lengths) == 0:
+            paths, least = ", ".join(str(store.path) for store in stores), f" of {min_length} steps" if min_length > 1 else ""
+            raise ValueError(f"{paths}: expected at least one episode{least} to train on, got none; collect some first")
+
+    @classmethod
+    def open(cls, data: str | Path | Sequence[str | Path], *, min_length: int = 1) -> EpisodeCollection:
+        """Open one store or several by their paths.
+
+        Raises:
+            FileNotFoundError: if there is no store.
+            ValueError: if a store is given twice, or as said above.
+        """
+        paths = [data] if isinstance(data, (str, Path)) else list(data)
+        if len({Path(path).resolve() for path in paths}) < len(paths):
+            raise ValueError(f"data: expected different stores, got one twice in {[str(path) for path in paths]}")
+        return cls([EpisodeStore.open(path) for path in paths], min_length=min_length)
+
+    def __len__(self) -> int:
+        """Number of episodes."""
+        return len(self.lengths)
+
+    def read(self, index: int, start: int = 0, stop: int | None = None) -> Episode:
+        """Read steps ``start`` to ``stop`` of an episode, and nothing else, from disk."""
+        index = int(self._kept[index])
+        which = int(np.searchsorted(self._first, index, side="right")) - 1
+        return self.stores[which].read(index - int(self._first[which]), start, stop)
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of the content of all stores, in order."""
+        return hashlib.sha256("".join(store.fingerprint for store in self.stores).encode()).hexdigest()
+
+
+def split_episodes(num_episodes: int, *, test_fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Split episode indices into train and test at random.
+
+    With two or more episodes both parts hold at least one (unless ``test_fraction`` is 0); a single one goes to train.
+
+    Args:
+        num_episodes: how many there are, at least 1.
+        test_fraction: part that is held out, in [0, 1).
+        seed: the split is a function of it.
+
+    Returns:
+        Sorted indices of the train and of the test episodes.
+
+    Raises:
+        ValueError: if a number is out of range.
+    """
+    if num_episodes < 1 or not 0 <= test_fraction < 1 or seed < 0:
+        given = f"{num_episodes}, {test_fraction} and {seed}"
+        raise ValueError(f"num_episodes, test_fraction, seed: expected >= 1, in [0, 1) and >= 0, got {given}")
+    held_out = 0 if test_fraction == 0 else min(max(1, round(num_episodes * test_fraction)), num_episodes - 1)
+    order = np.random.default_rng([seed, num_episodes]).permutation(num_episodes)
+    return np.sort(order[held_out:]), np.sort(order[:held_out])
+
+
+def permuted(positions: np.ndarray, size: int, *, key: Sequence[int]) -> np.ndarray:
+    """Look up positions in a pseudo-random permutation of range(size) that is never written out.
+
+    A four-round Feistel network over the smallest even number of bits that holds ``size``, walked along its cycle until it
+    lands below ``size`` (Black & Rogaway 2002): a bijection, in O(len(positions)) memory whatever ``size`` is.
+
+    Args:
+        positions: (n,) integers in [0, size).
+        size: length of the permutation.
+        key: the permutation is a function of it and of ``size``.
+
+    Returns:
+        (n,) int64 integers in [0, size), distinct for distinct positions.
+    """
+    half_bits = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
+    half_mask = np.uint64((1 << int(half_bits)) - 1)
+    round_keys = np.random.default_rng(list(key)).integers(0, 2**63, size=4, dtype=np.uint64)
+    result = np.asarray(positions).astype(np.uint64)
+    outside = np.ones(len(result), dtype=bool)
+    while outside.any():
+        left, right = result[outside] >> half_bits, result[outside] & half_mask
+        for round_key in round_keys:
+            mixed = (right + round_key) * np.uint64(0x9E3779B97F4A7C15)  # wraps modulo 2^64
+            mixed = (mixed ^ (mixed >> np.uint64(32))) * np.uint64(0xD6E8FEB86659FD93)
+            left, right = right, left ^ ((mixed >> np.uint64(32)) & half_mask)
+        result[outside] = (left << half_bits) | right
+        outside = result >= size
+    return result.astype(np.int64)

@@ -1,0 +1,189 @@
+"""Real episodes, one by one: any Gymnasium environment and any policy, in this process or in many, with the same result.
+
+Episode k is a pure function of (seed, k): the environment is reset with `episode_seed` and the policy with a generator of
+its own, so the result does not depend on the number of workers. What raises or kills its worker is tried once more with a
+fresh environment and then reported, and the rest goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import operator
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from worldmodel.data.env_factory import EnvMaker, env_maker, make_env
+from worldmodel.data.episode import Episode, check_episode
+from worldmodel.data.policies import POLICIES, Policy, make_policy
+from worldmodel.rng import episode_seed
+from worldmodel.rng.seeds import _POLICY_STREAM
+from worldmodel.runtime import check_workers, describe, jsonable, run_here, run_in_processes
+from worldmodel.spaces import leaves, map_leaves, stack_values
+
+ATTEMPTS = 2
+
+
+@dataclass(frozen=True)
+class EpisodeFailure:
+    """An episode that could not be made: its id, the seed of its reset, the last error in words, and the attempts."""
+
+    episode_id: int
+    seed: int
+    error: str
+    attempts: int
+
+
+def rollouts(
+    env: str | EnvMaker,
+    policy: str | Policy = "random",
+    *,
+    episode_ids: Iterable[int],
+    seed: int,
+    num_workers: int = 0,
+    max_steps: int | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+    wrappers: Sequence[Callable[[gym.Env], gym.Env]] = (),
+) -> Generator[Episode | EpisodeFailure]:
+    """Make real episodes, one per id, and yield them in the order in which they are done.
+
+    Args:
+        env: Gymnasium id, or a constructor called with ``env_kwargs``.
+        policy: "random", "repeat", "repeat-long", "sweep", "brownian", or a callable ``observation -> action``; its
+            ``reset(rng)``, if any, is called at the start of each episode. Every worker has a copy of its own.
+        episode_ids: which episodes to make.
+        seed: base seed; episode k depends on (seed, k) only.
+        num_workers: 0 runs them here; n >= 1 in n processes. Then a script needs ``if __name__ == "__main__":``.
+        max_steps: truncate an episode after so many steps. An environment that never ends needs it.
+        env_kwargs: keyword arguments of the environment.
+        wrappers: applied to it in this order.
+
+    Yields:
+        The episode, checked against the spaces; or what is known of one that failed twice.
+
+    Raises:
+        ValueError: if there is no such environment or policy, or a number is out of range.
+    """
+    runner = Runner(env, policy, seed=seed, max_steps=max_steps, env_kwargs=env_kwargs, wrappers=wrappers)
+    ids = [operator.index(episode_id) for episode_id in episode_ids]
+    episode_seed(seed, min(ids, default=0))
+    check_workers(num_workers)
+    return run_all(runner, ids, num_workers)
+
+
+class Runner:
+    """Makes episodes in one environment, which it builds when it needs it and drops when it raised."""
+
+    def __init__(
+        self,
+        env: str | EnvMaker,
+        policy: str | Policy,
+        *,
+        seed: int,
+        max_steps: int | None,
+        env_kwargs: Mapping[str, Any] | None,
+        wrappers: Sequence[Callable[[gym.Env], gym.Env]],
+    ):
+        episode_seed(seed, 0)
+        if max_steps is not None and max_steps < 1:
+            raise ValueError(f"max_steps: expected at least 1, got {max_steps}")
+        if isinstance(policy, str) and policy not in POLICIES:
+            make_policy(policy, gym.spaces.Discrete(1))  # raises, and says which there are
+        self._make_env = env_maker(env)
+        self._env_name, self._policy, self._seed, self._max_steps = describe(env), policy, seed, max_steps
+        self._env_kwargs, self._wrappers = dict(env_kwargs or {}), tuple(wrappers)
+        self._env: gym.Env | None = None
+
+    def recipe(self) -> dict[str, Any]:
+        """Describe what makes the episodes what they are."""
+        return {
+            "env": self._env_name,
+            "env_kwargs": jsonable(self._env_kwargs),
+            "wrappers": [describe(wrapper) for wrapper in self._wrappers],
+            "policy": describe(self._policy),
+            "seed": self._seed,
+            "max_steps": self._max_steps,
+        }
+
+    def spaces(self) -> dict[str, gym.Space[Any]]:
+        """Return the two spaces of the environment; raises a TypeError if one is not supported."""
+        env = self._ready_env()
+        for space in (env.observation_space, env.action_space):
+            leaves(space)
+        return {"observation_space": env.observation_space, "action_space": env.action_space}
+
+    def seed_of(self, episode_id: int) -> int:
+        """Return the seed that an episode resets the environment with."""
+        return episode_seed(self._seed, episode_id)
+
+    def run(self, episode_id: int) -> Episode:
+        """Make one episode; on any error the environment is dropped, so that the next one starts with a fresh one."""
+        try:
+            env = self._ready_env()
+            episode = self._roll(env, episode_id)
+            check_episode(episode, env.observation_space, env.action_space)
+            return episode
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the environment, if there is one."""
+        env, self._env = self._env, None
+        if env is not None:
+            env.close()
+
+    def _ready_env(self) -> gym.Env:
+        if self._env is None:
+            self._env = env = make_env(self._make_env, self._env_kwargs, self._wrappers)
+            self._act = make_policy(self._policy, env.action_space)
+        return self._env
+
+    def _roll(self, env: gym.Env, episode_id: int) -> Episode:
+        if hasattr(self._act, "reset"):
+            self._act.reset(np.random.default_rng([self._seed, episode_id, _POLICY_STREAM]))
+        seed = self.seed_of(episode_id)
+        observation, _ = env.reset(seed=seed)
+        observations, actions, rewards = [_copy(observation)], [], []
+        terminated = truncated = False
+        while not (terminated or truncated):
+            action = self._act(observation)
+            actions.append(_copy(action))
+            observation, reward, terminated, truncated, _ = env.step(action)
+            observations.append(_copy(observation))
+            rewards.append(reward)
+            truncated = truncated or (len(rewards) == self._max_steps and not terminated)
+        last = np.arange(len(rewards)) == len(rewards) - 1
+        return Episode(
+            observations=stack_values(observations),
+            actions=stack_values(actions),
+            rewards=np.array(rewards, dtype=np.float64).reshape(len(rewards)),
+            terminations=last & bool(terminated),
+            truncations=last & bool(truncated),
+            episode_id=episode_id,
+            seed=seed,
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the environment: the copy builds its own."""
+        return {key: value for key, value in self.__dict__.items() if key not in ("_env", "_act")} | {"_env": None}
+
+
+def run_all(runner: Runner, episode_ids: Sequence[int], num_workers: int) -> Generator[Episode | EpisodeFailure]:
+    """Make the episodes as `rollouts` does, with a runner that is there already."""
+    if num_workers:
+        runner.close()  # what it may have open here is of no more use
+        results = run_in_processes(runner, episode_ids, num_workers=num_workers, attempts=ATTEMPTS)
+    else:
+        results = run_here(runner, episode_ids, attempts=ATTEMPTS)
+    with contextlib.closing(results):
+        for episode_id, attempts, outcome in results:
+            failed = not isinstance(outcome, Episode)
+            yield EpisodeFailure(episode_id, runner.seed_of(episode_id), outcome, attempts) if failed else outcome
+
+
+def _copy(value: Any) -> Any:
+    return map_leaves(np.array, value)

@@ -1,0 +1,400 @@
+"""Episodes on disk: safetensors shards and one small JSON manifest; append, read by window, verify, repair.
+
+Every file is written under a temporary name, flushed and renamed, shard first and manifest second: a writer that is killed
+leaves at worst a whole shard that the manifest does not know yet, and the next writer adopts it. Reading a window takes
+exactly its bytes from the disk, so memory does not grow with the data; only an index of a few numbers per episode is held.
+One writer at a time; any number of readers, also in forked or spawned processes.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import operator
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from worldmodel.data import shards
+from worldmodel.data.episode import Episode, check_episode
+from worldmodel.data.shards import Schema, Shard
+from worldmodel.runtime import TEMPORARY_SUFFIX, prepare_directory, read_json, remove_temporaries, write_bytes, write_json
+from worldmodel.spaces import space_from_json, space_to_json
+
+FORMAT = "worldmodel.episodes"
+VERSION = 2
+MANIFEST = "manifest.json"
+SHARDS = "shards"
+DAMAGED = "damaged"
+OUTPUTS = ("manifest.json*", "shards", DAMAGED, ".*.tmp")
+
+_REBUILD = "`python scripts/store.py repair` rebuilds it from the shards"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong with a file of a store.
+
+    Args:
+        shard: name of the file.
+        kind: "manifest", "missing", "cut", "header", "data", "orphan" or "temporary".
+        detail: what was found, in words.
+        episode_ids: the episodes that are lost by it.
+    """
+
+    shard: str
+    kind: str
+    detail: str
+    episode_ids: tuple[int, ...] = ()
+
+
+class EpisodeStore:
+    """The episodes of one directory, in the order of their ids. Made by `create` or `open`."""
+
+    def __init__(self, path: Path, schema: Schema, known: Iterable[Shard] = (), failures: Iterable[Mapping[str, Any]] = ()):
+        self.path = path
+        self._schema = schema
+        self._failures = {int(failure["episode_id"]): dict(failure) for failure in failures}
+        self._set_shards(list(known))
+
+    @classmethod
+    def create(
+        cls,
+        path: str | Path,
+        *,
+        observation_space: gym.Space[Any],
+        action_space: gym.Space[Any],
+        recipe: Mapping[str, Any] | None = None,
+        overwrite: bool = False,
+    ) -> EpisodeStore:
+        """Make an empty store.
+
+        Args:
+            path: an absent or empty directory.
+            observation_space: Box, Discrete, MultiDiscrete, MultiBinary, or a Dict or Tuple of them.
+            action_space: likewise.
+            recipe: JSON-able description of where the episodes come from.
+            overwrite: replace an earlier store.
+
+        Raises:
+            FileExistsError: if ``path`` holds something; what is no store is never replaced.
+            TypeError: if a space is not supported; the message names the nearest that is.
+        """
+        schema = Schema(observation_space, action_space, recipe)
+        store = cls(prepare_directory(path, marker=MANIFEST, format=FORMAT, overwrite=overwrite, replaces=OUTPUTS), schema)
+        (store.path / SHARDS).mkdir()
+        store._write_manifest()
+        return store
+
+    @classmethod
+    def open(cls, path: str | Path) -> EpisodeStore:
+        """Open a store; only its manifest is read.
+
+        Raises:
+            FileNotFoundError: if there is no store; the message says so if one could be rebuilt.
+            ValueError: if the manifest is damaged or of a newer version.
+        """
+        path = Path(path)
+        if not (path / MANIFEST).is_file():
+            hint = f"; its shards are there: {_REBUILD}" if shards.files(path / SHARDS) else ""
+            raise FileNotFoundError(f"{path / MANIFEST}: expected the manifest of an episode store, got none{hint}")
+        content = read_json(path / MANIFEST, format=FORMAT, version=VERSION)
+        del content["version"]
+        if content.pop("checksum", None) != _checksum(content):
+            raise ValueError(f"{path / MANIFEST}: expected a whole manifest, got a damaged one; {_REBUILD}")
+        observation_space, action_space = (space_from_json(content[name]) for name in ("observation_space", "action_space"))
+        schema = Schema(observation_space, action_space, content["recipe"])
+        return cls(path, schema, map(schema.shard_from_json, content["shards"]), content["failures"])
+
+    @staticmethod
+    def lies_in(path: str | Path) -> bool:
+        """Tell whether a directory holds a store, or the shards of one."""
+        return (Path(path) / MANIFEST).is_file() or bool(shards.files(Path(path) / SHARDS))
+
+    @property
+    def observation_space(self) -> gym.Space[Any]:
+        """The space of the observations."""
+        return self._schema.observation_space
+
+    @property
+    def action_space(self) -> gym.Space[Any]:
+        """The space of the actions."""
+        return self._schema.action_space
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """Where the episodes come from, as given to `create`; a copy."""
+        return copy.deepcopy(self._schema.recipe)
+
+    @property
+    def episode_ids(self) -> np.ndarray:
+        """(episodes,) int64, ascending."""
+        return self._ids
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(episodes,) int64: steps of each episode, in the order of ``episode_ids``."""
+        return self._lengths
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of all episodes together."""
+        return int(self._lengths.sum())
+
+    @property
+    def failures(self) -> list[dict[str, Any]]:
+        """The episodes that could not be made: ``episode_id``, ``seed``, ``error``; in the order of their ids."""
+        return [dict(self._failures[key]) for key in sorted(self._failures)]
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest of (id, checksum of the content) in the order of the ids: the same however the shards are cut."""
+        return sha256(np.stack([self._ids, self._checksums], axis=1).astype("<i8").tobytes()).hexdigest()
+
+    def __len__(self) -> int:
+        """Return the number of episodes."""
+        return len(self._ids)
+
+    def __iter__(self) -> Iterator[Episode]:
+        """Iterate over whole episodes in the order of their ids, one in memory at a time."""
+        return (self.read(index) for index in range(len(self)))
+
+    def read(self, index: int, start: int = 0, stop: int | None = None) -> Episode:
+        """Read one episode, or a window of one; only its own bytes are read.
+
+        Args:
+            index: position in the order of ``episode_ids``, 0 <= index < len(store).
+            start: first step of the window.
+            stop: one past its last step; the end of the episode if absent.
+
+        Returns:
+            The steps [start, stop): stop - start + 1 observations, stop - start of the rest.
+
+        Raises:
+            IndexError: if there is no such episode.
+            ValueError: if the window is not inside the episode, its shard is missing or cut, or a whole episode is damaged.
+        """
+        index = operator.index(index)
+        if not 0 <= index < len(self):
+            raise IndexError(f"index: expected 0 to {len(self) - 1}, got {index}")
+        length = int(self._lengths[index])
+        stop = length if stop is None else stop
+        if not 0 <= start < stop <= length:
+            name = f"window of episode {self._ids[index]}"
+            raise ValueError(f"{name}: expected 0 <= start < stop <= {length}, got start {start} and stop {stop}")
+        shard = self._shards[self._shard_of[index]]
+        return self._schema.read(self._file(shard.name), shard, int(self._position_of[index]), start, stop)
+
+    def append(self, episodes: Sequence[Episode]) -> None:
+        """Add episodes as one shard, safely on the disk on return. An earlier failure of theirs is forgotten.
+
+        Raises:
+            ValueError: if an episode does not fit the spaces, is not finite, or its id is taken; nothing is added then.
+        """
+        if not episodes:
+            return
+        for episode in episodes:
+            check_episode(episode, self.observation_space, self.action_space)
+        self.adopt()
+        ids, counts = np.unique([episode.episode_id for episode in episodes], return_counts=True)
+        taken = ids[np.isin(ids, self._ids) | (counts > 1)]
+        if taken.size:
+            raise ValueError(f"episode_id: expected ids that the store does not hold yet, got {taken.tolist()} again")
+        self._write_shard(episodes)
+
+    def append_missing(self, episodes: Sequence[Episode]) -> None:
+        """Append those that the store does not hold, for a writer whose last `append` may have been interrupted."""
+        self.adopt()  # its shard may have been written, and the manifest not
+        held = set(self.episode_ids.tolist())
+        self.append([episode for episode in episodes if episode.episode_id not in held])
+
+    def stored_bytes(self, episodes: Sequence[Episode]) -> int:
+        """Bytes that episodes, at least one, take on the disk as one shard."""
+        return self._schema.encode(episodes)[0].size
+
+    def record_failures(self, failures: Iterable[Mapping[str, Any]]) -> None:
+        """Write down episodes that could not be made: mappings with ``episode_id``, ``seed`` and ``error``."""
+        self._failures |= {int(f["episode_id"]): {key: f[key] for key in ("episode_id", "seed", "error")} for f in failures}
+        self._write_manifest()
+
+    def adopt(self) -> list[str]:
+        """Take in whole shards that the manifest does not know, left by a writer that was killed before it wrote that down.
+
+        Returns:
+            Their names. Shards that are damaged, or hold an episode that the store has, are left to `repair`.
+        """
+        adopted = self._take_whole_shards()
+        if adopted:
+            self._write_manifest()
+        return adopted
+
+    def _take_whole_shards(self) -> list[str]:
+        known, taken = {shard.name for shard in self._shards}, []
+        for path in shards.files(self.path / SHARDS):
+            if path.name in known:
+                continue
+            try:
+                schema, shard = shards.scan(path)
+            except ValueError:
+                continue
+            fits = schema.metadata == self._schema.metadata and not np.isin(shard.episode_ids, self._ids).any()
+            if fits and shards.inspect(path, schema, shard) is None:
+                self._set_shards([*self._shards, shard])
+                taken.append(path.name)
+        return taken
+
+    def _file(self, name: str) -> Path:
+        return self.path / SHARDS / name
+
+    def _write_shard(self, episodes: Sequence[Episode]) -> None:
+        shard, data = self._schema.encode(episodes)
+        write_bytes(self._file(shard.name), data)
+        self._set_shards([*self._shards, shard])
+        self._write_manifest()
+
+    def _set_shards(self, known: list[Shard]) -> None:
+        self._shards = known
+        empty = [np.zeros(0, dtype=np.int64)]
+        ids = np.concatenate(empty + [shard.episode_ids for shard in known])
+        order = np.argsort(ids)
+        self._ids = ids[order]
+        self._lengths = np.concatenate(empty + [shard.lengths for shard in known])[order]
+        self._checksums = np.concatenate(empty + [shard.checksums for shard in known])[order]
+        self._shard_of = np.repeat(np.arange(len(known)), [len(shard.lengths) for shard in known])[order]
+        self._position_of = np.concatenate(empty + [np.arange(len(shard.lengths)) for shard in known])[order]
+        made = set(self._ids.tolist())
+        self._failures = {key: failure for key, failure in self._failures.items() if key not in made}
+
+    def _write_manifest(self) -> None:
+        content = {
+            "observation_space": space_to_json(self.observation_space),
+            "action_space": space_to_json(self.action_space),
+            "recipe": self._schema.recipe,
+            "failures": self.failures,
+            "shards": [shard.to_json() for shard in self._shards],
+        }
+        write_json(self.path / MANIFEST, {"checksum": _checksum(content), **content}, format=FORMAT, version=VERSION)
+
+
+def verify(path: str | Path) -> list[Problem]:
+    """Read a whole store and list what is wrong with it; an empty list means that every byte is as it was written.
+
+    Raises:
+        FileNotFoundError: if there is neither a manifest nor a shard.
+        ValueError: if the store is of a newer version or no store at all.
+    """
+    store, problems = _open_or_rebuild(Path(path))
+    problems += [Problem(file.name, "temporary", "left by a writer that was killed") for file in _temporaries(store.path)]
+    for shard in store._shards:
+        found = shards.inspect(store._file(shard.name), store._schema, shard)
+        if found:
+            problems.append(Problem(shard.name, found[0], found[1], shard.lost(found[2])))
+    known = {shard.name for shard in store._shards}
+    orphans = [file.name for file in shards.files(store.path / SHARDS) if file.name not in known]
+    return problems + [Problem(name, "orphan", "the manifest does not know this shard") for name in orphans]
+
+
+def repair(path: str | Path) -> list[Problem]:
+    """Bring a store back in order and keep all that is whole.
+
+    Of a damaged shard the whole episodes are written to a new one, and the file itself is moved to the folder
+    ``damaged``, never deleted. Whole shards that the manifest does not know are adopted, leftover temporary files are
+    removed, and a missing or damaged manifest is written again from the shards.
+
+    Returns:
+        What was found and mended; `verify` finds nothing afterwards.
+
+    Raises:
+        FileNotFoundError: if there is neither a manifest nor a shard.
+        ValueError: if the store is of a newer version or no store at all.
+    """
+    store, problems = _open_or_rebuild(Path(path))
+    problems += [Problem(file.name, "temporary", "removed") for file in _temporaries(store.path)]
+    for folder in (store.path, store.path / SHARDS):
+        remove_temporaries(folder)
+    (store.path / SHARDS).mkdir(exist_ok=True)
+    for shard in list(store._shards):
+        found = shards.inspect(store._file(shard.name), store._schema, shard)
+        if found:
+            _salvage(store, store._file(shard.name), shard, found[2])
+            problems.append(Problem(shard.name, found[0], f"{found[1]}; kept {len(found[2])} episodes", shard.lost(found[2])))
+    problems += [Problem(name, "orphan", "adopted") for name in store.adopt()]
+    known = {shard.name for shard in store._shards}
+    for file in shards.files(store.path / SHARDS):
+        if file.name not in known:
+            problems.append(_salvage_orphan(store, file))
+    store._write_manifest()
+    return problems
+
+
+def _salvage(store: EpisodeStore, path: Path, shard: Shard, positions: Sequence[int]) -> None:
+    """Write the episodes at ``positions`` of a damaged shard to a new one and move its file away, in a kill-safe order."""
+    episodes = [store._schema.read(path, shard, position, 0, int(shard.lengths[position])) for position in positions]
+    store._set_shards([known for known in store._shards if known.name != shard.name])
+    if path.is_file():
+        shards.set_aside(path, store.path / DAMAGED)
+    if episodes:
+        store._write_shard(episodes)  # has the name of the old file, and replaces it, if only the header was damaged
+    if shard.name not in {known.name for known in store._shards}:
+        path.unlink(missing_ok=True)
+
+
+def _salvage_orphan(store: EpisodeStore, path: Path) -> Problem:
+    try:
+        schema, shard = shards.scan(path)
+        if schema.metadata != store._schema.metadata:
+            raise ValueError("it is of another collection")
+    except shards.NewerVersionError:
+        raise
+    except ValueError as error:
+        shards.set_aside(path, store.path / DAMAGED)
+        path.unlink()
+        return Problem(path.name, "orphan", f"moved to {DAMAGED}/: {error}")
+    found = shards.inspect(path, schema, shard)
+    whole = range(len(shard.lengths)) if found is None else found[2]
+    new = [position for position in whole if shard.episode_ids[position] not in store._ids]
+    lost = [i for i in shard.lost(whole) if i not in store._ids]
+    _salvage(store, path, shard, new)
+    return Problem(path.name, "orphan", f"took {len(new)} episodes that the store did not have", tuple(lost))
+
+
+def _open_or_rebuild(path: Path) -> tuple[EpisodeStore, list[Problem]]:
+    """Open a store; if its manifest is missing or damaged, build it from the shards, in memory."""
+    try:
+        return EpisodeStore.open(path), []
+    except (FileNotFoundError, ValueError) as error:
+        if _is_newer(path / MANIFEST):
+            raise
+        for file in shards.files(path / SHARDS):
+            try:
+                schema, _ = shards.scan(file)
+            except shards.NewerVersionError:
+                raise
+            except ValueError:
+                continue
+            store = EpisodeStore(path, schema)
+            store._take_whole_shards()
+            return store, [Problem(MANIFEST, "manifest", str(error))]
+        raise
+
+
+def _is_newer(manifest: Path) -> bool:
+    try:
+        content = json.loads(manifest.read_bytes())
+        return bool(content["format"] == FORMAT and content["version"] > VERSION)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _temporaries(path: Path) -> list[Path]:
+    return [file for folder in (path, path / SHARDS) for file in sorted(folder.glob(f".*{TEMPORARY_SUFFIX}"))]
+
+
+def _checksum(content: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(content).encode())

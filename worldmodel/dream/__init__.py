@@ -1,0 +1,49 @@
+"""TODO dream."""
+
+from typing import TYPE_CHECKING
+
+from worldmodel.lazy import attach
+
+if TYPE_CHECKING:
+    from worldmodel.dream.dreams import DreamPrecision as DreamPrecision
+    from worldmodel.dream.dreams import Dreams as Dreams
+    from worldmodel.dream.dreams import TerminationRule as TerminationRule
+    from worldmodel.dream.half_precision_step import FastStep as FastStep
+    from worldmodel.dream.half_precision_step import draw as draw
+    from worldmodel.dream.horizon import DEFAULT_HORIZON as DEFAULT_HORIZON
+    from worldmodel.dream.horizon import time_limit as time_limit
+    from worldmodel.dream.horizon import usual_horizon as usual_horizon
+    from worldmodel.dream.imagination import Imagination as Imagination
+    from worldmodel.dream.imagination import imagine as imagine
+    from worldmodel.dream.imagination import lambda_returns as lambda_returns
+    from worldmodel.dream.latent_world import BatchedWorld as BatchedWorld
+    from worldmodel.dream.latent_world import LatentState as LatentState
+    from worldmodel.dream.latent_world import Policy as Policy
+    from worldmodel.dream.latent_world import Rollout as Rollout
+    from worldmodel.dream.policies import CyclicActions as CyclicActions
+    from worldmodel.dream.policies import RandomActions as RandomActions
+    from worldmodel.dream.policies import RepeatedActions as RepeatedActions
+    from worldmodel.dream.reality import Reality as Reality
+    from worldmodel.dream.scores import Scores as Scores
+    from worldmodel.dream.scores import score as score
+    from worldmodel.dream.starts import StartBank as StartBank
+    from worldmodel.dream.tracking import EpisodeSeeds as EpisodeSeeds
+    from worldmodel.dream.tracking import LatentTracker as LatentTracker
+    from worldmodel.dream.tracking import Rows as Rows
+    from worldmodel.dream.tracking import rows_to_reset as rows_to_reset
+else:
+    __getattr__, __dir__, __all__ = attach(
+        __name__,
+        {
+            "dreams": "DreamPrecision Dreams TerminationRule",
+            "half_precision_step": "FastStep draw",
+            "horizon": "DEFAULT_HORIZON time_limit usual_horizon",
+            "imagination": "Imagination imagine lambda_returns",
+            "latent_world": "BatchedWorld LatentState Policy Rollout",
+            "policies": "CyclicActions RandomActions RepeatedActions",
+            "reality": "Reality",
+            "scores": "Scores score",
+            "starts": "StartBank",
+            "tracking": "EpisodeSeeds LatentTracker Rows rows_to_reset",
+        },
+    )

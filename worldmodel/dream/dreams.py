@@ -1,0 +1,252 @@
+"""Thousands of dreams at once, stepped as one tensor, at a temperature per dream.
+
+A dream starts from a real first frame (the world model's bank of start states) or from a real prefix that primes the LSTM,
+never from a made-up z. At each step a policy acts; then M advances once and z_{t+1} is drawn from its mixture.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from worldmodel.dream.half_precision_step import FastStep, applies
+from worldmodel.dream.latent_world import BatchedWorld, Drawn, LatentState, Policy
+from worldmodel.mixtures import Factorization, check_temperature, shared_draws
+from worldmodel.models import FeatureKind, State, WorldModel, draw_latent
+from worldmodel.rng import Streams, fill_normal, fill_uniform
+from worldmodel.runtime import fast_precision
+from worldmodel.spaces import Value
+
+TerminationRule = Literal["threshold", "sample"]
+DreamPrecision = Literal["float32", "bfloat16", "auto"]
+
+
+class Dreams(BatchedWorld):
+    """A batch of dreams in a world model, on the device of that model.
+
+    Without a termination head no dream ends before its horizon; without a reward head every reward is 0.
+
+    Args:
+        world: the world model.
+        num_dreams: B.
+        temperature: tau >= 0, a number or one value per dream (B,). 1 is what M learned; more is harder, 0 is the mode.
+        termination: "sample" draws the end with probability p; "threshold" ends a dream when p > 0.5, as in the paper.
+            Temperature does not touch it. dev/LOG.md has the measurement behind the default.
+        num_groups: the dreams are so many equal groups that share their start states and random numbers, for comparing
+            candidates under common random numbers: dream g * R + r has the luck of dream r.
+        precision: "float32"; "bfloat16" for the matrix products of M, by `FastStep`, which at the paper's sizes is several
+            times as fast where the device has units for it, and works on a copy of M's weights as they are now; "auto" for
+            the latter where device and M allow it. A seed dreams one dream in the one and another in the other.
+
+    Raises:
+        ValueError: if an argument is out of range, or M is of a kind that `FastStep` does not know.
+    """
+
+    def __init__(
+        self,
+        world: WorldModel,
+        num_dreams: int,
+        *,
+        temperature: float | Tensor = 1.0,
+        termination: TerminationRule = "sample",
+        num_groups: int = 1,
+        precision: DreamPrecision = "float32",
+    ):
+        check_temperature(temperature)
+        if num_dreams < 1 or num_groups < 1 or num_dreams % num_groups:
+            raise ValueError(f"num_dreams, num_groups: expected B >= 1 and a divisor of it, got {num_dreams} and {num_groups}")
+        if isinstance(temperature, Tensor) and temperature.shape not in ((), (num_dreams,)):
+            raise ValueError(f"temperature: expected a number or shape ({num_dreams},), got {tuple(temperature.shape)}")
+        if termination not in ("threshold", "sample"):
+            raise ValueError(f"termination: expected 'threshold' or 'sample', got {termination!r}")
+        if precision not in ("float32", "bfloat16", "auto"):
+            raise ValueError(f"precision: expected 'float32', 'bfloat16' or 'auto', got {precision!r}")
+        super().__init__(world, num_dreams)
+        self.temperature = temperature.to(world.device) if isinstance(temperature, Tensor) else temperature
+        self.termination = termination
+        self.num_groups = num_groups
+        if precision == "auto":
+            precision = "bfloat16" if fast_precision(world.device) == "bfloat16" and applies(world.mdnrnn) else "float32"
+        self.precision = precision
+        self._fast = FastStep(world.mdnrnn) if precision == "bfloat16" else None
+
+    def variant(self, *, num_dreams: int | None = None, num_groups: int = 1) -> Dreams:
+        """The same world, temperature and termination with another number of dreams or groups."""
+        return Dreams(
+            self.world,
+            self.batch_size if num_dreams is None else num_dreams,
+            temperature=self.temperature,
+            termination=self.termination,
+            num_groups=num_groups,
+            precision=self.precision,
+        )
+
+    @torch.no_grad()
+    def start(self, *, generator: torch.Generator) -> LatentState:
+        """Start every dream at the first frame of a real episode, drawn from the world model's bank."""
+        world, once = self.world, self.batch_size // self.num_groups
+        index = torch.randint(world.start_mean.shape[0], (once,), generator=generator, device=world.device)
+        z = draw_latent(world.start_mean[index], world.start_log_variance[index], generator=generator)
+        return self._alive(z.repeat(self.num_groups, 1), world.mdnrnn.initial_state(self.batch_size))
+
+    @torch.no_grad()
+    def start_from(self, observations: Value, actions: Value, *, generator: torch.Generator) -> LatentState:
+        """Start the dreams where real prefixes end; the prefix primes the LSTM.
+
+        Args:
+            observations: values of the observation space, (P + 1, ...) for all dreams, which then share the draw of z, or
+                (B, P + 1, ...) one prefix each.
+            actions: values of the action space, (P, ...) or (B, P, ...); P may be 0.
+            generator: source of the draws from V's posterior.
+
+        Raises:
+            ValueError: if the shapes do not fit.
+        """
+        world, b = self.world, self.batch_size
+        z = world.encode(observations, generator=generator)
+        action = world.action_features.flatten(actions)
+        z, action = (part.expand(b, *part.shape) if part.ndim == 2 else part for part in (z, action))
+        if z.ndim != 3 or z.shape[0] != b or action.shape[:2] != (b, z.shape[1] - 1):
+            raise ValueError(
+                f"observations, actions: expected leading dimensions (P + 1,) and (P,), or ({b}, P + 1) and ({b}, P), "
+                f"got {tuple(z.shape[:-1])} and {tuple(action.shape[:-1])}"
+            )
+        lstm = world.mdnrnn.initial_state(b)
+        for t in range(action.shape[1]):
+            lstm = world.mdnrnn.advance(z[:, t], action[:, t], lstm)
+        return self._alive(z[:, -1], lstm)
+
+    @torch.no_grad()
+    def step(
+        self, state: LatentState, actions: Value, *, generator: torch.Generator | Streams
+    ) -> tuple[LatentState, Tensor, Tensor]:
+        """Advance every dream by one step; those that have ended stay as they are.
+
+        Args:
+            state: where the dreams stand.
+            actions: a batch of B values of the action space.
+            generator: source of randomness; `Streams` give every dream its own.
+
+        Returns:
+            The next state, the expected reward (B,), and whether the dream terminated with this step (B,). Dreams that had
+            ended before get reward 0 and False.
+
+        Raises:
+            ValueError: if the shape of ``actions`` is not that of B actions.
+            TypeError: if a choice is given as a floating-point number.
+        """
+        return self.step_features(state, self.flatten_actions(actions), generator=generator)
+
+    @torch.no_grad()
+    def step_features(
+        self, state: LatentState, action: Tensor, *, generator: torch.Generator | Streams
+    ) -> tuple[LatentState, Tensor, Tensor]:
+        """`step` for action features (B, A), which are not checked."""
+        z, lstm, expected, logit = self.draw(state, action, generator=generator)
+        ended = torch.zeros_like(state.alive) if logit is None else self._ends(logit, generator) & state.alive
+        reward = torch.zeros_like(z[:, 0]) if expected is None else torch.where(state.alive, expected, 0.0)
+        return LatentState(z, lstm, state.alive & ~ended), reward, ended
+
+    @torch.no_grad()
+    def draw(self, state: LatentState, action: Tensor, *, generator: torch.Generator | Streams) -> Drawn:
+        """`step_features` before it is decided whether the dream ends with the step: the end has its log-odds."""
+        if isinstance(generator, Streams):
+            generator.reserve(self._numbers_per_step)
+        return (self._draw if self._fast is None else self._draw_fast)(state, action, generator)
+
+    @torch.no_grad()
+    def expected_return(self, policy: Policy, horizon: int, *, generator: torch.Generator) -> Tensor:
+        """What each dream's return comes to in the mean over its end, (B,): no end is drawn, rewards count by `goes_on` so far.
+
+        It says of a policy what `score` says, with much less luck in it, for the price of dreams that all go to the horizon.
+
+        Args:
+            policy: as `rollout` takes it.
+            horizon: number of steps.
+            generator: source of randomness.
+
+        Raises:
+            ValueError: if ``horizon`` is below 1.
+        """
+        if horizon < 1:
+            raise ValueError(f"horizon: expected an integer >= 1, got {horizon}")
+        kind: FeatureKind = getattr(policy, "features", "zh")
+        state = self.start(generator=generator)
+        returns, weight = (torch.full((self.batch_size,), fill, device=self.world.device) for fill in (0.0, 1.0))
+        for _ in range(horizon):
+            action = self.flatten_actions(policy(state.features(kind)))
+            z, lstm, reward, logit = self.draw(state, action, generator=generator)
+            state = LatentState(z, lstm, state.alive)
+            returns += 0.0 if reward is None else weight * reward
+            weight *= 1.0 if logit is None else self.goes_on(logit)
+        return returns
+
+    def goes_on(self, logit: Tensor) -> Tensor:
+        """How much of a dream goes on after a step whose end has these log-odds (B,): 1 - p, or 0 and 1 by the threshold."""
+        return (logit <= 0).to(logit.dtype) if self.termination == "threshold" else torch.sigmoid(-logit)
+
+    def _draw(self, state: LatentState, action: Tensor, generator: torch.Generator | Streams) -> Drawn:
+        """Every dream's next z and state, those that have ended as they were."""
+        prediction, lstm = self.world.mdnrnn.step(state.z, action, state.lstm)
+        z = self.bound(prediction.latent.sample(self.temperature, num_groups=self.num_groups, generator=generator))
+        expected = None if prediction.reward is None else self.expected_reward(prediction.reward.expectation())
+        return Drawn(*_unless_ended(state, z, lstm), expected, prediction.termination_logit)
+
+    def _draw_fast(self, state: LatentState, action: Tensor, generator: torch.Generator | Streams) -> Drawn:
+        """`_draw` in half precision. On a CPU only the dreams that live are computed; a GPU would have to be waited for."""
+        assert self._fast is not None
+        uniform = shared_draws(state.z[:, : self._fast.num_choices], self.num_groups, partial(fill_uniform, source=generator))
+        normal = shared_draws(state.z, self.num_groups, partial(fill_normal, source=generator))
+        on_cpu = state.z.device.type == "cpu"
+        rows = state.alive.nonzero()[:, 0] if on_cpu and not bool(state.alive.all()) else slice(None)
+        tau = self.temperature
+        z, lstm, expected, logit = self._fast(
+            state.z[rows],
+            action[rows],
+            State(*(part[:, rows] for part in state.lstm)),
+            temperature=tau[rows] if isinstance(tau, Tensor) and tau.ndim else tau,
+            uniform=uniform[rows],
+            normal=normal[rows],
+        )
+        expected = None if expected is None else self.expected_reward(expected.unsqueeze(-1))
+        z = self.bound(z)
+        if isinstance(rows, slice):
+            return Drawn(z, lstm, expected, logit) if on_cpu else Drawn(*_unless_ended(state, z, lstm), expected, logit)
+        kept = State(*(old.index_copy(1, rows, new) for old, new in zip(state.lstm, lstm, strict=True)))
+        others = (
+            None if part is None else part.new_zeros(len(state.z)).index_copy(0, rows, part) for part in (expected, logit)
+        )
+        return Drawn(state.z.index_copy(0, rows, z), kept, *others)
+
+    @property
+    def _numbers_per_step(self) -> int:
+        """Random numbers that a step takes per dream: for the choice of components, for the noise (in pairs), for the end."""
+        config = self.world.mdnrnn.config
+        d, k = config.latent_size, config.num_components
+        return (k * d if config.factorization is Factorization.PER_DIMENSION else k) + d + d % 2 + 1
+
+    def bound(self, z: Tensor) -> Tensor:
+        """Keep latents (B, D) within what a dream may reach; see `DataStatistics`."""
+        return z.clamp(self.world.mdnrnn.latent_low, self.world.mdnrnn.latent_high)
+
+    def expected_reward(self, reward: Tensor) -> Tensor:
+        """What M expects as reward (B, 1), within the bounds of dreams (B,)."""
+        return reward.clamp(self.world.mdnrnn.reward_low, self.world.mdnrnn.reward_high)[:, 0]
+
+    def _alive(self, z: Tensor, lstm: State) -> LatentState:
+        return LatentState(z, lstm, torch.ones(self.batch_size, dtype=torch.bool, device=z.device))
+
+    def _ends(self, logit: Tensor, generator: torch.Generator | Streams) -> Tensor:
+        if self.termination == "threshold":
+            return logit > 0
+        return shared_draws(logit, self.num_groups, lambda noise: fill_uniform(noise, generator)) < logit.sigmoid()
+
+
+def _unless_ended(state: LatentState, z: Tensor, lstm: State) -> tuple[Tensor, State]:
+    """The new z and state of the dreams that live, the old ones of those that have ended."""
+    alive = state.alive.unsqueeze(-1)
+    kept = State(*(torch.where(alive, new, old) for new, old in zip(lstm, state.lstm, strict=True)))
+    return torch.where(alive, z, state.z), kept

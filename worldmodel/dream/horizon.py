@@ -1,0 +1,47 @@
+"""Longest episode of an environment or of a world model's data, in steps."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import gymnasium as gym
+from gymnasium.wrappers import TimeLimit
+
+from worldmodel.data import EnvMaker, make_env
+from worldmodel.models import WorldModel
+
+DEFAULT_HORIZON = 1000  # steps of a dream where nothing says how long an episode may last
+
+
+def usual_horizon(world: WorldModel) -> int:
+    """Longest episode of the environment that a world model's data came from, as far as its provenance says; else 1000.
+
+    Only looked up among the ids that are registered already: a model directory must not make anything be imported.
+    """
+    recipe: dict[str, Any] = next(iter(world.provenance.get("recipes", [])), {})
+    spec = gym.registry.get(recipe.get("env", "").rpartition(":")[2])  # ids may be "module:Id-v0"
+    asked = (recipe.get("env_kwargs") or {}).get("max_episode_steps")  # goes before what is registered; -1 is no limit
+    limits = (recipe.get("max_steps"), (spec and spec.max_episode_steps) if asked is None else asked)
+    return min((limit for limit in limits if isinstance(limit, int) and limit > 0), default=DEFAULT_HORIZON)
+
+
+def time_limit(
+    env: str | EnvMaker,
+    max_steps: int | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+    wrappers: Sequence[Callable[[gym.Env], gym.Env]] = (),
+) -> int:
+    """Longest episode: ``max_steps`` or the limit that the environment is made with, whichever is less; 1000 without one.
+
+    Raises:
+        ValueError: if there is no such environment.
+    """
+    with contextlib.closing(make_env(env, env_kwargs, wrappers)) as built:
+        limits = [max_steps, None if built.spec is None else built.spec.max_episode_steps]
+        while isinstance(built, gym.Wrapper):  # a constructor's environment may have a limit without a spec that says so
+            if isinstance(built, TimeLimit):
+                limits.append(built._max_episode_steps)
+            built = built.env
+    return min((limit for limit in limits if limit is not None), default=DEFAULT_HORIZON)

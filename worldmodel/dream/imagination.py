@@ -1,0 +1,163 @@
+r"""Gradients through the dream: rollouts that a policy can be trained through, and the returns to train it on.
+
+`imagine` dreams the same dynamics as `Dreams.rollout` (in float32, and without draws of ends, the same numbers for the same
+generator and actions), but keeps the graph: from the rewards back through M and the draws of z (`GaussianMixture.rsample`) to
+the policy. Nothing ends in it. Instead each step carries the probability that the episode goes on, with a gradient too; a
+drawn end would have none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from worldmodel.dream.dreams import Dreams
+from worldmodel.dream.latent_world import LatentState
+from worldmodel.models import FeatureKind
+
+FeaturePolicy = Callable[[Tensor], Tensor]  # features (B, F) -> action features (B, A); may have an attribute `features`
+
+
+@dataclass(frozen=True)
+class Imagination:
+    """B imagined trajectories of T steps, with the graph that leads back to the policy.
+
+    Args:
+        features: (B, T + 1, F) what the policy saw at each step, and would see next.
+        z: (B, T + 1, D).
+        action: (B, T, A) action features.
+        reward: (B, T) expected rewards.
+        continuation: (B, T) probability that the episode goes on after the step; ones without a termination head.
+    """
+
+    features: Tensor
+    z: Tensor
+    action: Tensor
+    reward: Tensor
+    continuation: Tensor
+
+    @property
+    def survival(self) -> Tensor:
+        """Probability that the episode has not ended before each step: (B, T), 1 at the first. How much a step counts."""
+        survival = self.continuation.cumprod(dim=1)
+        return torch.cat([torch.ones_like(survival[:, :1]), survival[:, :-1]], dim=1)
+
+
+def imagine(
+    dreams: Dreams, policy: FeaturePolicy, horizon: int, *, generator: torch.Generator, start: LatentState | None = None
+) -> Imagination:
+    """Dream ``horizon`` steps with a gradient from everything in the result to the policy and to ``start``.
+
+    The weights of the world get none. The dreams' rule of termination is not used.
+
+    Args:
+        dreams: the world, the temperature, the number of dreams B.
+        policy: features (B, F) -> *action features* (B, A), the form in which M takes actions: for a Box with finite bounds
+            numbers in [-1, 1] (``world.action_features.squash`` makes them), for a choice a one-hot vector, through which
+            a gradient flows if the policy sees to that (straight-through, say). Its attribute ``features`` says which kind it
+            wants ("zh" if it has none).
+        horizon: number of steps T.
+        generator: source of randomness.
+        start: where to start, anywhere; the bank if None.
+
+    Raises:
+        ValueError: if ``horizon`` is below 1, the world has no reward head, ``start`` is of another number of dreams or holds
+            one that has ended, or the policy's result has another shape.
+        TypeError: if that is no tensor.
+    """
+    kind: FeatureKind = getattr(policy, "features", "zh")
+    state = dreams.start(generator=generator) if start is None else start
+    _check(dreams, state, horizon)
+    expected = (dreams.batch_size, dreams.world.mdnrnn.config.action_size)
+    states, columns = [state], []
+    for _ in range(horizon):
+        action = policy(state.features(kind))
+        if not isinstance(action, Tensor):
+            raise TypeError(f"policy: expected a tensor of action features, got {type(action).__name__}")
+        if action.shape != expected:
+            raise ValueError(f"policy: expected action features of shape {expected}, got {tuple(action.shape)}")
+        state, reward, continuation = _step(dreams, state, action, generator)
+        states.append(state)
+        columns.append((action, reward, continuation))
+    features = torch.stack([state.features(kind) for state in states], dim=1)
+    z = torch.stack([state.z for state in states], dim=1)
+    return Imagination(features, z, *(torch.stack(column, dim=1) for column in zip(*columns, strict=True)))
+
+
+def lambda_returns(reward: Tensor, continuation: Tensor, value: Tensor, *, discount: float, lambda_: float) -> Tensor:
+    r"""Mix the returns of all lengths up to the horizon (Sutton & Barto 2018, section 12.1; Hafner et al. 2020, equation 6).
+
+    .. math:: R_t = r_t + \gamma c_t \, ((1 - \lambda) \, v_{t+1} + \lambda R_{t+1}), \quad R_T = v_T
+
+    Args:
+        reward: (..., T).
+        continuation: (..., T) probability that the episode goes on after the step, or whether it does as 0 and 1.
+        value: (..., T + 1) values of the states; that of the first is not looked at.
+        discount: gamma in [0, 1].
+        lambda_: in [0, 1]; 0 looks one step ahead, 1 to the horizon.
+
+    Returns:
+        (..., T), with the gradient of all three.
+
+    Raises:
+        ValueError: if the shapes do not fit or a number is out of range.
+    """
+    if (
+        reward.ndim == 0
+        or reward.shape[-1] == 0
+        or continuation.shape != reward.shape
+        or value.shape != (*reward.shape[:-1], reward.shape[-1] + 1)
+    ):
+        got = ", ".join(str(tuple(part.shape)) for part in (reward, continuation, value))
+        raise ValueError(
+            f"reward, continuation, value: expected shapes (..., T), (..., T), (..., T + 1) with T >= 1, got {got}"
+        )
+    for name, number in {"discount": discount, "lambda_": lambda_}.items():
+        if not 0 <= number <= 1:
+            raise ValueError(f"{name}: expected a number in [0, 1], got {number}")
+    ahead, returns = value[..., -1], []
+    for t in reversed(range(reward.shape[-1])):
+        ahead = reward[..., t] + discount * continuation[..., t] * ((1 - lambda_) * value[..., t + 1] + lambda_ * ahead)
+        returns.append(ahead)
+    return torch.stack(returns[::-1], dim=-1)
+
+
+def _step(dreams: Dreams, state: LatentState, action: Tensor, generator: torch.Generator) -> tuple[LatentState, Tensor, Tensor]:
+    """`Dreams.step` with a gradient: the next state, the expected reward (B,) and the probability of going on (B,)."""
+    with _fixed(dreams.world.mdnrnn):
+        prediction, lstm = dreams.world.mdnrnn.step(state.z, action, state.lstm)
+    assert prediction.reward is not None
+    z = dreams.bound(prediction.latent.rsample(dreams.temperature, num_groups=dreams.num_groups, generator=generator))
+    reward, logit = dreams.expected_reward(prediction.reward.expectation()), prediction.termination_logit
+    continuation = torch.ones_like(reward) if logit is None else torch.sigmoid(-logit)
+    return LatentState(z, lstm, state.alive), reward, continuation
+
+
+@contextlib.contextmanager
+def _fixed(module: nn.Module) -> Iterator[None]:
+    """Leave a module's weights out of the graph that is recorded inside."""
+    learned = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    try:
+        for parameter in learned:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in learned:
+            parameter.requires_grad_(True)
+
+
+def _check(dreams: Dreams, state: LatentState, horizon: int) -> None:
+    if horizon < 1:
+        raise ValueError(f"horizon: expected an integer >= 1, got {horizon}")
+    if dreams.world.mdnrnn.reward_head is None:
+        raise ValueError(
+            "dreams: expected a world model that predicts rewards, got one without a reward head; fit it with reward_head=True"
+        )
+    if state.z.shape[0] != dreams.batch_size:
+        raise ValueError(f"start: expected the states of {dreams.batch_size} dreams, got {state.z.shape[0]}")
+    if not bool(state.alive.all()):
+        raise ValueError(f"start: expected dreams that live, got one that has ended at index {int(state.alive.int().argmin())}")

@@ -1,0 +1,79 @@
+"""The scores of a policy over many episodes, in dreams and in reality alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from worldmodel.dream.latent_world import BatchedWorld, Policy
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Undiscounted returns of many episodes, dreamed or real.
+
+    Args:
+        returns: (N,) return of each episode.
+        lengths: (N,) steps of each episode.
+    """
+
+    returns: np.ndarray
+    lengths: np.ndarray
+
+    @property
+    def mean(self) -> float:
+        """Mean return."""
+        return float(self.returns.mean())
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of the returns, over episodes."""
+        return float(self.returns.std())
+
+    @property
+    def standard_error(self) -> float:
+        """Standard error of the mean return; 0 for a single episode, which tells nothing of the spread."""
+        return self.std / math.sqrt(max(1, len(self.returns) - 1))  # `std` divides by N, so this is the unbiased one by sqrt(N)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as JSON-able data."""
+        return {
+            "mean": self.mean,
+            "std": self.std,
+            "standard_error": self.standard_error,
+            "returns": self.returns.tolist(),
+            "lengths": self.lengths.tolist(),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Scores:
+        """Read what `to_json` gave."""
+        return cls(np.asarray(data["returns"], dtype=np.float64), np.asarray(data["lengths"], dtype=np.int64))
+
+    def __str__(self) -> str:
+        return f"{self.mean:.1f} +- {self.std:.1f} ({len(self.returns)} episodes, standard error {self.standard_error:.1f})"
+
+
+def score(
+    worlds: BatchedWorld,
+    policy: Policy,
+    *,
+    horizon: int,
+    seed: int,
+    on_step: Callable[[int, int], None] | None = None,
+) -> Scores:
+    """Score a policy on features, in dreams or in reality alike.
+
+    Args:
+        worlds: the dreams or the real environments.
+        policy: features (B, F) -> actions.
+        horizon: steps at most.
+        seed: seed of what is drawn.
+        on_step: called with the steps done and the number of episodes that still run.
+    """
+    returns, lengths = worlds.score(policy, horizon, generator=worlds.generator(seed), on_step=on_step)
+    return Scores(returns.cpu().double().numpy(), lengths.cpu().numpy())

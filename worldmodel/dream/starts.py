@@ -1,0 +1,239 @@
+"""Where dreams begin: the first frames of real episodes, or later ones, where all that went before has primed M's state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from worldmodel.data import EpisodeCollection, EpisodeStore
+from worldmodel.models import (
+    EncodedSteps,
+    FeatureKind,
+    State,
+    WorldModel,
+    draw_latent,
+    encode_episodes,
+    encoded_form,
+    latent_features,
+)
+from worldmodel.rng import Streams, box_muller
+
+MAX_PREFIXES = 2_000  # primed from so many episodes at most
+ABREAST = 64  # episodes of like lengths that prime M side by side
+FEWEST = 0.02  # part of the episodes; times that fewer of them reach have less than an even share of the starts
+
+
+@dataclass(frozen=True)
+class StartBank:
+    """N states from which dreams may start.
+
+    Args:
+        mean: (N, D) mean of V's posterior of the frame at which the dream begins.
+        log_variance: (N, D) its log-variance.
+        lstm: M's state, (num_layers, N, H) each, having consumed everything before that frame.
+    """
+
+    mean: Tensor
+    log_variance: Tensor
+    lstm: State
+
+    @classmethod
+    def of(cls, world: WorldModel) -> StartBank:
+        """The first frames that the world model keeps; M's state is zero, as every episode begins."""
+        return cls(world.start_mean, world.start_log_variance, world.mdnrnn.initial_state(len(world.start_mean)))
+
+    @classmethod
+    @torch.no_grad()
+    def after_prefixes(cls, world: WorldModel, data: str | Path, length: int) -> StartBank:
+        """Prime M with the first ``length`` steps of real episodes; the dream begins at the frame that follows.
+
+        The draws of z that prime M are always the same.
+
+        Args:
+            world: V and M.
+            data: path of a store of the world model's environment.
+            length: steps of the prefix, at least 1.
+
+        Raises:
+            ValueError: if ``length`` is below 1, no episode is that long, or the data are of another environment.
+        """
+        episodes = EpisodeCollection([EpisodeStore.open(data)])
+        world.check_spaces(episodes.observation_space, episodes.action_space, source=str(data))
+        long_enough = [index for index, steps in enumerate(episodes.lengths) if steps > length]
+        if length < 1 or not long_enough:
+            raise ValueError(
+                f"prefix_length: expected at least 1 and episodes of {data} that go on after it, got {length} "
+                f"and a longest episode of {episodes.lengths.max()} steps"
+            )
+        count = min(len(long_enough), MAX_PREFIXES)
+        chosen = [long_enough[number * len(long_enough) // count] for number in range(count)]
+        steps = encode_episodes([episodes.read(i, 0, length) for i in chosen], world.vision, world.action_features)
+        mean, log_variance = (part.reshape(count, length + 1, -1) for part in (steps.mean, steps.log_variance))
+        z = draw_latent(mean, log_variance, generator=torch.Generator(world.device).manual_seed(0))
+        action = steps.action.reshape(count, length, -1)
+        lstm = world.mdnrnn.initial_state(count)
+        for t in range(length):
+            lstm = world.mdnrnn.advance(z[:, t], action[:, t], lstm)
+        return cls(mean[:, -1], log_variance[:, -1], lstm)
+
+    @classmethod
+    def along(
+        cls,
+        world: WorldModel,
+        data: str | Path,
+        *,
+        num_states: int = 10_000,
+        first_frames: float = 0.1,
+        before_ends: float = 0.3,
+        nearest: int = 8,
+        farthest: int = 50,
+        even: Literal["steps", "times"] = "steps",
+        seed: int = 0,
+    ) -> StartBank:
+        """Take states from anywhere in real episodes, where all that went before has primed M.
+
+        Dreams from there begin amid what episodes come to, however rarely M dreams of it by itself; and those that begin
+        shortly before a termination show what there is to learn.
+
+        Args:
+            world: V and M.
+            data: path of a store of the world model's environment, of observations or encoded by its V.
+            num_states: N, or fewer where episodes were cut off and did not terminate.
+            first_frames: part of the states that are first frames, as `of` has them.
+            before_ends: part that lie shortly before a termination; the rest is spread over all steps.
+            nearest: steps before a termination at least, as in the last ones nothing can be done; in shorter episodes, all.
+            farthest: steps before a termination at most.
+            even: "steps" are as they are in the data; of "times" since an episode's start, each has as many states as any
+                other, as an agent may come to live longer than the episodes do, and late times may be others than early ones.
+            seed: of all draws.
+
+        Raises:
+            ValueError: if a number is out of range, or the data are of another environment or encoded by another V.
+        """
+        if num_states < 1 or min(first_frames, before_ends) < 0 or first_frames + before_ends > 1:
+            given = f"{num_states}, {first_frames} and {before_ends}"
+            raise ValueError(f"num_states, first_frames, before_ends: expected >= 1 and two parts of one, got {given}")
+        if not 1 <= nearest <= farthest:
+            raise ValueError(f"nearest, farthest: expected 1 <= nearest <= farthest, got {nearest} and {farthest}")
+        if even not in ("steps", "times"):
+            raise ValueError(f"even: expected 'steps' or 'times', got {even!r}")
+        episodes = EpisodeCollection.open(data)
+        encoded = encoded_form(episodes.stores, world.vision)
+        observed = episodes.observation_space if encoded is None else world.observation_space
+        world.check_spaces(observed, episodes.action_space, source=str(data))
+        vision = world.vision if encoded is None else encoded.to(world.device)
+        rng, generator = np.random.default_rng(seed), torch.Generator(world.device).manual_seed(seed)
+        chosen = _choose_episodes(episodes.lengths, even, rng)
+        sizes = [int(part * num_states) for part in (first_frames, before_ends)]
+        lengths, reach = episodes.lengths[chosen], (nearest, farthest)
+        which, at, dying = _choose(lengths, _shares(lengths, even), num_states - sum(sizes), sizes[1], reach, rng)
+        parts = [_first_frames(world, sizes[0], rng)]
+        for first in range(0, len(chosen), ABREAST):
+            group = (episodes.read(int(number)) for number in chosen[first : first + ABREAST])
+            steps = [encode_episodes([episode], vision, world.action_features) for episode in group]
+            ended = np.array([bool(episode.terminated[-1]) for episode in steps])
+            here = np.flatnonzero((which >= first) & (which < first + len(steps)))
+            here = here[ended[which[here] - first] | ~dying[here]]
+            parts.append(_prime(world, steps, which[here] - first, at[here], generator))
+        return cls(
+            torch.cat([part.mean for part in parts]),
+            torch.cat([part.log_variance for part in parts]),
+            State(*(torch.cat(states, dim=1) for states in zip(*(part.lstm for part in parts), strict=True))),
+        )
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self.mean)
+
+    def features(self, kind: FeatureKind, noise: Tensor) -> Tensor:
+        """What an agent sees in each state, with standard normal ``noise`` (N, D) for V's draw: (N, F)."""
+        z, lstm = self.take(torch.arange(len(self), device=noise.device), noise)
+        return latent_features(z, lstm, kind)
+
+    def take(self, index: Tensor, noise: Tensor) -> tuple[Tensor, State]:
+        """The states ``index`` (B,), with standard normal ``noise`` (B, D) for V's draw: z (B, D) and M's state."""
+        z = self.mean[index] + (0.5 * self.log_variance[index]).exp() * noise
+        return z, State(self.lstm.h[:, index], self.lstm.c[:, index])
+
+    def draw(self, streams: Streams, batch_size: int) -> tuple[Tensor, State]:
+        """Draw a start for each of B rows: z (B, D) and M's state."""
+        size = self.mean.shape[1]
+        uniform = streams.uniform_(self.mean.new_empty(batch_size, 1 + size + size % 2))  # one draw: each has a fixed cost
+        index = (uniform[:, 0] * len(self)).long()  # (B,); uniform < 1, so never N
+        return self.take(index, box_muller(uniform[:, 1:])[:, :size])
+
+
+def _shares(lengths: np.ndarray, even: str) -> np.ndarray:
+    """What a step counts by its time t since the episode's start, (longest,): 1, or one over the episodes that come to it."""
+    if even == "steps":
+        return np.ones(lengths.max())
+    alive = len(lengths) - np.searchsorted(np.sort(lengths), np.arange(lengths.max()), side="right")  # longer than t
+    return 1 / np.maximum(alive, FEWEST * len(lengths))
+
+
+def _choose_episodes(lengths: np.ndarray, even: str, rng: np.random.Generator) -> np.ndarray:
+    """Which episodes prime M, in the order of their lengths: any, or rather those that come to where few do."""
+    count = min(len(lengths), MAX_PREFIXES)
+    likely = None if even == "steps" else np.cumsum(_shares(lengths, even))[lengths - 1]
+    chosen = rng.choice(len(lengths), count, replace=False, p=None if likely is None else likely / likely.sum())
+    return chosen[np.argsort(lengths[chosen], kind="stable")]
+
+
+def _choose(
+    lengths: np.ndarray,
+    shares: np.ndarray,
+    anywhere: int,
+    before_ends: int,
+    reach: tuple[int, int],
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Choose steps among episodes of these lengths: the numbers of episode and step, and whether it is for its end.
+
+    A step at time t is chosen as often as ``shares[t]`` says, and an end at t, too.
+    """
+    upto = np.cumsum(shares)  # (longest,)
+    last = np.cumsum(upto[lengths - 1])  # (episodes,)
+    drawn = rng.random(anywhere) * last[-1]
+    which = np.searchsorted(last, drawn, side="right").clip(max=len(lengths) - 1)
+    within = drawn - last[which] + upto[lengths[which] - 1]
+    at = np.minimum(np.searchsorted(upto, within, side="right"), lengths[which] - 1)
+    ends = shares[lengths - 1]
+    dying = rng.choice(len(lengths), before_ends, p=ends / ends.sum())
+    least, most = (np.minimum(bound, lengths[dying]) for bound in reach)
+    back = rng.integers(least, most, endpoint=True)
+    at = np.concatenate([at, lengths[dying] - back])
+    return np.concatenate([which, dying]), at, np.arange(len(at)) >= anywhere
+
+
+def _first_frames(world: WorldModel, count: int, rng: np.random.Generator) -> StartBank:
+    """So many first frames, drawn from those that the world model keeps."""
+    index = torch.as_tensor(rng.integers(len(world.start_mean), size=count), device=world.device)
+    return StartBank(world.start_mean[index], world.start_log_variance[index], world.mdnrnn.initial_state(count))
+
+
+@torch.no_grad()
+def _prime(
+    world: WorldModel, episodes: list[EncodedSteps], which: np.ndarray, at: np.ndarray, generator: torch.Generator
+) -> StartBank:
+    """The states of episodes ``which`` (N,) before their steps ``at`` (N,), in the order of the steps."""
+    order = np.argsort(at, kind="stable")
+    which, at = which[order], at[order]
+    mean, log_variance, action = (
+        pad_sequence([getattr(episode, name) for episode in episodes], batch_first=True)
+        for name in ("mean", "log_variance", "action")
+    )
+    z = draw_latent(mean, log_variance, generator=generator)
+    lstm, kept = world.mdnrnn.initial_state(len(episodes)), [world.mdnrnn.initial_state(0)]
+    for t in range(int(at.max(initial=-1)) + 1):
+        rows = torch.as_tensor(which[at == t], device=world.device)
+        kept.append(State(lstm.h[:, rows], lstm.c[:, rows]))
+        lstm = world.mdnrnn.advance(z[:, t], action[:, t], lstm)
+    rows, steps = (torch.as_tensor(part, device=world.device) for part in (which, at))
+    states = State(*(torch.cat(parts, dim=1) for parts in zip(*kept, strict=True)))
+    return StartBank(mean[rows, steps], log_variance[rows, steps], states)

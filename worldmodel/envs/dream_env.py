@@ -1,0 +1,333 @@
+"""The dream as a Gymnasium environment: `DreamVectorEnv` steps thousands as one tensor, `DreamEnv` is one of them.
+
+An agent's author swaps the real environment for the dream by changing one line. Every episode is a function of its seed, its
+number and its actions, and of nothing else (see `worldmodel.rng.streams`): the same alone or among thousands, in any mode. Only
+rounding depends on the size of the batch, as that of a matrix product does.
+``gym.make("worldmodel:Dream-v0", world="runs/cartpole")`` and ``gym.make_vec`` make them too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from torch import Tensor
+
+from worldmodel.dream import Dreams, EpisodeSeeds, LatentState, Rows, rows_to_reset, usual_horizon
+from worldmodel.envs.autoreset import autoreset_mode as read_mode
+from worldmodel.envs.options import DreamOptions, check_decoder
+from worldmodel.envs.rendering import ObservationRenderer
+from worldmodel.models import State, WorldModel, feature_space, latent_features, open_world
+from worldmodel.rng import fill_uniform
+from worldmodel.spaces import Value, as_numbers, map_leaves, stack_values, to_numpy
+
+
+class DreamVectorEnv(VectorEnv[Value, Value, Any]):
+    """B dreams as a Gymnasium vector environment.
+
+    Args:
+        world: a world model, or the path of one.
+        num_envs: B.
+        autoreset_mode: NEXT_STEP, SAME_STEP or DISABLED, or the value or name of one ("NextStep", "NEXT_STEP").
+        tensors: observations, rewards, flags and infos stay tensors on the world's device, and actions may be such; nothing is
+            copied to the host but what ``check_actions`` looks at.
+        check_actions: look at every action, so that one outside the space is refused by index and value, and refuse to step a
+            finished dream in DISABLED mode. Each step then waits once for a GPU; False trusts the caller.
+        device: of a world model that is given as a path.
+        render_mode: "rgb_array" or None.
+        **options: fields of `DreamOptions`.
+
+    Raises:
+        ValueError: if an argument is out of range or the world model has no such head or decoder.
+        TypeError: if there is no such option.
+    """
+
+    def __init__(
+        self,
+        world: WorldModel | str | Path,
+        num_envs: int = 1,
+        *,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+        tensors: bool = False,
+        check_actions: bool = True,
+        device: str | torch.device | None = None,
+        render_mode: str | None = None,
+        **options: Any,
+    ):
+        self.world = open_world(world, device)
+        self.options = DreamOptions(**options)
+        self.num_envs, self.tensors, self._check_actions = num_envs, tensors, check_actions
+        self.autoreset_mode = read_mode(autoreset_mode)
+        self.metadata = {"render_modes": ["rgb_array"], "render_fps": 30, "autoreset_mode": self.autoreset_mode}
+        if render_mode not in (None, "rgb_array"):
+            raise ValueError(f"render_mode: expected 'rgb_array' or None, got {render_mode!r}")
+        self.render_mode = render_mode
+        self.options.check_world(self.world)
+        if render_mode is not None:
+            check_decoder(self.world)
+        low, high = self.options.temperature_range
+        self._ranged = low < high
+        temperature = torch.full((max(1, num_envs),), low, device=self.world.device) if self._ranged else low
+        self._dreams = Dreams(self.world, num_envs, temperature=temperature, termination=self.options.termination)
+        self._kind = self.options.observation
+        self._horizon = usual_horizon(self.world) if self.options.horizon is None else self.options.horizon
+        self._reward = self.options.reward_function()
+        self._bank = self.options.start_bank(self.world)
+        self.single_action_space = self.world.action_space
+        self.single_observation_space = (
+            self.world.observation_space if self._kind == "decoded" else feature_space(self.world, self._kind)
+        )
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self._seeds = EpisodeSeeds(num_envs, self.world.device)
+        self._state: LatentState | None = None
+        self._steps = torch.zeros(num_envs, dtype=torch.int64, device=self.world.device)
+        self._over = torch.zeros(num_envs, dtype=torch.bool, device=self.world.device)
+        self._renderer: ObservationRenderer | None = None
+
+    @torch.no_grad()
+    def reset(
+        self, *, seed: int | Sequence[int | None] | None = None, options: Mapping[str, Any] | None = None
+    ) -> tuple[Value, dict[str, Any]]:
+        """Begin new episodes in all dreams, or in those of ``options["reset_mask"]`` (B,) bool.
+
+        Args:
+            seed: an int s gives dream i the seed s + i; a list one seed each, or None. A dream without a seed goes on with
+                the next episode of the one it has, or has one drawn at the very first reset.
+            options: None, or a mapping with ``reset_mask``; it is not written to.
+
+        Returns:
+            Observations of all dreams, and infos.
+
+        Raises:
+            ValueError: if seeds or mask are of another number of dreams, or there is another option.
+        """
+        rows = rows_to_reset(options, self.num_envs, self.world.device)
+        if self._state is None and not bool(rows.all()):
+            raise gym.error.ResetNeeded("reset: expected a reset of all dreams first, got one of some (reset_mask)")
+        self._seeds.reseed(seed, rows, self.np_random)
+        super().reset(seed=seed if isinstance(seed, int) else None)
+        if self._state is None:
+            z = self.world.start_mean.new_zeros(self.num_envs, self.world.vision.latent_size)
+            self._state = LatentState(z, self.world.mdnrnn.initial_state(self.num_envs), torch.ones_like(rows))
+        self._begin(rows)
+        return self._observe(), self._infos()
+
+    @torch.no_grad()
+    def step(self, actions: Value) -> tuple[Value, Any, Any, Any, dict[str, Any]]:
+        """Advance every dream by one step; see the autoreset mode for what follows an episode's end.
+
+        Args:
+            actions: a batch of B values of the action space, as arrays or tensors.
+
+        Returns:
+            Observations, rewards (B,), terminations (B,), truncations (B,) and infos.
+
+        Raises:
+            gymnasium.error.ResetNeeded: before the first reset, or for a finished dream in DISABLED mode.
+            ValueError: if the actions have another shape, or one lies outside of the space.
+            TypeError: if a choice is given as a floating-point number.
+        """
+        before, finished = self._check_step(actions), self._over
+        going = ~finished
+        state = LatentState(before.z, before.lstm, going)
+        action = self.world.action_features.flatten(actions)
+        self._state, reward, terminated = self._dreams.step_features(state, action, generator=self._seeds.streams)
+        if self._reward is not None:
+            reward = self._reward_of(before.z, actions, self._state.z)
+        self._steps = self._steps + going
+        truncated = going & ~terminated & (self._steps >= self._horizon)
+        self._over = terminated | truncated
+        infos: dict[str, Any] = {}
+        if self.autoreset_mode is AutoresetMode.SAME_STEP:
+            infos = self._final_infos(self._over)
+            self._begin(self._over)
+        elif self.autoreset_mode is AutoresetMode.NEXT_STEP:
+            self._begin(finished)
+        else:
+            self._over = self._over | finished
+        infos |= self._infos()
+        if self.tensors:
+            return self._observe(), reward.float(), terminated, truncated, infos
+        flags = (terminated.cpu().numpy(), truncated.cpu().numpy())
+        return self._observe(), reward.double().cpu().numpy(), *flags, infos
+
+    def render(self) -> tuple[np.ndarray, ...] | None:
+        """Draw the decoded dreams, one (height, width, 3) uint8 image each; None without a render mode.
+
+        Raises:
+            gymnasium.error.ResetNeeded: before the first reset.
+        """
+        if self.render_mode is None:
+            gym.logger.warn('render: expected render_mode="rgb_array" when the environment was made, got None')
+            return None
+        if self._state is None:
+            raise gym.error.ResetNeeded("render: expected reset() first")
+        if self._renderer is None:
+            self._renderer = ObservationRenderer(self.world)
+        decoded = to_numpy(self.world.decode(self._state.z))
+        return tuple(self._renderer(map_leaves(lambda leaf, k=k: leaf[k], decoded)) for k in range(self.num_envs))
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Close what draws."""
+        if self._renderer is not None:
+            self._renderer.close()
+
+    def _check_step(self, actions: Value) -> LatentState:
+        """The state from which to step, if it may be."""
+        if self._state is None:
+            raise gym.error.ResetNeeded("step: expected reset() first")
+        if self._check_actions:
+            self.world.action_features.check(actions, self.num_envs, name="actions")
+            if self.autoreset_mode is AutoresetMode.DISABLED and bool(self._over.any()):
+                raise gym.error.ResetNeeded(
+                    f"step: expected no finished dream, got {self._over.nonzero().flatten().tolist()}; reset them with "
+                    'options={"reset_mask": terminations | truncations}'
+                )
+        return self._state
+
+    def _reward_of(self, z: Tensor, actions: Value, next_z: Tensor) -> Tensor:
+        """Rewards by the function: (B,) float32, 0 for dreams that had finished before."""
+        assert self._reward is not None
+        given = map_leaves(lambda leaf: torch.as_tensor(leaf, device=z.device), actions)
+        rewards = self._reward(self.world.decode(z), given, self.world.decode(next_z))
+        reward = as_numbers(rewards, "reward").to(z.device, torch.float32)
+        if reward.shape != self._over.shape:
+            expected, got = tuple(self._over.shape), tuple(reward.shape)
+            raise ValueError(f"reward: expected a function that returns shape {expected}, got {got}")
+        return torch.where(self._over, 0.0, reward)
+
+    def _begin(self, mask: Tensor) -> None:
+        """Begin the next episode in the rows of ``mask`` (B,) bool."""
+        rows = Rows(mask)
+        if rows.count == 0:
+            return
+        assert self._state is not None
+        streams, old = self._seeds.begin(rows), self._state
+        z, lstm = self._bank.draw(streams, rows.count)
+        z = rows.put(old.z, self._dreams.bound(z))
+        self._state = LatentState(z, State(*(rows.put(*parts, dim=1) for parts in zip(old.lstm, lstm, strict=True))), old.alive)
+        if self._ranged:
+            low, high = self.options.temperature_range
+            old_temperature = torch.as_tensor(self._dreams.temperature)
+            drawn = low + (high - low) * fill_uniform(old_temperature.new_empty(rows.count), streams)
+            self._dreams.temperature = rows.put(old_temperature, drawn)
+        self._steps = torch.where(mask, 0, self._steps)
+        self._over = self._over & ~mask
+        self._seeds.adopt(rows, streams)
+
+    def _observe(self) -> Value:
+        """What the agent sees; fresh memory, so that it may keep or change it."""
+        assert self._state is not None
+        if self._kind == "decoded":
+            observations = self.world.decode(self._state.z)
+        else:
+            observations = latent_features(self._state.z, self._state.lstm, self._kind).float()  # as the space says
+        return observations if self.tensors else to_numpy(observations)
+
+    def _infos(self) -> dict[str, Any]:
+        """The temperature of each dream, where it is drawn."""
+        if not self._ranged:
+            return {}
+        temperature = torch.as_tensor(self._dreams.temperature).clone()
+        there = torch.ones_like(self._over)
+        infos = {"temperature": temperature, "_temperature": there}
+        return infos if self.tensors else {name: value.cpu().numpy() for name, value in infos.items()}
+
+    def _final_infos(self, ended: Tensor) -> dict[str, Any]:
+        """``final_obs`` and ``final_info`` of dreams that ended: a batch of tensors, else an object each as in Gymnasium."""
+        if self.tensors:
+            infos = {"final_obs": self._observe(), "final_info": self._infos()}
+            return infos | {f"_{name}": ended.clone() for name in infos}
+        there = ended.cpu().numpy()
+        if not there.any():
+            return {}
+        observations, final = self._observe(), np.full(self.num_envs, None, dtype=object)
+        for k in np.flatnonzero(there):
+            final[k] = map_leaves(lambda leaf, k=k: leaf[k].copy(), observations)
+        final_info = {name: (value & there if name.startswith("_") else value) for name, value in self._infos().items()}
+        return {"final_obs": final, "_final_obs": there, "final_info": final_info, "_final_info": there.copy()}
+
+
+class DreamEnv(gym.Env[Value, Value]):
+    """One dream as a Gymnasium environment, in NumPy: row 0 of a `DreamVectorEnv`, with the same seeds and episodes.
+
+    Args:
+        world: a world model, or the path of one.
+        device: of a world model that is given as a path.
+        render_mode: "rgb_array" or None.
+        **options: fields of `DreamOptions`.
+
+    Raises:
+        ValueError: if an argument is out of range or the world model has no such head or decoder.
+        TypeError: if there is no such option.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 30}  # noqa: RUF012 (as Gymnasium declares it)
+
+    def __init__(
+        self,
+        world: WorldModel | str | Path,
+        *,
+        device: str | torch.device | None = None,
+        render_mode: str | None = None,
+        **options: Any,
+    ):
+        mode = AutoresetMode.DISABLED
+        self._one = DreamVectorEnv(world, 1, autoreset_mode=mode, device=device, render_mode=render_mode, **options)
+        self.world, self.options, self.render_mode = self._one.world, self._one.options, render_mode
+        self.observation_space, self.action_space = self._one.single_observation_space, self._one.single_action_space
+        self._seeded = False
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Value, dict[str, Any]]:
+        """Begin an episode: with a seed its first, without one the next of the seed it has (drawn if it has none).
+
+        Raises:
+            ValueError: if there are options; it takes none.
+        """
+        super().reset(seed=seed)
+        if options:
+            raise ValueError(f"options: expected none, got {sorted(options)}")
+        if seed is None and not self._seeded:
+            seed = int(self.np_random.integers(2**31))
+        self._seeded = True
+        observations, infos = self._one.reset(seed=[seed])
+        return _first(observations), _single_info(infos)
+
+    def step(self, action: Value) -> tuple[Value, float, bool, bool, dict[str, Any]]:
+        """Advance the dream by one step.
+
+        Raises:
+            gymnasium.error.ResetNeeded: before the first reset or after the end of an episode.
+            ValueError: if the action lies outside of the space.
+            TypeError: if a choice is given as a floating-point number.
+        """
+        if bool(self._one._over.any()):
+            raise gym.error.ResetNeeded("step: expected no finished dream, got one; begin the next episode with reset()")
+        observations, rewards, terminations, truncations, infos = self._one.step(stack_values([action]))
+        return _first(observations), float(rewards[0]), bool(terminations[0]), bool(truncations[0]), _single_info(infos)
+
+    def render(self) -> np.ndarray | None:
+        """Draw the decoded dream: (height, width, 3) uint8; None without a render mode."""
+        frames = self._one.render()
+        return None if frames is None else frames[0]
+
+    def close(self) -> None:
+        """Close what draws."""
+        self._one.close()
+
+
+def _first(batch: Value) -> Value:
+    """Row 0 of a batch; a number for a Discrete space."""
+    return map_leaves(lambda leaf: leaf[0], batch)
+
+
+def _single_info(infos: dict[str, Any]) -> dict[str, Any]:
+    """The infos of row 0, without the masks."""
+    return {name: value[0].item() for name, value in infos.items() if not name.startswith("_")}

@@ -1,0 +1,232 @@
+"""A question to a dream whose answer is known: does it rank fixed policies as reality does?
+
+A search in a dream finds what the dream rewards. Whether that is what reality rewards is asked before the search, by policies
+that need no training: each action held for ever, uniformly random actions, random actions that are held for some steps or for
+many, and sweeps from the first choice to the last and back. A dream that does not tell them apart, or ranks them otherwise, is
+not ready, whatever its likelihood.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+
+from worldmodel.agents import centred_ranks
+from worldmodel.data import CyclicPolicy, EnvMaker, Episode, EpisodeFailure, RandomPolicy, RepeatPolicy, make_env, rollouts
+from worldmodel.data import Policy as RealPolicy
+from worldmodel.dream import (
+    CyclicActions,
+    DreamPrecision,
+    Dreams,
+    Policy,
+    RandomActions,
+    RepeatedActions,
+    Scores,
+    TerminationRule,
+    score,
+    time_limit,
+)
+from worldmodel.models import WorldModel
+from worldmodel.rng import EVALUATION_STREAM, PROBE_STREAM, derive_seed
+
+Dreamed = Callable[[WorldModel, torch.Generator], Policy]
+MOST_ACTIONS = 10  # of a Discrete space, each of which is a policy
+HOLDS = {"repeated": 10, "long holds": 100}  # longest hold of random actions: agents do one thing for longer than random play
+READY = 0.5  # the rank correlation from which a dream counts as ranking policies as reality does: a convention
+SWEEPS = (20, 60, 100)  # steps that the first and the last choice are held for in turn: agents of Doom live by moving so
+
+
+@dataclass(frozen=True)
+class FixedPolicy:
+    """A policy that needs no training, for both worlds: ``dreamed`` makes it from a generator."""
+
+    real: RealPolicy
+    dreamed: Dreamed
+
+
+def fixed_policies(action_space: gym.Space, names: Sequence[str] | None = None) -> dict[str, FixedPolicy]:
+    """The policies of a probe by their names.
+
+    Args:
+        action_space: of a Discrete one the actions are held for ever if they are `MOST_ACTIONS` at most, and the first and the
+            last in turn; of a Box its centre and its corners along each axis; others have random policies alone.
+        names: of the actions of a Discrete space; "always 0" and so on if None.
+
+    Raises:
+        ValueError: if there are not as many names as actions.
+    """
+    held: dict[str, Any] = {}
+    sweeps: dict[str, FixedPolicy] = {}
+    if isinstance(action_space, spaces.Discrete):
+        start, count = int(action_space.start), int(action_space.n)
+        if names and len(names) != count:
+            raise ValueError(f"names: expected one for each of {count} actions, got {list(names)}")
+        if count <= MOST_ACTIONS:
+            held = {f"always {names[i] if names else start + i}": start + i for i in range(count)}
+        if count > 1:
+            sweeps = {f"sweeps of {hold}": _cyclic([start, start + count - 1], hold) for hold in SWEEPS}
+    elif isinstance(action_space, spaces.Box) and action_space.is_bounded() and len(action_space.shape) == 1:
+        low, high = action_space.low, action_space.high
+        centre = ((low + high) / 2).astype(action_space.dtype)
+        held["centre"] = centre
+        for axis in range(len(centre)):
+            for name, bounds in (("low", low), ("high", high)):
+                corner = centre.copy()
+                corner[axis] = bounds[axis]
+                held[f"axis {axis} {name}"] = corner
+    found = {name: _cyclic([action]) for name, action in held.items()}
+    found["uniform"] = FixedPolicy(RandomPolicy(action_space), _uniform)
+    for name, max_repeat in HOLDS.items():
+        found[name] = FixedPolicy(RepeatPolicy(action_space, max_repeat=max_repeat), _repeated(max_repeat))
+    return found | sweeps
+
+
+def _cyclic(actions: Sequence[Any], hold: int = 1) -> FixedPolicy:
+    return FixedPolicy(CyclicPolicy(actions, hold), lambda world, generator: CyclicActions(actions, hold))
+
+
+def _uniform(world: WorldModel, generator: torch.Generator) -> Policy:
+    return RandomActions(world, generator=generator)
+
+
+def _repeated(max_repeat: int) -> Dreamed:
+    return lambda world, generator: RepeatedActions(world, generator=generator, max_repeat=max_repeat)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What fixed policies score, to be printed or read.
+
+    Args:
+        real: scores in reality by the policy's name.
+        dreams: by temperature, likewise.
+    """
+
+    real: Mapping[str, Scores]
+    dreams: Mapping[float, Mapping[str, Scores]]
+
+    def rank_correlation(self, temperature: float) -> float:
+        """Spearman's correlation of the policies' mean scores in a dream and in reality; 1 if the ranks are the same."""
+        dreamed = [self.dreams[temperature][name].mean for name in self.real]
+        ranks = [centred_ranks(np.array(means)) for means in ([scores.mean for scores in self.real.values()], dreamed)]
+        if min(rank.std() for rank in ranks) == 0:
+            return 0.0  # a dream that tells no policies apart ranks nothing
+        return float(np.corrcoef(ranks)[0, 1])
+
+    def unready(self) -> list[float]:
+        """Temperatures whose dreams do not rank the policies as reality does: a correlation below `READY`."""
+        return [tau for tau in self.dreams if self.rank_correlation(tau) < READY]
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as JSON-able data."""
+        dreams = [
+            {
+                "temperature": temperature,
+                "rank_correlation": self.rank_correlation(temperature),
+                "policies": {name: scores.to_json() for name, scores in found.items()},
+            }
+            for temperature, found in self.dreams.items()
+        ]
+        return {"real": {name: scores.to_json() for name, scores in self.real.items()}, "dreams": dreams}
+
+    def __str__(self) -> str:
+        width = max(len("rank correlation"), *map(len, self.real))
+        columns = {"reality": self.real, **{f"dream, tau {tau:g}": found for tau, found in self.dreams.items()}}
+        rows = [" " * width + "".join(f"{name:>24}" for name in columns)]
+        for name in self.real:
+            cells = (f"{found[name].mean:.1f} +- {found[name].standard_error:.1f}" for found in columns.values())
+            rows.append(f"{name:<{width}}" + "".join(f"{cell:>24}" for cell in cells))
+        correlations = "".join(f"{self.rank_correlation(tau):>24.2f}" for tau in self.dreams)
+        rows.append(f"{'rank correlation':<{width}}{'':>24}{correlations}")
+        if self.unready():
+            where = ", ".join(f"{tau:g}" for tau in self.unready())
+            rows.append(f"not ready at tau {where}: below {READY}, a dream does not rank policies as reality does")
+        return "\n".join(rows)
+
+
+def probe(
+    world: WorldModel,
+    *,
+    env: str | EnvMaker,
+    temperatures: Sequence[float] = (1.0,),
+    termination: TerminationRule = "sample",
+    precision: DreamPrecision = "float32",
+    num_episodes: int = 100,
+    num_dreams: int = 1024,
+    seed: int = 0,
+    max_steps: int | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+    wrappers: Sequence[Callable[[gym.Env], gym.Env]] = (),
+    names: Sequence[str] | None = None,
+    num_workers: int = 0,
+    on_policy: Callable[[int, int], None] | None = None,
+) -> Probe:
+    """Score fixed policies in dreams at several temperatures and in reality.
+
+    Args:
+        world: the world model.
+        env: id or constructor of the real environment.
+        temperatures: tau of the dreams.
+        termination: how the dreams end; see `Dreams`.
+        precision: of the dreams; see `Dreams`.
+        num_episodes: real episodes of each policy.
+        num_dreams: dreamed episodes of each policy.
+        seed: seed of all; the real episodes are those that `evaluate` plays.
+        max_steps: cap on an episode's steps, real or dreamed; 1000 where the environment has no limit either.
+        env_kwargs: arguments of the environment.
+        wrappers: applied to the environment, in order.
+        names: see `fixed_policies`.
+        num_workers: processes for the real episodes; 0 plays them here.
+        on_policy: called with the number of scores taken, and of all.
+
+    Raises:
+        ValueError: if world and environment do not belong together, the world has no reward head, or a number is out of range.
+        RuntimeError: if the environment raises; names the episode.
+    """
+    if world.mdnrnn.reward_head is None:
+        raise ValueError("world: expected a world model that predicts rewards, got one without a reward head")
+    if num_episodes < 1:
+        raise ValueError(f"num_episodes: expected an integer >= 1, got {num_episodes}")
+    with contextlib.closing(make_env(env, env_kwargs, wrappers)) as built:
+        world.check_spaces(built.observation_space, built.action_space, source="env")
+    policies = fixed_policies(world.action_space, names)
+    horizon = time_limit(env, max_steps, env_kwargs, wrappers)
+    options: dict[str, Any] = {
+        "max_steps": horizon,
+        "env_kwargs": env_kwargs,
+        "wrappers": wrappers,
+        "num_workers": num_workers,
+    }
+    episodes_seed, done, total = derive_seed(seed, EVALUATION_STREAM), 0, len(policies) * (1 + len(temperatures))
+    real: dict[str, Scores] = {}
+    dreams: dict[float, dict[str, Scores]] = {tau: {} for tau in temperatures}
+    for name, policy in policies.items():
+        real[name] = _real_scores(rollouts(env, policy.real, episode_ids=range(num_episodes), seed=episodes_seed, **options))
+        for tau in temperatures:
+            worlds = Dreams(world, num_dreams, temperature=tau, termination=termination, precision=precision)
+            dreamed = policy.dreamed(world, worlds.generator(derive_seed(seed, PROBE_STREAM)))
+            dreams[tau][name] = score(worlds, dreamed, horizon=horizon, seed=seed)
+        done += 1 + len(temperatures)
+        if on_policy is not None:
+            on_policy(done, total)
+    return Probe(real, dreams)
+
+
+def _real_scores(episodes: Iterable[Episode | EpisodeFailure]) -> Scores:
+    """The scores of episodes in the order of their numbers, whichever was done first."""
+    played: dict[int, tuple[float, int]] = {}
+    for episode in episodes:
+        if isinstance(episode, EpisodeFailure):
+            raise RuntimeError(
+                f"env: expected to play episode {episode.episode_id} (seed {episode.seed}), but that failed: {episode.error}"
+            )
+        played[episode.episode_id] = float(episode.rewards.sum()), len(episode)
+    returns, lengths = zip(*(played[number] for number in sorted(played)), strict=True)
+    return Scores(np.array(returns), np.array(lengths))

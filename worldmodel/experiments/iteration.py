@@ -1,0 +1,271 @@
+"""The paper's iterative procedure: collect, train M, search a controller in the dream, look at reality, collect with it, again.
+
+Round 1 collects with a random policy; each later round adds episodes of the latest controller, so that M learns what that
+controller makes of the world. Every round trains M anew on all data. The loop ends when the real score on validation episodes
+reaches the target, or has not improved for so many rounds.
+
+Each stage leaves its result in ``out``, and a stage that is complete is not run again, so an interrupted loop goes on where it
+stood::
+
+    out/iteration.json         the configuration
+    out/round-1/data           a store of episodes
+    out/round-1/world          a world model directory, with its training log
+    out/round-1/search.safetensors   the state of the controller's search, which goes on from there
+    out/round-1/controller     a controller directory
+    out/round-1/scores.json    real, dreamed and random returns, seconds per stage
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from worldmodel.agents import CONTROLLER_FILE, SEARCH_FILE, Controller, LatentPolicy, evolve
+from worldmodel.data import EnvMaker, Runner, collect
+from worldmodel.dream import Dreams, Reality, Scores, score, time_limit
+from worldmodel.evaluation import Evaluation, evaluate
+from worldmodel.experiments.iteration_config import SCORES, IterationConfig, Round, StageProgress, has_stalled
+from worldmodel.models import WORLD_FILE, WorldModel
+from worldmodel.rng import AGENT_STREAM, COLLECT_STREAM, VALIDATE_STREAM, derive_seed
+from worldmodel.runtime import check_device, describe, files, jsonable, runs
+from worldmodel.training import fit
+
+ITERATION_FORMAT, SCORES_FORMAT, ITERATION_VERSION = "worldmodel.iteration", "worldmodel.scores", 1
+ITERATION_FILE, SCORES_FILE = "iteration.json", "scores.json"
+OUTPUTS = (ITERATION_FILE, "round-*", "report.png", "summary.json", ".*.tmp")  # the script's two files too
+
+
+Listener = Callable[[StageProgress], None]
+AgentTrainer = Callable[[WorldModel, Controller | None, int], Controller]  # world, the controller before, seed
+
+
+def iterate(
+    env: str | EnvMaker,
+    *,
+    out: str | Path,
+    target: float | None = None,
+    config: IterationConfig | None = None,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    max_steps: int | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+    train_agent: AgentTrainer | None = None,
+    overwrite: bool = False,
+    on_progress: Listener | None = None,
+) -> list[Round]:
+    """Run the loop until the mean real return reaches ``target``, stops improving, or the rounds are used up.
+
+    Args:
+        env: id or constructor of the environment.
+        out: directory for everything; an interrupted loop with the same arguments goes on.
+        target: mean real return at which to stop; None goes on.
+        config: how much of everything.
+        seed: seed of everything.
+        device: where M and the dreams are.
+        max_steps: truncates longer episodes.
+        env_kwargs: arguments of the environment.
+        train_agent: makes a round's controller in place of `evolve`: called with the world model (on ``device``), the
+            controller of the round before (None in round 1) and a seed. A loop that goes on knows it by its name.
+        overwrite: start anew where ``out`` holds an earlier loop.
+        on_progress: called often, in every stage.
+
+    Returns:
+        The rounds, in order.
+
+    Raises:
+        FileExistsError: if ``out`` holds something else, or a loop with other arguments.
+        TypeError: if ``train_agent`` returns no `Controller`.
+        ValueError: if its controller is not of this world, or, before ``out`` is touched, if there is no such environment.
+    """
+    config = config or IterationConfig()
+    arguments = {"env": describe(env), "env_kwargs": jsonable(env_kwargs or {}), "target": target, "seed": seed}
+    arguments |= {"max_steps": max_steps, "train_agent": describe(train_agent or evolve), "config": asdict(config)}
+    limits = {"max_steps": max_steps, "env_kwargs": dict(env_kwargs or {})}
+    _check(env, config, seed, limits, device)
+    directory = _prepare(Path(out), jsonable(arguments), overwrite)
+    loop = _Loop(
+        env=env,
+        out=directory,
+        config=config,
+        seed=seed,
+        device=torch.device(device),
+        limits=limits,
+        train_agent=train_agent,
+        on_progress=on_progress or (lambda progress: None),
+    )
+    rounds: list[Round] = []
+    while len(rounds) < config.max_rounds and not has_stalled(rounds, config.patience_rounds):
+        rounds.append(loop.round(len(rounds) + 1))
+        if target is not None and rounds[-1].validation.mean >= target:
+            break
+    return rounds
+
+
+def _check(env: str | EnvMaker, config: IterationConfig, seed: int, limits: dict[str, Any], device: str | torch.device) -> None:
+    """Raise what the stages would, before an earlier loop is overwritten."""
+    check_device(device)
+    derived = derive_seed(seed, COLLECT_STREAM, 1)
+    with contextlib.closing(Runner(env, config.first_policy, seed=derived, wrappers=(), **limits)) as runner:
+        runner.spaces()
+
+
+def _prepare(out: Path, arguments: dict[str, Any], overwrite: bool) -> Path:
+    """Make the output directory, or check that the loop in it had the same arguments."""
+    if (out / ITERATION_FILE).is_file() and not overwrite:
+        earlier = files.read_json(out / ITERATION_FILE, format=ITERATION_FORMAT, version=ITERATION_VERSION)
+        for name, value in json.loads(json.dumps(arguments)).items():
+            if earlier.get(name) != value:
+                expected, found = runs.difference(value, earlier.get(name))
+                raise FileExistsError(
+                    f"{out}: expected an earlier loop with {name} {expected}, got {found}; "
+                    "choose another directory, or overwrite (--overwrite) to start anew"
+                )
+        return out
+    files.prepare_directory(out, marker=ITERATION_FILE, format=ITERATION_FORMAT, overwrite=overwrite, replaces=OUTPUTS)
+    files.write_json(out / ITERATION_FILE, arguments, format=ITERATION_FORMAT, version=ITERATION_VERSION)
+    return out
+
+
+@dataclass(frozen=True)
+class _Loop:
+    """One loop's arguments, and its stages; a stage whose result lies there is not run again."""
+
+    env: str | EnvMaker
+    out: Path
+    config: IterationConfig
+    seed: int
+    device: torch.device
+    limits: dict[str, Any]  # max_steps and env_kwargs
+    train_agent: AgentTrainer | None
+    on_progress: Listener
+
+    def round(self, number: int) -> Round:
+        """Run what is not yet complete of a round."""
+        directory = self.out / f"round-{number}"
+        if not (directory / SCORES_FILE).is_file():
+            times = [time.monotonic()]
+            self._collect(number)
+            times.append(time.monotonic())
+            world = self._train(number)
+            times.append(time.monotonic())
+            controller = self._dream(number, world)
+            times.append(time.monotonic())
+            validation, result = self._evaluate(number, world, controller)
+            times.append(time.monotonic())
+            content = {"validation": validation.to_json()}
+            content |= {name: getattr(result, name).to_json() for name in ("real", "dream", "random")}
+            seconds = dict(zip(("collect", "train", "dream", "evaluate"), np.diff(times).tolist(), strict=True))
+            files.write_json(
+                directory / SCORES_FILE, {**content, "seconds": seconds}, format=SCORES_FORMAT, version=ITERATION_VERSION
+            )
+        content = files.read_json(directory / SCORES_FILE, format=SCORES_FORMAT, version=ITERATION_VERSION)
+        scores = {name: Scores.from_json(content[name]) for name in SCORES}
+        return Round(number=number, directory=directory, seconds=content["seconds"], **scores)
+
+    def _collect(self, number: int) -> None:
+        """Episodes of the first policy, then those of the controller before."""
+        before = self.out / f"round-{number - 1}"
+        policy: str | LatentPolicy = self.config.first_policy
+        if number > 1:
+            world = WorldModel.from_pretrained(before / "world")
+            controller = Controller.from_pretrained(before / "controller")
+            name = f"controller of round {number - 1}"
+            policy = LatentPolicy(world, controller, exploration=self.config.exploration, description=name)
+        collect(
+            self.env,
+            out=self.out / f"round-{number}" / "data",
+            num_episodes=self.config.first_episodes if number == 1 else self.config.controller_episodes,
+            policy=policy,
+            seed=derive_seed(self.seed, COLLECT_STREAM, number),
+            **self.limits,
+            on_progress=lambda p: self._report(number, "collect", p.episodes, p.total, steps=p.steps),
+        )
+
+    def _train(self, number: int) -> WorldModel:
+        """M, anew, on the episodes of all rounds so far."""
+        path = self.out / f"round-{number}" / "world"
+        if (path / WORLD_FILE).is_file():
+            return WorldModel.from_pretrained(path, device=self.device)
+        return fit(
+            [self.out / f"round-{earlier}" / "data" for earlier in range(1, number + 1)],
+            out=path,
+            seed=self.seed,
+            device=self.device,
+            data_config=self.config.data_config,
+            training_config=self.config.training_config,
+            resume=True,
+            on_progress=lambda p: self._report(number, "train", p.update, p.num_updates, nll_per_dim=p.metrics["nll_per_dim"]),
+            **self.config.mdnrnn,
+        )
+
+    def _dream(self, number: int, world: WorldModel) -> Controller:
+        """A controller, in dreams only."""
+        path = self.out / f"round-{number}" / "controller"
+        if (path / CONTROLLER_FILE).is_file():
+            return Controller.from_pretrained(path, device=self.device)
+        files.discard_unfinished(path, marker=CONTROLLER_FILE)
+        controller = self._search(number, world) if self.train_agent is None else self._call(self.train_agent, number, world)
+        controller.save_pretrained(path)
+        return controller
+
+    def _search(self, number: int, world: WorldModel) -> Controller:
+        config = self.config
+        return evolve(
+            Dreams(world, config.population * config.rollouts, temperature=config.temperature),
+            generations=config.generations,
+            population=config.population,
+            horizon=time_limit(self.env, **self.limits),
+            sigma=config.sigma,
+            method=config.method,
+            openai_es=config.openai_es,
+            features=config.features,
+            hidden_size=config.controller_hidden_size,
+            patience=config.patience,
+            test_dreams=config.test_dreams,
+            seed=self.seed,
+            log=self.out / f"round-{number}" / SEARCH_FILE,
+            resume=True,
+            on_generation=lambda g: self._report(number, "dream", g.number, g.total, best=g.best, test=g.best_test),
+        )
+
+    def _call(self, train_agent: AgentTrainer, number: int, world: WorldModel) -> Controller:
+        before = None
+        if number > 1:
+            before = Controller.from_pretrained(self.out / f"round-{number - 1}" / "controller", device=self.device)
+        self._report(number, "dream", 0, 1)
+        controller = train_agent(world, before, derive_seed(self.seed, AGENT_STREAM, number))
+        if not isinstance(controller, Controller):
+            raise TypeError(f"train_agent: expected it to return a Controller, got {type(controller).__name__}")
+        controller.check_world(world)
+        self._report(number, "dream", 1, 1)
+        return controller
+
+    def _evaluate(self, number: int, world: WorldModel, controller: Controller) -> tuple[Scores, Evaluation]:
+        """The controller on validation episodes; and on others in reality and in the dream. No data set holds any of them."""
+        limit = time_limit(self.env, **self.limits)
+        seed = derive_seed(self.seed, VALIDATE_STREAM)
+        reality = Reality(world, self.env, self.config.validation_episodes, seed=seed, **self.limits)
+        with contextlib.closing(reality):
+            validation = score(reality, controller, horizon=limit, seed=seed)
+        result = evaluate(
+            controller,
+            world,
+            env=self.env,
+            num_episodes=self.config.test_episodes,
+            seed=self.seed,
+            **self.limits,
+            temperature=self.config.temperature,
+            on_step=lambda done, alive: self._report(number, "evaluate", done, limit, alive=alive),
+        )
+        return validation, result
+
+    def _report(self, number: int, stage: str, done: int, total: int, **facts: float) -> None:
+        self.on_progress(StageProgress(number, stage, done, total, facts))

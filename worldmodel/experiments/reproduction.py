@@ -1,0 +1,383 @@
+"""An experiment of the paper from one call: data, V, M, a probe, a controller for each temperature, tests, a table.
+
+Each stage leaves its result in ``out``, and a stage that is complete is not run again, so an interrupted experiment goes on
+where it stood, training and search within a stage too::
+
+    out/experiment.json          the preset and the seed
+    out/episodes                 a store of random episodes
+    out/vae                      V
+    out/encoded                  the episodes, encoded by it
+    out/world                    V and M
+    out/probe.json               fixed policies in dream and reality, at each temperature
+    out/temperature-1.15         the search, its log, the controller (after PPO, if the preset has it), its scores
+    out/temperature-1.15-seed-1  the same with another seed, at the temperature that was best in reality
+    out/stages.json              seconds and commits of each stage
+    out/results.json, table.md   every episode's score, and the table
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from worldmodel.agents import (
+    CONTROLLER_FILE,
+    SEARCH_FILE,
+    Controller,
+    Generation,
+    LatentPolicy,
+    PPOIteration,
+    RealPopulation,
+    evolve,
+    ppo,
+)
+from worldmodel.data import Episode, EpisodeCollection, collect, rollouts, split_episodes
+from worldmodel.dream import Dreams, Scores, StartBank, score
+from worldmodel.evaluation import probe
+from worldmodel.experiments.presets import Preset
+from worldmodel.experiments.results import TABLE_FILE, Stages, read_scores, table, write_scores
+from worldmodel.models import ConvVAE, WorldModel
+from worldmodel.rng import DREAM_TEST_STREAM, EVALUATION_STREAM, VIDEO_STREAM, derive_seed
+from worldmodel.runtime import describe, files, runs
+from worldmodel.training import MetricsLog, encode_store, fit, train_vae
+
+EXPERIMENT_FORMAT, EXPERIMENT_VERSION = "worldmodel.experiment", 1
+EXPERIMENT_FILE, RESULTS_FILE = "experiment.json", "results.json"
+
+Listener = Callable[[str, int, int | None, Mapping[str, float]], None]  # stage, done, total, numbers beside the bar
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """An experiment in a directory. `run` does all; each stage can be called alone once those before it are done.
+
+    Args:
+        preset: every number of it.
+        out: the directory.
+        seed: of everything.
+        device: where models, dreams and trainings are.
+        num_workers: processes for the real environment in collection, probe and tests; 0 plays it here.
+        episodes: an earlier collection of the same recipe, in the place of ``out/episodes``; what it lacks is added to it.
+        action_names: of a Discrete action space, for the probe's table.
+        commit: of this code, kept beside what each stage took.
+        on_progress: called with the stage, what is done of it, its total, and numbers.
+    """
+
+    preset: Preset
+    out: Path
+    seed: int = 0
+    device: torch.device | str = "cpu"
+    num_workers: int = 0
+    episodes: Path | None = None
+    action_names: tuple[str, ...] | None = None
+    commit: str = "unknown"
+    on_progress: Listener = lambda stage, done, total, facts: None
+
+    def run(self, *, about: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Do what is not done yet.
+
+        Args:
+            about: written into the results, such as the command.
+
+        Returns:
+            The content of ``results.json``.
+
+        Raises:
+            ValueError: if ``out`` holds an experiment with other numbers.
+            FileExistsError: if it holds something else.
+            KeyboardInterrupt: on Ctrl-C; the same call goes on.
+        """
+        numbers = asdict(self.preset) | {"env": describe(self.preset.env), "seed": self.seed}
+        resume = (self.out / EXPERIMENT_FILE).is_file()
+        about_run: dict[str, Any] = {"marker": EXPERIMENT_FILE, "format": EXPERIMENT_FORMAT, "version": EXPERIMENT_VERSION}
+        runs.prepare_run(self.out, numbers, **about_run, replaces=(), resume=resume, overwrite=False)
+        for stage in (self.collect, self.train_vae, self.encode, self.train_mdnrnn, self.probe):
+            stage()
+        for temperature in self.preset.temperatures:
+            self.search(temperature)
+            self.test(temperature)
+        for repeat in range(1, self.preset.searches):
+            self.search(self.best_temperature(), repeat)
+            self.test(self.best_temperature(), repeat)
+        return self.write_results(about or {})
+
+    @property
+    def data(self) -> Path:
+        """Where the random episodes are."""
+        return self.episodes or self.out / "episodes"
+
+    def collect(self) -> None:
+        """Random episodes.
+
+        Raises:
+            ValueError: if an earlier collection has more than the experiment asks for.
+        """
+        preset = self.preset
+        with self.stages.timed("collect"):
+            store = collect(
+                preset.env,
+                out=self.data,
+                num_episodes=preset.num_episodes,
+                policy=preset.policy,
+                seed=self.seed,
+                num_workers=self.num_workers,
+                max_steps=preset.max_steps,
+                on_progress=lambda p: self.on_progress("collect", p.episodes, p.total, {"steps": p.steps}),
+            )
+        if len(store) > preset.num_episodes:
+            raise ValueError(f"episodes: expected {preset.num_episodes} at most, got {len(store)} in {self.data}")
+
+    def train_vae(self) -> ConvVAE:
+        """V."""
+        with self.stages.timed("train V"):
+            return train_vae(
+                self.data,
+                out=self.out / "vae",
+                config=self.preset.vae,
+                frame_config=self.preset.frames,
+                training_config=self.preset.vae_training,
+                seed=self.seed,
+                device=self.device,
+                resume=True,
+                on_progress=lambda p: self.on_progress("train V", p.update, p.num_updates, p.metrics),
+            )
+
+    def encode(self) -> None:
+        """Mean and log-variance of each frame."""
+        vision = ConvVAE.from_pretrained(self.out / "vae", device=self.device)
+        with self.stages.timed("encode"):
+            encode_store(
+                self.data,
+                vision=vision,
+                out=self.out / "encoded",
+                precision=self.preset.vae_training.precision,
+                on_progress=lambda done, total: self.on_progress("encode", done, total, {}),
+            )
+
+    def train_mdnrnn(self) -> WorldModel:
+        """M, on what is encoded."""
+        with self.stages.timed("train M"):
+            return fit(
+                self.out / "encoded",
+                vision=ConvVAE.from_pretrained(self.out / "vae"),
+                out=self.out / "world",
+                data_config=self.preset.data,
+                training_config=self.preset.mdnrnn_training,
+                seed=self.seed,
+                device=self.device,
+                calibrate=self.preset.calibrate,
+                resident=True,  # 1.7 GB at the paper's size; read from the disk, windows cost a tenth of an update
+                resume=True,
+                on_progress=lambda p: self.on_progress("train M", p.update, p.num_updates, p.metrics),
+                **self.preset.mdnrnn,
+            )
+
+    def probe(self) -> None:
+        """Does the dream rank fixed policies as reality does?"""
+        path = self.out / "probe.json"
+        if path.is_file():
+            return
+        with self.stages.timed("probe"):
+            found = probe(
+                self.world(),
+                env=self.preset.env,
+                temperatures=self.preset.temperatures,
+                termination=self.preset.termination,
+                precision=self.preset.dream_precision,
+                num_episodes=self.preset.test_episodes,
+                num_dreams=self.preset.probe_dreams,
+                seed=self.seed,
+                max_steps=self.preset.max_steps,
+                names=self.action_names,
+                num_workers=self.num_workers,
+                on_policy=lambda done, total: self.on_progress("probe", done, total, {}),
+            )
+        (self.out / "probe.txt").write_text(f"{found}\n")
+        write_scores(path, found.to_json())
+
+    def search(self, temperature: float, repeat: int = 0) -> Controller:
+        """A controller, in dreams at a temperature; each ``repeat`` has a seed of its own."""
+        directory = self._directory(temperature, repeat) / "controller"
+        if (directory / CONTROLLER_FILE).is_file():
+            return self.controller(temperature, repeat)
+        files.discard_unfinished(directory, marker=CONTROLLER_FILE)
+        controller = self._evolve(temperature, repeat)
+        if self.preset.ppo is not None:
+            controller = self._improve(controller, temperature, repeat)
+        controller.save_pretrained(directory)
+        return controller
+
+    @cached_property
+    def starts(self) -> StartBank:
+        """Where the short dreams of PPO begin."""
+        with self.stages.timed("starts"):
+            return StartBank.along(self.world(), self.out / "encoded", seed=self.seed, **self.preset.starts)
+
+    def _evolve(self, temperature: float, repeat: int) -> Controller:
+        """The search by evolution, in whole dreams."""
+        directory, stage = self._directory(temperature, repeat), self._stage(temperature, repeat)
+        if (directory / "evolved" / CONTROLLER_FILE).is_file():
+            return Controller.from_pretrained(directory / "evolved", device=self.device)
+        files.discard_unfinished(directory / "evolved", marker=CONTROLLER_FILE)
+        directory.mkdir(exist_ok=True)
+        dreams = self._dreams(temperature, self.preset.rollouts * self.preset.controller["population"])
+        done = _last_generation(directory)
+        with self.stages.timed(f"search {stage}"), MetricsLog(directory, done) as log:
+
+            def report(generation: Generation) -> None:
+                tested = {} if generation.test is None else {"test/return": generation.test}
+                log.write(generation.number, {"train/return": generation.mean, "best": generation.best, **tested})
+                facts = {"mean": generation.mean, "best_test": generation.best_test}
+                self.on_progress(f"search at {stage}", generation.number, generation.total, facts)
+
+            controller = evolve(
+                dreams,
+                horizon=self.preset.max_steps,
+                seed=self._seed(repeat),
+                log=directory / SEARCH_FILE,
+                resume=True,
+                on_generation=report,
+                **self.preset.controller,
+            )
+        controller.save_pretrained(directory / "evolved")
+        return controller
+
+    def _improve(self, controller: Controller, temperature: float, repeat: int) -> Controller:
+        """PPO, in short dreams from real states; interrupted, it begins anew."""
+        preset, stage = self.preset, self._stage(temperature, repeat)
+        assert preset.ppo is not None
+        dreams, starts, name = self._dreams(temperature, preset.ppo_dreams), self.starts, f"PPO at {stage}"
+        directory = self._directory(temperature, repeat) / "ppo"
+        directory.mkdir(exist_ok=True)
+        with self.stages.timed(f"PPO {stage}"), MetricsLog(directory, 0) as log:
+
+            def report(iteration: PPOIteration) -> None:
+                tested = {} if iteration.test is None else {"test/return": iteration.test}
+                ends = {"train/terminations_per_1000": iteration.ends}
+                log.write(iteration.number, {**ends, "entropy": iteration.entropy, "explained": iteration.explained, **tested})
+                facts = {"ends": iteration.ends, "best_test": iteration.best_test}
+                self.on_progress(name, iteration.number, iteration.total, facts)
+
+            return ppo(
+                controller,
+                dreams,
+                starts,
+                config=preset.ppo,
+                horizon=preset.max_steps,
+                seed=self._seed(repeat),
+                on_iteration=report,
+            )
+
+    def test(self, temperature: float, repeat: int = 0) -> None:
+        """Score a controller in its dream and in reality, on episodes that taught it nothing; each ``repeat`` has its own."""
+        path, stage = self._directory(temperature, repeat) / "scores.json", self._stage(temperature, repeat)
+        if path.is_file():
+            return
+        controller, seed = self.controller(temperature, repeat), self._seed(repeat)
+        dreams = self._dreams(temperature, self.preset.test_dreams)
+        with self.stages.timed(f"test {stage}"):
+            dreamed = score(dreams, controller, horizon=self.preset.max_steps, seed=derive_seed(seed, DREAM_TEST_STREAM))
+            real = self._score_in_reality(controller, seed, f"test at {stage}")
+        found = {"temperature": temperature, "seed": seed, "dream": dreamed.to_json(), "real": real.to_json()}
+        write_scores(path, found)
+
+    def best_temperature(self) -> float:
+        """The temperature whose first controller scored highest in reality; its repeats alone owe nothing to that choice."""
+        return max(self.preset.temperatures, key=lambda tau: self._scores(tau)["real"]["mean"])
+
+    def world(self) -> WorldModel:
+        """The world model."""
+        return WorldModel.from_pretrained(self.out / "world", device=self.device)
+
+    def controller(self, temperature: float, repeat: int = 0) -> Controller:
+        """The controller that was searched at a temperature."""
+        return Controller.from_pretrained(self._directory(temperature, repeat) / "controller", device=self.device)
+
+    def agent_episode(self, temperature: float) -> Episode:
+        """An episode of the controller in reality, none of those that it is scored on."""
+        policy = LatentPolicy(self.world(), self.controller(temperature))
+        seed, steps = derive_seed(self.seed, VIDEO_STREAM), self.preset.max_steps
+        (result,) = rollouts(self.preset.env, policy, episode_ids=[0], seed=seed, max_steps=steps)
+        if not isinstance(result, Episode):
+            raise RuntimeError(f"env: expected to play an episode (seed {result.seed}): {result.error}")
+        return result
+
+    def held_out_episodes(self, most: int) -> list[Episode]:
+        """The first random episodes that V has not learned from."""
+        frames = self.preset.frames
+        episodes = EpisodeCollection.open(self.data, min_length=frames.min_length)
+        _, held_out = split_episodes(len(episodes), test_fraction=frames.test_fraction, seed=self.seed)
+        return [episodes.read(int(index)) for index in held_out[:most]]
+
+    def write_results(self, about: Mapping[str, Any]) -> dict[str, Any]:
+        """Write ``results.json`` and ``table.md`` and return the former's content."""
+        best, world = self.best_temperature(), self.world()
+        vision = ConvVAE.from_pretrained(self.out / "vae")
+        probed = read_scores(self.out / "probe.json")
+        content = {
+            **about,
+            "seed": self.seed,
+            "episodes_seed": derive_seed(self.seed, EVALUATION_STREAM),
+            "stages": self.stages.read(),
+            "vision": _held_out(vision.provenance) | {"latents": vision.provenance["latents"]},
+            "mdnrnn": _held_out(world.provenance),
+            "calibration": world.provenance.get("calibration"),
+            "random": probed["real"]["uniform"],
+            "temperatures": [self._scores(temperature) for temperature in self.preset.temperatures],
+            "best_temperature": best,
+            "repeats": [self._scores(best, repeat) for repeat in range(1, self.preset.searches)],
+            "probe": probed,
+        }
+        files.write_bytes(self.out / RESULTS_FILE, (json.dumps(content, indent=1) + "\n").encode())
+        files.write_bytes(self.out / TABLE_FILE, table(content, self.preset).encode())
+        return content
+
+    @property
+    def stages(self) -> Stages:
+        """What each stage took."""
+        return Stages(self.out, self.commit)
+
+    def _stage(self, temperature: float, repeat: int) -> str:
+        return f"{temperature:g}" + (f"-seed-{self._seed(repeat)}" if repeat else "")
+
+    def _directory(self, temperature: float, repeat: int = 0) -> Path:
+        return self.out / f"temperature-{self._stage(temperature, repeat)}"
+
+    def _seed(self, repeat: int) -> int:
+        return self.seed + repeat
+
+    def _scores(self, temperature: float, repeat: int = 0) -> dict[str, Any]:
+        return read_scores(self._directory(temperature, repeat) / "scores.json")
+
+    def _dreams(self, temperature: float, num_dreams: int) -> Dreams:
+        rules: dict[str, Any] = {"termination": self.preset.termination, "precision": self.preset.dream_precision}
+        return Dreams(self.world(), num_dreams, temperature=temperature, **rules)
+
+    def _score_in_reality(self, controller: Controller, seed: int, stage: str) -> Scores:
+        """Play the test episodes, on the CPU."""
+        preset = self.preset
+        reality = RealPopulation(self.world(), preset.env, num_workers=self.num_workers, max_steps=preset.max_steps)
+        return reality.score(
+            controller,
+            episodes=preset.test_episodes,
+            horizon=preset.max_steps,
+            seed=derive_seed(seed, EVALUATION_STREAM),
+            name=stage,
+            on_episodes=lambda done: self.on_progress(stage, done, preset.test_episodes, {}),
+        )
+
+
+def _held_out(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """What a training reached on held-out data."""
+    return dict(provenance["training"]["best_metrics"])
+
+
+def _last_generation(directory: Path) -> int:
+    """Keep the whole log of an interrupted search; where there is no search to go on with, none of it."""
+    return 2**31 if (directory / SEARCH_FILE).is_file() else 0

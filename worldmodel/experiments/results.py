@@ -1,0 +1,112 @@
+"""What an experiment found: the scores of its agents, the table of them, and what each stage took."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from worldmodel.dream import Scores
+from worldmodel.experiments.presets import Preset
+from worldmodel.runtime import files
+
+SCORES_FORMAT, SCORES_VERSION = "worldmodel.scores", 1
+STAGES_FILE, TABLE_FILE = "stages.json", "table.md"
+
+
+@dataclass(frozen=True)
+class Stages:
+    """What the stages of an experiment took, over all calls, and the code that they ran with; kept in ``stages.json``.
+
+    Args:
+        directory: of the experiment.
+        commit: of the code that runs now.
+    """
+
+    directory: Path
+    commit: str
+
+    def read(self) -> dict[str, dict[str, Any]]:
+        """By stage, its ``seconds``, the ``commits`` of the calls that worked at it, and whether it is ``complete``."""
+        path = self.directory / STAGES_FILE
+        return json.loads(path.read_bytes()) if path.is_file() else {}
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the time within to a stage's; to one that is complete, nothing."""
+        began = time.monotonic()
+        complete = False
+        try:
+            yield
+            complete = True
+        finally:
+            stages = self.read()
+            before = stages.get(stage, {"seconds": 0.0, "commits": [], "complete": False})
+            if not before["complete"]:
+                commits = list(dict.fromkeys([*before["commits"], self.commit]))
+                seconds = before["seconds"] + time.monotonic() - began
+                stages[stage] = {"seconds": seconds, "commits": commits, "complete": complete}
+                files.write_bytes(self.directory / STAGES_FILE, (json.dumps(stages, indent=1) + "\n").encode())
+
+
+def write_scores(path: Path, content: Mapping[str, Any]) -> None:
+    """Write what an agent or a probe scored."""
+    files.write_json(path, content, format=SCORES_FORMAT, version=SCORES_VERSION)
+
+
+def read_scores(path: Path) -> dict[str, Any]:
+    """Read what `write_scores` wrote."""
+    content = files.read_json(path, format=SCORES_FORMAT, version=SCORES_VERSION)
+    del content["version"]
+    return content
+
+
+def table(results: Mapping[str, Any], preset: Preset) -> str:
+    """The table of an experiment in Markdown: dream and reality by temperature, beside the paper's reality where it has one.
+
+    The temperature whose first agent was best has further agents of other seeds; below them stand all of that temperature
+    together, and those without the first, who owe nothing to that choice.
+    """
+    lines = [
+        "| temperature | score in the dream | score in reality | standard error | reality in the paper |",
+        "|---|---|---|---|---|",
+    ]
+    agents, repeats = results["temperatures"], results["repeats"]
+    rows = [(f"{row['temperature']:g}", row, preset.paper.get(row["temperature"], "-")) for row in agents]
+    rows += [(f"{row['temperature']:g}, seed {row['seed']}", row, "-") for row in repeats]
+    if repeats:
+        best = next(row for row in agents if row["temperature"] == results["best_temperature"])
+        rows.append((f"{best['temperature']:g}, {1 + len(repeats)} seeds", _together([best, *repeats]), "-"))
+        rows.append((f"{best['temperature']:g}, without the first", _together(repeats), "-"))
+    for name, row, paper in rows:
+        lines.append(
+            f"| {name} | {_cell(row['dream'])} | {_cell(row['real'])} | {row['real']['standard_error']:.0f} | {paper} |"
+        )
+    random = results["random"]
+    lines.append(f"| random play | - | {_cell(random)} | {random['standard_error']:.0f} | {preset.paper.get(None, '-')} |")
+    if preset.solved is not None:
+        means = [row["real"]["mean"] for row in [*agents, *repeats]]
+        count = sum(mean > preset.solved for mean in means)
+        lines += ["", f"{count} of {len(means)} agents have a mean above {preset.solved:g} in reality, which counts as solved."]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(scores: Mapping[str, Any]) -> str:
+    return f"{scores['mean']:.0f} ± {scores['std']:.0f}"
+
+
+def _together(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The episodes of several agents as those of one."""
+
+    def joined(world: str) -> dict[str, Any]:
+        parts = [Scores.from_json(row[world]) for row in rows]
+        returns, lengths = ([getattr(part, name) for part in parts] for name in ("returns", "lengths"))
+        return Scores(np.concatenate(returns), np.concatenate(lengths)).to_json()
+
+    return {"dream": joined("dream"), "real": joined("real")}

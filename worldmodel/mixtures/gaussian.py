@@ -1,0 +1,356 @@
+r"""Gaussian mixtures over a vector x of D numbers: density, sampling with temperature, moments, CDF, entropy.
+
+Two factorisations, which differ in their likelihoods:
+
+- **joint** (Bishop 1994): one K-component mixture over the whole vector,
+  :math:`p(x) = \sum_k \pi_k \, N(x; \mu_k, \Sigma_k)`;
+- **per dimension** (Ha & Schmidhuber 2018): every dimension has its own K-component mixture,
+  :math:`p(x) = \prod_d \sum_k \pi_{kd} \, N(x_d; \mu_{kd}, \sigma_{kd}^2)`.
+
+Batch dimensions stand left, then K, then D. Densities are exact, constants included, in nats, and computed in float32 or
+better whatever came in. `torch.distributions` is the oracle of the tests; it is not used here because its ``sample`` takes no
+generator and its mixtures know no temperature.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from worldmodel.mixtures.reparameterization import reparameterize
+from worldmodel.rng import Source, fill_exponential, fill_normal
+
+HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
+
+
+def categorical(log_weights: Tensor, *, dim: int = -1, num_groups: int = 1, generator: Source = None) -> Tensor:
+    """Draw one component index per mixture by the Gumbel-max trick.
+
+    argmax_k (log pi_k + g_k) with g_k standard Gumbel is exactly k with probability pi_k, for any normalisation of
+    ``log_weights``; unlike a search in the cumulative sum it cannot return K when rounding leaves the sum below 1.
+
+    Args:
+        log_weights: (..., K, ...) log-weights with K at ``dim``, normalised or not; -inf marks an impossible component.
+        dim: the component dimension.
+        num_groups: the first dimension is so many equal groups, which share their random numbers; see `shared_draws`.
+        generator: source of randomness, on the device of ``log_weights``.
+
+    Returns:
+        int64 indices in [0, K), in the shape of ``log_weights`` without ``dim``.
+
+    Raises:
+        ValueError: if ``log_weights`` has no component dimension.
+    """
+    if log_weights.ndim == 0 or log_weights.shape[dim] == 0:
+        raise ValueError(f"log_weights: expected shape (..., K) with K >= 1, got {tuple(log_weights.shape)}")
+    log_weights = at_least_float32(log_weights)  # in half precision two Gumbel numbers tie too often
+    exponential = shared_draws(log_weights, num_groups, lambda noise: fill_exponential(noise, generator))
+    return (log_weights - exponential.log_()).max(dim=dim).indices  # seven times as fast on a CPU as argmax (dev/LOG.md)
+
+
+def shared_draws(like: Tensor, num_groups: int, fill: Callable[[Tensor], Tensor]) -> Tensor:
+    """Draw noise in the shape of ``like``, the same for each of ``num_groups`` equal groups of its first dimension.
+
+    Candidates that are compared under common random numbers differ by what they do and not by their luck, which takes most of
+    the variance out of the comparison.
+
+    Args:
+        like: (num_groups * R, ...) gives shape, dtype and device.
+        num_groups: 1 means that every row has its own noise.
+        fill: fills a tensor with noise in place and returns it.
+
+    Returns:
+        Noise where row g * R + r is the same for all g.
+
+    Raises:
+        ValueError: if the first dimension is not a multiple of ``num_groups``.
+    """
+    if num_groups == 1:
+        return fill(torch.empty_like(like, memory_format=torch.contiguous_format))
+    if like.ndim == 0 or num_groups < 1 or like.shape[0] % num_groups:
+        raise ValueError(f"num_groups: expected a divisor of the first dimension of {tuple(like.shape)}, got {num_groups}")
+    once = fill(like.new_empty(like.shape[0] // num_groups, *like.shape[1:]))
+    return once.repeat(num_groups, *(1,) * (like.ndim - 1))
+
+
+def check_temperature(temperature: float | Tensor) -> None:
+    """Refuse a temperature that is negative or not finite.
+
+    Raises:
+        ValueError: naming the value.
+        TypeError: if it is neither a number nor a tensor.
+    """
+    if not isinstance(temperature, (Tensor, numbers.Real)):
+        raise TypeError(f"temperature: expected a number or a tensor, got {temperature!r}")
+    values = torch.as_tensor(temperature)
+    if not bool((torch.isfinite(values) & (values >= 0)).all()):
+        raise ValueError(f"temperature: expected finite values >= 0, got {temperature}")
+
+
+class GaussianMixture:
+    r"""A batch of K-component Gaussian mixtures over vectors of D numbers.
+
+    The shape of ``log_weights`` says which factorisation it is: (..., K) is joint, (..., K, D) is per dimension.
+
+    Args:
+        log_weights: (..., K) or (..., K, D) log of the component weights, normalised over K.
+        mean: (..., K, D) component means.
+        log_scale: log of the standard deviations, any shape that broadcasts to (..., K, D): (..., K, D) is diagonal,
+            (..., K, 1) isotropic, (..., 1, 1) isotropic across clusters. Either this or ``scale_tril``.
+        scale_tril: (..., K, D, D) lower-triangular Cholesky factors L of full covariances :math:`\Sigma_k = L_k L_k^T`, with a
+            positive diagonal. Joint only.
+
+    Raises:
+        ValueError: if the shapes do not belong together, or not exactly one of ``log_scale`` and ``scale_tril`` is given.
+    """
+
+    def __init__(self, log_weights: Tensor, mean: Tensor, log_scale: Tensor | None = None, *, scale_tril: Tensor | None = None):
+        if mean.ndim < 2 or mean.shape[-2] == 0:
+            raise ValueError(f"mean: expected shape (..., K, D) with K >= 1, got {tuple(mean.shape)}")
+        self.per_dimension = log_weights.ndim == mean.ndim
+        expected = mean.shape if self.per_dimension else mean.shape[:-1]
+        if log_weights.shape != expected:
+            raise ValueError(
+                f"log_weights: expected shape {tuple(mean.shape[:-1])} or {tuple(mean.shape)}, got {tuple(log_weights.shape)}"
+            )
+        if (log_scale is None) == (scale_tril is None):
+            raise ValueError("log_scale, scale_tril: expected exactly one of them, got both or neither")
+        if scale_tril is not None and (self.per_dimension or scale_tril.shape != (*mean.shape, mean.shape[-1])):
+            raise ValueError(
+                f"scale_tril: expected shape {(*mean.shape, mean.shape[-1])} with joint log_weights {tuple(mean.shape[:-1])}, "
+                f"got {tuple(scale_tril.shape)} with log_weights {tuple(log_weights.shape)}"
+            )
+        self.log_weights = at_least_float32(log_weights)
+        self.mean = at_least_float32(mean)
+        self.scale_tril = None if scale_tril is None else at_least_float32(scale_tril)
+        if log_scale is None:  # standard deviation of each dimension on its own: the norm of a row of L
+            assert self.scale_tril is not None
+            self.log_scale = 0.5 * self.scale_tril.square().sum(dim=-1).log()  # (..., K, D)
+        else:
+            self.log_scale = _expand(at_least_float32(log_scale), self.mean.shape)  # (..., K, D)
+
+    @property
+    def batch_shape(self) -> torch.Size:
+        """The leading dimensions (...)."""
+        return self.mean.shape[:-2]
+
+    @property
+    def num_components(self) -> int:
+        """K."""
+        return self.mean.shape[-2]
+
+    @property
+    def dim(self) -> int:
+        """D, the length of one vector."""
+        return self.mean.shape[-1]
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Exact log-density in nats, summed over D, constants included.
+
+        Args:
+            x: (..., D), where (...) is the batch shape, or has further dimensions before it.
+
+        Returns:
+            (...).
+
+        Raises:
+            ValueError: if ``x`` has another shape; nothing is broadcast silently.
+        """
+        return torch.logsumexp(self._weighted_log_prob(x), dim=-2).sum(dim=-1)
+
+    def responsibilities(self, x: Tensor) -> Tensor:
+        """Posterior probability of each component given ``x`` (..., D): (..., K) if joint, (..., K, D) if per dimension."""
+        posterior = self._weighted_log_prob(x).softmax(dim=-2)
+        return posterior if self.per_dimension else posterior[..., 0]
+
+    def affine(self, shift: Tensor, scale: Tensor) -> GaussianMixture:
+        """The mixture of ``shift`` + ``scale`` * x, elementwise; log-densities change by -sum log scale, exactly.
+
+        Args:
+            shift: (..., D), broadcast over the batch shape.
+            scale: (..., D), positive, broadcast over the batch shape.
+
+        Raises:
+            ValueError: if a shape does not broadcast to (..., D); the mixture keeps its batch shape.
+        """
+        expected = (*self.batch_shape, self.dim)
+        for name, value in {"shift": shift, "scale": scale}.items():
+            sizes = zip(reversed(value.shape), reversed(expected), strict=False)
+            if value.ndim == 0 or value.ndim > len(expected) or any(have not in (1, size) for have, size in sizes):
+                raise ValueError(f"{name}: expected a shape that broadcasts to {expected}, got {tuple(value.shape)}")
+        shift, scale = shift.unsqueeze(-2), scale.unsqueeze(-2)  # (..., 1, D)
+        mean = shift + scale * self.mean
+        if self.scale_tril is None:
+            return GaussianMixture(self.log_weights, mean, self.log_scale + scale.log())
+        return GaussianMixture(self.log_weights, mean, scale_tril=scale.unsqueeze(-1) * self.scale_tril)
+
+    def expectation(self) -> Tensor:
+        """Mean of the mixture: (..., D)."""
+        return (self._stacked_log_weights().exp() * self.mean).sum(dim=-2)
+
+    def variance(self) -> Tensor:
+        """Variance of each dimension under the mixture: (..., D)."""
+        deviation = self.mean - self.expectation().unsqueeze(-2)  # (..., K, D)
+        return (self._stacked_log_weights().exp() * ((2 * self.log_scale).exp() + deviation.square())).sum(dim=-2)
+
+    def cdf(self, x: Tensor) -> Tensor:
+        """P(X_d <= x_d) of each dimension on its own, for calibration. Takes ``x`` (..., D), returns (..., D)."""
+        self._check_event(x)
+        standardised = (x.unsqueeze(-2) - self.mean) * (-self.log_scale).exp()  # (..., K, D)
+        return (self._stacked_log_weights().exp() * torch.special.ndtr(standardised)).sum(dim=-2)
+
+    def mode(self) -> Tensor:
+        """The mode of the heaviest component (the first among equals), which is what temperature 0 means: (..., D)."""
+        return self._select(self.mean, self._stacked_log_weights().max(dim=-2).indices)
+
+    def sample(self, temperature: float | Tensor = 1.0, *, num_groups: int = 1, generator: Source = None) -> Tensor:
+        """Draw one x per mixture at a temperature (Ha & Schmidhuber 2018, appendix; after Ha & Eck 2017).
+
+        Log-weights are divided by tau and renormalised per mixture; the noise is multiplied by sqrt(tau). At tau = 0 the
+        result is `mode`.
+
+        Args:
+            temperature: tau >= 0, a number, or a tensor whose shape is a prefix of the batch shape (one value per dream). The
+                values of a tensor are not checked here, as that would stall a GPU in a loop; see `check_temperature`.
+            num_groups: the first batch dimension is so many equal groups, which share their random numbers (common random
+                numbers); see `shared_draws`.
+            generator: source of randomness, on the device of the parameters.
+
+        Returns:
+            (..., D).
+
+        Raises:
+            ValueError: if a number is negative or not finite, a tensor's shape does not fit, or ``num_groups`` does not divide
+                the first batch dimension.
+        """
+        if num_groups != 1 and not self.batch_shape:
+            raise ValueError(f"num_groups: expected 1 for a mixture without batch dimensions, got {num_groups}")
+        log_weights = self._stacked_log_weights()  # (..., K, 1 or D)
+        log_weights = log_weights - log_weights.amax(dim=-2, keepdim=True)  # per row, so that no quotient loses the heaviest
+        coldest = torch.finfo(log_weights.dtype).tiny  # below it 1 / tau overflows
+        if not isinstance(temperature, Tensor):
+            check_temperature(temperature)
+            if temperature < coldest:
+                return self.mode()
+            index = categorical(log_weights / temperature, dim=-2, num_groups=num_groups, generator=generator)
+            return self._select(self.mean, index) + math.sqrt(temperature) * self._noise(index, num_groups, generator)
+        tau = self._align(temperature)  # (..., 1)
+        warm = tau >= coldest
+        heated = log_weights / torch.where(warm, tau, 1.0).unsqueeze(-1)
+        index = categorical(heated, dim=-2, num_groups=num_groups, generator=generator)  # (..., 1 or D)
+        index = torch.where(warm, index, log_weights.max(dim=-2).indices)
+        return self._select(self.mean, index) + tau.sqrt() * self._noise(index, num_groups, generator)
+
+    def rsample(self, temperature: float | Tensor = 1.0, *, num_groups: int = 1, generator: Source = None) -> Tensor:
+        """Draw as `sample` does, the same numbers, with a gradient to weights, means and scales.
+
+        The choice of component is summed out, so the gradient of an expectation is unbiased in the weights too; see
+        `worldmodel.mixtures.reparameterization`. At tau = 0 it is that of `mode`. It can be differentiated once.
+
+        Args:
+            temperature: as in `sample`.
+            num_groups: as in `sample`.
+            generator: as in `sample`.
+
+        Returns:
+            (..., D).
+
+        Raises:
+            ValueError: as in `sample`.
+        """
+        with torch.no_grad():
+            z = self.sample(temperature, num_groups=num_groups, generator=generator)
+        tau = self._align(temperature if isinstance(temperature, Tensor) else z.new_full((), temperature))  # (..., 1)
+        warm = tau >= torch.finfo(z.dtype).tiny
+        heat = torch.where(warm, tau, 1.0).unsqueeze(-1)  # (..., 1, 1)
+        log_weights = self._stacked_log_weights()  # (..., K, 1 or D)
+        log_weights = ((log_weights - log_weights.detach().amax(dim=-2, keepdim=True)) / heat).log_softmax(dim=-2)
+        log_weights = log_weights if self.per_dimension else log_weights[..., 0]
+        if self.scale_tril is None:
+            moved = reparameterize(z, log_weights, self.mean, log_scale=self.log_scale + 0.5 * heat.log())
+        else:
+            moved = reparameterize(z, log_weights, self.mean, scale_tril=self.scale_tril * heat.sqrt().unsqueeze(-1))
+        return torch.where(warm, moved, self.mode())
+
+    def entropy(self, num_samples: int = 1000, *, generator: Source = None) -> tuple[Tensor, Tensor]:
+        """Estimate the differential entropy -E[log p(x)] by Monte Carlo.
+
+        Args:
+            num_samples: number N of draws per mixture, at least 2.
+            generator: source of randomness, on the device of the parameters.
+
+        Returns:
+            The estimate in nats and its standard error, each (...).
+
+        Raises:
+            ValueError: if ``num_samples`` is below 2.
+        """
+        if num_samples < 2:
+            raise ValueError(f"num_samples: expected an integer >= 2, got {num_samples}")
+        surprise = torch.stack([-self.log_prob(self.sample(generator=generator)) for _ in range(num_samples)])
+        return surprise.mean(dim=0), surprise.std(dim=0) / math.sqrt(num_samples)
+
+    def _stacked_log_weights(self) -> Tensor:
+        """The log-weights as (..., K, 1) if joint and (..., K, D) if per dimension, so that both are reduced over dim -2."""
+        return self.log_weights if self.per_dimension else self.log_weights.unsqueeze(-1)
+
+    def _weighted_log_prob(self, x: Tensor) -> Tensor:
+        """Log of pi_k p_k(x): (..., K, 1) if joint, (..., K, D) if per dimension."""
+        self._check_event(x)
+        deviation = x.unsqueeze(-2) - self.mean  # (..., K, D)
+        if self.scale_tril is None:
+            standardised, log_diagonal = deviation * (-self.log_scale).exp(), self.log_scale
+        else:
+            tril = self.scale_tril.expand(*deviation.shape, self.dim)
+            standardised = torch.linalg.solve_triangular(tril, deviation.unsqueeze(-1), upper=False)[..., 0]
+            log_diagonal = tril.diagonal(dim1=-2, dim2=-1).log()
+        log_density = -0.5 * standardised.square() - log_diagonal - HALF_LOG_TWO_PI  # (..., K, D)
+        if not self.per_dimension:
+            log_density = log_density.sum(dim=-1, keepdim=True)  # (..., K, 1)
+        return self._stacked_log_weights() + log_density
+
+    def _select(self, parameter: Tensor, index: Tensor) -> Tensor:
+        """Take component ``index`` (..., 1 or D) of ``parameter`` (..., K, D): (..., D)."""
+        return parameter.gather(-2, index.expand(*self.batch_shape, self.dim).unsqueeze(-2))[..., 0, :]
+
+    def _noise(self, index: Tensor, num_groups: int, generator: Source) -> Tensor:
+        """Draw zero-mean noise of the components ``index`` (..., 1 or D): (..., D)."""
+        epsilon = shared_draws(self.mean[..., 0, :], num_groups, lambda noise: fill_normal(noise, generator))
+        if self.scale_tril is None:
+            return self._select(self.log_scale, index).exp() * epsilon
+        chosen = index.reshape(*self.batch_shape, 1, 1, 1).expand(*self.batch_shape, 1, self.dim, self.dim)
+        factor = self.scale_tril.gather(-3, chosen)[..., 0, :, :]  # (..., D, D)
+        return (factor * epsilon.unsqueeze(-2)).sum(dim=-1)  # not @, which autocast would round to half precision
+
+    def _check_event(self, x: Tensor) -> None:
+        expected = (*self.batch_shape, self.dim)
+        if x.shape[max(0, x.ndim - len(expected)) :] != expected:
+            raise ValueError(f"x: expected shape {expected}, got {tuple(x.shape)}")
+
+    def _align(self, temperature: Tensor) -> Tensor:
+        """Append dimensions of 1 to a temperature whose shape is a prefix of the batch shape: (..., 1)."""
+        if temperature.shape != self.batch_shape[: temperature.ndim]:
+            raise ValueError(
+                f"temperature: expected a shape that is a prefix of the batch shape {tuple(self.batch_shape)}, "
+                f"got {tuple(temperature.shape)}"
+            )
+        missing = len(self.batch_shape) - temperature.ndim + 1
+        return temperature.to(self.mean.dtype).reshape(*temperature.shape, *(1,) * missing)
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """The tensor in float32 if it is in half precision, in which a likelihood means little; else as it is."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def _expand(log_scale: Tensor, shape: torch.Size) -> Tensor:
+    try:
+        return log_scale.expand(shape)
+    except RuntimeError as error:
+        raise ValueError(
+            f"log_scale: expected a shape that broadcasts to {tuple(shape)}, got {tuple(log_scale.shape)}"
+        ) from error

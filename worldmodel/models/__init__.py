@@ -1,0 +1,61 @@
+"""TODO models."""
+
+from typing import TYPE_CHECKING
+
+from worldmodel.lazy import attach
+
+if TYPE_CHECKING:
+    from worldmodel.models.batch import DataStatistics as DataStatistics
+    from worldmodel.models.batch import SequenceBatch as SequenceBatch
+    from worldmodel.models.encoded import DTYPES as DTYPES
+    from worldmodel.models.encoded import EncodedObservations as EncodedObservations
+    from worldmodel.models.encoded import EncodedSteps as EncodedSteps
+    from worldmodel.models.encoded import Encoder as Encoder
+    from worldmodel.models.encoded import encode_all as encode_all
+    from worldmodel.models.encoded import encode_episodes as encode_episodes
+    from worldmodel.models.encoded import encoded_bytes as encoded_bytes
+    from worldmodel.models.encoded import encoded_form as encoded_form
+    from worldmodel.models.encoded import encoded_with as encoded_with
+    from worldmodel.models.encoded import gather as gather
+    from worldmodel.models.features import FEATURE_KINDS as FEATURE_KINDS
+    from worldmodel.models.features import FeatureKind as FeatureKind
+    from worldmodel.models.features import feature_size as feature_size
+    from worldmodel.models.features import feature_space as feature_space
+    from worldmodel.models.features import latent_features as latent_features
+    from worldmodel.models.lstm import HalfPrecisionLayer as HalfPrecisionLayer
+    from worldmodel.models.lstm import LayerNormLSTM as LayerNormLSTM
+    from worldmodel.models.lstm import activate_gates as activate_gates
+    from worldmodel.models.lstm import run_lstm as run_lstm
+    from worldmodel.models.lstm import stack_weights as stack_weights
+    from worldmodel.models.mdnrnn import MDNRNN as MDNRNN
+    from worldmodel.models.mdnrnn import MDNRNNConfig as MDNRNNConfig
+    from worldmodel.models.mdnrnn import Prediction as Prediction
+    from worldmodel.models.mdnrnn import State as State
+    from worldmodel.models.vae import IN_USE as IN_USE
+    from worldmodel.models.vae import VISION_FILE as VISION_FILE
+    from worldmodel.models.vae import VISION_WEIGHTS as VISION_WEIGHTS
+    from worldmodel.models.vae import ConvVAE as ConvVAE
+    from worldmodel.models.vae import FrameBatch as FrameBatch
+    from worldmodel.models.vae import VAEConfig as VAEConfig
+    from worldmodel.models.vae import divergence as divergence
+    from worldmodel.models.vision import StateNormalizer as StateNormalizer
+    from worldmodel.models.vision import Vision as Vision
+    from worldmodel.models.vision import draw_latent as draw_latent
+    from worldmodel.models.world import WEIGHTS_FILE as WEIGHTS_FILE
+    from worldmodel.models.world import WORLD_FILE as WORLD_FILE
+    from worldmodel.models.world import WorldModel as WorldModel
+    from worldmodel.models.world import open_world as open_world
+else:
+    __getattr__, __dir__, __all__ = attach(
+        __name__,
+        {
+            "batch": "DataStatistics SequenceBatch",
+            "encoded": "DTYPES EncodedObservations EncodedSteps Encoder encode_all encode_episodes encoded_bytes encoded_form encoded_with gather",
+            "features": "FEATURE_KINDS FeatureKind feature_size feature_space latent_features",
+            "lstm": "HalfPrecisionLayer LayerNormLSTM activate_gates run_lstm stack_weights",
+            "mdnrnn": "MDNRNN MDNRNNConfig Prediction State",
+            "vae": "ConvVAE FrameBatch IN_USE VAEConfig VISION_FILE VISION_WEIGHTS divergence",
+            "vision": "StateNormalizer Vision draw_latent",
+            "world": "WEIGHTS_FILE WORLD_FILE WorldModel open_world",
+        },
+    )

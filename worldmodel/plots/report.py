@@ -1,0 +1,164 @@
+"""Pictures of what a loop reached: how M learned, a dreamed trajectory beside the real one, dream against real scores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from gymnasium import spaces
+from matplotlib import image
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from worldmodel.data import Episode
+from worldmodel.dream import Dreams, Rollout
+from worldmodel.evaluation import replay
+from worldmodel.experiments import Round, best_round
+from worldmodel.models import WorldModel
+from worldmodel.spaces import FlatSpace, Value
+from worldmodel.training import read_metrics
+
+REAL, DREAM, NEUTRAL = "#1b1b1b", "#d1495b", "#8d99ae"
+NUM_DREAMS = 256  # behind the quantiles of the dreamed trajectory
+MAX_DIMENSIONS = 4  # dimensions of the observation that are drawn
+PANELS_IN_A_ROW = 4
+
+
+def draw_report(
+    rounds: Sequence[Round], episode: Episode, *, target: float | None = None, horizon: int = 80, seed: int = 0
+) -> Figure:
+    """Draw the three panels of a loop's report.
+
+    Args:
+        rounds: the loop's rounds; the best one's world model dreams.
+        episode: a real episode of that round's controller, that no round was trained on.
+        target: mean real return that was to be reached.
+        horizon: steps of the trajectory that are drawn.
+        seed: seed of the dreams.
+    """
+    world = WorldModel.from_pretrained(best_round(rounds).directory / "world")
+    shown = min(MAX_DIMENSIONS, world.vision.latent_size)
+    figure = Figure(figsize=(15, 4.8), layout="constrained")
+    panels = figure.add_gridspec(1, 3, width_ratios=(1, 1.25, 1))
+    draw_training(figure.add_subplot(panels[0]), rounds)
+    rows = panels[1].subgridspec(shown, 1, hspace=0.1)
+    axes = [figure.add_subplot(rows[i]) for i in range(shown)]
+    draw_trajectory(axes, world, episode, horizon=horizon, seed=seed)
+    draw_scores(figure.add_subplot(panels[2]), rounds, target)
+    return figure
+
+
+def draw_training(axes: Axes, rounds: Sequence[Round]) -> None:
+    """Draw the held-out likelihood over the updates of each round, and the last round's trivial baselines."""
+    for round_ in rounds:
+        rows = [row for row in read_metrics(round_.directory / "world" / "training") if "train/nll_per_dim" in row]
+        updates, values = [row["update"] for row in rows], [row["train/nll_per_dim"] for row in rows]
+        shade = 0.3 + 0.7 * round_.number / len(rounds)
+        axes.plot(updates, values, color=DREAM, alpha=shade, linewidth=1, label=f"round {round_.number}, training")
+        held_out = [(row["update"], row["test/nll_per_dim"]) for row in rows if "test/nll_per_dim" in row]
+        tested = [update for update, _ in held_out]  # empty where nothing was held out
+        values = [value for _, value in held_out]
+        axes.plot(tested, values, "o", color=REAL, alpha=shade, markersize=4, label=f"round {round_.number}, held out")
+    baselines = WorldModel.from_pretrained(rounds[-1].directory / "world").provenance["baselines"]
+    for (name, value), style in zip(baselines.items(), ("--", ":"), strict=True):
+        axes.axhline(value, color=NEUTRAL, linestyle=style, label=name.replace("_", " "))
+    axes.set(title="What M learned", xlabel="update", ylabel="negative log-likelihood, nats per dimension of z")
+    axes.legend(fontsize=8)
+
+
+def draw_trajectory(axes: Sequence[Axes], world: WorldModel, episode: Episode, *, horizon: int, seed: int) -> None:
+    """Draw the real observations of an episode and dreams from its first frame under the same actions, one axes a dimension."""
+    rollout = replay(Dreams(world, NUM_DREAMS), episode, horizon=horizon, seed=seed)
+    mode = replay(Dreams(world, 1, temperature=0.0, termination="threshold"), episode, horizon=horizon, seed=seed)
+    dreamed, most_likely = _lived(world, rollout), _lived(world, mode)  # (B, T + 1, F)
+    dreamed = dreamed[:, np.isfinite(dreamed[..., 0]).any(axis=0)]  # until the last of them ends
+    lower, upper = np.nanquantile(dreamed, [0.05, 0.95], axis=0)
+    real = _natural(world, episode.observations)[: horizon + 1]
+    for i, panel in enumerate(axes):
+        steps = np.arange(len(lower))
+        label = f"90 % of {NUM_DREAMS} dreams"
+        panel.fill_between(steps, lower[:, i], upper[:, i], color=DREAM, alpha=0.2, linewidth=0, label=label)
+        panel.plot(most_likely[0, :, i], color=DREAM, linewidth=1.2, label="dream at temperature 0")
+        panel.plot(real[:, i], color=REAL, linewidth=1.2, linestyle=(0, (4, 3)), label="reality")
+        panel.set_ylabel(_dimension_name(world, i), fontsize=8)
+        panel.tick_params(labelsize=8, labelbottom=i == len(axes) - 1)
+    axes[0].set_title("The same actions, dreamed and real")
+    axes[0].legend(fontsize=7, ncols=3, loc="upper left")
+    axes[-1].set_xlabel("step")
+
+
+def _lived(world: WorldModel, rollout: Rollout) -> np.ndarray:
+    """Dreamed observations (B, T + 1, F) in natural units; NaN after a dream's end, where z stands still."""
+    lived = np.pad(rollout.mask.cpu().numpy(), ((0, 0), (1, 0)), constant_values=True)[..., None]
+    return np.where(lived, _natural(world, world.decode(rollout.z)), np.nan)
+
+
+def draw_scores(axes: Axes, rounds: Sequence[Round], target: float | None) -> None:
+    """Draw each round's dream score against its real score, with standard deviations over episodes."""
+    low = min(round_.random.mean for round_ in rounds)
+    high = max(max(round_.dream.mean, round_.real.mean) for round_ in rounds)
+    axes.plot([low, high], [low, high], color=NEUTRAL, linewidth=1, label="dream = reality")
+    axes.axhline(low, color=NEUTRAL, linestyle=":", label="random play")
+    if target is not None:
+        axes.axhline(target, color=NEUTRAL, linestyle="--", label="target")
+    for round_ in rounds:
+        axes.errorbar(
+            round_.dream.mean,
+            round_.real.mean,
+            xerr=round_.dream.std,
+            yerr=round_.real.std,
+            fmt="o",
+            color=DREAM,
+            ecolor=REAL,
+            elinewidth=0.8,
+            capsize=2,
+        )
+        point = (round_.dream.mean, round_.real.mean)
+        axes.annotate(f"round {round_.number}", point, xytext=(0, 8), textcoords="offset points", ha="center", fontsize=8)
+    axes.set(title="Dream score against real score", xlabel="return in the dream", ylabel="return in reality")
+    axes.margins(0.12)
+    axes.legend(fontsize=8, loc="center right")
+
+
+def save_figure(figure: Figure, path: str | Path) -> None:
+    """Write a figure as PNG."""
+    figure.savefig(path, dpi=110)
+
+
+def save_image(picture: np.ndarray, path: str | Path, *, enlarge: int = 1) -> None:
+    """Write a picture (H, W, 3) of uint8 as PNG; each pixel becomes ``enlarge`` to a side."""
+    image.imsave(path, picture.repeat(enlarge, axis=0).repeat(enlarge, axis=1))
+
+
+def draw_learning(runs: Mapping[str, tuple[Path, str, str]]) -> Figure:
+    """Draw how trainings or searches went, one panel each, training and held out.
+
+    Args:
+        runs: by title, the directory with a log, the name of the quantity in it, and what its updates are called.
+    """
+    columns = min(PANELS_IN_A_ROW, len(runs))
+    lines = math.ceil(len(runs) / columns)
+    figure = Figure(figsize=(4 * columns, 3.2 * lines), layout="constrained")
+    for number, (title, (directory, name, unit)) in enumerate(runs.items(), start=1):
+        axes = figure.add_subplot(lines, columns, number)
+        rows = read_metrics(directory)
+        for part, colour, style in (("train", DREAM, "-"), ("test", REAL, "o-")):
+            points = [(row["update"], row[f"{part}/{name}"]) for row in rows if f"{part}/{name}" in row]
+            if points:
+                label = {"train": "training", "test": "held out"}[part]
+                axes.plot(*zip(*points, strict=True), style, color=colour, markersize=3, linewidth=1, label=label)
+        axes.set(title=title, xlabel=unit, ylabel=name.replace("_", " "))
+        axes.legend(fontsize=8)
+    return figure
+
+
+def _natural(world: WorldModel, observations: Value) -> np.ndarray:
+    """Features of observations in their own units: (..., F)."""
+    space = FlatSpace(world.observation_space).to(world.device)
+    return (space.flatten(observations) * space.half_range + space.center).cpu().numpy()
+
+
+def _dimension_name(world: WorldModel, index: int) -> str:
+    return f"observation[{index}]" if isinstance(world.observation_space, spaces.Box) else f"feature {index}"

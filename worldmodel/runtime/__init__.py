@@ -1,0 +1,37 @@
+"""TODO runtime."""
+
+from typing import TYPE_CHECKING
+
+from worldmodel.lazy import attach
+
+if TYPE_CHECKING:
+    from worldmodel.runtime.device import check_device as check_device
+    from worldmodel.runtime.device import fast_precision as fast_precision
+    from worldmodel.runtime.files import TEMPORARY_SUFFIX as TEMPORARY_SUFFIX
+    from worldmodel.runtime.files import digest_tensors as digest_tensors
+    from worldmodel.runtime.files import load_tensors as load_tensors
+    from worldmodel.runtime.files import prepare_directory as prepare_directory
+    from worldmodel.runtime.files import read_json as read_json
+    from worldmodel.runtime.files import remove_temporaries as remove_temporaries
+    from worldmodel.runtime.files import require_disk as require_disk
+    from worldmodel.runtime.files import save_tensors as save_tensors
+    from worldmodel.runtime.files import write_bytes as write_bytes
+    from worldmodel.runtime.files import write_json as write_json
+    from worldmodel.runtime.process import interrupt_between_steps as interrupt_between_steps
+    from worldmodel.runtime.process import keep_freed_memory as keep_freed_memory
+    from worldmodel.runtime.runs import describe as describe
+    from worldmodel.runtime.runs import jsonable as jsonable
+    from worldmodel.runtime.workers import check_workers as check_workers
+    from worldmodel.runtime.workers import run_here as run_here
+    from worldmodel.runtime.workers import run_in_processes as run_in_processes
+else:
+    __getattr__, __dir__, __all__ = attach(
+        __name__,
+        {
+            "device": "check_device fast_precision",
+            "files": "TEMPORARY_SUFFIX digest_tensors load_tensors prepare_directory read_json remove_temporaries require_disk save_tensors write_bytes write_json",
+            "process": "interrupt_between_steps keep_freed_memory",
+            "runs": "describe jsonable",
+            "workers": "check_workers run_here run_in_processes",
+        },
+    )

@@ -1,0 +1,36 @@
+"""TODO spaces."""
+
+from typing import TYPE_CHECKING
+
+from worldmodel.lazy import attach
+
+if TYPE_CHECKING:
+    from worldmodel.spaces.flat import FlatSpace as FlatSpace
+    from worldmodel.spaces.images import ImageLayout as ImageLayout
+    from worldmodel.spaces.images import area_weights as area_weights
+    from worldmodel.spaces.images import find_images as find_images
+    from worldmodel.spaces.images import image_layout as image_layout
+    from worldmodel.spaces.images import is_image as is_image
+    from worldmodel.spaces.images import refuse_float_images as refuse_float_images
+    from worldmodel.spaces.images import resize_by_area as resize_by_area
+    from worldmodel.spaces.json import space_from_json as space_from_json
+    from worldmodel.spaces.json import space_to_json as space_to_json
+    from worldmodel.spaces.nested import Value as Value
+    from worldmodel.spaces.nested import build_value as build_value
+    from worldmodel.spaces.nested import leaf_values as leaf_values
+    from worldmodel.spaces.nested import leaves as leaves
+    from worldmodel.spaces.nested import map_leaves as map_leaves
+    from worldmodel.spaces.nested import stack_values as stack_values
+    from worldmodel.spaces.nested import to_numpy as to_numpy
+    from worldmodel.spaces.validation import as_numbers as as_numbers
+else:
+    __getattr__, __dir__, __all__ = attach(
+        __name__,
+        {
+            "flat": "FlatSpace",
+            "images": "ImageLayout area_weights find_images image_layout is_image refuse_float_images resize_by_area",
+            "json": "space_from_json space_to_json",
+            "nested": "Value build_value leaf_values leaves map_leaves stack_values to_numpy",
+            "validation": "as_numbers",
+        },
+    )

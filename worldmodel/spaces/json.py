@@ -1,0 +1,70 @@
+"""Gymnasium spaces as JSON-serialisable data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+from worldmodel.spaces.nested import leaves
+
+
+def space_to_json(space: gym.Space) -> dict[str, Any]:
+    """Describe a supported space as JSON-able data. Infinite bounds become the strings "inf" and "-inf"."""
+    if isinstance(space, spaces.Dict):
+        return {"type": "Dict", "spaces": {key: space_to_json(child) for key, child in space.spaces.items()}}
+    if isinstance(space, spaces.Tuple):
+        return {"type": "Tuple", "spaces": [space_to_json(child) for child in space.spaces]}
+    leaves(space)  # raises for an unsupported leaf
+    if isinstance(space, spaces.Discrete):
+        return {"type": "Discrete", "n": int(space.n), "start": int(space.start), "dtype": str(space.dtype)}
+    if isinstance(space, spaces.MultiDiscrete):
+        return {"type": "MultiDiscrete", "nvec": space.nvec.tolist(), "start": space.start.tolist(), "dtype": str(space.dtype)}
+    if isinstance(space, spaces.MultiBinary):
+        return {"type": "MultiBinary", "n": space.n if isinstance(space.n, int) else list(space.shape)}
+    assert isinstance(space, spaces.Box)
+    bounds = {"low": _bound_to_json(space.low), "high": _bound_to_json(space.high)}
+    return {"type": "Box", **bounds, "shape": list(space.shape), "dtype": str(space.dtype)}
+
+
+def space_from_json(data: Mapping[str, Any]) -> gym.Space:
+    """Build the space that :func:`space_to_json` described; the result equals the original.
+
+    Raises:
+        ValueError: if the description is of an unknown type.
+    """
+    kind = data.get("type")
+    if kind == "Dict":
+        return spaces.Dict({key: space_from_json(child) for key, child in data["spaces"].items()})
+    if kind == "Tuple":
+        return spaces.Tuple([space_from_json(child) for child in data["spaces"]])
+    if kind == "Discrete":
+        dtype = data.get("dtype", "int64")
+        other_dtype = {} if dtype == "int64" else {"dtype": np.dtype(dtype).type}  # Gymnasium before 1.3 has no such argument
+        return spaces.Discrete(data["n"], start=data["start"], **other_dtype)
+    if kind == "MultiDiscrete":
+        return spaces.MultiDiscrete(data["nvec"], start=data["start"], dtype=np.dtype(data["dtype"]).type)
+    if kind == "MultiBinary":
+        return spaces.MultiBinary(data["n"])
+    if kind == "Box":
+        dtype, shape = np.dtype(data["dtype"]), tuple(data["shape"])
+        low, high = (_bound_from_json(data[name], shape, dtype) for name in ("low", "high"))
+        return spaces.Box(low=low, high=high, shape=shape, dtype=dtype.type)
+    raise ValueError(f"space: expected a description of Dict, Tuple, Discrete, MultiDiscrete, MultiBinary or Box, got {kind!r}")
+
+
+def _bound_to_json(bound: np.ndarray) -> Any:
+    uniform = bound.size > 0 and bool((bound == bound.flat[0]).all())
+    values = [bound.flat[0].item()] if uniform else bound.reshape(-1).tolist()
+    said = [value if np.isfinite(value) else ("inf" if value > 0 else "-inf") for value in values]
+    return said[0] if uniform else said
+
+
+def _bound_from_json(bound: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    values = np.array(
+        [float(v) if isinstance(v, str) else v for v in (bound if isinstance(bound, list) else [bound])], dtype=dtype
+    )
+    return np.full(shape, values[0]) if values.size == 1 else values.reshape(shape)

@@ -1,0 +1,47 @@
+"""TODO training."""
+
+from typing import TYPE_CHECKING
+
+from worldmodel.lazy import attach
+
+if TYPE_CHECKING:
+    from worldmodel.training.config import DataConfig as DataConfig
+    from worldmodel.training.config import FrameConfig as FrameConfig
+    from worldmodel.training.config import TrainingConfig as TrainingConfig
+    from worldmodel.training.config import learning_rate as learning_rate
+    from worldmodel.training.encode import encode_store as encode_store
+    from worldmodel.training.fit_vision import train_vae as train_vae
+    from worldmodel.training.fit_world import FIT_FILE as FIT_FILE
+    from worldmodel.training.fit_world import fit as fit
+    from worldmodel.training.frames import FrameData as FrameData
+    from worldmodel.training.likelihood import baseline_nll as baseline_nll
+    from worldmodel.training.likelihood import calibrate_termination as calibrate_termination
+    from worldmodel.training.likelihood import platt_scaling as platt_scaling
+    from worldmodel.training.likelihood import termination_logits as termination_logits
+    from worldmodel.training.likelihood import termination_scores as termination_scores
+    from worldmodel.training.log import MetricsLog as MetricsLog
+    from worldmodel.training.log import read_metrics as read_metrics
+    from worldmodel.training.loop import NonFiniteLossError as NonFiniteLossError
+    from worldmodel.training.loop import TrainingProgress as TrainingProgress
+    from worldmodel.training.loop import TrainingResult as TrainingResult
+    from worldmodel.training.loop import train as train
+    from worldmodel.training.optimizers import make_optimizer as make_optimizer
+    from worldmodel.training.optimizers import orthogonalize as orthogonalize
+    from worldmodel.training.windows import SequenceData as SequenceData
+    from worldmodel.training.windows import WindowSampler as WindowSampler
+else:
+    __getattr__, __dir__, __all__ = attach(
+        __name__,
+        {
+            "config": "DataConfig FrameConfig TrainingConfig learning_rate",
+            "encode": "encode_store",
+            "fit_vision": "train_vae",
+            "fit_world": "FIT_FILE fit",
+            "frames": "FrameData",
+            "likelihood": "baseline_nll calibrate_termination platt_scaling termination_logits termination_scores",
+            "log": "MetricsLog read_metrics",
+            "loop": "NonFiniteLossError TrainingProgress TrainingResult train",
+            "optimizers": "make_optimizer orthogonalize",
+            "windows": "SequenceData WindowSampler",
+        },
+    )

@@ -1,0 +1,303 @@
+"""From stores of episodes to a world model in one call: fit V, train M, keep the start states, write the directory."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from worldmodel.data import EpisodeCollection, split_episodes
+from worldmodel.models import (
+    MDNRNN,
+    WEIGHTS_FILE,
+    WORLD_FILE,
+    DataStatistics,
+    MDNRNNConfig,
+    SequenceBatch,
+    StateNormalizer,
+    Vision,
+    WorldModel,
+    encode_all,
+    encoded_bytes,
+    encoded_form,
+)
+from worldmodel.runtime import check_device, runs
+from worldmodel.spaces import FlatSpace, find_images, map_leaves, refuse_float_images
+from worldmodel.training import likelihood, loop
+from worldmodel.training.config import DataConfig, TrainingConfig
+from worldmodel.training.likelihood import calibrate_termination
+from worldmodel.training.loop import TrainingProgress, TrainingResult
+from worldmodel.training.windows import RESIDENT_BYTES, SequenceData, WindowSampler
+
+FIT_FORMAT, FIT_VERSION, FIT_FILE = "worldmodel.fit", 1, "fit.json"
+OUTPUTS = (FIT_FILE, WORLD_FILE, WEIGHTS_FILE, "training", ".*.tmp")
+MAX_START_STATES = 2_000
+STATISTICS_BATCHES = 100  # the data's statistics and the baselines are fitted on so many batches at most
+
+
+def fit(
+    data: str | Path | Sequence[str | Path],
+    *,
+    out: str | Path,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    data_config: DataConfig | None = None,
+    training_config: TrainingConfig | None = None,
+    vision: Vision | None = None,
+    initial: WorldModel | None = None,
+    resident: bool | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    tensorboard: bool = False,
+    calibrate: bool = False,
+    on_progress: Callable[[TrainingProgress], None] | None = None,
+    **mdnrnn: Any,
+) -> WorldModel:
+    """Train a world model on one or several stores of episodes and write it as a directory.
+
+    Args:
+        data: path of a store, or several of the same environment; or of what `encode_store` made of them, with ``vision``.
+        out: directory for the world model; its training state goes to ``out/training``.
+        seed: >= 0, of the split, the initial weights, the batches and everything drawn in training.
+        device: where model, data and training are.
+        data_config: windows and batches.
+        training_config: how to train.
+        vision: a trained V, as `train_vae` gives it; images need one. None standardises vector observations.
+        initial: a world model to start from; its V, its sizes and its weights are kept. None starts anew.
+        resident: keep the encoded data on the device (fast, for what fits) or read windows from disk as they come (any size);
+            None decides by size. The result is the same.
+        resume: go on with the run in ``out``, if there is one, with the same arguments; a complete one is returned as it is.
+        overwrite: replace an earlier run in ``out``.
+        tensorboard: write TensorBoard scalars too (extra ``tensorboard``).
+        calibrate: scale the log-odds of the termination head so that its probabilities are right on the held-out episodes
+            (see `calibrate_termination`); what it was before and after is in the provenance. Nothing without such episodes.
+        on_progress: called every few updates.
+        **mdnrnn: fields of `MDNRNNConfig` other than the two that follow from the data. ``termination_head`` follows from the
+            data too unless it is given: where no episode terminates there is nothing to learn.
+
+    Returns:
+        The world model, on ``device``, in evaluation mode.
+
+    Raises:
+        ValueError: if the data are empty, hold images but no ``vision`` is given, or images of floats, or are of another
+            environment than ``initial``; if an argument is out of range, or a resumed run was started with others.
+        TypeError: if ``mdnrnn`` has a field that `MDNRNNConfig` has not.
+        NonFiniteLossError: if training diverged.
+        FileExistsError: if ``out`` holds something that may not be replaced.
+        KeyboardInterrupt: on Ctrl-C, with a state saved from which ``resume`` goes on.
+    """
+    data_config, training_config = data_config or DataConfig(), training_config or TrainingConfig()
+    check_device(device)
+    episodes = EpisodeCollection.open(data, min_length=data_config.min_length)
+    encoded = encoded_form(episodes.stores, initial.vision if initial is not None else vision)
+    if initial is None:
+        v, model = _new_parts(episodes, seed, mdnrnn, vision, encoded)
+    else:
+        v, model = _parts_of(initial, episodes, mdnrnn, vision, encoded)
+    arguments = _arguments(episodes, seed, torch.device(device), vision, model, initial, calibrate)
+    arguments |= {"data_config": asdict(data_config), "training_config": asdict(training_config)}
+    split = split_episodes(len(episodes), test_fraction=data_config.test_fraction, seed=seed)
+    about: dict[str, Any] = {"marker": FIT_FILE, "format": FIT_FORMAT, "version": FIT_VERSION, "replaces": OUTPUTS}
+    directory = runs.prepare_run(out, arguments, **about, resume=resume, overwrite=overwrite)
+    if (directory / WORLD_FILE).is_file():
+        return WorldModel.from_pretrained(directory, device=device)
+    if initial is None and vision is None and isinstance(v, StateNormalizer):
+        v.fit(episodes.read(int(index)).observations for index in split[0])
+    world = _build_world(episodes, v, model, encoded or v).to(device)
+    reader = world.vision if encoded is None else encoded.to(device)
+    train_data, test_data = _sequence_data(episodes, split, reader, world.action_features, data_config, seed, resident)
+    if initial is None:
+        _set_statistics(world.mdnrnn, train_data)
+    scores = _baselines(world.mdnrnn, train_data, test_data, training_config, seed)
+    result = loop.train(
+        world.mdnrnn,
+        train_data,
+        out=directory / "training",
+        config=training_config,
+        seed=seed,
+        test_data=test_data,
+        fingerprint=episodes.fingerprint,
+        resume=resume,
+        tensorboard=tensorboard,
+        on_progress=on_progress,
+    )
+    world.provenance = _provenance(episodes, arguments, result, scores)
+    if calibrate:
+        world.provenance["calibration"] = _calibrate(world, test_data, seed)
+    world.write(directory)
+    return world.eval()
+
+
+def _arguments(
+    episodes: EpisodeCollection,
+    seed: int,
+    device: torch.device,
+    vision: Vision | None,
+    model: MDNRNN,
+    initial: WorldModel | None,
+    calibrate: bool,
+) -> dict[str, Any]:
+    """What a resumed run must have in common with the one that it goes on with, beside the configurations."""
+    return {
+        "data_fingerprint": episodes.fingerprint,
+        "seed": seed,
+        "device": device.type,
+        "vision": None if vision is None else vision.fingerprint,
+        "mdnrnn": asdict(model.config),
+        "initial": None if initial is None else initial.fingerprint,
+        **({"calibrate": True} if calibrate else {}),  # so that runs that were started without it can be resumed
+    }
+
+
+def _new_parts(
+    episodes: EpisodeCollection, seed: int, mdnrnn: dict[str, Any], vision: Vision | None, encoded: Vision | None
+) -> tuple[Vision, MDNRNN]:
+    """V, a copy of the given one or one that is not yet fitted, and M with fresh weights."""
+    space = episodes.observation_space
+    if vision is None and find_images(space):
+        raise ValueError(
+            f"vision: expected a trained V, as the observations are images ({space}), got none; train one with train_vae "
+            "(scripts/train_vae.py) and give it as vision (--vision)"
+        )
+    if vision is None:
+        refuse_float_images(space)
+    if vision is not None and encoded is None and vision.observation_space != space:
+        raise ValueError(f"vision: expected a V of the observation space {space}, got one of {vision.observation_space}")
+    vision = StateNormalizer(space) if vision is None else copy.deepcopy(vision).cpu()
+    mdnrnn = {"termination_head": _any_terminates(episodes), **mdnrnn}
+    config = MDNRNNConfig(latent_size=vision.latent_size, action_size=FlatSpace(episodes.action_space).size, **mdnrnn)
+    with torch.random.fork_rng(devices=[]):  # torch's initialisers take no generator: borrow the CPU's and give it back
+        torch.default_generator.manual_seed(seed)
+        return vision, MDNRNN(config)
+
+
+def _any_terminates(episodes: EpisodeCollection) -> bool:
+    """Whether any episode ends by termination."""
+    return any(bool(episodes.read(i, int(episodes.lengths[i]) - 1).terminations[-1]) for i in range(len(episodes)))
+
+
+def _spread(num_episodes: int) -> list[int]:
+    """At most `MAX_START_STATES` indices of episodes, spread evenly over all."""
+    count = min(num_episodes, MAX_START_STATES)
+    return [number * num_episodes // count for number in range(count)]
+
+
+def _parts_of(
+    initial: WorldModel,
+    episodes: EpisodeCollection,
+    mdnrnn: dict[str, Any],
+    vision: Vision | None,
+    encoded: Vision | None,
+) -> tuple[Vision, MDNRNN]:
+    """Copies of V and M of a world model that fits the data."""
+    if vision is not None:
+        raise ValueError("vision: expected none beside an initial world model, which brings its own")
+    space = episodes.observation_space if encoded is None else initial.observation_space
+    initial.check_spaces(space, episodes.action_space, source=", ".join(str(store.path) for store in episodes.stores))
+    if mdnrnn:
+        raise ValueError(f"mdnrnn: expected no model sizes beside an initial world model, got {mdnrnn}")
+    if initial.mdnrnn.termination_head is None and _any_terminates(episodes):
+        raise ValueError(
+            "initial: expected a world model with a termination head, as episodes of the data terminate, got one without"
+        )
+    return copy.deepcopy(initial.vision).cpu(), copy.deepcopy(initial.mdnrnn).cpu()
+
+
+def _build_world(episodes: EpisodeCollection, vision: Vision, model: MDNRNN, reader: Vision) -> WorldModel:
+    """V, M and the first observations of at most `MAX_START_STATES` episodes, spread evenly over all."""
+    firsts = [episodes.read(i, 0, 1).observations for i in _spread(len(episodes))]
+    parts = [reader.encode(map_leaves(lambda leaf: leaf[:1], first)) for first in firsts]
+    mean, log_variance = (torch.cat(part) for part in zip(*parts, strict=True))
+    return WorldModel(vision, model, episodes.action_space, start_mean=mean, start_log_variance=log_variance)
+
+
+def _sequence_data(
+    episodes: EpisodeCollection,
+    split: tuple[np.ndarray, np.ndarray],
+    reader: Vision,
+    action_space: FlatSpace,
+    config: DataConfig,
+    seed: int,
+    resident: bool | None,
+) -> tuple[SequenceData, SequenceData | None]:
+    """Training and held-out batches; the latter None where the split holds nothing out."""
+    if resident is None:
+        resident = encoded_bytes(episodes, reader, action_space) <= RESIDENT_BYTES
+    steps = encode_all(episodes, reader, action_space) if resident else None
+
+    def batches(which: np.ndarray, shuffle: bool) -> SequenceData | None:
+        if len(which) == 0:
+            return None
+        sampler = WindowSampler(
+            which,
+            episodes.lengths[which],
+            window=config.window,
+            burn_in=config.burn_in,
+            batch_size=config.batch_size,
+            seed=seed,
+            shuffle=shuffle,
+        )
+        return SequenceData(episodes, sampler, reader, action_space, resident=steps)
+
+    train = batches(split[0], shuffle=True)
+    assert train is not None
+    return train, batches(split[1], shuffle=False)
+
+
+def _statistics_batches(data: SequenceData, seed: int = 0) -> Iterator[SequenceBatch]:
+    """A bounded number of batches, always the same, for statistics of the data."""
+    generator = torch.Generator(data.action_space.low.device).manual_seed(seed)
+    return itertools.islice(data.epoch(0, generator=generator), STATISTICS_BATCHES)
+
+
+@torch.no_grad()
+def _set_statistics(model: MDNRNN, data: SequenceData) -> None:
+    """Give M the statistics of its data; its termination head then begins at the rate of endings rather than at p = 1/2."""
+    model.set_statistics(DataStatistics.of(_statistics_batches(data)))
+    if model.termination_head is None:
+        return
+    counts = torch.tensor([[(b.terminated & b.mask).sum().item(), b.mask.sum().item()] for b in _statistics_batches(data)])
+    ended, steps = counts.sum(dim=0).tolist()
+    model.termination_head.bias.fill_(math.log((ended + 0.5) / (steps - ended + 0.5)))
+
+
+def _baselines(
+    model: MDNRNN, train: SequenceData, test: SequenceData | None, config: TrainingConfig, seed: int
+) -> dict[str, float]:
+    """Score the baselines on what the model is evaluated on; without held-out data on the training data."""
+    unit = model.change_scale if model.config.predict_change else torch.ones_like(model.change_scale)
+    scored = (
+        _statistics_batches(train)
+        if test is None
+        else loop.held_out_batches(test, config.max_test_batches, seed=seed, device=unit.device)
+    )
+    return likelihood.baseline_nll(_statistics_batches(train), scored, min_scale=model.config.min_scale * unit)
+
+
+def _calibrate(world: WorldModel, test: SequenceData | None, seed: int) -> dict[str, dict[str, float]] | None:
+    """Calibrate the termination head on all held-out episodes; None where there are none, or nothing terminates."""
+    if test is None or world.mdnrnn.termination_head is None:
+        return None
+    return calibrate_termination(world.mdnrnn, loop.held_out_batches(test, test.num_batches(0), seed=seed, device=world.device))
+
+
+def _provenance(
+    episodes: EpisodeCollection, arguments: dict[str, Any], result: TrainingResult, scores: dict[str, float]
+) -> dict[str, Any]:
+    """Where a world model comes from, as JSON-able data."""
+    kept = ("data_fingerprint", "seed", "data_config", "training_config", "initial")
+    return {
+        "recipes": [store.recipe for store in episodes.stores],
+        "num_episodes": len(episodes),
+        "num_steps": int(episodes.lengths.sum()),
+        **{name: arguments[name] for name in kept},
+        "training": asdict(result),
+        "baselines": scores,
+    }

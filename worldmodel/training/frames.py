@@ -1,0 +1,103 @@
+"""Batches of single frames for training V."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from worldmodel.data import EpisodeCollection, permuted
+from worldmodel.models import FrameBatch
+from worldmodel.spaces import leaf_values, leaves
+from worldmodel.training.windows import WindowSampler
+
+WINDOW = 64  # steps that are read together
+POOL_BATCHES = 64  # batches' worth of frames that are in memory at once: 200 MB of 64x64 colour at 256 a batch ...
+POOL_BYTES = 2**30  # ... and of large frames fewer, from fewer windows
+
+
+class FrameData:
+    """Batches of single frames for training and evaluation.
+
+    Args:
+        episodes: where the frames are.
+        which: (n,) indices of the episodes to use.
+        path: of the image in the observation space.
+        batch_size: images in a batch; where fewer are left of a pool, they wait for another epoch, and where a pool is smaller
+            (see `POOL_BYTES`), it is the batch.
+        seed: of the order.
+        shuffle: False reads the frames in order, for evaluation, where all count: a pool is a batch, of about as many.
+        device: where the batches are.
+    """
+
+    def __init__(
+        self,
+        episodes: EpisodeCollection,
+        which: np.ndarray,
+        *,
+        path: str,
+        batch_size: int,
+        seed: int,
+        shuffle: bool = True,
+        device: torch.device | str = "cpu",
+    ):
+        self._episodes, self._path, self._batch_size, self._seed = episodes, path, batch_size, seed
+        self._shuffle, self._device = shuffle, device
+        space = dict(leaves(episodes.observation_space))[path]
+        self._shape = space.shape or ()
+        frames = min((POOL_BATCHES if shuffle else 1) * batch_size, POOL_BYTES // math.prod(self._shape))
+        windows = max(1, frames // WINDOW)
+        lengths = episodes.lengths[which]
+        self._sampler = WindowSampler(which, lengths, window=WINDOW, batch_size=windows, seed=seed, shuffle=shuffle)
+        self._counted: tuple[int, np.ndarray] | None = None
+        self._pool: tuple[tuple[int, int], torch.Tensor] | None = None
+
+    def num_batches(self, epoch: int) -> int:
+        """Number of batches in an epoch; it varies a little, as the windows do."""
+        return int(self._ends(epoch)[-1])
+
+    def batch(self, epoch: int, index: int, *, generator: torch.Generator | None = None) -> FrameBatch:
+        """Assemble batch ``index`` of ``epoch``; nothing is drawn."""
+        ends = self._ends(epoch)
+        if not 0 <= index < ends[-1]:
+            raise IndexError(f"index: expected a batch in [0, {ends[-1]}), got {index}")
+        number = int(np.searchsorted(ends, index, side="right"))
+        frames = self._frames(epoch, number)
+        if not self._shuffle:
+            return FrameBatch(frames.to(self._device))
+        first = (index - (int(ends[number - 1]) if number else 0)) * self._batch_size
+        positions = np.arange(first, min(first + self._batch_size, len(frames)))
+        drawn = permuted(positions, len(frames), key=(self._seed, epoch, number))
+        return FrameBatch(frames[torch.as_tensor(drawn)].to(self._device))
+
+    def _ends(self, epoch: int) -> np.ndarray:
+        """Running total of the batches of each pool."""
+        if self._counted is None or self._counted[0] != epoch:
+            pools = [self._sampler.batch(epoch, number) for number in range(self._sampler.num_batches(epoch))]
+            frames = [int((pool.stop - pool.start + self._is_last(pool.episode, pool.stop)).sum()) for pool in pools]
+            self._counted = epoch, np.cumsum([self._batches(count) for count in frames])
+        return self._counted[1]
+
+    def _batches(self, frames: int) -> int:
+        """Of a pool of so many frames."""
+        return max(1, frames // self._batch_size) if self._shuffle else 1
+
+    def _is_last(self, episode: np.ndarray, stop: np.ndarray) -> np.ndarray:
+        """Whether windows reach the end of their episodes: only they bring the frame after their last step."""
+        last: np.ndarray = stop == self._episodes.lengths[episode]
+        return last
+
+    def _frames(self, epoch: int, number: int) -> torch.Tensor:
+        """The frames of a pool; the latest one is kept."""
+        if self._pool is None or self._pool[0] != (epoch, number):
+            self._pool = None  # two pools never lie in memory at once
+            pool = self._sampler.batch(epoch, number)
+            ends = np.cumsum(pool.stop - pool.start + self._is_last(pool.episode, pool.stop))
+            frames, first = np.empty((ends[-1], *self._shape), np.uint8), 0
+            for *which, end in zip(pool.episode, pool.start, pool.stop, ends, strict=True):
+                observations = self._episodes.read(*(int(part) for part in which)).observations
+                frames[first:end] = leaf_values(observations)[self._path][: end - first]
+                first = end
+            self._pool = (epoch, number), torch.from_numpy(frames)
+        return self._pool[1]

@@ -1,0 +1,175 @@
+r"""Calibration of the termination head: two numbers, fitted on held-out episodes, that make its probabilities right again.
+
+Deaths are rare, so this head learns its few examples by heart long before the latent head has learned what it can; and a
+``termination_weight`` other than 1 moves its probabilities by design. Platt scaling (Platt 1999) replaces its log-odds x by
+:math:`a x + b` with a > 0, which keeps their order: the head knows no more than before, but says rightly how sure it may be.
+As the head is linear, a and b go into its weights, and dreams cost no more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from worldmodel.mixtures import HALF_LOG_TWO_PI
+from worldmodel.models import MDNRNN, SequenceBatch
+
+FEWEST = 10  # endings that two numbers may be fitted on, in each half of the cross-validation
+
+
+@torch.no_grad()
+def termination_logits(model: MDNRNN, batches: Iterable[SequenceBatch]) -> tuple[Tensor, Tensor]:
+    """Log-odds that M gives each step that counts to be the last (N,), and whether it was, 0 or 1 (N,), in float64.
+
+    Raises:
+        ValueError: if M has no termination head.
+    """
+    logits, ended = [], []
+    for batch in batches:
+        prediction, _ = model(batch.z[:, :-1], batch.action)
+        if prediction.termination_logit is None:
+            raise ValueError("model: expected a termination head, got a model without")
+        logits.append(prediction.termination_logit[batch.mask])
+        ended.append(batch.terminated[batch.mask])
+    return torch.cat(logits).double(), torch.cat(ended).double()
+
+
+def termination_scores(logits: Tensor, ended: Tensor) -> dict[str, float]:
+    """How good log-odds (N,) of an end are, given what happened (N,), 0 or 1.
+
+    Returns:
+        ``nll`` (nats per step, not weighted), ``brier`` (mean squared error of p), ``recall`` (part of the endings with
+        p > 1/2), ``expected`` and ``observed`` (the sum of p, and the number of endings: equal where p is calibrated).
+    """
+    p = logits.sigmoid()
+    return {
+        "nll": functional.binary_cross_entropy_with_logits(logits, ended).item(),
+        "brier": (p - ended).square().mean().item(),
+        "recall": ((logits > 0) * ended).sum().item() / max(1.0, ended.sum().item()),
+        "expected": p.sum().item(),
+        "observed": ended.sum().item(),
+    }
+
+
+def platt_scaling(logits: Tensor, ended: Tensor) -> tuple[float, float]:
+    """The a > 0 and b that maximise the likelihood of what happened (N,) under the log-odds a x + b, for ``logits`` x (N,).
+
+    The targets are Platt's, a little away from 0 and 1, so that endings which can be told apart perfectly give finite numbers.
+    """
+    count = ended.sum()
+    target = torch.where(ended > 0, (count + 1) / (count + 2), 1 / (len(ended) - count + 2)).double()
+    unit = logits.std(correction=0).clamp(min=1e-12).double()
+    numbers = torch.stack([unit.new_zeros(()), (count / len(ended)).clamp(1e-9, 1 - 1e-9).logit().double()])  # log a and b
+    numbers.requires_grad_()
+    optimizer = torch.optim.LBFGS([numbers], max_iter=200, line_search_fn="strong_wolfe", tolerance_change=1e-12)
+    centred = (logits.double() - logits.mean()) / unit
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = functional.binary_cross_entropy_with_logits(numbers[0].exp() * centred + numbers[1], target)
+        torch.autograd.backward(loss)
+        return loss
+
+    with torch.enable_grad():
+        optimizer.step(closure)
+    slope = (numbers[0].exp() / unit).item()
+    return slope, numbers[1].item() - slope * logits.mean().item()
+
+
+@torch.no_grad()
+def calibrate_termination(model: MDNRNN, batches: Iterable[SequenceBatch]) -> dict[str, dict[str, float]]:
+    """Calibrate the termination head in place on held-out batches.
+
+    Args:
+        model: in evaluation mode.
+        batches: of episodes that M was not trained on, with some tens of endings at least.
+
+    Returns:
+        `termination_scores` as ``before`` and ``after`` (of numbers that were fitted on the other half of the steps), and
+        ``fitted`` with ``scale`` a and ``shift`` b. With fewer than `FEWEST` endings in one of the halves nothing is changed,
+        and a = 1 and b = 0.
+
+    Raises:
+        ValueError: if M has no termination head.
+    """
+    logits, ended = termination_logits(model, batches)
+    halves = slice(0, len(ended) // 2), slice(len(ended) // 2, None)
+    scale, shift, after = 1.0, 0.0, logits.clone()
+    if all(ended[half].sum() >= FEWEST for half in halves):
+        for one, other in (halves, halves[::-1]):
+            a, b = platt_scaling(logits[other], ended[other])
+            after[one] = a * logits[one] + b
+        scale, shift = platt_scaling(logits, ended)
+        assert model.termination_head is not None
+        model.termination_head.weight *= scale
+        model.termination_head.bias.mul_(scale).add_(shift)
+    return {
+        "before": termination_scores(logits, ended),
+        "after": termination_scores(after, ended),
+        "fitted": {"scale": scale, "shift": shift},
+    }
+
+
+class _Moments:
+    """Sums over steps of products of the regressors x = [z_t, a_t, 1] and the target y = z_{t+1}, in float64."""
+
+    def __init__(self, batches: Iterable[SequenceBatch]):
+        self.count = 0
+        for batch in batches:
+            x, y = _regression(batch)
+            if self.count == 0:
+                self.xx, self.xy = x.new_zeros(x.shape[1], x.shape[1]), x.new_zeros(x.shape[1], y.shape[1])
+                self.yy, self.changes = y.new_zeros(y.shape[1]), y.new_zeros(y.shape[1])
+            self.count += x.shape[0]
+            self.xx += x.T @ x
+            self.xy += x.T @ y
+            self.yy += y.square().sum(dim=0)
+            self.changes += (y - x[:, : y.shape[1]]).square().sum(dim=0)
+
+
+@torch.no_grad()
+def baseline_nll(train: Iterable[SequenceBatch], test: Iterable[SequenceBatch], *, min_scale: Tensor) -> dict[str, float]:
+    """Fit the baselines on training batches and report their held-out negative log-likelihood.
+
+    Args:
+        train: batches to fit on.
+        test: batches to score.
+        min_scale: (D,) floor of each sigma.
+
+    Returns:
+        ``repeat_last`` and ``linear_gaussian``, in nats per dimension.
+
+    Raises:
+        ValueError: if either has no step.
+    """
+    moments = _Moments(train)
+    if moments.count == 0:
+        raise ValueError("train: expected at least one step, got none")
+    inverse = torch.linalg.pinv(moments.xx, rtol=1e-12, hermitian=True)  # one-hot actions and the constant 1 are collinear
+    weights = inverse @ moments.xy  # (D + A + 1, D)
+    residual = moments.yy - 2 * (weights * moments.xy).sum(dim=0) + (weights * (moments.xx @ weights)).sum(dim=0)
+    latent_size = weights.shape[1]
+    repeat = torch.eye(weights.shape[0], latent_size, dtype=weights.dtype, device=weights.device)
+    predictors = {"repeat_last": (repeat, moments.changes), "linear_gaussian": (weights, residual)}
+    floor = min_scale.to(weights.dtype).square()
+    totals, count = dict.fromkeys(predictors, 0.0), 0
+    for batch in test:
+        x, y = _regression(batch)
+        count += x.shape[0]
+        for name, (coefficients, squares) in predictors.items():
+            variance = (squares / moments.count).clamp(min=0) + floor
+            nll = 0.5 * (y - x @ coefficients).square() / variance + 0.5 * variance.log() + HALF_LOG_TWO_PI
+            totals[name] += nll.sum().item()
+    if count == 0:
+        raise ValueError("test: expected at least one step, got none")
+    return {name: total / (count * latent_size) for name, total in totals.items()}
+
+
+def _regression(batch: SequenceBatch) -> tuple[Tensor, Tensor]:
+    """The regressors (N, D + A + 1) and targets (N, D) of the steps that count."""
+    ones = torch.ones_like(batch.reward).unsqueeze(-1)
+    x = torch.cat([batch.z[:, :-1], batch.action, ones], dim=-1)[batch.mask]
+    return x.double(), batch.z[:, 1:][batch.mask].double()

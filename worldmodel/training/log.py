@@ -1,0 +1,70 @@
+"""The log of a training run: one JSON row per line in ``metrics.jsonl``, and TensorBoard scalars where asked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from worldmodel.runtime import files
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class MetricsLog:
+    """Appends rows to a run's log, after dropping those that a resumed run writes anew; a context manager.
+
+    Args:
+        out: directory of the run.
+        update: rows after this update are dropped.
+        tensorboard: write scalars for TensorBoard too.
+
+    Raises:
+        ImportError: if TensorBoard is asked for and not installed.
+    """
+
+    def __init__(self, out: Path, update: int, *, tensorboard: bool = False):
+        self._writer: Any = _tensorboard_writer(out, update) if tensorboard else None
+        kept = [row for row in read_metrics(out) if row["update"] <= update]
+        path = out / METRICS_FILE
+        files.write_bytes(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
+        self._file = open(path, "a")  # noqa: SIM115 (closed in __exit__)
+
+    def write(self, update: int, values: Mapping[str, float]) -> None:
+        """Append one row; it is in the file on return."""
+        self._file.write(json.dumps({"update": update, **values}) + "\n")
+        self._file.flush()
+        if self._writer is not None:
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, update)
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
+        if self._writer is not None:
+            self._writer.close()
+
+
+def read_metrics(out: str | Path) -> list[dict[str, float]]:
+    """Read the rows of a run, in order; none if it has no log yet.
+
+    Args:
+        out: directory of the run; of what `fit` writes, ``training`` in it.
+
+    Returns:
+        Dictionaries with ``update`` and what was measured there. A last row that a kill cut short is left out.
+    """
+    path = Path(out) / METRICS_FILE
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]  # only the last row of a killed run can be cut
+
+
+def _tensorboard_writer(out: Path, update: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ImportError("tensorboard is not installed: pip install worldmodel[tensorboard]") from error
+    return SummaryWriter(str(out), purge_step=update + 1)

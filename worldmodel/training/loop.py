@@ -1,0 +1,340 @@
+"""One training loop for V and M: precision, clipping, schedule, checkpoints, resuming, early stopping.
+
+A run is a pure function of the data, the configuration and the seed, on one device. Its whole state (weights, moments of the
+optimiser, the generator, where it stands) is one safetensors file, replaced atomically; stopping at any moment and resuming
+gives the same bits as never stopping. That is why learning rates are functions of the update and batches of (seed, epoch,
+index), and why Ctrl-C is heeded between updates only.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from worldmodel.runtime import fast_precision, files, interrupt_between_steps
+from worldmodel.training.config import TrainingConfig, learning_rate
+from worldmodel.training.log import MetricsLog
+from worldmodel.training.optimizers import make_optimizer
+
+CHECKPOINT_SECONDS = 60.0  # a killed run loses at most so much work
+LOG_EVERY = 10  # updates
+STATE_FORMAT, STATE_VERSION = "worldmodel.training", 1
+STATE_FILE, BEST_FILE = "state.safetensors", "best.safetensors"
+
+
+class Batch(Protocol):
+    """What a model's loss takes; ``weight`` is the number of examples that its averages are over."""
+
+    @property
+    def weight(self) -> int:
+        """Examples that count."""
+
+
+class Model(Protocol):
+    """What is trained is an `nn.Module` that has this loss."""
+
+    def loss(self, batch: Any, *, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """The scalar to minimise, and its terms, each an average over the ``weight`` examples of the batch."""
+
+
+class TrainingData(Protocol):
+    """Batches as a function of (epoch, index); `SequenceData` is one."""
+
+    def num_batches(self, epoch: int) -> int:
+        """Number of batches in an epoch."""
+
+    def batch(self, epoch: int, index: int, *, generator: torch.Generator | None = None) -> Batch:
+        """Batch ``index`` of ``epoch``."""
+
+
+@dataclass(frozen=True)
+class TrainingProgress:
+    """Where a run stands, for a progress bar.
+
+    Args:
+        update: updates done.
+        num_updates: updates in all.
+        metrics: the loss and its terms at this update.
+        test_metrics: those of the latest evaluation on held-out data; empty before the first.
+    """
+
+    update: int
+    num_updates: int
+    metrics: dict[str, float]
+    test_metrics: dict[str, float]
+
+
+@dataclass
+class _RunState:
+    """What, beside tensors, a resumed run must know."""
+
+    update: int = 0
+    epoch: int = 0
+    index: int = 0
+    best_metrics: dict[str, float] = field(default_factory=dict)
+    best_update: int = 0
+    stale_evaluations: int = 0
+    test_metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """How a run ended.
+
+    Args:
+        updates: updates done, fewer than asked for after early stopping.
+        best_update: the update whose weights are kept.
+        best_metrics: held-out loss and its terms there; empty without held-out data.
+        seconds: duration of this call.
+    """
+
+    updates: int
+    best_update: int
+    best_metrics: dict[str, float]
+    seconds: float
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss or its gradient is NaN or infinite; the last good state has been saved."""
+
+
+def train(
+    model: nn.Module,
+    data: TrainingData,
+    *,
+    out: str | Path,
+    config: TrainingConfig,
+    seed: int,
+    test_data: TrainingData | None = None,
+    fingerprint: str = "",
+    resume: bool = False,
+    tensorboard: bool = False,
+    on_progress: Callable[[TrainingProgress], None] | None = None,
+) -> TrainingResult:
+    """Train ``model`` in place and leave it with the weights that were best on held-out data (the last without such data).
+
+    Args:
+        model: has ``loss(batch, generator=...) -> (scalar, metrics)``.
+        data: training batches.
+        out: directory for ``state.safetensors`` (to resume), ``best.safetensors`` and ``metrics.jsonl``.
+        config: how to train.
+        seed: seed of everything that is drawn in training.
+        test_data: held-out batches; None keeps the last weights and never stops early.
+        fingerprint: of the data; a resumed run must have the same.
+        resume: go on from ``out``'s state if there is one.
+        tensorboard: write scalars for TensorBoard to ``out`` too (extra ``tensorboard``).
+        on_progress: called every few updates.
+
+    Returns:
+        How the run ended.
+
+    Raises:
+        KeyboardInterrupt: on Ctrl-C, after the state has been saved; the message says so.
+        NonFiniteLossError: if loss or gradient is not finite; the state before that update has been saved.
+        ValueError: if the state to resume from belongs to another configuration, seed, data set, kind of device or model.
+        FileExistsError: if ``out`` holds a run and ``resume`` is not set.
+    """
+    run = _Run(model, data, test_data, Path(out), config, seed, fingerprint)
+    run.start(resume)
+    began = time.monotonic()
+    with interrupt_between_steps() as interrupted, MetricsLog(run.out, run.state.update, tensorboard=tensorboard) as log:
+        _run_to_the_end(run, log, interrupted, on_progress or (lambda progress: None))
+    run.load_best()
+    return TrainingResult(run.state.update, run.state.best_update, run.state.best_metrics, time.monotonic() - began)
+
+
+def held_out_batches(data: TrainingData, most: int, *, seed: int, device: torch.device) -> Iterator[Any]:
+    """Yield the held-out batches that every evaluation of a run is over: the same windows, and the same draws of their latents.
+
+    Args:
+        data: held-out batches.
+        most: so many of them at most, spread evenly.
+        seed: the run's seed.
+        device: where the batches are.
+    """
+    generator = torch.Generator(device).manual_seed(seed)
+    total = data.num_batches(0)
+    for number in range(min(total, most)):
+        yield data.batch(0, number * total // min(total, most), generator=generator)
+
+
+def _run_to_the_end(
+    run: _Run, log: MetricsLog, interrupted: threading.Event, on_progress: Callable[[TrainingProgress], None]
+) -> None:
+    """Update, evaluate, log and save, until the run is finished or interrupted."""
+    saved = time.monotonic()
+    while not run.finished:
+        terms = run.update()
+        state, total = run.state, run.config.num_updates
+        evaluated = state.update % run.config.evaluate_every == 0 or state.update == total
+        if evaluated:
+            run.evaluate()
+        if evaluated or state.update % LOG_EVERY == 0:
+            metrics = {name: term.item() for name, term in terms.items()}
+            tested = state.test_metrics if evaluated else {}
+            row = {f"train/{name}": value for name, value in metrics.items()}
+            row |= {f"test/{name}": value for name, value in tested.items()}
+            log.write(state.update, row | {"learning_rate": learning_rate(run.config, state.update - 1)})
+            on_progress(TrainingProgress(state.update, total, metrics, state.test_metrics))
+        if evaluated or interrupted.is_set() or time.monotonic() - saved > CHECKPOINT_SECONDS:
+            run.save()
+            saved = time.monotonic()
+        if interrupted.is_set():
+            raise KeyboardInterrupt(
+                f"stopped after update {state.update} of {total}; the state is saved in {run.out}: go on with resume"
+            )
+
+
+class _Run:
+    """A model being trained, with everything that its state file holds."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: TrainingData,
+        test_data: TrainingData | None,
+        out: Path,
+        config: TrainingConfig,
+        seed: int,
+        fingerprint: str,
+    ):
+        self.model, self.data, self.test_data, self.out, self.config, self.seed = model, data, test_data, out, config, seed
+        self.device = next(model.parameters()).device
+        self.precision = fast_precision(self.device) if config.precision == "auto" else config.precision
+        used = asdict(config) | {"precision": self.precision}
+        self.identity = {"config": used, "seed": seed, "fingerprint": fingerprint, "device": self.device.type}
+        self.optimizer = make_optimizer(
+            config.optimizer, model.parameters(), learning_rate=config.learning_rate, precision=self.precision
+        )
+        self.generator = torch.Generator(self.device).manual_seed(seed)
+        self._loss, self.state = cast(Model, model).loss, _RunState()
+
+    @property
+    def finished(self) -> bool:
+        patience = math.inf if self.config.patience is None else self.config.patience
+        return self.state.stale_evaluations >= patience or self.state.update >= self.config.num_updates
+
+    def start(self, resume: bool) -> None:
+        self.out.mkdir(parents=True, exist_ok=True)
+        files.remove_temporaries(self.out)
+        if (self.out / STATE_FILE).exists():
+            if not resume:
+                raise FileExistsError(f"{self.out}: already holds a training run; resume it or choose another directory")
+            self._load(self.out / STATE_FILE)
+
+    def update(self) -> dict[str, Tensor]:
+        """Do one optimiser step and return the loss and its terms."""
+        state = self.state
+        if state.index >= self.data.num_batches(state.epoch):
+            state.epoch, state.index = state.epoch + 1, 0
+        before = self.generator.get_state()
+        batch = self.data.batch(state.epoch, state.index, generator=self.generator)
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        with self._autocast():
+            loss, terms = self._loss(batch, generator=self.generator)
+        torch.autograd.backward(loss)
+        values = {"loss": loss.detach()} | {name: term.detach() for name, term in terms.items()}
+        finite = values | {"gradient norm": self._clip()}
+        if not bool(torch.stack([value.isfinite() for value in finite.values()]).all()):
+            self.generator.set_state(before)
+            self._stop(f"update {state.update + 1}, batch {state.index} of epoch {state.epoch}", finite)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.config, state.update)
+        self.optimizer.step()
+        state.update, state.index = state.update + 1, state.index + 1
+        return values
+
+    @torch.no_grad()
+    def evaluate(self) -> None:
+        """Average the loss over the held-out batches, always with the same draws, and keep the best weights."""
+        if self.test_data is None:
+            return
+        self.model.eval()
+        totals: dict[str, float] = {}
+        weight = 0
+        batches = held_out_batches(self.test_data, self.config.max_test_batches, seed=self.seed, device=self.device)
+        generator = torch.Generator(self.device).manual_seed(self.seed)  # of what the loss itself draws
+        for number, batch in enumerate(batches):
+            with self._autocast():
+                loss, terms = self._loss(batch, generator=generator)
+            values = {"loss": loss} | terms
+            if not bool(torch.stack([value.isfinite() for value in values.values()]).all()):
+                self._stop(f"evaluation after update {self.state.update}, held-out batch {number}", values)
+            for name, value in values.items():
+                totals[name] = totals.get(name, 0.0) + value.item() * batch.weight
+            weight += batch.weight
+        state = self.state
+        state.test_metrics = {name: total / weight for name, total in totals.items()}
+        if not state.best_metrics or state.test_metrics["loss"] < state.best_metrics["loss"]:
+            state.best_metrics, state.best_update, state.stale_evaluations = dict(state.test_metrics), state.update, 0
+            files.save_tensors(self.out / BEST_FILE, self.model.state_dict())
+        else:
+            state.stale_evaluations += 1
+
+    def save(self) -> None:
+        """Write the whole state as one file, atomically."""
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        for number, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{number}.{name}": tensor for name, tensor in moments.items()}
+        tensors["generator"] = self.generator.get_state()
+        content = {"format": STATE_FORMAT, "version": STATE_VERSION, "state": asdict(self.state), "identity": self.identity}
+        files.save_tensors(self.out / STATE_FILE, tensors, {"state": json.dumps(content)})
+
+    def load_best(self) -> None:
+        """Put the weights that were best on held-out data into the model."""
+        if self.state.best_metrics:
+            self.model.load_state_dict(files.load_tensors(self.out / BEST_FILE)[0])
+        self.model.eval()
+
+    def _load(self, path: Path) -> None:
+        tensors, metadata = files.load_tensors(path)
+        content = json.loads(metadata.get("state", "{}"))
+        files.check_stamp(content, path, format=STATE_FORMAT, version=STATE_VERSION)
+        for name, given in json.loads(json.dumps(self.identity)).items():
+            if content["identity"].get(name) != given:
+                raise ValueError(
+                    f"{path}: expected {name} {content['identity'].get(name)}, with which this run was started, got {given}; "
+                    "resume with the same, or train into another directory"
+                )
+        try:
+            self.model.load_state_dict({n.removeprefix("model."): x for n, x in tensors.items() if n.startswith("model.")})
+        except RuntimeError as error:
+            raise ValueError(f"{path}: expected the weights of this model, got those of another one: {error}") from error
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            if name.startswith("optimizer."):
+                _, number, key = name.split(".")
+                moments.setdefault(int(number), {})[key] = tensor
+        self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        self.generator.set_state(tensors["generator"])
+        self.state = _RunState(**content["state"])
+
+    def _clip(self) -> Tensor:
+        """Clip the gradient as configured and return its norm before that."""
+        parameters = list(self.model.parameters())
+        norm = nn.utils.clip_grad_norm_(parameters, math.inf if self.config.clip_norm is None else self.config.clip_norm)
+        if self.config.clip_value is not None:
+            nn.utils.clip_grad_value_(parameters, self.config.clip_value)
+        return norm
+
+    def _stop(self, where: str, values: Mapping[str, Tensor]) -> NoReturn:
+        """Save the state and name what is not finite."""
+        self.save()
+        culprits = ", ".join(f"{name} = {value.item()}" for name, value in values.items() if not value.isfinite())
+        raise NonFiniteLossError(
+            f"{where}: expected finite numbers, got {culprits}; the last good state, after {self.state.update} updates, is in "
+            f"{self.out}. A lower learning rate, a larger min_scale or float32 often helps"
+        )
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
