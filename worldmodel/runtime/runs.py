@@ -13,6 +13,18 @@ import numpy as np
 from worldmodel.runtime.files import prepare_directory, read_json, write_json
 
 
+# Modules that moved since files were written which name their contents: new name -> the name that files keep.
+RECORDED_MODULES = {
+    "worldmodel.agents.controller": "worldmodel.controller",
+    "worldmodel.agents.evolution": "worldmodel.evolution",
+    "worldmodel.agents.policy_gradient": "worldmodel.ppo",
+    "worldmodel.data.policies": "worldmodel.policies",
+    "worldmodel.envs.dream_env": "worldmodel.envs",
+    "worldmodel.envs.latent_env": "worldmodel.latent_env",
+    "worldmodel.envs.paper": "worldmodel.environments",
+}
+
+
 def describe(thing: Any) -> str:
     """Return a stable name for an id, a policy or a constructor: itself, its ``description``, or its qualified name."""
     if isinstance(thing, str):
@@ -23,7 +35,7 @@ def describe(thing: Any) -> str:
     if isinstance(thing, functools.partial):
         return f"{describe(thing.func)}(*{jsonable(thing.args)}, **{jsonable(thing.keywords)})"
     named = thing if hasattr(thing, "__qualname__") else type(thing)
-    return f"{named.__module__}.{named.__qualname__}"
+    return f"{RECORDED_MODULES.get(named.__module__, named.__module__)}.{named.__qualname__}"
 
 
 def jsonable(value: Any) -> Any:
