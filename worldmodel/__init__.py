@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from worldmodel.agents.policy_gradient import PPOConfig as PPOConfig
     from worldmodel.agents.policy_gradient import ppo as ppo
     from worldmodel.data.collecting import collect as collect
+    from worldmodel.data.env_factory import EnvConfig as EnvConfig
     from worldmodel.data.store import EpisodeStore as EpisodeStore
     from worldmodel.dream.dreams import Dreams as Dreams
     from worldmodel.envs.dream_env import DreamEnv as DreamEnv
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from worldmodel.models.vae import ConvVAE as ConvVAE
     from worldmodel.models.vae import VAEConfig as VAEConfig
     from worldmodel.models.world import WorldModel as WorldModel
+    from worldmodel.runtime.runs import RunConfig as RunConfig
     from worldmodel.training.config import DataConfig as DataConfig
     from worldmodel.training.config import FrameConfig as FrameConfig
     from worldmodel.training.config import TrainingConfig as TrainingConfig
@@ -47,6 +49,7 @@ else:
             "agents.evolution": "evolve",
             "agents.policy_gradient": "PPOConfig ppo",
             "data.collecting": "collect",
+            "data.env_factory": "EnvConfig",
             "data.store": "EpisodeStore",
             "dream.dreams": "Dreams",
             "envs.dream_env": "DreamEnv DreamVectorEnv",
@@ -60,6 +63,7 @@ else:
             "models.mdnrnn": "MDNRNNConfig",
             "models.vae": "ConvVAE VAEConfig",
             "models.world": "WorldModel",
+            "runtime.runs": "RunConfig",
             "training.config": "DataConfig FrameConfig TrainingConfig",
             "training.encode": "encode_store",
             "training.fit_vision": "train_vae",

@@ -21,7 +21,7 @@ from worldmodel.data import ATTEMPTS, EnvMaker, env_maker
 from worldmodel.dream import Dreams, Reality, Scores, score
 from worldmodel.models import WorldModel
 from worldmodel.rng import derive_seed, episode_seed
-from worldmodel.runtime import check_workers, describe, jsonable, run_here, run_in_processes
+from worldmodel.runtime import WorkerConfig, describe, jsonable, run_here, run_in_processes
 from worldmodel.spaces import Value
 
 EPISODES_A_TASK = 16  # real episodes of a test that are played in lockstep; fixed, so that no result depends on the workers
@@ -150,7 +150,7 @@ class RealPopulation:
         env_kwargs: Mapping[str, Any] | None = None,
         wrappers: Sequence[Callable[[gym.Env], gym.Env]] = (),
     ):
-        check_workers(num_workers)
+        WorkerConfig.of(num_workers)
         if rollouts < 1:
             raise ValueError(f"rollouts: expected an integer >= 1, got {rollouts}")
         self.world, self._rollouts, self._num_workers = world, rollouts, num_workers

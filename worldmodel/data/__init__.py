@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from worldmodel.data.collection import split_episodes as split_episodes
     from worldmodel.data.compression import pack as pack
     from worldmodel.data.compression import unpack as unpack
+    from worldmodel.data.env_factory import EnvConfig as EnvConfig
     from worldmodel.data.env_factory import EnvMaker as EnvMaker
     from worldmodel.data.env_factory import env_maker as env_maker
     from worldmodel.data.env_factory import make_env as make_env
@@ -42,7 +43,7 @@ else:
             "collecting": "CollectionProgress collect open_or_create",
             "collection": "EpisodeCollection permuted split_episodes",
             "compression": "pack unpack",
-            "env_factory": "EnvMaker env_maker make_env",
+            "env_factory": "EnvConfig EnvMaker env_maker make_env",
             "episode": "Episode check_episode",
             "policies": "BrownianPolicy CyclicPolicy POLICIES Policy RandomPolicy RepeatPolicy SweepPolicy make_policy",
             "runner": "ATTEMPTS EpisodeFailure Runner rollouts",

@@ -21,7 +21,7 @@ from worldmodel.data.episode import Episode
 from worldmodel.data.policies import Policy
 from worldmodel.data.runner import EpisodeFailure, Runner, run_all
 from worldmodel.data.store import SHARDS, EpisodeStore
-from worldmodel.runtime import check_workers, remove_temporaries, require_disk
+from worldmodel.runtime import WorkerConfig, remove_temporaries, require_disk
 from worldmodel.spaces import find_images
 
 FLUSH_SECONDS = 10.0  # what a kill -9 can lose at most, in seconds of work ...
@@ -105,7 +105,7 @@ def collect(
     """
     if num_episodes < 1:
         raise ValueError(f"num_episodes: expected at least 1, got {num_episodes}")
-    check_workers(num_workers)
+    WorkerConfig.of(num_workers)
     runner = Runner(env, policy, seed=seed, max_steps=max_steps, env_kwargs=env_kwargs, wrappers=wrappers)
     try:
         recipe = runner.recipe() if encoder is None else encoder.recipe(runner.recipe())

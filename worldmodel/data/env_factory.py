@@ -6,11 +6,61 @@ import difflib
 import functools
 import importlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import gymnasium as gym
 
+from worldmodel.runtime import check_integers, describe, jsonable
+
 EnvMaker = Callable[..., gym.Env]
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    """An environment and how it is built.
+
+    Args:
+        env: Gymnasium id, or a constructor called with ``kwargs``.
+        kwargs: keyword arguments of the environment.
+        wrappers: applied to it in this order.
+        max_steps: truncate an episode after this many steps; None leaves it to the environment.
+
+    Raises:
+        TypeError: if ``max_steps`` is not an integer.
+        ValueError: if ``max_steps`` is below 1.
+    """
+
+    env: str | EnvMaker
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    wrappers: Sequence[Callable[[gym.Env], gym.Env]] = ()
+    max_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check ``max_steps``."""
+        check_integers(self, {"max_steps": 1}, optional=("max_steps",))
+
+    @classmethod
+    def of(cls, env: str | EnvMaker | EnvConfig) -> EnvConfig:
+        """Read an argument that is an environment or a configuration of one."""
+        return env if isinstance(env, EnvConfig) else cls(env)
+
+    def make(self) -> gym.Env:
+        """Build one environment, wrapped; ``max_steps`` is left to the caller.
+
+        Raises:
+            ValueError: if there is no environment of this id.
+        """
+        return make_env(self.env, self.kwargs, self.wrappers)
+
+    def recipe(self) -> dict[str, Any]:
+        """Describe the environment as JSON-serialisable data."""
+        return {
+            "env": describe(self.env),
+            "env_kwargs": jsonable(self.kwargs),
+            "wrappers": [describe(wrapper) for wrapper in self.wrappers],
+            "max_steps": self.max_steps,
+        }
 
 
 def make_env(

@@ -21,7 +21,7 @@ from worldmodel.data.episode import Episode, check_episode
 from worldmodel.data.policies import POLICIES, Policy, make_policy
 from worldmodel.rng import episode_seed
 from worldmodel.rng.seeds import _POLICY_STREAM
-from worldmodel.runtime import check_workers, describe, jsonable, run_here, run_in_processes
+from worldmodel.runtime import WorkerConfig, describe, jsonable, run_here, run_in_processes
 from worldmodel.spaces import leaves, map_leaves, stack_values
 
 ATTEMPTS = 2
@@ -70,7 +70,7 @@ def rollouts(
     runner = Runner(env, policy, seed=seed, max_steps=max_steps, env_kwargs=env_kwargs, wrappers=wrappers)
     ids = [operator.index(episode_id) for episode_id in episode_ids]
     episode_seed(seed, min(ids, default=0))
-    check_workers(num_workers)
+    WorkerConfig.of(num_workers)
     return run_all(runner, ids, num_workers)
 
 

@@ -50,7 +50,10 @@ else:
         __name__,
         {
             "batch": "DataStatistics SequenceBatch",
-            "encoded": "DTYPES EncodedObservations EncodedSteps Encoder encode_all encode_episodes encoded_bytes encoded_form encoded_with gather",
+            "encoded": (
+                "DTYPES EncodedObservations EncodedSteps Encoder encode_all encode_episodes encoded_bytes "
+                "encoded_form encoded_with gather"
+            ),
             "features": "FEATURE_KINDS FeatureKind feature_size feature_space latent_features",
             "lstm": "HalfPrecisionLayer LayerNormLSTM activate_gates run_lstm stack_weights",
             "mdnrnn": "MDNRNN MDNRNNConfig Prediction State",

@@ -26,7 +26,8 @@ from worldmodel.spaces import FlatSpace, Value, space_from_json, space_to_json
 from worldmodel.version import __version__
 
 WORLD_FORMAT, WORLD_VERSION = "worldmodel.world", 2
-WORLD_FILE, WEIGHTS_FILE = "world.json", "weights.safetensors"
+WORLD_FILE: str = "world.json"
+WEIGHTS_FILE: str = "weights.safetensors"
 DREAM_BOUNDS = ("latent_low", "latent_high", "reward_low", "reward_high")  # of M; infinite where it was not told any
 
 

@@ -27,7 +27,10 @@ else:
     __getattr__, __dir__, __all__ = attach(
         __name__,
         {
-            "seeds": "AGENT_STREAM COLLECT_STREAM DREAM_TEST_STREAM EVALUATION_STREAM PPO_LEARN_STREAM PPO_TEST_STREAM PROBE_STREAM SEARCH_STREAM VALIDATE_STREAM VIDEO_STREAM derive_seed episode_seed",
+            "seeds": (
+                "AGENT_STREAM COLLECT_STREAM DREAM_TEST_STREAM EVALUATION_STREAM PPO_LEARN_STREAM PPO_TEST_STREAM "
+                "PROBE_STREAM SEARCH_STREAM VALIDATE_STREAM VIDEO_STREAM derive_seed episode_seed"
+            ),
             "streams": "Source Streams box_muller fill_exponential fill_normal fill_uniform",
         },
     )

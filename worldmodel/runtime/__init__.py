@@ -17,11 +17,20 @@ if TYPE_CHECKING:
     from worldmodel.runtime.files import save_tensors as save_tensors
     from worldmodel.runtime.files import write_bytes as write_bytes
     from worldmodel.runtime.files import write_json as write_json
+    from worldmodel.runtime.integers import check_integer as check_integer
+    from worldmodel.runtime.integers import check_integers as check_integers
     from worldmodel.runtime.process import interrupt_between_steps as interrupt_between_steps
     from worldmodel.runtime.process import keep_freed_memory as keep_freed_memory
+    from worldmodel.runtime.progress import Listener as Listener
+    from worldmodel.runtime.progress import Progress as Progress
+    from worldmodel.runtime.progress import Reporter as Reporter
+    from worldmodel.runtime.runs import RunConfig as RunConfig
+    from worldmodel.runtime.runs import check_same_run as check_same_run
     from worldmodel.runtime.runs import describe as describe
     from worldmodel.runtime.runs import jsonable as jsonable
-    from worldmodel.runtime.workers import check_workers as check_workers
+    from worldmodel.runtime.runs import prepare_run as prepare_run
+    from worldmodel.runtime.workers import Runner as Runner
+    from worldmodel.runtime.workers import WorkerConfig as WorkerConfig
     from worldmodel.runtime.workers import run_here as run_here
     from worldmodel.runtime.workers import run_in_processes as run_in_processes
 else:
@@ -29,9 +38,14 @@ else:
         __name__,
         {
             "device": "check_device fast_precision",
-            "files": "TEMPORARY_SUFFIX digest_tensors load_tensors prepare_directory read_json remove_temporaries require_disk save_tensors write_bytes write_json",
+            "files": (
+                "TEMPORARY_SUFFIX digest_tensors load_tensors prepare_directory read_json remove_temporaries "
+                "require_disk save_tensors write_bytes write_json"
+            ),
+            "integers": "check_integer check_integers",
             "process": "interrupt_between_steps keep_freed_memory",
-            "runs": "describe jsonable",
-            "workers": "check_workers run_here run_in_processes",
+            "progress": "Listener Progress Reporter",
+            "runs": "RunConfig check_same_run describe jsonable prepare_run",
+            "workers": "Runner WorkerConfig run_here run_in_processes",
         },
     )

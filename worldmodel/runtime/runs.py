@@ -1,17 +1,21 @@
-"""Identity of a run: describe its arguments as JSON and compare them with those of an earlier run."""
+"""Runs: how they are started, resumed and reported, and whether two runs are the same.
+
+A long run records its arguments as JSON. A later call with the same output resumes it only if it has the same arguments.
+"""
 
 from __future__ import annotations
 
 import functools
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from worldmodel.runtime.files import prepare_directory, read_json, write_json
-
+from worldmodel.runtime.progress import Listener, Progress, Reporter
 
 # Modules that moved since files were written which name their contents: new name -> the name that files keep.
 RECORDED_MODULES = {
@@ -23,6 +27,68 @@ RECORDED_MODULES = {
     "worldmodel.envs.latent_env": "worldmodel.latent_env",
     "worldmodel.envs.paper": "worldmodel.environments",
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """How a long run starts, resumes and reports.
+
+    Args:
+        resume: continue an interrupted run in the output directory, and return a complete one as it is. False refuses a
+            directory that holds a run.
+        overwrite: replace an earlier run of the same kind and start again, whatever ``resume`` says.
+        tensorboard: also write TensorBoard scalars, where the run has a log (extra ``tensorboard``).
+        progress: show tqdm bars on stderr if that is a terminal.
+        on_progress: called with every progress record.
+    """
+
+    resume: bool = True
+    overwrite: bool = False
+    tensorboard: bool = False
+    progress: bool = True
+    on_progress: Listener | None = None
+
+    def reporter(self) -> Reporter:
+        """Make the context manager that shows and passes on progress records."""
+        return Reporter(bars=self.progress, listener=self.on_progress)
+
+    def within(self, report: Listener, stage: str = "{}") -> RunConfig:
+        """Make the configuration of a run inside this one, which reports through ``report`` and is always resumed.
+
+        Args:
+            report: receives the records of the inner run.
+            stage: format of the stage's name; "{}" stands for the inner run's own.
+        """
+
+        def passed_on(progress: Progress) -> None:
+            report(replace(progress, stage=stage.format(progress.stage)))
+
+        return replace(self, resume=True, overwrite=False, progress=False, on_progress=passed_on)
+
+
+def check_same_run(
+    earlier: Mapping[str, Any], given: Mapping[str, Any], source: str | Path, *, error: type[Exception] = ValueError
+) -> None:
+    """Raise unless an earlier run, recorded as JSON, had the same arguments as this one.
+
+    Args:
+        earlier: the record that was read from a file; an entry "version" is ignored.
+        given: JSON-serialisable arguments of this run.
+        source: file or directory of the record, for the message.
+        error: class of the exception.
+
+    Raises:
+        ValueError: or another ``error``, naming the first argument that differs and both values.
+    """
+    wanted = json.loads(json.dumps(dict(given)))
+    for name in sorted({*wanted, *earlier} - {"version"}):
+        there, here = earlier.get(name), wanted.get(name)
+        if json.dumps(there) != json.dumps(here):  # as text: 1 and True are different arguments
+            expected, got = difference(there, here)
+            raise error(
+                f"{source}: expected {name} {expected}, as in the run that is there, got {got}; use the same arguments, choose "
+                "another output, or overwrite (--overwrite) to start again"
+            )
 
 
 def describe(thing: Any) -> str:
@@ -92,14 +158,7 @@ def prepare_run(
         raise FileExistsError(
             f"{path}: already holds a run; pass resume (--resume) to go on with it, or overwrite (--overwrite) to replace it"
         )
-    earlier = read_json(path / marker, format=format, version=version)
-    for name, value in json.loads(json.dumps(dict(arguments))).items():
-        if earlier.get(name) != value:
-            expected, given = difference(earlier.get(name), value)
-            raise ValueError(
-                f"{name}: expected {expected}, with which the run in {path} was started, got {given}; resume with the same "
-                "arguments, choose another directory, or pass overwrite (--overwrite) to start anew"
-            )
+    check_same_run(read_json(path / marker, format=format, version=version), arguments, path)
     return path
 
 

@@ -15,11 +15,14 @@ import threading
 import traceback
 from collections import Counter, deque
 from collections.abc import Generator, Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
 import cloudpickle
 import torch
+
+from worldmodel.runtime.integers import check_integer
 
 PREFETCH = 2  # tasks in a worker's hands: one that it works on, one that hides the way of the next
 STOP_SECONDS = 2.0  # time for a worker to close what it holds, before it is ended
@@ -28,6 +31,39 @@ _NO_START = (
     "expected a worker process to start, got exit code {code}; a script that uses workers must keep its own calls under "
     '`if __name__ == "__main__":`, and what is sent to workers must be importable there'
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerConfig:
+    """Worker processes.
+
+    Args:
+        num_workers: 0 works in this process; n >= 1 in n processes. Then a script needs ``if __name__ == "__main__":``.
+        attempts: how often a task is tried that raises or ends its worker.
+
+    Raises:
+        TypeError: if a number is not an integer.
+        ValueError: if ``num_workers`` is below 0 or ``attempts`` below 1.
+    """
+
+    num_workers: int = 0
+    attempts: int = 2
+
+    def __post_init__(self) -> None:
+        """Check both numbers."""
+        for name, least in {"num_workers": 0, "attempts": 1}.items():
+            object.__setattr__(self, name, check_integer(getattr(self, name), name, least=least))
+
+    @classmethod
+    def of(cls, workers: int | WorkerConfig) -> WorkerConfig:
+        """Read an argument that is a number of workers or a configuration."""
+        return workers if isinstance(workers, WorkerConfig) else cls(num_workers=workers)
+
+    def run(self, runner: Runner, tasks: Sequence[int]) -> Generator[tuple[int, int, Any]]:
+        """Do all tasks, in this process or in workers; see `run_in_processes` for what is yielded."""
+        if self.num_workers == 0:
+            return run_here(runner, tasks, attempts=self.attempts)
+        return run_in_processes(runner, tasks, num_workers=self.num_workers, attempts=self.attempts)
 
 
 class Runner(Protocol):
@@ -190,9 +226,3 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
-
-
-def check_workers(num_workers: int) -> None:
-    """Raise a ValueError unless ``num_workers`` can be a number of workers."""
-    if num_workers < 0:
-        raise ValueError(f"num_workers: expected 0 or more, got {num_workers}")
