@@ -30,8 +30,8 @@ class FastStep:
     def __init__(self, model: MDNRNN, dtype: torch.dtype = torch.bfloat16):
         if not applies(model):
             raise ValueError(
-                "model: expected an LSTM without layer_norm and a latent head that supports raw outputs, such as mixtures with a "
-                f"sigma for each component and dimension, to dream in half precision, got {model.config}"
+                "model: expected an LSTM without layer_norm and a latent head that supports raw outputs, such as mixtures with "
+                f"a sigma for each component and dimension, to dream in half precision, got {model.config}"
             )
         self._model, self._dtype = model, dtype
         assert isinstance(model.lstm, nn.LSTM)

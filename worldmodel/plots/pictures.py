@@ -1,7 +1,7 @@
-"""What a world of images looks like: reconstructions, what each latent does, a dream beside what really happened.
+"""Pictures of a world of images: reconstructions, the effect of each latent, and a dream next to the real episode.
 
-All pictures are (height, width, 3) uint8; `worldmodel.plots.report.save_image` writes them, and `worldmodel.plots.video.write_video` makes
-them a film.
+All pictures are (height, width, 3) uint8; `worldmodel.plots.report.save_image` writes them, and
+`worldmodel.plots.video.write_video` makes a film of them.
 """
 
 from __future__ import annotations
