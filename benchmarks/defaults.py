@@ -49,8 +49,9 @@ def main() -> None:
 
 def train(data: Path, out: Path, updates: int, seed: int, fields: dict[str, object]) -> dict[str, float]:
     """Train one model and return its best held-out losses."""
-    config = wm.TrainingConfig(num_updates=updates, learning_rate=1e-2, clip_norm=10.0)
-    world = wm.fit(data, out=out, seed=seed, training_config=config, hidden_size=64, **fields)
+    training = wm.TrainingConfig(num_updates=updates, learning_rate=1e-2, clip_norm=10.0)
+    config = wm.MDNRNNConfig(hidden_size=64, **fields)
+    world = wm.fit(data, out=out, config=config, seed=seed, training_config=training)
     return world.provenance["training"]["best_metrics"]
 
 

@@ -41,7 +41,7 @@ NUM_DREAMS, LIFE, STEPS, TARGET = 1024, 100, 5, 1.15
 def make_world(latent_size: int, num_actions: int, hidden_size: int) -> wm.WorldModel:
     """A world model with random weights whose dreams end with probability 1 / `LIFE` at each step."""
     torch.manual_seed(0)
-    model = MDNRNN(wm.MDNRNNConfig(latent_size=latent_size, action_size=num_actions, hidden_size=hidden_size))
+    model = MDNRNN(latent_size, num_actions, wm.MDNRNNConfig(hidden_size=hidden_size))
     model.latent_low.fill_(-20.0)
     model.latent_high.fill_(20.0)
     with torch.no_grad():

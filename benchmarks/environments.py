@@ -36,8 +36,7 @@ def run(env: str, policy: str, seed: int, out: Path) -> dict[str, object]:
         out=out / "world",
         seed=seed,
         training_config=wm.TrainingConfig(num_updates=recipe["updates"], learning_rate=1e-2, clip_norm=10.0),
-        hidden_size=recipe["hidden"],
-        num_components=3,
+        config=wm.MDNRNNConfig(hidden_size=recipe["hidden"], num_components=3),
     )
     times.append(time.monotonic())
     controller = wm.evolve(

@@ -68,7 +68,7 @@ def fastest(**works: Callable[[], object]) -> dict[str, float]:
 def world_of(**mdnrnn: object) -> wm.WorldModel:
     """A world with fresh weights, 4 latents and 2 actions."""
     vision = StateNormalizer(gym.spaces.Box(-1.0, 1.0, (4,)))
-    model = MDNRNN(wm.MDNRNNConfig(latent_size=4, action_size=2, hidden_size=128, **mdnrnn))
+    model = MDNRNN(4, 2, wm.MDNRNNConfig(hidden_size=128, **mdnrnn))
     return wm.WorldModel(
         vision, model, gym.spaces.Box(-1.0, 1.0, (2,)), start_mean=torch.zeros(1, 4), start_log_variance=torch.zeros(1, 4)
     )

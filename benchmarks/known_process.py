@@ -96,12 +96,12 @@ def train(process: Process, *, steps: int, batch_size: int, hidden_size: int, se
     generator = torch.Generator().manual_seed(seed)
     fixed = FIXED_LEVEL if process.noise_type is NoiseType.FIXED else None
     config = MDNRNNConfig(
-        latent_size=D, action_size=A, hidden_size=hidden_size, num_components=K, factorization=process.factorization,
+        hidden_size=hidden_size, num_components=K, factorization=process.factorization,
         noise_type=process.noise_type, fixed_noise_level=fixed, min_scale=MIN_SCALE, reward_head=False, termination_head=False,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = MDNRNN(config)
+        model = MDNRNN(D, A, config)
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):

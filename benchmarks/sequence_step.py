@@ -18,8 +18,8 @@ from worldmodel.models import MDNRNN, MDNRNNConfig
 def difference(config: MDNRNNConfig, *, steps: int, dtype: torch.dtype) -> float:
     """Largest absolute difference in any output or state of a random model over ``steps`` random steps."""
     torch.manual_seed(0)
-    model = MDNRNN(config).to(dtype).eval()
-    z, action = torch.randn(4, steps, config.latent_size, dtype=dtype), torch.randn(4, steps, config.action_size, dtype=dtype)
+    model = MDNRNN(8, 3, config).to(dtype).eval()
+    z, action = torch.randn(4, steps, 8, dtype=dtype), torch.randn(4, steps, 3, dtype=dtype)
     whole, last = model(z, action)
     state, worst = model.initial_state(4), 0.0
     for t in range(steps):
@@ -48,8 +48,6 @@ def main() -> None:
         if norm and hidden == 512:
             continue  # slow, and the same code
         config = MDNRNNConfig(
-            latent_size=8,
-            action_size=3,
             hidden_size=hidden,
             num_layers=layers,
             skip=skip,

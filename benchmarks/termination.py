@@ -46,9 +46,9 @@ def train(weight: float, dropout: float, *, updates: int, seed: int) -> dict[str
     """Train M; the weights that are best in the whole held-out loss, and those that are best in the termination's alone."""
     data, (held_out, _) = draw(150, 3 * seed)[0], draw(100, 3 * seed + 1)
     torch.manual_seed(seed)
-    config = MDNRNNConfig(latent_size=D, action_size=A, hidden_size=64, num_components=2, reward_head=False,
+    config = MDNRNNConfig(hidden_size=64, num_components=2, reward_head=False,
                           termination_weight=weight, output_dropout=dropout)  # fmt: skip
-    model, g = MDNRNN(config), torch.Generator().manual_seed(seed)
+    model, g = MDNRNN(D, A, config), torch.Generator().manual_seed(seed)
     model.set_statistics(DataStatistics.of([data]))
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     best: dict[str, tuple[float, int, dict]] = {}

@@ -30,7 +30,7 @@ from gymnasium import spaces
 from known_process import machine
 
 from worldmodel.data import Episode, EpisodeStore
-from worldmodel.models import WORLD_FILE, WorldModel
+from worldmodel.models import WORLD_FILE, MDNRNNConfig, WorldModel
 from worldmodel.runtime import files
 from worldmodel.training import DataConfig, TrainingConfig, fit
 
@@ -73,9 +73,7 @@ def train(store: Path, out: Path, updates: int) -> WorldModel:
         data_config=DataConfig(window=32, batch_size=16),
         training_config=TrainingConfig(num_updates=updates, evaluate_every=25, max_test_batches=10),
         resume=True,
-        hidden_size=64,
-        num_components=2,
-        output_dropout=0.1,
+        config=MDNRNNConfig(hidden_size=64, num_components=2, output_dropout=0.1),
     )
 
 

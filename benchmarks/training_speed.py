@@ -41,7 +41,7 @@ def make(size: str) -> tuple[MDNRNN, SequenceBatch]:
     """A model with fresh weights, and a batch of noise."""
     d, a, hidden, b, t = SIZES[size]
     torch.manual_seed(0)
-    model = MDNRNN(MDNRNNConfig(latent_size=d, action_size=a, hidden_size=hidden, num_components=5))
+    model = MDNRNN(d, a, MDNRNNConfig(hidden_size=hidden, num_components=5))
     action = torch.nn.functional.one_hot(torch.randint(a, (b, t)), a).float()
     least = t // 5 if "padded" in size else t
     counted = torch.arange(t) < torch.linspace(least, t, b).round()[torch.randperm(b)].unsqueeze(1)

@@ -41,7 +41,7 @@ class Actor(nn.Module):
 
     def __init__(self, world: wm.WorldModel):
         super().__init__()
-        self.network = network(world.mdnrnn.config.latent_size, world.action_features.size)
+        self.network = network(world.mdnrnn.latent_size, world.action_features.size)
         self.squash = world.action_features.squash
 
     def forward(self, features: Tensor) -> Tensor:
@@ -106,7 +106,7 @@ class Learner:
 
     def __init__(self, world: wm.WorldModel):
         self.actor = Actor(world)
-        self.critic = network(world.mdnrnn.config.latent_size, 1)
+        self.critic = network(world.mdnrnn.latent_size, 1)
         self.target = copy.deepcopy(self.critic).requires_grad_(False)
         self.optimizers = [torch.optim.Adam(self.actor.parameters(), 1e-3), torch.optim.Adam(self.critic.parameters(), 1e-3)]
 
@@ -149,7 +149,7 @@ def run(out: Path, arguments: argparse.Namespace) -> tuple[Evaluation, list[floa
             training_config=config,
             data_config=wm.DataConfig(window=32),
             initial=world,
-            **({"hidden_size": 64, "num_components": 3} if world is None else {}),
+            config=wm.MDNRNNConfig(hidden_size=64, num_components=3) if world is None else None,
         )
         learner = learner or Learner(world)
         dreams, starts = wm.Dreams(world, BATCH), Starts(world, stores)

@@ -25,7 +25,8 @@ from tqdm import tqdm
 
 import worldmodel as wm
 
-ENV, EPISODES, HIDDEN_SIZE = "CartPole-v1", 1000, 64  # of random play; of M
+ENV, EPISODES = "CartPole-v1", 1000  # of random play
+MODEL = wm.MDNRNNConfig(hidden_size=64)
 TRAINING = wm.TrainingConfig(num_updates=800, learning_rate=1e-2, clip_norm=10.0)  # of M
 OBSERVATION, TEMPERATURE, HORIZON = "zh", (0.8, 1.2), 500
 NUM_DREAMS, ROLLOUT, TOTAL_STEPS = 256, 32, 2_400_000  # at once; steps of each between updates; steps of all together
@@ -115,7 +116,7 @@ def train(world: wm.WorldModel, *, seed: int) -> tuple[Agent, list[Tensor]]:
 def make_world(*, seed: int) -> wm.WorldModel:
     with tempfile.TemporaryDirectory() as out:
         wm.collect(ENV, out=f"{out}/data", num_episodes=EPISODES, policy="random", seed=seed)
-        return wm.fit(f"{out}/data", out=f"{out}/world", hidden_size=HIDDEN_SIZE, training_config=TRAINING, seed=seed)
+        return wm.fit(f"{out}/data", out=f"{out}/world", config=MODEL, training_config=TRAINING, seed=seed)
 
 
 def main() -> None:

@@ -54,7 +54,7 @@ def test_scores_are_their_definitions():
 def make_model_and_batch(batch_size=200, steps=50, distort=(4.0, 8.0)):
     """Endings with the log-odds 2 z_0 - 3, and a head that says ``distort`` of them: scale and shift."""
     torch.manual_seed(0)
-    model = MDNRNN(MDNRNNConfig(latent_size=2, action_size=1, hidden_size=4)).eval()
+    model = MDNRNN(2, 1, MDNRNNConfig(hidden_size=4)).eval()
     z = torch.randn(batch_size, steps + 1, 2)
     true = 2 * z[:, :-1, 0] - 3
     mask = torch.rand(batch_size, steps) < 0.8
@@ -106,6 +106,6 @@ def test_steps_that_do_not_count_do_not_matter():
 
 
 def test_a_model_without_the_head_is_refused():
-    model = MDNRNN(MDNRNNConfig(latent_size=2, action_size=1, hidden_size=4, termination_head=False))
+    model = MDNRNN(2, 1, MDNRNNConfig(hidden_size=4, termination_head=False))
     with pytest.raises(ValueError, match="expected a termination head"):
         calibrate_termination(model, [make_model_and_batch()[1]])

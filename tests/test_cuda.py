@@ -26,11 +26,11 @@ from worldmodel.dream import Dreams, RandomActions, StartBank, imagine, lambda_r
 from worldmodel.envs import DreamVectorEnv, LatentVectorEnv
 from worldmodel.evaluation import evaluate, probe
 from worldmodel.experiments import IterationConfig, iterate, iteration
-from worldmodel.models import MDNRNN, VAEConfig, WorldModel, feature_size
+from worldmodel.models import MDNRNN, MDNRNNConfig, VAEConfig, WorldModel, feature_size
 from worldmodel.training import FIT_FILE, DataConfig, FrameConfig, TrainingConfig, encode_store, fit, train_vae
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
-SMALL = {"hidden_size": 8, "num_components": 2}
+SMALL = MDNRNNConfig(hidden_size=8, num_components=2)
 DATA = DataConfig(window=6, batch_size=4, burn_in=1, test_fraction=0.25)
 TRAINING = TrainingConfig(num_updates=12, evaluate_every=4, learning_rate=1e-2)
 CUDA = [
@@ -73,7 +73,10 @@ def everything(world):
 
 def small_fit(data, out, device, **options):
     return fit(
-        data, out=out, device=device, **({"data_config": DATA, "training_config": TRAINING, "seed": 3} | SMALL | options)
+        data,
+        out=out,
+        device=device,
+        **({"config": SMALL, "data_config": DATA, "training_config": TRAINING, "seed": 3} | options),
     )
 
 
@@ -103,7 +106,7 @@ def test_fit_in_bfloat16_keeps_weights_in_float32(walks, tmp_path, device):
 
 
 def test_fit_by_muon_goes_on_where_it_was(walks, tmp_path, device):
-    options = {"hidden_size": 16, "training_config": replace(TRAINING, optimizer="muon")}
+    options = {"config": replace(SMALL, hidden_size=16), "training_config": replace(TRAINING, optimizer="muon")}
     with pytest.raises(KeyboardInterrupt, match="stopped after update 8 of 12"):
         small_fit(
             walks,
@@ -324,7 +327,9 @@ def test_imagined_trajectories_and_their_gradients_lie_on_the_device(device):
 
 
 def test_ppo_learns_on_the_device_in_dreams_from_real_states(walks, tmp_path, device):
-    world = fit(walks, out=tmp_path / "w", device=device, data_config=DATA, training_config=TRAINING, calibrate=True, **SMALL)
+    world = fit(
+        walks, out=tmp_path / "w", device=device, data_config=DATA, training_config=TRAINING, calibrate=True, config=SMALL
+    )
     starts = StartBank.along(world, walks, num_states=20, nearest=1, farthest=5)
     dreams = Dreams(world, 8, termination="sample")
     controller = Controller(feature_size(world, "zh"), world.action_space)
@@ -359,7 +364,7 @@ def test_a_world_of_images_is_trained_and_encoded_on_the_device(tmp_path, device
         device=device,
         data_config=data,
         training_config=config,
-        **SMALL,
+        config=SMALL,
     )
     dreams = Dreams(world, 3)
     rollout = dreams.rollout(RandomActions(world, generator=dreams.generator(0)), 4, generator=dreams.generator(1))

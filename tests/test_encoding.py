@@ -43,7 +43,7 @@ def test_an_encoded_store_holds_mean_and_log_variance_of_every_frame_and_the_res
 def test_what_has_no_noise_comes_back_without_noise():
     form = EncodedObservations(3)
     mean, log_variance = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.5, -torch.inf, -3.0])
-    written = form.write(mean, log_variance)
+    written = form.to_observation(mean, log_variance)
     assert form.observation_space.contains(written)
     back = form.encode(written)
     torch.testing.assert_close(back[0], mean)
@@ -241,21 +241,21 @@ def fit(data, out, **options):
 def test_m_trains_on_encoded_episodes_as_on_frames(frames, tmp_path):
     vision = make_vae()
     encode_store(frames, vision=vision, out=tmp_path / "z", dtype="float32")
-    from_frames = fit(frames, tmp_path / "a", vision=vision, hidden_size=8)
-    from_encoded = fit(tmp_path / "z", tmp_path / "b", vision=vision, hidden_size=8)
+    from_frames = fit(frames, tmp_path / "a", vision=vision, config=wm.MDNRNNConfig(hidden_size=8))
+    from_encoded = fit(tmp_path / "z", tmp_path / "b", vision=vision, config=wm.MDNRNNConfig(hidden_size=8))
     assert from_encoded.observation_space == COLOUR
     assert from_encoded.vision.fingerprint == vision.fingerprint
     for name, weight in from_frames.mdnrnn.state_dict().items():
         torch.testing.assert_close(from_encoded.mdnrnn.state_dict()[name], weight, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(from_encoded.start_mean, from_frames.start_mean)
-    on_disk = fit(tmp_path / "z", tmp_path / "c", vision=vision, hidden_size=8, resident=False)
+    on_disk = fit(tmp_path / "z", tmp_path / "c", vision=vision, config=wm.MDNRNNConfig(hidden_size=8), resident=False)
     assert on_disk.fingerprint == from_encoded.fingerprint
 
 
 def test_m_goes_on_training_on_encoded_episodes(frames, tmp_path):
     vision = make_vae()
     encode_store(frames, vision=vision, out=tmp_path / "z")
-    first = fit(tmp_path / "z", tmp_path / "a", vision=vision, hidden_size=8)
+    first = fit(tmp_path / "z", tmp_path / "a", vision=vision, config=wm.MDNRNNConfig(hidden_size=8))
     second = fit(tmp_path / "z", tmp_path / "b", initial=first)
     assert second.vision.fingerprint == vision.fingerprint
     assert second.fingerprint != first.fingerprint
@@ -286,7 +286,7 @@ def test_a_vector_beside_the_image_stays_without_noise(tmp_path):
     parts = {name: getattr(steps, name) for name in names}
     store.append([Episode(observations=observations, actions=steps.actions % 2, **parts)])
     encode_store(tmp_path / "frames", vision=vision, out=tmp_path / "z")
-    world = fit(tmp_path / "z", tmp_path / "world", vision=vision, hidden_size=4)
+    world = fit(tmp_path / "z", tmp_path / "world", vision=vision, config=wm.MDNRNNConfig(hidden_size=4))
     assert (world.start_log_variance[:, 6:] == -torch.inf).all()
     assert world.start_log_variance[:, :6].isfinite().all()
     assert wm.WorldModel.from_pretrained(tmp_path / "world").fingerprint == world.fingerprint

@@ -16,7 +16,7 @@ from worldmodel.agents import Controller, LatentPolicy, evolve
 from worldmodel.data import collect, rollouts
 from worldmodel.dream import Dreams, RandomActions, Reality, time_limit
 from worldmodel.evaluation import evaluate, replay
-from worldmodel.models import WorldModel
+from worldmodel.models import MDNRNNConfig, WorldModel
 from worldmodel.training import DataConfig, TrainingConfig, fit
 
 
@@ -84,8 +84,7 @@ def trial(tmp_path_factory):
             training_config=TrainingConfig(
                 num_updates=num_updates, learning_rate=1e-2, clip_norm=clip_norm, evaluate_every=num_updates // 4
             ),
-            hidden_size=size,
-            num_components=3,
+            config=MDNRNNConfig(hidden_size=size, num_components=3),
             on_progress=progress.append,
         )
         return Trial(env, env_kwargs, world, progress[-1].test_metrics["nll_per_dim"], out)
@@ -215,7 +214,7 @@ def test_a_controller_from_dict_dreams_earns_more_than_random_play(dict_env):
 
 
 def test_a_controller_of_zero_weights_plays_acrobot_to_the_end(acrobot):
-    controller = Controller(acrobot.world.mdnrnn.config.latent_size, acrobot.world.action_space, features="z")
+    controller = Controller(acrobot.world.mdnrnn.latent_size, acrobot.world.action_space, features="z")
     assert acrobot.evaluate(controller, num_episodes=3).real.returns.tolist() == [-200.0] * 3
 
 

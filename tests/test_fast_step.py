@@ -7,8 +7,9 @@ import torch
 from toy_worlds import random_world, same_bits
 
 from worldmodel.agents import DreamPopulation
-from worldmodel.dream import Dreams, FastStep, draw
+from worldmodel.dream import Dreams, FastStep
 from worldmodel.mixtures import Factorization, GaussianMixture, NoiseType
+from worldmodel.mixtures.heads import sample_raw_mixture
 from worldmodel.models import MDNRNN, MDNRNNConfig, State
 from worldmodel.runtime import device
 
@@ -22,7 +23,7 @@ def generator(seed=0):
 def model(**config):
     """A double-precision M with random weights and units that are not 1."""
     torch.manual_seed(0)
-    made = MDNRNN(MDNRNNConfig(latent_size=3, action_size=2, hidden_size=8, num_components=4, **config)).double()
+    made = MDNRNN(3, 2, MDNRNNConfig(hidden_size=8, num_components=4, **config)).double()
     made.change_scale.copy_(torch.tensor([0.5, 2.0, 3.0]))
     made.reward_mean.fill_(0.7)
     made.reward_scale.fill_(3.0)
@@ -53,7 +54,7 @@ def test_state_reward_and_end_are_those_of_the_plain_step(config):
     z, action, state = inputs(made)
     prediction, lstm = made.step(z, action, state)
     fast = FastStep(made, torch.float64)
-    uniform, normal = torch.rand(6, fast.num_choices, generator=generator()).double(), torch.zeros(6, 3).double()
+    uniform, normal = torch.rand(6, made.latent_head.num_uniforms, generator=generator()).double(), torch.zeros(6, 3).double()
     drawn = fast(z, action, state, temperature=1.0, uniform=uniform, normal=normal)
     for mine, expected in zip(drawn.lstm, lstm, strict=True):
         torch.testing.assert_close(mine, expected)
@@ -95,7 +96,7 @@ def test_joint_components_are_drawn_for_all_dimensions_at_once(tau):
     n = 40_000
     uniform = torch.rand(n, 1, generator=generator(1))
     numbers = (part.expand(n, -1, -1) for part in (logits, means, torch.zeros(1, 4, 3)))
-    drawn = draw(*numbers, 1e-3, temperature=tau, uniform=uniform, normal=torch.zeros(n, 3))
+    drawn = sample_raw_mixture(*numbers, 1e-3, temperature=tau, uniform=uniform, normal=torch.zeros(n, 3))
     index = (drawn[:, 0] / 3).long()
     assert torch.equal(drawn, means[0, index])
     p = (logits[0, :, 0] / tau).softmax(dim=0)
@@ -108,7 +109,7 @@ def test_a_uniform_number_chooses_by_the_running_sum_of_the_heated_weights(choic
     logits, means = torch.randn(200, 5, choices, generator=generator()), torch.randn(200, 5, 7, generator=generator(2))
     uniform = torch.rand(200, choices, generator=generator(1))
     tau = torch.linspace(0.1, 3, 200)
-    drawn = draw(logits, means, means, 1e-3, temperature=tau, uniform=uniform, normal=torch.zeros(200, 7))
+    drawn = sample_raw_mixture(logits, means, means, 1e-3, temperature=tau, uniform=uniform, normal=torch.zeros(200, 7))
     running = (logits / tau.reshape(-1, 1, 1)).softmax(dim=1).cumsum(dim=1)
     index = (uniform.unsqueeze(1) >= running[:, :-1]).sum(dim=1, keepdim=True)
     assert index.unique().numel() == 5
@@ -121,7 +122,7 @@ def test_the_largest_uniform_number_never_finds_a_component_without_weight():
     raw[:, 0, :2] = torch.randn(1000, 2, 4, generator=generator())
     raw[:, 0, 2], raw[:, 1, 2] = -1e4, 1e6
     largest = torch.full((1000, 4), 1 - 2.0**-24)
-    drawn = draw(*raw.unbind(dim=1), 1e-3, temperature=1.0, uniform=largest, normal=torch.zeros(1000, 4))
+    drawn = sample_raw_mixture(*raw.unbind(dim=1), 1e-3, temperature=1.0, uniform=largest, normal=torch.zeros(1000, 4))
     assert torch.equal(drawn, torch.zeros(1000, 4))
 
 
@@ -131,7 +132,7 @@ def test_temperature_zero_is_the_mode_of_the_heaviest_and_of_the_first_among_equ
     raw = torch.randn(50, 3, 4, 6, generator=generator())
     raw[:, 0, 2] = raw[:, 0, 1]
     uniform, normal = torch.rand(50, 6, generator=generator(1)), torch.randn(50, 6, generator=generator(2))
-    drawn = draw(*raw.unbind(dim=1), 1e-3, temperature=tau, uniform=uniform, normal=normal)
+    drawn = sample_raw_mixture(*raw.unbind(dim=1), 1e-3, temperature=tau, uniform=uniform, normal=normal)
     mixture = GaussianMixture(raw[:, 0].log_softmax(dim=1), raw[:, 1], raw[:, 2])
     torch.testing.assert_close(drawn, mixture.mode())
 

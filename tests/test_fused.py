@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
-from worldmodel.mixtures import Factorization, NoiseType, fused
+from worldmodel.mixtures import Factorization, MixtureHead, NoiseType, RewardHead, TerminationHead, fused
+from worldmodel.mixtures.heads import raw_mixture_nll
 from worldmodel.models import MDNRNN, DataStatistics, MDNRNNConfig, SequenceBatch
 
 B, T, D, A, H, K = 4, 9, 3, 2, 6, 5
@@ -19,8 +20,7 @@ def seeded(seed=0):
 
 def make(dtype=torch.float64, **fields):
     torch.manual_seed(0)
-    config = MDNRNNConfig(**{"latent_size": D, "action_size": A, "hidden_size": H, "num_components": K, **fields})
-    model = MDNRNN(config).to(dtype)
+    model = MDNRNN(D, A, MDNRNNConfig(**{"hidden_size": H, "num_components": K, **fields})).to(dtype)
     neutral = DataStatistics.neutral(D)
     units = {"change_scale": 0.5 + torch.arange(D), "reward_mean": torch.tensor([2.0]), "reward_scale": torch.tensor([3.0])}
     model.set_statistics(dataclasses.replace(neutral, **units))
@@ -71,7 +71,7 @@ OPTIONS = [
 def test_loss_and_gradients_are_those_of_log_prob_and_autograd(fields, chunk, monkeypatch):
     monkeypatch.setattr(fused, "CHUNK", {"cpu": chunk})
     model, batch = make(**fields), make_batch()
-    assert fused.applies(model.latent_head)
+    assert model.latent_head.supports_raw
     loss, expected = model.loss(batch)[0], old_way(model, batch)
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
     for one, other in zip(gradients(model, 3 * loss), gradients(model, 3 * expected), strict=True):
@@ -99,7 +99,7 @@ def test_float32_is_as_near_to_the_old_way_as_rounding_allows(dtype):
 def test_other_mixtures_keep_the_path_of_autograd(factorization, noise_type):
     level = 0.5 if noise_type is NoiseType.FIXED else None
     model, batch = make(factorization=factorization, noise_type=noise_type, fixed_noise_level=level), make_batch()
-    assert not fused.applies(model.latent_head)
+    assert not model.latent_head.supports_raw
     torch.testing.assert_close(model.loss(batch)[0], old_way(model, batch), rtol=1e-12, atol=1e-12)
 
 
@@ -107,11 +107,16 @@ def test_other_mixtures_keep_the_path_of_autograd(factorization, noise_type):
 def test_the_gradient_is_the_derivative(joint):
     g = seeded(2)
     x, reward = torch.randn(5, D, generator=g).double(), torch.randn(5, 1, generator=g).double()
-    targets = fused.Targets(x, reward, torch.tensor([0.0, 1, 0, 0, 1]).double(), 2, 0.1, 3.0, joint)
-    outputs = 2 * (1 if joint else D) + 4 * D + 4
-    inputs = [torch.randn(*shape, generator=g).double().requires_grad_() for shape in ((7, 4), (outputs, 4), (outputs,))]
-    rows = torch.tensor([6, 0, 3, 2, 5])
-    torch.autograd.gradcheck(lambda f, w, b: fused.heads_loss(f, rows, w, b, targets)[0], inputs)
+    factorization = Factorization.JOINT if joint else Factorization.PER_DIMENSION
+    latent = MixtureHead(4, D, 2, factorization=factorization, min_scale=0.1).double()
+    heads = [latent, RewardHead(4, 0.1).double(), TerminationHead(4, 3.0).double()]
+    targets, divisors = (x, reward, torch.tensor([0.0, 1, 0, 0, 1]).double()), (D, 1, 1)
+    terms = [fused.LossTerm(*term) for term in zip(heads, targets, divisors, strict=True)]
+    features, rows = torch.randn(7, 4, generator=g).double().requires_grad_(), torch.tensor([6, 0, 3, 2, 5])
+    weights = [parameter for head in heads for parameter in head.parameters()]  # perturbed in place by gradcheck
+    for parameter in weights:
+        parameter.data.normal_(generator=g)
+    torch.autograd.gradcheck(lambda f, *_: fused.heads_loss(f, rows, terms)[0], [features, *weights])
 
 
 def test_the_density_is_that_of_torch_distributions():
@@ -120,16 +125,16 @@ def test_the_density_is_that_of_torch_distributions():
     x = torch.randn(8, D, generator=g).double()
     scale = ((2 * raw_scale).exp() + 0.2**2).sqrt()
     expected = -MixtureSameFamily(Categorical(logits=logits.mT), Normal(mean.mT, scale.mT)).log_prob(x).sum()
-    nll = fused.mixture_nll(logits, mean, raw_scale, x, 0.2, gradient=False)
+    nll = raw_mixture_nll(logits, mean, raw_scale, x, 0.2, gradient=False)
     torch.testing.assert_close(nll, expected, rtol=1e-12, atol=0)
     joint = MixtureSameFamily(Categorical(logits=logits[:, :, 0]), Independent(Normal(mean, scale), 1))
-    nll = fused.mixture_nll(logits[:, :, :1], mean, raw_scale, x, 0.2, gradient=False)
+    nll = raw_mixture_nll(logits[:, :, :1], mean, raw_scale, x, 0.2, gradient=False)
     torch.testing.assert_close(nll, -joint.log_prob(x).sum(), rtol=1e-12, atol=0)
 
 
 def test_outputs_far_out_give_finite_numbers():
     raw = [torch.tensor(numbers).reshape(2, 2, 1) for numbers in ([90.0, 90, -90, -90], [1e4] * 4, [60.0, 60, -60, -60])]
-    nll = fused.mixture_nll(*raw, torch.zeros(2, 1), 1e-3, gradient=True)
+    nll = raw_mixture_nll(*raw, torch.zeros(2, 1), 1e-3, gradient=True)
     assert torch.isfinite(nll)
     assert all(torch.isfinite(part).all() for part in raw)
 

@@ -1,6 +1,5 @@
 """The script that runs the loop: its options, its files, and that the same command goes on."""
 
-import dataclasses
 import json
 import runpy
 import sys
@@ -34,8 +33,7 @@ def script(monkeypatch):
 def test_without_options_the_configuration_is_that_of_the_library(script):
     functions = script("--env CartPole-v1 --out x")
     config, default = functions["read_config"](functions["parse_arguments"]()), IterationConfig()
-    assert {name: config.mdnrnn[name] for name in default.mdnrnn} == dict(default.mdnrnn)
-    assert dataclasses.replace(config, mdnrnn=default.mdnrnn) == default
+    assert config == default
 
 
 def test_every_option_reaches_the_configuration(script):
@@ -43,7 +41,7 @@ def test_every_option_reaches_the_configuration(script):
     config = functions["read_config"](functions["parse_arguments"]())
     assert (config.max_rounds, config.exploration, config.features, config.controller_hidden_size) == (2, 0.1, "z", 3)
     assert (config.method, config.openai_es.learning_rate, config.training_config.learning_rate) == ("openai-es", 0.1, 1e-2)
-    assert (config.mdnrnn["hidden_size"], config.data_config.window, config.training_config.num_updates) == (4, 8, 6)
+    assert (config.mdnrnn.hidden_size, config.data_config.window, config.training_config.num_updates) == (4, 8, 6)
 
 
 def test_it_goes_on_after_ctrl_c_and_leaves_a_table_and_a_summary(script, tmp_path, monkeypatch, capsys):

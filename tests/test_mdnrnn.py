@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import math
 
 import pytest
@@ -19,14 +20,14 @@ def seeded(seed=0):
 
 
 def make_config(**fields):
-    return MDNRNNConfig(**{"latent_size": D, "action_size": A, "hidden_size": H, "num_components": K, **fields})
+    return MDNRNNConfig(**{"hidden_size": H, "num_components": K, **fields})
 
 
 def make(dtype=torch.float64, seed=0, **fields):
     """A model in evaluation mode with units that are not neutral."""
     torch.manual_seed(seed)
-    model = MDNRNN(make_config(**fields)).to(dtype)
-    d = model.config.latent_size
+    model = MDNRNN(D, A, make_config(**fields)).to(dtype)
+    d = model.latent_size
     neutral = DataStatistics.neutral(d)
     changed = dataclasses.replace(
         neutral, change_scale=0.5 + torch.arange(d), reward_mean=torch.tensor([2.0]), reward_scale=torch.tensor([3.0])
@@ -493,7 +494,7 @@ def test_statistics_of_nothing_are_refused():
 
 
 def test_statistics_travel_with_the_weights():
-    one, other = make(), MDNRNN(make_config()).double().eval()
+    one, other = make(), MDNRNN(D, A, make_config()).double().eval()
     other.load_state_dict(one.state_dict())
     assert torch.equal(one.loss(make_batch())[0], other.loss(make_batch())[0])
 
@@ -509,7 +510,7 @@ def test_statistics_travel_with_the_weights():
     ],
 )
 def test_statistics_that_do_not_fit_are_refused_and_change_nothing(field, value, message):
-    model = MDNRNN(make_config())
+    model = MDNRNN(D, A, make_config())
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     good = DataStatistics(*(0.5 * torch.ones_like(value) for value in vars(DataStatistics.neutral(D)).values()))
     with pytest.raises(ValueError, match=message):
@@ -523,8 +524,7 @@ def test_statistics_that_do_not_fit_are_refused_and_change_nothing(field, value,
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        *[({name: 0}, f"{name}: expected an integer >= 1, got 0") for name in (
-            "latent_size", "action_size", "hidden_size", "num_layers", "num_components")],
+        *[({name: 0}, f"{name}: expected an integer >= 1, got 0") for name in ("hidden_size", "num_layers", "num_components")],
         *[({name: value}, f"{name}: expected a probability in \\[0, 1\\), got {value}") for name, value in itertools.product(
             ("input_dropout", "output_dropout"), (-0.1, 1.0, math.nan))],
         ({"termination_gradient": 1.1}, r"termination_gradient: expected a number in \[0, 1\], got 1.1"),
@@ -542,6 +542,37 @@ def test_statistics_that_do_not_fit_are_refused_and_change_nothing(field, value,
 def test_a_configuration_out_of_range_is_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         make_config(**fields)
+
+
+def test_sizes_out_of_range_are_refused():
+    for sizes, name in (((0, 1), "latent_size"), ((1, 0), "action_size")):
+        with pytest.raises(ValueError, match=f"{name}: expected an integer >= 1, got 0"):
+            MDNRNN(*sizes)
+    with pytest.raises(TypeError, match=r"latent_size: expected an integer >= 1, got 2\.5"):
+        MDNRNN(2.5, 1)
+    with pytest.raises(TypeError, match="hidden_size: expected an integer >= 1, got True"):
+        make_config(hidden_size=True)
+
+
+def test_an_undecided_termination_head_is_there_and_the_model_keeps_the_decision():
+    for given, kept in ((None, True), (True, True), (False, False)):
+        model = MDNRNN(D, A, make_config(termination_head=given))
+        assert model.config.termination_head is kept
+        assert (model.termination_head is not None) is kept
+
+
+def test_the_json_of_a_model_is_that_of_older_files():
+    names = [
+        "latent_size", "action_size", "hidden_size", "num_layers", "num_components", "factorization", "noise_type",
+        "fixed_noise_level", "min_scale", "predict_change", "skip", "reward_head", "termination_head", "termination_weight",
+        "termination_gradient", "layer_norm", "input_dropout", "output_dropout",
+    ]  # fmt: skip
+    model = MDNRNN(D, A, make_config())
+    data = json.loads(json.dumps(model.config_to_json()))
+    assert list(data) == names
+    assert (data["factorization"], data["noise_type"], data["termination_head"]) == ("per_dimension", "diagonal", True)
+    again = MDNRNN.from_config(data)
+    assert (again.latent_size, again.action_size, again.config) == (D, A, model.config)
 
 
 def test_a_configuration_is_frozen_and_takes_names_as_strings():
@@ -599,10 +630,7 @@ def test_a_small_model_finds_the_entropy_of_a_process_that_needs_memory(predict_
         return SequenceBatch(z, choice, reward, torch.rand(b, t, generator=g) < 0.2, torch.ones(b, t, dtype=torch.bool))
 
     torch.manual_seed(0)
-    config = MDNRNNConfig(
-        latent_size=2, action_size=1, hidden_size=16, num_components=2, predict_change=predict_change, min_scale=1e-3
-    )
-    model = MDNRNN(config)
+    model = MDNRNN(2, 1, MDNRNNConfig(hidden_size=16, num_components=2, predict_change=predict_change, min_scale=1e-3))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 500)
     for _ in range(500):

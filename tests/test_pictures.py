@@ -31,7 +31,7 @@ from worldmodel.plots import (
 @pytest.fixture
 def world():
     vision = make_vae()
-    model = MDNRNN(wm.MDNRNNConfig(latent_size=6, action_size=3, hidden_size=4, termination_head=False))
+    model = MDNRNN(6, 3, wm.MDNRNNConfig(hidden_size=4, termination_head=False))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
@@ -149,5 +149,5 @@ def test_pictures_are_saved(tmp_path):
 
 
 def test_a_world_without_images_is_refused(episode):
-    with pytest.raises(ValueError, match="expected one whose V sees images"):
+    with pytest.raises(ValueError, match="expected a V that encodes and decodes images"):
         dream_strip(random_world(), episode)

@@ -24,7 +24,7 @@ SMALL = {"max_rounds": 2, "first_episodes": 6, "controller_episodes": 3, "popula
 def test_the_figure_shows_every_round_and_the_real_episode(tmp_path, test_fraction):
     config = wm.IterationConfig(
         **SMALL,
-        mdnrnn={"hidden_size": 4, "num_components": 2},
+        mdnrnn=wm.MDNRNNConfig(hidden_size=4, num_components=2),
         data_config=wm.DataConfig(window=8, batch_size=8, test_fraction=test_fraction),
         training_config=wm.TrainingConfig(num_updates=20, evaluate_every=10),
         test_dreams=4,

@@ -22,7 +22,7 @@ PRESET = Preset(
     vae=wm.VAEConfig(latent_size=3),
     frames=wm.FrameConfig(batch_size=8, test_fraction=0.2),
     vae_training=TRAINING,
-    mdnrnn={"hidden_size": 4},
+    mdnrnn=wm.MDNRNNConfig(hidden_size=4),
     data=wm.DataConfig(window=8, batch_size=4, test_fraction=0.2),
     mdnrnn_training=TRAINING,
     controller={"population": 4, "generations": 2, "test_every": 1, "test_dreams": 8, "features": "zhc", "ordered": True},

@@ -280,7 +280,7 @@ def test_agents_learn_and_are_scored_in_worlds_on_the_device(device):
 def test_ppo_trained_only_in_dreams_beats_random_play_in_reality(tmp_path):
     store = wm.collect("CartPole-v1", out=tmp_path / "data", num_episodes=500, policy="random", seed=0)
     config = wm.TrainingConfig(num_updates=600, learning_rate=1e-2, clip_norm=10.0)
-    world = wm.fit(store.path, out=tmp_path / "world", hidden_size=64, training_config=config, seed=0)
+    world = wm.fit(store.path, out=tmp_path / "world", config=wm.MDNRNNConfig(hidden_size=64), training_config=config, seed=0)
     env, steps = VecMonitor(dreams(world, 64)), {"n_steps": 32, "batch_size": 256}
     model = PPO("MlpPolicy", env, **steps, learning_rate=1e-3, gamma=0.98, gae_lambda=0.8, seed=0, device="cpu")
     model.learn(25_000)

@@ -120,7 +120,7 @@ def make_model(**options):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         options = {"hidden_size": 8, "num_components": 2, "input_dropout": 0.2, "output_dropout": 0.2} | options
-        return MDNRNN(MDNRNNConfig(latent_size=2, action_size=3, **options))
+        return MDNRNN(2, 3, MDNRNNConfig(**options))
 
 
 def run(store, out, *, model=None, config=CONFIG, data=None, **options):

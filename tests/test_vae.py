@@ -180,7 +180,7 @@ def test_many_images_are_encoded_as_few_are(monkeypatch):
     vision, images = make_vae(), random_images(COLOUR, (7,))
     expected = vision.encode(images)
     back = vision.decode(expected[0])
-    monkeypatch.setattr(wm.vae, "ENCODE_IMAGES", 3)
+    monkeypatch.setattr("worldmodel.models.vae.ENCODE_IMAGES", 3)
     torch.testing.assert_close(vision.encode(images), expected)
     assert (vision.decode(expected[0]).int() - back.int()).abs().max() <= 1
 
@@ -265,14 +265,14 @@ def test_a_damaged_v_is_refused(tmp_path):
     make_vae().save_pretrained(tmp_path / "v")
     make_vae(seed=1).save_pretrained(tmp_path / "w")
     (tmp_path / "w" / "vision.safetensors").replace(tmp_path / "v" / "vision.safetensors")
-    with pytest.raises(ValueError, match="expected a whole V, got a damaged one: the fingerprint is not the one recorded"):
+    with pytest.raises(ValueError, match="expected a complete V, got a damaged one: the fingerprint is not the one recorded"):
         ConvVAE.from_pretrained(tmp_path / "v")
     content = json.loads((tmp_path / "v" / "vision.json").read_text())
     del content["config"]
     (tmp_path / "v" / "vision.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match="damaged one: KeyError: 'config'"):
         ConvVAE.from_pretrained(tmp_path / "v")
-    with pytest.raises(FileNotFoundError, match=r"vision.json: expected a worldmodel.models.vision file, found none"):
+    with pytest.raises(FileNotFoundError, match=r"vision.json: expected a worldmodel.vision file, found none"):
         ConvVAE.from_pretrained(tmp_path)
 
 
@@ -296,15 +296,15 @@ def test_v_learns_to_tell_bright_from_dark():
 def test_a_world_of_images_is_fitted_saved_dreamed_and_compared_with_reality(tmp_path):
     dot_store(tmp_path / "data")
     vision = make_vae()
-    config = wm.TrainingConfig(num_updates=2, evaluate_every=2)
+    training = wm.TrainingConfig(num_updates=2, evaluate_every=2)
     data_config = wm.DataConfig(window=8, batch_size=4, test_fraction=0.2)
     world = wm.fit(
         tmp_path / "data",
         out=tmp_path / "world",
         vision=vision,
         data_config=data_config,
-        training_config=config,
-        hidden_size=8,
+        training_config=training,
+        config=wm.MDNRNNConfig(hidden_size=8),
     )
     back = wm.WorldModel.from_pretrained(tmp_path / "world")
     assert back.fingerprint == world.fingerprint
@@ -326,7 +326,7 @@ def test_a_world_of_images_is_fitted_saved_dreamed_and_compared_with_reality(tmp
 def test_worlds_with_different_eyes_have_different_fingerprints():
     def world(**config):
         vision = make_vae(**config)
-        model = MDNRNN(wm.MDNRNNConfig(latent_size=6, action_size=3, hidden_size=4))
+        model = MDNRNN(6, 3, wm.MDNRNNConfig(hidden_size=4))
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.fill_(0.1)

@@ -1,12 +1,21 @@
-"""V for vector observations: normalise, encode without noise, decode."""
+"""V: vectors are normalised, encoded without noise and decoded; a new V is one file."""
+
+import json
 
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from toy_data import walking_episode, write_store
+from toy_images import DotEnv, dot_store
+from toy_worlds import random_world
 
-from worldmodel.models import StateNormalizer, draw_latent
-from worldmodel.spaces import leaf_values
+from worldmodel.dream import Dreams
+from worldmodel.envs import DreamVectorEnv
+from worldmodel.models import ConvVAE, MDNRNNConfig, StateNormalizer, VAEConfig, Vision, WorldModel, draw_latent
+from worldmodel.plots import pictures
+from worldmodel.spaces import FlatSpace, image_layout, leaf_values
+from worldmodel.training import DataConfig, TrainingConfig, fit
 
 BOX = spaces.Box(-np.inf, np.inf, (3,), np.float32)
 NESTED = spaces.Dict({"arm": BOX, "mode": spaces.Discrete(3), "lamps": spaces.MultiBinary(2)})
@@ -125,3 +134,146 @@ def test_gradients_reach_mean_and_log_variance_and_are_finite_without_noise():
     assert torch.equal(mean.grad, torch.ones(3))
     assert torch.isfinite(log_variance.grad).all()
     assert (log_variance.grad[:2] != 0).all()
+
+
+# A V that only this file knows
+
+FITTING = {
+    "config": MDNRNNConfig(hidden_size=4, num_components=2),
+    "data_config": DataConfig(window=6, batch_size=4, test_fraction=0.25),
+    "training_config": TrainingConfig(num_updates=2, evaluate_every=2),
+}
+
+
+class NoisyScaler(Vision):
+    """Divides a vector by one number and adds noise."""
+
+    def __init__(self, observation_space, noise=-4.0):
+        super().__init__()
+        self.flat_space, self.noise = FlatSpace(observation_space), noise
+        self.latent_size = self.flat_space.size
+        self.register_buffer("scale", torch.ones(()))
+
+    @property
+    def observation_space(self):
+        return self.flat_space.space
+
+    def encode(self, observation):
+        mean = self.flat_space.flatten(observation) / self.scale
+        return mean, torch.full_like(mean, self.noise)
+
+    def decode(self, z):
+        return self.flat_space.unflatten(z * self.scale)
+
+    def fit(self, observations):
+        self.scale.fill_(max(float(np.abs(batch).max()) for batch in observations))
+        return self
+
+    def config_to_json(self):
+        return {"noise": self.noise}
+
+
+class MeanImage(Vision):
+    """Encodes the mean brightness of an image."""
+
+    latent_size = 1
+
+    def __init__(self, observation_space):
+        super().__init__()
+        self._space = observation_space
+        self.image_layout_ = image_layout(observation_space)
+        self.register_buffer("unit", torch.tensor(255.0))
+
+    observation_space = property(lambda self: self._space)
+    image_layout = property(lambda self: self.image_layout_)
+
+    def encode(self, observation):
+        mean = torch.as_tensor(observation).float().flatten(-3).mean(dim=-1, keepdim=True) / self.unit
+        return mean, torch.full_like(mean, -torch.inf)
+
+    def decode(self, z):
+        grey = (z * self.unit).clamp(0, 255).to(torch.uint8)
+        return grey[..., None, None].expand(*z.shape[:-1], *self._space.shape).contiguous()
+
+
+def walks(path):
+    return write_store(path, [walking_episode(i, 5 + 3 * i) for i in range(8)]).path
+
+
+def test_a_new_v_is_saved_and_opened_by_its_class_name(tmp_path):
+    vision = NoisyScaler(BOX, noise=-3.0).fit([observations(9)])
+    vision.provenance = {"made": "here"}
+    vision.save_pretrained(tmp_path / "v")
+    back = Vision.from_pretrained(tmp_path / "v")
+    assert type(back) is NoisyScaler
+    assert (back.noise, back.provenance) == (-3.0, {"made": "here"})
+    assert back.fingerprint == vision.fingerprint
+    assert not back.training
+    with pytest.raises(ValueError, match="v: expected a ConvVAE, got a NoisyScaler"):
+        ConvVAE.from_pretrained(tmp_path / "v")
+
+
+def test_a_v_of_an_unknown_class_is_refused_by_name(tmp_path):
+    NoisyScaler(BOX).save_pretrained(tmp_path / "v")
+    content = json.loads((tmp_path / "v" / "vision.json").read_text())
+    (tmp_path / "v" / "vision.json").write_text(json.dumps(content | {"class": "Elsewhere"}))
+    message = r"v: vision: expected one of the registered classes .*'NoisyScaler'.*, got 'Elsewhere'; import the module"
+    with pytest.raises(ValueError, match=message):
+        Vision.from_pretrained(tmp_path / "v")
+
+
+def test_the_file_of_a_vae_names_no_class_as_ever(tmp_path):
+    ConvVAE(spaces.Box(0, 255, (24, 20, 3), np.uint8), VAEConfig(latent_size=2)).save_pretrained(tmp_path / "v")
+    content = json.loads((tmp_path / "v" / "vision.json").read_text())
+    assert list(content) == ["format", "version", "config", "observation_space", "fingerprint", "provenance"]
+    assert type(Vision.from_pretrained(tmp_path / "v")) is ConvVAE
+
+
+@pytest.mark.parametrize("given", ["trained", "class"])
+def test_a_world_with_a_new_v_is_fitted_saved_opened_dreamed_and_decoded(tmp_path, given):
+    path = walks(tmp_path / "data")
+    trained = NoisyScaler(walking_episode(0, 5) and spaces.Box(-np.inf, np.inf, (2,), np.float32))
+    trained.scale.fill_(2.0)
+    world = fit(path, out=tmp_path / "world", vision=trained if given == "trained" else NoisyScaler, **FITTING)
+    assert isinstance(world.vision, NoisyScaler)
+    assert (world.vision.scale == 2.0) == (given == "trained")
+    assert (world.start_log_variance == -4.0).all()
+    opened = WorldModel.from_pretrained(tmp_path / "world")
+    assert opened.fingerprint == world.fingerprint
+    dreams = Dreams(opened, 3)
+    actions = opened.action_features.sample(3, generator=torch.Generator().manual_seed(0))
+    state, _, _ = dreams.step(dreams.start(generator=dreams.generator(0)), actions, generator=dreams.generator(1))
+    torch.testing.assert_close(opened.decode(state.z), state.z * opened.vision.scale)
+    again = fit(path, out=tmp_path / "again", vision=trained if given == "trained" else NoisyScaler, **FITTING)
+    assert again.fingerprint == world.fingerprint
+
+
+def test_a_class_that_is_not_fitted_in_one_pass_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="vision: expected a class that is fitted in one pass, got ConvVAE; train it"):
+        fit(walks(tmp_path / "data"), out=tmp_path / "world", vision=ConvVAE, **FITTING)
+    with pytest.raises(NotImplementedError, match="MeanImage cannot be fitted in one pass"):
+        MeanImage(DotEnv.observation_space).fit([])
+
+
+def test_a_new_v_of_images_is_fitted_on_and_drawn(tmp_path):
+    store = dot_store(tmp_path / "data")
+    world = fit(store.path, out=tmp_path / "world", vision=MeanImage(store.observation_space), **FITTING)
+    vision = pictures.image_vision(world)
+    frames = store.read(0).observations
+    assert pictures.reconstructions(vision, frames).ndim == 3
+    assert pictures.traversals(vision, frames, steps=3).ndim == 3
+    assert pictures.dream_strip(world, store.read(0), every=2, pictures=2).shape[-1] == 3
+
+
+def test_a_v_without_a_decoder_says_so():
+    class Blind(NoisyScaler):
+        decode = Vision.decode
+
+    world = random_world()
+    assert world.vision.has_decoder
+    world.vision = Blind(world.observation_space)
+    assert not world.vision.has_decoder
+    with pytest.raises(ValueError, match="expected a V with a decoder, got Blind"):
+        DreamVectorEnv(world, 1, observation="decoded")
+    with pytest.raises(NotImplementedError, match="Blind has no decoder"):
+        world.decode(torch.zeros(2))

@@ -38,8 +38,8 @@ def random_world(
     vision = StateNormalizer(observation_space or spaces.Box(-np.inf, np.inf, (2,), np.float64))
     vision.scale.fill_(vision_scale)
     action_space = spaces.Discrete(3) if action_space is None else action_space
-    sizes = {"latent_size": vision.latent_size, "action_size": FlatSpace(action_space).size}
-    model = MDNRNN(MDNRNNConfig(**sizes, **{"hidden_size": 5, "num_components": 2, **mdnrnn}))
+    config = MDNRNNConfig(**{"hidden_size": 5, "num_components": 2, **mdnrnn})
+    model = MDNRNN(vision.latent_size, FlatSpace(action_space).size, config)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.5, generator=generator)

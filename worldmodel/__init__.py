@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from worldmodel.experiments.iteration import iterate as iterate
     from worldmodel.experiments.iteration_config import IterationConfig as IterationConfig
     from worldmodel.mixtures.gaussian import GaussianMixture as GaussianMixture
-    from worldmodel.mixtures.heads import MixtureDensityNetwork as MixtureDensityNetwork
-    from worldmodel.models.mdnrnn import MDNRNNConfig as MDNRNNConfig
+    from worldmodel.mixtures.network import MixtureDensityNetwork as MixtureDensityNetwork
+    from worldmodel.models.mdnrnn_config import MDNRNNConfig as MDNRNNConfig
     from worldmodel.models.vae import ConvVAE as ConvVAE
     from worldmodel.models.vae import VAEConfig as VAEConfig
     from worldmodel.models.world import WorldModel as WorldModel
@@ -59,8 +59,8 @@ else:
             "experiments.iteration": "iterate",
             "experiments.iteration_config": "IterationConfig",
             "mixtures.gaussian": "GaussianMixture",
-            "mixtures.heads": "MixtureDensityNetwork",
-            "models.mdnrnn": "MDNRNNConfig",
+            "mixtures.network": "MixtureDensityNetwork",
+            "models.mdnrnn_config": "MDNRNNConfig",
             "models.vae": "ConvVAE VAEConfig",
             "models.world": "WorldModel",
             "runtime.runs": "RunConfig",

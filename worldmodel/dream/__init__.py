@@ -9,7 +9,6 @@ if TYPE_CHECKING:
     from worldmodel.dream.dreams import Dreams as Dreams
     from worldmodel.dream.dreams import TerminationRule as TerminationRule
     from worldmodel.dream.half_precision_step import FastStep as FastStep
-    from worldmodel.dream.half_precision_step import draw as draw
     from worldmodel.dream.horizon import DEFAULT_HORIZON as DEFAULT_HORIZON
     from worldmodel.dream.horizon import time_limit as time_limit
     from worldmodel.dream.horizon import usual_horizon as usual_horizon
@@ -36,7 +35,7 @@ else:
         __name__,
         {
             "dreams": "DreamPrecision Dreams TerminationRule",
-            "half_precision_step": "FastStep draw",
+            "half_precision_step": "FastStep",
             "horizon": "DEFAULT_HORIZON time_limit usual_horizon",
             "imagination": "Imagination imagine lambda_returns",
             "latent_world": "BatchedWorld LatentState Policy Rollout",

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from worldmodel.dream.half_precision_step import FastStep, applies
 from worldmodel.dream.latent_world import BatchedWorld, Drawn, LatentState, Policy
-from worldmodel.mixtures import Factorization, check_temperature, shared_draws
+from worldmodel.mixtures import check_temperature, shared_draws
 from worldmodel.models import FeatureKind, State, WorldModel, draw_latent
 from worldmodel.rng import Streams, fill_normal, fill_uniform
 from worldmodel.runtime import fast_precision
@@ -198,8 +198,10 @@ class Dreams(BatchedWorld):
     def _draw_fast(self, state: LatentState, action: Tensor, generator: torch.Generator | Streams) -> Drawn:
         """`_draw` in half precision. On a CPU only the dreams that live are computed; a GPU would have to be waited for."""
         assert self._fast is not None
-        uniform = shared_draws(state.z[:, : self._fast.num_choices], self.num_groups, partial(fill_uniform, source=generator))
-        normal = shared_draws(state.z, self.num_groups, partial(fill_normal, source=generator))
+        head, rows_of = self.world.mdnrnn.latent_head, state.z.new_empty
+        uniform, normal = rows_of(self.batch_size, head.num_uniforms), rows_of(self.batch_size, head.num_normals)
+        uniform = shared_draws(uniform, self.num_groups, partial(fill_uniform, source=generator))
+        normal = shared_draws(normal, self.num_groups, partial(fill_normal, source=generator))
         on_cpu = state.z.device.type == "cpu"
         rows = state.alive.nonzero()[:, 0] if on_cpu and not bool(state.alive.all()) else slice(None)
         tau = self.temperature
@@ -223,10 +225,8 @@ class Dreams(BatchedWorld):
 
     @property
     def _numbers_per_step(self) -> int:
-        """Random numbers that a step takes per dream: for the choice of components, for the noise (in pairs), for the end."""
-        config = self.world.mdnrnn.config
-        d, k = config.latent_size, config.num_components
-        return (k * d if config.factorization is Factorization.PER_DIMENSION else k) + d + d % 2 + 1
+        """Random numbers that a step takes per dream: those of the latent head, and one for the termination."""
+        return self.world.mdnrnn.latent_head.numbers_per_sample + 1
 
     def bound(self, z: Tensor) -> Tensor:
         """Keep latents (B, D) within what a dream may reach; see `DataStatistics`."""

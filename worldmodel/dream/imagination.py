@@ -72,7 +72,7 @@ def imagine(
     kind: FeatureKind = getattr(policy, "features", "zh")
     state = dreams.start(generator=generator) if start is None else start
     _check(dreams, state, horizon)
-    expected = (dreams.batch_size, dreams.world.mdnrnn.config.action_size)
+    expected = (dreams.batch_size, dreams.world.mdnrnn.action_size)
     states, columns = [state], []
     for _ in range(horizon):
         action = policy(state.features(kind))

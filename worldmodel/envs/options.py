@@ -127,12 +127,12 @@ class DreamOptions:
 
 
 def check_decoder(world: WorldModel) -> None:
-    """Refuse a world model whose V cannot turn z into an observation.
+    """Raise if the world model's V cannot turn z into an observation.
 
     Raises:
-        ValueError: saying so.
+        ValueError: naming the V.
     """
-    if not callable(getattr(world.vision, "decode", None)):
+    if not world.vision.has_decoder:
         raise ValueError(
             f"world: expected a V with a decoder, got {type(world.vision).__name__} without one; observe 'z', 'zh' or 'zhc', "
             "take rewards from the reward head, and do not render"

@@ -197,13 +197,13 @@ class _Loop:
         return fit(
             [self.out / f"round-{earlier}" / "data" for earlier in range(1, number + 1)],
             out=path,
+            config=self.config.mdnrnn,
             seed=self.seed,
             device=self.device,
             data_config=self.config.data_config,
             training_config=self.config.training_config,
             resume=True,
             on_progress=lambda p: self._report(number, "train", p.update, p.num_updates, nll_per_dim=p.metrics["nll_per_dim"]),
-            **self.config.mdnrnn,
         )
 
     def _dream(self, number: int, world: WorldModel) -> Controller:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ class IterationConfig:
         first_episodes: its episodes.
         controller_episodes: episodes of the latest controller, in each later round.
         exploration: share of that controller's steps at which it takes a random action, as its own alone may be too narrow.
-        mdnrnn: fields of `MDNRNNConfig`.
+        mdnrnn: architecture and loss of M.
         data_config: windows and batches.
         training_config: how to train M.
         temperature: tau of the dreams in which the controller is searched.
@@ -55,7 +55,7 @@ class IterationConfig:
     first_episodes: int = 1000
     controller_episodes: int = 100
     exploration: float = 0.0
-    mdnrnn: Mapping[str, Any] = field(default_factory=lambda: {"hidden_size": 64})
+    mdnrnn: MDNRNNConfig = field(default_factory=lambda: MDNRNNConfig(hidden_size=64))
     data_config: DataConfig = field(default_factory=DataConfig)
     training_config: TrainingConfig = field(
         default_factory=lambda: TrainingConfig(num_updates=800, learning_rate=1e-2, clip_norm=10.0)
@@ -85,7 +85,6 @@ class IterationConfig:
         check_temperature(self.temperature)
         if not 0 < self.sigma < float("inf"):
             raise ValueError(f"sigma: expected a positive finite number, got {self.sigma}")
-        MDNRNNConfig(latent_size=1, action_size=1, **self.mdnrnn)
         if not 0 <= self.exploration <= 1:
             raise ValueError(f"exploration: expected a probability from 0 to 1, got {self.exploration}")
         for name, choices in (("features", FEATURE_KINDS), ("method", METHODS)):

@@ -60,7 +60,8 @@ from worldmodel.agents import PPOConfig
 from worldmodel.data import EnvMaker
 from worldmodel.dream import DreamPrecision, TerminationRule
 from worldmodel.envs import CAR_STEPS, DOOM_STEPS
-from worldmodel.models import VAEConfig
+from worldmodel.mixtures import Factorization
+from worldmodel.models import MDNRNNConfig, VAEConfig
 from worldmodel.training import DataConfig, FrameConfig, TrainingConfig
 
 
@@ -77,7 +78,7 @@ class Preset:
         vae: V.
         frames: V's batches.
         vae_training: how V is trained.
-        mdnrnn: fields of `MDNRNNConfig`.
+        mdnrnn: architecture and loss of M; `fit` decides about the termination head.
         data: M's windows and batches.
         mdnrnn_training: how M is trained.
         controller: how the controller is searched: arguments of `evolve`.
@@ -105,7 +106,7 @@ class Preset:
     vae: VAEConfig
     frames: FrameConfig = field(default_factory=FrameConfig)
     vae_training: TrainingConfig
-    mdnrnn: Mapping[str, Any]
+    mdnrnn: MDNRNNConfig
     data: DataConfig
     mdnrnn_training: TrainingConfig
     controller: Mapping[str, Any] = field(default_factory=dict)
@@ -131,7 +132,7 @@ class Preset:
         parts: dict[str, dict[str, Any]] = {
             "collect": collect,
             "train_vae": asdict(self.vae) | asdict(self.frames) | asdict(self.vae_training),
-            "train_mdnrnn": dict(self.mdnrnn)
+            "train_mdnrnn": {name: value for name, value in self.mdnrnn.to_json().items() if name != "termination_head"}
             | asdict(self.data)
             | asdict(self.mdnrnn_training)
             | {"calibrate": self.calibrate},
@@ -177,13 +178,13 @@ DOOM = Preset(
     vae=VAEConfig(latent_size=64, kl_tolerance=1.0, free_bits="total", large_error_weight=100.0, min_nats=0.1),
     frames=_FRAMES,
     vae_training=replace(_VAE_TRAINING, num_updates=4_000, optimizer="muon", learning_rate=3e-3),
-    mdnrnn={
-        "hidden_size": 512,
-        "num_components": 5,
-        "factorization": "per_dimension",
-        "termination_weight": 10.0,
-        "termination_gradient": 0.1,
-    },
+    mdnrnn=MDNRNNConfig(
+        hidden_size=512,
+        num_components=5,
+        factorization=Factorization.PER_DIMENSION,
+        termination_weight=10.0,
+        termination_gradient=0.1,
+    ),
     data=DataConfig(window=1000, batch_size=50, test_fraction=0.05, min_length=100),
     mdnrnn_training=replace(_MDNRNN_TRAINING, num_updates=2_000),
     calibrate=True,
@@ -219,7 +220,7 @@ CAR_RACING = Preset(
     vae=VAEConfig(latent_size=32, kl_tolerance=0.5, free_bits="dimension"),
     frames=_FRAMES,
     vae_training=_VAE_TRAINING,
-    mdnrnn={"hidden_size": 256, "num_components": 5, "factorization": "per_dimension"},
+    mdnrnn=MDNRNNConfig(hidden_size=256, num_components=5, factorization=Factorization.PER_DIMENSION),
     data=DataConfig(window=999, batch_size=100, test_fraction=0.05),
     mdnrnn_training=_MDNRNN_TRAINING,
     controller={**_SEARCH, "features": "zh", "bias": True},
@@ -237,7 +238,7 @@ def small(preset: Preset) -> Preset:
         preset,
         num_episodes=preset.small_episodes,
         vae_training=replace(preset.vae_training, num_updates=updates, evaluate_every=300, max_test_batches=10),
-        mdnrnn={**preset.mdnrnn, "hidden_size": 256},
+        mdnrnn=replace(preset.mdnrnn, hidden_size=256),
         data=replace(preset.data, window=200, batch_size=50, test_fraction=0.1),  # some 50 ends of Doom, to calibrate on
         mdnrnn_training=replace(preset.mdnrnn_training, num_updates=350, evaluate_every=50),
         controller={

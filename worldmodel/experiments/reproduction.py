@@ -42,7 +42,7 @@ from worldmodel.dream import Dreams, Scores, StartBank, score
 from worldmodel.evaluation import probe
 from worldmodel.experiments.presets import Preset
 from worldmodel.experiments.results import TABLE_FILE, Stages, read_scores, table, write_scores
-from worldmodel.models import ConvVAE, WorldModel
+from worldmodel.models import Vision, WorldModel
 from worldmodel.rng import DREAM_TEST_STREAM, EVALUATION_STREAM, VIDEO_STREAM, derive_seed
 from worldmodel.runtime import describe, files, runs
 from worldmodel.training import MetricsLog, encode_store, fit, train_vae
@@ -133,7 +133,7 @@ class Reproduction:
         if len(store) > preset.num_episodes:
             raise ValueError(f"episodes: expected {preset.num_episodes} at most, got {len(store)} in {self.data}")
 
-    def train_vae(self) -> ConvVAE:
+    def train_vae(self) -> Vision:
         """V."""
         with self.stages.timed("train V"):
             return train_vae(
@@ -150,7 +150,7 @@ class Reproduction:
 
     def encode(self) -> None:
         """Mean and log-variance of each frame."""
-        vision = ConvVAE.from_pretrained(self.out / "vae", device=self.device)
+        vision = Vision.from_pretrained(self.out / "vae", device=self.device)
         with self.stages.timed("encode"):
             encode_store(
                 self.data,
@@ -165,8 +165,9 @@ class Reproduction:
         with self.stages.timed("train M"):
             return fit(
                 self.out / "encoded",
-                vision=ConvVAE.from_pretrained(self.out / "vae"),
+                vision=Vision.from_pretrained(self.out / "vae"),
                 out=self.out / "world",
+                config=self.preset.mdnrnn,
                 data_config=self.preset.data,
                 training_config=self.preset.mdnrnn_training,
                 seed=self.seed,
@@ -175,7 +176,6 @@ class Reproduction:
                 resident=True,  # 1.7 GB at the paper's size; read from the disk, windows cost a tenth of an update
                 resume=True,
                 on_progress=lambda p: self.on_progress("train M", p.update, p.num_updates, p.metrics),
-                **self.preset.mdnrnn,
             )
 
     def probe(self) -> None:
@@ -318,7 +318,7 @@ class Reproduction:
     def write_results(self, about: Mapping[str, Any]) -> dict[str, Any]:
         """Write ``results.json`` and ``table.md`` and return the former's content."""
         best, world = self.best_temperature(), self.world()
-        vision = ConvVAE.from_pretrained(self.out / "vae")
+        vision = Vision.from_pretrained(self.out / "vae")
         probed = read_scores(self.out / "probe.json")
         content = {
             **about,

@@ -1,4 +1,4 @@
-r"""Heads that turn features into mixtures, and `MixtureDensityNetwork` (Bishop 1994), a network that ends in one.
+r"""The latent head of the paper: a linear layer whose outputs are the parameters of a Gaussian mixture.
 
 Noise models of the joint mixture over D dimensions, numbered as in the mixture-density-network README (T. Duan):
 
@@ -12,22 +12,38 @@ Noise models of the joint mixture over D dimensions, numbered as in the mixture-
  5    ``FIXED``                       :math:`\sigma_0^2 I`, given and not learned           0
 ====  ==============================  ====================================================  =====================
 
-In the per-dimension factorisation each of the D mixtures is over one number, where 1, 2 and 3 are the same thing (one sigma per
+In the per-dimension factorisation each of the D mixtures is over one number, where 1, 2 and 3 are the same (one sigma per
 component and dimension, K D outputs), 4 is one sigma per dimension (D outputs) and 5 is as above.
 
-Every learned scale has a floor, approached softly: :math:`\sigma = \sqrt{e^{2s} + \sigma_{min}^2}` for the network's output s.
-So a constant target cannot drive the loss to minus infinity, and the gradient with respect to s never jumps.
+Every learned scale has a soft floor: :math:`\sigma = \sqrt{e^{2s} + \sigma_{min}^2}` for the network's output s. So a constant
+target cannot drive the loss to minus infinity, and the gradient with respect to s never jumps.
+
+Mixtures with a sigma for each component and dimension are trained and sampled on the raw outputs (`LatentHead.supports_raw`).
+For one number x with weights :math:`\pi = softmax(l)`, means m and variances :math:`v = e^{2s} + \sigma_{min}^2`, let
+:math:`a_k = l_k - \frac12 (x - m_k)^2 / v_k - \frac12 \log v_k` and :math:`\gamma = softmax(a)`, the responsibilities; if
+D numbers share their components (joint mixtures), a sums the terms of all. Then
+
+.. math:: -\log p(x) = \mathrm{lse}(l) - \mathrm{lse}(a) + \tfrac12 \log 2 \pi, \qquad
+    \partial l_k = \pi_k - \gamma_k, \quad \partial m_k = -\gamma_k \frac{x - m_k}{v_k}, \quad
+    \partial s_k = \gamma_k \frac{e^{2 s_k}}{v_k} \left(1 - \frac{(x - m_k)^2}{v_k}\right),
+
+with :math:`\tfrac12 \log 2 \pi` for each number.
 """
 
 from __future__ import annotations
 
 import enum
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from worldmodel.mixtures.gaussian import GaussianMixture, at_least_float32
+from worldmodel.mixtures.gaussian import HALF_LOG_TWO_PI, GaussianMixture, at_least_float32
+from worldmodel.mixtures.latent_head import LatentHead
+
+LARGEST_LOG_VARIANCE = 80.0  # of the network's raw output: e^80 is still finite in float32
+BELOW_ONE = 1 - 2.0**-22  # a uniform number times this times a sum is less than the sum, in float32 too
 
 
 class NoiseType(str, enum.Enum):
@@ -48,7 +64,7 @@ class Factorization(str, enum.Enum):
 
 
 def check_noise(noise_type: NoiseType, fixed_noise_level: float | None, min_scale: float) -> None:
-    """Refuse noise settings that contradict each other.
+    """Raise if the noise settings contradict each other.
 
     Raises:
         ValueError: if ``fixed_noise_level`` is missing for FIXED, given for another type, or not positive, or if ``min_scale``
@@ -63,16 +79,16 @@ def check_noise(noise_type: NoiseType, fixed_noise_level: float | None, min_scal
 
 
 def soft_floor(raw_log_scale: Tensor, min_scale: float) -> Tensor:
-    """Log of sqrt(exp(2 s) + min_scale^2): the log-scale s with a floor that it approaches softly, in the shape of s."""
+    """Log of sqrt(exp(2 s) + min_scale^2): the log-scale s with a soft floor, in the shape of s."""
     return 0.5 * torch.logaddexp(2 * raw_log_scale, torch.full_like(raw_log_scale, 2 * math.log(min_scale)))
 
 
-class MixtureHead(nn.Module):
+class MixtureHead(LatentHead):
     """A linear layer from features to the parameters of a `GaussianMixture`.
 
     Args:
         in_features: F, size of the features.
-        dim: D, size of the vector that is predicted.
+        dim: D, size of the predicted vector.
         num_components: K.
         factorization: joint or per dimension.
         noise_type: covariance of the components.
@@ -113,6 +129,19 @@ class MixtureHead(nn.Module):
         )
         self.linear = nn.Linear(in_features, sum(self._sizes))
 
+    @classmethod
+    def from_config(cls, in_features: int, dim: int, config: Any) -> MixtureHead:
+        """Make a head with fresh weights from the fields of an `MDNRNNConfig`."""
+        return cls(
+            in_features,
+            dim,
+            config.num_components,
+            factorization=config.factorization,
+            noise_type=config.noise_type,
+            fixed_noise_level=config.fixed_noise_level,
+            min_scale=config.min_scale,
+        )
+
     def forward(self, features: Tensor) -> GaussianMixture:
         """Turn features (..., F) into a batch of mixtures with batch shape (...)."""
         raw = at_least_float32(self.linear(features))
@@ -132,6 +161,43 @@ class MixtureHead(nn.Module):
             return GaussianMixture(log_weights, mean, scale_tril=self._scale_tril(noise))
         return GaussianMixture(log_weights, mean, soft_floor(noise, self.min_scale))
 
+    @property
+    def numbers_per_sample(self) -> int:
+        """Exponential numbers that choose the components, and normal ones for the noise, which are made in pairs."""
+        return self.num_components * self.num_uniforms + self.dim + self.dim % 2
+
+    @property
+    def supports_raw(self) -> bool:
+        """Whether each component has a sigma for each dimension, which the members on raw outputs require."""
+        if self.factorization is Factorization.JOINT:
+            return self.noise_type is NoiseType.DIAGONAL
+        return self.noise_type not in (NoiseType.ISOTROPIC_ACROSS_CLUSTERS, NoiseType.FIXED)
+
+    @property
+    def num_uniforms(self) -> int:
+        """Choices of a component in a sample: one per dimension, or one if the dimensions share their components."""
+        return self.dim if self.factorization is Factorization.PER_DIMENSION else 1
+
+    @property
+    def num_normals(self) -> int:
+        """One per dimension."""
+        return self.dim
+
+    def raw_nll(self, raw: Tensor, target: Tensor, *, gradient: bool) -> Tensor:
+        """Sum -log p(target) over everything, in nats; see `LatentHead.raw_nll`."""
+        return raw_mixture_nll(*self._raw_parameters(raw), target, self.min_scale, gradient=gradient)
+
+    def sample_raw(self, raw: Tensor, *, temperature: float | Tensor, uniform: Tensor, normal: Tensor) -> Tensor:
+        """Sample (B, D); computes the scale of the sampled components only. See `LatentHead.sample_raw`."""
+        parameters = self._raw_parameters(raw)
+        return sample_raw_mixture(*parameters, self.min_scale, temperature=temperature, uniform=uniform, normal=normal)
+
+    def _raw_parameters(self, raw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Views of raw outputs (N, O): logits (N, K, D), or (N, K, 1) if joint, means and raw log-scales (N, K, D)."""
+        shape = (self.num_components, -1)
+        logits, mean, raw_log_scale = raw.split(self._sizes, dim=1)
+        return logits.unflatten(1, shape), mean.unflatten(1, shape), raw_log_scale.unflatten(1, shape)
+
     def _noise_shape(self) -> tuple[int, ...]:
         """Shape of the noise outputs of one mixture; it broadcasts to (K, D) except for FULL: (K, D (D + 1) / 2)."""
         k, d = self.num_components, self.dim
@@ -147,7 +213,7 @@ class MixtureHead(nn.Module):
         }[self.noise_type]
 
     def _scale_tril(self, noise: Tensor) -> Tensor:
-        """Build Cholesky factors (..., K, D, D) from (..., K, D (D + 1) / 2): first the D log-diagonals, then what is below."""
+        """Build Cholesky factors (..., K, D, D) from (..., K, D (D + 1) / 2): first the D log-diagonals, then the rest."""
         log_diagonal, below = noise.split([self.dim, noise.shape[-1] - self.dim], dim=-1)
         tril = torch.diag_embed(soft_floor(log_diagonal, self.min_scale).exp())
         row, column = torch.tril_indices(self.dim, self.dim, offset=-1, device=noise.device)
@@ -155,88 +221,77 @@ class MixtureHead(nn.Module):
         return tril
 
 
-class MixtureDensityNetwork(nn.Module):
-    """A two-layer perceptron that predicts a mixture over y given x (Bishop 1994), with the classic joint factorisation.
-
-    The interface is that of the mixture-density-network project, except that ``forward`` gives a `GaussianMixture` m where that
-    project gives log_pi, mu and sigma: they are ``m.log_weights``, ``m.mean`` and ``m.log_scale.exp()``. ``NoiseType.FULL``,
-    which that project leaves out, is there.
+def raw_mixture_nll(
+    logits: Tensor, mean: Tensor, raw_log_scale: Tensor, x: Tensor, min_scale: float, *, gradient: bool
+) -> Tensor:
+    """Sum -log p(x) over everything, in nats, and overwrite the first three arguments with its gradient if requested.
 
     Args:
-        dim_in: size of x.
-        dim_out: D, size of y.
-        n_components: K.
-        hidden_dim: size of the hidden layer; None means ``dim_in``, as in that project.
-        noise_type: covariance of the components.
-        fixed_noise_level: the sigma of ``NoiseType.FIXED``, in the units of y; None otherwise.
-        factorization: joint, or one mixture per dimension of y.
-        min_scale: floor of every learned sigma, in the units of y.
-
-    Raises:
-        ValueError: if a size is below 1 or the noise settings contradict each other.
+        logits: (N, K, D) of mixtures per dimension, or (N, K, 1) of joint ones.
+        mean: (N, K, D).
+        raw_log_scale: (N, K, D).
+        x: (N, D).
+        min_scale: floor of the sigmas.
+        gradient: whether to overwrite the outputs with the gradient.
     """
+    free = (2 * raw_log_scale).clamp_(max=LARGEST_LOG_VARIANCE).exp_()  # the variance without its floor
+    variance = free + min_scale**2
+    deviation = mean - x.unsqueeze(1)
+    pull = deviation / variance
+    square = deviation.mul_(pull)
+    log_prior, prior = _normalise(logits)
+    misfit = variance.log().add_(square)
+    if logits.shape[2] < misfit.shape[2]:
+        misfit = misfit.sum(dim=2, keepdim=True)
+    log_evidence, posterior = _normalise(torch.add(logits, misfit, alpha=-0.5))
+    if gradient:
+        torch.sub(prior, posterior, out=logits)
+        torch.mul(posterior, pull, out=mean)
+        by_scale = free.div_(variance).mul_(posterior)
+        torch.addcmul(by_scale, by_scale, square, value=-1, out=raw_log_scale)
+    return (log_prior - log_evidence).sum() + x.numel() * HALF_LOG_TWO_PI
 
-    def __init__(
-        self,
-        dim_in: int,
-        dim_out: int,
-        n_components: int,
-        hidden_dim: int | None = None,
-        noise_type: NoiseType = NoiseType.DIAGONAL,
-        fixed_noise_level: float | None = None,
-        *,
-        factorization: Factorization = Factorization.JOINT,
-        min_scale: float = 1e-3,
-    ):
-        super().__init__()
-        hidden_dim = dim_in if hidden_dim is None else hidden_dim
-        for name, value in {
-            "dim_in": dim_in,
-            "dim_out": dim_out,
-            "n_components": n_components,
-            "hidden_dim": hidden_dim,
-        }.items():
-            if value < 1:
-                raise ValueError(f"{name}: expected an integer >= 1, got {value}")
-        self.dim_in = dim_in
-        self.hidden = nn.Sequential(nn.Linear(dim_in, hidden_dim), nn.Tanh(), nn.Linear(hidden_dim, hidden_dim), nn.Tanh())
-        self.head = MixtureHead(
-            hidden_dim,
-            dim_out,
-            n_components,
-            factorization=factorization,
-            noise_type=noise_type,
-            fixed_noise_level=fixed_noise_level,
-            min_scale=min_scale,
-        )
 
-    def forward(self, x: Tensor) -> GaussianMixture:
-        """Predict the distribution of y: a mixture with batch shape (...) from ``x`` (..., dim_in).
+def _normalise(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Logsumexp (N, 1, D) and softmax (N, K, D) over K of (N, K, D), or of (N, K, 1)."""
+    largest = logits.amax(dim=1, keepdim=True)
+    weights = (logits - largest).exp_()
+    total = weights.sum(dim=1, keepdim=True)
+    return total.log().add_(largest), weights.div_(total)
 
-        Raises:
-            ValueError: if the last dimension of ``x`` is not ``dim_in``.
-        """
-        if x.ndim == 0 or x.shape[-1] != self.dim_in:
-            raise ValueError(f"x: expected shape (..., {self.dim_in}), got {tuple(x.shape)}")
-        return self.head(self.hidden(x))
 
-    def loss(self, x: Tensor, y: Tensor) -> Tensor:
-        """Negative log-likelihood -log p(y | x) in nats, summed over D, constants included, one value per example.
+def sample_raw_mixture(
+    logits: Tensor,
+    means: Tensor,
+    raw_log_scales: Tensor,
+    min_scale: float,
+    *,
+    temperature: float | Tensor,
+    uniform: Tensor,
+    normal: Tensor,
+) -> Tensor:
+    """Sample from mixtures at a temperature, as `GaussianMixture.sample` does; one uniform number chooses each component.
 
-        Args:
-            x: (..., dim_in).
-            y: (..., dim_out), with the same leading dimensions.
+    Args:
+        logits: (B, K, D) of mixtures per dimension, or (B, K, 1) of joint ones.
+        means: (B, K, D).
+        raw_log_scales: (B, K, D).
+        min_scale: floor of the sigmas.
+        temperature: tau >= 0, a number or (B,); at 0 the mean of the heaviest component, the first of equally heavy ones.
+        uniform: (B, D) or (B, 1) in [0, 1), one for each choice of a component.
+        normal: (B, D).
 
-        Returns:
-            (...).
-
-        Raises:
-            ValueError: if a shape does not fit; nothing is broadcast silently.
-        """
-        if y.shape != (*x.shape[:-1], self.head.dim):
-            raise ValueError(f"y: expected shape {(*x.shape[:-1], self.head.dim)}, got {tuple(y.shape)}")
-        return -self(x).log_prob(y)
-
-    def sample(self, x: Tensor, temperature: float | Tensor = 1.0, *, generator: torch.Generator | None = None) -> Tensor:
-        """Draw one y (..., dim_out) for each ``x`` (..., dim_in), at a temperature as in `GaussianMixture.sample`."""
-        return self(x).sample(temperature, generator=generator)
+    Returns:
+        (B, D).
+    """
+    tau = torch.as_tensor(temperature, dtype=logits.dtype, device=logits.device).reshape(-1, 1)  # (1, 1) or (B, 1)
+    coldest = torch.finfo(logits.dtype).tiny  # below it 1 / tau overflows
+    weights = ((logits - logits.amax(dim=1, keepdim=True)) / tau.clamp(min=coldest).unsqueeze(1)).exp_()
+    aim = weights.sum(dim=1).mul_(uniform * BELOW_ONE * (tau >= coldest))  # 0 finds the first component with any weight
+    mean, log_scale, passed = means[:, 0], raw_log_scales[:, 0], weights[:, 0].clone()
+    for k in range(1, weights.shape[1]):
+        beyond = aim >= passed
+        mean, log_scale = torch.where(beyond, means[:, k], mean), torch.where(beyond, raw_log_scales[:, k], log_scale)
+        passed += weights[:, k]
+    sigma = (2 * log_scale).clamp_(max=LARGEST_LOG_VARIANCE).exp_().add_(min_scale**2).sqrt_()
+    return torch.addcmul(mean, sigma, normal * tau.sqrt())

@@ -28,17 +28,17 @@ if TYPE_CHECKING:
     from worldmodel.models.lstm import run_lstm as run_lstm
     from worldmodel.models.lstm import stack_weights as stack_weights
     from worldmodel.models.mdnrnn import MDNRNN as MDNRNN
-    from worldmodel.models.mdnrnn import MDNRNNConfig as MDNRNNConfig
     from worldmodel.models.mdnrnn import Prediction as Prediction
     from worldmodel.models.mdnrnn import State as State
+    from worldmodel.models.mdnrnn_config import MDNRNNConfig as MDNRNNConfig
+    from worldmodel.models.state_normalizer import StateNormalizer as StateNormalizer
     from worldmodel.models.vae import IN_USE as IN_USE
-    from worldmodel.models.vae import VISION_FILE as VISION_FILE
-    from worldmodel.models.vae import VISION_WEIGHTS as VISION_WEIGHTS
     from worldmodel.models.vae import ConvVAE as ConvVAE
     from worldmodel.models.vae import FrameBatch as FrameBatch
     from worldmodel.models.vae import VAEConfig as VAEConfig
     from worldmodel.models.vae import divergence as divergence
-    from worldmodel.models.vision import StateNormalizer as StateNormalizer
+    from worldmodel.models.vision import VISION_FILE as VISION_FILE
+    from worldmodel.models.vision import VISION_WEIGHTS as VISION_WEIGHTS
     from worldmodel.models.vision import Vision as Vision
     from worldmodel.models.vision import draw_latent as draw_latent
     from worldmodel.models.world import WEIGHTS_FILE as WEIGHTS_FILE
@@ -56,9 +56,11 @@ else:
             ),
             "features": "FEATURE_KINDS FeatureKind feature_size feature_space latent_features",
             "lstm": "HalfPrecisionLayer LayerNormLSTM activate_gates run_lstm stack_weights",
-            "mdnrnn": "MDNRNN MDNRNNConfig Prediction State",
-            "vae": "ConvVAE FrameBatch IN_USE VAEConfig VISION_FILE VISION_WEIGHTS divergence",
-            "vision": "StateNormalizer Vision draw_latent",
+            "mdnrnn": "MDNRNN Prediction State",
+            "mdnrnn_config": "MDNRNNConfig",
+            "state_normalizer": "StateNormalizer",
+            "vae": "ConvVAE FrameBatch IN_USE VAEConfig divergence",
+            "vision": "VISION_FILE VISION_WEIGHTS Vision draw_latent",
             "world": "WEIGHTS_FILE WORLD_FILE WorldModel open_world",
         },
     )

@@ -1,8 +1,9 @@
-"""Episodes whose observations are encoded once: (mean, log-variance) of z in the place of frames, in a store like any other.
+"""Encoded episodes: (mean, log-variance) of z instead of frames, in an ordinary store.
 
-M trains on them without touching a frame, and the store is a fraction of the frames' size. Its recipe names the V that encoded
-it by fingerprint, and another is refused. Kept are mean and log-variance rather than a draw of z, so that every batch
-draws afresh. Beside an image, a vector is encoded without noise, which is written as a log-variance of `NOISELESS`.
+M trains on them without reading a frame, and the store is a fraction of the frames' size. Its recipe contains the fingerprint
+of the V that encoded it, and another V is refused. The store holds mean and log-variance rather than a sample of z, so that
+every batch samples again. A vector in addition to an image is encoded without noise, which is stored as a log-variance of
+`NOISELESS`.
 """
 
 from __future__ import annotations
@@ -24,20 +25,20 @@ from worldmodel.models.vision import Vision, draw_latent
 from worldmodel.runtime import fast_precision
 from worldmodel.spaces import FlatSpace, Value, leaves, map_leaves
 
-ENCODE_BYTES = 32 * 2**20  # observations that are encoded at once when a whole set is made resident
+ENCODE_BYTES = 32 * 2**20  # of observations encoded at once by `encode_all`
 
-NOISELESS = -1e4  # as finite as a store wants its numbers, and exp of half of it is 0
+NOISELESS = -1e4  # finite, as a store requires, and exp of half of it is 0
 DTYPES = ("float16", "float32")
 KEY = "encoded_with"  # in the recipe of an encoded store
 BATCH_FRAMES = 2048  # encoded at once
 
 
 class EncodedObservations(Vision):
-    """V for episodes that are encoded already: reads mean and log-variance as they were written.
+    """V for encoded episodes: reads mean and log-variance as they were written.
 
     Args:
         latent_size: D.
-        dtype: that they are stored in, "float16" or "float32".
+        dtype: dtype of the stored numbers, "float16" or "float32".
     """
 
     device_of: Tensor
@@ -66,8 +67,8 @@ class EncodedObservations(Vision):
         """Return z as an observation without noise."""
         return {"mean": z, "log_variance": torch.full_like(z, NOISELESS)}
 
-    def write(self, mean: Tensor, log_variance: Tensor) -> Value:
-        """Turn what a V gave into an observation of the space, as arrays."""
+    def to_observation(self, mean: Tensor, log_variance: Tensor) -> Value:
+        """Turn the mean and log-variance of a V into an observation of the space, as arrays."""
         kept = {"log_variance": log_variance.clamp(min=NOISELESS), "mean": mean}
         return {name: part.detach().cpu().numpy().astype(self.dtype) for name, part in kept.items()}
 
@@ -76,9 +77,9 @@ class Encoder:
     """Encodes episodes with a V.
 
     Args:
-        vision: V, on the device that shall do the work.
-        dtype: of what is written; dev/LOG.md says what float16 costs.
-        precision: "float32"; "bfloat16" for the matrix products of the network; "auto" for what is faster where V is.
+        vision: V, on the device that is to encode.
+        dtype: dtype of the stored numbers; dev/LOG.md has the cost of float16.
+        precision: "float32"; "bfloat16" for the matrix products of the network; "auto" for the faster one on V's device.
     """
 
     def __init__(self, vision: Vision, *, dtype: str = "float16", precision: str = "float32"):
@@ -94,7 +95,7 @@ class Encoder:
         return self.form.observation_space
 
     def check(self, observation_space: gym.Space) -> None:
-        """Refuse observations of another space than V's.
+        """Raise if the observation space is not V's.
 
         Raises:
             ValueError: naming both spaces.
@@ -104,7 +105,7 @@ class Encoder:
             raise ValueError(f"observation_space: expected V's observation space {expected}, got {observation_space}")
 
     def recipe(self, source: Mapping[str, Any]) -> dict[str, Any]:
-        """Extend the recipe of the episodes by what encodes them."""
+        """Return the recipe of the episodes, extended by V's fingerprint, dtype and precision."""
         form = {"dtype": self.form.dtype.name, "precision": self.precision}
         return {**source, KEY: {"fingerprint": self.vision.fingerprint, **form}}
 
@@ -116,19 +117,19 @@ class Encoder:
             with torch.no_grad(), torch.autocast(self._device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
                 parts.append(self.vision.encode(part))
         mean, log_variance = (torch.cat(part) for part in zip(*parts, strict=True))
-        return replace(episode, observations=self.form.write(mean, log_variance))
+        return replace(episode, observations=self.form.to_observation(mean, log_variance))
 
 
 def encoded_with(store: EpisodeStore) -> str | None:
-    """Fingerprint of the V that a store was encoded with; None if it holds observations as they were made."""
+    """Return the fingerprint of the V that a store was encoded with; None if it holds the original observations."""
     return store.recipe.get(KEY, {}).get("fingerprint")
 
 
 def encoded_form(stores: Sequence[EpisodeStore], vision: Vision | None) -> EncodedObservations | None:
-    """How to read stores that are encoded; None if they are not.
+    """Return the V that reads encoded stores; None if the stores are not encoded.
 
     Args:
-        stores: all of the same spaces.
+        stores: stores of the same spaces.
         vision: the V that they must be encoded with.
 
     Raises:
@@ -151,11 +152,11 @@ def encoded_form(stores: Sequence[EpisodeStore], vision: Vision | None) -> Encod
 
 @dataclass(frozen=True)
 class EncodedSteps:
-    """Encoded episodes, concatenated: the latents of L + 1 observations and what belongs to L steps of each.
+    """Encoded episodes, concatenated: the latents of L + 1 observations and the actions, rewards and ends of L steps of each.
 
     Args:
         mean: (sum (L + 1), D) mean of V's posterior.
-        log_variance: (sum (L + 1), D) its log-variance; -inf where V has no noise.
+        log_variance: (sum (L + 1), D) its log-variance; -inf if V has no noise.
         action: (sum L, A) action features.
         reward: (sum L,).
         terminated: (sum L,) bool.
@@ -170,7 +171,7 @@ class EncodedSteps:
 
 @torch.no_grad()
 def encode_episodes(episodes: Sequence[Episode], vision: Vision, action_space: FlatSpace) -> EncodedSteps:
-    """Encode whole episodes or windows of them, all at once, on the device of ``vision``."""
+    """Encode complete episodes or windows of them, all at once, on the device of ``vision``."""
     device = action_space.low.device
     mean, log_variance = vision.encode(_concatenate(e.observations for e in episodes))
     return EncodedSteps(
@@ -183,7 +184,7 @@ def encode_episodes(episodes: Sequence[Episode], vision: Vision, action_space: F
 
 
 def encode_all(episodes: EpisodeCollection, vision: Vision, action_space: FlatSpace) -> EncodedSteps:
-    """Encode a whole collection, some episodes at a time, to be kept on the device of ``vision``."""
+    """Encode a complete collection, some episodes at a time, and keep the result on the device of ``vision``."""
     row_bytes = sum(
         np.dtype(leaf.dtype).itemsize * math.prod(leaf.shape or ()) for _, leaf in leaves(episodes.observation_space)
     )
@@ -194,7 +195,7 @@ def encode_all(episodes: EpisodeCollection, vision: Vision, action_space: FlatSp
 
 
 def encoded_bytes(episodes: EpisodeCollection, vision: Vision, action_space: FlatSpace) -> int:
-    """Bytes that `encode_all` would keep: two latents, the action, the reward and the end of each step."""
+    """Return the bytes that the result of `encode_all` takes: two latents, action, reward and termination of each step."""
     return int(episodes.lengths.sum() + len(episodes)) * (2 * 4 * vision.latent_size + 4 * action_space.size + 5)
 
 
@@ -207,15 +208,15 @@ def gather(
     *,
     generator: torch.Generator | None = None,
 ) -> SequenceBatch:
-    """Cut windows out of concatenated steps and pad them on the right to the longest, by repeating their last row.
+    """Cut windows out of concatenated steps and pad them on the right to the longest by repeating their last row.
 
     Args:
-        steps: where the windows are.
+        steps: the concatenated steps.
         first_observation: (B,) row of each window's first observation.
         first_step: (B,) row of each window's first step.
         length: (B,) steps of each window.
         burn: (B,) steps at its beginning that do not count.
-        generator: source of the draws from V's posterior.
+        generator: source of the randomness of V's posterior.
     """
     device = steps.mean.device
     which = torch.as_tensor(np.stack([first_observation, first_step, length, burn]), device=device).unsqueeze(-1)  # (4, B, 1)

@@ -1,4 +1,4 @@
-"""What an agent sees, dreaming or awake: z, (z, h) or (z, h, c), and the Gymnasium space of it."""
+"""Features for agents, in dreams and in the real environment: z, (z, h) or (z, h, c), and their Gymnasium space."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from worldmodel.models.world import WorldModel
 
 FeatureKind = Literal["z", "zh", "zhc"]
 FEATURE_KINDS: tuple[FeatureKind, ...] = ("z", "zh", "zhc")
-CELL_BOUND = 1e6  # an LSTM's cell grows by less than 1 a step, so an episode would need a million steps to leave
+CELL_BOUND = 1e6  # an LSTM's cell grows by less than 1 per step, so only an episode of a million steps could exceed it
 
 
 def check_features(kind: str) -> None:
-    """Refuse what is no kind of features.
+    """Raise if a kind of features is unknown.
 
     Raises:
         ValueError: if ``kind`` is not "z", "zh" or "zhc".
@@ -28,9 +28,9 @@ def check_features(kind: str) -> None:
 
 
 def latent_features(z: Tensor, lstm: State, kind: FeatureKind) -> Tensor:
-    """Concatenate z (B, D) with h and c of the LSTM's last layer, as the agent of Ha & Schmidhuber sees them: (B, F).
+    """Concatenate z (B, D) with h and c of the LSTM's last layer, as in Ha & Schmidhuber (2018): (B, F).
 
-    In fresh memory, which an agent may write into.
+    The result is a copy; the agent may write into it.
 
     Raises:
         ValueError: if ``kind`` is not "z", "zh" or "zhc".
@@ -46,15 +46,15 @@ def latent_features(z: Tensor, lstm: State, kind: FeatureKind) -> Tensor:
 def feature_size(world: WorldModel, kind: FeatureKind) -> int:
     """Number of features F of a kind: D for "z", plus H for "zh", plus 2 H for "zhc"."""
     check_features(kind)
-    config = world.mdnrnn.config
-    return config.latent_size + {"z": 0, "zh": 1, "zhc": 2}[kind] * config.hidden_size
+    model = world.mdnrnn
+    return model.latent_size + {"z": 0, "zh": 1, "zhc": 2}[kind] * model.config.hidden_size
 
 
 def feature_space(world: WorldModel, kind: FeatureKind) -> spaces.Box:
-    """The space of the features (F,): z within the bounds of dreams, h within -1 and 1, c within `CELL_BOUND`."""
+    """Return the space of the features (F,): z within the bounds of dreams, h within -1 and 1, c within `CELL_BOUND`."""
     check_features(kind)
     model = world.mdnrnn
     hidden = np.ones(model.config.hidden_size, dtype=np.float32)
-    beside = {"z": [], "zh": [hidden], "zhc": [hidden, CELL_BOUND * hidden]}[kind]
+    others = {"z": [], "zh": [hidden], "zhc": [hidden, CELL_BOUND * hidden]}[kind]
     low, high = (bound.cpu().float().numpy() for bound in (model.latent_low, model.latent_high))
-    return spaces.Box(np.concatenate([low, *(-part for part in beside)]), np.concatenate([high, *beside]), dtype=np.float32)
+    return spaces.Box(np.concatenate([low, *(-part for part in others)]), np.concatenate([high, *others]), dtype=np.float32)

@@ -1,94 +1,31 @@
-r"""M, the MDN-RNN of Ha & Schmidhuber (2018): an LSTM whose output parameterises a distribution over what comes next.
+r"""M, the MDN-RNN of Ha & Schmidhuber (2018): an LSTM whose output parameterises a distribution over the next step.
 
-From :math:`(z_t, a_t)` and its state the LSTM computes :math:`h_{t+1}`, and linear heads on it give
-:math:`p(z_{t+1} \mid h_{t+1})`, a Gaussian over the reward :math:`r_t` and the log-odds that the episode ends with this step. A
-whole sequence (`forward`) and one step of a dream (`step`) are the same mathematics with the same weights.
+From :math:`(z_t, a_t)` and its state the LSTM computes :math:`h_{t+1}`. Linear heads on it give
+:math:`p(z_{t+1} \mid h_{t+1})`, a Gaussian over the reward :math:`r_t` and the log-odds that the episode terminates with this
+step. A sequence (`MDNRNN.forward`) and one step of a dream (`MDNRNN.step`) are the same mathematics with the same weights.
 
-Two choices that the paper's code does not make:
+Two choices differ from the paper's code:
 
 - The latent head predicts the *change* z_{t+1} - z_t, in units of its standard deviation over the data, unless
-  ``predict_change`` is off. The density is of z_{t+1} all the same. dev/LOG.md has the measurement behind the default.
+  ``predict_change`` is False. The density is still that of z_{t+1}. dev/LOG.md has the measurement behind the default.
 - The reward head is a Gaussian too, so that it has a likelihood.
+
+M does not know what kind of head predicts z: that is a `worldmodel.mixtures.LatentHead`, named by `MDNRNNConfig.latent_head`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from worldmodel.mixtures import Factorization, GaussianMixture, MixtureHead, NoiseType, at_least_float32, check_noise, fused
+from worldmodel.mixtures import GaussianMixture, LatentDistribution, RewardHead, TerminationHead, fused, latent_head_class
 from worldmodel.models.batch import DataStatistics, SequenceBatch
 from worldmodel.models.lstm import LayerNormLSTM, run_lstm, runs_in_loop
-
-
-@dataclass(frozen=True, kw_only=True)
-class MDNRNNConfig:
-    """Size and shape of an `MDNRNN`.
-
-    Args:
-        latent_size: D, size of z.
-        action_size: A, size of the action's feature vector.
-        hidden_size: H.
-        num_layers: stacked LSTM layers.
-        num_components: K.
-        factorization: one mixture per dimension (the paper) or one over the whole vector.
-        noise_type: covariance of the components; see `NoiseType`. With ``predict_change`` it is that of the change in its
-            units, so that "isotropic" means one sigma relative to each dimension's typical change.
-        fixed_noise_level: sigma of ``NoiseType.FIXED``, in the same units; None otherwise.
-        min_scale: floor of the sigmas of z, in the same units, and of the reward's, in units of its standard deviation.
-        predict_change: predict z_{t+1} - z_t, in units of its standard deviation over the data, rather than z_{t+1}.
-        skip: the heads see z_t and a_t beside h_{t+1} (skip connections, as in Graves 2013); the paper's heads see h alone.
-        reward_head: predict the reward.
-        termination_head: predict whether the episode terminates (truncation is not termination).
-        termination_weight: weight of the steps that terminate, in the loss (the paper's Doom code: 10).
-        termination_gradient: how much of the termination loss's gradient goes on into the LSTM, 0 to 1. Ends are rare, and an
-            LSTM that all of it reaches may learn them by heart. `MDNRNN.step`, through which policies learn, has all of it.
-        layer_norm: normalise the gates and the cell, as the authors' code can; slower, as it loops over time in Python.
-        input_dropout: probability of zeroing an input of the LSTM, in training.
-        output_dropout: probability of zeroing an output of the LSTM, in training.
-
-    Raises:
-        ValueError: naming the field that is out of range.
-    """
-
-    latent_size: int
-    action_size: int
-    hidden_size: int = 256
-    num_layers: int = 1
-    num_components: int = 5
-    factorization: Factorization = Factorization.PER_DIMENSION
-    noise_type: NoiseType = NoiseType.DIAGONAL
-    fixed_noise_level: float | None = None
-    min_scale: float = 0.03
-    predict_change: bool = True
-    skip: bool = True
-    reward_head: bool = True
-    termination_head: bool = True
-    termination_weight: float = 1.0
-    termination_gradient: float = 1.0
-    layer_norm: bool = False
-    input_dropout: float = 0.0
-    output_dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        """Check every field."""
-        object.__setattr__(self, "factorization", Factorization(self.factorization))
-        object.__setattr__(self, "noise_type", NoiseType(self.noise_type))
-        for name in ("latent_size", "action_size", "hidden_size", "num_layers", "num_components"):
-            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected an integer >= 1, got {getattr(self, name)}")
-        for name in ("input_dropout", "output_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected a probability in [0, 1), got {getattr(self, name)}")
-        if not 0 < self.termination_weight < torch.inf:
-            raise ValueError(f"termination_weight: expected a positive number, got {self.termination_weight}")
-        if not 0 <= self.termination_gradient <= 1:
-            raise ValueError(f"termination_gradient: expected a number in [0, 1], got {self.termination_gradient}")
-        check_noise(self.noise_type, self.fixed_noise_level, self.min_scale)
+from worldmodel.models.mdnrnn_config import MDNRNNConfig
+from worldmodel.runtime import check_integer
 
 
 class State(NamedTuple):
@@ -100,22 +37,22 @@ class State(NamedTuple):
 
 @dataclass(frozen=True)
 class Prediction:
-    """What M says about the next step, for every element of the batch shape (...).
+    """M's prediction of the next step, for every element of the batch shape (...).
 
     Args:
-        latent: mixture over z_{t+1}, batch shape (...).
+        latent: distribution over z_{t+1}, batch shape (...).
         reward: Gaussian over r_t as a one-component mixture over one number, batch shape (...); None without the head.
         termination_logit: (...) log-odds that the episode terminates with this step; None without the head.
     """
 
-    latent: GaussianMixture
+    latent: LatentDistribution
     reward: GaussianMixture | None
     termination_logit: Tensor | None
 
 
 @dataclass(frozen=True)
 class StepLosses:
-    """Loss of each step before any average, each (B, T) in nats.
+    """Losses of each step before any averaging, each (B, T) in nats.
 
     Args:
         latent: -log p(z_{t+1}), summed over D.
@@ -129,7 +66,18 @@ class StepLosses:
 
 
 class MDNRNN(nn.Module):
-    """The recurrent world model: `forward` over sequences, `step` in dreams, `advance` where only the state is needed."""
+    """The recurrent world model: `forward` over sequences, `step` in dreams, `advance` if only the state is needed.
+
+    Args:
+        latent_size: D, size of z.
+        action_size: A, size of the action's feature vector.
+        config: architecture and loss; with ``termination_head`` None the model has that head. The model's ``config`` has the
+            decision.
+
+    Raises:
+        ValueError: if a size is below 1, or ``latent_head`` is not a registered class.
+        TypeError: if a size is not an integer.
+    """
 
     change_scale: Tensor
     reward_mean: Tensor
@@ -139,30 +87,38 @@ class MDNRNN(nn.Module):
     reward_low: Tensor
     reward_high: Tensor
 
-    def __init__(self, config: MDNRNNConfig):
+    def __init__(self, latent_size: int, action_size: int, config: MDNRNNConfig | None = None):
         super().__init__()
-        self.config = config
-        input_size = config.latent_size + config.action_size
+        latent_size, action_size = (
+            check_integer(size, name, least=1) for name, size in (("latent_size", latent_size), ("action_size", action_size))
+        )
+        config = config or MDNRNNConfig()
+        if config.termination_head is None:
+            config = replace(config, termination_head=True)
+        self.latent_size, self.action_size, self.config = latent_size, action_size, config
+        input_size = latent_size + action_size
         lstm = LayerNormLSTM if config.layer_norm else nn.LSTM
         self.lstm = lstm(input_size, config.hidden_size, config.num_layers, batch_first=True)
         features = config.hidden_size + (input_size if config.skip else 0)
-        self.latent_head = MixtureHead(
-            features,
-            config.latent_size,
-            config.num_components,
-            factorization=config.factorization,
-            noise_type=config.noise_type,
-            fixed_noise_level=config.fixed_noise_level,
-            min_scale=config.min_scale,
-        )
-        self.reward_head = MixtureHead(features, 1, 1, min_scale=config.min_scale) if config.reward_head else None
-        self.termination_head = nn.Linear(features, 1) if config.termination_head else None
-        statistics = DataStatistics.neutral(config.latent_size)
+        self.latent_head = latent_head_class(config.latent_head).from_config(features, latent_size, config)
+        self.reward_head = RewardHead(features, config.min_scale) if config.reward_head else None
+        self.termination_head = TerminationHead(features, config.termination_weight) if config.termination_head else None
+        statistics = DataStatistics.neutral(latent_size)
         for name, value in vars(statistics).items():
             self.register_buffer(name, value)
 
+    def config_to_json(self) -> dict[str, Any]:
+        """Return the constructor arguments as JSON-serialisable data, the sizes first."""
+        return {"latent_size": self.latent_size, "action_size": self.action_size, **self.config.to_json()}
+
+    @classmethod
+    def from_config(cls, data: dict[str, Any]) -> MDNRNN:
+        """Make a model with fresh weights from what `config_to_json` returned."""
+        fields = dict(data)
+        return cls(fields.pop("latent_size"), fields.pop("action_size"), MDNRNNConfig(**fields))
+
     def set_statistics(self, statistics: DataStatistics) -> None:
-        """Set the units in which the heads work and the bounds of dreams, usually from the training data.
+        """Set the units of the heads and the bounds of dreams, usually from the training data.
 
         Raises:
             ValueError: if a shape does not fit or a scale is not positive and finite.
@@ -177,7 +133,7 @@ class MDNRNN(nn.Module):
             getattr(self, name).copy_(value)
 
     def initial_state(self, batch_size: int) -> State:
-        """Zeros, as every episode begins: (num_layers, B, H) each."""
+        """Return the state at the start of every episode, zeros: (num_layers, B, H) each."""
         zeros = self.change_scale.new_zeros(self.config.num_layers, batch_size, self.config.hidden_size)
         return State(zeros, zeros.clone())
 
@@ -189,7 +145,7 @@ class MDNRNN(nn.Module):
         Args:
             z: (B, T, D).
             action: (B, T, A) action features.
-            state: where the sequences start from; zeros if None.
+            state: state before the first step; zeros if None.
             generator: source of dropout's randomness, in training only.
 
         Returns:
@@ -226,7 +182,7 @@ class MDNRNN(nn.Module):
         return State(*(torch.stack(part) for part in zip(*layers, strict=True)))
 
     def step_losses(self, batch: SequenceBatch, *, generator: torch.Generator | None = None) -> StepLosses:
-        """Compute the loss of every step of a batch, (B, T) each; steps outside the mask hold numbers without meaning.
+        """Compute the loss of every step of a batch, (B, T) each; steps outside the mask hold arbitrary numbers.
 
         Args:
             batch: the windows.
@@ -241,17 +197,13 @@ class MDNRNN(nn.Module):
         reward = termination = torch.zeros_like(latent)
         if prediction.reward is not None:
             reward = -prediction.reward.log_prob(batch.reward.unsqueeze(-1))
-        if prediction.termination_logit is not None:
-            termination = functional.binary_cross_entropy_with_logits(
-                prediction.termination_logit,
-                batch.terminated.to(latent.dtype),
-                pos_weight=latent.new_tensor(self.config.termination_weight),
-                reduction="none",
-            )
+        if self.termination_head is not None:
+            assert prediction.termination_logit is not None
+            termination = self.termination_head.loss(prediction.termination_logit, batch.terminated)
         return StepLosses(latent, reward, termination)
 
     def loss(self, batch: SequenceBatch, *, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Average the losses over the steps in the mask, the latent's per dimension, as the authors' code weighs them.
+        """Average the losses over the steps in the mask, the latent loss per dimension, with the weights of the authors' code.
 
         Args:
             batch: the windows.
@@ -263,14 +215,14 @@ class MDNRNN(nn.Module):
         """
         self._check_batch(batch)
         count = batch.mask.sum().clamp(min=1)
-        if fused.applies(self.latent_head):
+        if self.latent_head.supports_raw:
             total, sums = self._fused_losses(batch, generator)
         else:
             losses = self.step_losses(batch, generator=generator)
             sums = torch.stack([torch.where(batch.mask, term, 0.0).sum() for term in vars(losses).values()])
-            total = sums[0] / self.config.latent_size + sums[1] + sums[2]
+            total = sums[0] / self.latent_size + sums[1] + sums[2]
         latent, reward, termination = (sums.detach() / count).unbind()
-        metrics = {"nll_per_dim": latent / self.config.latent_size}
+        metrics = {"nll_per_dim": latent / self.latent_size}
         if self.reward_head is not None:
             metrics["reward_nll"] = reward
         if self.termination_head is not None:
@@ -286,29 +238,22 @@ class MDNRNN(nn.Module):
         output, _ = self._run(before, batch.action, None, generator, lengths)
         output = _dropout(output, config.output_dropout, self.training, generator)
         origin, unit = (before, self.change_scale) if config.predict_change else (0.0, torch.ones_like(self.change_scale))
-        targets = fused.Targets(
-            ((batch.z[:, 1:] - origin) / unit)[mask],
-            ((batch.reward - self.reward_mean) / self.reward_scale)[mask].unsqueeze(-1) if config.reward_head else None,
-            batch.terminated[mask].to(before.dtype) if config.termination_head else None,
-            num_components=config.num_components,
-            min_scale=config.min_scale,
-            termination_weight=config.termination_weight,
-            joint=config.factorization is Factorization.JOINT,
-            termination_gradient=config.termination_gradient,
-        )
-        heads = [head for head in (self.latent_head, self.reward_head, self.termination_head) if head is not None]
-        linear = [head.linear if isinstance(head, MixtureHead) else head for head in heads]
-        total, terms = fused.heads_loss(
-            self._features(before, batch.action, output).flatten(0, 1),
-            mask.flatten().nonzero()[:, 0],
-            torch.cat([layer.weight for layer in linear]),
-            torch.cat([layer.bias for layer in linear]),
-            targets,
-        )
+        target = ((batch.z[:, 1:] - origin) / unit)[mask]  # (N, D)
+        terms = [fused.LossTerm(self.latent_head, target, divisor=self.latent_size)]
+        if self.reward_head is not None:
+            reward = ((batch.reward - self.reward_mean) / self.reward_scale)[mask].unsqueeze(-1)
+            terms.append(fused.LossTerm(self.reward_head, reward))
+        if self.termination_head is not None:
+            terminated = batch.terminated[mask].to(before.dtype)
+            terms.append(fused.LossTerm(self.termination_head, terminated, feature_gradient=config.termination_gradient))
+        features = self._features(before, batch.action, output).flatten(0, 1)
+        total, found = fused.heads_loss(features, mask.flatten().nonzero()[:, 0], terms)
+        parts, zero = iter(found.unbind()), found.new_zeros(())
+        present = (True, self.reward_head is not None, self.termination_head is not None)
+        sums = torch.stack([next(parts) if here else zero for here in present])
         volume = unit.log().sum(), self.reward_scale.log().sum() * config.reward_head  # densities are of z and r, not in units
-        counted = len(targets.latent)
-        terms = terms + counted * torch.stack([*volume, torch.zeros_like(volume[0])])
-        return total + counted * (volume[0] / config.latent_size + volume[1]), terms
+        sums = sums + len(target) * torch.stack([*volume, torch.zeros_like(volume[0])])
+        return total + len(target) * (volume[0] / self.latent_size + volume[1]), sums
 
     def _run(
         self,
@@ -331,14 +276,14 @@ class MDNRNN(nn.Module):
                 raise ValueError(f"{name}: expected shape {expected}, got {got}")
 
     def _check_inputs(self, z: Tensor, action: Tensor, leading: str) -> None:
-        d, a = self.config.latent_size, self.config.action_size
+        d, a = self.latent_size, self.action_size
         if z.ndim != leading.count(",") + 2 or z.shape[-1] != d:
             raise ValueError(f"z: expected shape ({leading}, {d}), got {tuple(z.shape)}")
         if action.shape != (*z.shape[:-1], a):
             raise ValueError(f"action: expected shape {(*z.shape[:-1], a)}, got {tuple(action.shape)}")
 
     def _features(self, z: Tensor, action: Tensor, h: Tensor) -> Tensor:
-        """What the heads see: h_{t+1} (..., H), and z_t (..., D) and a_t (..., A) beside it where inputs skip the LSTM."""
+        """Inputs of the heads: h_{t+1} (..., H), followed by z_t (..., D) and a_t (..., A) with skip connections."""
         return torch.cat([h, z, action], dim=-1) if self.config.skip else h
 
     def _predict(self, z: Tensor, action: Tensor, h: Tensor, *, termination_gradient: float = 1.0) -> Prediction:
@@ -350,17 +295,17 @@ class MDNRNN(nn.Module):
         reward = None if self.reward_head is None else self.reward_head(h).affine(self.reward_mean, self.reward_scale)
         logit = None
         if self.termination_head is not None:
-            logit = at_least_float32(self.termination_head(_damped(h, termination_gradient))[..., 0])
+            logit = self.termination_head(_damped(h, termination_gradient))
         return Prediction(latent, reward, logit)
 
 
 def _damped(x: Tensor, factor: float) -> Tensor:
-    """The same numbers, through which a gradient goes back times ``factor``."""
+    """Return the same numbers, with their gradient multiplied by ``factor``."""
     return x if factor == 1 else x.detach().lerp(x, factor)
 
 
 def _dropout(x: Tensor, probability: float, training: bool, generator: torch.Generator | None) -> Tensor:
-    """Inverted dropout that draws from ``generator`` and not, as `nn.Dropout`, from the global state."""
+    """Inverted dropout with ``generator`` as the source of randomness; `nn.Dropout` uses the global state."""
     if not training or probability == 0:
         return x
     keep = torch.empty_like(x).bernoulli_(1 - probability, generator=generator)

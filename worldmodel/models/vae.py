@@ -9,12 +9,10 @@ latents in z, without noise.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, Literal
 
 import gymnasium as gym
@@ -23,9 +21,10 @@ from gymnasium import spaces
 from torch import Tensor, nn
 from torch.nn import functional
 
-from worldmodel.models.vision import StateNormalizer, Vision, draw_latent
-from worldmodel.runtime import files
+from worldmodel.models.state_normalizer import StateNormalizer
+from worldmodel.models.vision import Vision, draw_latent
 from worldmodel.spaces import (
+    ImageLayout,
     Value,
     build_value,
     find_images,
@@ -33,12 +32,8 @@ from worldmodel.spaces import (
     leaves,
     refuse_float_images,
     resize_by_area,
-    space_from_json,
-    space_to_json,
 )
 
-VISION_FORMAT, VISION_VERSION = "worldmodel.vision", 2  # in version 1 the fingerprint was of the whole configuration
-VISION_FILE, VISION_WEIGHTS = "vision.json", "vision.safetensors"
 SIDE = 64  # height and width of what the network sees
 CHANNELS = (32, 64, 128, 256)
 FEATURES = 1024  # 2 x 2 x 256 numbers after the last convolution
@@ -126,7 +121,6 @@ class ConvVAE(Vision):
     def __init__(self, observation_space: gym.Space, config: VAEConfig | None = None):
         super().__init__()
         self.config = config or VAEConfig()
-        self.provenance: dict[str, Any] = {}
         self._space = observation_space
         refuse_float_images(observation_space)
         found = find_images(observation_space)
@@ -160,6 +154,16 @@ class ConvVAE(Vision):
     def observation_space(self) -> gym.Space:
         """Space of the observations."""
         return self._space
+
+    @property
+    def image_layout(self) -> ImageLayout:
+        """The image in the observations."""
+        return self.layout
+
+    @property
+    def image_latent_size(self) -> int:
+        """Number of the latents, from the first, that encode the image."""
+        return self.config.latent_size
 
     def config_to_json(self) -> dict[str, Any]:
         """The configuration."""
@@ -203,61 +207,6 @@ class ConvVAE(Vision):
         if self.vectors is not None:
             found |= self.vectors.decode(z[..., self.config.latent_size :])
         return build_value(self._space, found)
-
-    def save_pretrained(self, path: str | Path, *, overwrite: bool = False) -> None:
-        """Write V as a directory: ``vision.json`` and ``vision.safetensors``.
-
-        Raises:
-            FileExistsError: if ``path`` holds something that may not be replaced.
-            ValueError: if a weight is not finite; nothing is written then.
-        """
-        self._check_finite()
-        self.write(files.prepare_directory(path, marker=VISION_FILE, format=VISION_FORMAT, overwrite=overwrite))
-
-    def write(self, directory: Path, *, provenance: Mapping[str, Any] | None = None) -> None:
-        """Write the two files into a directory that the caller answers for, weights first, each atomically.
-
-        Raises:
-            ValueError: if a weight is not finite; nothing is written then.
-        """
-        self._check_finite()
-        self.provenance = copy.deepcopy(dict(provenance or self.provenance))
-        files.save_tensors(directory / VISION_WEIGHTS, self.state_dict())
-        content = {
-            "config": self.config_to_json(),
-            "observation_space": space_to_json(self._space),
-            "fingerprint": self.fingerprint,
-            "provenance": self.provenance,
-        }
-        files.write_json(directory / VISION_FILE, content, format=VISION_FORMAT, version=VISION_VERSION)
-
-    @classmethod
-    def from_pretrained(cls, path: str | Path, *, device: str | torch.device = "cpu") -> ConvVAE:
-        """Open a directory that `save_pretrained` or `train_vae` wrote, on a device, in evaluation mode.
-
-        Raises:
-            FileNotFoundError: if there is no V in ``path``.
-            ValueError: if it is damaged, not ours, or of a newer version.
-        """
-        path = Path(path)
-        content = files.read_json(path / VISION_FILE, format=VISION_FORMAT, version=VISION_VERSION)
-        weights, _ = files.load_tensors(path / VISION_WEIGHTS)
-        try:
-            with torch.random.fork_rng(devices=[]):  # the weights that are drawn here are replaced at once
-                vision = cls(space_from_json(content["observation_space"]), VAEConfig(**content["config"]))
-            vision.load_state_dict(weights)
-            vision.provenance = content["provenance"]
-            if content["version"] > 1 and vision.fingerprint != content["fingerprint"]:
-                raise ValueError("the fingerprint is not the one recorded; one of the two files was changed or replaced")
-        except (AttributeError, KeyError, TypeError, RuntimeError, ValueError) as error:
-            detail = f"{type(error).__name__}: {error}" if isinstance(error, LookupError) else str(error)
-            raise ValueError(f"{path}: expected a whole V, got a damaged one: {detail}") from error
-        return vision.to(device).eval()
-
-    def _check_finite(self) -> None:
-        for name, tensor in self.state_dict().items():
-            if not bool(tensor.isfinite().all()):
-                raise ValueError(f"{name}: expected finite numbers, got NaN or infinity")
 
     def loss(self, batch: FrameBatch, *, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the negative evidence bound of images as the authors' code weighs it, averaged over images.

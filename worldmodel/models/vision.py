@@ -1,35 +1,39 @@
-"""V: an observation becomes the mean and log-variance of a latent z, and z becomes an observation again.
+"""The interface of V: an observation becomes the mean and log-variance of a latent z, and z becomes an observation again.
 
-For vector observations V is a `StateNormalizer`: z is the standardised feature vector, without noise. For images it is a
-`worldmodel.models.vae.ConvVAE`. What is deterministic says so by a log-variance of minus infinity, so one rule,
-z ~ N(mean, exp(log_variance)), holds for every V.
+A new V is one file: a subclass of `Vision`, which registers itself under its class name. Files name that class, so a saved V or
+world model opens once the module of its V is imported; those of this package are found without. Only ``observation_space``,
+``latent_size`` and `Vision.encode` are required. `worldmodel.models.StateNormalizer` is the V for vectors,
+`worldmodel.models.ConvVAE` the one for images. One rule, z ~ N(mean, exp(log_variance)), holds for every V: a V without noise
+returns a log-variance of minus infinity.
 """
 
 from __future__ import annotations
 
 import abc
+import copy
 import hashlib
-import importlib
 import json
-import pkgutil
 from collections.abc import Iterable, Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import gymnasium as gym
 import torch
 from torch import Tensor, nn
 
-from worldmodel import models
 from worldmodel.rng import Source, fill_normal
-from worldmodel.runtime import digest_tensors
-from worldmodel.spaces import FlatSpace, Value, space_to_json
+from worldmodel.runtime import Registry, UnknownClassError, check_device, digest_tensors, files
+from worldmodel.spaces import ImageLayout, Value, space_from_json, space_to_json
 
-_REGISTRY: dict[str, type[Vision]] = {}  # every V by its class name
-SMALLEST_STANDARD_DEVIATION = 1e-6  # a dimension that varies less in the data is constant and is not scaled up
+VISION_FORMAT, VISION_VERSION = "worldmodel.vision", 2  # in version 1 the fingerprint was of the whole configuration
+VISION_FILE, VISION_WEIGHTS = "vision.json", "vision.safetensors"
+UNNAMED_CLASS = "ConvVAE"  # class of a `VISION_FILE` that names none
+
+V = TypeVar("V", bound="Vision")
 
 
 def draw_latent(mean: Tensor, log_variance: Tensor, *, generator: Source = None) -> Tensor:
-    """Draw z ~ N(mean, exp(log_variance)), elementwise; a log-variance of -inf gives the mean exactly.
+    """Sample z ~ N(mean, exp(log_variance)), elementwise; a log-variance of -inf gives exactly the mean.
 
     Args:
         mean: (..., D).
@@ -44,19 +48,29 @@ def draw_latent(mean: Tensor, log_variance: Tensor, *, generator: Source = None)
 
 
 class Vision(nn.Module, abc.ABC):
-    """What every V is: a module that encodes observations of a space into ``latent_size`` numbers and decodes them."""
+    """Base class of every V: a module that encodes observations of a space into ``latent_size`` numbers and decodes them.
+
+    Attributes:
+        latent_size: D.
+        provenance: JSON-serialisable record of where the weights come from; saved with V.
+    """
 
     latent_size: int
+    provenance: dict[str, Any]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.provenance = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Register the class, so that a saved world model can name it."""
+        """Register the class, so that files can name it."""
         super().__init_subclass__(**kwargs)
-        _REGISTRY[cls.__name__] = cls
+        _REGISTRY.add(cls)
 
     @classmethod
     def from_config(cls, observation_space: gym.Space, config: Mapping[str, Any]) -> Vision:
         """Make an untrained V from its observation space and what `config_to_json` returned."""
-        return cls(observation_space, **config)
+        return cls(observation_space, **config)  # type: ignore[call-arg]
 
     @property
     @abc.abstractmethod
@@ -67,50 +81,33 @@ class Vision(nn.Module, abc.ABC):
     def encode(self, observation: Value) -> tuple[Tensor, Tensor]:
         """Turn observations with any leading dimensions (...) into the mean and log-variance of z, (..., D) each."""
 
-    @abc.abstractmethod
     def decode(self, z: Tensor) -> Value:
-        """Turn latents (..., D) into observations of the space, as nested tensors."""
+        """Turn latents (..., D) into observations of the space, as nested tensors.
 
-    def config_to_json(self) -> dict[str, Any]:
-        """What it is made with beside the observation space, as JSON-able data."""
-        return {}
-
-    def form_to_json(self) -> dict[str, Any]:
-        """What of it decides how it encodes, beside class, space and weights, as JSON-able data."""
-        return {}
+        Raises:
+            NotImplementedError: if V has no decoder; see `has_decoder`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no decoder")
 
     @property
-    def fingerprint(self) -> str:
-        """A hex digest of class, form, space and weights; equal ones encode alike, on any device."""
-        content = [type(self).__name__, self.form_to_json(), space_to_json(self.observation_space)]
-        return hashlib.sha256((json.dumps(content) + digest_tensors(self.state_dict())).encode()).hexdigest()
-
-
-class StateNormalizer(Vision):
-    """V for vector observations: flat features, shifted and scaled to mean 0 and standard deviation 1 over the data.
-
-    Args:
-        observation_space: Box, Discrete, MultiDiscrete, MultiBinary, or a Dict or Tuple of them.
-    """
-
-    mean: Tensor
-    scale: Tensor
-
-    def __init__(self, observation_space: gym.Space):
-        super().__init__()
-        self.flat_space = FlatSpace(observation_space)
-        self.latent_size = self.flat_space.size
-        self.register_buffer("mean", torch.zeros(self.latent_size))
-        self.register_buffer("scale", torch.ones(self.latent_size))
+    def has_decoder(self) -> bool:
+        """Whether V implements `decode`; dreams need it to return or render observations."""
+        return callable(self.decode) and type(self).decode is not Vision.decode
 
     @property
-    def observation_space(self) -> gym.Space:
-        """Space of the observations."""
-        return self.flat_space.space
+    def image_layout(self) -> ImageLayout | None:
+        """The image in the observations that V encodes; None if it encodes vectors only."""
+        return None
 
-    @torch.no_grad()
-    def fit(self, observations: Iterable[Value]) -> StateNormalizer:
-        """Set mean and scale from batches of observations in one pass, float32 features summed in float64 (Chan et al. 1979).
+    @property
+    def image_latent_size(self) -> int:
+        """Number of the latents, from the first, that encode the image."""
+        return 0 if self.image_layout is None else self.latent_size
+
+    def fit(self: V, observations: Iterable[Value]) -> V:
+        """Fit V to batches of observations in one pass, for a V that can be fitted that way.
+
+        `worldmodel.training.fit` calls it if ``vision`` is a class.
 
         Args:
             observations: batches with one leading dimension.
@@ -119,63 +116,118 @@ class StateNormalizer(Vision):
             Itself.
 
         Raises:
-            ValueError: if there is no observation.
+            NotImplementedError: if V is trained in another way.
         """
-        count, mean, squares = (
-            0,
-            torch.zeros_like(self.mean, dtype=torch.float64),
-            torch.zeros_like(self.mean, dtype=torch.float64),
-        )
-        for batch in observations:
-            features = self.flat_space.flatten(batch).double()  # (N, D)
-            if len(features) == 0:
-                continue
-            n, batch_mean = features.shape[0], features.mean(dim=0)
-            delta = batch_mean - mean
-            squares += (features - batch_mean).square().sum(dim=0) + delta.square() * count * n / (count + n)
-            mean += delta * n / (count + n)
-            count += n
-        if count == 0:
-            raise ValueError("observations: expected at least one, got none")
-        deviation = (squares / count).sqrt()
-        self.mean.copy_(mean)
-        self.scale.copy_(torch.where(deviation > SMALLEST_STANDARD_DEVIATION, deviation, 1.0))
-        return self
+        raise NotImplementedError(f"{type(self).__name__} cannot be fitted in one pass; train it and pass the trained V")
 
-    def encode(self, observation: Value) -> tuple[Tensor, Tensor]:
-        """Turn observations with any leading dimensions (...) into the mean and log-variance (-inf) of z, (..., D) each."""
-        mean = (self.flat_space.flatten(observation) - self.mean) / self.scale
-        return mean, torch.full_like(mean, -torch.inf)
+    def config_to_json(self) -> dict[str, Any]:
+        """Return the constructor arguments, except the observation space, as JSON-serialisable data."""
+        return {}
 
-    def decode(self, z: Tensor) -> Value:
-        """Turn latents (..., D) into the nearest observations of the space, as nested tensors."""
-        return self.flat_space.unflatten(z * self.scale + self.mean)
+    def form_to_json(self) -> dict[str, Any]:
+        """Return the arguments that affect the encoding, except class, space and weights, as JSON-serialisable data."""
+        return {}
+
+    @property
+    def fingerprint(self) -> str:
+        """A hex digest of class, form, space and weights; equal ones encode alike, on any device."""
+        content = [type(self).__name__, self.form_to_json(), space_to_json(self.observation_space)]
+        return hashlib.sha256((json.dumps(content) + digest_tensors(self.state_dict())).encode()).hexdigest()
+
+    def save_pretrained(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write V as a directory: ``vision.json`` and ``vision.safetensors``.
+
+        Raises:
+            FileExistsError: if ``path`` holds something that may not be replaced.
+            ValueError: if a weight is not finite; nothing is written then.
+        """
+        self._check_finite()
+        self.write(files.prepare_directory(path, marker=VISION_FILE, format=VISION_FORMAT, overwrite=overwrite))
+
+    def write(self, directory: Path, *, provenance: Mapping[str, Any] | None = None) -> None:
+        """Write the two files into an existing directory, weights first, each atomically.
+
+        Args:
+            directory: the directory; the caller has checked that its files may be replaced.
+            provenance: new value of ``provenance``; None keeps the current one.
+
+        Raises:
+            ValueError: if a weight is not finite; nothing is written then.
+        """
+        self._check_finite()
+        self.provenance = copy.deepcopy(dict(provenance or self.provenance))
+        files.save_tensors(directory / VISION_WEIGHTS, self.state_dict())
+        name = type(self).__name__
+        content = {
+            **({} if name == UNNAMED_CLASS else {"class": name}),
+            "config": self.config_to_json(),
+            "observation_space": space_to_json(self.observation_space),
+            "fingerprint": self.fingerprint,
+            "provenance": self.provenance,
+        }
+        files.write_json(directory / VISION_FILE, content, format=VISION_FORMAT, version=VISION_VERSION)
+
+    @classmethod
+    def from_pretrained(cls: type[V], path: str | Path, *, device: str | torch.device = "cpu") -> V:
+        """Open a directory that `save_pretrained` or `train_vae` wrote, on a device, in evaluation mode.
+
+        ``Vision.from_pretrained`` opens every V; that of a subclass refuses others.
+
+        Raises:
+            FileNotFoundError: if there is no V in ``path``.
+            ValueError: if it is damaged, not of this format, of a newer version or of another class.
+        """
+        path = Path(path)
+        check_device(device)
+        content = files.read_json(path / VISION_FILE, format=VISION_FORMAT, version=VISION_VERSION)
+        weights, _ = files.load_tensors(path / VISION_WEIGHTS)
+        try:
+            kind = vision_class(str(content.get("class", UNNAMED_CLASS)))
+        except UnknownClassError as error:
+            raise ValueError(f"{path}: {error}") from error
+        if not issubclass(kind, cls):
+            raise ValueError(f"{path}: expected a {cls.__name__}, got a {kind.__name__}")
+        try:
+            with torch.random.fork_rng(devices=[]):  # the random weights are replaced at once
+                vision = kind.from_config(space_from_json(content["observation_space"]), content["config"])
+            vision.load_state_dict(weights)
+            vision.provenance = content["provenance"]
+            if content["version"] > 1 and vision.fingerprint != content["fingerprint"]:
+                raise ValueError("the fingerprint is not the one recorded; one of the two files was changed or replaced")
+        except (AttributeError, KeyError, TypeError, RuntimeError, ValueError) as error:
+            detail = f"{type(error).__name__}: {error}" if isinstance(error, LookupError) else str(error)
+            raise ValueError(f"{path}: expected a complete V, got a damaged one: {detail}") from error
+        assert isinstance(vision, cls)
+        return vision.to(device).eval()
+
+    def _check_finite(self) -> None:
+        for name, tensor in self.state_dict().items():
+            if not bool(tensor.isfinite().all()):
+                raise ValueError(f"{name}: expected finite numbers, got NaN or infinity")
+
+
+_REGISTRY: Registry[Vision] = Registry("vision", "worldmodel.models")
 
 
 def vision_to_json(vision: Vision) -> dict[str, Any]:
-    """Name a V and its configuration, without weights."""
+    """Return class and configuration of a V, without weights, as JSON-serialisable data."""
     return {"class": type(vision).__name__, "config": vision.config_to_json()}
 
 
 def vision_from_json(data: Any, observation_space: gym.Space) -> Vision:
-    """Make the V that `vision_to_json` named, with weights of its own; version 1 of the format gave the class alone.
+    """Make an untrained V from what `vision_to_json` returned; version 1 of the format has the class name only.
 
     Raises:
-        ValueError: if no V of that name is registered.
+        UnknownClassError: if no V of that name is registered.
     """
     name, config = (data, {}) if isinstance(data, str) else (data["class"], data["config"])
     return vision_class(name).from_config(observation_space, config)
 
 
 def vision_class(name: str) -> type[Vision]:
-    """Look up a V by its class name: one of this package's modules, or any subclass of `Vision` imported so far.
+    """Return the V of a class name: one of this package, or any subclass of `Vision` imported so far.
 
     Raises:
-        ValueError: if there is none; names those that there are.
+        UnknownClassError: if there is none; names the classes that there are.
     """
-    if name not in _REGISTRY:
-        for module in pkgutil.iter_modules(models.__path__, f"{models.__name__}."):
-            importlib.import_module(module.name)
-    if name not in _REGISTRY:
-        raise ValueError(f"vision: expected one of {', '.join(map(repr, sorted(_REGISTRY)))}, got {name!r}")
-    return _REGISTRY[name]
+    return _REGISTRY.find(name)

@@ -1,8 +1,8 @@
-"""WorldModel: V, M, the spaces and a bank of real start states, in one directory that anyone can open.
+"""`WorldModel`: V, M, the spaces and a bank of real start states, saved as one directory.
 
-The directory holds ``world.json`` (readable: configuration, spaces, where the data came from) and ``weights.safetensors``
-(weights, normaliser, start states). Nothing in it can run code. The JSON carries the digest of the weights, so a cut, flipped
-or foreign weights file is refused.
+The directory holds ``world.json`` (readable: configuration, spaces, provenance of the data) and ``weights.safetensors``
+(weights, normaliser, start states). Nothing in it can run code. The JSON contains the digest of the weights, so a truncated,
+changed or exchanged weights file is refused.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,29 +17,29 @@ import gymnasium as gym
 import torch
 from torch import Tensor, nn
 
-from worldmodel.models.mdnrnn import MDNRNN, MDNRNNConfig
+from worldmodel.models.mdnrnn import MDNRNN
 from worldmodel.models.vision import Vision, draw_latent, vision_from_json, vision_to_json
 from worldmodel.rng import Source
-from worldmodel.runtime import check_device, files
+from worldmodel.runtime import UnknownClassError, check_device, files
 from worldmodel.spaces import FlatSpace, Value, space_from_json, space_to_json
 from worldmodel.version import __version__
 
 WORLD_FORMAT, WORLD_VERSION = "worldmodel.world", 2
 WORLD_FILE: str = "world.json"
 WEIGHTS_FILE: str = "weights.safetensors"
-DREAM_BOUNDS = ("latent_low", "latent_high", "reward_low", "reward_high")  # of M; infinite where it was not told any
+DREAM_BOUNDS = ("latent_low", "latent_high", "reward_low", "reward_high")  # of M; infinite if it was given none
 
 
 class WorldModel(nn.Module):
-    """A learned world: it encodes and decodes observations, and predicts what comes next.
+    """A learned world: it encodes and decodes observations, and predicts the next step.
 
     Args:
         vision: V.
         mdnrnn: M, with V's latent size and the action space's feature size.
-        action_space: what the agent may do.
+        action_space: space of the actions.
         start_mean: (N, D) mean of V's posterior for the first observations of N real episodes.
         start_log_variance: (N, D) its log-variance.
-        provenance: JSON-able record of where it comes from: environment id and arguments, data fingerprint, training results.
+        provenance: JSON-serialisable record of its origin: environment id and arguments, data fingerprint, training results.
 
     Raises:
         ValueError: if the parts do not fit each other.
@@ -64,11 +63,10 @@ class WorldModel(nn.Module):
         self.mdnrnn = mdnrnn
         self.action_features = FlatSpace(action_space)
         self.provenance = dict(provenance or {})
-        config = mdnrnn.config
-        if (vision.latent_size, self.action_features.size) != (config.latent_size, config.action_size):
+        if (vision.latent_size, self.action_features.size) != (mdnrnn.latent_size, mdnrnn.action_size):
             raise ValueError(
                 f"mdnrnn: expected latent size {vision.latent_size} and action size {self.action_features.size}, "
-                f"got {config.latent_size} and {config.action_size}"
+                f"got {mdnrnn.latent_size} and {mdnrnn.action_size}"
             )
         if start_mean.ndim != 2 or start_mean.shape[1] != vision.latent_size or start_mean.shape[0] == 0:
             raise ValueError(f"start_mean: expected shape (N, {vision.latent_size}) with N >= 1, got {tuple(start_mean.shape)}")
@@ -86,34 +84,34 @@ class WorldModel(nn.Module):
 
     @property
     def action_space(self) -> gym.Space:
-        """Space of the actions that M was trained on."""
+        """Space of the actions."""
         return self.action_features.space
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.start_mean.device
 
     @property
     def fingerprint(self) -> str:
         """A hex digest of configuration, weights, normaliser and start states; equal models have equal ones, on any device."""
-        content = json.dumps(asdict(self.mdnrnn.config)) + files.digest_tensors(self.state_dict())
+        content = json.dumps(self.mdnrnn.config_to_json()) + files.digest_tensors(self.state_dict())
         if self.vision.config_to_json():
             content += json.dumps(vision_to_json(self.vision))
         return hashlib.sha256(content.encode()).hexdigest()
 
     @torch.no_grad()
     def encode(self, observation: Value, *, generator: Source = None) -> Tensor:
-        """Draw z from V's posterior for observations with any leading dimensions (...): (..., D)."""
+        """Sample z from V's posterior for observations with any leading dimensions (...): (..., D)."""
         return draw_latent(*self.vision.encode(observation), generator=generator)
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Value:
-        """Turn latents (..., D) into observations of the real space, as nested tensors."""
+        """Turn latents (..., D) into observations of the space, as nested tensors."""
         return self.vision.decode(z)
 
     def check_spaces(self, observation_space: gym.Space, action_space: gym.Space, *, source: str) -> None:
-        """Refuse an environment or data set whose spaces are not this model's.
+        """Raise if the spaces of an environment or data set are not this model's.
 
         Raises:
             ValueError: naming the source and the space that differs.
@@ -129,7 +127,7 @@ class WorldModel(nn.Module):
         """Write the world model as a directory.
 
         Args:
-            path: the directory; absent or empty, or an earlier world model to be replaced.
+            path: the directory; absent, empty, or an earlier world model.
             overwrite: replace an earlier world model; other files in its directory stay.
 
         Raises:
@@ -141,7 +139,9 @@ class WorldModel(nn.Module):
         self.write(directory)
 
     def write(self, directory: Path) -> None:
-        """Write the two files into a directory that the caller answers for, weights first, each atomically.
+        """Write the two files into an existing directory, weights first, each atomically.
+
+        The caller has checked that its files may be replaced.
 
         Raises:
             ValueError: if a weight is not finite; nothing is written then.
@@ -151,7 +151,7 @@ class WorldModel(nn.Module):
         content = {
             "library_version": __version__,
             "vision": vision_to_json(self.vision),
-            "mdnrnn": asdict(self.mdnrnn.config),
+            "mdnrnn": self.mdnrnn.config_to_json(),
             "observation_space": space_to_json(self.observation_space),
             "action_space": space_to_json(self.action_space),
             "num_start_states": self.start_mean.shape[0],
@@ -166,12 +166,12 @@ class WorldModel(nn.Module):
 
         Raises:
             FileNotFoundError: if there is no world model in ``path``.
-            ValueError: if it is damaged, not ours, or of a newer version.
+            ValueError: if it is damaged, not of this format, of a newer version, or its V or latent head is an unknown class.
         """
         path = Path(path)
         check_device(device)
         if not (path / WORLD_FILE).is_file():
-            unfinished = "; a training here is not finished: resume it" if (path / "training").is_dir() else ""
+            unfinished = "; the training in this directory is not finished: resume it" if (path / "training").is_dir() else ""
             raise FileNotFoundError(f"{path}: expected a world model directory with {WORLD_FILE}, found none{unfinished}")
         content = files.read_json(path / WORLD_FILE, format=WORLD_FORMAT, version=WORLD_VERSION)
         weights, _ = files.load_tensors(path / WEIGHTS_FILE)
@@ -181,8 +181,8 @@ class WorldModel(nn.Module):
                     "the digest of the weights is not the one recorded; one of the two files was changed or replaced"
                 )
             start = torch.zeros(content["num_start_states"], content["mdnrnn"]["latent_size"])
-            with torch.random.fork_rng(devices=[]):  # the weights that are drawn here are replaced at once
-                mdnrnn = MDNRNN(MDNRNNConfig(**content["mdnrnn"]))
+            with torch.random.fork_rng(devices=[]):  # the random weights are replaced at once
+                mdnrnn = MDNRNN.from_config(content["mdnrnn"])
                 vision = vision_from_json(content["vision"], space_from_json(content["observation_space"]))
             world = cls(
                 vision,
@@ -194,9 +194,11 @@ class WorldModel(nn.Module):
             )
             world.load_state_dict(weights)
             world._check_finite()
+        except UnknownClassError as error:
+            raise ValueError(f"{path}: {error}") from error
         except (AttributeError, IndexError, KeyError, TypeError, RuntimeError, ValueError) as error:
             detail = f"{type(error).__name__}: {error}" if isinstance(error, LookupError) else str(error)
-            raise ValueError(f"{path}: expected a whole world model, got a damaged one: {detail}") from error
+            raise ValueError(f"{path}: expected a complete world model, got a damaged one: {detail}") from error
         return world.to(device).eval()
 
     def _check_finite(self) -> None:
@@ -207,10 +209,10 @@ class WorldModel(nn.Module):
 
 
 def open_world(world: WorldModel | str | Path, device: str | torch.device | None = None) -> WorldModel:
-    """A world model as it is, or the one in a directory, on a device ("cpu" if None).
+    """Return a world model as it is, or open the one in a directory on a device ("cpu" if None).
 
     Raises:
-        ValueError: if a world model is given that is on another kind of device, or the directory holds a damaged one.
+        ValueError: if the given world model is on another kind of device, or the one in the directory is damaged.
         FileNotFoundError: if there is no world model in the directory.
     """
     if isinstance(world, WorldModel):

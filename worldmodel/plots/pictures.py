@@ -1,7 +1,7 @@
-"""What a world of images looks like: reconstructions, what each latent does, a dream beside what really happened.
+"""Pictures of a world of images: reconstructions, the effect of each latent, and a dream next to the real episode.
 
-All pictures are (height, width, 3) uint8; `worldmodel.plots.report.save_image` writes them, and `worldmodel.plots.video.write_video` makes
-them a film.
+All pictures are (height, width, 3) uint8; `worldmodel.plots.report.save_image` writes them, and
+`worldmodel.plots.video.write_video` makes a film of them.
 """
 
 from __future__ import annotations
@@ -16,26 +16,27 @@ from torch import Tensor
 from worldmodel.data import Episode
 from worldmodel.dream import Dreams, Policy
 from worldmodel.evaluation import replay
-from worldmodel.models import IN_USE, ConvVAE, WorldModel
-from worldmodel.spaces import ImageLayout, Value, leaf_values, map_leaves
+from worldmodel.models import IN_USE, Vision, WorldModel
+from worldmodel.spaces import Value, leaf_values, map_leaves
 
 GAP = 2  # white pixels between the pictures of a grid
 
 
-def eye(world: WorldModel) -> ConvVAE:
-    """V of a world of images.
+def image_vision(world: WorldModel) -> Vision:
+    """Return V of a world of images.
 
     Raises:
-        ValueError: if it sees no images.
+        ValueError: if V does not encode and decode images.
     """
-    if not isinstance(world.vision, ConvVAE):
-        raise ValueError(f"world: expected one whose V sees images (ConvVAE), got a {type(world.vision).__name__}")
+    if world.vision.image_layout is None or not world.vision.has_decoder:
+        raise ValueError(f"world: expected a V that encodes and decodes images, got a {type(world.vision).__name__}")
     return world.vision
 
 
-def colour(vision: ConvVAE, observations: Value) -> np.ndarray:
+def colour(vision: Vision, observations: Value) -> np.ndarray:
     """The images of observations (N, ...) as (N, H, W, 3) uint8; where there are not three channels, the first as grey."""
-    layout: ImageLayout = vision.layout
+    layout = vision.image_layout
+    assert layout is not None, "a V of images, as `image_vision` returns it"
     images = torch.as_tensor(leaf_values(observations)[layout.path]).cpu()
     return layout.to_rgb(images.reshape(-1, *layout.shape)).contiguous().numpy()
 
@@ -51,14 +52,14 @@ def grid(rows: Sequence[np.ndarray], *, gap: int = GAP) -> np.ndarray:
     return canvas
 
 
-def reconstructions(vision: ConvVAE, observations: Value) -> np.ndarray:
+def reconstructions(vision: Vision, observations: Value) -> np.ndarray:
     """Originals above what V makes of them, by the mean of z; observations (N, ...)."""
     mean, _ = vision.encode(observations)
     return grid([colour(vision, observations), colour(vision, vision.decode(mean))])
 
 
 def traversals(
-    vision: ConvVAE,
+    vision: Vision,
     observations: Value,
     *,
     around: int | None = None,
@@ -80,7 +81,7 @@ def traversals(
     """
     mean, _ = vision.encode(observations)
     observation = mean[len(mean) // 2 if around is None else around]
-    variance = mean[:, : vision.config.latent_size].var(dim=0, correction=0)
+    variance = mean[:, : vision.image_latent_size].var(dim=0, correction=0)
     order = variance.argsort(descending=True)[:most].tolist()
     used = [d for d in order if variance[d] > IN_USE] or order[:1]
     strips = []
@@ -115,7 +116,7 @@ def dream_strip(
         temperature: of the dream.
         seed: of the dream.
     """
-    vision = eye(world)
+    vision = image_vision(world)
     rollout = replay(Dreams(world, 1, temperature=temperature), episode, prefix=prefix, horizon=every * pictures, seed=seed)
     shown = np.arange(0, int(rollout.lengths[0]) + 1, every)[:pictures]
     real = map_leaves(lambda leaf: leaf[prefix + shown], episode.observations)
@@ -126,12 +127,12 @@ def dream_strip(
 def dream_frames(dreams: Dreams, policy: Policy, *, horizon: int, seed: int) -> np.ndarray:
     """One dream of a policy, decoded: (T, H, W, 3)."""
     rollout = dreams.variant(num_dreams=1).rollout(policy, horizon, generator=dreams.generator(seed))
-    return colour(eye(dreams.world), dreams.world.decode(rollout.z[0, : int(rollout.lengths[0]) + 1]))
+    return colour(image_vision(dreams.world), dreams.world.decode(rollout.z[0, : int(rollout.lengths[0]) + 1]))
 
 
 def real_frames(world: WorldModel, episode: Episode, *, at_once: int = 256) -> Iterator[np.ndarray]:
     """The frames of a real episode, each beside what V makes of it."""
-    vision = eye(world)
+    vision = image_vision(world)
     for first in range(0, len(episode) + 1, at_once):
         part: Any = map_leaves(lambda leaf, first=first: leaf[first : first + at_once], episode.observations)
         mean: Tensor = vision.encode(part)[0]

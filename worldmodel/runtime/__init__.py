@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from worldmodel.runtime.progress import Listener as Listener
     from worldmodel.runtime.progress import Progress as Progress
     from worldmodel.runtime.progress import Reporter as Reporter
+    from worldmodel.runtime.registry import Registry as Registry
+    from worldmodel.runtime.registry import UnknownClassError as UnknownClassError
     from worldmodel.runtime.runs import RunConfig as RunConfig
     from worldmodel.runtime.runs import check_same_run as check_same_run
     from worldmodel.runtime.runs import describe as describe
@@ -45,6 +47,7 @@ else:
             "integers": "check_integer check_integers",
             "process": "interrupt_between_steps keep_freed_memory",
             "progress": "Listener Progress Reporter",
+            "registry": "Registry UnknownClassError",
             "runs": "RunConfig check_same_run describe jsonable prepare_run",
             "workers": "Runner WorkerConfig run_here run_in_processes",
         },

@@ -6,7 +6,7 @@ import copy
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +46,12 @@ def fit(
     data: str | Path | Sequence[str | Path],
     *,
     out: str | Path,
+    config: MDNRNNConfig | None = None,
     seed: int = 0,
     device: str | torch.device = "cpu",
     data_config: DataConfig | None = None,
     training_config: TrainingConfig | None = None,
-    vision: Vision | None = None,
+    vision: Vision | type[Vision] | None = None,
     initial: WorldModel | None = None,
     resident: bool | None = None,
     resume: bool = False,
@@ -58,19 +59,20 @@ def fit(
     tensorboard: bool = False,
     calibrate: bool = False,
     on_progress: Callable[[TrainingProgress], None] | None = None,
-    **mdnrnn: Any,
 ) -> WorldModel:
     """Train a world model on one or several stores of episodes and write it as a directory.
 
     Args:
         data: path of a store, or several of the same environment; or of what `encode_store` made of them, with ``vision``.
         out: directory for the world model; its training state goes to ``out/training``.
+        config: architecture and loss of M. With ``termination_head`` None, M has that head if any episode terminates.
         seed: >= 0, of the split, the initial weights, the batches and everything drawn in training.
         device: where model, data and training are.
         data_config: windows and batches.
         training_config: how to train.
-        vision: a trained V, as `train_vae` gives it; images need one. None standardises vector observations.
-        initial: a world model to start from; its V, its sizes and its weights are kept. None starts anew.
+        vision: a trained V, as `train_vae` returns it; images need one. Or a subclass of `Vision` that is fitted in one pass
+            (`Vision.fit`). None is `StateNormalizer`, which standardises vector observations.
+        initial: a world model to start from; its V, its configuration and its weights are kept. None starts from scratch.
         resident: keep the encoded data on the device (fast, for what fits) or read windows from disk as they come (any size);
             None decides by size. The result is the same.
         resume: go on with the run in ``out``, if there is one, with the same arguments; a complete one is returned as it is.
@@ -79,8 +81,6 @@ def fit(
         calibrate: scale the log-odds of the termination head so that its probabilities are right on the held-out episodes
             (see `calibrate_termination`); what it was before and after is in the provenance. Nothing without such episodes.
         on_progress: called every few updates.
-        **mdnrnn: fields of `MDNRNNConfig` other than the two that follow from the data. ``termination_head`` follows from the
-            data too unless it is given: where no episode terminates there is nothing to learn.
 
     Returns:
         The world model, on ``device``, in evaluation mode.
@@ -88,7 +88,6 @@ def fit(
     Raises:
         ValueError: if the data are empty, hold images but no ``vision`` is given, or images of floats, or are of another
             environment than ``initial``; if an argument is out of range, or a resumed run was started with others.
-        TypeError: if ``mdnrnn`` has a field that `MDNRNNConfig` has not.
         NonFiniteLossError: if training diverged.
         FileExistsError: if ``out`` holds something that may not be replaced.
         KeyboardInterrupt: on Ctrl-C, with a state saved from which ``resume`` goes on.
@@ -96,11 +95,11 @@ def fit(
     data_config, training_config = data_config or DataConfig(), training_config or TrainingConfig()
     check_device(device)
     episodes = EpisodeCollection.open(data, min_length=data_config.min_length)
-    encoded = encoded_form(episodes.stores, initial.vision if initial is not None else vision)
+    encoded = encoded_form(episodes.stores, _trained_v(initial, vision))
     if initial is None:
-        v, model = _new_parts(episodes, seed, mdnrnn, vision, encoded)
+        v, model = _new_parts(episodes, seed, config, vision, encoded)
     else:
-        v, model = _parts_of(initial, episodes, mdnrnn, vision, encoded)
+        v, model = _parts_of(initial, episodes, config, vision, encoded)
     arguments = _arguments(episodes, seed, torch.device(device), vision, model, initial, calibrate)
     arguments |= {"data_config": asdict(data_config), "training_config": asdict(training_config)}
     split = split_episodes(len(episodes), test_fraction=data_config.test_fraction, seed=seed)
@@ -108,7 +107,7 @@ def fit(
     directory = runs.prepare_run(out, arguments, **about, resume=resume, overwrite=overwrite)
     if (directory / WORLD_FILE).is_file():
         return WorldModel.from_pretrained(directory, device=device)
-    if initial is None and vision is None and isinstance(v, StateNormalizer):
+    if initial is None and not isinstance(vision, Vision):
         v.fit(episodes.read(int(index)).observations for index in split[0])
     world = _build_world(episodes, v, model, encoded or v).to(device)
     reader = world.vision if encoded is None else encoded.to(device)
@@ -139,7 +138,7 @@ def _arguments(
     episodes: EpisodeCollection,
     seed: int,
     device: torch.device,
-    vision: Vision | None,
+    vision: Vision | type[Vision] | None,
     model: MDNRNN,
     initial: WorldModel | None,
     calibrate: bool,
@@ -149,15 +148,19 @@ def _arguments(
         "data_fingerprint": episodes.fingerprint,
         "seed": seed,
         "device": device.type,
-        "vision": None if vision is None else vision.fingerprint,
-        "mdnrnn": asdict(model.config),
+        "vision": vision.fingerprint if isinstance(vision, Vision) else None if vision is None else vision.__name__,
+        "mdnrnn": model.config_to_json(),
         "initial": None if initial is None else initial.fingerprint,
         **({"calibrate": True} if calibrate else {}),  # so that runs that were started without it can be resumed
     }
 
 
 def _new_parts(
-    episodes: EpisodeCollection, seed: int, mdnrnn: dict[str, Any], vision: Vision | None, encoded: Vision | None
+    episodes: EpisodeCollection,
+    seed: int,
+    config: MDNRNNConfig | None,
+    vision: Vision | type[Vision] | None,
+    encoded: Vision | None,
 ) -> tuple[Vision, MDNRNN]:
     """V, a copy of the given one or one that is not yet fitted, and M with fresh weights."""
     space = episodes.observation_space
@@ -168,14 +171,25 @@ def _new_parts(
         )
     if vision is None:
         refuse_float_images(space)
-    if vision is not None and encoded is None and vision.observation_space != space:
+    if isinstance(vision, type) and vision.fit is Vision.fit:
+        raise ValueError(f"vision: expected a class that is fitted in one pass, got {vision.__name__}; train it and give the V")
+    if isinstance(vision, Vision) and encoded is None and vision.observation_space != space:
         raise ValueError(f"vision: expected a V of the observation space {space}, got one of {vision.observation_space}")
-    vision = StateNormalizer(space) if vision is None else copy.deepcopy(vision).cpu()
-    mdnrnn = {"termination_head": _any_terminates(episodes), **mdnrnn}
-    config = MDNRNNConfig(latent_size=vision.latent_size, action_size=FlatSpace(episodes.action_space).size, **mdnrnn)
+    config = config or MDNRNNConfig()
+    if config.termination_head is None:
+        config = replace(config, termination_head=_any_terminates(episodes))
     with torch.random.fork_rng(devices=[]):  # torch's initialisers take no generator: borrow the CPU's and give it back
         torch.default_generator.manual_seed(seed)
-        return vision, MDNRNN(config)
+        made = vision if isinstance(vision, Vision) else (vision or StateNormalizer).from_config(space, {})
+        v = copy.deepcopy(made).cpu()
+        return v, MDNRNN(v.latent_size, FlatSpace(episodes.action_space).size, config)
+
+
+def _trained_v(initial: WorldModel | None, vision: Vision | type[Vision] | None) -> Vision | None:
+    """The V that encoded data must belong to."""
+    if initial is not None:
+        return initial.vision
+    return vision if isinstance(vision, Vision) else None
 
 
 def _any_terminates(episodes: EpisodeCollection) -> bool:
@@ -192,8 +206,8 @@ def _spread(num_episodes: int) -> list[int]:
 def _parts_of(
     initial: WorldModel,
     episodes: EpisodeCollection,
-    mdnrnn: dict[str, Any],
-    vision: Vision | None,
+    config: MDNRNNConfig | None,
+    vision: Vision | type[Vision] | None,
     encoded: Vision | None,
 ) -> tuple[Vision, MDNRNN]:
     """Copies of V and M of a world model that fits the data."""
@@ -201,8 +215,8 @@ def _parts_of(
         raise ValueError("vision: expected none beside an initial world model, which brings its own")
     space = episodes.observation_space if encoded is None else initial.observation_space
     initial.check_spaces(space, episodes.action_space, source=", ".join(str(store.path) for store in episodes.stores))
-    if mdnrnn:
-        raise ValueError(f"mdnrnn: expected no model sizes beside an initial world model, got {mdnrnn}")
+    if config is not None:
+        raise ValueError(f"config: expected None with an initial world model, which has its own configuration, got {config}")
     if initial.mdnrnn.termination_head is None and _any_terminates(episodes):
         raise ValueError(
             "initial: expected a world model with a termination head, as episodes of the data terminate, got one without"
