@@ -69,11 +69,11 @@ class LatentPolicy:
         if not self._started:
             raise RuntimeError("LatentPolicy: expected reset(rng) before the first observation of an episode, got none")
         state = self._tracker.observe(stack_values([observation]), self._last_action, generator=self._generator)
+        self._last_action = self.agent.act(state)  # also if it is replaced: a recurrent agent sees every step
         if self.exploration and self._rng.random() < self.exploration:
             action = self._random(observation)
             self._last_action = stack_values([action])
             return action
-        self._last_action = self.agent.act(state)
         return to_numpy(map_leaves(lambda leaf: leaf[0], self._last_action))
 
 

@@ -2,8 +2,8 @@ r"""Differentiable dreams: rollouts that a policy can be trained through by back
 
 `imagine` has the same dynamics as `Dreams.rollout` (in float32, and without sampled terminations, the same numbers for the same
 generator and actions), but keeps the graph: from the rewards back through M and the samples of z (`GaussianMixture.rsample`) to
-the policy. No dream terminates. Instead each step has a continuation probability, which is differentiable; a sampled termination
-is not.
+the policy. No dream terminates. Instead each step has a continuation probability, which is differentiable; a sampled
+termination is not.
 """
 
 from __future__ import annotations
@@ -89,7 +89,9 @@ def imagine(
 
 
 def lambda_returns(reward: Tensor, continuation: Tensor, value: Tensor, *, discount: float, lambda_: float) -> Tensor:
-    r"""Lambda returns: a weighted mean of the n-step returns up to the horizon (Sutton & Barto 2018, section 12.1; Hafner et al. 2020, equation 6).
+    r"""Lambda returns: a weighted mean of the n-step returns up to the horizon.
+
+    Sutton & Barto 2018, section 12.1; Hafner et al. 2020, equation 6:
 
     .. math:: R_t = r_t + \gamma c_t \, ((1 - \lambda) \, v_{t+1} + \lambda R_{t+1}), \quad R_T = v_T
 

@@ -82,7 +82,7 @@ class Rollout:
 
     Args:
         z: (B, T + 1, D).
-        actions: nested tensors (B, T, ...) in the action space's own form; after the end, the agent's actions in the frozen state.
+        actions: nested tensors (B, T, ...) in the action space's own form; after the end, those in the frozen state.
         rewards: (B, T) rewards, 0 where the mask is False; expected rewards in dreams.
         terminated: (B, T) bool, True at the last step of an episode that terminated (in reality also: was truncated).
         mask: (B, T) bool, True for steps before the end.

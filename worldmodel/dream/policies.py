@@ -32,7 +32,7 @@ class FeaturePolicy:
 
     def __init__(self, policy: Callable[[Tensor], Value], features: FeatureKind | None = None):
         self.policy = policy
-        self.features: FeatureKind = features or getattr(policy, "features", "zh")
+        self.features: FeatureKind = getattr(policy, "features", "zh") if features is None else features
         if self.features not in FEATURE_KINDS:
             raise ValueError(f"features: expected 'z', 'zh' or 'zhc', got {self.features!r}")
 
@@ -173,9 +173,7 @@ class RepeatedActions(_ActionSource):
     def act(self, state: LatentState) -> Value:
         """Return the held actions (B, ...), or new ones in rows whose hold is over."""
         new = self._random.act(state)
-        holds = torch.randint(
-            1, self._max_repeat + 1, (len(state.z),), generator=self._generator, device=state.z.device
-        )
+        holds = torch.randint(1, self._max_repeat + 1, (len(state.z),), generator=self._generator, device=state.z.device)
         if self._left is None:
             self._actions, self._left = new, holds
         else:

@@ -1,7 +1,7 @@
 """Real environments whose observations are z, (z, h) or (z, h, c): `LatentEnv`, and `LatentVectorEnv` for vector environments.
 
-A `LatentTracker` encodes each observation and advances M exactly once per step; M's state is reset with the episode. So an agent
-that was trained in `DreamEnv` or `DreamVectorEnv` runs in the real environment unchanged, and vice versa.
+A `LatentTracker` encodes each observation and advances M exactly once per step; M's state is reset with the episode. So an
+agent that was trained in `DreamEnv` or `DreamVectorEnv` runs in the real environment unchanged, and vice versa.
 """
 
 from __future__ import annotations
