@@ -3,10 +3,11 @@
     tracker = LatentTracker(world)
     tracker.reset(seed=0)
     agent.reset(1)
-    state = tracker.observe(first_observation)  # a batch of one
-    while running:
+    state = tracker.observe(robot.observe())  # a batch of one
+    while robot.is_running():
         action = agent.act(state)
-        state = tracker.observe(next_observation, action)
+        robot.execute(action)
+        state = tracker.observe(robot.observe(), action)
 
 M is advanced exactly once per step, with the action that was taken, so h_t has consumed (z_0, a_0) .. (z_{t-1}, a_{t-1}) as in
 a dream. V's noise comes from one random stream per episode, or from a generator that the caller passes.
