@@ -41,11 +41,10 @@ def run(env: str, policy: str, seed: int, out: Path) -> dict[str, object]:
     times.append(time.monotonic())
     controller = wm.evolve(
         wm.Dreams(world, POPULATION * recipe["rollouts"]),
-        generations=recipe["generations"],
-        population=POPULATION,
+        config=wm.SearchConfig(
+            generations=recipe["generations"], population=POPULATION, sigma=recipe["sigma"], test_dreams=128
+        ),
         horizon=HORIZON[env],
-        sigma=recipe["sigma"],
-        test_dreams=128,
         seed=seed,
     )
     times.append(time.monotonic())

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import worldmodel as wm
-from worldmodel.dream import LatentState, imagine, lambda_returns
+from worldmodel.dream import LatentState, imagine, lambda_returns, primed_states
 from worldmodel.evaluation import Evaluation
 from worldmodel.models import State
 
@@ -80,17 +80,14 @@ class Explorer:
 
 
 class Starts:
-    """Where M stands at every step of every real episode; imagined rollouts start at random ones of these."""
+    """M's state at every step of every real episode; imagined rollouts start at random ones of these."""
 
     @torch.no_grad()
     def __init__(self, world: wm.WorldModel, stores: list[Path]):
         episodes = [episode for path in stores for episode in wm.EpisodeStore.open(path)]
         z = world.encode(np.stack([episode.observations for episode in episodes]))  # (N, L + 1, D): all are of one length
         action = world.action_features.flatten(np.stack([episode.actions for episode in episodes]))  # (N, L, A)
-        lstm, states = world.mdnrnn.initial_state(len(episodes)), []
-        for t in range(action.shape[1]):
-            states.append(lstm)
-            lstm = world.mdnrnn.advance(z[:, t], action[:, t], lstm)
+        *states, _ = primed_states(world.mdnrnn, z, action)
         self.z = z[:, :-1].transpose(0, 1).flatten(0, 1)  # (L * N, D)
         self.h, self.c = (torch.cat(part, dim=1) for part in zip(*states, strict=True))  # (layers, L * N, H)
 

@@ -82,5 +82,5 @@ def test_box_choices_are_normal_before_they_are_squashed():
 
 @pytest.mark.parametrize("space", [spaces.Discrete(1), spaces.MultiBinary(2), spaces.Tuple([spaces.Discrete(2)])])
 def test_other_action_spaces_are_refused(space):
-    with pytest.raises(ValueError, match="controller: expected a Discrete action space of two or more choices, or a Box"):
+    with pytest.raises(ValueError, match="agent: expected a Discrete action space of at least two actions, or a Box"):
         make_choices(controller(space), 0.5)

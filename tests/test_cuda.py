@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from toy_controllers import search_in
 from toy_data import walking_episode, write_store
 from toy_images import DotEnv, dot_store
 from toy_worlds import WalkEnv, walk_world
@@ -220,10 +221,8 @@ def test_reality_shows_features_of_a_world_on_the_device(device):
 
 
 def test_evolve_returns_a_better_controller_on_the_device(tmp_path, device):
-    dreams, tests = Dreams(walk_world().to(device), 32, temperature=0.0), []
-    controller = evolve(
-        dreams, generations=6, population=8, horizon=12, sigma=1.0, test_dreams=16, on_generation=lambda g: tests.append(g.test)
-    )
+    dreams = Dreams(walk_world().to(device), 32, temperature=0.0)
+    controller = search_in(dreams, generations=6, population=8, horizon=12, sigma=1.0, test_dreams=16)
     assert kinds(*controller.parameters()) == {device}
     start = Controller(feature_size(dreams.world, "zh"), dreams.world.action_space).to(device)
     scores = [dreams.score(one, 12, generator=dreams.generator(9))[0].mean().item() for one in (start, controller)]
@@ -231,7 +230,7 @@ def test_evolve_returns_a_better_controller_on_the_device(tmp_path, device):
     controller.save_pretrained(tmp_path / "controller")
     opened = Controller.from_pretrained(tmp_path / "controller", device=device)
     assert kinds(*opened.parameters()) == {device}
-    further = evolve(dreams, generations=1, population=8, horizon=12, test_dreams=16, initial=opened.cpu())
+    further = search_in(dreams, generations=1, population=8, horizon=12, test_dreams=16, initial=opened.cpu())
     assert kinds(*further.parameters()) == {device}  # wherever the first controller was
 
 
@@ -240,7 +239,7 @@ def test_a_hidden_layer_evolves_on_the_device_and_in_the_real_environment_beside
     start = Controller(feature_size(world, "zh"), world.action_space, hidden_size=4, generator=torch.Generator())
     arguments = {"generations": 2, "population": 4, "horizon": 8, "test_dreams": 4, "initial": start, "method": "openai-es"}
     for worlds in (Dreams(world, 8, temperature=0.0), RealPopulation(world, WalkEnv, rollouts=2, max_steps=8)):
-        assert kinds(*evolve(worlds, **arguments).parameters()) == {device}
+        assert kinds(*search_in(worlds, **arguments).parameters()) == {device}
     assert kinds(*everything(world)) == {device}  # its copy played on the CPU
 
 
@@ -290,8 +289,8 @@ def test_iterate_trains_and_dreams_on_the_device(tmp_path, device, losses, monke
     )
     dreamed = []
 
-    def record(dreams, **arguments):
-        controller = evolve(dreams, **arguments)
+    def record(dreams, *arguments, **options):
+        controller = evolve(dreams, *arguments, **options)
         dreamed.append(kinds(*everything(dreams.world), *controller.parameters()))
         return controller
 

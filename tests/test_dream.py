@@ -392,7 +392,9 @@ def test_dict_actions_name_the_leaf_that_is_no_choice():
 
 
 def test_random_actions_are_uniform_over_the_space():
-    actions = RandomActions(random_world(), generator=generator())(torch.zeros(30_000, 2))
+    world = random_world()
+    state = Dreams(world, 30_000).start(generator=generator())
+    actions = RandomActions(world, generator=generator()).act(state)
     share = actions.bincount(minlength=3) / 30_000
     assert (share - 1 / 3).abs().max() < 4 * (2 / 9 / 30_000) ** 0.5
 
@@ -406,7 +408,7 @@ def test_dreams_live_on_the_device_of_the_world():
     try:
         state = dreams.start(generator=dreams.generator(0))
         policy = RandomActions(world, generator=dreams.generator(1))
-        state, reward, ended = dreams.step(state, policy(state.features()), generator=dreams.generator(0))
+        state, reward, ended = dreams.step(state, policy.act(state), generator=dreams.generator(0))
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert {part.device.type for part in (state.z, *state.lstm, state.alive, reward, ended)} == {"cuda"}

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from toy_controllers import search_in
 from toy_envs import DictEnv
 
-from worldmodel.agents import Controller, LatentPolicy, evolve
+from worldmodel.agents import Controller, LatentPolicy
 from worldmodel.data import collect, rollouts
 from worldmodel.dream import Dreams, RandomActions, Reality, time_limit
 from worldmodel.evaluation import evaluate, replay
@@ -51,7 +52,7 @@ class Trial:
 
     def search(self, num_dreams=64, **arguments):
         dreams = Dreams(self.world, num_dreams)
-        return evolve(dreams, **{"population": 16, "horizon": self.horizon, "test_dreams": 64, "sigma": 0.3, **arguments})
+        return search_in(dreams, **{"population": 16, "horizon": self.horizon, "test_dreams": 64, "sigma": 0.3, **arguments})
 
     def evaluate(self, controller, num_episodes=20):
         return evaluate(

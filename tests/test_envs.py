@@ -400,12 +400,12 @@ def test_what_was_returned_is_the_callers_to_keep_and_to_change(tensors, kind, m
 
 def test_rows_of_all_dreams_at_once_are_computed_as_on_a_gpu(monkeypatch):
     """A GPU computes new values for all rows and selects; the result is the same."""
-    import worldmodel.envs as envs
+    from worldmodel.envs import dream_env
 
     world = mortal_world()
     expected = play(DreamVectorEnv(world, 6, temperature=(0.5, 1.5)), 20)
-    rows = envs.Rows
-    monkeypatch.setattr(envs, "Rows", lambda mask: rows(mask, dense=True))
+    rows = dream_env.Rows
+    monkeypatch.setattr(dream_env, "Rows", lambda mask: rows(mask, dense=True))
     assert same_bits(tuple(play(DreamVectorEnv(world, 6, temperature=(0.5, 1.5)), 20)), tuple(expected))
 
 

@@ -1,4 +1,4 @@
-"""The search of a controller: what it finds, what it refuses, and that it goes on where it was stopped."""
+"""The evolutionary search: what it finds, what it refuses, and that it resumes."""
 
 import json
 import shutil
@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from toy_controllers import generator, random_controller, weights
+from toy_controllers import generator, random_controller, search_in, weights
 from toy_worlds import random_world, same_bits, walk_world
 
-from worldmodel.agents import METHODS, Controller, OpenAIESConfig, evolve
+from worldmodel.agents import METHODS, Controller, OpenAIESConfig, SearchConfig, evolve
 from worldmodel.dream import Dreams
 from worldmodel.models import feature_size
 from worldmodel.runtime import load_tensors, save_tensors
@@ -19,7 +19,7 @@ from worldmodel.runtime import load_tensors, save_tensors
 
 def search(world=None, **arguments):
     dreams = Dreams(world or walk_world(), 32, temperature=0.0)
-    return evolve(dreams, **{"generations": 6, "population": 8, "horizon": 12, "test_dreams": 16, **arguments})
+    return search_in(dreams, **{"generations": 6, "population": 8, "horizon": 12, "test_dreams": 16, **arguments})
 
 
 def test_evolve_finds_a_controller_that_beats_zero_weights():
@@ -31,9 +31,9 @@ def test_evolve_finds_a_controller_that_beats_zero_weights():
     (before, _), (after, _) = (tests.score(c, 12, generator=generator(9)) for c in (zero, best))
     assert before.mean() < -10
     assert after.mean() > 4  # the best there is stays just below x = 1: up to 0.75 a step, less y / 2
-    assert [g.number for g in seen] == list(range(1, 26))
-    assert [g.test is not None for g in seen] == [g.number % 3 == 0 or g.number == 25 for g in seen]
-    best_tests = [g.best_test for g in seen]
+    assert [g.done for g in seen] == list(range(1, 26))
+    assert ["test" in g.metrics for g in seen] == [g.done % 3 == 0 or g.done == 25 for g in seen]
+    best_tests = [g.metrics["best_test"] for g in seen]
     assert best_tests == sorted(best_tests)
 
 
@@ -81,8 +81,8 @@ def test_evolve_never_returns_less_than_it_was_given():
     world = walk_world()
     good = search(world, generations=25, sigma=0.5)
     scores = []
-    kept = search(world, initial=good, generations=3, sigma=50.0, on_generation=lambda g: scores.append((g.test, g.best_test)))
-    assert scores[-1][0] < scores[-1][1]  # such a wild step only makes it worse
+    kept = search(world, initial=good, generations=3, sigma=50.0, on_generation=lambda g: scores.append(g.metrics))
+    assert scores[-1]["test"] < scores[-1]["best_test"]  # such a wild step only makes it worse
     assert torch.equal(weights(kept), weights(good))
 
 
@@ -90,7 +90,7 @@ def test_evolve_leaves_the_initial_controller_alone_and_takes_its_kind():
     world = walk_world()
     initial = random_controller(world, features="z", bias=False)
     before = weights(initial).clone()
-    found = search(world, initial=initial, features="zhc")
+    found = search(world, initial=initial)
     assert torch.equal(weights(initial), before)
     assert found.features == "z"
     assert not found.bias
@@ -104,7 +104,7 @@ def test_patience_ends_a_search_without_progress():
     seen = []
     search(world, generations=30, patience=2, test_every=2, on_generation=seen.append)
     assert len(seen) == 4  # two tests, at generations 2 and 4, that do not improve on the start
-    assert seen[0].best_test == 12
+    assert seen[0].metrics["best_test"] == 12
 
 
 def test_a_target_ends_a_search_at_the_test_that_reaches_it(tmp_path):
@@ -119,8 +119,8 @@ def test_a_target_ends_a_search_at_the_test_that_reaches_it(tmp_path):
     (tmp_path / "log").unlink()
     seen.clear()
     search(world, **arguments, target=12, on_generation=seen.append)
-    assert [generation.number for generation in seen] == [1, 2]  # the start reached it too, and is no reason not to search
-    search(world, **arguments, target=12, resume=True, on_generation=again.append)
+    assert [generation.done for generation in seen] == [1, 2]  # the start reached it too, and is no reason not to search
+    search(world, **arguments, target=12, on_generation=again.append)
     assert again == []
 
 
@@ -159,7 +159,7 @@ def test_a_search_without_a_reward_head_says_what_to_do():
 
 def test_a_search_with_one_temperature_per_dream_is_refused():
     with pytest.raises(ValueError, match="dreams: expected one temperature for all"):
-        evolve(Dreams(random_world(), 8, temperature=torch.ones(8)), population=4)
+        evolve(Dreams(random_world(), 8, temperature=torch.ones(8)), config=SearchConfig(population=4))
 
 
 def test_a_search_without_a_termination_head_dreams_to_the_horizon():
@@ -167,15 +167,15 @@ def test_a_search_without_a_termination_head_dreams_to_the_horizon():
     assert search(world, generations=2).size == feature_size(world, "zh")
 
 
-def test_a_generation_carries_the_controller_of_its_best_test():
+def test_a_progress_record_carries_the_agent_of_the_best_test():
     seen = []
     best = search(generations=6, sigma=0.5, on_generation=seen.append)
-    assert torch.equal(weights(seen[-1].controller), weights(best))
+    assert torch.equal(weights(seen[-1].result), weights(best))
 
 
-def record(generation):
-    """What a generation says, with the weights of its controller in place of the controller."""
-    return {**vars(generation), "controller": weights(generation.controller).tolist()}
+def record(progress):
+    """The fields of a progress record, with the weights of the agent in place of the agent."""
+    return {**vars(progress), "result": weights(progress.result).tolist()}
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -185,15 +185,15 @@ def test_a_search_that_was_killed_after_any_generation_goes_on_to_the_same_bits(
 
     def keep(generation):
         whole.append(record(generation))
-        shutil.copy(tmp_path / "log", tmp_path / f"log-{generation.number}")  # what a kill leaves, until the next write
+        shutil.copy(tmp_path / "log", tmp_path / f"log-{generation.done}")  # what a kill leaves, until the next write
 
     best = search(**arguments, log=tmp_path / "log", on_generation=keep)
     assert same_bits(weights(best), weights(search(**arguments)))  # a log changes nothing
-    assert len({one["best_test"] for one in whole}) > 1
+    assert len({one["metrics"]["best_test"] for one in whole}) > 1
     for number in range(1, 8):
         resumed = []
         log = tmp_path / f"log-{number}"
-        again = search(**arguments, log=log, resume=True, on_generation=lambda g, to=resumed: to.append(record(g)))
+        again = search(**arguments, log=log, on_generation=lambda g, to=resumed: to.append(record(g)))
         assert resumed == whole[number:]
         assert torch.equal(weights(again), weights(best))
         assert log.read_bytes() == (tmp_path / "log").read_bytes()
@@ -214,8 +214,8 @@ def test_a_search_that_stopped_in_the_middle_of_a_generation_does_that_one_again
         search(sigma=0.5, log=tmp_path / "log")
     monkeypatch.undo()
     seen = []
-    assert torch.equal(weights(search(sigma=0.5, log=tmp_path / "log", resume=True, on_generation=seen.append)), weights(whole))
-    assert [generation.number for generation in seen] == [4, 5, 6]
+    assert torch.equal(weights(search(sigma=0.5, log=tmp_path / "log", on_generation=seen.append)), weights(whole))
+    assert [generation.done for generation in seen] == [4, 5, 6]
 
 
 def test_ctrl_c_is_heeded_after_the_generation_and_patience_survives_it(tmp_path):
@@ -224,23 +224,23 @@ def test_ctrl_c_is_heeded_after_the_generation_and_patience_survives_it(tmp_path
     seen = []
 
     def interrupt(generation):
-        seen.append(generation.number)
-        if generation.number == 3:
+        seen.append(generation.done)
+        if generation.done == 3:
             signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt, match=r"interrupted after 3 generations; .*log holds them"):
         search(**arguments, initial=initial, on_generation=interrupt)
-    search(**arguments, initial=initial, resume=True, on_generation=interrupt)
+    search(**arguments, initial=initial, on_generation=interrupt)
     assert seen == [1, 2, 3, 4]  # two tests, at generations 2 and 4, without progress
-    search(**arguments, initial=initial, resume=True, on_generation=interrupt)
+    search(**arguments, initial=initial, on_generation=interrupt)
     assert seen == [1, 2, 3, 4]  # a search that is complete is only read
 
 
 def test_a_log_is_neither_overwritten_nor_taken_for_that_of_another_search(tmp_path):
     log = tmp_path / "log"
     search(log=log, generations=2)
-    with pytest.raises(FileExistsError, match="already holds a search; resume it or choose another file"):
-        search(log=log)
+    with pytest.raises(FileExistsError, match="expected no file, got an earlier search; resume it"):
+        search(log=log, resume=False)
     for name, change in {
         "generations": {"generations": 3},
         "seed": {"generations": 2, "seed": 1},
@@ -248,14 +248,27 @@ def test_a_log_is_neither_overwritten_nor_taken_for_that_of_another_search(tmp_p
         "start": {"generations": 2, "hidden_size": 3},
         "world": {"generations": 2, "world": random_world()},
     }.items():
-        with pytest.raises(ValueError, match=f"expected {name} .*with which this search was started"):
-            search(log=log, resume=True, **change)
+        with pytest.raises(ValueError, match=f"log: expected {name} .*, as in the run that is there, got "):
+            search(log=log, **change)
+
+
+def test_a_log_is_overwritten_if_it_is_that_of_a_search(tmp_path):
+    log, seen = tmp_path / "log", []
+    search(log=log, generations=2)
+    expected = search(generations=3, sigma=0.5)
+    found = search(log=log, generations=3, sigma=0.5, overwrite=True, resume=False, on_generation=seen.append)
+    assert torch.equal(weights(found), weights(expected))
+    assert [one.done for one in seen] == [1, 2, 3]
+    log.write_text("notes")
+    with pytest.raises(FileExistsError, match="expected the log of a search to overwrite, got another file"):
+        search(log=log, generations=1, overwrite=True)
+    assert log.read_text() == "notes"
 
 
 def test_what_a_killed_write_left_is_removed_and_nothing_else(tmp_path):
     for name in (".log.77.tmp", ".other.77.tmp"):
         (tmp_path / name).touch()
-    search(log=tmp_path / "log", generations=1, resume=True)
+    search(log=tmp_path / "log", generations=1)
     assert {path.name for path in tmp_path.iterdir()} == {"log", ".other.77.tmp"}
 
 
@@ -266,7 +279,7 @@ def test_a_log_whose_numbers_were_changed_is_refused(tmp_path, name):
     tensors, metadata = load_tensors(log)
     save_tensors(log, {**tensors, name: -tensors[name]}, metadata)
     with pytest.raises(ValueError, match="log: expected the log of a search as it was written, got a damaged one"):
-        search(log=log, generations=3, sigma=0.5, resume=True)
+        search(log=log, generations=3, sigma=0.5)
 
 
 def test_a_log_of_which_another_version_makes_other_weights_is_refused(tmp_path):
@@ -275,8 +288,8 @@ def test_a_log_of_which_another_version_makes_other_weights_is_refused(tmp_path)
     tensors, metadata = load_tensors(log)
     content = json.loads(metadata["log"])
     save_tensors(log, tensors, {"log": json.dumps({**content, "centre": "0"})})
-    with pytest.raises(ValueError, match="expected to come to the weights of the search that was interrupted"):
-        search(log=log, generations=3, sigma=0.5, resume=True)
+    with pytest.raises(ValueError, match="expected the replay to reach the weights of the interrupted search"):
+        search(log=log, generations=3, sigma=0.5)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", None, '{"format": "worldmodel.search", "version": 1}'])
@@ -285,7 +298,7 @@ def test_a_damaged_log_is_named(tmp_path, text):
     search(log=log, generations=1)
     save_tensors(log, load_tensors(log)[0], None if text is None else {"log": text})
     with pytest.raises(ValueError, match=str(log)):
-        search(log=log, generations=1, resume=True)
+        search(log=log, generations=1)
 
 
 def test_numpy_numbers_are_the_same_search_and_are_logged(tmp_path):
@@ -296,7 +309,6 @@ def test_numpy_numbers_are_the_same_search_and_are_logged(tmp_path):
         sigma=np.float64(0.1),
         openai_es=OpenAIESConfig(learning_rate=np.float64(0.03)),
         log=tmp_path / "log",
-        resume=True,
     )
     assert torch.equal(weights(found), weights(search(**numbers)))
 
@@ -304,5 +316,5 @@ def test_numpy_numbers_are_the_same_search_and_are_logged(tmp_path):
 @pytest.mark.parametrize("name", ["generations", "population", "horizon", "test_every", "test_dreams", "patience", "seed"])
 @pytest.mark.parametrize("number", [8.0, "8", -1, True])
 def test_numbers_of_a_search_that_are_no_counts_are_refused(name, number):
-    with pytest.raises(ValueError, match=f"{name}: expected an integer >= ., got {number!r}"):
+    with pytest.raises((TypeError, ValueError), match=f"{name}: expected an integer >= ., got {number!r}"):
         search(**{name: number})

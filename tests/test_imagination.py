@@ -275,7 +275,7 @@ def test_bad_input_is_refused_in_words():
         imagine(dreams, policy, 1, generator=generator(), start=Dreams(world, 3).start(generator=generator()))
     start = dreams.start(generator=generator())
     start.alive[2] = False
-    with pytest.raises(ValueError, match="start: expected dreams that live, got one that has ended at index 2"):
+    with pytest.raises(ValueError, match="start: expected running dreams, got a terminated one at index 2"):
         imagine(dreams, policy, 1, generator=generator(), start=start)
     with pytest.raises(ValueError, match=r"policy: expected action features of shape \(4, 2\), got \(4, 5\)"):
         imagine(dreams, lambda features: features, 1, generator=generator())

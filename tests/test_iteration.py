@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -95,9 +96,9 @@ def test_progress_goes_through_every_stage_in_order(whole):
 def test_dreams_are_as_long_as_the_environment_lets_episodes_be(tmp_path, monkeypatch):
     horizons = []
 
-    def record(dreams, *, horizon, **arguments):
+    def record(*arguments, horizon, **options):
         horizons.append(horizon)
-        return evolve(dreams, horizon=horizon, **arguments)
+        return evolve(*arguments, horizon=horizon, **options)
 
     monkeypatch.setattr(iteration, "evolve", record)
     (one,) = run(tmp_path / "loop", config=IterationConfig(**{**vars(TINY), "max_rounds": 1}))
@@ -305,8 +306,22 @@ def test_another_trainer_takes_the_place_of_evolution_and_resumes(tmp_path):
         run(tmp_path / "loop", config=changed(generations=1))
 
 
+def test_an_agent_that_cannot_be_opened_again_is_refused(tmp_path):
+    class Unregistered(Controller):
+        def save_pretrained(self, path, *, overwrite=False):
+            Path(path).mkdir()
+
+    def train_agent(world, before, seed):
+        return Unregistered(feature_size(world, "z"), world.action_space, features="z")
+
+    with pytest.raises(
+        TypeError, match="train_agent: expected an agent that load_agent opens again, got Unregistered; register"
+    ):
+        run(tmp_path / "loop", train_agent=train_agent)
+
+
 def test_a_trainer_that_returns_something_else_is_refused(tmp_path):
-    with pytest.raises(TypeError, match="train_agent: expected it to return a Controller, got int"):
+    with pytest.raises(TypeError, match=r"agent: expected an agent with .* got int without reset, act, save_pretrained"):
         run(tmp_path / "loop", train_agent=lambda world, before, seed: 3)
     with pytest.raises(ValueError, match="controller: expected one on the world model's 8 features"):
         run(tmp_path / "loop2", train_agent=lambda world, before, seed: Controller(5, world.action_space))

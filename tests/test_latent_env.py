@@ -216,7 +216,7 @@ def test_a_world_may_be_given_by_its_path(tmp_path):
 
 def test_an_environment_that_breaks_is_named():
     broken = gym.wrappers.TransformObservation(WalkEnv(), lambda observation: observation * np.nan, WalkEnv.observation_space)
-    with pytest.raises(ValueError, match="env: expected finite observations, got NaN or infinity in row 0"):
+    with pytest.raises(ValueError, match="observation: expected finite numbers, got NaN or infinity in row 0"):
         LatentEnv(broken, random_world()).reset(seed=0)
 
 

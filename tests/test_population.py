@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from toy_controllers import DICT, generator, random_controller, weights
+from toy_controllers import DICT, generator, random_controller, search_in, weights
 from toy_envs import CountEnv
 from toy_worlds import WalkEnv, random_world, walk_world
 
-from worldmodel.agents import Controller, ControllerBatch, RealPopulation, evolve
+from worldmodel.agents import Controller, ControllerBatch, RealPopulation
 from worldmodel.dream import Dreams, Reality, score
 from worldmodel.evaluation import evaluate
 from worldmodel.models import feature_size
@@ -42,13 +42,13 @@ def test_the_same_candidate_in_every_group_has_the_same_fate():
 
 def real_search(world, env, *, num_workers=0, **arguments):
     real = RealPopulation(world, env, rollouts=2, num_workers=num_workers, max_steps=12)
-    return evolve(real, **{"generations": 4, "population": 4, "test_dreams": 20, "sigma": 0.5, "seed": 3, **arguments})
+    return search_in(real, **{"generations": 4, "population": 4, "test_dreams": 20, "sigma": 0.5, "seed": 3, **arguments})
 
 
 def test_a_search_in_the_real_environment_does_not_depend_on_the_number_of_workers():
     seen = []
     found = [
-        real_search(walk_world(), WalkEnv, num_workers=workers, on_generation=lambda g: seen.append((g.best, g.mean, g.test)))
+        real_search(walk_world(), WalkEnv, num_workers=workers, on_generation=lambda g: seen.append(g.metrics))
         for workers in (0, 2)
     ]
     assert weights(found[0]).any()
@@ -140,13 +140,13 @@ def test_trouble_that_comes_once_is_tried_again(tmp_path):
 
 def test_a_real_search_resumes_to_the_same_bits(tmp_path):
     def stop(generation):
-        if generation.number == 2:
+        if generation.done == 2:
             raise KeyboardInterrupt
 
     whole = real_search(walk_world(), WalkEnv)
     with pytest.raises(KeyboardInterrupt):
         real_search(walk_world(), WalkEnv, log=tmp_path / "log", on_generation=stop)
-    assert torch.equal(weights(real_search(walk_world(), WalkEnv, log=tmp_path / "log", resume=True)), weights(whole))
+    assert torch.equal(weights(real_search(walk_world(), WalkEnv, log=tmp_path / "log")), weights(whole))
 
 
 def test_a_real_population_refuses_what_does_not_fit():
@@ -165,7 +165,7 @@ def test_a_controller_on_z_learns_cartpole_in_the_real_environment():
     world = random_world(env.action_space, env.observation_space)  # its M predicts nothing: only V's z is looked at
     real = RealPopulation(world, "CartPole-v1", rollouts=2)
     zero = Controller(feature_size(world, "z"), world.action_space, features="z")
-    found = evolve(real, generations=12, population=16, sigma=0.5, features="z", test_dreams=10, horizon=200, seed=0)
+    found = search_in(real, generations=12, population=16, sigma=0.5, features="z", test_dreams=10, horizon=200, seed=0)
     before, after = (
         score(Reality(world, "CartPole-v1", 10, seed=99), controller, horizon=200, seed=0).mean for controller in (zero, found)
     )

@@ -10,6 +10,7 @@ import worldmodel as wm
 from worldmodel.agents import Controller
 from worldmodel.dream import StartBank
 from worldmodel.experiments import CAR_RACING, DOOM, PRESETS, Preset, small
+from worldmodel.experiments.reproduction import _search_configs
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 PATHS = {  # what no preset says
@@ -26,7 +27,7 @@ OTHER = {"sample": "threshold", "threshold": "sample", "auto": "float32"}
 
 @pytest.mark.parametrize("preset", [*PRESETS.values(), *map(small, PRESETS.values())])
 def test_every_number_is_an_argument_of_what_it_is_for(preset):
-    assert set(preset.controller) <= set(inspect.signature(wm.evolve).parameters)
+    _search_configs(preset.controller)
     assert preset.env.startswith("worldmodel.environments:")
     assert preset.rollouts * preset.controller["population"] > 0
     assert set(preset.starts) <= set(inspect.signature(StartBank.along).parameters)

@@ -9,7 +9,7 @@ from toy_worlds import WalkEnv, random_world, walk_world
 
 import worldmodel as wm
 from worldmodel.data import CyclicPolicy
-from worldmodel.dream import RepeatedActions, Scores
+from worldmodel.dream import Dreams, RepeatedActions, Scores
 from worldmodel.evaluation import Probe, fixed_policies, probe
 from worldmodel.evaluation.faithfulness import _real_scores
 
@@ -93,7 +93,8 @@ def test_progress_is_told():
 def test_repeated_actions_are_held_from_1_to_10_steps_each_row_for_itself():
     world = random_world(spaces.Box(-1, 1, (), np.float32))  # no two draws are the same
     policy = RepeatedActions(world, generator=torch.Generator().manual_seed(0))
-    actions = torch.stack([policy(torch.zeros(200, 2)) for _ in range(100)], dim=1)  # (200, 100)
+    state = Dreams(world, 200).start(generator=torch.Generator().manual_seed(1))
+    actions = torch.stack([policy.act(state) for _ in range(100)], dim=1)  # (200, 100)
     changed = (actions[:, 1:] != actions[:, :-1]).nonzero()
     lengths = np.concatenate([np.diff(changed[changed[:, 0] == row, 1].numpy()) for row in range(200)])
     assert (lengths.min(), lengths.max()) == (1, 10)
@@ -105,7 +106,8 @@ def test_long_holds_are_as_long_in_dreams_as_in_reality():
     world = random_world(spaces.Box(-1, 1, (), np.float32))
     policy = fixed_policies(world.action_space)["long holds"]
     dreamed = policy.dreamed(world, torch.Generator().manual_seed(0))
-    actions = torch.stack([dreamed(torch.zeros(50, 2)) for _ in range(1000)], dim=1)
+    state = Dreams(world, 50).start(generator=torch.Generator().manual_seed(1))
+    actions = torch.stack([dreamed.act(state) for _ in range(1000)], dim=1)
     lengths = torch.cat([torch.unique_consecutive(row, return_counts=True)[1][:-1] for row in actions])
     assert lengths.max() == policy.real.max_repeat == 100
     assert abs(lengths.float().mean() - 50) < 5  # 50.5, less what the last, cut hold leaves out

@@ -3,6 +3,7 @@
 import functools
 
 import gymnasium as gym
+import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
@@ -80,13 +81,13 @@ def test_each_environment_plays_one_episode_and_is_not_stepped_after_its_end():
 
 def test_only_episodes_that_live_are_encoded_and_ended_ones_keep_their_z(monkeypatch):
     world, encoded = walk_world(), []
-    encode = world.encode
+    encode = world.vision.encode
 
-    def counted(observation, **options):
+    def counted(observation):
         encoded.append(len(observation))
-        return encode(observation, **options)
+        return encode(observation)
 
-    monkeypatch.setattr(world, "encode", counted)
+    monkeypatch.setattr(world.vision, "encode", counted)
     policy = RandomActions(world, generator=generator(1))
     steps = list(Reality(world, WalkEnv, 6, seed=3).unroll(policy, 200, generator=generator()))
     living = [int(step.state.alive.sum()) for step in steps]
@@ -165,6 +166,26 @@ def test_an_environment_that_raises_names_episode_seed_and_step():
     with pytest.raises(RuntimeError, match=message) as caught:
         reality.rollout(zeros, 9, generator=generator())
     assert isinstance(caught.value.__cause__, ArithmeticError)
+
+
+def test_an_observation_that_is_not_finite_names_episode_and_row():
+    broken = functools.partial(
+        gym.wrappers.TransformObservation, func=lambda o: o / 0, observation_space=WalkEnv.observation_space
+    )
+    reality = Reality(walk_world(), WalkEnv, 2, seed=0, wrappers=[broken])
+    with (
+        np.errstate(all="ignore"),
+        pytest.raises(RuntimeError, match=r"reset episode 0 .*expected finite numbers, got NaN or infinity in row 0"),
+    ):
+        reality.start(generator=generator())
+
+
+def test_a_state_that_is_not_the_latest_is_refused():
+    reality = Reality(walk_world(), WalkEnv, 2, seed=0)
+    start = reality.start(generator=generator())
+    reality.step(start, torch.ones(2, dtype=torch.int64), generator=generator())
+    with pytest.raises(ValueError, match="state: expected the latest one"):
+        reality.step(start, torch.ones(2, dtype=torch.int64), generator=generator())
 
 
 class BrokenReset(WalkEnv):

@@ -1,11 +1,14 @@
-"""Controllers with random weights, for the tests."""
+"""Controllers with random weights, and a search whose numbers are arguments, for the tests."""
+
+from dataclasses import fields
 
 import numpy as np
 import torch
 from gymnasium import spaces
 
-from worldmodel.agents import Controller
+from worldmodel.agents import Controller, ControllerConfig, SearchConfig, evolve
 from worldmodel.models import feature_size
+from worldmodel.runtime import RunConfig
 
 DICT = spaces.Dict(
     {
@@ -28,6 +31,15 @@ def random_controller(world, *, features="zh", seed=0, scale=1.0, bias=True, hid
         for number, parameter in enumerate(controller.parameters()):
             parameter.normal_(std=scale, generator=generator(seed + 100 * number * (hidden_size is not None)))
     return controller
+
+
+def search_in(worlds, initial=None, *, log=None, resume=True, overwrite=False, on_generation=None, **numbers):
+    """Call `evolve` with the fields of its configurations as arguments; ``on_generation`` gets its progress records."""
+    kind = {field.name: numbers.pop(field.name) for field in fields(ControllerConfig) if field.name in numbers}
+    run = RunConfig(resume=resume, overwrite=overwrite, progress=False, on_progress=on_generation)
+    rest = {name: numbers.pop(name) for name in ("horizon", "seed") if name in numbers}
+    agent = ControllerConfig(**kind) if initial is None else initial
+    return evolve(worlds, agent, config=SearchConfig(**numbers), log=log, run=run, **rest)
 
 
 def weights(controller):

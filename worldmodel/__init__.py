@@ -12,14 +12,18 @@ from worldmodel.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from worldmodel.agents.controller import Controller as Controller
-    from worldmodel.agents.controller import LatentPolicy as LatentPolicy
+    from worldmodel.agents.controller import ControllerConfig as ControllerConfig
+    from worldmodel.agents.evolution import SearchConfig as SearchConfig
     from worldmodel.agents.evolution import evolve as evolve
+    from worldmodel.agents.latent_policy import LatentPolicy as LatentPolicy
     from worldmodel.agents.policy_gradient import PPOConfig as PPOConfig
     from worldmodel.agents.policy_gradient import ppo as ppo
+    from worldmodel.agents.registry import load_agent as load_agent
     from worldmodel.data.collecting import collect as collect
     from worldmodel.data.env_factory import EnvConfig as EnvConfig
     from worldmodel.data.store import EpisodeStore as EpisodeStore
     from worldmodel.dream.dreams import Dreams as Dreams
+    from worldmodel.dream.tracking import LatentTracker as LatentTracker
     from worldmodel.envs.dream_env import DreamEnv as DreamEnv
     from worldmodel.envs.dream_env import DreamVectorEnv as DreamVectorEnv
     from worldmodel.envs.latent_env import LatentEnv as LatentEnv
@@ -45,13 +49,16 @@ else:
     __getattr__, __dir__, __all__ = attach(
         __name__,
         {
-            "agents.controller": "Controller LatentPolicy",
-            "agents.evolution": "evolve",
+            "agents.controller": "Controller ControllerConfig",
+            "agents.evolution": "SearchConfig evolve",
+            "agents.latent_policy": "LatentPolicy",
             "agents.policy_gradient": "PPOConfig ppo",
+            "agents.registry": "load_agent",
             "data.collecting": "collect",
             "data.env_factory": "EnvConfig",
             "data.store": "EpisodeStore",
             "dream.dreams": "Dreams",
+            "dream.tracking": "LatentTracker",
             "envs.dream_env": "DreamEnv DreamVectorEnv",
             "envs.latent_env": "LatentEnv LatentVectorEnv",
             "evaluation.evaluating": "evaluate",

@@ -10,16 +10,21 @@ if TYPE_CHECKING:
     from worldmodel.agents.controller import CONTROLLER_FORMAT as CONTROLLER_FORMAT
     from worldmodel.agents.controller import WEIGHTS_FILE as WEIGHTS_FILE
     from worldmodel.agents.controller import Controller as Controller
-    from worldmodel.agents.controller import LatentPolicy as LatentPolicy
+    from worldmodel.agents.controller import ControllerConfig as ControllerConfig
     from worldmodel.agents.evolution import SEARCH_FILE as SEARCH_FILE
-    from worldmodel.agents.evolution import Generation as Generation
+    from worldmodel.agents.evolution import SearchConfig as SearchConfig
     from worldmodel.agents.evolution import evolve as evolve
+    from worldmodel.agents.latent_policy import LatentPolicy as LatentPolicy
     from worldmodel.agents.policy_gradient import PPOConfig as PPOConfig
-    from worldmodel.agents.policy_gradient import PPOIteration as PPOIteration
     from worldmodel.agents.policy_gradient import ppo as ppo
+    from worldmodel.agents.population import AgentGroups as AgentGroups
     from worldmodel.agents.population import ControllerBatch as ControllerBatch
     from worldmodel.agents.population import DreamPopulation as DreamPopulation
     from worldmodel.agents.population import RealPopulation as RealPopulation
+    from worldmodel.agents.registry import check_agent as check_agent
+    from worldmodel.agents.registry import has_agent as has_agent
+    from worldmodel.agents.registry import load_agent as load_agent
+    from worldmodel.agents.registry import register_agent as register_agent
     from worldmodel.agents.strategies import METHODS as METHODS
     from worldmodel.agents.strategies import Method as Method
     from worldmodel.agents.strategies import OpenAIES as OpenAIES
@@ -32,10 +37,12 @@ else:
         __name__,
         {
             "action_distributions": "make_choices",
-            "controller": "CONTROLLER_FILE CONTROLLER_FORMAT Controller LatentPolicy WEIGHTS_FILE",
-            "evolution": "Generation SEARCH_FILE evolve",
-            "policy_gradient": "PPOConfig PPOIteration ppo",
-            "population": "ControllerBatch DreamPopulation RealPopulation",
+            "controller": "CONTROLLER_FILE CONTROLLER_FORMAT Controller ControllerConfig WEIGHTS_FILE",
+            "evolution": "SEARCH_FILE SearchConfig evolve",
+            "latent_policy": "LatentPolicy",
+            "policy_gradient": "PPOConfig ppo",
+            "population": "AgentGroups ControllerBatch DreamPopulation RealPopulation",
+            "registry": "check_agent has_agent load_agent register_agent",
             "strategies": "METHODS Method OpenAIES OpenAIESConfig centred_ranks estimate_gradient make_strategy",
         },
     )

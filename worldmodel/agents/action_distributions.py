@@ -1,65 +1,65 @@
-r"""A controller's outputs as a distribution over its actions, for learning by trial; alone, they choose without chance.
+r"""Distributions over actions from an agent's outputs, for policy gradients; outside of training the agent is deterministic.
 
-With outputs y and breadth s, choice k of n ordered ones, whose bounds are :math:`b_k = \operatorname{artanh}(2 k / n - 1)`,
-has probability :math:`\sigma((b_{k+1} - y) / s) - \sigma((b_k - y) / s)`; one of n with an output each :math:`softmax(y / s)`;
-and the outputs for a Box are drawn from :math:`N(y, s^2)` before they are squashed to its bounds.
+With outputs y and breadth s: action k of n ordered ones, with the bounds :math:`b_k = \operatorname{artanh}(2 k / n - 1)`, has
+probability :math:`\sigma((b_{k+1} - y) / s) - \sigma((b_k - y) / s)`; n actions with an output each have probabilities
+:math:`softmax(y / s)`; and for a Box the outputs are sampled from :math:`N(y, s^2)` before they are squashed to its bounds.
 """
 
 from __future__ import annotations
 
 import abc
 import math
+from typing import Any
 
 import gymnasium as gym
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from worldmodel.agents.controller import Controller
 from worldmodel.rng import Source, fill_exponential, fill_normal
 
 SMALLEST_PROBABILITY = 1e-8
 
 
 class Choices(abc.ABC):
-    """What a controller may choose, and how likely.
+    """A distribution over actions.
 
     Args:
-        controller: whose outputs they are.
+        agent: agent with ``action_features``, and ``ordered`` if its actions are ordered.
         breadth: s > 0.
     """
 
-    def __init__(self, controller: Controller, breadth: float):
-        self._space, self._breadth = controller.action_features, breadth
+    def __init__(self, agent: Any, breadth: float):
+        self._space, self._breadth = agent.action_features, breadth
 
     @abc.abstractmethod
     def draw(self, outputs: Tensor, source: Source) -> Tensor:
-        """Draw one choice for each row of outputs (B, A): (B,) or (B, A), as `log_prob` takes them."""
+        """Sample one action for each row of outputs (B, A): (B,) or (B, A), in the form that `log_prob` takes."""
 
     @abc.abstractmethod
     def features(self, choice: Tensor) -> Tensor:
-        """Turn choices into action features (B, size of the action)."""
+        """Turn sampled actions into action features (B, size of the action)."""
 
     @abc.abstractmethod
     def log_prob(self, outputs: Tensor, choice: Tensor) -> Tensor:
-        """Log-probability, or log-density, of choices: (B,) in nats."""
+        """Log-probability, or log-density, of actions: (B,) in nats."""
 
     @abc.abstractmethod
     def entropy(self, outputs: Tensor) -> Tensor:
-        """Entropy of the choice, (B,) in nats."""
+        """Entropy of the distribution, (B,) in nats."""
 
 
 class DiscreteChoices(Choices):
-    """Choices of a Discrete space, ordered or not, counted from 0."""
+    """Actions of a Discrete space, ordered or not, counted from 0."""
 
-    def __init__(self, controller: Controller, breadth: float):
-        super().__init__(controller, breadth)
-        assert isinstance(controller.action_features.space, gym.spaces.Discrete)
-        self._first, n = int(controller.action_features.space.start), int(controller.action_features.space.n)
-        self._bounds = [math.atanh(2 * k / n - 1) for k in range(1, n)] if controller.ordered else None
+    def __init__(self, agent: Any, breadth: float):
+        super().__init__(agent, breadth)
+        assert isinstance(agent.action_features.space, gym.spaces.Discrete)
+        self._first, n = int(agent.action_features.space.start), int(agent.action_features.space.n)
+        self._bounds = [math.atanh(2 * k / n - 1) for k in range(1, n)] if getattr(agent, "ordered", False) else None
 
     def draw(self, outputs: Tensor, source: Source) -> Tensor:
-        """Draw by exponential races."""
+        """Sample by an exponential race."""
         log_probs = self.log_probs(outputs)
         return (log_probs - fill_exponential(torch.empty_like(log_probs), source).log()).argmax(dim=1)
 
@@ -77,7 +77,7 @@ class DiscreteChoices(Choices):
         return -(log_probs.exp() * log_probs).sum(dim=1)
 
     def log_probs(self, outputs: Tensor) -> Tensor:
-        """Log-probabilities of all choices: (B, n)."""
+        """Log-probabilities of all actions: (B, n)."""
         if self._bounds is None:
             return (outputs / self._breadth).log_softmax(dim=1)
         beyond = (outputs.new_tensor(self._bounds) - outputs) / self._breadth  # (B, n - 1)
@@ -87,14 +87,14 @@ class DiscreteChoices(Choices):
 
 
 class BoxChoices(Choices):
-    """Outputs of a controller of a Box, with Gaussian noise."""
+    """Outputs for a Box, with Gaussian noise."""
 
     def draw(self, outputs: Tensor, source: Source) -> Tensor:
-        """Draw outputs."""
+        """Sample outputs."""
         return outputs + self._breadth * fill_normal(torch.empty_like(outputs), source)
 
     def features(self, choice: Tensor) -> Tensor:
-        """The action that the controller would take by these outputs."""
+        """Squash the outputs to an action, as the agent does, and flatten it."""
         return self._space.flatten(self._space.unflatten(self._space.squash(choice)))
 
     def log_prob(self, outputs: Tensor, choice: Tensor) -> Tensor:
@@ -102,19 +102,23 @@ class BoxChoices(Choices):
         return torch.distributions.Normal(outputs, self._breadth).log_prob(choice).sum(dim=1)
 
     def entropy(self, outputs: Tensor) -> Tensor:
-        """Entropy of the same; always one number."""
+        """Entropy of the outputs before they are squashed; the same for all."""
         return torch.distributions.Normal(outputs, self._breadth).entropy().sum(dim=1)
 
 
-def make_choices(controller: Controller, breadth: float) -> Choices:
-    """The distribution over the actions of a controller.
+def make_choices(agent: Any, breadth: float) -> Choices:
+    """Make the distribution over the actions of an agent.
+
+    Args:
+        agent: agent with ``action_features``, and ``ordered`` if its actions are ordered.
+        breadth: s > 0.
 
     Raises:
-        ValueError: if the action space is neither Discrete with two choices or more nor a Box.
+        ValueError: if the action space is neither Discrete with at least two actions nor a Box.
     """
-    space = controller.action_features.space
+    space = agent.action_features.space
     if isinstance(space, gym.spaces.Discrete) and space.n > 1:
-        return DiscreteChoices(controller, breadth)
+        return DiscreteChoices(agent, breadth)
     if isinstance(space, gym.spaces.Box):
-        return BoxChoices(controller, breadth)
-    raise ValueError(f"controller: expected a Discrete action space of two or more choices, or a Box, got {space}")
+        return BoxChoices(agent, breadth)
+    raise ValueError(f"agent: expected a Discrete action space of at least two actions, or a Box, got {space}")

@@ -1,42 +1,71 @@
-r"""C, the paper's controller on (z, h), in dreams and in the real environment.
+r"""C, the paper's controller on (z, h): an agent with one linear layer, or with a hidden layer.
 
-The controller is :math:`a = W [z, h] + b`, or :math:`a = W \tanh(V [z, h] + d) + b` with a hidden layer, then tanh scaled to
-the bounds for a Box, argmax for a discrete choice. `worldmodel.agents.evolution` searches its weights.
+Its outputs are :math:`y = W [z, h] + b`, or :math:`y = W \tanh(V [z, h] + d) + b` with a hidden layer. The action is tanh of
+them scaled to the bounds for a Box, and their argmax for a discrete action. `worldmodel.agents.evolution` searches the weights.
 """
 
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from worldmodel.data import RandomPolicy
-from worldmodel.models import FEATURE_KINDS, FeatureKind, State, WorldModel, feature_size, latent_features
-from worldmodel.runtime import files
-from worldmodel.spaces import FlatSpace, Value, map_leaves, space_from_json, space_to_json, stack_values, to_numpy
+from worldmodel.agents.registry import register_agent
+from worldmodel.dream import LatentState
+from worldmodel.models import FEATURE_KINDS, FeatureKind, WorldModel, feature_size
+from worldmodel.runtime import check_integers, files
+from worldmodel.spaces import FlatSpace, Value, space_from_json, space_to_json
 
 CONTROLLER_FORMAT, CONTROLLER_VERSION = "worldmodel.controller", 1
 CONTROLLER_FILE, WEIGHTS_FILE = "controller.json", "controller.safetensors"
 
 
+@dataclass(frozen=True, kw_only=True)
+class ControllerConfig:
+    """Kind of a `Controller`.
+
+    Args:
+        features: kind of features that it acts on: "z", "zh" or "zhc".
+        hidden_size: units of a hidden layer of tanh, an option of the authors' code; None is linear, as in the paper.
+        bias: whether it has the terms b and d (the authors' Doom controller has none).
+        ordered: the actions of a Discrete space are ordered, and one output chooses by equal parts of the range of tanh, as the
+            authors' Doom controller does by thirds; otherwise each action has an output, and the largest wins.
+
+    Raises:
+        ValueError: if ``features`` is unknown or ``hidden_size`` is below 1.
+        TypeError: if ``hidden_size`` is not an integer.
+    """
+
+    features: FeatureKind = "zh"
+    hidden_size: int | None = None
+    bias: bool = True
+    ordered: bool = False
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        if self.features not in FEATURE_KINDS:
+            raise ValueError(f"features: expected 'z', 'zh' or 'zhc', got {self.features!r}")
+        check_integers(self, {"hidden_size": 1}, optional=("hidden_size",))
+
+
+@register_agent(CONTROLLER_FILE)
 class Controller(nn.Module):
-    """A small policy on an agent's features. It is called in dreams; `LatentPolicy` takes it to the real environment.
+    """A small agent that acts on features: one linear layer, or two.
 
     Args:
         size: F, number of features; see `feature_size`.
-        action_space: what it may do.
-        features: the kind of features it takes: "z", "zh" or "zhc".
-        bias: whether it has the terms b and d (the authors' Doom controller has none).
-        hidden_size: units of a hidden layer of tanh, as the authors' code has it by choice; None is linear, as in the paper.
-        ordered: the choices of a Discrete space lie on a line, and one output chooses by equal parts of the range of tanh, as
-            the authors' Doom controller does by thirds; otherwise each choice has an output, and the largest wins.
-        generator: on the CPU; draws the weights of the hidden layer from N(0, 1/F), as from all zeros no small step changes
-            what it does. All other weights are 0, and without a generator these are too.
+        action_space: space of its actions.
+        features: see `ControllerConfig`.
+        bias: see `ControllerConfig`.
+        hidden_size: see `ControllerConfig`.
+        ordered: see `ControllerConfig`.
+        generator: on the CPU; samples the weights of the hidden layer from N(0, 1/F), because from all zeros no small step
+            changes the actions. All other weights are 0, and without a generator these are too.
 
     Raises:
         ValueError: if a size is below 1 or ``features`` is unknown.
@@ -55,7 +84,7 @@ class Controller(nn.Module):
     ):
         super().__init__()
         if ordered and not isinstance(action_space, gym.spaces.Discrete):
-            raise ValueError(f"ordered: expected False but for a Discrete action space, got True for {action_space}")
+            raise ValueError(f"ordered: expected False except for a Discrete action space, got True for {action_space}")
         if size < 1 or features not in FEATURE_KINDS:
             raise ValueError(f"size, features: expected >= 1 and one of 'z', 'zh', 'zhc', got {size} and {features!r}")
         if hidden_size is not None and hidden_size < 1:
@@ -72,6 +101,28 @@ class Controller(nn.Module):
             assert isinstance(hidden, nn.Linear)
             nn.init.normal_(hidden.weight, std=size**-0.5, generator=generator)
 
+    @classmethod
+    def for_world(
+        cls, world: WorldModel, config: ControllerConfig | None = None, generator: torch.Generator | None = None
+    ) -> Controller:
+        """Make a controller for a world's features and actions, on the CPU.
+
+        Args:
+            world: the world model.
+            config: its kind; the defaults if None.
+            generator: see `Controller`.
+        """
+        config = config or ControllerConfig()
+        return cls(
+            feature_size(world, config.features),
+            world.action_space,
+            features=config.features,
+            bias=config.bias,
+            hidden_size=config.hidden_size,
+            ordered=config.ordered,
+            generator=generator,
+        )
+
     @property
     def num_parameters(self) -> int:
         """Number of weights."""
@@ -85,9 +136,9 @@ class Controller(nn.Module):
         """
         if features.shape[-1] != self.size:
             raise ValueError(
-                f"features: expected (..., {self.size}) of kind {self.features!r}, got {tuple(features.shape)}; give it what "
-                f"LatentState.features({self.features!r}) returns, or train a controller on the features that you have: "
-                "evolve(..., features=...)"
+                f"features: expected (..., {self.size}) of kind {self.features!r}, got {tuple(features.shape)}; pass "
+                f"LatentState.features({self.features!r}), or train a controller on other features: "
+                "evolve(..., ControllerConfig(features=...))"
             )
         outputs = features
         for layer in self.layers[:-1]:
@@ -103,8 +154,15 @@ class Controller(nn.Module):
         """
         return self.decide(self.outputs(features))
 
+    def reset(self, num_episodes: int) -> None:
+        """Do nothing: a controller has no state."""
+
+    def act(self, state: LatentState) -> Value:
+        """Choose a batch of actions for B states."""
+        return self(state.features(self.features))
+
     def decide(self, outputs: Tensor) -> Value:
-        """Turn the last layer's outputs (..., A), or (..., 1) where choices are ordered, into nested tensors of actions."""
+        """Turn the last layer's outputs (..., A), or (..., 1) if the actions are ordered, into nested tensors of actions."""
         space = self.action_features.space
         if not self.ordered:
             return self.action_features.unflatten(self.action_features.squash(outputs))
@@ -112,8 +170,21 @@ class Controller(nn.Module):
         part = (outputs[..., 0].tanh() + 1) / 2 * int(space.n)
         return part.long().clamp(max=int(space.n) - 1) + int(space.start)
 
+    @torch.no_grad()
+    def scale_inputs(self, factor: Tensor) -> None:
+        """Multiply the weights of each feature by ``factor`` (F,), which has the effect of multiplying the features."""
+        first = self.layers[0]
+        assert isinstance(first, nn.Linear)
+        first.weight *= factor
+
+    @torch.no_grad()
+    def shrink_outputs(self, divisor: Tensor) -> None:
+        """Divide the outputs by a number, (), by dividing the weights of the last layer."""
+        for parameter in self.layers[-1].parameters():
+            parameter.div_(divisor)
+
     def check_world(self, world: WorldModel) -> None:
-        """Refuse a world model that this controller was not made for.
+        """Raise unless this controller was made for the features and actions of a world model.
 
         Raises:
             ValueError: naming the feature size or the action space that differs.
@@ -151,7 +222,7 @@ class Controller(nn.Module):
 
         Raises:
             FileNotFoundError: if there is no controller in ``path``.
-            ValueError: if it is damaged, not ours, or of a newer version.
+            ValueError: if it is damaged, of another format, or of a newer version.
         """
         path = Path(path)
         content = files.read_json(path / CONTROLLER_FILE, format=CONTROLLER_FORMAT, version=CONTROLLER_VERSION)
@@ -167,63 +238,5 @@ class Controller(nn.Module):
             controller = cls(action_space=action_space, **sizes)
             controller.load_state_dict(weights)
         except (AttributeError, KeyError, TypeError, RuntimeError, ValueError) as error:
-            raise ValueError(f"{path}: expected a whole controller, got a damaged one: {error}") from error
+            raise ValueError(f"{path}: expected an undamaged controller, got a damaged one: {error}") from error
         return controller.to(device)
-
-
-class LatentPolicy:
-    """A controller in the real environment: encodes each observation, advances M once per step, acts on the same features.
-
-    A policy for `collect` and `rollouts`, where its ``reset`` starts an episode: M's state is zero again.
-
-    Args:
-        world: V and M.
-        controller: features (1, F) -> a batch of one action; its attribute ``features`` says which kind.
-        exploration: probability with which a step's action is a random one instead; M takes in the action that was taken.
-        description: what it is called in a data set's recipe, before a digest of the weights of both; so other weights are
-            another recipe.
-
-    Raises:
-        ValueError: if the controller does not belong to the world, or ``exploration`` is no probability.
-    """
-
-    def __init__(self, world: WorldModel, controller: Controller, *, exploration: float = 0.0, description: str = "controller"):
-        controller.check_world(world)
-        if not 0 <= exploration <= 1:
-            raise ValueError(f"exploration: expected a probability from 0 to 1, got {exploration}")
-        self.world, self.controller, self.exploration = world, controller, exploration
-        self.description = f"{description} {files.digest_tensors(controller.state_dict())[:8]}{world.fingerprint[:8]}"
-        if exploration:
-            self.description += f", {exploration:g} of its actions random"
-            self._random = RandomPolicy(world.action_space)
-        self._generator = torch.Generator(world.device)
-        self._state: State | None = None
-        self._last: tuple[Tensor, Tensor] | None = None
-
-    def reset(self, rng: np.random.Generator) -> None:
-        """Start an episode with a fresh state of M; draws of z follow from ``rng``."""
-        self._generator.manual_seed(int(rng.integers(2**63)))
-        self._state, self._last = self.world.mdnrnn.initial_state(1), None
-        if self.exploration:
-            self._random.reset(rng)
-            self._rng = rng
-
-    @torch.inference_mode()
-    def __call__(self, observation: Value) -> Any:
-        """Choose the action for one observation.
-
-        Raises:
-            RuntimeError: if the episode was not begun with `reset`.
-        """
-        if self._state is None:
-            raise RuntimeError("LatentPolicy: expected reset(rng) before the first observation of an episode, got none")
-        if self._last is not None:  # h now takes in the step that led here, once
-            self._state = self.world.mdnrnn.advance(*self._last, self._state)
-        z = self.world.encode(stack_values([observation]), generator=self._generator)
-        if self.exploration and self._rng.random() < self.exploration:
-            action = self._random(observation)
-            self._last = z, self.world.action_features.flatten(stack_values([action]))
-            return action
-        batch = self.controller(latent_features(z, self._state, self.controller.features))
-        self._last = z, self.world.action_features.flatten(batch)
-        return to_numpy(map_leaves(lambda leaf: leaf[0], batch))

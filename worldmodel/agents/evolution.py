@@ -1,10 +1,10 @@
-"""The search of a controller by evolution, in dreams or in the real environment; killed at any moment, it goes on.
+"""Resumable evolutionary search over agents, in dreams or in the real environment.
 
-A strategy (`worldmodel.agents.strategies`) proposes a population of weight vectors, a population (`worldmodel.agents.population`) says what
-each of them earns, and the centre of the search is tested every few generations.
+A strategy (`worldmodel.agents.strategies`) proposes weight vectors, a population (`worldmodel.agents.population`) evaluates
+their fitness, and the centre of the search is tested every few generations.
 
-Strategies are functions of their seed and of what they are told. So the whole state of a search is the table of fitness it has
-seen, and resuming is telling it again: the log of a search holds that table and the tests, and no state of any library.
+A strategy is a function of its seed and of the fitness it was given. So the log of a search holds the fitness of all
+generations and the tests, but no state of any library; a search resumes by replaying them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import copy
 import hashlib
 import json
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,163 +21,67 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from worldmodel.agents.controller import Controller
+from worldmodel.agents.controller import Controller, ControllerConfig
 from worldmodel.agents.population import DreamPopulation, Population, RealPopulation
-from worldmodel.agents.strategies import Method, OpenAIESConfig, make_strategy
-from worldmodel.dream import Dreams
-from worldmodel.models import FeatureKind, feature_size
+from worldmodel.agents.registry import check_agent
+from worldmodel.agents.strategies import METHODS, Method, OpenAIESConfig, make_strategy
+from worldmodel.dream import Agent, Dreams
+from worldmodel.models import WorldModel
 from worldmodel.rng import SEARCH_STREAM, derive_seed
-from worldmodel.runtime import files, interrupt_between_steps, jsonable
+from worldmodel.runtime import (
+    Progress,
+    RunConfig,
+    check_integer,
+    check_integers,
+    check_same_run,
+    files,
+    interrupt_between_steps,
+    jsonable,
+)
 
 SEARCH_FORMAT, SEARCH_VERSION = "worldmodel.search", 1
 SEARCH_FILE = "search.safetensors"  # usual name of a log
-IMPROVEMENT = 0.01  # of the best test, which a test must exceed to count as progress
+IMPROVEMENT = 0.01  # relative to the best test; a smaller one counts as no progress
 
 
-@dataclass(frozen=True)
-class Generation:
-    """What one generation of the search found; all returns are of dreams, or of real episodes where it searches in reality.
-
-    Args:
-        number: generations done.
-        total: generations in all.
-        best: highest mean return of a candidate over its rollouts.
-        mean: mean return over all candidates.
-        test: mean return of the search's centre over the test episodes; None in generations without a test.
-        best_test: highest test so far, the start's included.
-        controller: the controller of that test, which the search would return if it ended here.
-    """
-
-    number: int
-    total: int
-    best: float
-    mean: float
-    test: float | None
-    best_test: float
-    controller: Controller
-
-
-def evolve(
-    worlds: Dreams | RealPopulation,
-    *,
-    generations: int = 100,
-    population: int = 64,
-    horizon: int = 1000,
-    sigma: float = 0.1,
-    method: Method = "cma",
-    openai_es: OpenAIESConfig | None = None,
-    features: FeatureKind = "zh",
-    hidden_size: int | None = None,
-    bias: bool = True,
-    ordered: bool = False,
-    initial: Controller | None = None,
-    test_every: int = 3,
-    test_dreams: int = 1024,
-    patience: int | None = None,
-    target: float | None = None,
-    seed: int = 0,
-    log: str | Path | None = None,
-    resume: bool = False,
-    on_generation: Callable[[Generation], None] | None = None,
-) -> Controller:
-    """Search a controller, in dreams only or in the real environment.
-
-    The centre of the search is tested at the start and every few generations on fresh episodes, always the same ones, and the
-    best centre is returned: a candidate that won a generation was also lucky, its centre is not. The paper's CarRacing search
-    is a `RealPopulation` with 16 rollouts, ``test_every=25`` and the other defaults.
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """Numbers of a search by `evolve`.
 
     Args:
-        worlds: dreams, whose number is ``population`` times the rollouts of each candidate; or a `RealPopulation`.
-        generations: generations at most.
+        generations: largest number of generations.
         population: candidates in a generation.
-        horizon: longest episode, in steps.
-        sigma: standard deviation of the candidates' weights; CMA-ES only starts with it.
+        sigma: standard deviation of the candidates' weights; for CMA-ES, its initial value.
         method: "cma" (CMA-ES, extra ``cma``), or "openai-es" for thousands of weights.
-        openai_es: how OpenAI-ES climbs; its defaults if None.
-        features: what the controller sees: "z", "zh" or "zhc".
-        hidden_size: units of the controller's hidden layer; None for a linear one.
-        bias: whether the controller has a bias.
-        ordered: whether one output of the controller chooses among the actions; see `Controller`.
-        initial: a controller to start from, whose kind is then taken; if None, zero weights and a hidden layer at random.
+        openai_es: settings of OpenAI-ES.
         test_every: generations between tests.
-        test_dreams: dreams in a test; real episodes where the search is in reality.
-        patience: stop after so many tests in a row that do not improve on the best by 1 %; None never stops early.
-        target: stop once a test after a generation has this mean return, such as the highest that there is; None never does.
-        seed: seed of the search and of the episodes.
-        log: a file that is replaced after each generation, from which an interrupted search goes on.
-        resume: go on from ``log`` if it is there. The generations that it holds are not reported again.
-        on_generation: called after each generation.
-
-    Returns:
-        The controller of the best test, on the device of the world.
+        test_dreams: dreams in a test, or real episodes for a search in the real environment.
+        patience: stop after this many consecutive tests that do not improve on the best by 1 %; None never does.
+        target: stop when a test after a generation reaches this mean return; None never does.
 
     Raises:
-        ValueError: if a number is out of range, the world has no reward head, ``initial`` is not of this world, or ``log`` is
-            of another search.
-        FileExistsError: if ``log`` exists and is not to be resumed.
-        KeyboardInterrupt: after the generation in which Ctrl-C came.
+        ValueError: naming the field that is out of range.
+        TypeError: naming the field that is not an integer.
     """
-    plan = _Plan(
-        generations,
-        population,
-        horizon,
-        sigma,
-        method,
-        openai_es or OpenAIESConfig(),
-        test_every,
-        test_dreams,
-        patience,
-        target,
-        seed,
-    )
-    evaluator: Population = DreamPopulation(worlds, plan.population) if isinstance(worlds, Dreams) else worlds
-    world = evaluator.world
-    if initial is None:
-        generator = torch.Generator().manual_seed(derive_seed(seed, SEARCH_STREAM, 0, 1))
-        size, space = feature_size(world, features), world.action_space
-        kind: dict[str, Any] = {"features": features, "bias": bias, "hidden_size": hidden_size, "ordered": ordered}
-        initial = Controller(size, space, generator=generator, **kind)
-    initial.check_world(world)
-    search = _Search(evaluator, plan, copy.deepcopy(initial).to(world.device), None if log is None else Path(log))
-    search.start(resume)
-    with interrupt_between_steps() as requested:
-        while not search.finished:
-            generation = search.advance()
-            if on_generation is not None:
-                on_generation(generation)
-            if requested.is_set():
-                kept = "" if log is None else f"; {log} holds them"
-                raise KeyboardInterrupt(f"interrupted after {generation.number} generations{kept}")
-    return search.best
 
-
-@dataclass(frozen=True)
-class _Plan:
-    """The numbers of a search, checked."""
-
-    generations: int
-    population: int
-    horizon: int
-    sigma: float
-    method: str
-    openai_es: OpenAIESConfig
-    test_every: int
-    test_dreams: int
-    patience: int | None
-    target: float | None
-    seed: int
+    generations: int = 100
+    population: int = 64
+    sigma: float = 0.1
+    method: Method = "cma"
+    openai_es: OpenAIESConfig = field(default_factory=OpenAIESConfig)
+    test_every: int = 3
+    test_dreams: int = 1024
+    patience: int | None = None
+    target: float | None = None
 
     def __post_init__(self) -> None:
-        """Check every number; those of NumPy become Python's, as the log holds them."""
+        """Check every field; NumPy's numbers become Python's, as in the log."""
+        least = {"generations": 1, "population": 2, "test_every": 1, "test_dreams": 1, "patience": 1}
+        check_integers(self, least, optional=("patience",))
         if not 0 < self.sigma < float("inf"):
             raise ValueError(f"sigma: expected a positive finite number, got {self.sigma}")
-        for name in ("generations", "population", "horizon", "test_every", "test_dreams", "patience", "seed"):
-            value, least = getattr(self, name), {"population": 2, "seed": 0}.get(name, 1)
-            if name == "patience" and value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-                raise ValueError(f"{name}: expected an integer >= {least}, got {value!r}")
-            object.__setattr__(self, name, int(value))
+        if self.method not in METHODS:
+            raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {self.method!r}")
         object.__setattr__(self, "sigma", float(self.sigma))
         if self.target is not None:
             if not math.isfinite(self.target):
@@ -186,9 +89,77 @@ class _Plan:
             object.__setattr__(self, "target", float(self.target))
 
 
+def evolve(
+    worlds: Dreams | RealPopulation,
+    agent: Agent | ControllerConfig | None = None,
+    *,
+    config: SearchConfig | None = None,
+    horizon: int = 1000,
+    seed: int = 0,
+    log: str | Path | None = None,
+    run: RunConfig | None = None,
+) -> Any:
+    """Search the weights of an agent, in dreams only or in the real environment.
+
+    The centre of the search is tested at the start and every few generations, always on the same episodes, and the best centre
+    is returned: the best candidate of a generation was also lucky, its centre was not. The paper's CarRacing search is a
+    `RealPopulation` with 16 rollouts, ``test_every=25`` and the other defaults.
+
+    Args:
+        worlds: dreams, whose number is the population times the dreams of each candidate; or a `RealPopulation`.
+        agent: the agent to start from, an nn.Module whose parameters are searched; it is not modified. Or the kind of a
+            `Controller`, which starts with zero weights and a random hidden layer; the default kind if None.
+        config: numbers of the search; the defaults if None.
+        horizon: longest episode, in steps.
+        seed: seed of the search and of the episodes.
+        log: a file that is replaced after each generation, from which an interrupted search resumes.
+        run: resume or overwrite the search in ``log``, and report progress; the defaults if None. Each generation is one record
+            of stage "search", with the metrics best, mean and best_test (and test after a test), and the best agent so far as
+            result. Generations that the log holds are not reported again.
+
+    Returns:
+        The agent of the best test, on the device of the world.
+
+    Raises:
+        ValueError: if a number is out of range, the world has no reward head, the agent was not made for this world, or ``log``
+            holds another search.
+        TypeError: if ``agent`` is not an agent with parameters, or a number is not an integer.
+        FileExistsError: if ``log`` exists and may be neither resumed nor overwritten.
+        KeyboardInterrupt: after the generation in which Ctrl-C was pressed.
+    """
+    config, run = config or SearchConfig(), run or RunConfig()
+    horizon, seed = check_integer(horizon, "horizon", least=1), check_integer(seed, "seed", least=0)
+    evaluator: Population = DreamPopulation(worlds, config.population) if isinstance(worlds, Dreams) else worlds
+    start = _make_start(agent, evaluator.world, seed)
+    search = _Search(evaluator, config, start, horizon=horizon, seed=seed, log=None if log is None else Path(log))
+    search.start(run)
+    with interrupt_between_steps() as requested, run.reporter() as report:
+        while not search.finished:
+            progress = search.advance()
+            report(progress)
+            if requested.is_set():
+                kept = "" if log is None else f"; {log} holds them"
+                raise KeyboardInterrupt(f"interrupted after {progress.done} generations{kept}")
+    return search.best
+
+
+def _make_start(agent: Agent | ControllerConfig | None, world: WorldModel, seed: int) -> Any:
+    """Return the agent that the search starts from, on the device of the world."""
+    if agent is None or isinstance(agent, ControllerConfig):
+        generator = torch.Generator().manual_seed(derive_seed(seed, SEARCH_STREAM, 0, 1))
+        return Controller.for_world(world, agent, generator).to(world.device)
+    checked = check_agent(agent, world)
+    if not isinstance(checked, nn.Module) or not any(True for _ in checked.parameters()):
+        raise TypeError(
+            f"agent: expected an agent that is an nn.Module with parameters to search, got {type(agent).__name__}; pass a "
+            "ControllerConfig to search a controller"
+        )
+    return copy.deepcopy(checked).to(world.device)
+
+
 @dataclass
 class _Table:
-    """All that a search was told: the test of its start, and for each generation the fitness (P,) and the test, if any."""
+    """Results so far: the test of the start, and for each generation the fitness (P,) and the test, if any."""
 
     start_test: float
     fitness: list[np.ndarray] = field(default_factory=list)
@@ -196,40 +167,37 @@ class _Table:
 
 
 class _Search:
-    """A search and where it stands; the controller ``best`` is that of the best test so far."""
+    """State of a search; ``best`` is the agent of the best test so far."""
 
-    def __init__(self, evaluator: Population, plan: _Plan, start: Controller, log: Path | None):
-        self._evaluator, self._plan, self._controller, self._log = evaluator, plan, start, log
-        self._device = evaluator.world.device
+    def __init__(self, evaluator: Population, config: SearchConfig, start: Any, *, horizon: int, seed: int, log: Path | None):
+        self._evaluator, self._config, self._agent, self._log = evaluator, config, start, log
+        self._horizon, self._seed, self._device = horizon, seed, evaluator.world.device
         weights = nn.utils.parameters_to_vector(start.parameters()).detach().double().cpu().numpy()
         self._strategy = make_strategy(
-            plan.method, weights, sigma=plan.sigma, population=plan.population, seed=plan.seed, openai_es=plan.openai_es
+            config.method, weights, sigma=config.sigma, population=config.population, seed=seed, openai_es=config.openai_es
         )
         self.best = copy.deepcopy(start)
         self._stale = 0
 
     @property
     def finished(self) -> bool:
-        """Whether all generations are done, the target is reached, or patience is at its end."""
-        patience = math.inf if self._plan.patience is None else self._plan.patience
-        reached = self._plan.target is not None and any(
-            test is not None and test >= self._plan.target for test in self._table.tests
-        )
-        return reached or len(self._table.fitness) >= self._plan.generations or self._stale >= patience
+        """Whether all generations are done, the target is reached, or ``patience`` is exhausted."""
+        config = self._config
+        patience = math.inf if config.patience is None else config.patience
+        reached = config.target is not None and any(test is not None and test >= config.target for test in self._table.tests)
+        return reached or len(self._table.fitness) >= config.generations or self._stale >= patience
 
-    def start(self, resume: bool) -> None:
-        """Test the start, or tell the strategy again what the log says."""
-        identity = {
-            **asdict(self._plan),
-            **self._evaluator.recipe(),
-            "world": self._evaluator.world.fingerprint,
-            "start": files.digest_tensors(self.best.state_dict()),
-            "features": self.best.features,
-        }
-        self._identity = jsonable(identity)  # NumPy's numbers are the same search
+    def start(self, run: RunConfig) -> None:
+        """Test the start, or replay the log."""
+        self._identity = self._make_identity()
+        if self._log is not None and self._log.exists() and run.overwrite:
+            _remove_log(self._log)
         if self._log is not None and self._log.exists():
-            if not resume:
-                raise FileExistsError(f"{self._log}: already holds a search; resume it or choose another file")
+            if not run.resume:
+                raise FileExistsError(
+                    f"{self._log}: expected no file, got an earlier search; resume it (--resume), overwrite it (--overwrite), "
+                    "or choose another file"
+                )
             self._replay(self._log)
         else:
             self._table = _Table(self._test(self.best, "the start"))
@@ -239,21 +207,39 @@ class _Search:
         if self._log is not None:
             files.remove_temporaries(self._log.parent, name=self._log.name)
 
-    def advance(self) -> Generation:
+    def advance(self) -> Progress:
         """Do one generation."""
-        plan, number = self._plan, len(self._table.fitness) + 1
+        config, number = self._config, len(self._table.fitness) + 1
         candidates = self._tensor(self._strategy.ask())
-        seed = derive_seed(plan.seed, SEARCH_STREAM, number)
+        seed = derive_seed(self._seed, SEARCH_STREAM, number)
         name = f"generation {number}"
-        fitness = self._evaluator.fitness(self._controller, candidates, horizon=plan.horizon, seed=seed, name=name)
+        fitness = self._evaluator.fitness(self._agent, candidates, horizon=self._horizon, seed=seed, name=name)
         self._strategy.tell(fitness)
         test = None
-        if number % plan.test_every == 0 or number == plan.generations:
+        if number % config.test_every == 0 or number == config.generations:
             test = self._test(self._centre(), name)
         self._record(fitness, test)
         self._write()
-        best, mean = fitness.max().item(), fitness.mean().item()
-        return Generation(number, plan.generations, best, mean, test, self._best_test, self.best)
+        metrics = {"best": fitness.max().item(), "mean": fitness.mean().item(), "best_test": self._best_test}
+        metrics |= {} if test is None else {"test": test}
+        return Progress("search", number, config.generations, "generation", metrics, self.best)
+
+    def _make_identity(self) -> dict[str, Any]:
+        """Return the arguments of the search as the log records them."""
+        config = asdict(self._config)
+        identity = {
+            **{name: config[name] for name in ("generations", "population")},
+            "horizon": self._horizon,
+            **{name: config[name] for name in ("sigma", "method", "openai_es", "test_every", "test_dreams")},
+            **{name: config[name] for name in ("patience", "target")},
+            "seed": self._seed,
+            **self._evaluator.recipe(),
+            "world": self._evaluator.world.fingerprint,
+            "start": files.digest_tensors(self.best.state_dict()),
+            "features": getattr(self.best, "features", None),
+        }
+        made: dict[str, Any] = jsonable(identity)  # NumPy's numbers are the same search
+        return made
 
     def _record(self, fitness: np.ndarray, test: float | None) -> None:
         self._table.fitness.append(fitness)
@@ -264,20 +250,20 @@ class _Search:
         if test > self._best_test:
             self.best, self._best_test = copy.deepcopy(self._centre()), test
 
-    def _test(self, controller: Controller, name: str) -> float:
-        plan = self._plan
-        seed = derive_seed(plan.seed, SEARCH_STREAM, 0)  # no generation has the number 0
-        return self._evaluator.test(controller, episodes=plan.test_dreams, horizon=plan.horizon, seed=seed, name=name)
+    def _test(self, agent: Any, name: str) -> float:
+        seed = derive_seed(self._seed, SEARCH_STREAM, 0)  # no generation has the number 0
+        episodes = self._config.test_dreams
+        return self._evaluator.test(agent, episodes=episodes, horizon=self._horizon, seed=seed, name=name)
 
-    def _centre(self) -> Controller:
-        nn.utils.vector_to_parameters(self._tensor(self._strategy.mean), self._controller.parameters())
-        return self._controller
+    def _centre(self) -> Any:
+        nn.utils.vector_to_parameters(self._tensor(self._strategy.mean), self._agent.parameters())
+        return self._agent
 
     def _tensor(self, weights: np.ndarray) -> Tensor:
         return torch.as_tensor(weights, dtype=torch.float32, device=self._device)
 
     def _write(self) -> None:
-        """Write what was told so far; a reader sees the file before or after this generation."""
+        """Replace the log atomically."""
         if self._log is None:
             return
         tests = [math.nan if test is None else test for test in [self._table.start_test, *self._table.tests]]
@@ -290,15 +276,9 @@ class _Search:
         files.save_tensors(self._log, tensors, {"log": json.dumps(content)})
 
     def _replay(self, path: Path) -> None:
-        """Ask and tell again; the strategy then stands where it stood, to the bit."""
+        """Repeat all asks and tells of the log, so that the strategy has the same state, to the bit."""
         tensors, content = _read_log(path)
-        for name, given in json.loads(json.dumps(self._identity)).items():
-            there = content["search"].get(name)
-            if there != given:
-                raise ValueError(
-                    f"{path}: expected {name} {there}, with which this search was started, got {given}; "
-                    "resume with the same, or search with another log"
-                )
+        check_same_run(content["search"], self._identity, path)
         start_test, *tests = tensors["tests"].tolist()
         self._table, self._best_test = _Table(start_test), start_test
         for fitness, test in zip(tensors["fitness"].numpy(), tests, strict=True):
@@ -307,8 +287,8 @@ class _Search:
             self._record(fitness, None if math.isnan(test) else test)
         if self._digest() != content["centre"]:
             raise ValueError(
-                f"{path}: expected to come to the weights of the search that was interrupted, got others; "
-                "another version of cma, NumPy or this library wrote it: start the search anew"
+                f"{path}: expected the replay to reach the weights of the interrupted search, got others; another version of "
+                "cma, NumPy or this library wrote it: start the search again (--overwrite)"
             )
 
     def _digest(self) -> str:
@@ -316,15 +296,32 @@ class _Search:
 
 
 def _read_log(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The table of a log and what it says of the search; whole, or a ValueError."""
+    """Read the table and the arguments of a search from its log; raise ValueError if it is damaged."""
+    tensors, content = _read_stamped(path)
+    digest = files.digest_tensors(tensors)
+    complete = {"search", "centre"} <= content.keys() and {"fitness", "tests"} <= tensors.keys()
+    if not complete or content.get("table", digest) != digest:  # old logs have no digest
+        raise ValueError(
+            f"{path}: expected the log of a search as it was written, got a damaged one; start the search again (--overwrite)"
+        )
+    return tensors, content
+
+
+def _read_stamped(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read a file that is the log of a search, damaged or not; raise ValueError if it is not."""
     tensors, metadata = files.load_tensors(path)
     try:
         content = json.loads(metadata.get("log", "{}"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: expected the log of a search, got a damaged or foreign file ({error})") from error
+        raise ValueError(f"{path}: expected the log of a search, got a file of another format ({error})") from error
     files.check_stamp(content, path, format=SEARCH_FORMAT, version=SEARCH_VERSION)
-    digest = files.digest_tensors(tensors)
-    whole = {"search", "centre"} <= content.keys() and {"fitness", "tests"} <= tensors.keys()
-    if not whole or content.get("table", digest) != digest:  # logs of before the digest have none
-        raise ValueError(f"{path}: expected the log of a search as it was written, got a damaged one; start the search anew")
     return tensors, content
+
+
+def _remove_log(path: Path) -> None:
+    """Remove the log of an earlier search, but no other file."""
+    try:
+        _read_stamped(path)
+    except ValueError as error:
+        raise FileExistsError(f"{path}: expected the log of a search to overwrite, got another file ({error})") from error
+    path.unlink()

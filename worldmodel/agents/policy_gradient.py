@@ -1,66 +1,88 @@
-"""Proximal policy optimisation of a controller in short dreams that begin in the midst of real episodes.
+"""Proximal policy optimisation (PPO) of an agent in short dreams that start from states within real episodes.
 
-Evolution (`worldmodel.agents.evolution`) judges a controller by whole dreams, one number for thousands of steps, and soon stands still
-where what matters is a rare step among them. PPO (Schulman et al. 2017) weighs each action by what came of it, by generalised
-advantage estimation (Schulman et al. 2016). Its critic sees what the controller sees, both in units of each feature's standard
-deviation over the starts.
+Evolution (`worldmodel.agents.evolution`) scores an agent by the return of complete dreams, one number for thousands of steps,
+so its progress stops early if only rare steps matter. PPO (Schulman et al. 2017) weights each action by its generalised
+advantage (Schulman et al. 2016). The critic has the same input as the agent: features divided by their standard deviation over
+the starts.
 
-Whole dreams forget: what is born rarely, such as a fireball of Doom to one who runs well, dies out in them. Short ones from
-real states have it still, so each dream here is cut off after ``horizon`` steps, with the value of where it stands, and begins
-anew from a `StartBank`.
+In long dreams rare objects disappear: a Doom agent that dodges well soon sees no fireballs. Short dreams from real states still
+contain them. So each dream here is cut off after ``horizon`` steps, bootstrapped with the critic's value, and restarted from a
+`StartBank`.
 
-Where ends are a matter of probability (`Dreams` with the rule "sample"), a dream that ends by a draw begins anew, but what is
-learned of its last step is the probability p: after it, what may come counts 1 - p times, as in Hafner et al. (2020). Each
-step that was dangerous says so, then, not one in hundreds that was the last; the tests, whole dreams, are scored so, too. M's
-head must know what it says: see `worldmodel.training.likelihood`.
+If terminations are sampled (`Dreams` with the rule "sample"), a dream that terminates is restarted, but the target of its last
+step uses the probability p: the value of the next state is multiplied by 1 - p, as in Hafner et al. (2020). So every dangerous
+step contributes, not only the last of hundreds. The tests, complete dreams, are scored in the same way. This needs a calibrated
+termination head: see `worldmodel.training.likelihood`.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from worldmodel.agents.action_distributions import make_choices
-from worldmodel.agents.controller import Controller
-from worldmodel.dream import Dreams, LatentState, StartBank
-from worldmodel.models import State
+from worldmodel.agents.registry import check_agent
+from worldmodel.dream import Agent, Dreams, LatentState, StartBank
+from worldmodel.models import FeatureKind, State
 from worldmodel.rng import PPO_LEARN_STREAM, PPO_TEST_STREAM, derive_seed
-from worldmodel.runtime import interrupt_between_steps
+from worldmodel.runtime import Progress, RunConfig, check_integer, check_integers, interrupt_between_steps
+from worldmodel.spaces import FlatSpace
 
-MOST_SURE = 1.5  # of the outputs' standard deviation over the starts at first; a surer controller would try nothing
+LARGEST_STD = 1.5  # initial standard deviation of the outputs over the starts, at most; beyond it an agent hardly explores
 SMALLEST_SCALE = 1e-3  # a feature that varies less over the starts is not scaled up
-TINY = 1e-12  # of a variance: returns that are all the same, to the last bit, are explained by what the critic begins with
-CLIP_NORM = 1.0  # of the controller's gradient
+TINY = 1e-12  # smallest variance of returns: if all returns are equal to the last bit, the initial critic explains them
+CLIP_NORM = 1.0  # largest norm of the agent's gradient
+
+
+class DifferentiableAgent(Agent, Protocol):
+    """What `ppo` needs of an agent, besides being an nn.Module.
+
+    It acts on features alone, without a state of its own. For a Discrete space with n actions, ``outputs`` has n columns
+    (logits), or one if the agent has an attribute ``ordered`` that is True (see `worldmodel.agents.ControllerConfig`). For a
+    Box it has one column per number, the mean of a Gaussian before `FlatSpace.squash`. ``act`` must choose the mode of that
+    distribution.
+
+    Two methods are optional: ``scale_inputs(factor)`` multiplies the weights of each feature by ``factor`` (F,); without it
+    the agent gets features that are not scaled. ``shrink_outputs(divisor)`` divides the outputs by a number; without it an
+    agent whose outputs are large explores little.
+    """
+
+    features: FeatureKind
+    action_features: FlatSpace
+
+    def outputs(self, features: Tensor) -> Tensor:
+        """Return the outputs (B, A) for features (B, F), differentiably."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PPOConfig:
-    """The numbers of `ppo`.
+    """Numbers of `ppo`.
 
     Args:
-        iterations: rounds of dreaming and learning.
-        steps: that each dream goes on in a round.
+        iterations: iterations of dreaming and learning.
+        steps: steps of each dream in an iteration.
         horizon: steps after which a dream is cut off.
-        discount: of rewards, per step.
-        gae_lambda: of generalised advantage estimation.
-        breadth: of the draws; see `worldmodel.agents.action_distributions`.
-        learning_rate: Adam's, of the controller, whose features have a standard deviation of 1.
-        critic_learning_rate: Adam's, of the critic.
-        critic_size: units of its hidden layer.
-        epochs: passes over a round's steps.
-        minibatches: in each pass.
-        clip: how far a probability may move from what it was, as a ratio.
+        discount: discount of rewards, per step.
+        gae_lambda: lambda of generalised advantage estimation.
+        breadth: breadth of the action distributions; see `worldmodel.agents.action_distributions`.
+        learning_rate: Adam's, for the agent.
+        critic_learning_rate: Adam's, for the critic.
+        critic_size: units of the critic's hidden layer.
+        epochs: passes over the steps of an iteration.
+        minibatches: minibatches in each pass.
+        clip: largest relative change of an action's probability.
         entropy: weight of the entropy, in units of the normalised advantage.
         test_every: iterations between tests.
-        test_dreams: whole dreams from first frames in a test; where dreams have a temperature each, as many as they are.
+        test_dreams: complete dreams in a test, from first frames; ignored if each dream has its own temperature.
 
     Raises:
-        ValueError: naming the number that is out of range.
+        ValueError: naming the field that is out of range.
+        TypeError: naming the field that is not an integer.
     """
 
     iterations: int = 300
@@ -81,9 +103,8 @@ class PPOConfig:
 
     def __post_init__(self) -> None:
         """Check every field."""
-        for name in ("iterations", "steps", "horizon", "critic_size", "epochs", "minibatches", "test_every", "test_dreams"):
-            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected an integer >= 1, got {getattr(self, name)}")
+        counts = ("iterations", "steps", "horizon", "critic_size", "epochs", "minibatches", "test_every", "test_dreams")
+        check_integers(self, dict.fromkeys(counts, 1))
         for name in ("breadth", "learning_rate", "critic_learning_rate", "clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name}: expected a positive finite number, got {getattr(self, name)}")
@@ -94,96 +115,94 @@ class PPOConfig:
             raise ValueError(f"discount, gae_lambda: expected in [0, 1) and in [0, 1], got {given}")
 
 
-@dataclass(frozen=True)
-class PPOIteration:
-    """What one iteration of `ppo` found.
-
-    Args:
-        number: iterations done.
-        total: iterations in all.
-        ends: terminations for each 1,000 steps of the short dreams, as many as are to be expected of their probabilities.
-        entropy: mean entropy of the choices, in nats.
-        explained: part of the returns' variance that the critic explained.
-        test: mean return over the test's whole dreams, by `Dreams.expected_return` where ends are drawn; None without a test.
-        best_test: highest test so far, the start's included.
-        controller: the controller of that test.
-    """
-
-    number: int
-    total: int
-    ends: float
-    entropy: float
-    explained: float
-    test: float | None
-    best_test: float
-    controller: Controller
-
-
 def ppo(
-    controller: Controller,
+    agent: DifferentiableAgent,
     dreams: Dreams,
     starts: StartBank,
     *,
     config: PPOConfig | None = None,
     horizon: int = 1000,
     seed: int = 0,
-    on_iteration: Callable[[PPOIteration], None] | None = None,
-) -> Controller:
-    """Improve a controller in short dreams from real states.
+    run: RunConfig | None = None,
+) -> Any:
+    """Improve an agent in short dreams from real states.
 
     Args:
-        controller: where to begin, such as what `evolve` found; it stays as it is.
-        dreams: world, temperature, rule of ends, and how many dream at once; "sample" is the rule to learn by.
-        starts: where the short dreams begin, such as `StartBank.along`.
-        config: its numbers; the defaults if None.
+        agent: a `Controller`, such as the result of `evolve`, or an nn.Module with what `DifferentiableAgent` names. It is not
+            modified.
+        dreams: world, temperature, termination rule ("sample" is recommended), and number of parallel dreams.
+        starts: start states of the short dreams, such as `StartBank.along`.
+        config: numbers of the algorithm; the defaults if None.
         horizon: longest dream of the tests, in steps. (That of the short dreams is in ``config``.)
-        seed: of everything that is drawn.
-        on_iteration: called after each iteration.
+        seed: seed of all samples.
+        run: how to report progress. Each iteration is one record of stage "ppo", with the metrics ends (expected terminations
+            per 1,000 steps of the short dreams), entropy (mean entropy of the actions, nats), explained (share of the returns'
+            variance that the critic explains) and best_test (and test after a test), and the best agent so far as result.
 
     Returns:
-        The controller of the best test, the start's included, on the device of the world.
+        The agent of the best test, which may be the one given, on the device of the world.
 
     Raises:
-        ValueError: if the world has no reward head, the dreams are in groups, ``controller`` is not of this world, or its
-            actions are neither a choice among several nor a Box.
-        KeyboardInterrupt: after the iteration in which Ctrl-C came.
+        ValueError: if the world has no reward head, the dreams share random numbers, the agent was not made for this world, or
+            its action space is neither Discrete with several actions nor a Box.
+        TypeError: if the agent lacks something; names it.
+        KeyboardInterrupt: after the iteration in which Ctrl-C was pressed.
     """
-    config, world = config or PPOConfig(), dreams.world
+    config, world, horizon = config or PPOConfig(), dreams.world, check_integer(horizon, "horizon", least=1)
     if world.mdnrnn.reward_head is None:
         raise ValueError("dreams: expected a world model that predicts rewards, got one without a reward head")
     if dreams.num_groups != 1:
-        raise ValueError(f"dreams: expected dreams that share no luck, got {dreams.num_groups} groups of them")
-    controller.check_world(world)
-    learner = _Learner(copy.deepcopy(controller).to(world.device), dreams, starts, config, seed)
-    mixed = isinstance(dreams.temperature, Tensor) and dreams.temperature.ndim > 0
-    tests = dreams if mixed else dreams.variant(num_dreams=config.test_dreams)
-
-    def test(candidate: Controller) -> float:
-        generator = tests.generator(derive_seed(seed, PPO_TEST_STREAM))
-        if dreams.termination == "sample":
-            return tests.expected_return(candidate, horizon, generator=generator).mean().item()
-        return tests.score(candidate, horizon, generator=generator)[0].mean().item()
-
-    best = copy.deepcopy(controller).to(world.device)
+        raise ValueError(f"num_groups: expected 1 (no common random numbers), got {dreams.num_groups}")
+    _check_differentiable(agent)
+    check_agent(agent, world)
+    module: Any = agent
+    learner = _Learner(copy.deepcopy(module).to(world.device), dreams, starts, config, seed)
+    test = _Test(dreams, config, horizon, seed)
+    best = copy.deepcopy(module).to(world.device)
     best_test = test(best)
-    with interrupt_between_steps() as requested:
+    with interrupt_between_steps() as requested, (run or RunConfig()).reporter() as report:
         for number in range(1, config.iterations + 1):
-            facts, tested = learner.iterate(), None
+            metrics = learner.iterate()
             if number % config.test_every == 0 or number == config.iterations:
-                candidate = learner.controller()
-                tested = test(candidate)
-                if tested > best_test:
-                    best, best_test = candidate, tested
-            if on_iteration is not None:
-                on_iteration(PPOIteration(number, config.iterations, *facts, tested, best_test, best))
+                candidate = learner.agent()
+                metrics["test"] = test(candidate)
+                if metrics["test"] > best_test:
+                    best, best_test = candidate, metrics["test"]
+            report(Progress("ppo", number, config.iterations, "iteration", metrics | {"best_test": best_test}, best))
             if requested.is_set():
                 raise KeyboardInterrupt(f"interrupted after {number} iterations")
     return best
 
 
+def _check_differentiable(agent: Any) -> None:
+    """Raise TypeError unless the agent has what `DifferentiableAgent` names."""
+    missing = [] if isinstance(agent, nn.Module) else ["torch.nn.Module as base class"]
+    missing += [name for name in ("features", "action_features", "outputs") if not hasattr(agent, name)]
+    if missing:
+        raise TypeError(
+            f"agent: expected an nn.Module with features, action_features and outputs(features), got {type(agent).__name__} "
+            f"without {', '.join(missing)}; search it with evolve, which needs no gradient"
+        )
+
+
+class _Test:
+    """The test of an agent: its mean return over complete dreams, always the same ones."""
+
+    def __init__(self, dreams: Dreams, config: PPOConfig, horizon: int, seed: int):
+        mixed = isinstance(dreams.temperature, Tensor) and dreams.temperature.ndim > 0
+        self._dreams = dreams if mixed else dreams.variant(num_dreams=config.test_dreams)
+        self._horizon, self._seed = horizon, derive_seed(seed, PPO_TEST_STREAM)
+
+    def __call__(self, agent: Agent) -> float:
+        generator = self._dreams.generator(self._seed)
+        if self._dreams.termination == "sample":
+            return self._dreams.expected_return(agent, self._horizon, generator=generator).mean().item()
+        return self._dreams.score(agent, self._horizon, generator=generator)[0].mean().item()
+
+
 @dataclass(frozen=True)
 class _Steps:
-    """N dreamed steps: scaled features (N, F), choices (N, ...), their log-probabilities, advantages and returns, (N,) each."""
+    """N dreamed steps: scaled features (N, F), actions (N, ...), their log-probabilities, advantages and returns, (N,) each."""
 
     features: Tensor
     choice: Tensor
@@ -192,79 +211,81 @@ class _Steps:
     returns: Tensor
 
     def rows(self, index: Tensor) -> _Steps:
-        """Those of ``index``."""
+        """Select steps by index."""
         return _Steps(*(part[index] for part in vars(self).values()))
 
 
 class _Learner:
-    """A controller and its critic on scaled features, the dreams that they learn in, and where these stand."""
+    """An agent and its critic on scaled features, with the dreams that they learn in and the state of these."""
 
-    def __init__(self, controller: Controller, dreams: Dreams, starts: StartBank, config: PPOConfig, seed: int):
+    def __init__(self, agent: Any, dreams: Dreams, starts: StartBank, config: PPOConfig, seed: int):
         self._dreams, self._starts, self._config = dreams, starts, config
         self._generator = dreams.generator(derive_seed(seed, PPO_LEARN_STREAM))
         noise = torch.randn(starts.mean.shape, generator=self._generator, device=starts.mean.device)
-        seen = starts.features(controller.features, noise)  # (N, F)
+        seen = starts.features(agent.features, noise)  # (N, F)
         scale = seen.std(dim=0, correction=0)
         self._scale = torch.where(scale > SMALLEST_SCALE, scale, 1.0)  # M's state is 0 in all first frames
-        self._actor, self._choices = controller, make_choices(controller, config.breadth)
-        with torch.no_grad():
-            surer = controller.outputs(seen).std(correction=0) / MOST_SURE
-            for parameter in controller.layers[-1].parameters():
-                parameter.div_(surer.clamp(min=1.0))
-            _scale_inputs(controller, self._scale)
+        self._actor, self._choices = agent, make_choices(agent, config.breadth)
+        self._scaled = hasattr(agent, "scale_inputs")
+        if hasattr(agent, "shrink_outputs"):
+            with torch.no_grad():
+                excess = agent.outputs(seen).std(correction=0) / LARGEST_STD
+            agent.shrink_outputs(excess.clamp(min=1.0))
+        if self._scaled:
+            agent.scale_inputs(self._scale)
         usual = dreams.world.mdnrnn.reward_mean.item()
-        self._critic = _make_critic(controller.size, config.critic_size, usual, self._generator)
-        self._actor_optimizer = torch.optim.Adam(controller.parameters(), lr=config.learning_rate, betas=(0.9, 0.99))
+        self._critic = _make_critic(seen.shape[1], config.critic_size, usual, self._generator)
+        self._actor_optimizer = torch.optim.Adam(agent.parameters(), lr=config.learning_rate, betas=(0.9, 0.99))
         self._critic_optimizer = torch.optim.Adam(self._critic.parameters(), lr=config.critic_learning_rate)
         everywhere = torch.ones(dreams.batch_size, dtype=torch.bool, device=self._scale.device)
         self._state = self._restarted(dreams.start(generator=self._generator), everywhere)
         self._age = torch.randint(config.horizon, (dreams.batch_size,), generator=self._generator, device=self._scale.device)
 
-    def controller(self) -> Controller:
-        """The controller as it stands, on features as they are."""
-        controller = copy.deepcopy(self._actor)
-        with torch.no_grad():
-            _scale_inputs(controller, 1 / self._scale)
-        return controller
+    def agent(self) -> Any:
+        """Return a copy of the current agent, for features that are not scaled."""
+        agent = copy.deepcopy(self._actor)
+        if self._scaled:
+            agent.scale_inputs(1 / self._scale)
+        return agent
 
-    def iterate(self) -> tuple[float, float, float]:
-        """Dream on and learn from it: terminations for each 1,000 steps, entropy, and what the critic explained."""
+    def iterate(self) -> dict[str, float]:
+        """Dream and learn; return the metrics."""
         steps, ends = self._dream()
         for _ in range(self._config.epochs):
             order = torch.randperm(len(steps.returns), generator=self._generator, device=self._scale.device)
             for index in order.chunk(self._config.minibatches):
                 entropy = self._learn(steps.rows(index))
         missed = steps.advantage.var(correction=0) / steps.returns.var(correction=0).clamp(min=TINY)
-        return 1000 * ends / len(steps.returns), entropy, 1 - missed.item()
+        return {"ends": 1000 * ends / len(steps.returns), "entropy": entropy, "explained": 1 - missed.item()}
 
     @torch.no_grad()
     def _dream(self) -> tuple[_Steps, float]:
-        """Go on with every dream: the steps, and how many terminations are to be expected of them."""
+        """Continue every dream; return the steps and the expected number of terminations in them."""
         config, columns, ends = self._config, [], torch.zeros((), device=self._scale.device)
         features = self._features(self._state)
         for _ in range(config.steps):
-            outputs = self._actor.outputs(features)
+            outputs = self._outputs(features)
             choice = self._choices.draw(outputs, self._generator)
             action = self._choices.features(choice)
             z, lstm, reward, logit = self._dreams.draw(self._state, action, generator=self._generator)
             assert reward is not None
-            goes_on = torch.ones_like(reward) if logit is None else self._dreams.goes_on(logit)
+            continuation = torch.ones_like(reward) if logit is None else self._dreams.continuation(logit)
             after = LatentState(z, lstm, self._state.alive)
             self._age += 1
-            over = (self._uniform(goes_on) >= goes_on) | (self._age >= config.horizon)
-            target = (1 - config.discount) * reward + config.discount * goes_on * self._value(self._features(after))
+            over = (self._uniform(continuation) >= continuation) | (self._age >= config.horizon)
+            target = (1 - config.discount) * reward + config.discount * continuation * self._value(self._features(after))
             log_prob = self._choices.log_prob(outputs, choice)
             columns.append((features, choice, log_prob, self._value(features), target, over))
             self._state = self._restarted(after, over)
             self._age[over] = 0
             features = self._features(self._state)
-            ends += (1 - goes_on).sum()
+            ends += (1 - continuation).sum()
         *kept, values, targets, overs = (torch.stack(column) for column in zip(*columns, strict=True))  # (T, B, ...)
         advantages = self._advantages(values, targets, overs)
         return _Steps(*(part.flatten(0, 1) for part in (*kept, advantages, advantages + values))), ends.item()
 
     def _advantages(self, values: Tensor, targets: Tensor, over: Tensor) -> Tensor:
-        """Generalised advantages (T, B), from values, one-step targets, and where the next column is another dream."""
+        """Generalised advantages (T, B) from values, one-step targets, and whether the dream was over after the step."""
         advantages, advantage = torch.zeros_like(values), torch.zeros_like(values[0])
         for t in reversed(range(len(values))):
             later = self._config.discount * self._config.gae_lambda * advantage
@@ -273,8 +294,8 @@ class _Learner:
         return advantages
 
     def _learn(self, steps: _Steps) -> float:
-        """One step of both optimisers; the mean entropy."""
-        config, outputs = self._config, self._actor.outputs(steps.features)
+        """Do one step of both optimisers; return the mean entropy."""
+        config, outputs = self._config, self._outputs(steps.features)
         advantage = (steps.advantage - steps.advantage.mean()) / steps.advantage.std(correction=0).clamp(min=1e-6)
         ratio = (self._choices.log_prob(outputs, steps.choice) - steps.log_prob).exp()
         gain = torch.minimum(ratio * advantage, ratio.clamp(1 - config.clip, 1 + config.clip) * advantage).mean()
@@ -292,30 +313,29 @@ class _Learner:
         return torch.rand(like.shape, generator=self._generator, device=like.device)
 
     def _restarted(self, state: LatentState, over: Tensor) -> LatentState:
-        """The state with new starts where dreams are over."""
+        """Return the state with new starts for dreams that are over."""
         rows = over.nonzero()[:, 0]
         index = torch.randint(len(self._starts), (len(rows),), generator=self._generator, device=rows.device)
         noise = torch.randn(len(rows), state.z.shape[1], generator=self._generator, device=rows.device)
         z, lstm = self._starts.take(index, noise)
-        whole = State(*(old.index_copy(1, rows, new) for old, new in zip(state.lstm, lstm, strict=True)))
-        return LatentState(state.z.index_copy(0, rows, z), whole, torch.ones_like(over))
+        joined = State(*(old.index_copy(1, rows, new) for old, new in zip(state.lstm, lstm, strict=True)))
+        return LatentState(state.z.index_copy(0, rows, z), joined, torch.ones_like(over))
 
     def _features(self, state: LatentState) -> Tensor:
         return state.features(self._actor.features) / self._scale
 
+    def _outputs(self, features: Tensor) -> Tensor:
+        """Outputs of the agent for scaled features (B, F)."""
+        outputs: Tensor = self._actor.outputs(features if self._scaled else features * self._scale)
+        return outputs
+
     def _value(self, features: Tensor) -> Tensor:
-        """What the critic expects: (1 - discount) times the discounted return, so about the mean reward of a step."""
+        """The critic's value (B,): (1 - discount) times the discounted return, so about the mean reward of a step."""
         return self._critic(features)[:, 0]
 
 
-def _scale_inputs(controller: Controller, factor: Tensor) -> None:
-    first = controller.layers[0]
-    assert isinstance(first, nn.Linear)
-    first.weight *= factor
-
-
 def _make_critic(size: int, hidden: int, value: float, generator: torch.Generator) -> nn.Module:
-    """A critic that begins with the same value everywhere."""
+    """Make a critic whose initial value is the same for all features."""
     first, last = (nn.utils.skip_init(nn.Linear, *pair, device=generator.device) for pair in ((size, hidden), (hidden, 1)))
     nn.init.normal_(first.weight, std=size**-0.5, generator=generator)
     for parameter, constant in ((first.bias, 0.0), (last.weight, 0.0), (last.bias, value)):

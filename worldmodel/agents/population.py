@@ -1,6 +1,6 @@
-"""The fitness of a population of controllers: one batch of dreams, or real episodes over processes.
+"""Fitness of a population of agents: in one batch of dreams, or in real episodes over worker processes.
 
-In both every candidate of a generation meets the same starts and the same luck, so that candidates differ by what they do.
+In both all candidates of a generation get the same start states and common random numbers, so only their actions differ.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import contextlib
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import gymnasium as gym
@@ -18,37 +19,37 @@ from torch import Tensor, nn
 
 from worldmodel.agents.controller import Controller
 from worldmodel.data import ATTEMPTS, EnvMaker, env_maker
-from worldmodel.dream import Dreams, Reality, Scores, score
-from worldmodel.models import WorldModel
+from worldmodel.dream import Agent, Dreams, LatentState, Reality, Scores, score
+from worldmodel.models import State, WorldModel
 from worldmodel.rng import derive_seed, episode_seed
 from worldmodel.runtime import WorkerConfig, describe, jsonable, run_here, run_in_processes
-from worldmodel.spaces import Value
+from worldmodel.spaces import Value, map_leaves
 
-EPISODES_A_TASK = 16  # real episodes of a test that are played in lockstep; fixed, so that no result depends on the workers
+EPISODES_A_TASK = 16  # real episodes of a test that are played in lockstep; fixed, so that results do not depend on the workers
 
 
 class Population(Protocol):
-    """Scores candidates; `evolve` asks nothing else of dreams or reality."""
+    """Scores candidates: the interface of dreams and of the real environment to `evolve`."""
 
     @property
     def world(self) -> WorldModel:
-        """The world model whose features the candidates see."""
+        """The world model whose states the candidates act on."""
 
     def recipe(self) -> dict[str, Any]:
-        """What makes the scores what they are, as JSON-able data."""
+        """Return everything that the scores depend on, as JSON-serialisable data."""
 
-    def fitness(self, controller: Controller, candidates: Tensor, *, horizon: int, seed: int, name: str) -> np.ndarray:
-        """Mean return (P,) of each candidate (P, N), weights of controllers like ``controller``; ``name`` is for errors."""
+    def fitness(self, agent: Any, candidates: Tensor, *, horizon: int, seed: int, name: str) -> np.ndarray:
+        """Mean return (P,) of each candidate (P, N), weights of agents like ``agent``; ``name`` is for errors."""
 
-    def test(self, controller: Controller, *, episodes: int, horizon: int, seed: int, name: str) -> float:
-        """Mean return of one controller over so many episodes."""
+    def test(self, agent: Any, *, episodes: int, horizon: int, seed: int, name: str) -> float:
+        """Mean return of one agent over ``episodes`` episodes."""
 
 
 class DreamPopulation:
-    """Dreams as a population: P groups of dreams under common random numbers.
+    """Dreams as a population: P groups of dreams with common random numbers.
 
     Args:
-        dreams: the world, the temperature and the number of dreams: P times those of each candidate.
+        dreams: the world, the temperature and the number of dreams: P times the number for each candidate.
         population: P.
 
     Raises:
@@ -64,11 +65,11 @@ class DreamPopulation:
         if dreams.batch_size % population:
             raise ValueError(f"population: expected a divisor of the number of dreams {dreams.batch_size}, got {population}")
         if isinstance(dreams.temperature, Tensor) and dreams.temperature.ndim > 0:
-            raise ValueError("dreams: expected one temperature for all, got one per dream, which would favour some candidates")
+            raise ValueError("dreams: expected one temperature for all, got one per dream, which favours some candidates")
         self.world, self._dreams = dreams.world, dreams.variant(num_groups=population)
 
     def recipe(self) -> dict[str, Any]:
-        """What makes the scores what they are."""
+        """Return everything that the scores depend on, as JSON-serialisable data."""
         dreams = self._dreams
         return {
             "worlds": "dreams",
@@ -78,24 +79,24 @@ class DreamPopulation:
             "precision": dreams.precision,
         }
 
-    def fitness(self, controller: Controller, candidates: Tensor, *, horizon: int, seed: int, name: str) -> np.ndarray:
+    def fitness(self, agent: Any, candidates: Tensor, *, horizon: int, seed: int, name: str) -> np.ndarray:
         """Mean return (P,) of each candidate, all in one batch."""
-        policy = ControllerBatch(controller, candidates)
+        policy = ControllerBatch(agent, candidates) if type(agent) is Controller else AgentGroups(agent, candidates)
         returns, _ = self._dreams.score(policy, horizon, generator=self._dreams.generator(seed))
         return returns.reshape(len(candidates), -1).mean(dim=1).cpu().numpy()
 
-    def test(self, controller: Controller, *, episodes: int, horizon: int, seed: int, name: str) -> float:
-        """Mean return of one controller over so many dreams."""
+    def test(self, agent: Any, *, episodes: int, horizon: int, seed: int, name: str) -> float:
+        """Mean return of one agent over ``episodes`` dreams."""
         dreams = self._dreams.variant(num_dreams=episodes)
-        returns, _ = dreams.score(controller, horizon, generator=dreams.generator(seed))
+        returns, _ = dreams.score(agent, horizon, generator=dreams.generator(seed))
         return returns.mean().item()
 
 
 class ControllerBatch:
-    """P controllers as one policy for P groups of R dreams.
+    """P controllers as one policy on features for P groups of R dreams, with batched matrix products.
 
     Args:
-        controller: what they are like.
+        controller: a controller of the same kind.
         candidates: (P, N) their weights, in the order of ``controller.parameters()``.
     """
 
@@ -120,11 +121,47 @@ class ControllerBatch:
         return self._decide(outputs)
 
 
-class RealPopulation:
-    """The real environment as a population, as the paper trains its CarRacing controller: real episodes for every candidate.
+class AgentGroups:
+    """P copies of an agent as one agent for P groups of R dreams; each copy acts on its own group.
 
-    M runs beside the environment and gives the features; it predicts nothing here. A candidate's episodes are played in
-    lockstep, on the CPU, and the result does not depend on the number of workers.
+    Args:
+        agent: an agent that is an nn.Module.
+        candidates: (P, N) weights of the copies, in the order of ``agent.parameters()``.
+    """
+
+    def __init__(self, agent: Any, candidates: Tensor):
+        self._copies = [copy.deepcopy(agent) for _ in candidates]
+        for one, weights in zip(self._copies, candidates, strict=True):
+            nn.utils.vector_to_parameters(weights, one.parameters())
+
+    def reset(self, num_episodes: int) -> None:
+        """Begin R = ``num_episodes`` / P episodes with each copy."""
+        for one in self._copies:
+            one.reset(num_episodes // len(self._copies))
+
+    def act(self, state: LatentState) -> Value:
+        """Choose actions for P * R states."""
+        size, actions = len(state.z) // len(self._copies), []
+        for number, one in enumerate(self._copies):
+            rows = slice(number * size, (number + 1) * size)
+            lstm = State(*(part[:, rows] for part in state.lstm))
+            actions.append(one.act(LatentState(state.z[rows], lstm, state.alive[rows])))
+        return map_leaves(lambda *leaf: torch.cat([torch.as_tensor(part) for part in leaf]), *actions)
+
+    def save_pretrained(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Raise: a population is not saved.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError("agent: expected a single agent, got a population; save one of its candidates")
+
+
+class RealPopulation:
+    """The real environment as a population: real episodes for every candidate, as the paper trains its CarRacing controller.
+
+    M only provides the state that the agents act on. A candidate's episodes are played in lockstep, on the CPU, and the result
+    does not depend on the number of workers.
 
     Args:
         world: V and M.
@@ -166,28 +203,28 @@ class RealPopulation:
             env_maker(env),
             {"max_steps": max_steps, "env_kwargs": dict(env_kwargs or {}), "wrappers": tuple(wrappers)},
         )
-        self._stage.reality(1, 0).close()  # says now what is wrong with the environment
+        self._stage.reality(1, 0).close()  # raises now if the environment does not fit
 
     def recipe(self) -> dict[str, Any]:
-        """What makes the scores what they are."""
+        """Return everything that the scores depend on, as JSON-serialisable data."""
         return self._recipe
 
-    def fitness(self, controller: Controller, candidates: Tensor, *, horizon: int, seed: int, name: str) -> np.ndarray:
+    def fitness(self, agent: Any, candidates: Tensor, *, horizon: int, seed: int, name: str) -> np.ndarray:
         """Mean return (P,) of each candidate.
 
         Raises:
             RuntimeError: if an environment raises or a worker dies; names the generation, the candidate and the seeds.
         """
         tasks = [_Task(row, self._rollouts, seed, f"{name}, candidate {p}") for p, row in enumerate(candidates.cpu())]
-        return np.array([scores.returns for scores in self._play(controller, tasks, horizon)]).mean(axis=1)
+        return np.array([scores.returns for scores in self._play(agent, tasks, horizon)]).mean(axis=1)
 
-    def test(self, controller: Controller, *, episodes: int, horizon: int, seed: int, name: str) -> float:
-        """Mean return of one controller over so many real episodes; raises as `fitness` does."""
-        return self.score(controller, episodes=episodes, horizon=horizon, seed=seed, name=f"the test of {name}").mean
+    def test(self, agent: Any, *, episodes: int, horizon: int, seed: int, name: str) -> float:
+        """Mean return of one agent over ``episodes`` real episodes; raises as `fitness` does."""
+        return self.score(agent, episodes=episodes, horizon=horizon, seed=seed, name=f"the test of {name}").mean
 
     def score(
         self,
-        controller: Controller,
+        agent: Agent,
         *,
         episodes: int,
         horizon: int,
@@ -195,25 +232,27 @@ class RealPopulation:
         name: str,
         on_episodes: Callable[[int], None] | None = None,
     ) -> Scores:
-        """Score one controller over so many real episodes; raises as `fitness` does.
+        """Score one agent over ``episodes`` real episodes; raises as `fitness` does.
 
-        ``on_episodes`` is called with the number of those that are played.
+        ``on_episodes`` is called with the number of episodes that are played.
         """
-        weights = nn.utils.parameters_to_vector(controller.parameters()).detach().cpu()
+        parameters = list(agent.parameters()) if isinstance(agent, nn.Module) else []
+        weights = nn.utils.parameters_to_vector(parameters).detach().cpu() if parameters else None
         sizes = [min(EPISODES_A_TASK, episodes - first) for first in range(0, episodes, EPISODES_A_TASK)]
         tasks = [_Task(weights, size, derive_seed(seed, part), name) for part, size in enumerate(sizes)]
-        parts = self._play(controller, tasks, horizon, on_episodes)
+        parts = self._play(agent, tasks, horizon, on_episodes)
         return Scores(*(np.concatenate([getattr(part, field) for part in parts]) for field in ("returns", "lengths")))
 
     def _play(
         self,
-        controller: Controller,
+        agent: Agent,
         tasks: list[_Task],
         horizon: int,
         on_episodes: Callable[[int], None] | None = None,
     ) -> list[Scores]:
-        """Scores of the episodes of each task."""
-        runner = _Runner(self._stage, copy.deepcopy(controller).cpu(), tasks, horizon)
+        """Play the episodes of each task; return their scores."""
+        agent = copy.deepcopy(agent)
+        runner = _Runner(self._stage, agent.cpu() if isinstance(agent, nn.Module) else agent, tasks, horizon)
         numbers = range(len(tasks))
         if self._num_workers:
             results = run_in_processes(runner, numbers, num_workers=self._num_workers, attempts=ATTEMPTS)
@@ -236,7 +275,7 @@ class RealPopulation:
 
 @dataclass(frozen=True)
 class _Stage:
-    """Where episodes are played: V and M on the CPU, and an environment."""
+    """V and M on the CPU, and the environment that episodes are played in."""
 
     world: WorldModel
     make_env: EnvMaker
@@ -248,31 +287,32 @@ class _Stage:
 
 @dataclass(frozen=True)
 class _Task:
-    """Weights (N,) that are to play so many episodes in lockstep; the name is for errors."""
+    """Episodes to be played in lockstep, by an agent with these weights (N,), if it has any; the name is for errors."""
 
-    weights: Tensor
+    weights: Tensor | None
     episodes: int
     seed: int
     name: str
 
 
 class _Runner:
-    """Plays tasks, in this process or in a worker; the environments are kept from one task to the next of the same episodes."""
+    """Plays tasks, in this process or in a worker; tasks with the same episodes share their environments."""
 
-    def __init__(self, stage: _Stage, controller: Controller, tasks: list[_Task], horizon: int):
-        self._stage, self._controller, self._tasks, self._horizon = stage, controller, tasks, horizon
+    def __init__(self, stage: _Stage, agent: Any, tasks: list[_Task], horizon: int):
+        self._stage, self._agent, self._tasks, self._horizon = stage, agent, tasks, horizon
         self._reality: Reality | None = None
         self._episodes: tuple[int, int] | None = None
 
     def run(self, number: int) -> Scores:
-        """Play the episodes of a task; on any error the environments are dropped."""
+        """Play the episodes of a task; on any error the environments are closed."""
         task = self._tasks[number]
         if self._reality is None or self._episodes != (task.episodes, task.seed):
             self.close()
             self._reality, self._episodes = self._stage.reality(task.episodes, task.seed), (task.episodes, task.seed)
-        nn.utils.vector_to_parameters(task.weights, self._controller.parameters())
+        if task.weights is not None:
+            nn.utils.vector_to_parameters(task.weights, self._agent.parameters())
         try:
-            return score(self._reality, self._controller, horizon=self._horizon, seed=task.seed)
+            return score(self._reality, self._agent, horizon=self._horizon, seed=task.seed)
         except BaseException:
             self.close()
             raise

@@ -1,12 +1,12 @@
-r"""Two searches for good weights that need no gradient, behind one ask and tell: CMA-ES and OpenAI-ES.
+r"""Two gradient-free search strategies with the same ask-and-tell interface: CMA-ES and OpenAI-ES.
 
-CMA-ES (Hansen 2006, by the ``cma`` package) learns a full covariance, which pays for up to some hundreds of weights; its cost
-grows with the square of their number. OpenAI-ES (Salimans et al. 2017, arXiv:1703.03864) climbs the gradient of the mean
-fitness of a cloud of fixed width sigma around the centre, estimated from mirrored pairs,
+CMA-ES (Hansen 2006, by the ``cma`` package) learns a full covariance, which suits up to a few hundred weights; its cost grows
+with the square of their number. OpenAI-ES (Salimans et al. 2017, arXiv:1703.03864) follows the gradient of the mean fitness of
+candidates with a fixed standard deviation sigma around the centre, estimated from mirrored pairs,
 
 .. math:: g = \frac{1}{P \sigma} \sum_i u_i \epsilon_i,
 
-and takes thousands of weights. Fitness is to be made large.
+and suits thousands of weights. Both maximise fitness.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ METHODS = ("cma", "openai-es")
 
 
 class Strategy(Protocol):
-    """A search that proposes weights and is told how good they were; a pure function of its seed and what it is told."""
+    """A search that proposes weights and is told their fitness; a pure function of its seed and the fitness values."""
 
     @property
     def mean(self) -> np.ndarray:
-        """(N,) float64, the centre of the search."""
+        """Centre of the search: (N,) float64."""
 
     def ask(self) -> np.ndarray:
         """Propose candidates (P, N), float64."""
 
     def tell(self, fitness: np.ndarray) -> None:
-        """Learn from the fitness (P,) of the candidates of the last `ask`."""
+        """Update the search with the fitness (P,) of the candidates of the last `ask`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OpenAIESConfig:
-    """How OpenAI-ES climbs.
+    """Settings of OpenAI-ES.
 
     Args:
-        learning_rate: Adam's, so about the step of each weight in a generation.
-        weight_decay: added to the gradient: minus so many times the weights.
+        learning_rate: Adam's, so about the change of each weight in a generation.
+        weight_decay: factor of the weights that is subtracted from the gradient.
 
     Raises:
         ValueError: naming the field that is out of range.
@@ -60,18 +60,18 @@ class OpenAIESConfig:
 def make_strategy(
     method: str, weights: np.ndarray, *, sigma: float, population: int, seed: int, openai_es: OpenAIESConfig
 ) -> Strategy:
-    """Set up a search around ``weights`` (N,).
+    """Make a search around ``weights`` (N,).
 
     Args:
         method: "cma" or "openai-es".
-        weights: (N,) where to start.
+        weights: (N,) initial centre.
         sigma: standard deviation of the candidates; CMA-ES adapts it.
         population: P, even for OpenAI-ES.
         seed: seed of the candidates.
-        openai_es: how OpenAI-ES climbs.
+        openai_es: settings of OpenAI-ES.
 
     Raises:
-        ValueError: if there is no such method or the population does not suit it.
+        ValueError: if the method is unknown, or the population does not suit it.
     """
     if method not in METHODS:
         raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
@@ -81,10 +81,10 @@ def make_strategy(
 
 
 class CMAES:
-    """CMA-ES of the ``cma`` package: silent, without files, and drawing from its own generator.
+    """CMA-ES of the ``cma`` package: silent, without files, and with its own random generator.
 
     Args:
-        weights: (N,) where to start.
+        weights: (N,) initial centre.
         sigma: initial standard deviation.
         population: P.
         seed: seed of the candidates.
@@ -111,7 +111,7 @@ class CMAES:
 
     @property
     def mean(self) -> np.ndarray:
-        """(N,) the centre of the search."""
+        """Centre of the search: (N,)."""
         return np.asarray(self._search.mean)
 
     def ask(self) -> np.ndarray:
@@ -120,7 +120,7 @@ class CMAES:
         return np.asarray(self._candidates)
 
     def tell(self, fitness: np.ndarray) -> None:
-        """Learn from the fitness (P,) of the last candidates; ``cma`` minimises."""
+        """Update the search with the fitness (P,) of the last candidates; ``cma`` minimises."""
         self._search.tell(self._candidates, (-fitness).tolist())
 
 
@@ -128,11 +128,11 @@ class OpenAIES:
     """The evolution strategy of Salimans et al. (2017): mirrored pairs, centred ranks, Adam.
 
     Args:
-        weights: (N,) where to start.
-        sigma: standard deviation of the candidates around the centre, which stays as it is.
+        weights: (N,) initial centre.
+        sigma: standard deviation of the candidates around the centre; constant.
         population: P, even: half of the candidates mirror the others.
         seed: seed of the candidates.
-        config: how to climb.
+        config: settings; the defaults if None.
 
     Raises:
         ValueError: if ``population`` is odd.
@@ -153,7 +153,7 @@ class OpenAIES:
 
     @property
     def mean(self) -> np.ndarray:
-        """(N,) the centre of the search."""
+        """Centre of the search: (N,)."""
         return self._mean.copy()
 
     def ask(self) -> np.ndarray:
@@ -163,7 +163,7 @@ class OpenAIES:
         return self._mean + self._sigma * self._noise
 
     def tell(self, fitness: np.ndarray) -> None:
-        """Climb by one step of Adam (Kingma & Ba 2015)."""
+        """Move the centre by one step of Adam (Kingma & Ba 2015)."""
         gradient = estimate_gradient(self._noise, centred_ranks(fitness), self._sigma)
         gradient -= self._config.weight_decay * self._mean
         self._steps += 1
@@ -175,7 +175,7 @@ class OpenAIES:
 
 
 def centred_ranks(fitness: np.ndarray) -> np.ndarray:
-    """Replace fitness (P,) by ranks from -1/2, the worst, to 1/2, the best; equals share the mean of their ranks."""
+    """Replace fitness (P,) by ranks from -1/2 (worst) to 1/2 (best); equal values get the mean of their ranks."""
     _, index, counts = np.unique(fitness, return_inverse=True, return_counts=True)
     ranks = np.cumsum(counts) - (counts + 1) / 2  # mean rank of each value, from 0
     return ranks[index] / (len(fitness) - 1) - 0.5
@@ -186,7 +186,7 @@ def estimate_gradient(noise: np.ndarray, fitness: np.ndarray, sigma: float) -> n
 
     Args:
         noise: (P, N) standard normal deviations of the candidates from the centre, in units of ``sigma``.
-        fitness: (P,) of the candidates.
+        fitness: (P,) fitness of the candidates.
         sigma: standard deviation of the candidates.
 
     Returns:

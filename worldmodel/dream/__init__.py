@@ -15,21 +15,26 @@ if TYPE_CHECKING:
     from worldmodel.dream.imagination import Imagination as Imagination
     from worldmodel.dream.imagination import imagine as imagine
     from worldmodel.dream.imagination import lambda_returns as lambda_returns
+    from worldmodel.dream.latent_world import Agent as Agent
     from worldmodel.dream.latent_world import BatchedWorld as BatchedWorld
     from worldmodel.dream.latent_world import LatentState as LatentState
     from worldmodel.dream.latent_world import Policy as Policy
     from worldmodel.dream.latent_world import Rollout as Rollout
     from worldmodel.dream.policies import CyclicActions as CyclicActions
+    from worldmodel.dream.policies import FeaturePolicy as FeaturePolicy
     from worldmodel.dream.policies import RandomActions as RandomActions
+    from worldmodel.dream.policies import RecordedActions as RecordedActions
     from worldmodel.dream.policies import RepeatedActions as RepeatedActions
+    from worldmodel.dream.policies import as_agent as as_agent
     from worldmodel.dream.reality import Reality as Reality
     from worldmodel.dream.scores import Scores as Scores
     from worldmodel.dream.scores import score as score
+    from worldmodel.dream.seeding import EpisodeSeeds as EpisodeSeeds
+    from worldmodel.dream.seeding import Rows as Rows
+    from worldmodel.dream.seeding import rows_to_reset as rows_to_reset
     from worldmodel.dream.starts import StartBank as StartBank
-    from worldmodel.dream.tracking import EpisodeSeeds as EpisodeSeeds
     from worldmodel.dream.tracking import LatentTracker as LatentTracker
-    from worldmodel.dream.tracking import Rows as Rows
-    from worldmodel.dream.tracking import rows_to_reset as rows_to_reset
+    from worldmodel.dream.tracking import primed_states as primed_states
 else:
     __getattr__, __dir__, __all__ = attach(
         __name__,
@@ -38,11 +43,12 @@ else:
             "half_precision_step": "FastStep",
             "horizon": "DEFAULT_HORIZON time_limit usual_horizon",
             "imagination": "Imagination imagine lambda_returns",
-            "latent_world": "BatchedWorld LatentState Policy Rollout",
-            "policies": "CyclicActions RandomActions RepeatedActions",
+            "latent_world": "Agent BatchedWorld LatentState Policy Rollout",
+            "policies": "CyclicActions FeaturePolicy RandomActions RecordedActions RepeatedActions as_agent",
             "reality": "Reality",
             "scores": "Scores score",
+            "seeding": "EpisodeSeeds Rows rows_to_reset",
             "starts": "StartBank",
-            "tracking": "EpisodeSeeds LatentTracker Rows rows_to_reset",
+            "tracking": "LatentTracker primed_states",
         },
     )

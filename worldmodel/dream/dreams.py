@@ -14,8 +14,10 @@ from torch import Tensor
 
 from worldmodel.dream.half_precision_step import FastStep, applies
 from worldmodel.dream.latent_world import BatchedWorld, Drawn, LatentState, Policy
+from worldmodel.dream.policies import as_agent
+from worldmodel.dream.tracking import primed_states
 from worldmodel.mixtures import check_temperature, shared_draws
-from worldmodel.models import FeatureKind, State, WorldModel, draw_latent
+from worldmodel.models import State, WorldModel, draw_latent
 from worldmodel.rng import Streams, fill_normal, fill_uniform
 from worldmodel.runtime import fast_precision
 from worldmodel.spaces import Value
@@ -114,9 +116,7 @@ class Dreams(BatchedWorld):
                 f"observations, actions: expected leading dimensions (P + 1,) and (P,), or ({b}, P + 1) and ({b}, P), "
                 f"got {tuple(z.shape[:-1])} and {tuple(action.shape[:-1])}"
             )
-        lstm = world.mdnrnn.initial_state(b)
-        for t in range(action.shape[1]):
-            lstm = world.mdnrnn.advance(z[:, t], action[:, t], lstm)
+        *_, lstm = primed_states(world.mdnrnn, z, action)
         return self._alive(z[:, -1], lstm)
 
     @torch.no_grad()
@@ -159,12 +159,13 @@ class Dreams(BatchedWorld):
 
     @torch.no_grad()
     def expected_return(self, policy: Policy, horizon: int, *, generator: torch.Generator) -> Tensor:
-        """What each dream's return comes to in the mean over its end, (B,): no end is drawn, rewards count by `goes_on` so far.
+        """Expected return of each dream, marginalised over termination: (B,).
 
-        It says of a policy what `score` says, with much less luck in it, for the price of dreams that all go to the horizon.
+        No termination is sampled; each reward is weighted by the product of the continuation probabilities so far. The variance
+        is much lower than that of `score`, but every dream runs to the horizon.
 
         Args:
-            policy: as `rollout` takes it.
+            policy: an agent or a function of features, as in `rollout`.
             horizon: number of steps.
             generator: source of randomness.
 
@@ -173,19 +174,20 @@ class Dreams(BatchedWorld):
         """
         if horizon < 1:
             raise ValueError(f"horizon: expected an integer >= 1, got {horizon}")
-        kind: FeatureKind = getattr(policy, "features", "zh")
+        agent = as_agent(policy)
+        agent.reset(self.batch_size)
         state = self.start(generator=generator)
         returns, weight = (torch.full((self.batch_size,), fill, device=self.world.device) for fill in (0.0, 1.0))
         for _ in range(horizon):
-            action = self.flatten_actions(policy(state.features(kind)))
+            action = self.flatten_actions(agent.act(state))
             z, lstm, reward, logit = self.draw(state, action, generator=generator)
             state = LatentState(z, lstm, state.alive)
             returns += 0.0 if reward is None else weight * reward
-            weight *= 1.0 if logit is None else self.goes_on(logit)
+            weight *= 1.0 if logit is None else self.continuation(logit)
         return returns
 
-    def goes_on(self, logit: Tensor) -> Tensor:
-        """How much of a dream goes on after a step whose end has these log-odds (B,): 1 - p, or 0 and 1 by the threshold."""
+    def continuation(self, logit: Tensor) -> Tensor:
+        """Continuation probability after a step with these termination log-odds (B,): 1 - p, or 0 or 1 by the threshold."""
         return (logit <= 0).to(logit.dtype) if self.termination == "threshold" else torch.sigmoid(-logit)
 
     def _draw(self, state: LatentState, action: Tensor, generator: torch.Generator | Streams) -> Drawn:

@@ -1,9 +1,9 @@
-r"""Gradients through the dream: rollouts that a policy can be trained through, and the returns to train it on.
+r"""Differentiable dreams: rollouts that a policy can be trained through by backpropagation, and returns to train it on.
 
-`imagine` dreams the same dynamics as `Dreams.rollout` (in float32, and without draws of ends, the same numbers for the same
-generator and actions), but keeps the graph: from the rewards back through M and the draws of z (`GaussianMixture.rsample`) to
-the policy. Nothing ends in it. Instead each step carries the probability that the episode goes on, with a gradient too; a
-drawn end would have none.
+`imagine` has the same dynamics as `Dreams.rollout` (in float32, and without sampled terminations, the same numbers for the same
+generator and actions), but keeps the graph: from the rewards back through M and the samples of z (`GaussianMixture.rsample`) to
+the policy. No dream terminates. Instead each step has a continuation probability, which is differentiable; a sampled
+termination is not.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from worldmodel.dream.dreams import Dreams
 from worldmodel.dream.latent_world import LatentState
 from worldmodel.models import FeatureKind
 
-FeaturePolicy = Callable[[Tensor], Tensor]  # features (B, F) -> action features (B, A); may have an attribute `features`
+DifferentiablePolicy = Callable[[Tensor], Tensor]  # features (B, F) -> action features (B, A); may have `features`
 
 
 @dataclass(frozen=True)
 class Imagination:
-    """B imagined trajectories of T steps, with the graph that leads back to the policy.
+    """B imagined trajectories of T steps, with the graph back to the policy.
 
     Args:
-        features: (B, T + 1, F) what the policy saw at each step, and would see next.
+        features: (B, T + 1, F) the policy's input at each step, and after the last.
         z: (B, T + 1, D).
         action: (B, T, A) action features.
         reward: (B, T) expected rewards.
-        continuation: (B, T) probability that the episode goes on after the step; ones without a termination head.
+        continuation: (B, T) continuation probability after each step; ones without a termination head.
     """
 
     features: Tensor
@@ -42,32 +42,32 @@ class Imagination:
 
     @property
     def survival(self) -> Tensor:
-        """Probability that the episode has not ended before each step: (B, T), 1 at the first. How much a step counts."""
+        """Probability that the episode has not terminated before each step, (B, T), 1 at the first: weight of the step."""
         survival = self.continuation.cumprod(dim=1)
         return torch.cat([torch.ones_like(survival[:, :1]), survival[:, :-1]], dim=1)
 
 
 def imagine(
-    dreams: Dreams, policy: FeaturePolicy, horizon: int, *, generator: torch.Generator, start: LatentState | None = None
+    dreams: Dreams, policy: DifferentiablePolicy, horizon: int, *, generator: torch.Generator, start: LatentState | None = None
 ) -> Imagination:
-    """Dream ``horizon`` steps with a gradient from everything in the result to the policy and to ``start``.
+    """Dream ``horizon`` steps, with gradients from everything in the result to the policy and to ``start``.
 
-    The weights of the world get none. The dreams' rule of termination is not used.
+    The weights of the world get no gradient. The dreams' termination rule is not used.
 
     Args:
         dreams: the world, the temperature, the number of dreams B.
         policy: features (B, F) -> *action features* (B, A), the form in which M takes actions: for a Box with finite bounds
-            numbers in [-1, 1] (``world.action_features.squash`` makes them), for a choice a one-hot vector, through which
-            a gradient flows if the policy sees to that (straight-through, say). Its attribute ``features`` says which kind it
-            wants ("zh" if it has none).
+            numbers in [-1, 1] (from ``world.action_features.squash``), for a discrete action a one-hot vector (for a gradient,
+            make it straight-through, for example). An agent does not fit, because its actions have no gradient. The attribute
+            ``features`` names the kind of features ("zh" without it).
         horizon: number of steps T.
         generator: source of randomness.
-        start: where to start, anywhere; the bank if None.
+        start: initial state; from the world's start states if None.
 
     Raises:
         ValueError: if ``horizon`` is below 1, the world has no reward head, ``start`` is of another number of dreams or holds
-            one that has ended, or the policy's result has another shape.
-        TypeError: if that is no tensor.
+            a terminated one, or the policy's result has another shape.
+        TypeError: if the policy's result is not a tensor.
     """
     kind: FeatureKind = getattr(policy, "features", "zh")
     state = dreams.start(generator=generator) if start is None else start
@@ -89,19 +89,21 @@ def imagine(
 
 
 def lambda_returns(reward: Tensor, continuation: Tensor, value: Tensor, *, discount: float, lambda_: float) -> Tensor:
-    r"""Mix the returns of all lengths up to the horizon (Sutton & Barto 2018, section 12.1; Hafner et al. 2020, equation 6).
+    r"""Lambda returns: a weighted mean of the n-step returns up to the horizon.
+
+    Sutton & Barto 2018, section 12.1; Hafner et al. 2020, equation 6:
 
     .. math:: R_t = r_t + \gamma c_t \, ((1 - \lambda) \, v_{t+1} + \lambda R_{t+1}), \quad R_T = v_T
 
     Args:
         reward: (..., T).
-        continuation: (..., T) probability that the episode goes on after the step, or whether it does as 0 and 1.
-        value: (..., T + 1) values of the states; that of the first is not looked at.
+        continuation: (..., T) continuation probability after each step, or 0 and 1.
+        value: (..., T + 1) values of the states; the first is not used.
         discount: gamma in [0, 1].
-        lambda_: in [0, 1]; 0 looks one step ahead, 1 to the horizon.
+        lambda_: in [0, 1]; 0 is the one-step return, 1 the return up to the horizon.
 
     Returns:
-        (..., T), with the gradient of all three.
+        (..., T), differentiable with respect to all three.
 
     Raises:
         ValueError: if the shapes do not fit or a number is out of range.
@@ -127,7 +129,7 @@ def lambda_returns(reward: Tensor, continuation: Tensor, value: Tensor, *, disco
 
 
 def _step(dreams: Dreams, state: LatentState, action: Tensor, generator: torch.Generator) -> tuple[LatentState, Tensor, Tensor]:
-    """`Dreams.step` with a gradient: the next state, the expected reward (B,) and the probability of going on (B,)."""
+    """`Dreams.step` with gradients: the next state, the expected reward (B,) and the continuation probability (B,)."""
     with _fixed(dreams.world.mdnrnn):
         prediction, lstm = dreams.world.mdnrnn.step(state.z, action, state.lstm)
     assert prediction.reward is not None
@@ -139,7 +141,7 @@ def _step(dreams: Dreams, state: LatentState, action: Tensor, generator: torch.G
 
 @contextlib.contextmanager
 def _fixed(module: nn.Module) -> Iterator[None]:
-    """Leave a module's weights out of the graph that is recorded inside."""
+    """Exclude a module's weights from the graph that is recorded inside."""
     learned = [parameter for parameter in module.parameters() if parameter.requires_grad]
     try:
         for parameter in learned:
@@ -160,4 +162,4 @@ def _check(dreams: Dreams, state: LatentState, horizon: int) -> None:
     if state.z.shape[0] != dreams.batch_size:
         raise ValueError(f"start: expected the states of {dreams.batch_size} dreams, got {state.z.shape[0]}")
     if not bool(state.alive.all()):
-        raise ValueError(f"start: expected dreams that live, got one that has ended at index {int(state.alive.int().argmin())}")
+        raise ValueError(f"start: expected running dreams, got a terminated one at index {int(state.alive.int().argmin())}")

@@ -1,7 +1,7 @@
-"""Many worlds of one kind as one tensor, dreams or real environments: where they stand, a step, whole rollouts, scores.
+"""Batches of worlds, dreams or real environments, stepped as one tensor: states, steps, rollouts and scores of agents.
 
-At each step a policy acts on (z_t, h_t), where h_t has consumed (z_0, a_0) .. (z_{t-1}, a_{t-1}). State goes in and out of
-`BatchedWorld.step`; nothing is kept inside, and nothing loops over the worlds.
+At each step an agent acts on z_t and M's state h_t, c_t, which has consumed (z_0, a_0) .. (z_{t-1}, a_{t-1}). The state goes in
+and out of `BatchedWorld.step`, and no code loops over the worlds.
 """
 
 from __future__ import annotations
@@ -10,27 +10,27 @@ import abc
 import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from worldmodel.dream.policies import as_agent
 from worldmodel.models import FeatureKind, State, WorldModel, latent_features
 from worldmodel.spaces import Value, map_leaves
 
-Policy = Callable[[Tensor], Value]  # features (B, F) -> a batch of actions; an attribute `features` may name their kind
-
-CHECK_EVERY = 16  # steps between looks at whether any world still lives: each look stalls a GPU once
+CHECK_EVERY = 16  # steps between checks whether any world is still running: each check synchronises a GPU
 
 
 @dataclass(frozen=True)
 class LatentState:
-    """Where B dreams stand.
+    """State of B episodes, dreamed or real.
 
     Args:
         z: (B, D) latents.
-        lstm: M's state, having consumed everything before ``z``.
-        alive: (B,) bool, False once a dream has terminated.
+        lstm: M's state, h and c of all layers, (num_layers, B, H) each, which has consumed everything before ``z``.
+        alive: (B,) bool, False once an episode has ended.
     """
 
     z: Tensor
@@ -38,15 +38,35 @@ class LatentState:
     alive: Tensor
 
     def features(self, kind: FeatureKind = "zh") -> Tensor:
-        """What an agent sees: z, (z, h) or (z, h, c) of the LSTM's last layer, (B, F)."""
+        """Concatenate z, (z, h) or (z, h, c) of the LSTM's last layer: (B, F)."""
         return latent_features(self.z, self.lstm, kind)
+
+
+@runtime_checkable
+class Agent(Protocol):
+    """Chooses actions from the state of B episodes, in dreams and in the real environment alike.
+
+    It may also have ``check_world(world)``, which raises if the agent was not made for the world.
+    """
+
+    def reset(self, num_episodes: int) -> None:
+        """Begin B = ``num_episodes`` episodes; clears the agent's own state, if it has one."""
+
+    def act(self, state: LatentState) -> Value:
+        """Return a batch of B actions, called once per step. Actions of episodes that have ended are ignored."""
+
+    def save_pretrained(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write the agent as a directory."""
+
+
+Policy = Agent | Callable[[Tensor], Value]  # an agent, or a function of features (B, F); see `as_agent`
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step of B dreams: actions (B, ...) taken in ``state``, expected reward (B,), end (B,) bool, and what came of it.
+    """One step of B episodes: actions (B, ...) taken in ``state``, reward (B,), termination (B,) bool, and the next state.
 
-    In reality the reward is what was given, and an episode's end may be a truncation.
+    In dreams the reward is an expectation. In reality a truncation counts as a termination too.
     """
 
     state: LatentState
@@ -58,14 +78,14 @@ class Step:
 
 @dataclass(frozen=True)
 class Rollout:
-    """B dreams of up to T steps. What comes after a dream's termination is frozen and masked.
+    """B episodes of up to T steps. After the end of an episode its state is frozen and its steps are masked.
 
     Args:
         z: (B, T + 1, D).
-        actions: nested tensors (B, T, ...) in the action space's own form; after an end, what the policy makes of a frozen z.
-        rewards: (B, T) expected rewards, 0 where the mask is False.
-        terminated: (B, T) bool, True at the step that ended a dream (in reality also where an episode was truncated).
-        mask: (B, T) bool, True where a step was dreamed.
+        actions: nested tensors (B, T, ...) in the action space's own form; after the end, those in the frozen state.
+        rewards: (B, T) rewards, 0 where the mask is False; expected rewards in dreams.
+        terminated: (B, T) bool, True at the last step of an episode that terminated (in reality also: was truncated).
+        mask: (B, T) bool, True for steps before the end.
     """
 
     z: Tensor
@@ -76,19 +96,19 @@ class Rollout:
 
     @property
     def returns(self) -> Tensor:
-        """Undiscounted sum of rewards of each dream: (B,)."""
+        """Undiscounted sum of rewards of each episode: (B,)."""
         return self.rewards.sum(dim=1, dtype=torch.float64)
 
     @property
     def lengths(self) -> Tensor:
-        """Steps of each dream: (B,)."""
+        """Length of each episode in steps: (B,)."""
         return self.mask.sum(dim=1)
 
 
 class BatchedWorld(abc.ABC):
-    """B worlds of one kind, stepped as one tensor. An agent acts on features and cannot tell which kind it is in.
+    """B worlds of one kind, stepped as one tensor: `Dreams`, or real environments (`Reality`).
 
-    `Dreams` is one, `worldmodel.dream.reality.Reality` the other; so dreamed and real scores come from one and the same loop.
+    Both run the same loop over an agent, so dreamed and real scores are comparable.
 
     Args:
         world: V, M and the spaces.
@@ -104,7 +124,7 @@ class BatchedWorld(abc.ABC):
 
     @abc.abstractmethod
     def step(self, state: LatentState, actions: Value, *, generator: torch.Generator) -> tuple[LatentState, Tensor, Tensor]:
-        """Advance all that live by one step: the next state, rewards (B,), and which ended with this step (B,) bool."""
+        """Advance the running episodes: the next state, rewards (B,), and which ended with this step (B,) bool."""
 
     def generator(self, seed: int) -> torch.Generator:
         """Make a seeded generator on the device of the world."""
@@ -112,18 +132,18 @@ class BatchedWorld(abc.ABC):
 
     @torch.no_grad()
     def rollout(self, policy: Policy, horizon: int, *, generator: torch.Generator, start: LatentState | None = None) -> Rollout:
-        """Dream up to ``horizon`` steps, or until every dream has terminated.
+        """Run an agent for up to ``horizon`` steps, or until every episode has ended.
 
         Args:
-            policy: features (B, F) -> actions; its attribute ``features`` says which kind it wants ("zh" if it has none).
+            policy: an agent, which is reset first, or a function of features (B, F); see `as_agent`.
             horizon: largest number of steps T.
             generator: source of randomness.
-            start: where to start; the bank if None.
+            start: initial state; from `start` if None.
 
         Raises:
             ValueError: if ``horizon`` is below 1.
         """
-        columns: list[tuple[Tensor, Value, Tensor, Tensor, Tensor]] = []  # not whole steps: those hold M's state
+        columns: list[tuple[Tensor, Value, Tensor, Tensor, Tensor]] = []  # not `Step`s, which would keep all of M's states
         z = None
         for step in self.unroll(policy, horizon, generator=generator, start=start):
             columns.append((step.state.z, step.actions, step.reward, step.terminated, step.state.alive))
@@ -146,9 +166,9 @@ class BatchedWorld(abc.ABC):
         start: LatentState | None = None,
         on_step: Callable[[int, int], None] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Dream as `rollout` does, keeping only the sums: returns (B,) and lengths in steps (B,).
+        """Run as `rollout` does and keep only the sums: returns (B,) and lengths in steps (B,).
 
-        ``on_step`` is called with the steps done and the number of episodes that still run; it stalls a GPU at every step.
+        ``on_step`` is called with the steps done and the number of running episodes; it synchronises a GPU at every step.
         """
         returns = torch.zeros(self.batch_size, dtype=torch.float64, device=self.world.device)
         lengths = torch.zeros(self.batch_size, dtype=torch.int64, device=self.world.device)
@@ -162,24 +182,26 @@ class BatchedWorld(abc.ABC):
     def unroll(
         self, policy: Policy, horizon: int, *, generator: torch.Generator, start: LatentState | None = None
     ) -> Iterator[Step]:
-        """Dream as `rollout` does, one step at a time.
+        """Run as `rollout` does and iterate over the steps.
 
         Yields:
-            Each step, for all dreams.
+            Each step, of all episodes.
 
         Raises:
             ValueError: if ``horizon`` is below 1, or ``start`` is of another number of dreams.
+            TypeError: if ``policy`` is neither an agent nor a function.
         """
         if horizon < 1:
             raise ValueError(f"horizon: expected an integer >= 1, got {horizon}")
         if start is not None and start.z.shape[0] != self.batch_size:
             raise ValueError(f"start: expected the states of {self.batch_size} dreams, got {start.z.shape[0]}")
-        kind: FeatureKind = getattr(policy, "features", "zh")
+        agent = as_agent(policy)
+        agent.reset(self.batch_size)
         state = self.start(generator=generator) if start is None else start
         for t in range(horizon):
             if t % CHECK_EVERY == 0 and t > 0 and not bool(state.alive.any()):
                 return
-            actions = policy(state.features(kind))
+            actions = agent.act(state)
             next_state, reward, terminated = self.step(state, actions, generator=generator)
             yield Step(state, actions, reward, terminated, next_state)
             state = next_state
@@ -187,12 +209,12 @@ class BatchedWorld(abc.ABC):
     def flatten_actions(self, actions: Value) -> Tensor:
         """Turn a batch of B actions into features (B, A).
 
-        Choices outside of their space are refused on a CPU; on a GPU a look at them would be a wait in each step. Bounds of
-        a Box are not looked at: recorded data break them, and M takes any number.
+        The values of discrete actions are checked on a CPU only: on a GPU each check would synchronise. The bounds of a Box are
+        not checked, because recorded data exceed them and M accepts any number.
 
         Raises:
-            ValueError: if the shape is not that of B actions, or a choice lies outside; names its index and value.
-            TypeError: if a choice is given as a floating-point number.
+            ValueError: if the shape is not that of B actions, or a discrete action is out of range; names index and value.
+            TypeError: if a discrete action is a floating-point number.
         """
         features = self.world.action_features.flatten(actions)
         if features.shape[:-1] != (self.batch_size,):
@@ -204,10 +226,10 @@ class BatchedWorld(abc.ABC):
 
 
 class Drawn(NamedTuple):
-    """What came of a step.
+    """Result of a step before its termination is sampled.
 
     Args:
-        z: (B, D) latents drawn.
+        z: (B, D) sampled latents.
         lstm: M's state.
         reward: (B,) expected rewards; None without the head.
         termination_logit: (B,); None without the head.

@@ -1,12 +1,11 @@
-"""The real environment as an agent sees a dream: B episodes in lockstep, their observations encoded to z, M's state beside.
+"""Real environments with the interface of dreams: B episodes in lockstep, with z and M's state kept by a `LatentTracker`.
 
-Each environment plays exactly one episode and is not stepped after its end. M is advanced exactly once per step, by what really
-happened, so that h_t has consumed (z_0, a_0) .. (z_{t-1}, a_{t-1}) as it has in a dream.
+Each environment plays exactly one episode and is not stepped after its end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -16,7 +15,8 @@ from torch import Tensor
 
 from worldmodel.data import EnvMaker, make_env
 from worldmodel.dream.latent_world import BatchedWorld, LatentState
-from worldmodel.models import State, WorldModel
+from worldmodel.dream.tracking import LatentTracker, check_finite
+from worldmodel.models import WorldModel
 from worldmodel.rng import episode_seed
 from worldmodel.spaces import Value, leaf_values, leaves, map_leaves, stack_values, to_numpy
 
@@ -24,8 +24,8 @@ from worldmodel.spaces import Value, leaf_values, leaves, map_leaves, stack_valu
 class Reality(BatchedWorld):
     """B real environments of one kind, stepped one after the other in this process and encoded as one batch.
 
-    Unlike a dream it has a state of its own, the environments: `start` resets them, always with the same seeds, and `step`
-    must be given the latest state.
+    Unlike dreams it has a state of its own, the environments: `start` resets them, always with the same seeds, and `step` takes
+    the latest state only.
 
     Args:
         world: V and M.
@@ -33,7 +33,7 @@ class Reality(BatchedWorld):
         num_episodes: B.
         seed: episode k is reset with ``episode_seed(seed, k)``, as in a collection.
         max_steps: truncates longer episodes.
-        env_kwargs: arguments of the environment.
+        env_kwargs: constructor arguments of the environment.
         wrappers: applied to each environment, in order.
 
     Raises:
@@ -64,47 +64,43 @@ class Reality(BatchedWorld):
         except BaseException:
             self.close()
             raise
+        self._tracker = LatentTracker(world, num_episodes)
         self._observations: list[Value] = []
         self._steps = 0
 
     def start(self, *, generator: torch.Generator) -> LatentState:
-        """Reset every environment; ``generator`` serves the draws from V's posterior.
+        """Reset every environment; ``generator`` is the source of V's noise.
 
         Raises:
             RuntimeError: if an environment raises; names the episode and its seed.
         """
         self._steps = 0
         self._observations = [self._reset_one(k) for k in range(self.batch_size)]
-        alive = torch.ones(self.batch_size, dtype=torch.bool, device=self.world.device)
-        return LatentState(
-            self._encode(range(self.batch_size), generator), self.world.mdnrnn.initial_state(self.batch_size), alive
-        )
+        self._tracker.reset()
+        return self._tracker.observe(stack_values(self._observations), generator=generator)
 
     @torch.no_grad()
     def step(self, state: LatentState, actions: Value, *, generator: torch.Generator) -> tuple[LatentState, Tensor, Tensor]:
-        """Step the environments whose episode lives, and advance M by what happened.
+        """Step the environments of running episodes and advance M.
 
         Raises:
             RuntimeError: if an environment raises; names the episode, its seed and the step.
-            ValueError: if the shape of ``actions`` is not that of B actions.
-            TypeError: if a choice is given as a floating-point number.
+            ValueError: if ``state`` is not the latest, or the shape of ``actions`` is not that of B actions.
+            TypeError: if a discrete action is a floating-point number.
         """
-        features = self.flatten_actions(actions)
+        if state.z is not self._tracker.state.z:
+            raise ValueError("state: expected the latest one that start or step returned, got another")
+        self.flatten_actions(actions)  # checks them before an environment is stepped
         self._steps += 1
         alive = state.alive.tolist()
         rewards, ended = np.zeros(self.batch_size), np.zeros(self.batch_size, dtype=bool)
         chosen = to_numpy(actions)
         for k in np.flatnonzero(alive):
             rewards[k], ended[k] = self._step_one(int(k), map_leaves(lambda leaf, k=k: _row(leaf, k), chosen))
-        lstm = self.world.mdnrnn.advance(state.z, features, state.lstm)
-        kept = state.alive.unsqueeze(-1)
-        lstm = State(*(torch.where(kept, new, old) for new, old in zip(lstm, state.lstm, strict=True)))
-        ended_now = torch.as_tensor(ended, device=state.z.device)
-        z = state.z.clone()
-        if any(alive):  # whether all is over is only looked at now and then
-            z[state.alive] = self._encode(np.flatnonzero(alive), generator)
+        self._tracker.observe(stack_values(self._observations), actions, generator=generator)
+        self._tracker.end(ended)
         reward = torch.as_tensor(rewards, dtype=state.z.dtype, device=state.z.device)
-        return LatentState(z, lstm, state.alive & ~ended_now), reward, ended_now
+        return self._tracker.state, reward, torch.as_tensor(ended, device=state.z.device)
 
     def close(self) -> None:
         """Close the environments."""
@@ -114,23 +110,23 @@ class Reality(BatchedWorld):
     def _reset_one(self, k: int) -> Value:
         seed = episode_seed(self._seed, k)
         try:
-            return self._checked(self._envs[k].reset(seed=seed)[0])
+            return self._checked(self._envs[k].reset(seed=seed)[0], k)
         except Exception as error:
             raise RuntimeError(f"env: expected to reset episode {k} (seed {seed}), but that failed: {error!r}") from error
 
-    def _checked(self, observation: Value) -> Value:
-        """An observation, which must have the shapes of its space and be finite."""
+    def _checked(self, observation: Value, k: int) -> Value:
+        """Return the observation of environment k; raise unless it has the shapes of its space and is finite."""
         given = leaf_values(observation)
         for path, space in self._leaves:
-            leaf = np.asarray(given[path])
-            if leaf.shape != space.shape or not np.isfinite(leaf).all():
-                raise ValueError(f"expected a finite observation of shape {space.shape}, got shape {leaf.shape}: {leaf}")
+            if np.shape(given[path]) != space.shape:
+                raise ValueError(f"observation: expected shape {space.shape}, got {np.shape(given[path])}: {given[path]}")
+        check_finite(map_leaves(lambda leaf: np.asarray(leaf)[None], observation), rows=[k])
         return observation
 
     def _step_one(self, k: int, action: Any) -> tuple[float, bool]:
         try:
             observation, reward, terminated, truncated, _ = self._envs[k].step(action)
-            self._observations[k] = self._checked(observation)
+            self._observations[k] = self._checked(observation, k)
             if not np.isfinite(float(reward)):
                 raise ValueError(f"expected a finite reward, got {reward}")
         except Exception as error:
@@ -140,12 +136,9 @@ class Reality(BatchedWorld):
             ) from error
         return float(reward), terminated or truncated or self._steps == self._max_steps
 
-    def _encode(self, rows: Iterable[int], generator: torch.Generator) -> Tensor:
-        return self.world.encode(stack_values([self._observations[k] for k in rows]), generator=generator)
-
 
 def _row(leaf: Any, k: int) -> np.ndarray | np.generic:
-    """Entry k, as environments expect it: a number for a Discrete space, but an array for a Box of shape ()."""
+    """Return action k in the form that environments expect: a number for a Discrete space, an array for a Box of shape ()."""
     leaf = np.asarray(leaf)
     row: np.ndarray = leaf[k, ...]
     return row if np.issubdtype(leaf.dtype, np.floating) else row[()]

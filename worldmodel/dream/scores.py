@@ -1,4 +1,4 @@
-"""The scores of a policy over many episodes, in dreams and in reality alike."""
+"""Scores of an agent over many episodes, in dreams or in the real environment."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ class Scores:
 
     @property
     def standard_error(self) -> float:
-        """Standard error of the mean return; 0 for a single episode, which tells nothing of the spread."""
-        return self.std / math.sqrt(max(1, len(self.returns) - 1))  # `std` divides by N, so this is the unbiased one by sqrt(N)
+        """Standard error of the mean return; 0 for a single episode, whose spread is unknown."""
+        return self.std / math.sqrt(max(1, len(self.returns) - 1))  # `std` divides by N: this is the unbiased std / sqrt(N)
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, as JSON-able data."""
+        """Return all numbers as JSON-serialisable data."""
         return {
             "mean": self.mean,
             "std": self.std,
@@ -51,7 +51,7 @@ class Scores:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Scores:
-        """Read what `to_json` gave."""
+        """Make scores from the result of `to_json`."""
         return cls(np.asarray(data["returns"], dtype=np.float64), np.asarray(data["lengths"], dtype=np.int64))
 
     def __str__(self) -> str:
@@ -66,14 +66,14 @@ def score(
     seed: int,
     on_step: Callable[[int, int], None] | None = None,
 ) -> Scores:
-    """Score a policy on features, in dreams or in reality alike.
+    """Score an agent in dreams or in the real environment.
 
     Args:
         worlds: the dreams or the real environments.
-        policy: features (B, F) -> actions.
-        horizon: steps at most.
-        seed: seed of what is drawn.
-        on_step: called with the steps done and the number of episodes that still run.
+        policy: an agent, or a function of features (B, F); see `worldmodel.dream.as_agent`.
+        horizon: longest episode, in steps.
+        seed: seed of all samples.
+        on_step: called with the steps done and the number of running episodes.
     """
     returns, lengths = worlds.score(policy, horizon, generator=worlds.generator(seed), on_step=on_step)
     return Scores(returns.cpu().double().numpy(), lengths.cpu().numpy())

@@ -1,8 +1,9 @@
-"""Where dreams begin: the first frames of real episodes, or later ones, where all that went before has primed M's state."""
+"""Start states for dreams: the first frames of real episodes, or later frames with M primed on the preceding steps."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from worldmodel.data import EpisodeCollection, EpisodeStore
+from worldmodel.dream.tracking import primed_states
 from worldmodel.models import (
     EncodedSteps,
     FeatureKind,
@@ -24,19 +26,19 @@ from worldmodel.models import (
 )
 from worldmodel.rng import Streams, box_muller
 
-MAX_PREFIXES = 2_000  # primed from so many episodes at most
-ABREAST = 64  # episodes of like lengths that prime M side by side
-FEWEST = 0.02  # part of the episodes; times that fewer of them reach have less than an even share of the starts
+MAX_PREFIXES = 2_000  # largest number of episodes that prime M
+PARALLEL_EPISODES = 64  # episodes of similar lengths that prime M in one batch
+MIN_EPISODES = 0.02  # share of the episodes; times that fewer episodes reach get less than an equal share of the starts
 
 
 @dataclass(frozen=True)
 class StartBank:
-    """N states from which dreams may start.
+    """N start states for dreams.
 
     Args:
         mean: (N, D) mean of V's posterior of the frame at which the dream begins.
         log_variance: (N, D) its log-variance.
-        lstm: M's state, (num_layers, N, H) each, having consumed everything before that frame.
+        lstm: M's state, (num_layers, N, H) each, which has consumed everything before that frame.
     """
 
     mean: Tensor
@@ -45,15 +47,15 @@ class StartBank:
 
     @classmethod
     def of(cls, world: WorldModel) -> StartBank:
-        """The first frames that the world model keeps; M's state is zero, as every episode begins."""
+        """Use the first frames that are saved with the world model; M's state is zero."""
         return cls(world.start_mean, world.start_log_variance, world.mdnrnn.initial_state(len(world.start_mean)))
 
     @classmethod
     @torch.no_grad()
     def after_prefixes(cls, world: WorldModel, data: str | Path, length: int) -> StartBank:
-        """Prime M with the first ``length`` steps of real episodes; the dream begins at the frame that follows.
+        """Prime M with the first ``length`` steps of real episodes; the dream begins at the next frame.
 
-        The draws of z that prime M are always the same.
+        The samples of z that prime M are the same in every call.
 
         Args:
             world: V and M.
@@ -77,9 +79,7 @@ class StartBank:
         mean, log_variance = (part.reshape(count, length + 1, -1) for part in (steps.mean, steps.log_variance))
         z = draw_latent(mean, log_variance, generator=torch.Generator(world.device).manual_seed(0))
         action = steps.action.reshape(count, length, -1)
-        lstm = world.mdnrnn.initial_state(count)
-        for t in range(length):
-            lstm = world.mdnrnn.advance(z[:, t], action[:, t], lstm)
+        *_, lstm = primed_states(world.mdnrnn, z, action)
         return cls(mean[:, -1], log_variance[:, -1], lstm)
 
     @classmethod
@@ -96,22 +96,23 @@ class StartBank:
         even: Literal["steps", "times"] = "steps",
         seed: int = 0,
     ) -> StartBank:
-        """Take states from anywhere in real episodes, where all that went before has primed M.
+        """Take states from anywhere in real episodes, with M primed on all preceding steps.
 
-        Dreams from there begin amid what episodes come to, however rarely M dreams of it by itself; and those that begin
-        shortly before a termination show what there is to learn.
+        Such dreams cover situations that are common in episodes but rare in dreams from first frames. States shortly before a
+        termination give an agent something to learn.
 
         Args:
             world: V and M.
             data: path of a store of the world model's environment, of observations or encoded by its V.
-            num_states: N, or fewer where episodes were cut off and did not terminate.
-            first_frames: part of the states that are first frames, as `of` has them.
-            before_ends: part that lie shortly before a termination; the rest is spread over all steps.
-            nearest: steps before a termination at least, as in the last ones nothing can be done; in shorter episodes, all.
-            farthest: steps before a termination at most.
-            even: "steps" are as they are in the data; of "times" since an episode's start, each has as many states as any
-                other, as an agent may come to live longer than the episodes do, and late times may be others than early ones.
-            seed: of all draws.
+            num_states: N; the bank has fewer states if chosen episodes were truncated and did not terminate.
+            first_frames: share of first frames, as in `of`.
+            before_ends: share of states shortly before a termination; the rest is spread over all steps.
+            nearest: smallest number of steps before a termination, because in the last steps no action helps; in shorter
+                episodes, their first step is used.
+            farthest: largest number of steps before a termination.
+            even: "steps" samples steps uniformly; "times" samples the time since the episode's start uniformly, for agents that
+                survive longer than the episodes in the data, if late times differ from early ones.
+            seed: seed of all samples.
 
         Raises:
             ValueError: if a number is out of range, or the data are of another environment or encoded by another V.
@@ -134,8 +135,8 @@ class StartBank:
         lengths, reach = episodes.lengths[chosen], (nearest, farthest)
         which, at, dying = _choose(lengths, _shares(lengths, even), num_states - sum(sizes), sizes[1], reach, rng)
         parts = [_first_frames(world, sizes[0], rng)]
-        for first in range(0, len(chosen), ABREAST):
-            group = (episodes.read(int(number)) for number in chosen[first : first + ABREAST])
+        for first in range(0, len(chosen), PARALLEL_EPISODES):
+            group = (episodes.read(int(number)) for number in chosen[first : first + PARALLEL_EPISODES])
             steps = [encode_episodes([episode], vision, world.action_features) for episode in group]
             ended = np.array([bool(episode.terminated[-1]) for episode in steps])
             here = np.flatnonzero((which >= first) & (which < first + len(steps)))
@@ -148,21 +149,21 @@ class StartBank:
         )
 
     def __len__(self) -> int:
-        """N."""
+        """Return N."""
         return len(self.mean)
 
     def features(self, kind: FeatureKind, noise: Tensor) -> Tensor:
-        """What an agent sees in each state, with standard normal ``noise`` (N, D) for V's draw: (N, F)."""
+        """Features of each state, with standard normal ``noise`` (N, D) for V's sample: (N, F)."""
         z, lstm = self.take(torch.arange(len(self), device=noise.device), noise)
         return latent_features(z, lstm, kind)
 
     def take(self, index: Tensor, noise: Tensor) -> tuple[Tensor, State]:
-        """The states ``index`` (B,), with standard normal ``noise`` (B, D) for V's draw: z (B, D) and M's state."""
+        """Select states by ``index`` (B,), with standard normal ``noise`` (B, D) for V's sample: z (B, D) and M's state."""
         z = self.mean[index] + (0.5 * self.log_variance[index]).exp() * noise
         return z, State(self.lstm.h[:, index], self.lstm.c[:, index])
 
     def draw(self, streams: Streams, batch_size: int) -> tuple[Tensor, State]:
-        """Draw a start for each of B rows: z (B, D) and M's state."""
+        """Sample a start state for each of B rows: z (B, D) and M's state."""
         size = self.mean.shape[1]
         uniform = streams.uniform_(self.mean.new_empty(batch_size, 1 + size + size % 2))  # one draw: each has a fixed cost
         index = (uniform[:, 0] * len(self)).long()  # (B,); uniform < 1, so never N
@@ -170,15 +171,15 @@ class StartBank:
 
 
 def _shares(lengths: np.ndarray, even: str) -> np.ndarray:
-    """What a step counts by its time t since the episode's start, (longest,): 1, or one over the episodes that come to it."""
+    """Weight of a step by its time t since the episode's start, (longest,): 1, or 1 / (number of episodes that reach t)."""
     if even == "steps":
         return np.ones(lengths.max())
     alive = len(lengths) - np.searchsorted(np.sort(lengths), np.arange(lengths.max()), side="right")  # longer than t
-    return 1 / np.maximum(alive, FEWEST * len(lengths))
+    return 1 / np.maximum(alive, MIN_EPISODES * len(lengths))
 
 
 def _choose_episodes(lengths: np.ndarray, even: str, rng: np.random.Generator) -> np.ndarray:
-    """Which episodes prime M, in the order of their lengths: any, or rather those that come to where few do."""
+    """Choose the episodes that prime M, sorted by length; for "times", long episodes are more likely."""
     count = min(len(lengths), MAX_PREFIXES)
     likely = None if even == "steps" else np.cumsum(_shares(lengths, even))[lengths - 1]
     chosen = rng.choice(len(lengths), count, replace=False, p=None if likely is None else likely / likely.sum())
@@ -193,9 +194,9 @@ def _choose(
     reach: tuple[int, int],
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Choose steps among episodes of these lengths: the numbers of episode and step, and whether it is for its end.
+    """Choose steps among episodes of these lengths: episode, step, and whether it was chosen as a step before an end.
 
-    A step at time t is chosen as often as ``shares[t]`` says, and an end at t, too.
+    A step at time t is chosen in proportion to ``shares[t]``, and so is an end at t.
     """
     upto = np.cumsum(shares)  # (longest,)
     last = np.cumsum(upto[lengths - 1])  # (episodes,)
@@ -212,7 +213,7 @@ def _choose(
 
 
 def _first_frames(world: WorldModel, count: int, rng: np.random.Generator) -> StartBank:
-    """So many first frames, drawn from those that the world model keeps."""
+    """Sample ``count`` of the first frames that are saved with the world model."""
     index = torch.as_tensor(rng.integers(len(world.start_mean), size=count), device=world.device)
     return StartBank(world.start_mean[index], world.start_log_variance[index], world.mdnrnn.initial_state(count))
 
@@ -221,7 +222,7 @@ def _first_frames(world: WorldModel, count: int, rng: np.random.Generator) -> St
 def _prime(
     world: WorldModel, episodes: list[EncodedSteps], which: np.ndarray, at: np.ndarray, generator: torch.Generator
 ) -> StartBank:
-    """The states of episodes ``which`` (N,) before their steps ``at`` (N,), in the order of the steps."""
+    """States of episodes ``which`` (N,) before their steps ``at`` (N,), sorted by step."""
     order = np.argsort(at, kind="stable")
     which, at = which[order], at[order]
     mean, log_variance, action = (
@@ -229,11 +230,10 @@ def _prime(
         for name in ("mean", "log_variance", "action")
     )
     z = draw_latent(mean, log_variance, generator=generator)
-    lstm, kept = world.mdnrnn.initial_state(len(episodes)), [world.mdnrnn.initial_state(0)]
-    for t in range(int(at.max(initial=-1)) + 1):
+    kept = [world.mdnrnn.initial_state(0)]
+    for t, lstm in enumerate(islice(primed_states(world.mdnrnn, z, action), int(at.max(initial=-1)) + 1)):
         rows = torch.as_tensor(which[at == t], device=world.device)
         kept.append(State(lstm.h[:, rows], lstm.c[:, rows]))
-        lstm = world.mdnrnn.advance(z[:, t], action[:, t], lstm)
     rows, steps = (torch.as_tensor(part, device=world.device) for part in (which, at))
     states = State(*(torch.cat(parts, dim=1) for parts in zip(*kept, strict=True)))
     return StartBank(mean[rows, steps], log_variance[rows, steps], states)

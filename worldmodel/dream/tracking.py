@@ -1,185 +1,206 @@
-"""Track z and M's state over real episodes."""
+"""Track z and M's state over real episodes, in any loop: a robot, a simulator, or a Gymnasium environment.
+
+    tracker = LatentTracker(world)
+    tracker.reset(seed=0)
+    agent.reset(1)
+    state = tracker.observe(robot.observe())  # a batch of one
+    while robot.is_running():
+        action = agent.act(state)
+        robot.execute(action)
+        state = tracker.observe(robot.observe(), action)
+
+M is advanced exactly once per step, with the action that was taken, so h_t has consumed (z_0, a_0) .. (z_{t-1}, a_{t-1}) as in
+a dream. V's noise comes from one random stream per episode, or from a generator that the caller passes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from worldmodel.models import FeatureKind, State, WorldModel, draw_latent, feature_space, latent_features
-from worldmodel.rng import Streams
-from worldmodel.spaces import Value, as_numbers
-
-LARGEST_SEED = 2**62  # s + i stays an int64
+from worldmodel.dream.latent_world import LatentState
+from worldmodel.dream.seeding import EpisodeSeeds, Rows
+from worldmodel.models import MDNRNN, State, WorldModel, draw_latent
+from worldmodel.spaces import Value, as_numbers, leaf_values, map_leaves
 
 
 class LatentTracker:
-    """z and M's state for B real episodes, kept in step with what happens.
+    """z and M's state of B real episodes.
 
     Args:
         world: V and M.
-        num_rows: B.
-        features: the kind of features: "z", "zh" or "zhc".
+        num_episodes: B.
 
     Raises:
-        ValueError: if ``features`` is unknown.
+        ValueError: if ``num_episodes`` is below 1.
     """
 
-    def __init__(self, world: WorldModel, num_rows: int, features: FeatureKind):
-        self.world, self.kind = world, features
-        self.space = feature_space(world, features)
-        self._seeds = EpisodeSeeds(num_rows, world.device)
-        self._z = world.start_mean.new_zeros(num_rows, world.vision.latent_size)
-        self._lstm = world.mdnrnn.initial_state(num_rows)
+    def __init__(self, world: WorldModel, num_episodes: int = 1):
+        if num_episodes < 1:
+            raise ValueError(f"num_episodes: expected an integer >= 1, got {num_episodes}")
+        self.world, self.num_episodes = world, num_episodes
+        self._seeds = EpisodeSeeds(num_episodes, world.device)
+        self._z = world.start_mean.new_zeros(num_episodes, world.vision.latent_size)
+        self._lstm = world.mdnrnn.initial_state(num_episodes)
+        self._alive = torch.ones(num_episodes, dtype=torch.bool, device=world.device)
+        self._new = torch.zeros_like(self._alive)  # rows whose first observation is still to come
+        self._started = self._any_new = self._any_ended = False  # on the host: reading a mask would synchronise a GPU
 
-    def reseed(self, seed: int | Sequence[int | None] | None, mask: Tensor) -> None:
-        """Give seeds to the draws of z, as `EpisodeSeeds.reseed` does, with which the environment's own are left alone."""
-        self._seeds.reseed(seed, mask, np.random.default_rng())
+    @property
+    def state(self) -> LatentState:
+        """z, M's state of all layers, and which episodes are running; never modified later."""
+        return LatentState(self._z, self._lstm, self._alive)
+
+    def reset(self, *, seed: int | Sequence[int | None] | None = None, mask: Tensor | np.ndarray | None = None) -> None:
+        """Begin new episodes; their first observations are the next ones that `observe` is given.
+
+        Args:
+            seed: seed of V's noise: an int s gives row i the seed s + i; a list holds one seed per row, or None to keep a row's
+                seed. None continues with the next episode of each row's seed, which is random if it never had one.
+            mask: (B,) bool, the rows to reset; all if None.
+
+        Raises:
+            ValueError: if the mask has another shape, or a seed is out of range.
+            TypeError: if the mask is not boolean, or a seed is not an integer.
+        """
+        rows = torch.ones_like(self._alive) if mask is None else self._mask(mask)
+        self._seeds.reseed(seed, rows, np.random.default_rng())
+        self._new, self._alive = self._new | rows, self._alive | rows
+        self._started = self._started or bool(rows.all())
+        self._any_new, self._any_ended = True, self._any_ended and mask is not None
 
     @torch.no_grad()
-    def begin(self, mask: Tensor, observations: Value) -> None:
-        """Begin episodes in the rows of ``mask`` (B,) bool, with theirs of the ``observations``, a batch of B."""
-        rows = Rows(mask)
+    def observe(
+        self, observation: Value, last_action: Value | None = None, *, generator: torch.Generator | None = None
+    ) -> LatentState:
+        """Process one observation of every running episode.
+
+        Args:
+            observation: a batch of B observations, as arrays or tensors. Rows of ended episodes are ignored.
+            last_action: a batch of B actions that led to it. Rows that were reset ignore it. None if no action was taken: then
+                only rows that were reset process their observation, and the others keep their state.
+            generator: source of V's noise, on the device of the world; None uses the random stream of each episode.
+
+        Returns:
+            The state after the observation.
+
+        Raises:
+            RuntimeError: before the first reset of all rows.
+            ValueError: if an observation is not finite, a batch has another size, or ``last_action`` is missing.
+        """
+        if not self._started:
+            raise RuntimeError("LatentTracker: expected reset() of all episodes before the first observation, got none")
+        if last_action is None and not self._any_new:
+            raise ValueError("last_action: expected the action that led to this observation, got None; or call reset() first")
+        if self._any_ended and not bool(self._alive.any()):
+            return self.state
+        running = Rows(self._alive, dense=False) if self._any_ended else None
+        if running is not None:
+            observation = map_leaves(lambda leaf: running.take(torch.as_tensor(leaf, device=self._alive.device)), observation)
+        check_finite(observation, rows=None if running is None else running.index)
+        mean, log_variance = self.world.vision.encode(observation)  # (B, D), or those of the running episodes
+        expected = self.num_episodes if running is None else running.count
+        if mean.shape[:-1] != (expected,):
+            raise ValueError(f"observation: expected a batch of {expected}, got leading dimensions {tuple(mean.shape[:-1])}")
+        if last_action is not None:
+            self._advance(mean, log_variance, last_action, running, generator)
+        if self._any_new:
+            if running is not None:
+                mean, log_variance = (running.put(self._z.clone(), part) for part in (mean, log_variance))
+            self._begin(mean, log_variance, generator)
+        return self.state
+
+    def end(self, mask: Tensor | np.ndarray) -> None:
+        """Freeze episodes that have ended, until they are reset.
+
+        Args:
+            mask: (B,) bool, the rows.
+
+        Raises:
+            ValueError: if the mask has another shape.
+            TypeError: if the mask is not boolean.
+        """
+        self._alive = self._alive & ~self._mask(mask)
+        self._any_ended = True
+
+    def _advance(
+        self, mean: Tensor, log_variance: Tensor, action: Value, running: Rows | None, generator: torch.Generator | None
+    ) -> None:
+        """Advance M in every running episode and sample its next z."""
+        features = self.world.action_features.flatten(action)
+        lstm = self.world.mdnrnn.advance(self._z, features, self._lstm)
+        if running is None:
+            self._z = draw_latent(mean, log_variance, generator=generator or self._seeds.streams)
+        elif generator is None:  # a stream advances in every row
+            parts = (running.put(self._z.clone(), part) for part in (mean, log_variance))
+            self._z = torch.where(running.mask.unsqueeze(-1), draw_latent(*parts, generator=self._seeds.streams), self._z)
+        else:
+            self._z = running.put(self._z.clone(), draw_latent(mean, log_variance, generator=generator))
+        if running is not None:
+            kept = running.mask.unsqueeze(-1)
+            lstm = State(*(torch.where(kept, new, old) for new, old in zip(lstm, self._lstm, strict=True)))
+        self._lstm = lstm
+
+    def _begin(self, mean: Tensor, log_variance: Tensor, generator: torch.Generator | None) -> None:
+        """Begin the episodes of the rows that were reset, with M's state zero."""
+        rows = Rows(self._new)
+        self._new, self._any_new = torch.zeros_like(self._new), False
         if rows.count == 0:
             return
         streams = self._seeds.begin(rows)
-        z = draw_latent(*(rows.take(part) for part in self._encode(observations)), generator=streams)
+        z = draw_latent(rows.take(mean), rows.take(log_variance), generator=generator or streams)
         zeros = self.world.mdnrnn.initial_state(rows.count)
-        self._z = rows.put(self._z, z)
-        self._lstm = State(*(rows.put(*parts, dim=1) for parts in zip(self._lstm, zeros, strict=True)))
+        self._z = rows.put(self._z.clone(), z)  # clones: earlier states are the caller's
+        self._lstm = State(*(rows.put(old.clone(), new, dim=1) for old, new in zip(self._lstm, zeros, strict=True)))
         self._seeds.adopt(rows, streams)
 
-    @torch.no_grad()
-    def advance(self, actions: Value, observations: Value) -> None:
-        """Take in one step of every row: the ``actions`` that were taken and the ``observations`` that they led to."""
-        action = self.world.action_features.flatten(actions)
-        self._lstm = self.world.mdnrnn.advance(self._z, action, self._lstm)
-        self._z = draw_latent(*self._encode(observations), generator=self._seeds.streams)
-
-    def _encode(self, observations: Value) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance of z, (B, D) each, of observations that must be finite."""
-        mean, log_variance = self.world.vision.encode(observations)
-        finite = mean.isfinite().all(dim=-1)
-        if not bool(finite.all()):
-            raise ValueError(f"env: expected finite observations, got NaN or infinity in row {int(finite.int().argmin())}")
-        return mean, log_variance
-
-    def features(self) -> np.ndarray:
-        """What the agent sees: (B, F) float32, in fresh memory."""
-        return latent_features(self._z, self._lstm, self.kind).float().cpu().numpy().copy()
+    def _mask(self, mask: Tensor | np.ndarray) -> Tensor:
+        rows = torch.as_tensor(mask, device=self._alive.device)
+        if rows.dtype != torch.bool:
+            raise TypeError(f"mask: expected booleans, got {rows.dtype}")
+        if rows.shape != self._alive.shape:
+            raise ValueError(f"mask: expected shape ({self.num_episodes},), got {tuple(rows.shape)}")
+        return rows
 
 
-class Rows:
-    """Some rows of a batch that get new values, which need to be computed for these rows only.
-
-    On a GPU, whose host would have to wait for their number, values are computed for all rows and selected.
+def primed_states(mdnrnn: MDNRNN, z: Tensor, action: Tensor, state: State | None = None) -> Iterator[State]:
+    """Iterate over M's states along recorded steps: before the first, and after each.
 
     Args:
-        mask: (B,) bool.
-        dense: compute values for all rows; None does so except on a CPU.
+        mdnrnn: M.
+        z: (B, T, D), or more steps, which are ignored.
+        action: (B, T, A) action features.
+        state: state before the first step; zeros if None.
+
+    Yields:
+        T + 1 states; number t has consumed (z_0, a_0) .. (z_{t-1}, a_{t-1}).
     """
-
-    def __init__(self, mask: Tensor, *, dense: bool | None = None):
-        dense = mask.device.type != "cpu" if dense is None else dense
-        self.mask = mask
-        self.index = None if dense else mask.nonzero().flatten()
-        self.count = len(mask) if self.index is None else len(self.index)  # rows that values are computed for
-
-    def take(self, column: Tensor) -> Tensor:
-        """Entries of a column (B, ...) for the rows that values are computed for: (count, ...)."""
-        return column if self.index is None else column[self.index]
-
-    def put(self, old: Tensor, new: Tensor, *, dim: int = 0) -> Tensor:
-        """Put the values of ``new``, ``count`` along ``dim``, into the rows of ``old``, B of them; use what is returned.
-
-        ``old`` is written to where only its rows are computed: it must be the caller's own.
-        """
-        if self.index is not None:
-            return old.index_copy_(dim, self.index, new)
-        return torch.where(self.mask.reshape(-1, *(1,) * (old.ndim - 1 - dim)), new, old)
+    state = mdnrnn.initial_state(len(z)) if state is None else state
+    yield state
+    for t in range(action.shape[1]):
+        state = mdnrnn.advance(z[:, t], action[:, t], state)
+        yield state
 
 
-class EpisodeSeeds:
-    """The seed and the number of the episode of each of B rows, and the random streams that follow from them.
+def check_finite(observation: Value, *, rows: Tensor | Sequence[int] | None = None) -> None:
+    """Raise if a number in a batch of observations (B, ...) is NaN or infinite.
 
     Args:
-        num_rows: B.
-        device: where the streams are.
-    """
-
-    def __init__(self, num_rows: int, device: torch.device):
-        self._seeds = torch.zeros(num_rows, dtype=torch.int64, device=device)
-        self._episodes = torch.full((num_rows,), -1, dtype=torch.int64, device=device)  # the next one is the first, 0
-        self._seeded = False
-        self.streams = Streams(self._seeds)
-
-    def reseed(self, seed: int | Sequence[int | None] | None, rows: Tensor, rng: np.random.Generator) -> None:
-        """Give seeds to ``rows`` (B,) bool, as `gymnasium.vector.VectorEnv.reset` takes them; their next episode is the first.
-
-        Args:
-            seed: an int s gives row i the seed s + i; a list one each or None, which keeps the seed a row has.
-            rows: which rows.
-            rng: draws the seeds of rows that never had one.
-
-        Raises:
-            ValueError: if a list has another length, or a seed is out of range.
-            TypeError: if a seed is no integer.
-        """
-        n = len(self._seeds)
-        if not self._seeded:
-            self._set(rng.integers(LARGEST_SEED, size=n).tolist(), torch.ones_like(rows))
-            self._seeded = True
-        if seed is None:
-            return
-        if not isinstance(seed, Sequence):
-            seed = [_checked(seed) + index for index in range(n)]
-        if len(seed) != n:
-            raise ValueError(f"seed: expected an integer or a list of {n}, got a list of {len(seed)}")
-        given = torch.tensor([value is not None for value in seed], device=rows.device)
-        self._set([0 if value is None else _checked(value) for value in seed], rows & given)
-
-    def begin(self, rows: Rows) -> Streams:
-        """Count one more episode in the rows, and return the streams of these episodes, at their beginning."""
-        self._episodes = self._episodes + rows.mask
-        return Streams(rows.take(self._seeds), rows.take(self._episodes))
-
-    def adopt(self, rows: Rows, streams: Streams) -> None:
-        """Go on in the rows where ``streams`` stand, which `begin` gave."""
-        self.streams.counter = rows.put(self.streams.counter, streams.counter)
-
-    def _set(self, seeds: list[int], rows: Tensor) -> None:
-        self._seeds = torch.where(rows, torch.tensor(seeds, device=rows.device), self._seeds)
-        self._episodes = torch.where(rows, -1, self._episodes)
-
-
-def rows_to_reset(options: Mapping[str, Any] | None, num_rows: int, device: torch.device) -> Tensor:
-    """Read ``reset_mask`` from the options of a vector environment's reset: (B,) bool, all True where there is none.
+        observation: arrays or tensors.
+        rows: (B,) numbers of the rows, for the message; counted from 0 if None.
 
     Raises:
-        ValueError: if the mask has another shape or no True, or there is another option.
-        TypeError: if the mask is not boolean.
+        ValueError: naming the row.
     """
-    options = options or {}
-    if unknown := sorted(set(options) - {"reset_mask"}):
-        raise ValueError(f"options: expected 'reset_mask' or nothing, got {unknown}")
-    if "reset_mask" not in options:
-        return torch.ones(num_rows, dtype=torch.bool, device=device)
-    mask = as_numbers(options["reset_mask"], "reset_mask").to(device)
-    if mask.dtype != torch.bool:
-        raise TypeError(f"reset_mask: expected booleans, got {mask.dtype}")
-    if mask.shape != (num_rows,):
-        raise ValueError(f"reset_mask: expected shape ({num_rows},), got {tuple(mask.shape)}")
-    if not bool(mask.any()):
-        raise ValueError("reset_mask: expected at least one True, got none")
-    return mask
-
-
-def _checked(seed: Any) -> int:
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
-        raise TypeError(f"seed: expected integers, got {seed!r}")
-    if not 0 <= seed < LARGEST_SEED:
-        raise ValueError(f"seed: expected 0 <= seed < 2^62, got {seed}")
-    return int(seed)
+    for path, leaf in leaf_values(observation).items():
+        values = as_numbers(leaf, f"observation at {path!r}" if path else "observation")
+        if not values.is_floating_point() or values.ndim == 0:
+            continue
+        finite = values.isfinite().flatten(1).all(dim=1) if values.ndim > 1 else values.isfinite()
+        if not bool(finite.all()):
+            row = int(finite.int().argmin())
+            number = row if rows is None else int(rows[row])
+            raise ValueError(f"observation: expected finite numbers, got NaN or infinity in row {number}")

@@ -9,7 +9,7 @@ from typing import Any
 
 import gymnasium as gym
 
-from worldmodel.agents import Controller
+from worldmodel.agents import check_agent
 from worldmodel.data import EnvMaker
 from worldmodel.dream import DreamPrecision, Dreams, Policy, RandomActions, Reality, Scores, TerminationRule, score, time_limit
 from worldmodel.models import WorldModel
@@ -57,7 +57,7 @@ def evaluate(
     """Score a controller in the real environment, in the dream, and against random play.
 
     Args:
-        controller: a `Controller` or any callable, features (B, F) -> actions.
+        controller: an agent, or a function of features (B, F); see `worldmodel.dream.as_agent`.
         world: the world model.
         env: id or constructor of the real environment.
         num_episodes: real episodes, for the controller and for random play alike.
@@ -73,10 +73,10 @@ def evaluate(
 
     Raises:
         ValueError: if controller, world and environment do not belong together.
+        TypeError: if ``controller`` is neither an agent nor a function.
         RuntimeError: if the environment raises; names the episode.
     """
-    if isinstance(controller, Controller):
-        controller.check_world(world)
+    controller = check_agent(controller, world)
     dreams = Dreams(world, num_dreams, temperature=temperature, termination=termination, precision=precision)
     episodes = derive_seed(seed, EVALUATION_STREAM)
     reality = Reality(world, env, num_episodes, seed=episodes, max_steps=max_steps, env_kwargs=env_kwargs, wrappers=wrappers)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from worldmodel.data import Episode
-from worldmodel.dream import Dreams, Rollout
-from worldmodel.dream.policies import _Recorded
+from worldmodel.dream import Dreams, RecordedActions, Rollout
 from worldmodel.spaces import map_leaves
 
 
@@ -34,5 +33,5 @@ def replay(dreams: Dreams, episode: Episode, *, prefix: int = 0, horizon: int | 
         map_leaves(lambda leaf: leaf[:prefix], episode.actions),
         generator=generator,
     )
-    recorded = _Recorded(map_leaves(lambda leaf: leaf[prefix:], episode.actions))
+    recorded = RecordedActions(map_leaves(lambda leaf: leaf[prefix:], episode.actions))
     return dreams.rollout(recorded, steps, generator=generator, start=start)

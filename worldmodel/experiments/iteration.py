@@ -28,14 +28,24 @@ from typing import Any
 import numpy as np
 import torch
 
-from worldmodel.agents import CONTROLLER_FILE, SEARCH_FILE, Controller, LatentPolicy, evolve
+from worldmodel.agents import (
+    CONTROLLER_FILE,
+    SEARCH_FILE,
+    ControllerConfig,
+    LatentPolicy,
+    SearchConfig,
+    check_agent,
+    evolve,
+    has_agent,
+    load_agent,
+)
 from worldmodel.data import EnvMaker, Runner, collect
-from worldmodel.dream import Dreams, Reality, Scores, score, time_limit
+from worldmodel.dream import Agent, Dreams, Reality, Scores, score, time_limit
 from worldmodel.evaluation import Evaluation, evaluate
 from worldmodel.experiments.iteration_config import SCORES, IterationConfig, Round, StageProgress, has_stalled
 from worldmodel.models import WORLD_FILE, WorldModel
 from worldmodel.rng import AGENT_STREAM, COLLECT_STREAM, VALIDATE_STREAM, derive_seed
-from worldmodel.runtime import check_device, describe, files, jsonable, runs
+from worldmodel.runtime import RunConfig, check_device, describe, files, jsonable, runs
 from worldmodel.training import fit
 
 ITERATION_FORMAT, SCORES_FORMAT, ITERATION_VERSION = "worldmodel.iteration", "worldmodel.scores", 1
@@ -44,7 +54,7 @@ OUTPUTS = (ITERATION_FILE, "round-*", "report.png", "summary.json", ".*.tmp")  #
 
 
 Listener = Callable[[StageProgress], None]
-AgentTrainer = Callable[[WorldModel, Controller | None, int], Controller]  # world, the controller before, seed
+AgentTrainer = Callable[[WorldModel, Agent | None, int], Agent]  # world, the agent of the round before, seed
 
 
 def iterate(
@@ -72,8 +82,9 @@ def iterate(
         device: where M and the dreams are.
         max_steps: truncates longer episodes.
         env_kwargs: arguments of the environment.
-        train_agent: makes a round's controller in place of `evolve`: called with the world model (on ``device``), the
-            controller of the round before (None in round 1) and a seed. A loop that goes on knows it by its name.
+        train_agent: returns a round's agent in place of `evolve`: called with the world model (on ``device``), the agent of the
+            round before (None in round 1) and a seed. The loop records its name. The class of the agent must be registered; see
+            `worldmodel.agents.register_agent`.
         overwrite: start anew where ``out`` holds an earlier loop.
         on_progress: called often, in every stage.
 
@@ -82,8 +93,8 @@ def iterate(
 
     Raises:
         FileExistsError: if ``out`` holds something else, or a loop with other arguments.
-        TypeError: if ``train_agent`` returns no `Controller`.
-        ValueError: if its controller is not of this world, or, before ``out`` is touched, if there is no such environment.
+        TypeError: if ``train_agent`` returns no agent, or one whose class is not registered.
+        ValueError: if its agent was not made for this world, or, before ``out`` is touched, if there is no such environment.
     """
     config = config or IterationConfig()
     arguments = {"env": describe(env), "env_kwargs": jsonable(env_kwargs or {}), "target": target, "seed": seed}
@@ -176,7 +187,7 @@ class _Loop:
         policy: str | LatentPolicy = self.config.first_policy
         if number > 1:
             world = WorldModel.from_pretrained(before / "world")
-            controller = Controller.from_pretrained(before / "controller")
+            controller = load_agent(before / "controller")
             name = f"controller of round {number - 1}"
             policy = LatentPolicy(world, controller, exploration=self.config.exploration, description=name)
         collect(
@@ -206,49 +217,59 @@ class _Loop:
             on_progress=lambda p: self._report(number, "train", p.update, p.num_updates, nll_per_dim=p.metrics["nll_per_dim"]),
         )
 
-    def _dream(self, number: int, world: WorldModel) -> Controller:
-        """A controller, in dreams only."""
+    def _dream(self, number: int, world: WorldModel) -> Agent:
+        """Search or train the round's agent, in dreams only."""
         path = self.out / f"round-{number}" / "controller"
-        if (path / CONTROLLER_FILE).is_file():
-            return Controller.from_pretrained(path, device=self.device)
+        if has_agent(path):
+            return load_agent(path, device=self.device)
         files.discard_unfinished(path, marker=CONTROLLER_FILE)
         controller = self._search(number, world) if self.train_agent is None else self._call(self.train_agent, number, world)
         controller.save_pretrained(path)
+        if not has_agent(path):
+            raise TypeError(
+                f"train_agent: expected an agent that load_agent opens again, got {type(controller).__name__}; register its "
+                "class (worldmodel.agents.register_agent)"
+            )
         return controller
 
-    def _search(self, number: int, world: WorldModel) -> Controller:
+    def _search(self, number: int, world: WorldModel) -> Agent:
         config = self.config
-        return evolve(
-            Dreams(world, config.population * config.rollouts, temperature=config.temperature),
+        search = SearchConfig(
             generations=config.generations,
             population=config.population,
-            horizon=time_limit(self.env, **self.limits),
             sigma=config.sigma,
             method=config.method,
             openai_es=config.openai_es,
-            features=config.features,
-            hidden_size=config.controller_hidden_size,
             patience=config.patience,
             test_dreams=config.test_dreams,
+        )
+        found: Agent = evolve(
+            Dreams(world, config.population * config.rollouts, temperature=config.temperature),
+            ControllerConfig(features=config.features, hidden_size=config.controller_hidden_size),
+            config=search,
+            horizon=time_limit(self.env, **self.limits),
             seed=self.seed,
             log=self.out / f"round-{number}" / SEARCH_FILE,
-            resume=True,
-            on_generation=lambda g: self._report(number, "dream", g.number, g.total, best=g.best, test=g.best_test),
+            run=RunConfig(
+                progress=False,
+                on_progress=lambda p: self._report(
+                    number, "dream", p.done, p.total or p.done, best=p.metrics["best"], test=p.metrics["best_test"]
+                ),
+            ),
         )
+        return found
 
-    def _call(self, train_agent: AgentTrainer, number: int, world: WorldModel) -> Controller:
+    def _call(self, train_agent: AgentTrainer, number: int, world: WorldModel) -> Agent:
         before = None
         if number > 1:
-            before = Controller.from_pretrained(self.out / f"round-{number - 1}" / "controller", device=self.device)
+            before = load_agent(self.out / f"round-{number - 1}" / "controller", device=self.device)
         self._report(number, "dream", 0, 1)
         controller = train_agent(world, before, derive_seed(self.seed, AGENT_STREAM, number))
-        if not isinstance(controller, Controller):
-            raise TypeError(f"train_agent: expected it to return a Controller, got {type(controller).__name__}")
-        controller.check_world(world)
+        controller = check_agent(controller, world)
         self._report(number, "dream", 1, 1)
         return controller
 
-    def _evaluate(self, number: int, world: WorldModel, controller: Controller) -> tuple[Scores, Evaluation]:
+    def _evaluate(self, number: int, world: WorldModel, controller: Agent) -> tuple[Scores, Evaluation]:
         """The controller on validation episodes; and on others in reality and in the dream. No data set holds any of them."""
         limit = time_limit(self.env, **self.limits)
         seed = derive_seed(self.seed, VALIDATE_STREAM)

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,22 +29,23 @@ import torch
 from worldmodel.agents import (
     CONTROLLER_FILE,
     SEARCH_FILE,
-    Controller,
-    Generation,
+    ControllerConfig,
     LatentPolicy,
-    PPOIteration,
     RealPopulation,
+    SearchConfig,
     evolve,
+    has_agent,
+    load_agent,
     ppo,
 )
 from worldmodel.data import Episode, EpisodeCollection, collect, rollouts, split_episodes
-from worldmodel.dream import Dreams, Scores, StartBank, score
+from worldmodel.dream import Agent, Dreams, Scores, StartBank, score
 from worldmodel.evaluation import probe
 from worldmodel.experiments.presets import Preset
 from worldmodel.experiments.results import TABLE_FILE, Stages, read_scores, table, write_scores
 from worldmodel.models import Vision, WorldModel
 from worldmodel.rng import DREAM_TEST_STREAM, EVALUATION_STREAM, VIDEO_STREAM, derive_seed
-from worldmodel.runtime import describe, files, runs
+from worldmodel.runtime import Progress, RunConfig, describe, files, runs
 from worldmodel.training import MetricsLog, encode_store, fit, train_vae
 
 EXPERIMENT_FORMAT, EXPERIMENT_VERSION = "worldmodel.experiment", 1
@@ -201,10 +202,10 @@ class Reproduction:
         (self.out / "probe.txt").write_text(f"{found}\n")
         write_scores(path, found.to_json())
 
-    def search(self, temperature: float, repeat: int = 0) -> Controller:
-        """A controller, in dreams at a temperature; each ``repeat`` has a seed of its own."""
+    def search(self, temperature: float, repeat: int = 0) -> Agent:
+        """Search an agent in dreams at a temperature; each ``repeat`` has its own seed."""
         directory = self._directory(temperature, repeat) / "controller"
-        if (directory / CONTROLLER_FILE).is_file():
+        if has_agent(directory):
             return self.controller(temperature, repeat)
         files.discard_unfinished(directory, marker=CONTROLLER_FILE)
         controller = self._evolve(temperature, repeat)
@@ -219,37 +220,39 @@ class Reproduction:
         with self.stages.timed("starts"):
             return StartBank.along(self.world(), self.out / "encoded", seed=self.seed, **self.preset.starts)
 
-    def _evolve(self, temperature: float, repeat: int) -> Controller:
-        """The search by evolution, in whole dreams."""
+    def _evolve(self, temperature: float, repeat: int) -> Any:
+        """Search by evolution, in complete dreams."""
         directory, stage = self._directory(temperature, repeat), self._stage(temperature, repeat)
-        if (directory / "evolved" / CONTROLLER_FILE).is_file():
-            return Controller.from_pretrained(directory / "evolved", device=self.device)
+        if has_agent(directory / "evolved"):
+            return load_agent(directory / "evolved", device=self.device)
         files.discard_unfinished(directory / "evolved", marker=CONTROLLER_FILE)
         directory.mkdir(exist_ok=True)
         dreams = self._dreams(temperature, self.preset.rollouts * self.preset.controller["population"])
+        kind, search = _search_configs(self.preset.controller)
         done = _last_generation(directory)
         with self.stages.timed(f"search {stage}"), MetricsLog(directory, done) as log:
 
-            def report(generation: Generation) -> None:
-                tested = {} if generation.test is None else {"test/return": generation.test}
-                log.write(generation.number, {"train/return": generation.mean, "best": generation.best, **tested})
-                facts = {"mean": generation.mean, "best_test": generation.best_test}
-                self.on_progress(f"search at {stage}", generation.number, generation.total, facts)
+            def report(progress: Progress) -> None:
+                found = progress.metrics
+                tested = {"test/return": found["test"]} if "test" in found else {}
+                log.write(progress.done, {"train/return": found["mean"], "best": found["best"], **tested})
+                facts = {"mean": found["mean"], "best_test": found["best_test"]}
+                self.on_progress(f"search at {stage}", progress.done, search.generations, facts)
 
             controller = evolve(
                 dreams,
+                kind,
+                config=search,
                 horizon=self.preset.max_steps,
                 seed=self._seed(repeat),
                 log=directory / SEARCH_FILE,
-                resume=True,
-                on_generation=report,
-                **self.preset.controller,
+                run=RunConfig(progress=False, on_progress=report),
             )
         controller.save_pretrained(directory / "evolved")
         return controller
 
-    def _improve(self, controller: Controller, temperature: float, repeat: int) -> Controller:
-        """PPO, in short dreams from real states; interrupted, it begins anew."""
+    def _improve(self, controller: Any, temperature: float, repeat: int) -> Any:
+        """Improve by PPO, in short dreams from real states; starts again after an interruption."""
         preset, stage = self.preset, self._stage(temperature, repeat)
         assert preset.ppo is not None
         dreams, starts, name = self._dreams(temperature, preset.ppo_dreams), self.starts, f"PPO at {stage}"
@@ -257,12 +260,13 @@ class Reproduction:
         directory.mkdir(exist_ok=True)
         with self.stages.timed(f"PPO {stage}"), MetricsLog(directory, 0) as log:
 
-            def report(iteration: PPOIteration) -> None:
-                tested = {} if iteration.test is None else {"test/return": iteration.test}
-                ends = {"train/terminations_per_1000": iteration.ends}
-                log.write(iteration.number, {**ends, "entropy": iteration.entropy, "explained": iteration.explained, **tested})
-                facts = {"ends": iteration.ends, "best_test": iteration.best_test}
-                self.on_progress(name, iteration.number, iteration.total, facts)
+            def report(progress: Progress) -> None:
+                found = progress.metrics
+                tested = {"test/return": found["test"]} if "test" in found else {}
+                ends = {"train/terminations_per_1000": found["ends"]}
+                log.write(progress.done, {**ends, "entropy": found["entropy"], "explained": found["explained"], **tested})
+                facts = {"ends": found["ends"], "best_test": found["best_test"]}
+                self.on_progress(name, progress.done, progress.total or progress.done, facts)
 
             return ppo(
                 controller,
@@ -271,7 +275,7 @@ class Reproduction:
                 config=preset.ppo,
                 horizon=preset.max_steps,
                 seed=self._seed(repeat),
-                on_iteration=report,
+                run=RunConfig(progress=False, on_progress=report),
             )
 
     def test(self, temperature: float, repeat: int = 0) -> None:
@@ -295,9 +299,9 @@ class Reproduction:
         """The world model."""
         return WorldModel.from_pretrained(self.out / "world", device=self.device)
 
-    def controller(self, temperature: float, repeat: int = 0) -> Controller:
-        """The controller that was searched at a temperature."""
-        return Controller.from_pretrained(self._directory(temperature, repeat) / "controller", device=self.device)
+    def controller(self, temperature: float, repeat: int = 0) -> Agent:
+        """Open the agent that was searched at a temperature."""
+        return load_agent(self._directory(temperature, repeat) / "controller", device=self.device)
 
     def agent_episode(self, temperature: float) -> Episode:
         """An episode of the controller in reality, none of those that it is scored on."""
@@ -359,7 +363,7 @@ class Reproduction:
         rules: dict[str, Any] = {"termination": self.preset.termination, "precision": self.preset.dream_precision}
         return Dreams(self.world(), num_dreams, temperature=temperature, **rules)
 
-    def _score_in_reality(self, controller: Controller, seed: int, stage: str) -> Scores:
+    def _score_in_reality(self, controller: Agent, seed: int, stage: str) -> Scores:
         """Play the test episodes, on the CPU."""
         preset = self.preset
         reality = RealPopulation(self.world(), preset.env, num_workers=self.num_workers, max_steps=preset.max_steps)
@@ -371,6 +375,15 @@ class Reproduction:
             name=stage,
             on_episodes=lambda done: self.on_progress(stage, done, preset.test_episodes, {}),
         )
+
+
+def _search_configs(arguments: Mapping[str, Any]) -> tuple[ControllerConfig, SearchConfig]:
+    """Split a preset's arguments of a search into the kind of controller and the numbers of the search."""
+    kind = {field.name for field in fields(ControllerConfig)}
+    return (
+        ControllerConfig(**{name: value for name, value in arguments.items() if name in kind}),
+        SearchConfig(**{name: value for name, value in arguments.items() if name not in kind}),
+    )
 
 
 def _held_out(provenance: Mapping[str, Any]) -> dict[str, Any]:
