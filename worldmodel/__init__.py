@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from worldmodel.envs.dream_env import DreamVectorEnv as DreamVectorEnv
     from worldmodel.envs.latent_env import LatentEnv as LatentEnv
     from worldmodel.envs.latent_env import LatentVectorEnv as LatentVectorEnv
+    from worldmodel.evaluation.config import EvaluationConfig as EvaluationConfig
     from worldmodel.evaluation.evaluating import evaluate as evaluate
     from worldmodel.evaluation.faithfulness import probe as probe
     from worldmodel.experiments.iteration import iterate as iterate
@@ -54,6 +55,7 @@ else:
             "dream.dreams": "Dreams",
             "envs.dream_env": "DreamEnv DreamVectorEnv",
             "envs.latent_env": "LatentEnv LatentVectorEnv",
+            "evaluation.config": "EvaluationConfig",
             "evaluation.evaluating": "evaluate",
             "evaluation.faithfulness": "probe",
             "experiments.iteration": "iterate",

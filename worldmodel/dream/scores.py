@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from worldmodel.dream.latent_world import BatchedWorld, Policy
+from worldmodel.runtime import Listener
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def score(
     *,
     horizon: int,
     seed: int,
-    on_step: Callable[[int, int], None] | None = None,
+    on_progress: Listener | None = None,
 ) -> Scores:
     """Score a policy on features, in dreams or in reality alike.
 
@@ -73,7 +74,7 @@ def score(
         policy: features (B, F) -> actions.
         horizon: steps at most.
         seed: seed of what is drawn.
-        on_step: called with the steps done and the number of episodes that still run.
+        on_progress: called after every step with a record of stage "score" and the number of episodes that are ``running``.
     """
-    returns, lengths = worlds.score(policy, horizon, generator=worlds.generator(seed), on_step=on_step)
+    returns, lengths = worlds.score(policy, horizon, generator=worlds.generator(seed), on_progress=on_progress)
     return Scores(returns.cpu().double().numpy(), lengths.cpu().numpy())

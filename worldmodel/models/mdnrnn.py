@@ -23,6 +23,7 @@ from torch.nn import functional
 from worldmodel.mixtures import Factorization, GaussianMixture, MixtureHead, NoiseType, at_least_float32, check_noise, fused
 from worldmodel.models.batch import DataStatistics, SequenceBatch
 from worldmodel.models.lstm import LayerNormLSTM, run_lstm, runs_in_loop
+from worldmodel.runtime import check_integers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,9 +79,8 @@ class MDNRNNConfig:
         """Check every field."""
         object.__setattr__(self, "factorization", Factorization(self.factorization))
         object.__setattr__(self, "noise_type", NoiseType(self.noise_type))
-        for name in ("latent_size", "action_size", "hidden_size", "num_layers", "num_components"):
-            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected an integer >= 1, got {getattr(self, name)}")
+        sizes = ("latent_size", "action_size", "hidden_size", "num_layers", "num_components")
+        check_integers(self, dict.fromkeys(sizes, 1))
         for name in ("input_dropout", "output_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected a probability in [0, 1), got {getattr(self, name)}")

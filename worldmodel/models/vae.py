@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from worldmodel.models.vision import StateNormalizer, Vision, draw_latent
-from worldmodel.runtime import files
+from worldmodel.runtime import check_integers, files
 from worldmodel.spaces import (
     Value,
     build_value,
@@ -84,16 +84,13 @@ class VAEConfig:
 
     def __post_init__(self) -> None:
         """Check every field."""
-        if not isinstance(self.latent_size, int) or self.latent_size < 1:
-            raise ValueError(f"latent_size: expected an integer >= 1, got {self.latent_size}")
+        crops = ("crop_top", "crop_bottom", "crop_left", "crop_right")
+        check_integers(self, {"latent_size": 1, **dict.fromkeys(crops, 0)})
         for name in ("kl_tolerance", "large_error_weight", "min_nats"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}: expected a finite number >= 0, got {getattr(self, name)}")
         if self.free_bits not in ("total", "dimension"):
             raise ValueError(f"free_bits: expected 'total' or 'dimension', got {self.free_bits!r}")
-        for name in ("crop_top", "crop_bottom", "crop_left", "crop_right"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 0:
-                raise ValueError(f"{name}: expected an integer >= 0, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)

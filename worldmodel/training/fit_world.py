@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,12 @@ from worldmodel.models import (
     encoded_bytes,
     encoded_form,
 )
-from worldmodel.runtime import check_device, runs
+from worldmodel.runtime import RunConfig, check_device, runs
 from worldmodel.spaces import FlatSpace, find_images, map_leaves, refuse_float_images
 from worldmodel.training import likelihood, loop
 from worldmodel.training.config import DataConfig, TrainingConfig
 from worldmodel.training.likelihood import calibrate_termination
-from worldmodel.training.loop import TrainingProgress, TrainingResult
+from worldmodel.training.loop import TrainingResult
 from worldmodel.training.windows import RESIDENT_BYTES, SequenceData, WindowSampler
 
 FIT_FORMAT, FIT_VERSION, FIT_FILE = "worldmodel.fit", 1, "fit.json"
@@ -46,18 +46,13 @@ def fit(
     data: str | Path | Sequence[str | Path],
     *,
     out: str | Path,
-    seed: int = 0,
-    device: str | torch.device = "cpu",
     data_config: DataConfig | None = None,
     training_config: TrainingConfig | None = None,
     vision: Vision | None = None,
     initial: WorldModel | None = None,
-    resident: bool | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
-    tensorboard: bool = False,
-    calibrate: bool = False,
-    on_progress: Callable[[TrainingProgress], None] | None = None,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    run: RunConfig | None = None,
     **mdnrnn: Any,
 ) -> WorldModel:
     """Train a world model on one or several stores of episodes and write it as a directory.
@@ -65,20 +60,15 @@ def fit(
     Args:
         data: path of a store, or several of the same environment; or of what `encode_store` made of them, with ``vision``.
         out: directory for the world model; its training state goes to ``out/training``.
+        data_config: windows and batches.
+        training_config: how to train, and whether to calibrate termination probabilities on held-out episodes; their losses
+            before and after are in the provenance.
+        vision: a trained V, as `train_vae` gives it; images need one. None standardises vector observations.
+        initial: a world model to start from; its V, its sizes and its weights are kept. None starts from random weights.
         seed: >= 0, of the split, the initial weights, the batches and everything drawn in training.
         device: where model, data and training are.
-        data_config: windows and batches.
-        training_config: how to train.
-        vision: a trained V, as `train_vae` gives it; images need one. None standardises vector observations.
-        initial: a world model to start from; its V, its sizes and its weights are kept. None starts anew.
-        resident: keep the encoded data on the device (fast, for what fits) or read windows from disk as they come (any size);
-            None decides by size. The result is the same.
-        resume: go on with the run in ``out``, if there is one, with the same arguments; a complete one is returned as it is.
-        overwrite: replace an earlier run in ``out``.
-        tensorboard: write TensorBoard scalars too (extra ``tensorboard``).
-        calibrate: scale the log-odds of the termination head so that its probabilities are right on the held-out episodes
-            (see `calibrate_termination`); what it was before and after is in the provenance. Nothing without such episodes.
-        on_progress: called every few updates.
+        run: whether a run in ``out`` is resumed or replaced (a complete one is returned as it is), its log, and how progress is
+            shown; see `train`. The stage is "train M".
         **mdnrnn: fields of `MDNRNNConfig` other than the two that follow from the data. ``termination_head`` follows from the
             data too unless it is given: where no episode terminates there is nothing to learn.
 
@@ -91,9 +81,9 @@ def fit(
         TypeError: if ``mdnrnn`` has a field that `MDNRNNConfig` has not.
         NonFiniteLossError: if training diverged.
         FileExistsError: if ``out`` holds something that may not be replaced.
-        KeyboardInterrupt: on Ctrl-C, with a state saved from which ``resume`` goes on.
+        KeyboardInterrupt: on Ctrl-C, after the state has been saved; the same call resumes.
     """
-    data_config, training_config = data_config or DataConfig(), training_config or TrainingConfig()
+    data_config, training_config, run = data_config or DataConfig(), training_config or TrainingConfig(), run or RunConfig()
     check_device(device)
     episodes = EpisodeCollection.open(data, min_length=data_config.min_length)
     encoded = encoded_form(episodes.stores, initial.vision if initial is not None else vision)
@@ -101,35 +91,34 @@ def fit(
         v, model = _new_parts(episodes, seed, mdnrnn, vision, encoded)
     else:
         v, model = _parts_of(initial, episodes, mdnrnn, vision, encoded)
-    arguments = _arguments(episodes, seed, torch.device(device), vision, model, initial, calibrate)
-    arguments |= {"data_config": asdict(data_config), "training_config": asdict(training_config)}
+    arguments = _arguments(episodes, seed, torch.device(device), vision, model, initial, training_config.calibrate)
+    arguments |= {"data_config": data_config.identity(), "training_config": training_config.identity()}
     split = split_episodes(len(episodes), test_fraction=data_config.test_fraction, seed=seed)
     about: dict[str, Any] = {"marker": FIT_FILE, "format": FIT_FORMAT, "version": FIT_VERSION, "replaces": OUTPUTS}
-    directory = runs.prepare_run(out, arguments, **about, resume=resume, overwrite=overwrite)
+    directory = runs.prepare_run(out, arguments, **about, run=run)
     if (directory / WORLD_FILE).is_file():
         return WorldModel.from_pretrained(directory, device=device)
     if initial is None and vision is None and isinstance(v, StateNormalizer):
         v.fit(episodes.read(int(index)).observations for index in split[0])
     world = _build_world(episodes, v, model, encoded or v).to(device)
     reader = world.vision if encoded is None else encoded.to(device)
-    train_data, test_data = _sequence_data(episodes, split, reader, world.action_features, data_config, seed, resident)
+    train_data, test_data = _sequence_data(episodes, split, reader, world.action_features, data_config, seed)
     if initial is None:
         _set_statistics(world.mdnrnn, train_data)
     scores = _baselines(world.mdnrnn, train_data, test_data, training_config, seed)
-    result = loop.train(
-        world.mdnrnn,
-        train_data,
-        out=directory / "training",
-        config=training_config,
-        seed=seed,
-        test_data=test_data,
-        fingerprint=episodes.fingerprint,
-        resume=resume,
-        tensorboard=tensorboard,
-        on_progress=on_progress,
-    )
+    with run.reporter() as report:
+        result = loop.train(
+            world.mdnrnn,
+            train_data,
+            out=directory / "training",
+            config=training_config,
+            seed=seed,
+            test_data=test_data,
+            fingerprint=episodes.fingerprint,
+            run=run.within(report, "train M"),
+        )
     world.provenance = _provenance(episodes, arguments, result, scores)
-    if calibrate:
+    if training_config.calibrate:
         world.provenance["calibration"] = _calibrate(world, test_data, seed)
     world.write(directory)
     return world.eval()
@@ -144,7 +133,7 @@ def _arguments(
     initial: WorldModel | None,
     calibrate: bool,
 ) -> dict[str, Any]:
-    """What a resumed run must have in common with the one that it goes on with, beside the configurations."""
+    """Record of the arguments, except the configurations, that a resumed run must share with the one it continues."""
     return {
         "data_fingerprint": episodes.fingerprint,
         "seed": seed,
@@ -225,9 +214,9 @@ def _sequence_data(
     action_space: FlatSpace,
     config: DataConfig,
     seed: int,
-    resident: bool | None,
 ) -> tuple[SequenceData, SequenceData | None]:
     """Training and held-out batches; the latter None where the split holds nothing out."""
+    resident = config.resident
     if resident is None:
         resident = encoded_bytes(episodes, reader, action_space) <= RESIDENT_BYTES
     steps = encode_all(episodes, reader, action_space) if resident else None
