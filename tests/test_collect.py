@@ -18,9 +18,19 @@ from gymnasium import spaces
 from toy_envs import CountEnv, DictEnv, SpaceEnv, nested_env
 from toy_images import DotEnv
 
-from worldmodel.data import CollectionProgress, Episode, EpisodeFailure, EpisodeStore, RepeatPolicy, collect, rollouts, verify
+from worldmodel.data import (
+    CollectionProgress,
+    EnvConfig,
+    Episode,
+    EpisodeFailure,
+    EpisodeStore,
+    RepeatPolicy,
+    collect,
+    rollouts,
+    verify,
+)
 from worldmodel.rng import episode_seed
-from worldmodel.runtime import describe
+from worldmodel.runtime import RunConfig, describe
 
 collect_module, rollouts_module = (importlib.import_module(f"worldmodel.data.{name}") for name in ("collecting", "runner"))
 
@@ -103,7 +113,7 @@ def test_the_result_does_not_depend_on_the_number_of_workers(tmp_path):
     prints = set()
     for workers in (0, 1, 3):
         for env, name in ((DictEnv, "dict"), ("CartPole-v1", "cart")):
-            store = collect(env, out=tmp_path / f"{name}{workers}", num_episodes=20, max_steps=30, num_workers=workers)
+            store = collect(EnvConfig(env, max_steps=30), out=tmp_path / f"{name}{workers}", num_episodes=20, workers=workers)
             assert store.episode_ids.tolist() == list(range(20))
             assert verify(store.path) == []
             prints.add(store.fingerprint)
@@ -130,7 +140,7 @@ def test_wrappers_arguments_and_closures_reach_the_workers():
 def test_an_environment_registered_here_is_known_to_the_workers():
     gym.register("WmToy-v0", entry_point=CountEnv, max_episode_steps=2)
     try:
-        assert [len(episode) for episode in rollouts("WmToy-v0", episode_ids=range(2), seed=0, num_workers=1)] == [2, 2]
+        assert [len(episode) for episode in rollouts("WmToy-v0", episode_ids=range(2), seed=0, workers=1)] == [2, 2]
     finally:
         del gym.registry["WmToy-v0"]
 
@@ -160,7 +170,9 @@ def test_environments_are_closed_at_the_end_and_when_the_caller_stops_early():
 
 def test_workers_end_when_the_caller_stops_early(tmp_path):
     pids = tmp_path / "pids"
-    results = rollouts(CountEnv, episode_ids=range(100), seed=0, num_workers=2, env_kwargs={"pids": str(pids), "delay": 0.01})
+    results = rollouts(
+        EnvConfig(CountEnv, kwargs={"pids": str(pids), "delay": 0.01}), episode_ids=range(100), seed=0, workers=2
+    )
     next(results)
     results.close()
     assert all(gone(pid) for pid in set(pids.read_text().split()))
@@ -241,16 +253,16 @@ def test_failed_episodes_are_tried_again_by_the_next_call(tmp_path, workers):
     def make(**options):
         return CountEnv(**options | {"trouble": "" if flag.exists() else "raise"})
 
-    assert len(collect(make, out=tmp_path / "s", num_episodes=3, env_kwargs=kwargs, num_workers=workers).failures) == 1
+    assert len(collect(EnvConfig(make, kwargs=kwargs), out=tmp_path / "s", num_episodes=3, workers=workers).failures) == 1
     flag.touch()
-    store = collect(make, out=tmp_path / "s", num_episodes=3, env_kwargs=kwargs, num_workers=workers)
+    store = collect(EnvConfig(make, kwargs=kwargs), out=tmp_path / "s", num_episodes=3, workers=workers)
     assert (len(store), store.failures) == (3, [])
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_when_every_episode_fails_the_first_failure_is_raised_soon(tmp_path, workers):
     with pytest.raises(RuntimeError, match=r"only failures; the first, of episode \d \(seed \d+\): .*invalid"):
-        collect("CartPole-v1", out=tmp_path, num_episodes=10_000, policy=invalid_policy, num_workers=workers)
+        collect("CartPole-v1", out=tmp_path, num_episodes=10_000, policy=invalid_policy, workers=workers)
     assert len(EpisodeStore.open(tmp_path).failures) == 10
 
 
@@ -260,7 +272,7 @@ def invalid_policy(observation):
 
 def test_a_worker_that_cannot_start_is_said_to(tmp_path):
     with pytest.raises(RuntimeError, match=r"expected a worker to read what it was sent, got .*no hope"):
-        list(rollouts(CountEnv, Unreadable(), episode_ids=range(3), seed=0, num_workers=1))
+        list(rollouts(CountEnv, Unreadable(), episode_ids=range(3), seed=0, workers=1))
 
 
 class Unreadable:
@@ -278,7 +290,7 @@ def no_hope():
 
 
 def test_an_interrupted_collection_keeps_what_is_done_and_goes_on_to_the_same_result(tmp_path):
-    whole = collect(DictEnv, out=tmp_path / "whole", num_episodes=9, max_steps=20)
+    whole = collect(EnvConfig(DictEnv, max_steps=20), out=tmp_path / "whole", num_episodes=9)
     seen = []
 
     def interrupt(progress):
@@ -289,10 +301,12 @@ def test_an_interrupted_collection_keeps_what_is_done_and_goes_on_to_the_same_re
     for workers in (0, 1):
         out = tmp_path / f"parts{workers}"
         with pytest.raises(KeyboardInterrupt):
-            collect(DictEnv, out=out, num_episodes=9, max_steps=20, on_progress=interrupt, num_workers=workers)
+            collect(
+                EnvConfig(DictEnv, max_steps=20), out=out, num_episodes=9, workers=workers, run=RunConfig(on_progress=interrupt)
+            )
         assert len(EpisodeStore.open(out)) == 4
         steps = EpisodeStore.open(out).num_steps
-        store = collect(DictEnv, out=out, num_episodes=9, max_steps=20, on_progress=seen.append)
+        store = collect(EnvConfig(DictEnv, max_steps=20), out=out, num_episodes=9, run=RunConfig(on_progress=seen.append))
         assert store.fingerprint == whole.fingerprint
         assert seen[-1] == CollectionProgress(episodes=9, total=9, steps=store.num_steps - steps, failures=0)
 
@@ -327,16 +341,16 @@ def test_an_interruption_in_the_middle_of_an_append_loses_and_doubles_nothing(tm
 
 
 def test_a_collection_can_be_made_longer(tmp_path):
-    collect(DictEnv, out=tmp_path / "a", num_episodes=3, max_steps=20)
-    longer = collect(DictEnv, out=tmp_path / "a", num_episodes=8, max_steps=20)
-    assert longer.fingerprint == collect(DictEnv, out=tmp_path / "b", num_episodes=8, max_steps=20).fingerprint
-    assert len(collect(DictEnv, out=tmp_path / "a", num_episodes=5, max_steps=20)) == 8
+    collect(EnvConfig(DictEnv, max_steps=20), out=tmp_path / "a", num_episodes=3)
+    longer = collect(EnvConfig(DictEnv, max_steps=20), out=tmp_path / "a", num_episodes=8)
+    assert longer.fingerprint == collect(EnvConfig(DictEnv, max_steps=20), out=tmp_path / "b", num_episodes=8).fingerprint
+    assert len(collect(EnvConfig(DictEnv, max_steps=20), out=tmp_path / "a", num_episodes=5)) == 8
 
 
 def test_nothing_is_built_when_nothing_is_missing(tmp_path):
-    collect(DictEnv, out=tmp_path, num_episodes=2, max_steps=9)
+    collect(EnvConfig(DictEnv, max_steps=9), out=tmp_path, num_episodes=2)
     broken = functools.wraps(DictEnv, updated=())(lambda: 1 / 0)
-    assert len(collect(broken, out=tmp_path, num_episodes=2, max_steps=9)) == 2
+    assert len(collect(EnvConfig(broken, max_steps=9), out=tmp_path, num_episodes=2)) == 2
 
 
 def test_another_recipe_is_refused_with_both_values_and_the_ways_out(tmp_path):
@@ -354,7 +368,7 @@ def test_another_recipe_is_refused_with_both_values_and_the_ways_out(tmp_path):
     with pytest.raises(FileExistsError, match=r'env is "toy_envs.CountEnv" and not "CartPole-v1"'):
         collect("CartPole-v1", out=tmp_path, num_episodes=3, seed=3)
     assert EpisodeStore.open(tmp_path).fingerprint == before
-    assert len(collect(CountEnv, out=tmp_path, num_episodes=3, seed=4, overwrite=True)) == 3
+    assert len(collect(CountEnv, out=tmp_path, num_episodes=3, seed=4, run=RunConfig(overwrite=True))) == 3
 
 
 def test_other_spaces_under_the_same_recipe_are_refused(tmp_path):
@@ -363,17 +377,17 @@ def test_other_spaces_under_the_same_recipe_are_refused(tmp_path):
     def make():
         return SpaceEnv(spaces.Box(0, 1, (width[0],)), spaces.Discrete(2))
 
-    collect(make, out=tmp_path, num_episodes=1, max_steps=2)
+    collect(EnvConfig(make, max_steps=2), out=tmp_path, num_episodes=1)
     width[0] = 3
     with pytest.raises(ValueError, match="expected the observation_space of its episodes"):
-        collect(make, out=tmp_path, num_episodes=2, max_steps=2)
+        collect(EnvConfig(make, max_steps=2), out=tmp_path, num_episodes=2)
 
 
 def test_a_directory_with_something_else_is_never_touched(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     for overwrite in (False, True):
         with pytest.raises(FileExistsError, match="holds something else"):
-            collect(CountEnv, out=tmp_path, num_episodes=1, overwrite=overwrite)
+            collect(CountEnv, out=tmp_path, num_episodes=1, run=RunConfig(overwrite=overwrite))
     assert os.listdir(tmp_path) == ["notes.txt"]
 
 
@@ -426,7 +440,7 @@ def test_descriptions_are_stable_names():
 
 
 def test_every_kind_of_space_can_be_collected(tmp_path):
-    store = collect(nested_env, out=tmp_path, num_episodes=3, max_steps=4, policy="repeat")
+    store = collect(EnvConfig(nested_env, max_steps=4), out=tmp_path, num_episodes=3, policy="repeat")
     assert (len(store), store.num_steps) == (3, 12)
     assert verify(tmp_path) == []
 
@@ -482,7 +496,7 @@ def assert_resumes(tmp_path):
     def fast(**kwargs):
         return CountEnv()
 
-    store = collect(fast, out=out, num_episodes=400, env_kwargs=kept.recipe["env_kwargs"])
+    store = collect(EnvConfig(fast, kwargs=kept.recipe["env_kwargs"]), out=out, num_episodes=400)
     assert verify(out) == []
     assert store.fingerprint == collect(CountEnv, out=tmp_path / "calm", num_episodes=400).fingerprint
 
@@ -567,6 +581,6 @@ class FragileDotEnv(DotEnv):
 
 
 def test_a_first_episode_that_kills_its_process_does_not_end_a_collection_of_images(tmp_path):
-    store = collect(FragileDotEnv, out=tmp_path, num_episodes=4, num_workers=1)
+    store = collect(FragileDotEnv, out=tmp_path, num_episodes=4, workers=1)
     assert store.episode_ids.tolist() == [1, 2, 3]
     assert [failure["episode_id"] for failure in store.failures] == [0]

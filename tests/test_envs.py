@@ -13,6 +13,7 @@ from gymnasium.vector import AutoresetMode
 from toy_data import walking_episode, write_store
 from toy_worlds import WalkEnv, random_world, same_bits, walk_world
 
+from worldmodel.data import EnvConfig
 from worldmodel.dream import Dreams, time_limit, usual_horizon
 from worldmodel.envs import DreamEnv, DreamOptions, DreamVectorEnv
 from worldmodel.models import StateNormalizer, feature_size
@@ -319,7 +320,7 @@ def test_the_horizon_is_by_default_the_limit_of_the_environment():
 def test_the_horizon_is_the_limit_that_the_environment_was_made_with(asked, horizon):
     world = random_world()
     world.provenance = {"recipes": [{"env": "CartPole-v1", "env_kwargs": {"max_episode_steps": asked}}]}
-    assert usual_horizon(world) == horizon == time_limit("CartPole-v1", env_kwargs={"max_episode_steps": asked})
+    assert usual_horizon(world) == horizon == time_limit(EnvConfig("CartPole-v1", kwargs={"max_episode_steps": asked}))
 
 
 def test_a_range_of_temperatures_is_drawn_anew_for_each_episode():

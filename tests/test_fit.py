@@ -16,6 +16,7 @@ from toy_data import labelled_episode, walking_episode, write_store
 
 from worldmodel.data import EpisodeStore, collect, split_episodes
 from worldmodel.models import WorldModel
+from worldmodel.runtime import RunConfig
 from worldmodel.training import DataConfig, TrainingConfig, TrainingResult, fit, read_metrics
 
 fit_module = importlib.import_module("worldmodel.training.fit_world")  # the package has a function of this name
@@ -45,12 +46,12 @@ def whole(walks, tmp_path_factory):
 
 
 def interrupt_at(update):
-    return lambda progress: os.kill(os.getpid(), signal.SIGINT) if progress.update == update else None
+    return lambda progress: os.kill(os.getpid(), signal.SIGINT) if progress.done == update else None
 
 
 def interrupted(walks, out, at=10, **options):
-    with pytest.raises(KeyboardInterrupt, match=rf"stopped after update {at} of 20; .* go on with resume"):
-        small_fit(walks, out, on_progress=interrupt_at(at), **options)
+    with pytest.raises(KeyboardInterrupt, match=rf"stopped after update {at} of 20; .* call again to resume"):
+        small_fit(walks, out, **options, run=RunConfig(on_progress=interrupt_at(at)))
 
 
 # What it learns
@@ -188,13 +189,13 @@ def test_episodes_of_one_step_are_enough(tmp_path):
 def test_ctrl_c_and_resume_equals_never_stopping(walks, tmp_path, whole, at):
     interrupted(walks, tmp_path / "run", at)
     assert not (tmp_path / "run" / "world.json").exists()
-    resumed = small_fit(walks, tmp_path / "run", resume=True)
+    resumed = small_fit(walks, tmp_path / "run")
     assert resumed.fingerprint == whole[1].fingerprint
     assert read_metrics(tmp_path / "run" / "training") == read_metrics(whole[0] / "training")
 
 
 def test_resume_starts_anew_where_nothing_is(walks, tmp_path, whole):
-    assert small_fit(walks, tmp_path / "run", resume=True).fingerprint == whole[1].fingerprint
+    assert small_fit(walks, tmp_path / "run").fingerprint == whole[1].fingerprint
 
 
 def test_resuming_a_complete_run_returns_it_and_writes_nothing(walks, whole):
@@ -202,7 +203,7 @@ def test_resuming_a_complete_run_returns_it_and_writes_nothing(walks, whole):
         return {path: path.stat().st_mtime_ns for path in whole[0].rglob("*")}
 
     before = times()
-    world = small_fit(walks, whole[0], resume=True, on_progress=lambda progress: pytest.fail("it trained"))
+    world = small_fit(walks, whole[0], run=RunConfig(on_progress=lambda progress: pytest.fail("it trained")))
     assert world.fingerprint == whole[1].fingerprint
     assert times() == before
 
@@ -223,17 +224,17 @@ def test_resume_refuses_other_arguments(walks, tmp_path, whole, complete, change
     if not complete:
         interrupted(walks, out)
     with pytest.raises(ValueError, match=f"{named}.*resume with the same arguments"):
-        small_fit(walks, out, resume=True, **change)
+        small_fit(walks, out, **change)
 
 
 def test_resume_refuses_other_data_and_another_initial_world(walks, tmp_path, whole):
     interrupted(walks, tmp_path / "run")
     other = write_store(tmp_path / "other", [walking_episode(i, 9) for i in range(3)]).path
     with pytest.raises(ValueError, match=r"data_fingerprint: expected .* with which the run in .* was started"):
-        small_fit(other, tmp_path / "run", resume=True)
+        small_fit(other, tmp_path / "run")
     options = {"data_config": DATA, "training_config": TRAINING, "seed": 3}
     with pytest.raises(ValueError, match=r"initial: expected None, .* got"):
-        fit(walks, out=tmp_path / "run", resume=True, initial=whole[1], **options)
+        fit(walks, out=tmp_path / "run", initial=whole[1], **options)
 
 
 def test_an_earlier_run_is_replaced_only_on_request(walks, tmp_path):
@@ -242,7 +243,7 @@ def test_an_earlier_run_is_replaced_only_on_request(walks, tmp_path):
     with pytest.raises(FileExistsError, match=r"already holds a run; pass resume \(--resume\) to go on with it, or overwrite"):
         small_fit(walks, out)
     one = TrainingConfig(num_updates=1)
-    assert small_fit(walks, out, overwrite=True, training_config=one).provenance["training"]["updates"] == 1
+    assert small_fit(walks, out, training_config=one, run=RunConfig(overwrite=True)).provenance["training"]["updates"] == 1
 
 
 def test_what_is_not_a_run_is_never_touched(walks, tmp_path):
@@ -251,7 +252,7 @@ def test_what_is_not_a_run_is_never_touched(walks, tmp_path):
         with pytest.raises(FileExistsError, match="holds something else"):
             small_fit(walks, tmp_path, **options)
     with pytest.raises(FileExistsError, match="holds something else"):
-        small_fit(walks, walks, overwrite=True)
+        small_fit(walks, walks, run=RunConfig(overwrite=True))
     assert (tmp_path / "precious.txt").read_text() == "mine"
 
 
@@ -260,7 +261,7 @@ def test_bad_arguments_do_not_cost_the_earlier_run(walks, tmp_path):
     interrupted(walks, out)
     for options in ({"hidden_size": 0}, {"hidden_syze": 3}, {"seed": -1}):
         with pytest.raises((ValueError, TypeError), match=r"hidden_size: expected|hidden_syze|seed: expected|seed.*>= 0"):
-            small_fit(walks, out, overwrite=True, **options)
+            small_fit(walks, out, **options, run=RunConfig(overwrite=True))
     assert (out / "training" / "state.safetensors").is_file()
 
 
@@ -377,7 +378,7 @@ def test_an_untrained_termination_head_says_how_often_episodes_end(walks, tmp_pa
 def test_a_missing_device_does_not_cost_the_earlier_run(walks, tmp_path):
     small_fit(walks, tmp_path / "run")
     with pytest.raises(ValueError, match="device: expected one that torch has here"):
-        small_fit(walks, tmp_path / "run", device="nonsense", overwrite=True)
+        small_fit(walks, tmp_path / "run", device="nonsense", run=RunConfig(overwrite=True))
     assert WorldModel.from_pretrained(tmp_path / "run").mdnrnn is not None
 
 
@@ -385,5 +386,5 @@ def test_data_inside_the_output_are_not_removed(walks, tmp_path):
     small_fit(walks, tmp_path / "run")
     shutil.copytree(walks, tmp_path / "run" / "data")
     with pytest.raises(FileExistsError, match="got 'data' beside it"):
-        small_fit(tmp_path / "run" / "data", tmp_path / "run", overwrite=True)
+        small_fit(tmp_path / "run" / "data", tmp_path / "run", run=RunConfig(overwrite=True))
     assert len(EpisodeStore.open(tmp_path / "run" / "data")) == len(EpisodeStore.open(walks))

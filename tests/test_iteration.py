@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from worldmodel.agents import CONTROLLER_FILE, Controller, OpenAIESConfig, evolve
-from worldmodel.data import EpisodeStore
+from worldmodel.data import EnvConfig, EpisodeStore
 from worldmodel.dream import Scores
 from worldmodel.experiments import SCORES_FILE, IterationConfig, Round, best_round, iterate, iteration, summarize
 from worldmodel.models import WorldModel, feature_size
-from worldmodel.runtime import load_tensors
+from worldmodel.runtime import RunConfig, load_tensors
 from worldmodel.training import DataConfig, TrainingConfig
 
 TINY = IterationConfig(
@@ -51,7 +51,7 @@ def weights(directory):
 def whole(tmp_path_factory):
     """A loop that ran through, and the stages it reported."""
     out, seen = tmp_path_factory.mktemp("loop") / "whole", []
-    return out, run(out, on_progress=seen.append), seen
+    return out, run(out, run=RunConfig(on_progress=seen.append)), seen
 
 
 def test_every_round_leaves_its_files(whole):
@@ -108,7 +108,7 @@ def test_dreams_are_as_long_as_the_environment_lets_episodes_be(tmp_path, monkey
 def test_a_loop_that_is_complete_is_only_read(whole):
     out, rounds, _ = whole
     seen = []
-    assert outcome(run(out, on_progress=seen.append)) == outcome(rounds)
+    assert outcome(run(out, run=RunConfig(on_progress=seen.append))) == outcome(rounds)
     assert seen == []
 
 
@@ -123,7 +123,7 @@ def test_an_interrupted_loop_goes_on_and_gives_the_same_result(whole, tmp_path, 
     shutil.copytree(out / "round-1", tmp_path / "loop" / "round-1")
     shutil.copy(out / "iteration.json", tmp_path / "loop")
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "loop", on_progress=interrupt)
+        run(tmp_path / "loop", run=RunConfig(on_progress=interrupt))
     assert outcome(run(tmp_path / "loop")) == outcome(rounds)
     assert torch.equal(weights(tmp_path / "loop" / "round-2"), weights(out / "round-2"))
 
@@ -162,19 +162,19 @@ def test_other_arguments_are_refused(whole, arguments, name):
 def test_another_environment_is_refused(whole):
     out, _, _ = whole
     with pytest.raises(FileExistsError, match="expected an earlier loop with env Acrobot-v1, got CartPole-v1"):
-        iterate("Acrobot-v1", out=out, config=TINY, seed=3, env_kwargs=SHORT)
+        iterate(EnvConfig("Acrobot-v1", kwargs=SHORT), out=out, config=TINY, seed=3)
 
 
 def test_overwrite_starts_anew_but_never_removes_what_is_not_a_loop(whole, tmp_path):
     out, _, _ = whole
     shutil.copytree(out, tmp_path / "loop")
     only = IterationConfig(**{**vars(TINY), "max_rounds": 1})
-    assert len(run(tmp_path / "loop", config=only, overwrite=True)) == 1
+    assert len(run(tmp_path / "loop", config=only, run=RunConfig(overwrite=True))) == 1
     assert not (tmp_path / "loop" / "round-2").exists()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("...")
     with pytest.raises(FileExistsError):
-        run(tmp_path / "mine", overwrite=True)
+        run(tmp_path / "mine", run=RunConfig(overwrite=True))
     assert (tmp_path / "mine" / "thesis.tex").exists()
 
 

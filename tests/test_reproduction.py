@@ -120,7 +120,7 @@ def test_the_seed_decides_and_no_two_test_episodes_share_one(whole, tmp_path, mo
 
 
 def test_an_earlier_collection_is_taken_and_added_to(whole, tmp_path):
-    wm.collect(DotEnv, out=tmp_path / "data", num_episodes=4, policy="repeat", max_steps=15, seed=0)
+    wm.collect(wm.EnvConfig(DotEnv, max_steps=15), out=tmp_path / "data", num_episodes=4, policy="repeat", seed=0)
     results = Reproduction(PRESET, tmp_path / "out", episodes=tmp_path / "data").run()
     assert results["temperatures"] == whole["temperatures"]
     assert len(wm.EpisodeStore.open(tmp_path / "data")) == 6
@@ -128,7 +128,7 @@ def test_an_earlier_collection_is_taken_and_added_to(whole, tmp_path):
 
 
 def test_a_collection_of_more_episodes_is_refused(tmp_path):
-    wm.collect(DotEnv, out=tmp_path / "data", num_episodes=7, policy="repeat", max_steps=15, seed=0)
+    wm.collect(wm.EnvConfig(DotEnv, max_steps=15), out=tmp_path / "data", num_episodes=7, policy="repeat", seed=0)
     with pytest.raises(ValueError, match="episodes: expected 6 at most, got 7 in"):
         Reproduction(PRESET, tmp_path / "out", episodes=tmp_path / "data").run()
 
