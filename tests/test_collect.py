@@ -19,7 +19,6 @@ from toy_envs import CountEnv, DictEnv, SpaceEnv, nested_env
 from toy_images import DotEnv
 
 from worldmodel.data import (
-    CollectionProgress,
     EnvConfig,
     Episode,
     EpisodeFailure,
@@ -30,17 +29,22 @@ from worldmodel.data import (
     verify,
 )
 from worldmodel.rng import episode_seed
-from worldmodel.runtime import RunConfig, describe
+from worldmodel.runtime import Progress, RunConfig, describe
 
-collect_module, rollouts_module = (importlib.import_module(f"worldmodel.data.{name}") for name in ("collecting", "runner"))
+collect_module, seeds_module = map(importlib.import_module, ("worldmodel.data.collecting", "worldmodel.rng.seeds"))
 
 
 def seeds(*episode_ids, seed=0):
     return [episode_seed(seed, k) for k in episode_ids]
 
 
-def run(env, ids, **options):
-    return {result.episode_id: result for result in rollouts(env, episode_ids=ids, **({"seed": 0} | options))}
+def configured(env, *, env_kwargs=None, wrappers=(), max_steps=None):
+    return EnvConfig(env, kwargs=env_kwargs or {}, wrappers=wrappers, max_steps=max_steps)
+
+
+def run(env, ids, *, policy="random", seed=0, workers=0, **env_options):
+    results = rollouts(configured(env, **env_options), policy, episode_ids=ids, seed=seed, workers=workers)
+    return {result.episode_id: result for result in results}
 
 
 class AlternatingPolicy:
@@ -130,7 +134,7 @@ def test_wrappers_arguments_and_closures_reach_the_workers():
             policy=lambda observation: int(observation[0]) % 2,
             env_kwargs={"trouble": "none"},
             wrappers=[TimeLimited, lambda env: gym.wrappers.TransformReward(env, lambda reward: reward + length)],
-            num_workers=workers,
+            workers=workers,
         )
         assert [len(episodes[k]) for k in range(3)] == [2, 2, 2]
         assert episodes[0].rewards.tolist() == [4.0, 5.0]
@@ -203,8 +207,8 @@ def gone(pid, seconds=5.0):
     ],
 )
 def test_trouble_is_tried_again_then_listed_and_the_rest_goes_on(tmp_path, trouble, workers, error):
-    options = {"env_kwargs": {"trouble": trouble, "seeds": seeds(3, 8)}, "num_workers": workers}
-    results = run(CountEnv, range(12), **options)
+    env_kwargs = {"trouble": trouble, "seeds": seeds(3, 8)}
+    results = run(CountEnv, range(12), env_kwargs=env_kwargs, workers=workers)
     assert [k for k in range(12) if isinstance(results[k], EpisodeFailure)] == [3, 8]
     assert (results[3].seed, results[3].attempts) == (episode_seed(0, 3), 2)
     assert re.search(error, results[3].error)
@@ -212,7 +216,7 @@ def test_trouble_is_tried_again_then_listed_and_the_rest_goes_on(tmp_path, troub
     for k in set(range(12)) - {3, 8}:
         np.testing.assert_array_equal(results[k].observations, clean[k].observations)
 
-    store = collect(CountEnv, out=tmp_path, num_episodes=12, **options)
+    store = collect(EnvConfig(CountEnv, kwargs=env_kwargs), out=tmp_path, num_episodes=12, workers=workers)
     assert store.episode_ids.tolist() == [k for k in range(12) if k not in (3, 8)]
     listed = EpisodeStore.open(tmp_path).failures
     assert [(failure["episode_id"], failure["seed"]) for failure in listed] == list(zip((3, 8), seeds(3, 8), strict=True))
@@ -222,7 +226,7 @@ def test_trouble_is_tried_again_then_listed_and_the_rest_goes_on(tmp_path, troub
 @pytest.mark.parametrize(("trouble", "workers"), [("raise", 0), ("raise", 1), ("die", 1)])
 def test_trouble_that_passes_costs_nothing(tmp_path, trouble, workers):
     options = {"trouble": trouble, "seeds": seeds(2), "once": str(tmp_path / "once")}
-    results = run(CountEnv, range(5), env_kwargs=options, num_workers=workers)
+    results = run(CountEnv, range(5), env_kwargs=options, workers=workers)
     assert os.path.exists(tmp_path / "once")
     assert all(isinstance(result, Episode) for result in results.values())
     np.testing.assert_array_equal(results[2].observations, run(CountEnv, [2])[2].observations)
@@ -242,7 +246,7 @@ class BreakingEnv(CountEnv):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_environment_that_raised_is_replaced_by_a_fresh_one(workers):
-    assert all(isinstance(result, Episode) for result in run(BreakingEnv, range(7), num_workers=workers).values())
+    assert all(isinstance(result, Episode) for result in run(BreakingEnv, range(7), workers=workers).values())
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -295,7 +299,7 @@ def test_an_interrupted_collection_keeps_what_is_done_and_goes_on_to_the_same_re
 
     def interrupt(progress):
         seen.append(progress)
-        if progress.episodes == 4:
+        if progress.done == 4:
             raise KeyboardInterrupt
 
     for workers in (0, 1):
@@ -308,7 +312,8 @@ def test_an_interrupted_collection_keeps_what_is_done_and_goes_on_to_the_same_re
         steps = EpisodeStore.open(out).num_steps
         store = collect(EnvConfig(DictEnv, max_steps=20), out=out, num_episodes=9, run=RunConfig(on_progress=seen.append))
         assert store.fingerprint == whole.fingerprint
-        assert seen[-1] == CollectionProgress(episodes=9, total=9, steps=store.num_steps - steps, failures=0)
+        metrics = {"steps": store.num_steps - steps, "failures": 0}
+        assert seen[-1] == Progress("collect", done=9, total=9, unit="episode", metrics=metrics)
 
 
 @pytest.mark.parametrize("moment", ["append", "_write_shard", "_set_shards", "_write_manifest"])
@@ -357,16 +362,21 @@ def test_another_recipe_is_refused_with_both_values_and_the_ways_out(tmp_path):
     collect(CountEnv, out=tmp_path, num_episodes=2, seed=3)
     before = EpisodeStore.open(tmp_path).fingerprint
     for changes, message in (
-        ({"seed": 4}, "seed is 3 and not 4; choose another directory, .*--overwrite"),
-        ({"policy": "repeat"}, 'policy is "random" and not "repeat"'),
-        ({"max_steps": 2}, "max_steps is null and not 2"),
-        ({"env_kwargs": {"delay": 0.5}}, r'env_kwargs is {} and not {"delay": 0.5}'),
-        ({"wrappers": [TimeLimited]}, r'wrappers is \[\] and not \["test_collect.TimeLimited"\]'),
+        ({"seed": 4}, "expected seed 3, .* got 4; use the same arguments, choose another output, .*--overwrite"),
+        ({"policy": "repeat"}, "expected policy random, .* got repeat"),
+        ({"env": EnvConfig(CountEnv, max_steps=2)}, "expected max_steps None, .* got 2"),
+        ({"env": EnvConfig(CountEnv, kwargs={"delay": 0.5})}, r"expected env_kwargs {'delay': None}, .* got {'delay': 0.5}"),
+        (
+            {"env": EnvConfig(CountEnv, wrappers=[TimeLimited])},
+            r"expected wrappers \[\], .* got \['test_collect.TimeLimited'\]",
+        ),
     ):
         with pytest.raises(FileExistsError, match=message):
-            collect(CountEnv, out=tmp_path, num_episodes=3, **({"seed": 3} | changes))
-    with pytest.raises(FileExistsError, match=r'env is "toy_envs.CountEnv" and not "CartPole-v1"'):
+            collect(**({"env": CountEnv, "out": tmp_path, "num_episodes": 3, "seed": 3} | changes))
+    with pytest.raises(FileExistsError, match=r"expected env toy_envs.CountEnv, .* got CartPole-v1"):
         collect("CartPole-v1", out=tmp_path, num_episodes=3, seed=3)
+    with pytest.raises(FileExistsError, match="already holds an earlier output"):
+        collect(CountEnv, out=tmp_path, num_episodes=3, seed=3, run=RunConfig(resume=False))
     assert EpisodeStore.open(tmp_path).fingerprint == before
     assert len(collect(CountEnv, out=tmp_path, num_episodes=3, seed=4, run=RunConfig(overwrite=True))) == 3
 
@@ -417,10 +427,10 @@ def test_an_unsupported_space_is_refused_with_the_nearest_and_nothing_is_made(tm
 
 def test_arguments_out_of_range_are_refused():
     for options, message in (
-        ({"num_workers": -1}, "num_workers: expected 0 or more, got -1"),
-        ({"max_steps": 0}, "max_steps: expected at least 1, got 0"),
+        ({"workers": -1}, "num_workers: expected an integer >= 0, got -1"),
+        ({"max_steps": 0}, "max_steps: expected an integer >= 1, got 0"),
         ({"policy": "greedy"}, "policy: expected one of"),
-        ({"seed": -1}, "expected numbers >= 0"),
+        ({"seed": -1}, "seed: expected an integer >= 0, got -1"),
     ):
         with pytest.raises(ValueError, match=message):
             rollouts(CountEnv, **({"episode_ids": [0], "seed": 0} | options))
@@ -452,16 +462,16 @@ def test_shards_are_written_on_the_way(tmp_path, monkeypatch):
 
 
 KILLED = """
+import importlib
 import signal
 import sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores Ctrl-C
-import worldmodel.collect
 from toy_envs import CountEnv
-module = importlib.import_module("worldmodel.data.collecting")
-module.FLUSH_SECONDS = 0.05
+from worldmodel.data import EnvConfig, collect
+importlib.import_module("worldmodel.data.writer").FLUSH_SECONDS = 0.05
 if __name__ == "__main__":
     kwargs = {"delay": 0.002, "pids": sys.argv[3]}
-    module.collect(CountEnv, out=sys.argv[1], num_episodes=400, num_workers=int(sys.argv[2]), env_kwargs=kwargs)
+    collect(EnvConfig(CountEnv, kwargs=kwargs), out=sys.argv[1], num_episodes=400, workers=int(sys.argv[2]))
 """
 
 
@@ -556,7 +566,7 @@ def test_the_scripts_collect_verify_and_repair(tmp_path, monkeypatch, capsys):
     assert re.search(r"episodes +3\nsteps +15\nmean length +5.0 \+- 0.0\nsteps/s +[\d,]+\nfailures +0\nstore: s\n", said)
     code, _, complaint = call(*command)
     assert code == 2
-    assert re.search(r"^error: s: expected an earlier collection.*max_steps is 5 and not null", complaint, re.MULTILINE)
+    assert re.search(r"^error: s: expected max_steps 5, .* got None", complaint, re.MULTILINE)
     os.remove("s/manifest.json")
     code, said, _ = call("store", "verify", "s")
     assert (code, said.splitlines()[-1]) == (1, "1 problems")
@@ -566,7 +576,7 @@ def test_the_scripts_collect_verify_and_repair(tmp_path, monkeypatch, capsys):
 
 
 def test_streams_of_seeds_differ():
-    streams = [value for name, value in vars(rollouts_module).items() if name.endswith("_STREAM") and not name.startswith("_")]
+    streams = [value for name, value in vars(seeds_module).items() if name.endswith("_STREAM") and name != "POLICY_STREAM"]
     assert len(set(streams)) == len(streams) > 1
     assert min(streams) > 0  # a 0 at the end counts for nothing
 

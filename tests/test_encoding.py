@@ -11,7 +11,7 @@ from toy_data import labelled_episode, write_store
 from toy_images import COLOUR, MIXED, DotEnv, dot_store, random_images
 
 import worldmodel as wm
-from worldmodel.data import Episode, EpisodeStore, verify
+from worldmodel.data import Episode, EpisodeCollection, EpisodeStore, verify
 from worldmodel.models import EncodedObservations, Encoder, encoded_with
 from worldmodel.models import encoded as encoded_module
 from worldmodel.runtime import fast_precision
@@ -62,9 +62,9 @@ def test_encoding_goes_on_where_it_stopped_and_with_what_was_added(frames, tmp_p
     vision = make_vae()
     whole = encode_store(frames, vision=vision, out=tmp_path / "whole")
 
-    def stop(done, total):
-        assert total == 5
-        if done == 3:
+    def stop(progress):
+        assert progress.total == 5
+        if progress.done == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -72,7 +72,7 @@ def test_encoding_goes_on_where_it_stopped_and_with_what_was_added(frames, tmp_p
     assert len(EpisodeStore.open(tmp_path / "cut")) == 3
     calls = []
     resumed = encode_store(
-        frames, vision=vision, out=tmp_path / "cut", run=wm.RunConfig(on_progress=lambda *counts: calls.append(counts))
+        frames, vision=vision, out=tmp_path / "cut", run=wm.RunConfig(on_progress=lambda p: calls.append((p.done, p.total)))
     )
     assert calls == [(4, 5), (5, 5)]
     assert resumed.fingerprint == whole.fingerprint
@@ -82,7 +82,7 @@ def test_encoding_goes_on_where_it_stopped_and_with_what_was_added(frames, tmp_p
 
 def test_a_store_encoded_with_another_v_is_not_added_to(frames, tmp_path):
     encode_store(frames, vision=make_vae(), out=tmp_path / "z")
-    with pytest.raises(FileExistsError, match="of the same recipe, got one whose encoded_with is"):
+    with pytest.raises(FileExistsError, match="expected encoded_with "):
         encode_store(frames, vision=make_vae(seed=1), out=tmp_path / "z")
     other = encode_store(frames, vision=make_vae(seed=1), out=tmp_path / "z", run=wm.RunConfig(overwrite=True))
     assert encoded_with(other) == make_vae(seed=1).fingerprint
@@ -145,11 +145,11 @@ def test_ctrl_c_in_the_middle_of_an_append_loses_nothing(frames, tmp_path, monke
         monkeypatch.setattr(EpisodeStore, "_set_shards", written)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(encode, "FLUSH_FRAMES", 1)
+    monkeypatch.setattr(encode, "FLUSH_STEPS", 1)
     whole = encode_store(frames, vision=make_vae(), out=tmp_path / "whole")
 
-    def interrupt_later(done, total):
-        if done == 2:
+    def interrupt_later(progress):
+        if progress.done == 2:
             monkeypatch.setattr(EpisodeStore, "_set_shards", interrupted)
 
     with pytest.raises(KeyboardInterrupt):
@@ -234,9 +234,9 @@ def test_collecting_goes_on_only_with_the_same_v(tmp_path):
 # Training M
 
 
-def fit(data, out, **options):
+def fit(data, out, *, resident=None, **options):
     config = wm.TrainingConfig(num_updates=3, evaluate_every=3)
-    data_config = wm.DataConfig(window=8, batch_size=4, test_fraction=0.2)
+    data_config = wm.DataConfig(window=8, batch_size=4, test_fraction=0.2, resident=resident)
     return wm.fit(data, out=out, data_config=data_config, training_config=config, **options)
 
 
@@ -296,11 +296,11 @@ def test_a_vector_beside_the_image_stays_without_noise(tmp_path):
 
 def test_short_episodes_are_left_out_where_asked(tmp_path):
     write_store(tmp_path / "data", [labelled_episode(i, 2 + 3 * i) for i in range(5)])
-    episodes = wm.sequences.EpisodeCollection.open(tmp_path / "data", min_length=8)
+    episodes = EpisodeCollection.open(tmp_path / "data", min_length=8)
     assert episodes.lengths.tolist() == [8, 11, 14]
     assert episodes.read(0).observations[0].tolist() == [2, 0]
     with pytest.raises(ValueError, match="expected at least one episode of 15 steps to train on, got none"):
-        wm.sequences.EpisodeCollection.open(tmp_path / "data", min_length=15)
+        EpisodeCollection.open(tmp_path / "data", min_length=15)
     with pytest.raises(ValueError, match="min_length: expected an integer >= 1"):
         wm.DataConfig(min_length=0)
     with pytest.raises(ValueError, match="min_length: expected an integer >= 1"):

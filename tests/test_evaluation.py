@@ -114,9 +114,11 @@ def test_progress_counts_the_steps_of_the_controller_and_who_still_runs():
         world,
         env=WalkEnv,
         config=EvaluationConfig(num_episodes=6, num_dreams=2),
-        run=RunConfig(on_progress=lambda *facts: seen.append(facts)),
+        run=RunConfig(on_progress=seen.append),
     )
-    assert seen == [(t + 1, int((result.real.lengths > t + 1).sum())) for t in range(len(seen))]
+    assert {(p.stage, p.unit, p.total) for p in seen} == {("evaluate", "step", DEFAULT_HORIZON)}
+    counts = [(p.done, p.metrics["running"]) for p in seen]
+    assert counts == [(t + 1, int((result.real.lengths > t + 1).sum())) for t in range(len(seen))]
 
 
 def test_a_world_without_a_reward_head_dreams_returns_of_zero():
@@ -161,15 +163,15 @@ def test_score_is_the_score_of_the_worlds():
 def test_the_time_limit_is_that_of_the_environment_or_less():
     assert time_limit("CartPole-v1") == 500
     assert time_limit("gymnasium:CartPole-v1") == 500
-    assert time_limit("CartPole-v1", 20) == 20
-    assert time_limit("CartPole-v1", 900) == 500
+    assert time_limit(EnvConfig("CartPole-v1", max_steps=20)) == 20
+    assert time_limit(EnvConfig("CartPole-v1", max_steps=900)) == 500
     assert time_limit(EnvConfig("CartPole-v1", kwargs={"max_episode_steps": 30})) == 30
     assert time_limit(lambda: gym.make("CartPole-v1", max_episode_steps=40)) == 40
     assert time_limit(WalkEnv) == DEFAULT_HORIZON
-    assert time_limit(WalkEnv, 7) == 7
+    assert time_limit(EnvConfig(WalkEnv, max_steps=7)) == 7
     assert time_limit(EnvConfig("CartPole-v1", wrappers=[lambda env: gym.wrappers.TimeLimit(env, 9)])) == 9
     assert time_limit(EnvConfig(WalkEnv, wrappers=[lambda env: gym.wrappers.TimeLimit(env, 9)])) == 9
-    assert time_limit(lambda: gym.wrappers.TimeLimit(WalkEnv(), 77), 100) == 77
+    assert time_limit(EnvConfig(lambda: gym.wrappers.TimeLimit(WalkEnv(), 77), max_steps=100)) == 77
     with pytest.raises(ValueError, match=r"expected a registered Gymnasium id, got 'toy_worlds\.WalkEnv'"):
         time_limit("toy_worlds.WalkEnv")
 
@@ -212,7 +214,7 @@ def test_a_replay_of_dict_observations_and_several_choices_runs():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"prefix": -1}, "prefix: expected from 0 to below the episode's length 10, got -1"),
+        ({"prefix": -1}, "prefix: expected an integer >= 0, got -1"),
         ({"prefix": 10}, "prefix: expected from 0 to below"),
         ({"horizon": 0}, "horizon: expected an integer >= 1, got 0"),
         ({"horizon": -2}, "horizon: expected an integer >= 1, got -2"),

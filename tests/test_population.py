@@ -75,7 +75,7 @@ def test_a_real_test_plays_so_many_different_episodes():
     real = RealPopulation(world, EnvConfig(WalkEnv, max_steps=12))
     test = real.test(controller, episodes=20, horizon=12, seed=5, name="generation 1")
     played: list[int] = []
-    scores = real.score(controller, episodes=20, horizon=12, seed=5, name="test", on_episodes=played.append)
+    scores = real.score(controller, episodes=20, horizon=12, seed=5, name="test", on_progress=lambda p: played.append(p.done))
     parts = [
         score(
             Reality(world, EnvConfig(WalkEnv, max_steps=12), size, seed=derive_seed(5, part)), controller, horizon=12, seed=0
@@ -155,7 +155,7 @@ def test_a_real_search_resumes_to_the_same_bits(tmp_path):
 def test_a_real_population_refuses_what_does_not_fit():
     with pytest.raises(ValueError, match="rollouts: expected an integer >= 1, got 0"):
         RealPopulation(walk_world(), WalkEnv, rollouts=0)
-    with pytest.raises(ValueError, match="num_workers: expected 0 or more, got -1"):
+    with pytest.raises(ValueError, match="num_workers: expected an integer >= 0, got -1"):
         RealPopulation(walk_world(), WalkEnv, workers=-1)
     with pytest.raises(ValueError, match="observation space"):
         RealPopulation(walk_world(), "CartPole-v1")

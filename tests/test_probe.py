@@ -21,8 +21,8 @@ def scores(*means):
 
 
 def test_a_true_world_ranks_as_reality_does_and_says_so():
-    sizes = {"num_episodes": 20, "num_dreams": 200, "max_steps": 12}
-    result = probe(walk_world(), env=WalkEnv, temperatures=(0.0,), **sizes, config=wm.EvaluationConfig(termination="threshold"))
+    config = wm.EvaluationConfig(num_episodes=20, num_dreams=200, termination="threshold")
+    result = probe(walk_world(), env=wm.EnvConfig(WalkEnv, max_steps=12), temperatures=(0.0,), config=config)
     assert list(result.real) == ["always 0", "always 1", "always 2", "uniform", "repeated", "long holds", *SWEEPS]
     assert result.rank_correlation(0.0) == pytest.approx(1.0)
     for name in ("always 0", "always 1", "always 2"):
@@ -61,8 +61,8 @@ def test_equal_means_share_their_rank():
 
 def test_a_probe_is_a_function_of_its_seed():
     def run(seed):
-        options = {"num_episodes": 3, "num_dreams": 8, "max_steps": 6}
-        return probe(random_world(), env=WalkEnv, temperatures=(0.5, 1.0), seed=seed, **options).to_json()
+        env, config = wm.EnvConfig(WalkEnv, max_steps=6), wm.EvaluationConfig(num_episodes=3, num_dreams=8)
+        return probe(random_world(), env=env, temperatures=(0.5, 1.0), config=config, seed=seed).to_json()
 
     torch.manual_seed(0)
     one = run(0)
@@ -83,7 +83,7 @@ def test_progress_is_told():
         random_world(),
         env=wm.EnvConfig(WalkEnv, max_steps=3),
         config=wm.EvaluationConfig(num_episodes=2, num_dreams=4),
-        run=wm.RunConfig(on_progress=lambda *counts: calls.append(counts)),
+        run=wm.RunConfig(on_progress=lambda p: calls.append((p.done, p.total))),
     )
     assert calls == [(2 * n, 18) for n in range(1, 10)]
 
@@ -165,7 +165,7 @@ def test_episodes_are_cut_off_in_reality_as_in_dreams(monkeypatch):
             observation, reward, _, _, info = super().step(action)
             return observation, reward, False, False, info
 
-    monkeypatch.setattr("worldmodel.evaluation.evaluating.DEFAULT_HORIZON", 15)
+    monkeypatch.setattr("worldmodel.dream.horizon.DEFAULT_HORIZON", 15)
     found = probe(random_world(termination_head=False), env=Endless, config=wm.EvaluationConfig(num_episodes=2, num_dreams=4))
     for scores in (*found.real.values(), *found.dreams[1.0].values()):
         assert set(scores.lengths) == {15}

@@ -192,8 +192,8 @@ def test_close_closes_every_environment():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_episodes": 0}, "num_episodes, max_steps"),
-        ({"max_steps": 0}, "num_episodes, max_steps"),
+        ({"num_episodes": 0}, "num_episodes: expected an integer >= 1, got 0"),
+        ({"seed": -1}, "seed: expected an integer >= 0, got -1"),
         ({"env": "NoSuchEnv-v0"}, "env: expected a registered Gymnasium id"),
         ({"env": CountEnv}, r"env: expected the world model's action space Discrete\(3\), got Discrete\(2\)"),
         ({"env": "CartPole-v1"}, "env: expected the world model's observation space"),

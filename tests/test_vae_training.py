@@ -117,8 +117,8 @@ def test_stop_and_resume_give_the_same_v_as_never_stopping(tmp_path, optimizer):
         train_vae(
             tmp_path / "data", out=tmp_path / "cut", training_config=settings, **SMALL, run=wm.RunConfig(on_progress=stop)
         )
-    with pytest.raises(FileExistsError, match="already holds a run; pass resume"):
-        train_vae(tmp_path / "data", out=tmp_path / "cut", training_config=settings, **SMALL)
+    with pytest.raises(FileExistsError, match="expected no earlier run, got one"):
+        train_vae(tmp_path / "data", out=tmp_path / "cut", training_config=settings, **SMALL, run=wm.RunConfig(resume=False))
     resumed = train_vae(tmp_path / "data", out=tmp_path / "cut", training_config=settings, **SMALL)
     assert resumed.fingerprint == whole.fingerprint
     assert resumed.provenance["training"]["best_metrics"] == whole.provenance["training"]["best_metrics"]
@@ -131,7 +131,7 @@ def test_stop_and_resume_give_the_same_v_as_never_stopping(tmp_path, optimizer):
 def test_resuming_with_other_arguments_is_refused(tmp_path):
     dot_store(tmp_path / "data", 4)
     train_vae(tmp_path / "data", out=tmp_path / "v", training_config=config(1), **SMALL)
-    with pytest.raises(ValueError, match="seed: expected 0, with which the run in"):
+    with pytest.raises(ValueError, match="expected seed 0, as in the run that is there, got 1"):
         train_vae(tmp_path / "data", out=tmp_path / "v", training_config=config(1), seed=1, **SMALL)
 
 
