@@ -161,7 +161,7 @@ def test_calibration_is_recorded_only_if_it_is_requested(walks, tmp_path):
     plain, calibrated = (json.loads((tmp_path / name / "fit.json").read_text()) for name in ("plain", "calibrated"))
     assert calibrated.pop("calibrate") is True
     assert plain == calibrated
-    with pytest.raises(ValueError, match="expected calibrate True, .* got None"):
+    with pytest.raises(ValueError, match=r"expected calibrate True, .* got None"):
         small_fit(walks, tmp_path / "calibrated")
 
 
@@ -256,7 +256,7 @@ def test_resume_refuses_other_data_and_another_initial_world(walks, tmp_path, wh
 def test_an_earlier_run_is_replaced_only_on_request(walks, tmp_path):
     out = tmp_path / "run"
     interrupted(walks, out)
-    with pytest.raises(FileExistsError, match="expected no earlier run, got one; .*overwrite"):
+    with pytest.raises(FileExistsError, match=r"expected no earlier run, got one; .*overwrite"):
         small_fit(walks, out, run=RunConfig(resume=False))
     one = TrainingConfig(num_updates=1)
     assert small_fit(walks, out, training_config=one, run=RunConfig(overwrite=True)).provenance["training"]["updates"] == 1

@@ -33,7 +33,8 @@ SHORT = {"max_episode_steps": 15}
 
 
 def run(out, **arguments):
-    env = EnvConfig("CartPole-v1", kwargs=arguments.pop("env_kwargs", SHORT), max_steps=arguments.pop("max_steps", None))
+    name, kwargs = arguments.pop("env", "CartPole-v1"), arguments.pop("env_kwargs", SHORT)
+    env = EnvConfig(name, kwargs=kwargs, max_steps=arguments.pop("max_steps", None))
     return iterate(env, **{"out": out, "config": TINY, "seed": 3, **arguments})
 
 
@@ -162,7 +163,7 @@ def test_other_arguments_are_refused(whole, arguments, name):
 
 def test_another_environment_is_refused(whole):
     out, _, _ = whole
-    with pytest.raises(FileExistsError, match="expected env CartPole-v1, .* got Acrobot-v1"):
+    with pytest.raises(FileExistsError, match=r"expected env CartPole-v1, .* got Acrobot-v1"):
         iterate(EnvConfig("Acrobot-v1", kwargs=SHORT), out=out, config=TINY, seed=3)
 
 
@@ -322,13 +323,9 @@ def test_a_mistake_does_not_cost_the_loop_that_was_to_be_overwritten(tmp_path, a
     out = tmp_path / "loop"
     (out / "round-1").mkdir(parents=True)
     (out / "iteration.json").write_text('{"format": "worldmodel.iteration", "version": 1}')
+    options = {"config": TINY, "run": RunConfig(overwrite=True), **arguments}
     with pytest.raises((ValueError, TypeError)):
-        env = EnvConfig(
-            arguments.pop("env", "CartPole-v1"),
-            kwargs=arguments.pop("env_kwargs", {}),
-            max_steps=arguments.pop("max_steps", None),
-        )
-        iterate(env, out=out, config=TINY, run=RunConfig(overwrite=True), **arguments)
+        run(out, **options)
     assert (out / "round-1").is_dir()
 
 

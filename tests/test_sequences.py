@@ -94,7 +94,7 @@ def test_split_is_a_function_of_the_seed_and_no_mere_tail():
 
 @pytest.mark.parametrize(("num_episodes", "fraction", "seed"), [(0, 0.1, 0), (5, 1.0, 0), (5, -0.1, 0), (5, 0.1, -1)])
 def test_split_rejects_numbers_out_of_range(num_episodes, fraction, seed):
-    with pytest.raises(ValueError, match="(num_episodes|test_fraction|seed): expected"):
+    with pytest.raises(ValueError, match=r"(num_episodes|test_fraction|seed): expected"):
         split_episodes(num_episodes, test_fraction=fraction, seed=seed)
 
 

@@ -38,6 +38,7 @@ from worldmodel.training.windows import RESIDENT_BYTES, SequenceData, WindowSamp
 
 FIT_FORMAT, FIT_VERSION, FIT_FILE = "worldmodel.fit", 1, "fit.json"
 OUTPUTS = (FIT_FILE, WORLD_FILE, WEIGHTS_FILE, "training", ".*.tmp")
+RUN: dict[str, Any] = {"marker": FIT_FILE, "format": FIT_FORMAT, "version": FIT_VERSION, "replaces": OUTPUTS}
 MAX_START_STATES = 2_000
 STATISTICS_BATCHES = 100  # the data's statistics and the baselines are fitted on so many batches at most
 
@@ -91,11 +92,9 @@ def fit(
         v, model = _new_parts(episodes, seed, mdnrnn, vision, encoded)
     else:
         v, model = _parts_of(initial, episodes, mdnrnn, vision, encoded)
-    arguments = _arguments(episodes, seed, torch.device(device), vision, model, initial, training_config.calibrate)
-    arguments |= {"data_config": data_config.identity(), "training_config": training_config.identity()}
+    arguments = _arguments(episodes, seed, torch.device(device), vision, model, initial, data_config, training_config)
     split = split_episodes(len(episodes), test_fraction=data_config.test_fraction, seed=seed)
-    about: dict[str, Any] = {"marker": FIT_FILE, "format": FIT_FORMAT, "version": FIT_VERSION, "replaces": OUTPUTS}
-    directory = runs.prepare_run(out, arguments, **about, run=run)
+    directory = runs.prepare_run(out, arguments, run=run, **RUN)
     if (directory / WORLD_FILE).is_file():
         return WorldModel.from_pretrained(directory, device=device)
     if initial is None and vision is None and isinstance(v, StateNormalizer):
@@ -131,9 +130,10 @@ def _arguments(
     vision: Vision | None,
     model: MDNRNN,
     initial: WorldModel | None,
-    calibrate: bool,
+    data_config: DataConfig,
+    training_config: TrainingConfig,
 ) -> dict[str, Any]:
-    """Record of the arguments, except the configurations, that a resumed run must share with the one it continues."""
+    """Record of the arguments that a resumed run must share with the one it continues."""
     return {
         "data_fingerprint": episodes.fingerprint,
         "seed": seed,
@@ -141,7 +141,9 @@ def _arguments(
         "vision": None if vision is None else vision.fingerprint,
         "mdnrnn": asdict(model.config),
         "initial": None if initial is None else initial.fingerprint,
-        **({"calibrate": True} if calibrate else {}),  # so that runs that were started without it can be resumed
+        **({"calibrate": True} if training_config.calibrate else {}),  # else left out: old runs resume
+        "data_config": data_config.identity(),
+        "training_config": training_config.identity(),
     }
 
 
