@@ -255,7 +255,7 @@ def test_exploration_is_a_function_of_the_episode_and_another_recipe():
     world = walk_world()
     plain, exploring = (LatentPolicy(world, random_controller(world), exploration=share) for share in (0.0, 0.5))
     assert exploring.description == f"{plain.description}, 0.5 of its actions random"
-    play = functools.partial(rollouts, WalkEnv, episode_ids=range(6), seed=0, max_steps=9)
+    play = functools.partial(rollouts, EnvConfig(WalkEnv, max_steps=9), episode_ids=range(6), seed=0)
     a, b, greedy = ([one.actions.tolist() for one in play(policy)] for policy in (exploring, exploring, plain))
     assert a == b
     assert a != greedy
@@ -313,11 +313,11 @@ def test_the_description_tells_controllers_and_worlds_apart():
 
 def test_another_controller_is_another_recipe_for_a_collection(tmp_path):
     world = walk_world()
-    make = functools.partial(collect, WalkEnv, out=tmp_path / "data", seed=0, max_steps=9)
+    make = functools.partial(collect, EnvConfig(WalkEnv, max_steps=9), out=tmp_path / "data", seed=0)
     make(policy=LatentPolicy(world, random_controller(world)), num_episodes=2)
     store = make(policy=LatentPolicy(world, random_controller(world)), num_episodes=3)
     assert len(store) == 3
-    with pytest.raises(FileExistsError, match="same recipe"):
+    with pytest.raises(FileExistsError, match="expected policy "):
         make(policy=LatentPolicy(world, random_controller(world, seed=1)), num_episodes=3)
 
 

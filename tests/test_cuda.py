@@ -27,6 +27,7 @@ from worldmodel.envs import DreamVectorEnv, LatentVectorEnv
 from worldmodel.evaluation import EvaluationConfig, evaluate, probe
 from worldmodel.experiments import IterationConfig, iterate, iteration
 from worldmodel.models import MDNRNN, VAEConfig, WorldModel, feature_size
+from worldmodel.runtime import RunConfig
 from worldmodel.training import FIT_FILE, DataConfig, FrameConfig, TrainingConfig, encode_store, fit, train_vae
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
@@ -87,7 +88,10 @@ def assert_same_weights(a, b, device):
 
 
 def test_fit_trains_on_the_device_from_memory_and_from_disk_alike(walks, tmp_path, device, losses):
-    worlds = [small_fit(walks, tmp_path / str(resident), device, resident=resident) for resident in (True, False)]
+    worlds = [
+        small_fit(walks, tmp_path / str(resident), device, data_config=replace(DATA, resident=resident))
+        for resident in (True, False)
+    ]
     assert len(losses) > 2 * TRAINING.num_updates  # those of the evaluations are there too
     assert all(seen == {device} for seen in losses)
     assert all(kinds(*everything(world)) == {device} and world.device.type == device for world in worlds)
@@ -109,10 +113,10 @@ def test_fit_by_muon_goes_on_where_it_was(walks, tmp_path, device):
             walks,
             tmp_path / "stopped",
             device,
-            on_progress=lambda progress: os.kill(os.getpid(), signal.SIGINT) if progress.update == 8 else None,
             **options,
+            run=RunConfig(on_progress=lambda progress: os.kill(os.getpid(), signal.SIGINT) if progress.done == 8 else None),
         )
-    resumed = small_fit(walks, tmp_path / "stopped", device, resume=True, **options)
+    resumed = small_fit(walks, tmp_path / "stopped", device, **options)
     assert kinds(*everything(resumed)) == {device}
     assert_same_weights(resumed, small_fit(walks, tmp_path / "whole", device, **options), device)
 
@@ -124,13 +128,13 @@ def test_a_fit_that_was_stopped_goes_on_where_it_was(walks, tmp_path, device, lo
             walks,
             tmp_path / "stopped",
             device,
-            on_progress=lambda progress: os.kill(os.getpid(), signal.SIGINT) if progress.update == 8 else None,
+            run=RunConfig(on_progress=lambda progress: os.kill(os.getpid(), signal.SIGINT) if progress.done == 8 else None),
         )
-    resumed = small_fit(walks, tmp_path / "stopped", device, resume=True)
+    resumed = small_fit(walks, tmp_path / "stopped", device)
     assert all(seen == {device} for seen in losses)
     assert kinds(*everything(resumed)) == {device}
     assert_same_weights(resumed, small_fit(walks, tmp_path / "whole", device), device)
-    again = small_fit(walks, tmp_path / "stopped", device, resume=True)  # it is complete, so this only opens it
+    again = small_fit(walks, tmp_path / "stopped", device)  # it is complete, so this only opens it
     assert kinds(*everything(again)) == {device}
     assert again.fingerprint == resumed.fingerprint
 
@@ -331,7 +335,9 @@ def test_imagined_trajectories_and_their_gradients_lie_on_the_device(device):
 
 
 def test_ppo_learns_on_the_device_in_dreams_from_real_states(walks, tmp_path, device):
-    world = fit(walks, out=tmp_path / "w", device=device, data_config=DATA, training_config=TRAINING, calibrate=True, **SMALL)
+    world = fit(
+        walks, out=tmp_path / "w", device=device, data_config=DATA, training_config=replace(TRAINING, calibrate=True), **SMALL
+    )
     starts = StartBank.along(world, walks, num_states=20, nearest=1, farthest=5)
     dreams = Dreams(world, 8, termination="sample")
     controller = Controller(feature_size(world, "zh"), world.action_space)

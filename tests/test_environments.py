@@ -86,7 +86,7 @@ def trial(tmp_path_factory):
             num_components=3,
             run=RunConfig(on_progress=progress.append),
         )
-        return Trial(env, env_kwargs, world, progress[-1].test_metrics["nll_per_dim"], out)
+        return Trial(env, env_kwargs, world, progress[-1].metrics["held_out/nll_per_dim"], out)
 
     return make
 
