@@ -330,7 +330,7 @@ def test_latents_and_rewards_of_dreams_stay_within_the_bounds():
     [
         ({"num_dreams": 0}, "num_dreams: expected an integer >= 1"),
         ({"num_groups": 0}, "num_groups: expected an integer >= 1"),
-        ({"num_groups": 3}, "a divisor of it, got 4 and 3"),
+        ({"num_groups": 3}, "num_groups: expected a divisor of num_dreams 4, got 3"),
         ({"temperature": -0.1}, "temperature: expected finite values >= 0"),
         ({"temperature": float("nan")}, "temperature: expected finite values >= 0"),
         ({"temperature": torch.tensor([1.0, -1.0, 1.0, 1.0])}, "temperature: expected finite values >= 0"),
