@@ -48,7 +48,9 @@ def run(env: str, policy: str, seed: int, out: Path) -> dict[str, object]:
         seed=seed,
     )
     times.append(time.monotonic())
-    result = wm.evaluate(controller, world, env=env, num_episodes=100, num_dreams=256, seed=10**6 + seed)
+    result = wm.evaluate(
+        controller, world, env=env, seed=10**6 + seed, config=wm.EvaluationConfig(num_episodes=100, num_dreams=256)
+    )
     times.append(time.monotonic())
     scores = {
         name: [round(getattr(result, name).mean, 1), round(getattr(result, name).standard_error, 1)]

@@ -72,7 +72,6 @@ def train(store: Path, out: Path, updates: int) -> WorldModel:
         out=out,
         data_config=DataConfig(window=32, batch_size=16),
         training_config=TrainingConfig(num_updates=updates, evaluate_every=25, max_test_batches=10),
-        resume=True,
         config=MDNRNNConfig(hidden_size=64, num_components=2, output_dropout=0.1),
     )
 

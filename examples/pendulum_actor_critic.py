@@ -154,7 +154,13 @@ def run(out: Path, arguments: argparse.Namespace) -> tuple[Evaluation, list[floa
             mean = learner.update(dreams, starts.draw(generator), generator)
         print(f"round {number}: {count} episodes of mean return {collected[-1]:.0f}, then imagined returns of {mean:.2f}")
     save_file(learner.actor.state_dict(), out / "actor.safetensors")
-    return wm.evaluate(Player(learner.actor, world), world, env=ENV, num_episodes=arguments.test_episodes, seed=seed), collected
+    return wm.evaluate(
+        Player(learner.actor, world),
+        world,
+        env=ENV,
+        seed=seed,
+        config=wm.EvaluationConfig(num_episodes=arguments.test_episodes),
+    ), collected
 
 
 def main() -> None:

@@ -129,7 +129,7 @@ def main() -> None:
     began = time.monotonic()
     world = wm.WorldModel.from_pretrained(arguments.model) if arguments.model else make_world(seed=arguments.seed)
     agent, lengths = train(world, seed=arguments.seed)
-    scores = wm.evaluate(agent, world, env=ENV, num_episodes=100, seed=arguments.seed)
+    scores = wm.evaluate(agent, world, env=ENV, seed=arguments.seed, config=wm.EvaluationConfig(num_episodes=100))
     seconds = time.monotonic() - began
     steps = " ".join(f"{length:.0f}" for length in torch.stack(lengths)[:: max(1, len(lengths) // 10)].tolist())
     print(f"dreamed steps for each end of a dream while learning: {steps}\n{scores}\n{seconds:.0f} s in all")

@@ -12,7 +12,7 @@ from toy_controllers import DICT, generator, random_controller, weights
 from toy_worlds import WalkEnv, random_world, same_bits, walk_world
 
 from worldmodel.agents import CONTROLLER_FILE, WEIGHTS_FILE, Controller, ControllerBatch, LatentPolicy
-from worldmodel.data import collect, rollouts
+from worldmodel.data import EnvConfig, collect, rollouts
 from worldmodel.dream import Dreams, Reality
 from worldmodel.models import feature_size
 from worldmodel.rng import episode_seed
@@ -202,8 +202,8 @@ class Recorder:
 def test_one_real_env_lockstep_and_an_exact_dream_agree_step_by_step(features):
     world = walk_world()
     controller = random_controller(world, features=features, seed=4)
-    episodes = list(rollouts(WalkEnv, LatentPolicy(world, controller), episode_ids=range(6), seed=0, max_steps=15))
-    real = Reality(world, WalkEnv, 6, seed=0, max_steps=15)
+    episodes = list(rollouts(EnvConfig(WalkEnv, max_steps=15), LatentPolicy(world, controller), episode_ids=range(6), seed=0))
+    real = Reality(world, EnvConfig(WalkEnv, max_steps=15), 6, seed=0)
     start = real.start(generator=generator())
     awake = real.rollout(controller, 15, generator=generator(), start=start)
     dreamed = Dreams(world, 6, temperature=0.0).rollout(controller, 15, generator=generator(), start=start)
@@ -255,7 +255,7 @@ def test_exploration_is_a_function_of_the_episode_and_another_recipe():
     world = walk_world()
     plain, exploring = (LatentPolicy(world, random_controller(world), exploration=share) for share in (0.0, 0.5))
     assert exploring.description == f"{plain.description}, 0.5 of its actions random"
-    play = functools.partial(rollouts, WalkEnv, episode_ids=range(6), seed=0, max_steps=9)
+    play = functools.partial(rollouts, EnvConfig(WalkEnv, max_steps=9), episode_ids=range(6), seed=0)
     a, b, greedy = ([one.actions.tolist() for one in play(policy)] for policy in (exploring, exploring, plain))
     assert a == b
     assert a != greedy
@@ -313,11 +313,11 @@ def test_the_description_tells_controllers_and_worlds_apart():
 
 def test_another_controller_is_another_recipe_for_a_collection(tmp_path):
     world = walk_world()
-    make = functools.partial(collect, WalkEnv, out=tmp_path / "data", seed=0, max_steps=9)
+    make = functools.partial(collect, EnvConfig(WalkEnv, max_steps=9), out=tmp_path / "data", seed=0)
     make(policy=LatentPolicy(world, random_controller(world)), num_episodes=2)
     store = make(policy=LatentPolicy(world, random_controller(world)), num_episodes=3)
     assert len(store) == 3
-    with pytest.raises(FileExistsError, match="same recipe"):
+    with pytest.raises(FileExistsError, match="expected policy "):
         make(policy=LatentPolicy(world, random_controller(world, seed=1)), num_episodes=3)
 
 
@@ -327,9 +327,11 @@ def test_a_policy_survives_the_way_into_a_worker():
     policy.reset(np.random.default_rng(0))
     policy(np.zeros(2))
     copied = pickle.loads(pickle.dumps(policy))
-    episode = next(iter(rollouts(WalkEnv, policy, episode_ids=[3], seed=0, max_steps=9)))
+    episode = next(iter(rollouts(EnvConfig(WalkEnv, max_steps=9), policy, episode_ids=[3], seed=0)))
     assert episode.seed == episode_seed(0, 3)
-    assert same_bits(next(iter(rollouts(WalkEnv, copied, episode_ids=[3], seed=0, max_steps=9))).actions, episode.actions)
+    assert same_bits(
+        next(iter(rollouts(EnvConfig(WalkEnv, max_steps=9), copied, episode_ids=[3], seed=0))).actions, episode.actions
+    )
 
 
 def test_a_flipped_bit_of_a_controller_is_refused(tmp_path):

@@ -22,12 +22,13 @@ from toy_images import DotEnv, dot_store
 from toy_worlds import WalkEnv, walk_world
 
 from worldmodel.agents import Controller, LatentPolicy, PPOConfig, RealPopulation, evolve, ppo
-from worldmodel.data import rollouts
+from worldmodel.data import EnvConfig, rollouts
 from worldmodel.dream import Dreams, RandomActions, StartBank, imagine, lambda_returns
 from worldmodel.envs import DreamVectorEnv, LatentVectorEnv
-from worldmodel.evaluation import evaluate, probe
+from worldmodel.evaluation import EvaluationConfig, evaluate, probe
 from worldmodel.experiments import IterationConfig, iterate, iteration
 from worldmodel.models import MDNRNN, MDNRNNConfig, VAEConfig, WorldModel, feature_size
+from worldmodel.runtime import RunConfig
 from worldmodel.training import FIT_FILE, DataConfig, FrameConfig, TrainingConfig, encode_store, fit, train_vae
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
@@ -91,7 +92,10 @@ def assert_same_weights(a, b, device):
 
 
 def test_fit_trains_on_the_device_from_memory_and_from_disk_alike(walks, tmp_path, device, losses):
-    worlds = [small_fit(walks, tmp_path / str(resident), device, resident=resident) for resident in (True, False)]
+    worlds = [
+        small_fit(walks, tmp_path / str(resident), device, data_config=replace(DATA, resident=resident))
+        for resident in (True, False)
+    ]
     assert len(losses) > 2 * TRAINING.num_updates  # those of the evaluations are there too
     assert all(seen == {device} for seen in losses)
     assert all(kinds(*everything(world)) == {device} and world.device.type == device for world in worlds)
@@ -113,10 +117,10 @@ def test_fit_by_muon_goes_on_where_it_was(walks, tmp_path, device):
             walks,
             tmp_path / "stopped",
             device,
-            on_progress=lambda progress: os.kill(os.getpid(), signal.SIGINT) if progress.update == 8 else None,
             **options,
+            run=RunConfig(on_progress=lambda progress: os.kill(os.getpid(), signal.SIGINT) if progress.done == 8 else None),
         )
-    resumed = small_fit(walks, tmp_path / "stopped", device, resume=True, **options)
+    resumed = small_fit(walks, tmp_path / "stopped", device, **options)
     assert kinds(*everything(resumed)) == {device}
     assert_same_weights(resumed, small_fit(walks, tmp_path / "whole", device, **options), device)
 
@@ -128,13 +132,13 @@ def test_a_fit_that_was_stopped_goes_on_where_it_was(walks, tmp_path, device, lo
             walks,
             tmp_path / "stopped",
             device,
-            on_progress=lambda progress: os.kill(os.getpid(), signal.SIGINT) if progress.update == 8 else None,
+            run=RunConfig(on_progress=lambda progress: os.kill(os.getpid(), signal.SIGINT) if progress.done == 8 else None),
         )
-    resumed = small_fit(walks, tmp_path / "stopped", device, resume=True)
+    resumed = small_fit(walks, tmp_path / "stopped", device)
     assert all(seen == {device} for seen in losses)
     assert kinds(*everything(resumed)) == {device}
     assert_same_weights(resumed, small_fit(walks, tmp_path / "whole", device), device)
-    again = small_fit(walks, tmp_path / "stopped", device, resume=True)  # it is complete, so this only opens it
+    again = small_fit(walks, tmp_path / "stopped", device)  # it is complete, so this only opens it
     assert kinds(*everything(again)) == {device}
     assert again.fingerprint == resumed.fingerprint
 
@@ -238,7 +242,7 @@ def test_a_hidden_layer_evolves_on_the_device_and_in_the_real_environment_beside
     world = walk_world().to(device)
     start = Controller(feature_size(world, "zh"), world.action_space, hidden_size=4, generator=torch.Generator())
     arguments = {"generations": 2, "population": 4, "horizon": 8, "test_dreams": 4, "initial": start, "method": "openai-es"}
-    for worlds in (Dreams(world, 8, temperature=0.0), RealPopulation(world, WalkEnv, rollouts=2, max_steps=8)):
+    for worlds in (Dreams(world, 8, temperature=0.0), RealPopulation(world, EnvConfig(WalkEnv, max_steps=8), rollouts=2)):
         assert kinds(*search_in(worlds, **arguments).parameters()) == {device}
     assert kinds(*everything(world)) == {device}  # its copy played on the CPU
 
@@ -255,7 +259,12 @@ def right(world):
 
 def test_evaluate_plays_in_reality_as_it_does_on_the_cpu(device):
     worlds = [walk_world().to(kind) for kind in (device, "cpu")]
-    results = [evaluate(right(world), world, env=WalkEnv, num_episodes=5, num_dreams=8, max_steps=12) for world in worlds]
+    results = [
+        evaluate(
+            right(world), world, env=EnvConfig(WalkEnv, max_steps=12), config=EvaluationConfig(num_episodes=5, num_dreams=8)
+        )
+        for world in worlds
+    ]
     assert results[0].real.returns.tolist() == results[1].real.returns.tolist()
     assert results[0].random.lengths.shape == (5,)
     assert results[0].dream.lengths.max() <= 12
@@ -265,10 +274,10 @@ def test_evaluate_plays_in_reality_as_it_does_on_the_cpu(device):
 def test_a_latent_policy_plays_episodes_with_m_on_the_device(device):
     world = walk_world().to(device)
     policy = LatentPolicy(world, right(world))
-    episodes = list(rollouts(WalkEnv, policy, episode_ids=range(3), seed=5, max_steps=12))
+    episodes = list(rollouts(EnvConfig(WalkEnv, max_steps=12), policy, episode_ids=range(3), seed=5))
     assert kinds(*policy._state, *policy._last) == {device}
     assert policy.description == LatentPolicy(world.to("cpu"), right(world)).description
-    on_cpu = list(rollouts(WalkEnv, LatentPolicy(world, right(world)), episode_ids=range(3), seed=5, max_steps=12))
+    on_cpu = list(rollouts(EnvConfig(WalkEnv, max_steps=12), LatentPolicy(world, right(world)), episode_ids=range(3), seed=5))
     assert [one.actions.tolist() for one in episodes] == [one.actions.tolist() for one in on_cpu]
 
 
@@ -295,7 +304,9 @@ def test_iterate_trains_and_dreams_on_the_device(tmp_path, device, losses, monke
         return controller
 
     monkeypatch.setattr(iteration, "evolve", record)
-    rounds = iterate("CartPole-v1", out=tmp_path / "loop", config=config, device=device, env_kwargs={"max_episode_steps": 15})
+    rounds = iterate(
+        EnvConfig("CartPole-v1", kwargs={"max_episode_steps": 15}), out=tmp_path / "loop", config=config, device=device
+    )
     assert [len(one.real.returns) for one in rounds] == [3, 3]
     assert dreamed == [{device}] * 2
     assert all(seen == {device} for seen in losses)
@@ -327,7 +338,12 @@ def test_imagined_trajectories_and_their_gradients_lie_on_the_device(device):
 
 def test_ppo_learns_on_the_device_in_dreams_from_real_states(walks, tmp_path, device):
     world = fit(
-        walks, out=tmp_path / "w", device=device, data_config=DATA, training_config=TRAINING, calibrate=True, config=SMALL
+        walks,
+        out=tmp_path / "w",
+        device=device,
+        data_config=DATA,
+        training_config=replace(TRAINING, calibrate=True),
+        config=SMALL,
     )
     starts = StartBank.along(world, walks, num_states=20, nearest=1, farthest=5)
     dreams = Dreams(world, 8, termination="sample")
@@ -369,5 +385,5 @@ def test_a_world_of_images_is_trained_and_encoded_on_the_device(tmp_path, device
     rollout = dreams.rollout(RandomActions(world, generator=dreams.generator(0)), 4, generator=dreams.generator(1))
     pictures = world.decode(rollout.z)
     assert kinds(pictures, *everything(world)) == {device}
-    found = probe(world, env=DotEnv, num_episodes=2, num_dreams=4, max_steps=6)
+    found = probe(world, env=EnvConfig(DotEnv, max_steps=6), config=EvaluationConfig(num_episodes=2, num_dreams=4))
     assert len(found.real["uniform"].returns) == 2

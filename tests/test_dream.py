@@ -119,11 +119,11 @@ def test_score_sums_what_rollout_holds():
     dreams = Dreams(random_world(termination_bias=-1.0), 16, termination="sample")
     rollout = dreams.rollout(by_features, 40, generator=generator())
     seen = []
-    returns, lengths = dreams.score(by_features, 40, generator=generator(), on_step=lambda *facts: seen.append(facts))
+    returns, lengths = dreams.score(by_features, 40, generator=generator(), on_progress=seen.append)
     torch.testing.assert_close(returns, rollout.returns)
     assert torch.equal(lengths, rollout.lengths)
     alive = [int((~rollout.terminated[:, : t + 1].any(dim=1)).sum()) for t in range(rollout.mask.shape[1])]
-    assert seen == list(enumerate(alive, start=1))
+    assert [(p.done, p.metrics["running"]) for p in seen] == list(enumerate(alive, start=1))
 
 
 def test_dreams_start_from_the_bank_only():
@@ -328,9 +328,9 @@ def test_latents_and_rewards_of_dreams_stay_within_the_bounds():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_dreams": 0}, "num_dreams, num_groups"),
-        ({"num_groups": 0}, "num_dreams, num_groups"),
-        ({"num_groups": 3}, "a divisor of it, got 4 and 3"),
+        ({"num_dreams": 0}, "num_dreams: expected an integer >= 1"),
+        ({"num_groups": 0}, "num_groups: expected an integer >= 1"),
+        ({"num_groups": 3}, "num_groups: expected a divisor of num_dreams 4, got 3"),
         ({"temperature": -0.1}, "temperature: expected finite values >= 0"),
         ({"temperature": float("nan")}, "temperature: expected finite values >= 0"),
         ({"temperature": torch.tensor([1.0, -1.0, 1.0, 1.0])}, "temperature: expected finite values >= 0"),

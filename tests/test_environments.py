@@ -14,10 +14,11 @@ from toy_controllers import search_in
 from toy_envs import DictEnv
 
 from worldmodel.agents import Controller, LatentPolicy
-from worldmodel.data import collect, rollouts
+from worldmodel.data import EnvConfig, collect, rollouts
 from worldmodel.dream import Dreams, RandomActions, Reality, time_limit
-from worldmodel.evaluation import evaluate, replay
+from worldmodel.evaluation import EvaluationConfig, evaluate, replay
 from worldmodel.models import MDNRNNConfig, WorldModel
+from worldmodel.runtime import RunConfig
 from worldmodel.training import DataConfig, TrainingConfig, fit
 
 
@@ -37,11 +38,11 @@ class Trial:
 
     @property
     def horizon(self):
-        return time_limit(self.env, env_kwargs=self.env_kwargs)
+        return time_limit(EnvConfig(self.env, kwargs=self.env_kwargs))
 
     def random_play(self, num_dreams=256, num_episodes=60):
         """Mean return and length of random play, dreamed and real."""
-        real = Reality(self.world, self.env, num_episodes, seed=99, env_kwargs=self.env_kwargs, max_steps=self.horizon)
+        real = Reality(self.world, EnvConfig(self.env, kwargs=self.env_kwargs, max_steps=self.horizon), num_episodes, seed=99)
         dreams = Dreams(self.world, num_dreams)
         means = []
         for worlds in (dreams, real):
@@ -58,12 +59,9 @@ class Trial:
         return evaluate(
             controller,
             self.world,
-            env=self.env,
-            num_episodes=num_episodes,
-            num_dreams=64,
+            env=EnvConfig(self.env, kwargs=self.env_kwargs, max_steps=self.horizon),
             seed=10**6,
-            env_kwargs=self.env_kwargs,
-            max_steps=self.horizon,
+            config=EvaluationConfig(num_episodes=num_episodes, num_dreams=64),
         )
 
 
@@ -76,7 +74,7 @@ def trial(tmp_path_factory):
         env, num_episodes, num_updates, size=32, batch_size=32, window=32, clip_norm=1.0, policy="random", seed=0, **env_kwargs
     ):
         out, progress = tmp_path_factory.mktemp("trial"), []
-        collect(env, out=out / "data", num_episodes=num_episodes, policy=policy, seed=seed, env_kwargs=env_kwargs)
+        collect(EnvConfig(env, kwargs=env_kwargs), out=out / "data", num_episodes=num_episodes, policy=policy, seed=seed)
         world = fit(
             out / "data",
             out=out / "world",
@@ -86,9 +84,9 @@ def trial(tmp_path_factory):
                 num_updates=num_updates, learning_rate=1e-2, clip_norm=clip_norm, evaluate_every=num_updates // 4
             ),
             config=MDNRNNConfig(hidden_size=size, num_components=3),
-            on_progress=progress.append,
+            run=RunConfig(on_progress=progress.append),
         )
-        return Trial(env, env_kwargs, world, progress[-1].test_metrics["nll_per_dim"], out)
+        return Trial(env, env_kwargs, world, progress[-1].metrics["held_out/nll_per_dim"], out)
 
     return make
 
@@ -116,7 +114,9 @@ def dict_env(trial):
 def reward_errors(trial):
     """Mean squared error of M's expected reward on fresh episodes, one step ahead, and the variance of the rewards."""
     errors, rewards = [], []
-    for episode in rollouts(trial.env, episode_ids=range(5), seed=77, env_kwargs=trial.env_kwargs, max_steps=trial.horizon):
+    for episode in rollouts(
+        EnvConfig(trial.env, kwargs=trial.env_kwargs, max_steps=trial.horizon), episode_ids=range(5), seed=77
+    ):
         z, action = trial.world.encode(episode.observations), trial.world.action_features.flatten(episode.actions)
         with torch.no_grad():
             prediction, _ = trial.world.mdnrnn(z[None, :-1], action[None])
@@ -164,7 +164,7 @@ def test_random_play_in_a_dict_space_ends_and_earns_as_in_reality(dict_env):
 
 
 def test_a_dream_under_real_actions_follows_the_real_pendulum(pendulum):
-    episode = next(iter(rollouts("Pendulum-v1", episode_ids=[0], seed=55, env_kwargs=pendulum.env_kwargs)))
+    episode = next(iter(rollouts(EnvConfig("Pendulum-v1", kwargs=pendulum.env_kwargs), episode_ids=[0], seed=55)))
     rollout = replay(Dreams(pendulum.world, 1, temperature=0.0), episode, prefix=10, horizon=10)
     truth = pendulum.world.encode(episode.observations)[10:21]
     dreamed_error = (rollout.z[0] - truth).square().mean()
@@ -222,7 +222,7 @@ def test_a_controller_of_zero_weights_plays_acrobot_to_the_end(acrobot):
 def test_data_of_a_controller_can_be_collected_and_learned_from(cartpole):
     controller = cartpole.search(generations=2)
     policy = LatentPolicy(cartpole.world, controller)
-    store = collect("CartPole-v1", out=cartpole.out / "more", num_episodes=4, policy=policy, seed=1, max_steps=60)
+    store = collect(EnvConfig("CartPole-v1", max_steps=60), out=cartpole.out / "more", num_episodes=4, policy=policy, seed=1)
     assert len(store) == 4
     assert store.recipe["policy"] == policy.description
     both = fit(

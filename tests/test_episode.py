@@ -7,7 +7,7 @@ import pytest
 from gymnasium import spaces
 from toy_envs import NESTED_ACTION, NESTED_OBSERVATION, nested_env
 
-from worldmodel.data import Episode, check_episode, rollouts
+from worldmodel.data import EnvConfig, Episode, check_episode, rollouts
 from worldmodel.spaces import stack_values
 
 OBSERVATION = spaces.Dict({"x": spaces.Box(-1, 1, (2,), np.float32), "m": spaces.Discrete(3)})
@@ -92,7 +92,7 @@ def test_check_episode_names_episode_leaf_and_step(changes, message):
 
 def test_check_episode_takes_what_an_environment_gives():
     check_episode(make(), OBSERVATION, ACTION)
-    for episode in rollouts(nested_env, episode_ids=range(3), seed=0, max_steps=5):
+    for episode in rollouts(EnvConfig(nested_env, max_steps=5), episode_ids=range(3), seed=0):
         check_episode(episode, NESTED_OBSERVATION, NESTED_ACTION)
 
 

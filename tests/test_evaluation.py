@@ -12,11 +12,12 @@ from toy_envs import CountEnv, DictEnv, nested_env
 from toy_worlds import WalkEnv, random_world, same_bits, walk_world
 
 from worldmodel.agents import Controller
-from worldmodel.data import rollouts
+from worldmodel.data import EnvConfig, rollouts
 from worldmodel.dream import DEFAULT_HORIZON, Dreams, Reality, Scores, score, time_limit, usual_horizon
-from worldmodel.evaluation import Evaluation, evaluate, replay
+from worldmodel.evaluation import Evaluation, EvaluationConfig, evaluate, replay
 from worldmodel.models import feature_size
 from worldmodel.rng import EVALUATION_STREAM, derive_seed, episode_seed
+from worldmodel.runtime import RunConfig
 
 
 def controller_of(world, push=2):
@@ -29,7 +30,9 @@ def controller_of(world, push=2):
 
 def walk_episode(seed=0, pushes=(2, 1, 0, 2, 2, 1, 0, 0, 1, 2)):
     actions = iter(pushes)
-    return next(iter(rollouts(WalkEnv, lambda observation: next(actions), episode_ids=[0], seed=seed, max_steps=len(pushes))))
+    return next(
+        iter(rollouts(EnvConfig(WalkEnv, max_steps=len(pushes)), lambda observation: next(actions), episode_ids=[0], seed=seed))
+    )
 
 
 def test_scores_know_mean_spread_and_standard_error():
@@ -57,7 +60,12 @@ def test_an_evaluation_prints_one_aligned_row_per_score():
 
 def test_an_exact_world_scores_in_dreams_as_in_reality():
     world = walk_world()
-    result = evaluate(controller_of(world), world, env=WalkEnv, num_episodes=40, num_dreams=400, temperature=0.0, max_steps=30)
+    result = evaluate(
+        controller_of(world),
+        world,
+        env=EnvConfig(WalkEnv, max_steps=30),
+        config=EvaluationConfig(num_episodes=40, num_dreams=400, temperature=0.0),
+    )
     assert set(np.unique(result.dream.lengths)) == set(np.unique(result.real.lengths))
     for length in np.unique(result.real.lengths):
         real, dream = (np.unique(part.returns[part.lengths == length]) for part in (result.real, result.dream))
@@ -74,7 +82,13 @@ def test_an_evaluation_is_a_function_of_its_seed():
     def run(global_seed, seed):
         torch.manual_seed(global_seed)
         np.random.seed(global_seed)  # noqa: NPY002 (this is what must not matter)
-        return evaluate(controller, world, env=DictEnv, num_episodes=5, num_dreams=8, seed=seed, max_steps=20)
+        return evaluate(
+            controller,
+            world,
+            env=EnvConfig(DictEnv, max_steps=20),
+            seed=seed,
+            config=EvaluationConfig(num_episodes=5, num_dreams=8),
+        )
 
     one, again, other = run(0, 3), run(1, 3), run(0, 4)
     for name in ("real", "dream", "random"):
@@ -86,7 +100,9 @@ def test_an_evaluation_of_nested_spaces_runs():
     env = nested_env()
     world = random_world(env.action_space, env.observation_space, termination_head=False)
     controller = Controller(feature_size(world, "zh"), world.action_space)
-    result = evaluate(controller, world, env=nested_env, num_episodes=3, num_dreams=4, max_steps=5)
+    result = evaluate(
+        controller, world, env=EnvConfig(nested_env, max_steps=5), config=EvaluationConfig(num_episodes=3, num_dreams=4)
+    )
     assert {tuple(scores.lengths) for scores in (result.real, result.random)} == {(5, 5, 5)}
     assert tuple(result.dream.lengths) == (5, 5, 5, 5)
 
@@ -94,14 +110,22 @@ def test_an_evaluation_of_nested_spaces_runs():
 def test_progress_counts_the_steps_of_the_controller_and_who_still_runs():
     world, seen = walk_world(), []
     result = evaluate(
-        controller_of(world), world, env=WalkEnv, num_episodes=6, num_dreams=2, on_step=lambda *facts: seen.append(facts)
+        controller_of(world),
+        world,
+        env=WalkEnv,
+        config=EvaluationConfig(num_episodes=6, num_dreams=2),
+        run=RunConfig(on_progress=seen.append),
     )
-    assert seen == [(t + 1, int((result.real.lengths > t + 1).sum())) for t in range(len(seen))]
+    assert {(p.stage, p.unit, p.total) for p in seen} == {("evaluate", "step", DEFAULT_HORIZON)}
+    counts = [(p.done, p.metrics["running"]) for p in seen]
+    assert counts == [(t + 1, int((result.real.lengths > t + 1).sum())) for t in range(len(seen))]
 
 
 def test_a_world_without_a_reward_head_dreams_returns_of_zero():
     world = random_world(reward_head=False)
-    result = evaluate(controller_of(world), world, env=WalkEnv, num_episodes=2, num_dreams=4, max_steps=5)
+    result = evaluate(
+        controller_of(world), world, env=EnvConfig(WalkEnv, max_steps=5), config=EvaluationConfig(num_episodes=2, num_dreams=4)
+    )
     assert not result.dream.returns.any()
     assert result.real.returns.any()
 
@@ -115,7 +139,9 @@ def test_an_environment_that_raises_is_named_and_closed():
         return envs[-1]
 
     with pytest.raises(RuntimeError, match=rf"episode 3 \(seed {seed}\), but step 2"):
-        evaluate(Controller(7, world.action_space), world, env=make, num_episodes=5, num_dreams=2, seed=1)
+        evaluate(
+            Controller(7, world.action_space), world, env=make, seed=1, config=EvaluationConfig(num_episodes=5, num_dreams=2)
+        )
     assert all(env.closed for env in envs)
 
 
@@ -137,15 +163,15 @@ def test_score_is_the_score_of_the_worlds():
 def test_the_time_limit_is_that_of_the_environment_or_less():
     assert time_limit("CartPole-v1") == 500
     assert time_limit("gymnasium:CartPole-v1") == 500
-    assert time_limit("CartPole-v1", 20) == 20
-    assert time_limit("CartPole-v1", 900) == 500
-    assert time_limit("CartPole-v1", env_kwargs={"max_episode_steps": 30}) == 30
+    assert time_limit(EnvConfig("CartPole-v1", max_steps=20)) == 20
+    assert time_limit(EnvConfig("CartPole-v1", max_steps=900)) == 500
+    assert time_limit(EnvConfig("CartPole-v1", kwargs={"max_episode_steps": 30})) == 30
     assert time_limit(lambda: gym.make("CartPole-v1", max_episode_steps=40)) == 40
     assert time_limit(WalkEnv) == DEFAULT_HORIZON
-    assert time_limit(WalkEnv, 7) == 7
-    assert time_limit("CartPole-v1", wrappers=[lambda env: gym.wrappers.TimeLimit(env, 9)]) == 9
-    assert time_limit(WalkEnv, wrappers=[lambda env: gym.wrappers.TimeLimit(env, 9)]) == 9
-    assert time_limit(lambda: gym.wrappers.TimeLimit(WalkEnv(), 77), 100) == 77
+    assert time_limit(EnvConfig(WalkEnv, max_steps=7)) == 7
+    assert time_limit(EnvConfig("CartPole-v1", wrappers=[lambda env: gym.wrappers.TimeLimit(env, 9)])) == 9
+    assert time_limit(EnvConfig(WalkEnv, wrappers=[lambda env: gym.wrappers.TimeLimit(env, 9)])) == 9
+    assert time_limit(EnvConfig(lambda: gym.wrappers.TimeLimit(WalkEnv(), 77), max_steps=100)) == 77
     with pytest.raises(ValueError, match=r"expected a registered Gymnasium id, got 'toy_worlds\.WalkEnv'"):
         time_limit("toy_worlds.WalkEnv")
 
@@ -178,7 +204,7 @@ def test_a_replay_primes_the_lstm_with_the_prefix():
 
 
 def test_a_replay_of_dict_observations_and_several_choices_runs():
-    episode = next(iter(rollouts(DictEnv, episode_ids=[0], seed=0, max_steps=8)))
+    episode = next(iter(rollouts(EnvConfig(DictEnv, max_steps=8), episode_ids=[0], seed=0)))
     world = random_world(DictEnv().action_space, DictEnv().observation_space, termination_bias=-50.0)
     rollout = replay(Dreams(world, 2), episode, prefix=3)
     assert torch.equal(rollout.actions[0], torch.as_tensor(episode.actions[3:]))
@@ -188,7 +214,7 @@ def test_a_replay_of_dict_observations_and_several_choices_runs():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"prefix": -1}, "prefix: expected from 0 to below the episode's length 10, got -1"),
+        ({"prefix": -1}, "prefix: expected an integer >= 0, got -1"),
         ({"prefix": 10}, "prefix: expected from 0 to below"),
         ({"horizon": 0}, "horizon: expected an integer >= 1, got 0"),
         ({"horizon": -2}, "horizon: expected an integer >= 1, got -2"),
@@ -207,7 +233,10 @@ def test_a_replay_of_another_environment_is_refused():
 def test_any_callable_on_features_can_be_evaluated():
     world = walk_world()
     result = evaluate(
-        lambda features: torch.full((len(features),), 2), world, env=WalkEnv, num_episodes=3, num_dreams=4, max_steps=6
+        lambda features: torch.full((len(features),), 2),
+        world,
+        env=EnvConfig(WalkEnv, max_steps=6),
+        config=EvaluationConfig(num_episodes=3, num_dreams=4),
     )
     assert len(result.real.returns) == 3
 
@@ -221,7 +250,13 @@ def test_an_evaluation_plays_no_episode_of_a_collection_with_the_same_seed(monke
         return reset(self, seed=seed, options=options)
 
     monkeypatch.setattr(WalkEnv, "reset", spy)
-    evaluate(controller_of(walk_world()), walk_world(), env=WalkEnv, num_episodes=5, num_dreams=4, max_steps=6, seed=7)
+    evaluate(
+        controller_of(walk_world()),
+        walk_world(),
+        env=EnvConfig(WalkEnv, max_steps=6),
+        seed=7,
+        config=EvaluationConfig(num_episodes=5, num_dreams=4),
+    )
     assert len(set(seeds)) == 5
     assert not set(seeds) & {episode_seed(7, k) for k in range(1000)}
 
@@ -257,4 +292,9 @@ def test_an_environment_that_gives_nonsense_is_named(trouble):
 
     world = walk_world()
     with pytest.raises(RuntimeError, match=r"episode 0 \(seed \d+\), but step 1 failed.*finite"):
-        evaluate(controller_of(world), world, env=Nonsense, num_episodes=2, num_dreams=4, max_steps=6)
+        evaluate(
+            controller_of(world),
+            world,
+            env=EnvConfig(Nonsense, max_steps=6),
+            config=EvaluationConfig(num_episodes=2, num_dreams=4),
+        )

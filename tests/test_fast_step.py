@@ -214,7 +214,7 @@ def test_models_that_it_does_not_know_are_refused_or_dreamed_plainly(kind, monke
     world = random_world(**kind)
     with pytest.raises(ValueError, match="half precision"):
         fast_dreams(world, 4)
-    monkeypatch.setattr("worldmodel.dream.dreams.fast_precision", lambda device: "bfloat16")
+    monkeypatch.setattr("worldmodel.runtime.device.fast_precision", lambda device: "bfloat16")
     assert Dreams(world, 4, precision="auto").precision == "float32"
     assert Dreams(random_world(), 4, precision="auto").precision == "bfloat16"
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from worldmodel.agents import CONTROLLER_FILE, Controller, OpenAIESConfig, evolve
-from worldmodel.data import EpisodeStore
+from worldmodel.data import EnvConfig, EpisodeStore
 from worldmodel.dream import Scores
 from worldmodel.experiments import SCORES_FILE, IterationConfig, Round, best_round, iterate, iteration, summarize
 from worldmodel.models import MDNRNNConfig, WorldModel, feature_size
-from worldmodel.runtime import load_tensors
+from worldmodel.runtime import RunConfig, load_tensors
 from worldmodel.training import DataConfig, TrainingConfig
 
 TINY = IterationConfig(
@@ -34,7 +34,9 @@ SHORT = {"max_episode_steps": 15}
 
 
 def run(out, **arguments):
-    return iterate("CartPole-v1", **{"out": out, "config": TINY, "seed": 3, "env_kwargs": SHORT, **arguments})
+    name, kwargs = arguments.pop("env", "CartPole-v1"), arguments.pop("env_kwargs", SHORT)
+    env = EnvConfig(name, kwargs=kwargs, max_steps=arguments.pop("max_steps", None))
+    return iterate(env, **{"out": out, "config": TINY, "seed": 3, **arguments})
 
 
 def outcome(rounds: list[Round]):
@@ -52,7 +54,7 @@ def weights(directory):
 def whole(tmp_path_factory):
     """A loop that ran through, and the stages it reported."""
     out, seen = tmp_path_factory.mktemp("loop") / "whole", []
-    return out, run(out, on_progress=seen.append), seen
+    return out, run(out, run=RunConfig(on_progress=seen.append)), seen
 
 
 def test_every_round_leaves_its_files(whole):
@@ -109,22 +111,22 @@ def test_dreams_are_as_long_as_the_environment_lets_episodes_be(tmp_path, monkey
 def test_a_loop_that_is_complete_is_only_read(whole):
     out, rounds, _ = whole
     seen = []
-    assert outcome(run(out, on_progress=seen.append)) == outcome(rounds)
+    assert outcome(run(out, run=RunConfig(on_progress=seen.append))) == outcome(rounds)
     assert seen == []
 
 
-@pytest.mark.parametrize("stage", ["collect", "train", "dream", "evaluate"])
+@pytest.mark.parametrize("stage", ["collect", "train M", "search", "evaluate"])
 def test_an_interrupted_loop_goes_on_and_gives_the_same_result(whole, tmp_path, stage):
     out, rounds, _ = whole
 
     def interrupt(progress):
-        if (progress.round, progress.stage) == (2, stage):
+        if progress.stage == f"round 2: {stage}":
             raise KeyboardInterrupt
 
     shutil.copytree(out / "round-1", tmp_path / "loop" / "round-1")
     shutil.copy(out / "iteration.json", tmp_path / "loop")
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "loop", on_progress=interrupt)
+        run(tmp_path / "loop", run=RunConfig(on_progress=interrupt))
     assert outcome(run(tmp_path / "loop")) == outcome(rounds)
     assert torch.equal(weights(tmp_path / "loop" / "round-2"), weights(out / "round-2"))
 
@@ -155,27 +157,27 @@ def test_another_directory_gives_the_same_result_whatever_the_global_seed(whole,
 )
 def test_other_arguments_are_refused(whole, arguments, name):
     out, rounds, _ = whole
-    with pytest.raises(FileExistsError, match=f"expected an earlier loop with {name} "):
+    with pytest.raises(FileExistsError, match=f"expected {name} .* as in the run that is there, got "):
         run(out, **arguments)
     assert outcome(run(out)) == outcome(rounds)
 
 
 def test_another_environment_is_refused(whole):
     out, _, _ = whole
-    with pytest.raises(FileExistsError, match="expected an earlier loop with env Acrobot-v1, got CartPole-v1"):
-        iterate("Acrobot-v1", out=out, config=TINY, seed=3, env_kwargs=SHORT)
+    with pytest.raises(FileExistsError, match=r"expected env CartPole-v1, .* got Acrobot-v1"):
+        iterate(EnvConfig("Acrobot-v1", kwargs=SHORT), out=out, config=TINY, seed=3)
 
 
 def test_overwrite_starts_anew_but_never_removes_what_is_not_a_loop(whole, tmp_path):
     out, _, _ = whole
     shutil.copytree(out, tmp_path / "loop")
     only = IterationConfig(**{**vars(TINY), "max_rounds": 1})
-    assert len(run(tmp_path / "loop", config=only, overwrite=True)) == 1
+    assert len(run(tmp_path / "loop", config=only, run=RunConfig(overwrite=True))) == 1
     assert not (tmp_path / "loop" / "round-2").exists()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("...")
     with pytest.raises(FileExistsError):
-        run(tmp_path / "mine", overwrite=True)
+        run(tmp_path / "mine", run=RunConfig(overwrite=True))
     assert (tmp_path / "mine" / "thesis.tex").exists()
 
 
@@ -302,7 +304,7 @@ def test_another_trainer_takes_the_place_of_evolution_and_resumes(tmp_path):
     (first[1].directory / SCORES_FILE).unlink()
     assert outcome(run(tmp_path / "loop", **arguments)) == outcome(first)
     assert len(calls) == 2
-    with pytest.raises(FileExistsError, match="expected an earlier loop with train_agent "):
+    with pytest.raises(FileExistsError, match="expected train_agent "):
         run(tmp_path / "loop", config=changed(generations=1))
 
 
@@ -335,8 +337,9 @@ def test_a_mistake_does_not_cost_the_loop_that_was_to_be_overwritten(tmp_path, a
     out = tmp_path / "loop"
     (out / "round-1").mkdir(parents=True)
     (out / "iteration.json").write_text('{"format": "worldmodel.iteration", "version": 1}')
+    options = {"config": TINY, "run": RunConfig(overwrite=True), **arguments}
     with pytest.raises((ValueError, TypeError)):
-        iterate(**{"env": "CartPole-v1", "out": out, "config": TINY, "overwrite": True, **arguments})
+        run(out, **options)
     assert (out / "round-1").is_dir()
 
 

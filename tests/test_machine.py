@@ -10,7 +10,7 @@ from worldmodel.runtime import fast_precision, keep_freed_memory, process
 
 PROGRAM = """
 import resource, sys, torch
-from worldmodel.machine import keep_freed_memory
+from worldmodel.runtime import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 counts = []

@@ -9,7 +9,7 @@ from test_store import assert_same
 from toy_envs import NESTED_ACTION, NESTED_OBSERVATION, SpaceEnv, nested_env
 
 from worldmodel.adapters.minari import from_minari, to_minari
-from worldmodel.data import EpisodeStore, collect, rollouts, verify
+from worldmodel.data import EnvConfig, EpisodeStore, collect, rollouts, verify
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def narrow_env():
 
 @pytest.mark.parametrize("env", ["CartPole-v1", nested_env, image_env, narrow_env])
 def test_there_and_back_every_bit_is_the_same(tmp_path, minari, env):
-    store = collect(env, out=tmp_path / "a", num_episodes=4, max_steps=6, policy="repeat", seed=3)
+    store = collect(EnvConfig(env, max_steps=6), out=tmp_path / "a", num_episodes=4, policy="repeat", seed=3)
     dataset = to_minari(store, "toy/there-v0")
     assert (dataset.total_episodes, dataset.total_steps) == (4, store.num_steps)
     back = from_minari(minari.load_dataset("toy/there-v0"), tmp_path / "b")
@@ -42,7 +42,7 @@ def test_there_and_back_every_bit_is_the_same(tmp_path, minari, env):
 
 
 def test_ids_with_gaps_and_missing_seeds_survive(tmp_path, minari):
-    episodes = list(rollouts(nested_env, episode_ids=[7, 2, 30], seed=0, max_steps=3))
+    episodes = list(rollouts(EnvConfig(nested_env, max_steps=3), episode_ids=[7, 2, 30], seed=0))
     store = EpisodeStore.create(tmp_path / "a", observation_space=NESTED_OBSERVATION, action_space=NESTED_ACTION)
     store.append([episodes[0], episodes[1].__class__(**(vars(episodes[1]) | {"seed": None})), episodes[2]])
     to_minari(store, "toy/gaps-v0")

@@ -14,6 +14,7 @@ from toy_images import DotEnv
 
 from worldmodel.data import Episode, EpisodeStore, collect, compression, pack, repair, shards, unpack, verify
 from worldmodel.rng import episode_seed
+from worldmodel.runtime import RunConfig
 
 collect_module = importlib.import_module("worldmodel.data.collecting")  # the package has a function of this name
 SCREEN = spaces.Box(0, 255, (10, 9, 3), np.uint8)
@@ -250,5 +251,5 @@ def test_ctrl_c_keeps_the_episodes_by_which_the_disk_is_not_judged_yet(tmp_path)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        collect(DotEnv, out=tmp_path, num_episodes=20, on_progress=interrupt)
+        collect(DotEnv, out=tmp_path, num_episodes=20, run=RunConfig(on_progress=interrupt))
     assert EpisodeStore.open(tmp_path).episode_ids.tolist() == [0, 1, 2]

@@ -67,7 +67,7 @@ def test_what_has_no_image_is_not_resized():
 
 def test_small_frames_are_collected_by_a_wrapper(tmp_path):
     env = SpaceEnv(spaces.Box(0, 255, (60, 80, 3), np.uint8), spaces.Discrete(2))
-    store = wm.collect(lambda: env, out=tmp_path, num_episodes=1, max_steps=3, wrappers=[AreaResize])
+    store = wm.collect(wm.EnvConfig(lambda: env, max_steps=3, wrappers=[AreaResize]), out=tmp_path, num_episodes=1)
     assert store.read(0).observations.shape == (4, 64, 64, 3)
 
 
@@ -80,10 +80,9 @@ def test_frames_that_change_their_size_are_a_failure_that_says_so(tmp_path):
         RuntimeError, match=r"expected values of one shape, got \(60, 80, 3\) at first and \(61, 80, 3\) at number 1"
     ):
         wm.collect(
-            lambda: Growing(spaces.Box(0, 255, (60, 80, 3), np.uint8), spaces.Discrete(2)),
+            wm.EnvConfig(lambda: Growing(spaces.Box(0, 255, (60, 80, 3), np.uint8), spaces.Discrete(2)), max_steps=3),
             out=tmp_path,
             num_episodes=1,
-            max_steps=3,
         )
 
 
@@ -191,7 +190,7 @@ def test_doom_moves_left_stays_and_moves_right():
 @pytest.mark.parametrize("env_id", [DOOM, CAR])
 def test_an_episode_is_a_function_of_its_seed(env_id):
     pytest.importorskip("vizdoom" if env_id == DOOM else "Box2D")
-    runs = [list(rollouts(env_id, episode_ids=ids, seed=4, max_steps=60)) for ids in ([0, 1], [1])]
+    runs = [list(rollouts(wm.EnvConfig(env_id, max_steps=60), episode_ids=ids, seed=4)) for ids in ([0, 1], [1])]
     one, other = runs[0][1], runs[1][0]
     assert (one.observations == other.observations).all()
     assert (one.observations[:10] != runs[0][0].observations[:10]).any()

@@ -151,7 +151,7 @@ def test_a_policy_without_a_source_of_randomness_says_so(policy):
 
 
 def test_arguments_out_of_range_are_refused():
-    with pytest.raises(ValueError, match="max_repeat: expected at least 1, got 0"):
+    with pytest.raises(ValueError, match="max_repeat: expected an integer >= 1, got 0"):
         RepeatPolicy(BOX, max_repeat=0)
     with pytest.raises(ValueError, match="scale: expected a number > 0"):
         BrownianPolicy(BOX, scale=0.0)

@@ -10,8 +10,9 @@ from toy_envs import CountEnv
 from toy_worlds import WalkEnv, random_world, walk_world
 
 from worldmodel.agents import Controller, ControllerBatch, RealPopulation
+from worldmodel.data import EnvConfig
 from worldmodel.dream import Dreams, Reality, score
-from worldmodel.evaluation import evaluate
+from worldmodel.evaluation import EvaluationConfig, evaluate
 from worldmodel.models import feature_size
 from worldmodel.rng import SEARCH_STREAM, derive_seed, episode_seed
 
@@ -41,7 +42,7 @@ def test_the_same_candidate_in_every_group_has_the_same_fate():
 
 
 def real_search(world, env, *, num_workers=0, **arguments):
-    real = RealPopulation(world, env, rollouts=2, num_workers=num_workers, max_steps=12)
+    real = RealPopulation(world, EnvConfig(env, max_steps=12), rollouts=2, workers=num_workers)
     return search_in(real, **{"generations": 4, "population": 4, "test_dreams": 20, "sigma": 0.5, "seed": 3, **arguments})
 
 
@@ -60,23 +61,25 @@ def test_real_fitness_is_the_mean_return_of_the_same_episodes_for_every_candidat
     world = walk_world()
     controller = random_controller(world)
     candidates = torch.stack([weights(random_controller(world, seed=seed)) for seed in (0, 4, 0)])
-    real = RealPopulation(world, WalkEnv, rollouts=3, max_steps=12)
+    real = RealPopulation(world, EnvConfig(WalkEnv, max_steps=12), rollouts=3)
     fitness = real.fitness(controller, candidates, horizon=100, seed=8, name="generation 1")
     assert fitness[0] == fitness[2]
     assert fitness[0] != fitness[1]
-    reality = Reality(world, WalkEnv, 3, seed=8, max_steps=12)
+    reality = Reality(world, EnvConfig(WalkEnv, max_steps=12), 3, seed=8)
     assert fitness[0] == score(reality, random_controller(world, seed=0), horizon=12, seed=8).mean
 
 
 def test_a_real_test_plays_so_many_different_episodes():
     world = walk_world()
     controller = random_controller(world)
-    real = RealPopulation(world, WalkEnv, max_steps=12)
+    real = RealPopulation(world, EnvConfig(WalkEnv, max_steps=12))
     test = real.test(controller, episodes=20, horizon=12, seed=5, name="generation 1")
     played: list[int] = []
-    scores = real.score(controller, episodes=20, horizon=12, seed=5, name="test", on_episodes=played.append)
+    scores = real.score(controller, episodes=20, horizon=12, seed=5, name="test", on_progress=lambda p: played.append(p.done))
     parts = [
-        score(Reality(world, WalkEnv, size, seed=derive_seed(5, part), max_steps=12), controller, horizon=12, seed=0).returns
+        score(
+            Reality(world, EnvConfig(WalkEnv, max_steps=12), size, seed=derive_seed(5, part)), controller, horizon=12, seed=0
+        ).returns
         for part, size in enumerate((16, 4))
     ]
     assert test == pytest.approx(np.concatenate(parts).mean(), abs=1e-12)
@@ -114,7 +117,7 @@ def test_a_search_in_reality_and_an_evaluation_play_other_episodes():
     found = real_search(world, Recorded)
     searched = set(played)
     played.clear()
-    evaluate(found, world, env=Recorded, num_episodes=8, seed=3)
+    evaluate(found, world, env=Recorded, seed=3, config=EvaluationConfig(num_episodes=8))
     assert not searched & set(played)
 
 
@@ -152,8 +155,8 @@ def test_a_real_search_resumes_to_the_same_bits(tmp_path):
 def test_a_real_population_refuses_what_does_not_fit():
     with pytest.raises(ValueError, match="rollouts: expected an integer >= 1, got 0"):
         RealPopulation(walk_world(), WalkEnv, rollouts=0)
-    with pytest.raises(ValueError, match="num_workers: expected 0 or more, got -1"):
-        RealPopulation(walk_world(), WalkEnv, num_workers=-1)
+    with pytest.raises(ValueError, match="num_workers: expected an integer >= 0, got -1"):
+        RealPopulation(walk_world(), WalkEnv, workers=-1)
     with pytest.raises(ValueError, match="observation space"):
         RealPopulation(walk_world(), "CartPole-v1")
     with pytest.raises(ValueError, match="expected a registered Gymnasium id"):

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from gymnasium import spaces
 
-import worldmodel as wm
 from worldmodel.agents import Controller
 from worldmodel.dream import StartBank
 from worldmodel.experiments import CAR_RACING, DOOM, PRESETS, Preset, small
@@ -30,7 +29,8 @@ def test_every_number_is_an_argument_of_what_it_is_for(preset):
     _search_configs(preset.controller)
     assert preset.env.startswith("worldmodel.environments:")
     assert preset.rollouts * preset.controller["population"] > 0
-    assert set(preset.starts) <= set(inspect.signature(StartBank.along).parameters)
+    starts = {} if preset.improvement is None else preset.improvement.starts
+    assert set(starts) <= set(inspect.signature(StartBank.along).parameters)
 
 
 def test_the_sizes_are_those_of_the_paper():
@@ -38,17 +38,17 @@ def test_the_sizes_are_those_of_the_paper():
     kind = {name: DOOM.controller[name] for name in ("features", "bias", "ordered")}
     assert Controller(64 + 2 * 512, doom, **kind).num_parameters == 1088
     assert Controller(32 + 256, car, features="zh", bias=True).num_parameters == 867
-    assert (DOOM.vae.latent_size, CAR_RACING.vae.latent_size) == (64, 32)
-    assert (DOOM.mdnrnn.hidden_size, CAR_RACING.mdnrnn.hidden_size) == (512, 256)
+    assert (DOOM.vision.config.latent_size, CAR_RACING.vision.config.latent_size) == (64, 32)
+    assert (DOOM.dynamics.mdnrnn.hidden_size, CAR_RACING.dynamics.mdnrnn.hidden_size) == (512, 256)
 
 
 def test_a_small_experiment_is_the_same_with_smaller_numbers():
     for preset in PRESETS.values():
         less = small(preset)
-        assert (less.env, less.policy, less.vae, less.termination) == (
+        assert (less.env, less.policy, less.vision.config, less.termination) == (
             preset.env,
             preset.policy,
-            preset.vae,
+            preset.vision.config,
             preset.termination,
         )
         assert less.num_episodes < preset.num_episodes

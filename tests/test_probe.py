@@ -21,8 +21,8 @@ def scores(*means):
 
 
 def test_a_true_world_ranks_as_reality_does_and_says_so():
-    sizes = {"num_episodes": 20, "num_dreams": 200, "max_steps": 12}
-    result = probe(walk_world(), env=WalkEnv, temperatures=(0.0,), termination="threshold", **sizes)
+    config = wm.EvaluationConfig(num_episodes=20, num_dreams=200, termination="threshold")
+    result = probe(walk_world(), env=wm.EnvConfig(WalkEnv, max_steps=12), temperatures=(0.0,), config=config)
     assert list(result.real) == ["always 0", "always 1", "always 2", "uniform", "repeated", "long holds", *SWEEPS]
     assert result.rank_correlation(0.0) == pytest.approx(1.0)
     for name in ("always 0", "always 1", "always 2"):
@@ -61,8 +61,8 @@ def test_equal_means_share_their_rank():
 
 def test_a_probe_is_a_function_of_its_seed():
     def run(seed):
-        options = {"num_episodes": 3, "num_dreams": 8, "max_steps": 6}
-        return probe(random_world(), env=WalkEnv, temperatures=(0.5, 1.0), seed=seed, **options).to_json()
+        env, config = wm.EnvConfig(WalkEnv, max_steps=6), wm.EvaluationConfig(num_episodes=3, num_dreams=8)
+        return probe(random_world(), env=env, temperatures=(0.5, 1.0), config=config, seed=seed).to_json()
 
     torch.manual_seed(0)
     one = run(0)
@@ -81,11 +81,9 @@ def test_progress_is_told():
     calls = []
     probe(
         random_world(),
-        env=WalkEnv,
-        num_episodes=2,
-        num_dreams=4,
-        max_steps=3,
-        on_policy=lambda *counts: calls.append(counts),
+        env=wm.EnvConfig(WalkEnv, max_steps=3),
+        config=wm.EvaluationConfig(num_episodes=2, num_dreams=4),
+        run=wm.RunConfig(on_progress=lambda p: calls.append((p.done, p.total))),
     )
     assert calls == [(2 * n, 18) for n in range(1, 10)]
 
@@ -160,7 +158,7 @@ def test_sweeps_go_from_end_to_end_in_dreams_as_in_reality_and_begin_anew_with_a
 @pytest.mark.parametrize("env", ["CartPole-v1", "Acrobot-v1"])  # Acrobot has three actions, too
 def test_an_environment_of_another_world_is_refused(env):
     with pytest.raises(ValueError, match="env: expected the world model's observation space"):
-        probe(random_world(), env=env, num_episodes=2, num_dreams=4, max_steps=6)
+        probe(random_world(), env=wm.EnvConfig(env, max_steps=6), config=wm.EvaluationConfig(num_episodes=2, num_dreams=4))
 
 
 def test_episodes_are_cut_off_in_reality_as_in_dreams(monkeypatch):
@@ -169,8 +167,8 @@ def test_episodes_are_cut_off_in_reality_as_in_dreams(monkeypatch):
             observation, reward, _, _, info = super().step(action)
             return observation, reward, False, False, info
 
-    monkeypatch.setattr("worldmodel.evaluation.evaluating.DEFAULT_HORIZON", 15)
-    found = probe(random_world(termination_head=False), env=Endless, num_episodes=2, num_dreams=4)
+    monkeypatch.setattr("worldmodel.dream.horizon.DEFAULT_HORIZON", 15)
+    found = probe(random_world(termination_head=False), env=Endless, config=wm.EvaluationConfig(num_episodes=2, num_dreams=4))
     for scores in (*found.real.values(), *found.dreams[1.0].values()):
         assert set(scores.lengths) == {15}
 
@@ -179,7 +177,7 @@ def test_what_cannot_be_scored_is_refused():
     with pytest.raises(ValueError, match="world: expected a world model that predicts rewards"):
         probe(random_world(reward_head=False), env=WalkEnv)
     with pytest.raises(ValueError, match="num_episodes: expected an integer >= 1, got 0"):
-        probe(random_world(), env=WalkEnv, num_episodes=0)
+        probe(random_world(), env=WalkEnv, config=wm.EvaluationConfig(num_episodes=0))
     with pytest.raises(ValueError, match="names: expected one for each of 3 actions"):
         probe(random_world(), env=WalkEnv, names=("left", "right"))
 
@@ -190,5 +188,5 @@ def test_an_environment_that_raises_is_named():
             raise ArithmeticError("broken")
 
     with pytest.raises(RuntimeError, match=r"expected to play episode 0 \(seed \d+\), but that failed: .*broken"):
-        probe(random_world(), env=Broken, num_episodes=2, num_dreams=4, max_steps=3)
+        probe(random_world(), env=wm.EnvConfig(Broken, max_steps=3), config=wm.EvaluationConfig(num_episodes=2, num_dreams=4))
     assert wm.probe is probe

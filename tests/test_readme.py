@@ -22,7 +22,7 @@ SHORTER = {"num_updates=800": "num_updates=100", "generations=20": "generations=
 SHORTER |= {"num_updates=12_000": "num_updates=4", "num_updates=2_500": "num_updates=4"}
 SHORTER |= {
     '"data/game", num_episodes=1000': '"data/game", num_episodes=8',
-    "(1.0, 1.15))": "(1.0,), num_episodes=2, num_dreams=4)",
+    "(1.0, 1.15))": "(1.0,), config=wm.EvaluationConfig(num_episodes=2, num_dreams=4))",
 }
 MY_GAME = f"""import sys
 sys.path.insert(0, {str(ROOT / "tests")!r})

@@ -10,7 +10,7 @@ from gymnasium import spaces
 from toy_envs import NESTED_ACTION, NESTED_OBSERVATION, CountEnv, DictEnv, SpaceEnv, nested_env
 from toy_worlds import WalkEnv, random_world, same_bits, walk_world
 
-from worldmodel.data import rollouts
+from worldmodel.data import EnvConfig, rollouts
 from worldmodel.dream import RandomActions, Reality
 from worldmodel.rng import episode_seed
 
@@ -72,7 +72,7 @@ class Counted(gym.Wrapper):
 
 def test_each_environment_plays_one_episode_and_is_not_stepped_after_its_end():
     Counted.log.clear()
-    reality = Reality(random_world(**COUNT), CountEnv, 4, seed=7, wrappers=[Counted])
+    reality = Reality(random_world(**COUNT), EnvConfig(CountEnv, wrappers=[Counted]), 4, seed=7)
     _, lengths = reality.score(zeros, 30, generator=generator())
     assert [env.resets for env in Counted.log] == [1] * 4
     assert [env.steps for env in Counted.log] == lengths.tolist()
@@ -124,13 +124,15 @@ def test_one_real_episode_has_the_shapes_of_any_batch():
 
 
 def test_max_steps_cuts_every_episode():
-    _, lengths = Reality(walk_world(), WalkEnv, 3, seed=0, max_steps=4).score(zeros, 30, generator=generator())
+    _, lengths = Reality(walk_world(), EnvConfig(WalkEnv, max_steps=4), 3, seed=0).score(zeros, 30, generator=generator())
     assert lengths.tolist() == [4, 4, 4]
 
 
 def test_the_time_limit_of_the_environment_cuts_too():
     limited = functools.partial(gym.wrappers.TimeLimit, max_episode_steps=5)
-    _, lengths = Reality(walk_world(), WalkEnv, 3, seed=0, wrappers=[limited]).score(zeros, 30, generator=generator())
+    _, lengths = Reality(walk_world(), EnvConfig(WalkEnv, wrappers=[limited]), 3, seed=0).score(
+        zeros, 30, generator=generator()
+    )
     assert lengths.tolist() == [5, 5, 5]
 
 
@@ -153,7 +155,9 @@ def test_the_time_limit_of_the_environment_cuts_too():
 )
 def test_every_kind_of_space_is_played(make, observation_space, action_space):
     world = random_world(action_space, observation_space)
-    reality = Reality(world, make, 3, seed=0, max_steps=4)  # the environment itself checks that it is given its actions
+    reality = Reality(
+        world, EnvConfig(make, max_steps=4), 3, seed=0
+    )  # the environment itself checks that it is given its actions
     rollout = reality.rollout(RandomActions(world, generator=generator()), 4, generator=generator())
     assert rollout.mask.all()
     assert rollout.z.isfinite().all()
@@ -161,7 +165,7 @@ def test_every_kind_of_space_is_played(make, observation_space, action_space):
 
 def test_an_environment_that_raises_names_episode_seed_and_step():
     seed = episode_seed(0, 2)
-    reality = Reality(random_world(**COUNT), CountEnv, 4, seed=0, env_kwargs={"trouble": "raise", "seeds": [seed]})
+    reality = Reality(random_world(**COUNT), EnvConfig(CountEnv, kwargs={"trouble": "raise", "seeds": [seed]}), 4, seed=0)
     message = rf"episode 2 \(seed {seed}\), but step 2 failed: ArithmeticError\('the toy broke'\)"
     with pytest.raises(RuntimeError, match=message) as caught:
         reality.rollout(zeros, 9, generator=generator())
@@ -209,8 +213,8 @@ def test_close_closes_every_environment():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_episodes": 0}, "num_episodes, max_steps"),
-        ({"max_steps": 0}, "num_episodes, max_steps"),
+        ({"num_episodes": 0}, "num_episodes: expected an integer >= 1, got 0"),
+        ({"seed": -1}, "seed: expected an integer >= 0, got -1"),
         ({"env": "NoSuchEnv-v0"}, "env: expected a registered Gymnasium id"),
         ({"env": CountEnv}, r"env: expected the world model's action space Discrete\(3\), got Discrete\(2\)"),
         ({"env": "CartPole-v1"}, "env: expected the world model's observation space"),

@@ -31,7 +31,9 @@ def test_the_figure_shows_every_round_and_the_real_episode(tmp_path, test_fracti
         validation_episodes=2,
         test_episodes=2,
     )
-    rounds = wm.iterate("CartPole-v1", out=tmp_path / "loop", config=config, seed=1, env_kwargs={"max_episode_steps": 12})
+    rounds = wm.iterate(
+        wm.EnvConfig("CartPole-v1", kwargs={"max_episode_steps": 12}), out=tmp_path / "loop", config=config, seed=1
+    )
     (episode,) = rollouts("CartPole-v1", "random", episode_ids=[0], seed=9)
     figure = draw_report(rounds, episode, target=10.0, horizon=6)
     training, *trajectory, scores = figure.axes

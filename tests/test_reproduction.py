@@ -11,7 +11,7 @@ from toy_images import DotEnv
 import worldmodel as wm
 from worldmodel.agents import population
 from worldmodel.dream import Scores
-from worldmodel.experiments import DOOM, Preset, Reproduction, Stages, table
+from worldmodel.experiments import DOOM, DynamicsPreset, ImprovementPreset, Preset, Reproduction, Stages, VisionPreset, table
 
 TRAINING = wm.TrainingConfig(num_updates=2, evaluate_every=2, max_test_batches=1)
 PRESET = Preset(
@@ -19,17 +19,21 @@ PRESET = Preset(
     max_steps=15,
     policy="repeat",
     num_episodes=6,
-    vae=wm.VAEConfig(latent_size=3),
-    frames=wm.FrameConfig(batch_size=8, test_fraction=0.2),
-    vae_training=TRAINING,
-    mdnrnn=wm.MDNRNNConfig(hidden_size=4),
-    data=wm.DataConfig(window=8, batch_size=4, test_fraction=0.2),
-    mdnrnn_training=TRAINING,
+    vision=VisionPreset(
+        config=wm.VAEConfig(latent_size=3), frames=wm.FrameConfig(batch_size=8, test_fraction=0.2), training=TRAINING
+    ),
+    dynamics=DynamicsPreset(
+        mdnrnn=wm.MDNRNNConfig(hidden_size=4),
+        data=wm.DataConfig(window=8, batch_size=4, test_fraction=0.2),
+        training=TRAINING,
+    ),
     controller={"population": 4, "generations": 2, "test_every": 1, "test_dreams": 8, "features": "zhc", "ordered": True},
     rollouts=2,
-    ppo=wm.PPOConfig(iterations=2, steps=2, horizon=4, critic_size=4, minibatches=1, test_every=1, test_dreams=4),
-    ppo_dreams=8,
-    starts={"num_states": 20, "nearest": 1, "farthest": 5},
+    improvement=ImprovementPreset(
+        ppo=wm.PPOConfig(iterations=2, steps=2, horizon=4, critic_size=4, minibatches=1, test_every=1, test_dreams=4),
+        num_dreams=8,
+        starts={"num_states": 20, "nearest": 1, "farthest": 5},
+    ),
     termination="sample",
     dream_precision="float32",
     temperatures=(0.5, 1.15),
@@ -44,10 +48,11 @@ def test_an_experiment_runs_to_its_table_and_is_not_run_again(tmp_path):
     calls = []
     names = ("left", "stay", "right")
 
-    def listen(stage, done, total, facts):
-        calls.append(stage)
+    def listen(progress):
+        calls.append(progress.stage)
 
-    experiment = Reproduction(PRESET, tmp_path / "out", action_names=names, commit="abc", on_progress=listen)
+    run = wm.RunConfig(on_progress=listen)
+    experiment = Reproduction(PRESET, tmp_path / "out", action_names=names, commit="abc", run_config=run)
     results = experiment.run(about={"command": "python x.py"})
     stages = ["collect", "train V", "encode", "train M", "probe"]
     best = results["best_temperature"]
@@ -90,12 +95,12 @@ def test_an_experiment_runs_to_its_table_and_is_not_run_again(tmp_path):
     "stage", ["collect", "train V", "encode", "train M", "probe", "search at 0.5", "PPO at 0.5", "test at 1.15"]
 )
 def test_an_interrupted_experiment_goes_on_to_the_same_scores(tmp_path, stage, whole):
-    def stop(name, done, total, facts):
-        if name == stage:
+    def stop(progress):
+        if progress.stage == stage:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        Reproduction(PRESET, tmp_path / "out", on_progress=stop).run()
+        Reproduction(PRESET, tmp_path / "out", run_config=wm.RunConfig(on_progress=stop)).run()
     assert not (tmp_path / "out" / "results.json").exists()
     if stage in ("search at 0.5", "PPO at 0.5"):  # as if a process had been killed while it wrote the controller
         (tmp_path / "out" / "temperature-0.5" / "controller").mkdir()
@@ -120,7 +125,7 @@ def test_the_seed_decides_and_no_two_test_episodes_share_one(whole, tmp_path, mo
 
 
 def test_an_earlier_collection_is_taken_and_added_to(whole, tmp_path):
-    wm.collect(DotEnv, out=tmp_path / "data", num_episodes=4, policy="repeat", max_steps=15, seed=0)
+    wm.collect(wm.EnvConfig(DotEnv, max_steps=15), out=tmp_path / "data", num_episodes=4, policy="repeat", seed=0)
     results = Reproduction(PRESET, tmp_path / "out", episodes=tmp_path / "data").run()
     assert results["temperatures"] == whole["temperatures"]
     assert len(wm.EpisodeStore.open(tmp_path / "data")) == 6
@@ -128,7 +133,7 @@ def test_an_earlier_collection_is_taken_and_added_to(whole, tmp_path):
 
 
 def test_a_collection_of_more_episodes_is_refused(tmp_path):
-    wm.collect(DotEnv, out=tmp_path / "data", num_episodes=7, policy="repeat", max_steps=15, seed=0)
+    wm.collect(wm.EnvConfig(DotEnv, max_steps=15), out=tmp_path / "data", num_episodes=7, policy="repeat", seed=0)
     with pytest.raises(ValueError, match="episodes: expected 6 at most, got 7 in"):
         Reproduction(PRESET, tmp_path / "out", episodes=tmp_path / "data").run()
 
@@ -148,12 +153,12 @@ def test_a_stage_that_was_interrupted_has_the_time_and_the_commits_of_both_calls
 
 
 def test_another_experiment_in_the_same_directory_is_refused(tmp_path):
-    def stop(name, done, total, facts):
+    def stop(progress):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        Reproduction(PRESET, tmp_path / "out", on_progress=stop).run()
-    with pytest.raises(ValueError, match="seed: expected 0, with which the run in"):
+        Reproduction(PRESET, tmp_path / "out", run_config=wm.RunConfig(on_progress=stop)).run()
+    with pytest.raises(ValueError, match="expected seed 0, as in the run that is there, got 1"):
         Reproduction(PRESET, tmp_path / "out", seed=1).run()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").touch()

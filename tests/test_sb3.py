@@ -244,7 +244,10 @@ def test_a_policy_is_scored_in_dream_and_reality():
 
     theirs, _ = evaluate_policy(model, DummyVecEnv([make] * 1), n_eval_episodes=20)
     ours = wm.evaluate(
-        SB3Policy(model, world), world, env=WalkEnv, max_steps=12, num_episodes=200, temperature=0.0, num_dreams=500
+        SB3Policy(model, world),
+        world,
+        env=wm.EnvConfig(WalkEnv, max_steps=12),
+        config=wm.EvaluationConfig(num_episodes=200, temperature=0.0, num_dreams=500),
     )
     assert ours.real.mean == pytest.approx(ours.dream.mean, abs=4 * (ours.real.standard_error + ours.dream.standard_error))
     assert ours.real.mean == pytest.approx(theirs, abs=8 * ours.real.std / 20**0.5)
@@ -273,7 +276,7 @@ def test_agents_learn_and_are_scored_in_worlds_on_the_device(device):
     model = A2C("MlpPolicy", dreams(world), n_steps=4, seed=0, device=device).learn(64)
     policy = SB3Policy(model, world)
     assert policy(torch.zeros(3, 7, device=device)).device.type == device
-    wm.evaluate(policy, world, env=WalkEnv, max_steps=5, num_episodes=3, num_dreams=4)
+    wm.evaluate(policy, world, env=wm.EnvConfig(WalkEnv, max_steps=5), config=wm.EvaluationConfig(num_episodes=3, num_dreams=4))
 
 
 @pytest.mark.slow
@@ -289,7 +292,9 @@ def test_ppo_trained_only_in_dreams_beats_random_play_in_reality(tmp_path):
     real.seed(0)
     mean, _ = evaluate_policy(model, real, n_eval_episodes=10)
     assert mean > 200  # random play: 22
-    scores = wm.evaluate(SB3Policy(model, world), world, env="CartPole-v1", num_episodes=20, num_dreams=64)
+    scores = wm.evaluate(
+        SB3Policy(model, world), world, env="CartPole-v1", config=wm.EvaluationConfig(num_episodes=20, num_dreams=64)
+    )
     assert scores.real.mean > 200 > 5 * scores.random.mean
 
 

@@ -94,7 +94,7 @@ def test_split_is_a_function_of_the_seed_and_no_mere_tail():
 
 @pytest.mark.parametrize(("num_episodes", "fraction", "seed"), [(0, 0.1, 0), (5, 1.0, 0), (5, -0.1, 0), (5, 0.1, -1)])
 def test_split_rejects_numbers_out_of_range(num_episodes, fraction, seed):
-    with pytest.raises(ValueError, match="num_episodes, test_fraction, seed: expected >= 1"):
+    with pytest.raises(ValueError, match=r"(num_episodes|test_fraction|seed): expected"):
         split_episodes(num_episodes, test_fraction=fraction, seed=seed)
 
 
@@ -160,9 +160,9 @@ def test_the_sampler_needs_memory_for_episodes_not_for_steps():
 
 
 def test_sampler_rejects_what_makes_no_batches():
-    with pytest.raises(ValueError, match="window, burn_in, batch_size: expected >= 1"):
+    with pytest.raises(ValueError, match="window: expected an integer >= 1"):
         sampler(window=0)
-    with pytest.raises(ValueError, match="window, burn_in, batch_size: expected >= 1"):
+    with pytest.raises(ValueError, match="burn_in: expected an integer >= 0"):
         sampler(burn_in=-1)
     with pytest.raises(ValueError, match="episodes: expected at least one"):
         sampler([])

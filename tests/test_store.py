@@ -13,7 +13,7 @@ import safetensors.numpy
 from gymnasium import spaces
 from toy_envs import NESTED_ACTION, NESTED_OBSERVATION, nested_env
 
-from worldmodel.data import Episode, EpisodeStore, repair, rollouts, verify
+from worldmodel.data import EnvConfig, Episode, EpisodeStore, repair, rollouts, verify
 from worldmodel.data import store as store_module
 from worldmodel.runtime import files
 from worldmodel.spaces import leaf_values, leaves
@@ -72,7 +72,7 @@ class Killed(BaseException):
 
 
 def test_episodes_of_every_kind_of_space_come_back_bit_by_bit(tmp_path):
-    episodes = list(rollouts(nested_env, episode_ids=range(5), seed=3, max_steps=6))
+    episodes = list(rollouts(EnvConfig(nested_env, max_steps=6), episode_ids=range(5), seed=3))
     store = EpisodeStore.create(
         tmp_path, observation_space=NESTED_OBSERVATION, action_space=NESTED_ACTION, recipe={"env": [1, None]}
     )

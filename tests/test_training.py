@@ -18,7 +18,7 @@ from toy_data import ACTION, OBSERVATION, labelled_episode, walking_episode, wri
 
 from worldmodel.data import EpisodeCollection
 from worldmodel.models import MDNRNN, DataStatistics, MDNRNNConfig, StateNormalizer, encode_all, mdnrnn, run_lstm
-from worldmodel.runtime import files
+from worldmodel.runtime import RunConfig, device, files
 from worldmodel.spaces import FlatSpace
 from worldmodel.training import (
     MetricsLog,
@@ -178,14 +178,14 @@ def test_another_seed_gives_another_run(walks, tmp_path, whole):
 @pytest.mark.parametrize("at", [8, 10, 16, 30, 40])
 def test_ctrl_c_and_resume_equals_never_stopping(walks, tmp_path, whole, at):
     def interrupt(progress):
-        if progress.update == at:
+        if progress.done == at:
             os.kill(os.getpid(), signal.SIGINT)
 
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt, match=rf"stopped after update {at} of 40; .* go on with resume"):
-        run(walks, tmp_path, on_progress=interrupt)
+    with pytest.raises(KeyboardInterrupt, match=rf"stopped after update {at} of 40; .* call again to resume"):
+        run(walks, tmp_path, run=RunConfig(on_progress=interrupt))
     assert signal.getsignal(signal.SIGINT) is before
-    assert_same_run(tmp_path, *run(walks, tmp_path, model=make_model(hidden_size=8), resume=True), whole)
+    assert_same_run(tmp_path, *run(walks, tmp_path, model=make_model(hidden_size=8)), whole)
 
 
 def test_stopping_many_times_equals_never_stopping(walks, tmp_path, whole, monkeypatch):
@@ -195,21 +195,20 @@ def test_stopping_many_times_equals_never_stopping(walks, tmp_path, whole, monke
             run(
                 walks,
                 tmp_path,
-                resume=True,
-                on_progress=lambda p, at=at: os.kill(os.getpid(), signal.SIGINT) if p.update == at else None,
+                run=RunConfig(on_progress=lambda p, at=at: os.kill(os.getpid(), signal.SIGINT) if p.done == at else None),
             )
-    assert_same_run(tmp_path, *run(walks, tmp_path, resume=True), whole)
+    assert_same_run(tmp_path, *run(walks, tmp_path), whole)
 
 
 def test_an_error_in_the_listener_loses_nothing_that_was_saved(walks, tmp_path, whole):
     def fail(progress):
-        if progress.update == 30:
+        if progress.done == 30:
             raise OSError("the progress bar broke")
 
     with pytest.raises(OSError, match="the progress bar broke"):
-        run(walks, tmp_path, on_progress=fail)
+        run(walks, tmp_path, run=RunConfig(on_progress=fail))
     assert read_metrics(tmp_path)[-1]["update"] == 30  # logged, but the state is of update 24
-    assert_same_run(tmp_path, *run(walks, tmp_path, resume=True), whole)
+    assert_same_run(tmp_path, *run(walks, tmp_path), whole)
 
 
 KILLED = """
@@ -218,12 +217,12 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 import torch
 import test_training
-from worldmodel import checkpoint
-from worldmodel.store import EpisodeStore
+from worldmodel.data import EpisodeStore
+from worldmodel.runtime import RunConfig
 torch.set_num_threads(1)
 replace, writes = os.replace, 0
 def kill(progress):
-    if progress.update == {at}:
+    if progress.done == {at}:
         os.kill(os.getpid(), signal.SIGKILL)
 def kill_while_writing(source, target):
     global writes
@@ -232,7 +231,7 @@ def kill_while_writing(source, target):
         os.kill(os.getpid(), signal.SIGKILL)
     replace(source, target)
 os.replace = kill_while_writing
-test_training.run(EpisodeStore.open({store!r}), {out!r}, on_progress=kill)
+test_training.run(EpisodeStore.open({store!r}), {out!r}, run=RunConfig(on_progress=kill))
 """
 
 
@@ -249,22 +248,22 @@ def test_kill_9_and_resume_equals_never_stopping(walks, tmp_path, whole, at, fil
     if saved:
         state = json.loads(files.load_tensors(out / "state.safetensors")[1]["state"])["state"]
         assert state["update"] == saved
-    assert_same_run(out, *run(walks, out, resume=True), whole)
+    assert_same_run(out, *run(walks, out), whole)
     assert not list(out.glob(".*"))
 
 
 def test_a_killed_run_may_leave_a_cut_row(walks, tmp_path, whole):
     with pytest.raises(KeyboardInterrupt):
-        run(walks, tmp_path, on_progress=lambda p: os.kill(os.getpid(), signal.SIGINT) if p.update == 20 else None)
+        run(walks, tmp_path, run=RunConfig(on_progress=lambda p: os.kill(os.getpid(), signal.SIGINT) if p.done == 20 else None))
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"update": 24, "train/loss": 1.0}\n{"update": 30, "train/lo')
     assert [row["update"] for row in read_metrics(tmp_path)] == [8, 10, 16, 20, 24]
-    assert_same_run(tmp_path, *run(walks, tmp_path, resume=True), whole)
+    assert_same_run(tmp_path, *run(walks, tmp_path), whole)
 
 
 def test_resuming_a_finished_run_changes_nothing(walks, tmp_path, whole):
     run(walks, tmp_path)
-    assert_same_run(tmp_path, *run(walks, tmp_path, resume=True), whole)
+    assert_same_run(tmp_path, *run(walks, tmp_path), whole)
 
 
 def test_saving_often_changes_nothing(walks, tmp_path, whole, monkeypatch):
@@ -285,27 +284,34 @@ def test_saving_often_changes_nothing(walks, tmp_path, whole, monkeypatch):
 )
 def test_resume_refuses_another_run(walks, tmp_path, change, named):
     run(walks, tmp_path, config=TrainingConfig(num_updates=2))
-    with pytest.raises(ValueError, match=rf"state.safetensors: expected {named} .*with which this run was started, got"):
-        run(walks, tmp_path, resume=True, **({"config": TrainingConfig(num_updates=2)} | change))
+    with pytest.raises(ValueError, match=rf"state.safetensors: expected {named} .*as in the run that is there, got"):
+        run(walks, tmp_path, **{"config": TrainingConfig(num_updates=2)} | change)
 
 
 def test_resume_refuses_another_model_and_a_foreign_state(walks, tmp_path):
     config = TrainingConfig(num_updates=2)
     run(walks, tmp_path, config=config)
     with pytest.raises(ValueError, match="expected the weights of this model, got those of another one"):
-        run(walks, tmp_path, config=config, model=make_model(hidden_size=9), resume=True)
+        run(walks, tmp_path, config=config, model=make_model(hidden_size=9))
     files.save_tensors(tmp_path / "state.safetensors", {"x": torch.zeros(1)})
     with pytest.raises(ValueError, match=r"expected format 'worldmodel\.training', got None"):
-        run(walks, tmp_path, config=config, resume=True)
+        run(walks, tmp_path, config=config)
     (tmp_path / "state.safetensors").write_bytes(b"cut")
     with pytest.raises(ValueError, match="expected a whole safetensors file"):
-        run(walks, tmp_path, config=config, resume=True)
+        run(walks, tmp_path, config=config)
 
 
 def test_a_run_is_not_overwritten_by_accident(walks, tmp_path):
     run(walks, tmp_path, config=TrainingConfig(num_updates=2))
-    with pytest.raises(FileExistsError, match="already holds a training run"):
-        run(walks, tmp_path, config=TrainingConfig(num_updates=2))
+    with pytest.raises(FileExistsError, match="expected no earlier training"):
+        run(walks, tmp_path, config=TrainingConfig(num_updates=2), run=RunConfig(resume=False))
+
+
+def test_overwrite_trains_again_from_the_start(walks, tmp_path, whole):
+    run(walks, tmp_path, config=TrainingConfig(num_updates=2), seed=8)
+    (tmp_path / "notes.txt").write_text("mine")
+    assert_same_run(tmp_path, *run(walks, tmp_path, run=RunConfig(overwrite=True)), whole)
+    assert (tmp_path / "notes.txt").is_file()
 
 
 # Not finite
@@ -336,7 +342,7 @@ def test_a_loss_that_is_not_finite_stops_names_its_place_and_saves_the_state_bef
         run(walks, tmp_path, data=Poisoned(make_data(walks), 1, 3))
     assert "nll_per_dim" not in str(caught.value)  # only what is not finite
     assert f"after {per_epoch + 3} updates, is in {tmp_path}" in str(caught.value)
-    assert_same_run(tmp_path, *run(walks, tmp_path, resume=True), whole)
+    assert_same_run(tmp_path, *run(walks, tmp_path), whole)
 
 
 def test_a_gradient_that_is_not_finite_stops_too(tmp_path):
@@ -425,11 +431,11 @@ def test_auto_precision_is_what_the_device_is_fast_in_and_a_resumed_run_keeps_it
         run(walks, tmp_path / name, config=TrainingConfig(num_updates=3, precision=precision))
         return [row["train/loss"] for row in read_metrics(tmp_path / name)]
 
-    monkeypatch.setattr(loop, "fast_precision", lambda device: fast)
+    monkeypatch.setattr(device, "fast_precision", lambda device: fast)
     assert losses("auto", "auto") == losses("given", fast)
-    monkeypatch.setattr(loop, "fast_precision", lambda device: "float16")
+    monkeypatch.setattr(device, "fast_precision", lambda device: "float16")
     with pytest.raises(ValueError, match=f"expected config .*'precision': '{fast}'"):
-        run(walks, tmp_path / "auto", config=TrainingConfig(num_updates=3, precision="auto"), resume=True)
+        run(walks, tmp_path / "auto", config=TrainingConfig(num_updates=3, precision="auto"))
 
 
 # Held-out data
@@ -487,13 +493,16 @@ def test_epochs_follow_one_another(tmp_path):
 
 def test_progress_and_log_tell_the_same(walks, tmp_path):
     seen = []
-    run(walks, tmp_path, on_progress=seen.append)
+    run(walks, tmp_path, run=RunConfig(on_progress=seen.append))
     rows = read_metrics(tmp_path)
-    assert [row["update"] for row in rows] == [p.update for p in seen] == [8, 10, 16, 20, 24, 30, 32, 40]
+    assert [row["update"] for row in rows] == [p.done for p in seen] == [8, 10, 16, 20, 24, 30, 32, 40]
     for row, progress in zip(rows, seen, strict=True):
-        assert {k.removeprefix("train/"): v for k, v in row.items() if k.startswith("train/")} == progress.metrics
+        trained = {k.removeprefix("train/"): v for k, v in row.items() if k.startswith("train/")}
+        assert trained == {k: v for k, v in progress.metrics.items() if not k.startswith("held_out/")}
+        tested = {k.replace("test/", "held_out/"): v for k, v in row.items() if k.startswith("test/")}
+        assert tested.items() <= progress.metrics.items()
         assert ("test/loss" in row) == (row["update"] % 8 == 0)
-        assert progress.num_updates == 40
+        assert (progress.stage, progress.total, progress.unit) == ("train", 40, "update")
     assert set(rows[0]) == {"update", "learning_rate"} | {
         f"{part}/{name}" for part in ("train", "test") for name in ("loss", "nll_per_dim", "reward_nll", "termination_loss")
     }
@@ -507,7 +516,7 @@ def test_tensorboard_gets_the_rows_of_the_log(walks, tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run(walks, tmp_path, tensorboard=True)
+    run(walks, tmp_path, run=RunConfig(tensorboard=True))
     events = EventAccumulator(str(tmp_path)).Reload()
     rows = read_metrics(tmp_path)
     scalars = [(event.step, event.value) for event in events.Scalars("train/loss")]
@@ -575,5 +584,5 @@ def test_termination_is_learned_from_terminations_not_truncations(tmp_path):
     ],
 )
 def test_config_rejects_fields_out_of_range(field, value):
-    with pytest.raises(ValueError, match=rf"{field}.*: expected"):
+    with pytest.raises((TypeError, ValueError), match=rf"{field}.*: expected"):
         TrainingConfig(**{field: value})

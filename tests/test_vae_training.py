@@ -114,13 +114,15 @@ def test_stop_and_resume_give_the_same_v_as_never_stopping(tmp_path, optimizer):
         raise RuntimeError("pulled the plug")
 
     with pytest.raises(RuntimeError, match="pulled the plug"):
-        train_vae(tmp_path / "data", out=tmp_path / "cut", training_config=settings, on_progress=stop, **SMALL)
-    with pytest.raises(FileExistsError, match="already holds a run; pass resume"):
-        train_vae(tmp_path / "data", out=tmp_path / "cut", training_config=settings, **SMALL)
-    resumed = train_vae(tmp_path / "data", out=tmp_path / "cut", training_config=settings, resume=True, **SMALL)
+        train_vae(
+            tmp_path / "data", out=tmp_path / "cut", training_config=settings, **SMALL, run=wm.RunConfig(on_progress=stop)
+        )
+    with pytest.raises(FileExistsError, match="expected no earlier run, got one"):
+        train_vae(tmp_path / "data", out=tmp_path / "cut", training_config=settings, **SMALL, run=wm.RunConfig(resume=False))
+    resumed = train_vae(tmp_path / "data", out=tmp_path / "cut", training_config=settings, **SMALL)
     assert resumed.fingerprint == whole.fingerprint
     assert resumed.provenance["training"]["best_metrics"] == whole.provenance["training"]["best_metrics"]
-    again = train_vae(tmp_path / "data", out=tmp_path / "cut", training_config=settings, resume=True, **SMALL)
+    again = train_vae(tmp_path / "data", out=tmp_path / "cut", training_config=settings, **SMALL)
     assert again.fingerprint == whole.fingerprint
     assert whole.provenance["training"]["updates"] == 4
     assert wm.ConvVAE.from_pretrained(tmp_path / "whole").provenance["data_fingerprint"]
@@ -129,8 +131,8 @@ def test_stop_and_resume_give_the_same_v_as_never_stopping(tmp_path, optimizer):
 def test_resuming_with_other_arguments_is_refused(tmp_path):
     dot_store(tmp_path / "data", 4)
     train_vae(tmp_path / "data", out=tmp_path / "v", training_config=config(1), **SMALL)
-    with pytest.raises(ValueError, match="seed: expected 0, with which the run in"):
-        train_vae(tmp_path / "data", out=tmp_path / "v", training_config=config(1), resume=True, seed=1, **SMALL)
+    with pytest.raises(ValueError, match="expected seed 0, as in the run that is there, got 1"):
+        train_vae(tmp_path / "data", out=tmp_path / "v", training_config=config(1), seed=1, **SMALL)
 
 
 def test_the_seed_decides_the_weights_and_the_global_one_does_not(tmp_path):
@@ -183,7 +185,7 @@ def test_latents_that_say_little_are_cut_off(tmp_path, kept):
     assert whole.provenance["latents"] == {"size": 3, "in_use": in_use, "kept": 3}
     number = nats.topk(kept).indices.sort().values
     torch.testing.assert_close(vision.encode(frames)[0], whole.encode(frames)[0][:, number])
-    assert train_vae(tmp_path / "data", **arguments, resume=True).fingerprint == vision.fingerprint
+    assert train_vae(tmp_path / "data", **arguments).fingerprint == vision.fingerprint
 
 
 def test_the_vectors_beside_an_image_are_standardised_over_the_training_episodes(tmp_path):

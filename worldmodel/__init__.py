@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from worldmodel.envs.dream_env import DreamVectorEnv as DreamVectorEnv
     from worldmodel.envs.latent_env import LatentEnv as LatentEnv
     from worldmodel.envs.latent_env import LatentVectorEnv as LatentVectorEnv
+    from worldmodel.evaluation.config import EvaluationConfig as EvaluationConfig
     from worldmodel.evaluation.evaluating import evaluate as evaluate
     from worldmodel.evaluation.faithfulness import probe as probe
     from worldmodel.experiments.iteration import iterate as iterate
@@ -61,6 +62,7 @@ else:
             "dream.tracking": "LatentTracker",
             "envs.dream_env": "DreamEnv DreamVectorEnv",
             "envs.latent_env": "LatentEnv LatentVectorEnv",
+            "evaluation.config": "EvaluationConfig",
             "evaluation.evaluating": "evaluate",
             "evaluation.faithfulness": "probe",
             "experiments.iteration": "iterate",

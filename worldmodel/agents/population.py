@@ -7,22 +7,20 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import gymnasium as gym
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from worldmodel.agents.controller import Controller
-from worldmodel.data import ATTEMPTS, EnvMaker, env_maker
+from worldmodel.data import EnvConfig, EnvMaker, env_maker
 from worldmodel.dream import Agent, Dreams, LatentState, Reality, Scores, score
 from worldmodel.models import State, WorldModel
 from worldmodel.rng import derive_seed, episode_seed
-from worldmodel.runtime import WorkerConfig, describe, jsonable, run_here, run_in_processes
+from worldmodel.runtime import Listener, Progress, WorkerConfig, check_integer
 from worldmodel.spaces import Value, map_leaves
 
 EPISODES_A_TASK = 16  # real episodes of a test that are played in lockstep; fixed, so that results do not depend on the workers
@@ -165,45 +163,29 @@ class RealPopulation:
 
     Args:
         world: V and M.
-        env: id or constructor of the environment.
+        env: id, constructor, or `EnvConfig`.
         rollouts: episodes of each candidate of a generation; the same ones for all candidates.
-        num_workers: 0 plays in this process; n >= 1 in n processes. Then a script needs ``if __name__ == "__main__":``.
-        max_steps: truncates longer episodes.
-        env_kwargs: arguments of the environment.
-        wrappers: applied to the environment, in order.
+        workers: number of worker processes, or a `WorkerConfig`; 0 plays in this process.
 
     Raises:
+        TypeError: if a number is not an integer.
         ValueError: if there is no such environment, its spaces are not the world model's, or a number is out of range.
     """
 
     def __init__(
         self,
         world: WorldModel,
-        env: str | EnvMaker,
+        env: str | EnvMaker | EnvConfig,
         *,
         rollouts: int = 4,
-        num_workers: int = 0,
-        max_steps: int | None = None,
-        env_kwargs: Mapping[str, Any] | None = None,
-        wrappers: Sequence[Callable[[gym.Env], gym.Env]] = (),
+        workers: int | WorkerConfig = 0,
     ):
-        WorkerConfig.of(num_workers)
-        if rollouts < 1:
-            raise ValueError(f"rollouts: expected an integer >= 1, got {rollouts}")
-        self.world, self._rollouts, self._num_workers = world, rollouts, num_workers
-        self._recipe = {
-            "worlds": describe(env),
-            "rollouts": rollouts,
-            "max_steps": max_steps,
-            "env_kwargs": jsonable(env_kwargs or {}),
-            "wrappers": [describe(wrapper) for wrapper in wrappers],
-        }
-        self._stage = _Stage(
-            copy.deepcopy(world).cpu(),
-            env_maker(env),
-            {"max_steps": max_steps, "env_kwargs": dict(env_kwargs or {}), "wrappers": tuple(wrappers)},
-        )
-        self._stage.reality(1, 0).close()  # raises now if the environment does not fit
+        config, self._workers = EnvConfig.of(env), WorkerConfig.of(workers)
+        self.world, self._rollouts = world, check_integer(rollouts, "rollouts", least=1)
+        described = config.recipe()
+        self._recipe = {"worlds": described.pop("env"), "rollouts": self._rollouts, **described}
+        self._stage = _Stage(copy.deepcopy(world).cpu(), replace(config, env=env_maker(config.env)))
+        self._stage.reality(1, 0).close()  # says now what is wrong with the environment
 
     def recipe(self) -> dict[str, Any]:
         """Return everything that the scores depend on, as JSON-serialisable data."""
@@ -230,17 +212,17 @@ class RealPopulation:
         horizon: int,
         seed: int,
         name: str,
-        on_episodes: Callable[[int], None] | None = None,
+        on_progress: Listener | None = None,
     ) -> Scores:
         """Score one agent over ``episodes`` real episodes; raises as `fitness` does.
 
-        ``on_episodes`` is called with the number of episodes that are played.
+        ``on_progress`` gets a record of stage ``name``, in episodes, whenever some are finished.
         """
         parameters = list(agent.parameters()) if isinstance(agent, nn.Module) else []
         weights = nn.utils.parameters_to_vector(parameters).detach().cpu() if parameters else None
         sizes = [min(EPISODES_A_TASK, episodes - first) for first in range(0, episodes, EPISODES_A_TASK)]
         tasks = [_Task(weights, size, derive_seed(seed, part), name) for part, size in enumerate(sizes)]
-        parts = self._play(agent, tasks, horizon, on_episodes)
+        parts = self._play(agent, tasks, horizon, on_progress)
         return Scores(*(np.concatenate([getattr(part, field) for part in parts]) for field in ("returns", "lengths")))
 
     def _play(
@@ -248,18 +230,14 @@ class RealPopulation:
         agent: Agent,
         tasks: list[_Task],
         horizon: int,
-        on_episodes: Callable[[int], None] | None = None,
+        on_progress: Listener | None = None,
     ) -> list[Scores]:
         """Play the episodes of each task; return their scores."""
         agent = copy.deepcopy(agent)
         runner = _Runner(self._stage, agent.cpu() if isinstance(agent, nn.Module) else agent, tasks, horizon)
-        numbers = range(len(tasks))
-        if self._num_workers:
-            results = run_in_processes(runner, numbers, num_workers=self._num_workers, attempts=ATTEMPTS)
-        else:
-            results = run_here(runner, numbers, attempts=ATTEMPTS)
+        numbers, total = range(len(tasks)), sum(task.episodes for task in tasks)
         played: dict[int, Scores] = {}
-        with contextlib.closing(results):
+        with contextlib.closing(self._workers.run(runner, numbers)) as results:
             for number, attempts, outcome in results:
                 if isinstance(outcome, str):
                     task = tasks[number]
@@ -268,8 +246,9 @@ class RealPopulation:
                         f"{task.name}: expected its episodes (seeds {seeds}) to be played, got {attempts} times: {outcome}"
                     )
                 played[number] = outcome
-                if on_episodes is not None:
-                    on_episodes(sum(len(scores.returns) for scores in played.values()))
+                if on_progress is not None:
+                    done = sum(len(scores.returns) for scores in played.values())
+                    on_progress(Progress(tasks[number].name, done, total, "episode"))
         return [played[number] for number in numbers]
 
 
@@ -278,11 +257,10 @@ class _Stage:
     """V and M on the CPU, and the environment that episodes are played in."""
 
     world: WorldModel
-    make_env: EnvMaker
-    options: dict[str, Any]
+    env: EnvConfig
 
     def reality(self, episodes: int, seed: int) -> Reality:
-        return Reality(self.world, self.make_env, episodes, seed=seed, **self.options)
+        return Reality(self.world, self.env, episodes, seed=seed)
 
 
 @dataclass(frozen=True)

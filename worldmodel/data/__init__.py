@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 from worldmodel.lazy import attach
 
 if TYPE_CHECKING:
-    from worldmodel.data.collecting import CollectionProgress as CollectionProgress
     from worldmodel.data.collecting import collect as collect
     from worldmodel.data.collecting import open_or_create as open_or_create
     from worldmodel.data.collection import EpisodeCollection as EpisodeCollection
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
     from worldmodel.data.policies import RepeatPolicy as RepeatPolicy
     from worldmodel.data.policies import SweepPolicy as SweepPolicy
     from worldmodel.data.policies import make_policy as make_policy
-    from worldmodel.data.runner import ATTEMPTS as ATTEMPTS
     from worldmodel.data.runner import EpisodeFailure as EpisodeFailure
     from worldmodel.data.runner import Runner as Runner
     from worldmodel.data.runner import rollouts as rollouts
@@ -36,18 +34,20 @@ if TYPE_CHECKING:
     from worldmodel.data.store import Problem as Problem
     from worldmodel.data.store import repair as repair
     from worldmodel.data.store import verify as verify
+    from worldmodel.data.writer import EpisodeWriter as EpisodeWriter
 else:
     __getattr__, __dir__, __all__ = attach(
         __name__,
         {
-            "collecting": "CollectionProgress collect open_or_create",
+            "collecting": "collect open_or_create",
             "collection": "EpisodeCollection permuted split_episodes",
             "compression": "pack unpack",
             "env_factory": "EnvConfig EnvMaker env_maker make_env",
             "episode": "Episode check_episode",
             "policies": "BrownianPolicy CyclicPolicy POLICIES Policy RandomPolicy RepeatPolicy SweepPolicy make_policy",
-            "runner": "ATTEMPTS EpisodeFailure Runner rollouts",
+            "runner": "EpisodeFailure Runner rollouts",
             "shards": "Schema",
             "store": "EpisodeStore Problem repair verify",
+            "writer": "EpisodeWriter",
         },
     )

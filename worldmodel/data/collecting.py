@@ -7,37 +7,33 @@ killed goes on with exactly the missing ones.
 from __future__ import annotations
 
 import contextlib
-import json
-import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
 import gymnasium as gym
 
-from worldmodel.data.env_factory import EnvMaker
+from worldmodel.data.env_factory import EnvConfig, EnvMaker
 from worldmodel.data.episode import Episode
 from worldmodel.data.policies import Policy
 from worldmodel.data.runner import EpisodeFailure, Runner, run_all
 from worldmodel.data.store import SHARDS, EpisodeStore
-from worldmodel.runtime import WorkerConfig, remove_temporaries, require_disk
+from worldmodel.data.writer import EpisodeWriter
+from worldmodel.runtime import (
+    Listener,
+    Progress,
+    RunConfig,
+    WorkerConfig,
+    check_integer,
+    check_same_run,
+    remove_temporaries,
+)
 from worldmodel.spaces import find_images
 
-FLUSH_SECONDS = 10.0  # what a kill -9 can lose at most, in seconds of work ...
-FLUSH_BYTES = 32 * 2**20  # ... and in bytes; also the size of a shard
-JUDGED = 8  # episodes that show whether the disk can hold all; they wait up to so many times as long as a shard else does
-GIVE_UP_AFTER = 10  # failures with no success: every episode fails, so say it now
-
-
-@dataclass(frozen=True)
-class CollectionProgress:
-    """How far a collection is: episodes in the store or about to be, of a total; steps made and failures in this run."""
-
-    episodes: int
-    total: int
-    steps: int
-    failures: int
+FLUSH_BYTES = 32 * 2**20  # size of a shard
+SAMPLE = 8  # episodes from which the disk space of all is estimated
+GIVE_UP_AFTER = 10  # failures without a success: then every episode fails
 
 
 class EpisodeEncoder(Protocol):
@@ -58,96 +54,82 @@ class EpisodeEncoder(Protocol):
 
 
 def collect(
-    env: str | EnvMaker,
+    env: str | EnvMaker | EnvConfig,
     *,
     out: str | Path,
     num_episodes: int,
     policy: str | Policy = "random",
     seed: int = 0,
-    num_workers: int = 0,
-    max_steps: int | None = None,
-    env_kwargs: Mapping[str, Any] | None = None,
-    wrappers: Sequence[Callable[[gym.Env], gym.Env]] = (),
+    workers: int | WorkerConfig = 0,
     encoder: EpisodeEncoder | None = None,
-    overwrite: bool = False,
-    on_progress: Callable[[CollectionProgress], None] | None = None,
+    run: RunConfig | None = None,
 ) -> EpisodeStore:
     """Collect episodes 0..num_episodes-1 into the store ``out``, or those of them that it does not hold yet.
 
-    Interrupted, it keeps what is done (``kill -9`` costs the last seconds); called again with the same recipe (environment,
-    its arguments and wrappers, policy, seed, max_steps), it goes on. Failed episodes are listed in ``store.failures`` and
-    tried again by the next call. A callable policy is known by its ``description`` or, lacking that, its qualified name.
+    An interrupted collection keeps the finished episodes (``kill -9`` costs the last seconds). Called again with the same
+    recipe (environment, its arguments and wrappers, policy, seed, max_steps), it collects the missing ones. Failed episodes are
+    listed in ``store.failures`` and tried again by the next call. A callable policy is known by its ``description`` or, lacking
+    that, its qualified name.
 
     Args:
-        env: as in `rollouts`, like all that is not said here.
-        out: directory of the store; absent, empty, or an earlier collection of the same recipe.
-        num_episodes: how many, >= 1.
+        env: see `rollouts`.
+        out: directory of the store: absent, empty, or an earlier collection of the same recipe.
+        num_episodes: number of episodes in the finished store, >= 1.
         policy: see `rollouts`.
         seed: see `rollouts`.
-        num_workers: see `rollouts`; the result does not depend on it.
-        max_steps: see `rollouts`.
-        env_kwargs: see `rollouts`.
-        wrappers: see `rollouts`.
-        encoder: stores encoded observations in the place of frames: a `worldmodel.models.encoded.Encoder` with a trained V.
-        overwrite: replace an earlier store at ``out``, whatever its recipe.
-        on_progress: called after each episode.
+        workers: see `rollouts`; the result does not depend on it.
+        encoder: stores encoded observations in place of frames: a `worldmodel.models.Encoder` with a trained V.
+        run: whether an earlier collection is continued or replaced, and how progress is shown. Stage "collect", in episodes,
+            with ``steps`` and ``failures`` of this call.
 
     Returns:
         The store.
 
     Raises:
         ValueError: if there is no such environment or policy, or a number is out of range.
-        TypeError: if a space is not supported.
-        FileExistsError: if ``out`` holds something else, or a collection of another recipe.
+        TypeError: if a space is not supported, or a number is not an integer.
+        FileExistsError: if ``out`` holds something else, a collection of another recipe, or one that ``run`` does not resume.
         RuntimeError: if no episode succeeds; quotes the first failure.
         OSError: if frames, or what ``encoder`` makes of them, would need more disk than there is, judging by the first of the
             missing episodes; they are not written then.
     """
-    if num_episodes < 1:
-        raise ValueError(f"num_episodes: expected at least 1, got {num_episodes}")
-    WorkerConfig.of(num_workers)
-    runner = Runner(env, policy, seed=seed, max_steps=max_steps, env_kwargs=env_kwargs, wrappers=wrappers)
+    num_episodes, run = check_integer(num_episodes, "num_episodes", least=1), run or RunConfig()
+    pool, runner = WorkerConfig.of(workers), Runner(env, policy, seed=seed)
     try:
         recipe = runner.recipe() if encoder is None else encoder.recipe(runner.recipe())
-        store = open_or_create(Path(out), lambda: _spaces(runner, encoder), recipe, overwrite=overwrite)
+        store = open_or_create(Path(out), lambda: _spaces(runner, encoder), recipe, run=run)
         done = set(store.episode_ids.tolist())
         missing = [k for k in range(num_episodes) if k not in done]
         if missing:
             _require_spaces(store, _spaces(runner, encoder))
-            progress = CollectionProgress(episodes=num_episodes - len(missing), total=num_episodes, steps=0, failures=0)
-            judged = JUDGED if encoder is not None or find_images(store.observation_space) else 0
-            results = _results(runner, missing, num_workers, encoder, judged)
-            _collect_missing(_Writer(store, len(missing), judged), results, progress, on_progress)
+            sample = SAMPLE if encoder is not None or find_images(store.observation_space) else 0
+            results = _results(runner, missing, pool, encoder, sample)
+            writer = EpisodeWriter(store, max_bytes=FLUSH_BYTES, total=len(missing), sample=sample)
+            with run.reporter() as report:
+                _collect_missing(writer, results, num_episodes - len(missing), num_episodes, report)
     finally:
         runner.close()
     return store
 
 
 def open_or_create(
-    out: Path, spaces: Callable[[], Mapping[str, gym.Space[Any]]], recipe: Mapping[str, Any], *, overwrite: bool = False
+    out: Path, spaces: Callable[[], Mapping[str, gym.Space[Any]]], recipe: Mapping[str, Any], *, run: RunConfig
 ) -> EpisodeStore:
-    """Open the store of an earlier run of the same recipe, in order to go on with it, or create it.
+    """Open the store of an earlier run of the same recipe to continue it, or create it.
 
     Args:
         out: its directory.
         spaces: gives ``observation_space`` and ``action_space``, and is called only to create a store.
-        recipe: what makes the episodes what they are.
-        overwrite: replace an earlier store, whatever its recipe.
+        recipe: arguments that the episodes depend on.
+        run: whether an earlier store is continued, replaced or refused.
 
     Raises:
-        FileExistsError: if ``out`` holds something else, or a store of another recipe.
+        FileExistsError: if ``out`` holds something else, a store of another recipe, or one that ``run`` does not resume.
     """
-    if overwrite or not EpisodeStore.lies_in(out):
-        return EpisodeStore.create(out, **spaces(), recipe=recipe, overwrite=overwrite)
+    if run.overwrite or not run.resume or not EpisodeStore.lies_in(out):
+        return EpisodeStore.create(out, **spaces(), recipe=recipe, overwrite=run.overwrite)
     store = EpisodeStore.open(out)
-    wanted = json.loads(json.dumps(recipe))
-    for key in sorted({*wanted, *store.recipe}):
-        there, here = (json.dumps(recipe.get(key)) for recipe in (store.recipe, wanted))
-        if there != here:
-            raise FileExistsError(
-                f"{out}: expected an earlier collection of the same recipe, got one whose {key} is {there} and not {here}; "
-                "choose another directory, the recipe of this one, or overwrite (--overwrite) to replace it"
-            )
+    check_same_run(store.recipe, recipe, out, error=FileExistsError)
     for folder in (out, out / SHARDS):
         remove_temporaries(folder)
     store.adopt()
@@ -169,95 +151,38 @@ def _require_spaces(store: EpisodeStore, spaces: Mapping[str, gym.Space[Any]]) -
 
 
 def _results(
-    runner: Runner, missing: Sequence[int], num_workers: int, encoder: EpisodeEncoder | None, judged: int
+    runner: Runner, missing: Sequence[int], workers: WorkerConfig, encoder: EpisodeEncoder | None, sample: int
 ) -> Generator[Episode | EpisodeFailure]:
-    """Make the missing episodes, encoded if asked.
+    """Make the missing episodes, encoded if requested.
 
-    The first ``judged`` are made before all others, because of many workers the short ones come first, and make all look short.
+    The first ``sample`` are made before all others: many workers finish short episodes first, and a sample of these would make
+    all look short.
     """
-    for ids in filter(None, (missing[:judged], missing[judged:])):
-        with contextlib.closing(run_all(runner, ids, num_workers)) as results:
+    for ids in filter(None, (missing[:sample], missing[sample:])):
+        with contextlib.closing(run_all(runner, ids, workers)) as results:
             for result in results:
                 yield encoder.encode(result) if encoder is not None and isinstance(result, Episode) else result
 
 
-class _Writer:
-    """Moves episodes to a store, a shard at a time, the first of them only when they show that the disk can hold all.
-
-    Args:
-        store: where they go.
-        count: how many there will be.
-        judged: by how many of them the disk is judged, or by fewer if those are large or slow; 0 does not judge.
-    """
-
-    def __init__(self, store: EpisodeStore, count: int, judged: int):
-        self.store, self._count, self._judged = store, count, judged
-        self._waiting: list[Episode] = []
-        self._bytes, self._flushed = 0, time.monotonic()
-
-    def add(self, episode: Episode) -> None:
-        """Take an episode."""
-        self._waiting.append(episode)
-        self._bytes += episode.nbytes
-
-    def write_if_due(self) -> None:
-        """Write what waits, if it is enough or has waited for long."""
-        patience, seconds = max(1, self._judged), time.monotonic() - self._flushed
-        shown = 0 < self._judged <= len(self._waiting)
-        if shown or self._bytes >= patience * FLUSH_BYTES or seconds >= patience * FLUSH_SECONDS:
-            self.write()
-
-    def write(self) -> None:
-        """Write what waits."""
-        if self._judged and self._waiting:
-            self._judge()
-        self.store.append(self._waiting)
-        self._waiting, self._bytes, self._flushed = [], 0, time.monotonic()
-
-    def close(self) -> None:
-        """Keep what waits, whatever has happened."""
-        self.store.append_missing(self._waiting)
-
-    def _judge(self) -> None:
-        waiting = self._waiting
-        try:
-            require_disk(
-                self.store.path,
-                self.store.stored_bytes(waiting) / len(waiting) * self._count,
-                f"{self._count} episodes, judging by {len(waiting)} of them",
-                remedy="collect fewer, or store less of each: smaller frames, or what a V makes of them (encoder, --vision)",
-            )
-        except OSError:
-            self._waiting = []
-            raise
-        self._judged = 0
-
-
 def _collect_missing(
-    writer: _Writer,
-    results: Generator[Episode | EpisodeFailure],
-    progress: CollectionProgress,
-    on_progress: Callable[[CollectionProgress], None] | None,
+    writer: EpisodeWriter, results: Generator[Episode | EpisodeFailure], done: int, total: int, report: Listener
 ) -> None:
-    """Move results to the store; whatever interrupts it, what is whole by then is kept."""
+    """Move results to the store; an interruption keeps the finished ones."""
     failures: list[EpisodeFailure] = []
+    steps = 0
     try:
-        for result in results:
-            if isinstance(result, Episode):
-                writer.add(result)
-                progress = replace(progress, episodes=progress.episodes + 1, steps=progress.steps + len(result))
-            else:
-                failures.append(result)
-                progress = replace(progress, failures=progress.failures + 1)
-            if on_progress is not None:
-                on_progress(progress)
-            writer.write_if_due()
-            if progress.episodes == 0 and progress.failures == GIVE_UP_AFTER:
-                break
-        writer.write()
+        with writer, contextlib.closing(results):
+            for result in results:
+                if isinstance(result, Episode):
+                    writer.add(result)
+                    done, steps = done + 1, steps + len(result)
+                else:
+                    failures.append(result)
+                report(Progress("collect", done, total, "episode", {"steps": steps, "failures": len(failures)}))
+                writer.write_if_due()
+                if done == 0 and len(failures) == GIVE_UP_AFTER:
+                    break
     finally:
-        results.close()
-        writer.close()
         writer.store.record_failures(asdict(failure) for failure in failures)
     if len(writer.store) == 0:
         first = failures[0]

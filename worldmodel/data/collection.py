@@ -10,6 +10,7 @@ import numpy as np
 
 from worldmodel.data.episode import Episode
 from worldmodel.data.store import EpisodeStore
+from worldmodel.runtime import check_integer
 
 
 class EpisodeCollection:
@@ -85,11 +86,12 @@ def split_episodes(num_episodes: int, *, test_fraction: float, seed: int) -> tup
         Sorted indices of the train and of the test episodes.
 
     Raises:
+        TypeError: if ``num_episodes`` or ``seed`` is not an integer.
         ValueError: if a number is out of range.
     """
-    if num_episodes < 1 or not 0 <= test_fraction < 1 or seed < 0:
-        given = f"{num_episodes}, {test_fraction} and {seed}"
-        raise ValueError(f"num_episodes, test_fraction, seed: expected >= 1, in [0, 1) and >= 0, got {given}")
+    num_episodes, seed = check_integer(num_episodes, "num_episodes", least=1), check_integer(seed, "seed", least=0)
+    if not 0 <= test_fraction < 1:
+        raise ValueError(f"test_fraction: expected a number in [0, 1), got {test_fraction}")
     held_out = 0 if test_fraction == 0 else min(max(1, round(num_episodes * test_fraction)), num_episodes - 1)
     order = np.random.default_rng([seed, num_episodes]).permutation(num_episodes)
     return np.sort(order[held_out:]), np.sort(order[:held_out])

@@ -15,6 +15,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from worldmodel.runtime import check_integer
 from worldmodel.spaces import Value
 
 Policy = Callable[[Value], Any]
@@ -64,8 +65,7 @@ class RepeatPolicy:
     """
 
     def __init__(self, action_space: gym.Space[Any], max_repeat: int = 10, *, log_uniform: bool = False):
-        if max_repeat < 1:
-            raise ValueError(f"max_repeat: expected at least 1, got {max_repeat}")
+        max_repeat = check_integer(max_repeat, "max_repeat", least=1)
         self.max_repeat, self.log_uniform = max_repeat, log_uniform
         self.description = f"repeat(max_repeat={max_repeat}{', log_uniform=True' if log_uniform else ''})"
         self._random = RandomPolicy(action_space)

@@ -8,23 +8,19 @@ fresh environment and then reported, and the rest goes on.
 from __future__ import annotations
 
 import contextlib
-import operator
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
-from worldmodel.data.env_factory import EnvMaker, env_maker, make_env
+from worldmodel.data.env_factory import EnvConfig, EnvMaker, env_maker
 from worldmodel.data.episode import Episode, check_episode
 from worldmodel.data.policies import POLICIES, Policy, make_policy
-from worldmodel.rng import episode_seed
-from worldmodel.rng.seeds import _POLICY_STREAM
-from worldmodel.runtime import WorkerConfig, describe, jsonable, run_here, run_in_processes
+from worldmodel.rng import POLICY_STREAM, episode_seed
+from worldmodel.runtime import WorkerConfig, check_integer, describe
 from worldmodel.spaces import leaves, map_leaves, stack_values
-
-ATTEMPTS = 2
 
 
 @dataclass(frozen=True)
@@ -38,40 +34,33 @@ class EpisodeFailure:
 
 
 def rollouts(
-    env: str | EnvMaker,
+    env: str | EnvMaker | EnvConfig,
     policy: str | Policy = "random",
     *,
     episode_ids: Iterable[int],
     seed: int,
-    num_workers: int = 0,
-    max_steps: int | None = None,
-    env_kwargs: Mapping[str, Any] | None = None,
-    wrappers: Sequence[Callable[[gym.Env], gym.Env]] = (),
+    workers: int | WorkerConfig = 0,
 ) -> Generator[Episode | EpisodeFailure]:
     """Make real episodes, one per id, and yield them in the order in which they are done.
 
     Args:
-        env: Gymnasium id, or a constructor called with ``env_kwargs``.
+        env: Gymnasium id, constructor, or `EnvConfig`; an environment without an end needs ``max_steps`` in the latter.
         policy: "random", "repeat", "repeat-long", "sweep", "brownian", or a callable ``observation -> action``; its
             ``reset(rng)``, if any, is called at the start of each episode. Every worker has a copy of its own.
         episode_ids: which episodes to make.
         seed: base seed; episode k depends on (seed, k) only.
-        num_workers: 0 runs them here; n >= 1 in n processes. Then a script needs ``if __name__ == "__main__":``.
-        max_steps: truncate an episode after so many steps. An environment that never ends needs it.
-        env_kwargs: keyword arguments of the environment.
-        wrappers: applied to it in this order.
+        workers: number of worker processes, or a `WorkerConfig`; 0 plays in this process.
 
     Yields:
-        The episode, checked against the spaces; or what is known of one that failed twice.
+        The episode, validated against the spaces; or an `EpisodeFailure` if all attempts failed.
 
     Raises:
+        TypeError: if a number is not an integer.
         ValueError: if there is no such environment or policy, or a number is out of range.
     """
-    runner = Runner(env, policy, seed=seed, max_steps=max_steps, env_kwargs=env_kwargs, wrappers=wrappers)
-    ids = [operator.index(episode_id) for episode_id in episode_ids]
-    episode_seed(seed, min(ids, default=0))
-    WorkerConfig.of(num_workers)
-    return run_all(runner, ids, num_workers)
+    runner = Runner(env, policy, seed=seed)
+    ids = [check_integer(episode_id, "episode_ids", least=0) for episode_id in episode_ids]
+    return run_all(runner, ids, WorkerConfig.of(workers))
 
 
 class Runner:
@@ -79,33 +68,26 @@ class Runner:
 
     def __init__(
         self,
-        env: str | EnvMaker,
+        env: str | EnvMaker | EnvConfig,
         policy: str | Policy,
         *,
         seed: int,
-        max_steps: int | None,
-        env_kwargs: Mapping[str, Any] | None,
-        wrappers: Sequence[Callable[[gym.Env], gym.Env]],
     ):
-        episode_seed(seed, 0)
-        if max_steps is not None and max_steps < 1:
-            raise ValueError(f"max_steps: expected at least 1, got {max_steps}")
+        self._seed, self._policy = check_integer(seed, "seed", least=0), policy
         if isinstance(policy, str) and policy not in POLICIES:
             make_policy(policy, gym.spaces.Discrete(1))  # raises, and says which there are
-        self._make_env = env_maker(env)
-        self._env_name, self._policy, self._seed, self._max_steps = describe(env), policy, seed, max_steps
-        self._env_kwargs, self._wrappers = dict(env_kwargs or {}), tuple(wrappers)
+        config = EnvConfig.of(env)
+        self._env_recipe = config.recipe()
+        self._config = replace(config, env=env_maker(config.env), kwargs=dict(config.kwargs), wrappers=tuple(config.wrappers))
         self._env: gym.Env | None = None
 
     def recipe(self) -> dict[str, Any]:
         """Describe what makes the episodes what they are."""
         return {
-            "env": self._env_name,
-            "env_kwargs": jsonable(self._env_kwargs),
-            "wrappers": [describe(wrapper) for wrapper in self._wrappers],
+            **{name: self._env_recipe[name] for name in ("env", "env_kwargs", "wrappers")},
             "policy": describe(self._policy),
             "seed": self._seed,
-            "max_steps": self._max_steps,
+            "max_steps": self._env_recipe["max_steps"],
         }
 
     def spaces(self) -> dict[str, gym.Space[Any]]:
@@ -138,13 +120,13 @@ class Runner:
 
     def _ready_env(self) -> gym.Env:
         if self._env is None:
-            self._env = env = make_env(self._make_env, self._env_kwargs, self._wrappers)
+            self._env = env = self._config.make()
             self._act = make_policy(self._policy, env.action_space)
         return self._env
 
     def _roll(self, env: gym.Env, episode_id: int) -> Episode:
         if hasattr(self._act, "reset"):
-            self._act.reset(np.random.default_rng([self._seed, episode_id, _POLICY_STREAM]))
+            self._act.reset(np.random.default_rng([self._seed, episode_id, POLICY_STREAM]))
         seed = self.seed_of(episode_id)
         observation, _ = env.reset(seed=seed)
         observations, actions, rewards = [_copy(observation)], [], []
@@ -155,7 +137,7 @@ class Runner:
             observation, reward, terminated, truncated, _ = env.step(action)
             observations.append(_copy(observation))
             rewards.append(reward)
-            truncated = truncated or (len(rewards) == self._max_steps and not terminated)
+            truncated = truncated or (len(rewards) == self._config.max_steps and not terminated)
         last = np.arange(len(rewards)) == len(rewards) - 1
         return Episode(
             observations=stack_values(observations),
@@ -172,14 +154,11 @@ class Runner:
         return {key: value for key, value in self.__dict__.items() if key not in ("_env", "_act")} | {"_env": None}
 
 
-def run_all(runner: Runner, episode_ids: Sequence[int], num_workers: int) -> Generator[Episode | EpisodeFailure]:
-    """Make the episodes as `rollouts` does, with a runner that is there already."""
-    if num_workers:
-        runner.close()  # what it may have open here is of no more use
-        results = run_in_processes(runner, episode_ids, num_workers=num_workers, attempts=ATTEMPTS)
-    else:
-        results = run_here(runner, episode_ids, attempts=ATTEMPTS)
-    with contextlib.closing(results):
+def run_all(runner: Runner, episode_ids: Sequence[int], workers: WorkerConfig) -> Generator[Episode | EpisodeFailure]:
+    """Make the episodes as `rollouts` does, with a given runner."""
+    if workers.num_workers:
+        runner.close()  # the workers open environments of their own
+    with contextlib.closing(workers.run(runner, episode_ids)) as results:
         for episode_id, attempts, outcome in results:
             failed = not isinstance(outcome, Episode)
             yield EpisodeFailure(episode_id, runner.seed_of(episode_id), outcome, attempts) if failed else outcome

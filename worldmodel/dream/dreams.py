@@ -19,7 +19,7 @@ from worldmodel.dream.tracking import primed_states
 from worldmodel.mixtures import check_temperature, shared_draws
 from worldmodel.models import State, WorldModel, draw_latent
 from worldmodel.rng import Streams, fill_normal, fill_uniform
-from worldmodel.runtime import fast_precision
+from worldmodel.runtime import check_integer, resolve_precision
 from worldmodel.spaces import Value
 
 TerminationRule = Literal["threshold", "sample"]
@@ -58,22 +58,23 @@ class Dreams(BatchedWorld):
         precision: DreamPrecision = "float32",
     ):
         check_temperature(temperature)
-        if num_dreams < 1 or num_groups < 1 or num_dreams % num_groups:
-            raise ValueError(f"num_dreams, num_groups: expected B >= 1 and a divisor of it, got {num_dreams} and {num_groups}")
+        num_dreams = check_integer(num_dreams, "num_dreams", least=1)
+        num_groups = check_integer(num_groups, "num_groups", least=1)
+        if num_dreams % num_groups:
+            raise ValueError(f"num_groups: expected a divisor of num_dreams {num_dreams}, got {num_groups}")
         if isinstance(temperature, Tensor) and temperature.shape not in ((), (num_dreams,)):
             raise ValueError(f"temperature: expected a number or shape ({num_dreams},), got {tuple(temperature.shape)}")
         if termination not in ("threshold", "sample"):
             raise ValueError(f"termination: expected 'threshold' or 'sample', got {termination!r}")
-        if precision not in ("float32", "bfloat16", "auto"):
-            raise ValueError(f"precision: expected 'float32', 'bfloat16' or 'auto', got {precision!r}")
+        resolved = resolve_precision(precision, world.device)
         super().__init__(world, num_dreams)
         self.temperature = temperature.to(world.device) if isinstance(temperature, Tensor) else temperature
         self.termination = termination
         self.num_groups = num_groups
-        if precision == "auto":
-            precision = "bfloat16" if fast_precision(world.device) == "bfloat16" and applies(world.mdnrnn) else "float32"
-        self.precision = precision
-        self._fast = FastStep(world.mdnrnn) if precision == "bfloat16" else None
+        if precision == "auto" and not applies(world.mdnrnn):
+            resolved = "float32"
+        self.precision: DreamPrecision = "bfloat16" if resolved == "bfloat16" else "float32"
+        self._fast = FastStep(world.mdnrnn) if self.precision == "bfloat16" else None
 
     def variant(self, *, num_dreams: int | None = None, num_groups: int = 1) -> Dreams:
         """The same world, temperature and termination with another number of dreams or groups."""
@@ -172,9 +173,7 @@ class Dreams(BatchedWorld):
         Raises:
             ValueError: if ``horizon`` is below 1.
         """
-        if horizon < 1:
-            raise ValueError(f"horizon: expected an integer >= 1, got {horizon}")
-        agent = as_agent(policy)
+        horizon, agent = check_integer(horizon, "horizon", least=1), as_agent(policy)
         agent.reset(self.batch_size)
         state = self.start(generator=generator)
         returns, weight = (torch.full((self.batch_size,), fill, device=self.world.device) for fill in (0.0, 1.0))

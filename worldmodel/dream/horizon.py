@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
 from gymnasium.wrappers import TimeLimit
 
-from worldmodel.data import EnvMaker, make_env
+from worldmodel.data import EnvConfig, EnvMaker
 from worldmodel.models import WorldModel
 
 DEFAULT_HORIZON = 1000  # steps of a dream where nothing says how long an episode may last
@@ -27,19 +26,15 @@ def usual_horizon(world: WorldModel) -> int:
     return min((limit for limit in limits if isinstance(limit, int) and limit > 0), default=DEFAULT_HORIZON)
 
 
-def time_limit(
-    env: str | EnvMaker,
-    max_steps: int | None = None,
-    env_kwargs: Mapping[str, Any] | None = None,
-    wrappers: Sequence[Callable[[gym.Env], gym.Env]] = (),
-) -> int:
-    """Longest episode: ``max_steps`` or the limit that the environment is made with, whichever is less; 1000 without one.
+def time_limit(env: str | EnvMaker | EnvConfig) -> int:
+    """Return the longest episode in steps: the smaller of ``max_steps`` and the environment's own limit; 1000 without either.
 
     Raises:
         ValueError: if there is no such environment.
     """
-    with contextlib.closing(make_env(env, env_kwargs, wrappers)) as built:
-        limits = [max_steps, None if built.spec is None else built.spec.max_episode_steps]
+    config = EnvConfig.of(env)
+    with contextlib.closing(config.make()) as built:
+        limits = [config.max_steps, None if built.spec is None else built.spec.max_episode_steps]
         while isinstance(built, gym.Wrapper):  # a constructor's environment may have a limit without a spec that says so
             if isinstance(built, TimeLimit):
                 limits.append(built._max_episode_steps)

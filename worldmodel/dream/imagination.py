@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from worldmodel.dream.dreams import Dreams
 from worldmodel.dream.latent_world import LatentState
 from worldmodel.models import FeatureKind
+from worldmodel.runtime import check_integer
 
 DifferentiablePolicy = Callable[[Tensor], Tensor]  # features (B, F) -> action features (B, A); may have `features`
 
@@ -153,8 +154,7 @@ def _fixed(module: nn.Module) -> Iterator[None]:
 
 
 def _check(dreams: Dreams, state: LatentState, horizon: int) -> None:
-    if horizon < 1:
-        raise ValueError(f"horizon: expected an integer >= 1, got {horizon}")
+    check_integer(horizon, "horizon", least=1)
     if dreams.world.mdnrnn.reward_head is None:
         raise ValueError(
             "dreams: expected a world model that predicts rewards, got one without a reward head; fit it with reward_head=True"

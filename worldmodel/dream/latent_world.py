@@ -18,6 +18,7 @@ from torch import Tensor
 
 from worldmodel.dream.policies import as_agent
 from worldmodel.models import FeatureKind, State, WorldModel, latent_features
+from worldmodel.runtime import Listener, Progress, check_integer
 from worldmodel.spaces import Value, map_leaves
 
 CHECK_EVERY = 16  # steps between checks whether any world is still running: each check synchronises a GPU
@@ -164,19 +165,20 @@ class BatchedWorld(abc.ABC):
         *,
         generator: torch.Generator,
         start: LatentState | None = None,
-        on_step: Callable[[int, int], None] | None = None,
+        on_progress: Listener | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Run as `rollout` does and keep only the sums: returns (B,) and lengths in steps (B,).
 
-        ``on_step`` is called with the steps done and the number of running episodes; it synchronises a GPU at every step.
+        ``on_progress`` gets a record of stage "score" after every step, with the number of episodes that are ``running``; this
+        synchronises a GPU at every step.
         """
         returns = torch.zeros(self.batch_size, dtype=torch.float64, device=self.world.device)
         lengths = torch.zeros(self.batch_size, dtype=torch.int64, device=self.world.device)
         for t, step in enumerate(self.unroll(policy, horizon, generator=generator, start=start)):
             returns += step.reward
             lengths += step.state.alive
-            if on_step is not None:
-                on_step(t + 1, int(step.next_state.alive.sum()))
+            if on_progress is not None:
+                on_progress(Progress("score", t + 1, horizon, "step", {"running": int(step.next_state.alive.sum())}))
         return returns, lengths
 
     def unroll(
@@ -191,8 +193,7 @@ class BatchedWorld(abc.ABC):
             ValueError: if ``horizon`` is below 1, or ``start`` is of another number of dreams.
             TypeError: if ``policy`` is neither an agent nor a function.
         """
-        if horizon < 1:
-            raise ValueError(f"horizon: expected an integer >= 1, got {horizon}")
+        horizon = check_integer(horizon, "horizon", least=1)
         if start is not None and start.z.shape[0] != self.batch_size:
             raise ValueError(f"start: expected the states of {self.batch_size} dreams, got {start.z.shape[0]}")
         agent = as_agent(policy)

@@ -5,7 +5,6 @@ Each environment plays exactly one episode and is not stepped after its end.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -13,11 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldmodel.data import EnvMaker, make_env
+from worldmodel.data import EnvConfig, EnvMaker
 from worldmodel.dream.latent_world import BatchedWorld, LatentState
 from worldmodel.dream.tracking import LatentTracker, check_finite
 from worldmodel.models import WorldModel
 from worldmodel.rng import episode_seed
+from worldmodel.runtime import check_integer
 from worldmodel.spaces import Value, leaf_values, leaves, map_leaves, stack_values, to_numpy
 
 
@@ -29,37 +29,31 @@ class Reality(BatchedWorld):
 
     Args:
         world: V and M.
-        env: id or constructor of the environment.
+        env: id, constructor, or `EnvConfig`.
         num_episodes: B.
         seed: episode k is reset with ``episode_seed(seed, k)``, as in a collection.
-        max_steps: truncates longer episodes.
-        env_kwargs: constructor arguments of the environment.
-        wrappers: applied to each environment, in order.
 
     Raises:
+        TypeError: if a number is not an integer.
         ValueError: if there is no such environment, its spaces are not the world model's, or a number is out of range.
     """
 
     def __init__(
         self,
         world: WorldModel,
-        env: str | EnvMaker,
+        env: str | EnvMaker | EnvConfig,
         num_episodes: int,
         *,
         seed: int,
-        max_steps: int | None = None,
-        env_kwargs: Mapping[str, Any] | None = None,
-        wrappers: Sequence[Callable[[gym.Env], gym.Env]] = (),
     ):
-        if num_episodes < 1 or (max_steps is not None and max_steps < 1):
-            raise ValueError(f"num_episodes, max_steps: expected >= 1 and None or >= 1, got {num_episodes} and {max_steps}")
+        num_episodes, config = check_integer(num_episodes, "num_episodes", least=1), EnvConfig.of(env)
         super().__init__(world, num_episodes)
-        self._seed, self._max_steps = seed, max_steps
+        self._seed, self._max_steps = check_integer(seed, "seed", least=0), config.max_steps
         self._leaves = leaves(world.observation_space)
         self._envs: list[gym.Env] = []
         try:
             for _ in range(num_episodes):
-                self._envs.append(make_env(env, env_kwargs, wrappers))
+                self._envs.append(config.make())
                 world.check_spaces(self._envs[-1].observation_space, self._envs[-1].action_space, source="env")
         except BaseException:
             self.close()

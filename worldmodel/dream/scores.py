@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from worldmodel.dream.latent_world import BatchedWorld, Policy
+from worldmodel.runtime import Listener
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def score(
     *,
     horizon: int,
     seed: int,
-    on_step: Callable[[int, int], None] | None = None,
+    on_progress: Listener | None = None,
 ) -> Scores:
     """Score an agent in dreams or in the real environment.
 
@@ -73,7 +74,7 @@ def score(
         policy: an agent, or a function of features (B, F); see `worldmodel.dream.as_agent`.
         horizon: longest episode, in steps.
         seed: seed of all samples.
-        on_step: called with the steps done and the number of running episodes.
+        on_progress: called after every step with a record of stage "score" and the number of episodes that are ``running``.
     """
-    returns, lengths = worlds.score(policy, horizon, generator=worlds.generator(seed), on_step=on_step)
+    returns, lengths = worlds.score(policy, horizon, generator=worlds.generator(seed), on_progress=on_progress)
     return Scores(returns.cpu().double().numpy(), lengths.cpu().numpy())

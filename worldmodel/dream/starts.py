@@ -25,6 +25,7 @@ from worldmodel.models import (
     latent_features,
 )
 from worldmodel.rng import Streams, box_muller
+from worldmodel.runtime import check_integer
 
 MAX_PREFIXES = 2_000  # largest number of episodes that prime M
 PARALLEL_EPISODES = 64  # episodes of similar lengths that prime M in one batch
@@ -65,13 +66,14 @@ class StartBank:
         Raises:
             ValueError: if ``length`` is below 1, no episode is that long, or the data are of another environment.
         """
+        length = check_integer(length, "prefix_length", least=1)
         episodes = EpisodeCollection([EpisodeStore.open(data)])
         world.check_spaces(episodes.observation_space, episodes.action_space, source=str(data))
         long_enough = [index for index, steps in enumerate(episodes.lengths) if steps > length]
-        if length < 1 or not long_enough:
+        if not long_enough:
             raise ValueError(
-                f"prefix_length: expected at least 1 and episodes of {data} that go on after it, got {length} "
-                f"and a longest episode of {episodes.lengths.max()} steps"
+                f"prefix_length: expected fewer steps than the longest episode of {data} has, {episodes.lengths.max()}, "
+                f"got {length}"
             )
         count = min(len(long_enough), MAX_PREFIXES)
         chosen = [long_enough[number * len(long_enough) // count] for number in range(count)]
@@ -117,11 +119,12 @@ class StartBank:
         Raises:
             ValueError: if a number is out of range, or the data are of another environment or encoded by another V.
         """
-        if num_states < 1 or min(first_frames, before_ends) < 0 or first_frames + before_ends > 1:
-            given = f"{num_states}, {first_frames} and {before_ends}"
-            raise ValueError(f"num_states, first_frames, before_ends: expected >= 1 and two parts of one, got {given}")
-        if not 1 <= nearest <= farthest:
-            raise ValueError(f"nearest, farthest: expected 1 <= nearest <= farthest, got {nearest} and {farthest}")
+        num_states = check_integer(num_states, "num_states", least=1)
+        nearest, farthest = (check_integer(n, name, least=1) for n, name in ((nearest, "nearest"), (farthest, "farthest")))
+        if min(first_frames, before_ends) < 0 or first_frames + before_ends > 1:
+            raise ValueError(f"first_frames, before_ends: expected two parts of one, got {first_frames} and {before_ends}")
+        if nearest > farthest:
+            raise ValueError(f"nearest, farthest: expected nearest <= farthest, got {nearest} and {farthest}")
         if even not in ("steps", "times"):
             raise ValueError(f"even: expected 'steps' or 'times', got {even!r}")
         episodes = EpisodeCollection.open(data)

@@ -15,6 +15,7 @@ from torch import Tensor
 from worldmodel.dream import StartBank, TerminationRule
 from worldmodel.mixtures import check_temperature
 from worldmodel.models import WorldModel
+from worldmodel.runtime import check_integers
 from worldmodel.spaces import Value
 
 ObservationKind = Literal["z", "zh", "zhc", "decoded"]
@@ -56,11 +57,8 @@ class DreamOptions:
         check_temperature(torch.tensor([low, high]))
         if low > high:
             raise ValueError(f"temperature: expected a number or a range (low, high), got {self.temperature}")
-        if self.horizon is not None and (not isinstance(self.horizon, (int, np.integer)) or self.horizon < 1):
-            raise ValueError(f"horizon: expected None or an integer >= 1, got {self.horizon!r}")
-        if not isinstance(self.prefix_length, (int, np.integer)):
-            raise ValueError(f"prefix_length: expected an integer >= 0, got {self.prefix_length!r}")
-        if self.prefix_length < 0 or (self.prefix_length > 0) != (self.prefix_data is not None):
+        check_integers(self, {"horizon": 1, "prefix_length": 0}, optional=("horizon",))
+        if (self.prefix_length > 0) != (self.prefix_data is not None):
             raise ValueError(
                 "prefix_length, prefix_data: expected both or neither, got "
                 f"{self.prefix_length} and {None if self.prefix_data is None else str(self.prefix_data)!r}"

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from worldmodel.lazy import attach
 
 if TYPE_CHECKING:
+    from worldmodel.evaluation.config import EvaluationConfig as EvaluationConfig
     from worldmodel.evaluation.evaluating import Evaluation as Evaluation
     from worldmodel.evaluation.evaluating import evaluate as evaluate
     from worldmodel.evaluation.faithfulness import Probe as Probe
@@ -15,6 +16,7 @@ else:
     __getattr__, __dir__, __all__ = attach(
         __name__,
         {
+            "config": "EvaluationConfig",
             "evaluating": "Evaluation evaluate",
             "faithfulness": "Probe fixed_policies probe",
             "replay": "replay",

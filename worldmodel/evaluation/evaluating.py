@@ -1,19 +1,17 @@
-"""How much of a dream holds in reality: the same controller scored in both, and a real trajectory replayed in the dream."""
+"""Score an agent in dreams and in the real environment."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
-
-import gymnasium as gym
+from dataclasses import dataclass, replace
 
 from worldmodel.agents import check_agent
-from worldmodel.data import EnvMaker
-from worldmodel.dream import DreamPrecision, Dreams, Policy, RandomActions, Reality, Scores, TerminationRule, score, time_limit
+from worldmodel.data import EnvConfig, EnvMaker
+from worldmodel.dream import Dreams, Policy, RandomActions, Reality, Scores, score, time_limit
+from worldmodel.evaluation.config import EvaluationConfig
 from worldmodel.models import WorldModel
 from worldmodel.rng import EVALUATION_STREAM, derive_seed
+from worldmodel.runtime import Progress, RunConfig
 
 
 @dataclass(frozen=True)
@@ -39,50 +37,47 @@ class Evaluation:
 
 
 def evaluate(
-    controller: Policy,
+    agent: Policy,
     world: WorldModel,
     *,
-    env: str | EnvMaker,
-    num_episodes: int = 100,
+    env: str | EnvMaker | EnvConfig,
+    config: EvaluationConfig | None = None,
     seed: int = 0,
-    max_steps: int | None = None,
-    env_kwargs: Mapping[str, Any] | None = None,
-    wrappers: Sequence[Callable[[gym.Env], gym.Env]] = (),
-    temperature: float = 1.0,
-    termination: TerminationRule = "sample",
-    precision: DreamPrecision = "float32",
-    num_dreams: int = 1024,
-    on_step: Callable[[int, int], None] | None = None,
+    run: RunConfig | None = None,
 ) -> Evaluation:
-    """Score a controller in the real environment, in the dream, and against random play.
+    """Score an agent in the real environment and in dreams, and random play in the real environment.
 
     Args:
-        controller: an agent, or a function of features (B, F); see `worldmodel.dream.as_agent`.
+        agent: an agent, or a function of features (B, F); see `worldmodel.dream.as_agent`.
         world: the world model.
-        env: id or constructor of the real environment.
-        num_episodes: real episodes, for the controller and for random play alike.
+        env: id, constructor, or `EnvConfig` of the real environment. Its ``max_steps`` limits real and dreamed episodes; 1000
+            steps if neither it nor the environment has a limit.
+        config: numbers of episodes, and how to dream.
         seed: seed of all episodes and dreams; its episodes are none that `collect` makes with the same seed.
-        max_steps: cap on an episode's steps, real or dreamed; 1000 where neither this nor the environment says any.
-        env_kwargs: arguments of the environment.
-        wrappers: applied to the environment, in order.
-        temperature: tau of the dream.
-        termination: how the dream ends; see `Dreams`.
-        precision: of the dream; see `Dreams`.
-        num_dreams: dreamed episodes.
-        on_step: called with the controller's real steps done and the number of its episodes that still run.
+        run: how progress is shown. Stage "evaluate", in the agent's real steps, with the number of its episodes that are
+            ``running``.
 
     Raises:
-        ValueError: if controller, world and environment do not belong together.
-        TypeError: if ``controller`` is neither an agent nor a function.
+        ValueError: if agent, world and environment do not belong together.
+        TypeError: if ``agent`` is neither an agent nor a function.
         RuntimeError: if the environment raises; names the episode.
     """
-    controller = check_agent(controller, world)
-    dreams = Dreams(world, num_dreams, temperature=temperature, termination=termination, precision=precision)
-    episodes = derive_seed(seed, EVALUATION_STREAM)
-    reality = Reality(world, env, num_episodes, seed=episodes, max_steps=max_steps, env_kwargs=env_kwargs, wrappers=wrappers)
-    with contextlib.closing(reality):
-        horizon = time_limit(env, max_steps, env_kwargs, wrappers)
-        real = score(reality, controller, horizon=horizon, seed=seed, on_step=on_step)
+    config, agent = config or EvaluationConfig(), check_agent(agent, world)
+    dreams = Dreams(
+        world,
+        config.num_dreams,
+        temperature=config.temperature,
+        termination=config.termination,
+        precision=config.precision,
+    )
+    reality = Reality(world, env, config.num_episodes, seed=derive_seed(seed, EVALUATION_STREAM))
+    with contextlib.closing(reality), (run or RunConfig()).reporter() as report:
+
+        def on_progress(progress: Progress) -> None:
+            report(replace(progress, stage="evaluate"))
+
+        horizon = time_limit(env)
+        real = score(reality, agent, horizon=horizon, seed=seed, on_progress=on_progress)
         by_chance = RandomActions(world, generator=reality.generator(seed))
         random = score(reality, by_chance, horizon=horizon, seed=seed)
-    return Evaluation(real, score(dreams, controller, horizon=horizon, seed=seed), random, temperature)
+    return Evaluation(real, score(dreams, agent, horizon=horizon, seed=seed), random, config.temperature)

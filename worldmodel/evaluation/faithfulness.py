@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gymnasium as gym
@@ -19,22 +19,22 @@ import torch
 from gymnasium import spaces
 
 from worldmodel.agents import centred_ranks
-from worldmodel.data import CyclicPolicy, EnvMaker, Episode, EpisodeFailure, RandomPolicy, RepeatPolicy, make_env, rollouts
+from worldmodel.data import CyclicPolicy, EnvConfig, EnvMaker, Episode, EpisodeFailure, RandomPolicy, RepeatPolicy, rollouts
 from worldmodel.data import Policy as RealPolicy
 from worldmodel.dream import (
     CyclicActions,
-    DreamPrecision,
     Dreams,
     Policy,
     RandomActions,
     RepeatedActions,
     Scores,
-    TerminationRule,
     score,
     time_limit,
 )
+from worldmodel.evaluation.config import EvaluationConfig
 from worldmodel.models import WorldModel
 from worldmodel.rng import EVALUATION_STREAM, PROBE_STREAM, derive_seed
+from worldmodel.runtime import Progress, RunConfig, WorkerConfig
 
 Dreamed = Callable[[WorldModel, torch.Generator], Policy]
 MOST_ACTIONS = 10  # of a Discrete space, each of which is a policy
@@ -154,68 +154,53 @@ class Probe:
 def probe(
     world: WorldModel,
     *,
-    env: str | EnvMaker,
-    temperatures: Sequence[float] = (1.0,),
-    termination: TerminationRule = "sample",
-    precision: DreamPrecision = "float32",
-    num_episodes: int = 100,
-    num_dreams: int = 1024,
-    seed: int = 0,
-    max_steps: int | None = None,
-    env_kwargs: Mapping[str, Any] | None = None,
-    wrappers: Sequence[Callable[[gym.Env], gym.Env]] = (),
+    env: str | EnvMaker | EnvConfig,
+    temperatures: Sequence[float] | None = None,
+    config: EvaluationConfig | None = None,
     names: Sequence[str] | None = None,
-    num_workers: int = 0,
-    on_policy: Callable[[int, int], None] | None = None,
+    seed: int = 0,
+    workers: int | WorkerConfig = 0,
+    run: RunConfig | None = None,
 ) -> Probe:
     """Score fixed policies in dreams at several temperatures and in reality.
 
     Args:
         world: the world model.
-        env: id or constructor of the real environment.
-        temperatures: tau of the dreams.
-        termination: how the dreams end; see `Dreams`.
-        precision: of the dreams; see `Dreams`.
-        num_episodes: real episodes of each policy.
-        num_dreams: dreamed episodes of each policy.
-        seed: seed of all; the real episodes are those that `evaluate` plays.
-        max_steps: cap on an episode's steps, real or dreamed; 1000 where the environment has no limit either.
-        env_kwargs: arguments of the environment.
-        wrappers: applied to the environment, in order.
+        env: id, constructor, or `EnvConfig` of the real environment. Its ``max_steps`` limits real and dreamed episodes; 1000
+            steps if neither it nor the environment has a limit.
+        temperatures: tau of the dreams, in place of the one of ``config``.
+        config: numbers of episodes of each policy, and how to dream.
         names: see `fixed_policies`.
-        num_workers: processes for the real episodes; 0 plays them here.
-        on_policy: called with the number of scores taken, and of all.
+        seed: seed of all; the real episodes are those that `evaluate` plays.
+        workers: worker processes for the real episodes; 0 plays in this process.
+        run: how progress is shown. Stage "probe", in scores.
 
     Raises:
         ValueError: if world and environment do not belong together, the world has no reward head, or a number is out of range.
         RuntimeError: if the environment raises; names the episode.
     """
+    config, pool, real_env = config or EvaluationConfig(), WorkerConfig.of(workers), EnvConfig.of(env)
     if world.mdnrnn.reward_head is None:
         raise ValueError("world: expected a world model that predicts rewards, got one without a reward head")
-    if num_episodes < 1:
-        raise ValueError(f"num_episodes: expected an integer >= 1, got {num_episodes}")
-    with contextlib.closing(make_env(env, env_kwargs, wrappers)) as built:
+    with contextlib.closing(real_env.make()) as built:
         world.check_spaces(built.observation_space, built.action_space, source="env")
     policies = fixed_policies(world.action_space, names)
-    horizon = time_limit(env, max_steps, env_kwargs, wrappers)
-    options: dict[str, Any] = {
-        "max_steps": horizon,
-        "env_kwargs": env_kwargs,
-        "wrappers": wrappers,
-        "num_workers": num_workers,
-    }
-    episodes_seed, done, total = derive_seed(seed, EVALUATION_STREAM), 0, len(policies) * (1 + len(temperatures))
+    horizon, taus = time_limit(real_env), (config.temperature,) if temperatures is None else temperatures
+    real_env, episodes_seed = replace(real_env, max_steps=horizon), derive_seed(seed, EVALUATION_STREAM)
     real: dict[str, Scores] = {}
-    dreams: dict[float, dict[str, Scores]] = {tau: {} for tau in temperatures}
-    for name, policy in policies.items():
-        real[name] = _real_scores(rollouts(env, policy.real, episode_ids=range(num_episodes), seed=episodes_seed, **options))
-        for tau in temperatures:
-            worlds = Dreams(world, num_dreams, temperature=tau, termination=termination, precision=precision)
-            dreamed = policy.dreamed(world, worlds.generator(derive_seed(seed, PROBE_STREAM)))
-            dreams[tau][name] = score(worlds, dreamed, horizon=horizon, seed=seed)
-        done += 1 + len(temperatures)
-        if on_policy is not None:
-            on_policy(done, total)
+    dreams: dict[float, dict[str, Scores]] = {tau: {} for tau in taus}
+    with (run or RunConfig()).reporter() as report:
+        for number, (name, policy) in enumerate(policies.items(), start=1):
+            ids = range(config.num_episodes)
+            real[name] = _real_scores(rollouts(real_env, policy.real, episode_ids=ids, seed=episodes_seed, workers=pool))
+            for tau in taus:
+                worlds = Dreams(
+                    world, config.num_dreams, temperature=tau, termination=config.termination, precision=config.precision
+                )
+                dreamed = policy.dreamed(world, worlds.generator(derive_seed(seed, PROBE_STREAM)))
+                dreams[tau][name] = score(worlds, dreamed, horizon=horizon, seed=seed)
+            each = 1 + len(taus)
+            report(Progress("probe", number * each, len(policies) * each, "score"))
     return Probe(real, dreams)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from worldmodel.data import Episode
 from worldmodel.dream import Dreams, RecordedActions, Rollout
+from worldmodel.runtime import check_integer
 from worldmodel.spaces import map_leaves
 
 
@@ -23,10 +24,11 @@ def replay(dreams: Dreams, episode: Episode, *, prefix: int = 0, horizon: int | 
     Raises:
         ValueError: if the episode has no step after the prefix or does not fit the world's spaces, or ``horizon`` is below 1.
     """
-    if not 0 <= prefix < len(episode):
+    prefix = check_integer(prefix, "prefix", least=0)
+    if prefix >= len(episode):
         raise ValueError(f"prefix: expected from 0 to below the episode's length {len(episode)}, got {prefix}")
     left = len(episode) - prefix
-    steps = left if horizon is None else min(left, horizon)
+    steps = left if horizon is None else min(left, check_integer(horizon, "horizon", least=1))
     generator = dreams.generator(seed)
     start = dreams.start_from(
         map_leaves(lambda leaf: leaf[: prefix + 1], episode.observations),

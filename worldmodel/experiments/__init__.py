@@ -9,13 +9,15 @@ if TYPE_CHECKING:
     from worldmodel.experiments.iteration import iterate as iterate
     from worldmodel.experiments.iteration_config import IterationConfig as IterationConfig
     from worldmodel.experiments.iteration_config import Round as Round
-    from worldmodel.experiments.iteration_config import StageProgress as StageProgress
     from worldmodel.experiments.iteration_config import best_round as best_round
     from worldmodel.experiments.iteration_config import summarize as summarize
     from worldmodel.experiments.presets import CAR_RACING as CAR_RACING
     from worldmodel.experiments.presets import DOOM as DOOM
     from worldmodel.experiments.presets import PRESETS as PRESETS
+    from worldmodel.experiments.presets import DynamicsPreset as DynamicsPreset
+    from worldmodel.experiments.presets import ImprovementPreset as ImprovementPreset
     from worldmodel.experiments.presets import Preset as Preset
+    from worldmodel.experiments.presets import VisionPreset as VisionPreset
     from worldmodel.experiments.presets import small as small
     from worldmodel.experiments.reproduction import Reproduction as Reproduction
     from worldmodel.experiments.results import Stages as Stages
@@ -25,8 +27,8 @@ else:
         __name__,
         {
             "iteration": "SCORES_FILE iterate",
-            "iteration_config": "IterationConfig Round StageProgress best_round summarize",
-            "presets": "CAR_RACING DOOM PRESETS Preset small",
+            "iteration_config": "IterationConfig Round best_round summarize",
+            "presets": "CAR_RACING DOOM DynamicsPreset ImprovementPreset PRESETS Preset VisionPreset small",
             "reproduction": "Reproduction",
             "results": "Stages table",
         },

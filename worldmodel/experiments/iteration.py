@@ -18,10 +18,9 @@ stood::
 from __future__ import annotations
 
 import contextlib
-import json
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,124 +38,102 @@ from worldmodel.agents import (
     has_agent,
     load_agent,
 )
-from worldmodel.data import EnvMaker, Runner, collect
+from worldmodel.data import EnvConfig, EnvMaker, Runner, collect
 from worldmodel.dream import Agent, Dreams, Reality, Scores, score, time_limit
-from worldmodel.evaluation import Evaluation, evaluate
-from worldmodel.experiments.iteration_config import SCORES, IterationConfig, Round, StageProgress, has_stalled
+from worldmodel.evaluation import Evaluation, EvaluationConfig, evaluate
+from worldmodel.experiments.iteration_config import SCORES, IterationConfig, Round, has_stalled
 from worldmodel.models import WORLD_FILE, WorldModel
 from worldmodel.rng import AGENT_STREAM, COLLECT_STREAM, VALIDATE_STREAM, derive_seed
-from worldmodel.runtime import RunConfig, check_device, describe, files, jsonable, runs
+from worldmodel.runtime import Listener, Progress, RunConfig, check_device, check_integer, describe, files, jsonable, runs
 from worldmodel.training import fit
 
 ITERATION_FORMAT, SCORES_FORMAT, ITERATION_VERSION = "worldmodel.iteration", "worldmodel.scores", 1
 ITERATION_FILE, SCORES_FILE = "iteration.json", "scores.json"
-OUTPUTS = (ITERATION_FILE, "round-*", "report.png", "summary.json", ".*.tmp")  # the script's two files too
+OUTPUTS = (ITERATION_FILE, "round-*", "report.png", "summary.json", ".*.tmp")  # the program's two files too
 
-
-Listener = Callable[[StageProgress], None]
 AgentTrainer = Callable[[WorldModel, Agent | None, int], Agent]  # world, the agent of the round before, seed
 
 
 def iterate(
-    env: str | EnvMaker,
+    env: str | EnvMaker | EnvConfig,
     *,
     out: str | Path,
     target: float | None = None,
     config: IterationConfig | None = None,
     seed: int = 0,
     device: str | torch.device = "cpu",
-    max_steps: int | None = None,
-    env_kwargs: Mapping[str, Any] | None = None,
     train_agent: AgentTrainer | None = None,
-    overwrite: bool = False,
-    on_progress: Listener | None = None,
+    run: RunConfig | None = None,
 ) -> list[Round]:
     """Run the loop until the mean real return reaches ``target``, stops improving, or the rounds are used up.
 
     Args:
-        env: id or constructor of the environment.
-        out: directory for everything; an interrupted loop with the same arguments goes on.
-        target: mean real return at which to stop; None goes on.
-        config: how much of everything.
+        env: id, constructor, or `EnvConfig` of the environment.
+        out: directory for everything.
+        target: mean real return at which to stop; None never stops early.
+        config: sizes and budgets of a round.
         seed: seed of everything.
         device: where M and the dreams are.
-        max_steps: truncates longer episodes.
-        env_kwargs: arguments of the environment.
         train_agent: returns a round's agent in place of `evolve`: called with the world model (on ``device``), the agent of the
-            round before (None in round 1) and a seed. The loop records its name. The class of the agent must be registered; see
-            `worldmodel.agents.register_agent`.
-        overwrite: start anew where ``out`` holds an earlier loop.
-        on_progress: called often, in every stage.
+            round before (None in round 1) and a seed. The record of the run holds its name. The class of the agent must be
+            registered; see `worldmodel.agents.register_agent`.
+        run: whether a run in ``out`` is resumed or replaced, and how progress is shown. The stages are "round N: collect",
+            "round N: train M", "round N: search" (or "round N: train agent") and "round N: evaluate".
 
     Returns:
         The rounds, in order.
 
     Raises:
-        FileExistsError: if ``out`` holds something else, or a loop with other arguments.
+        FileExistsError: if ``out`` holds something else, a run with other arguments, or one that ``run`` does not resume.
         TypeError: if ``train_agent`` returns no agent, or one whose class is not registered.
         ValueError: if its agent was not made for this world, or, before ``out`` is touched, if there is no such environment.
     """
-    config = config or IterationConfig()
-    arguments = {"env": describe(env), "env_kwargs": jsonable(env_kwargs or {}), "target": target, "seed": seed}
-    arguments |= {"max_steps": max_steps, "train_agent": describe(train_agent or evolve), "config": asdict(config)}
-    limits = {"max_steps": max_steps, "env_kwargs": dict(env_kwargs or {})}
-    _check(env, config, seed, limits, device)
-    directory = _prepare(Path(out), jsonable(arguments), overwrite)
-    loop = _Loop(
-        env=env,
-        out=directory,
-        config=config,
-        seed=seed,
-        device=torch.device(device),
-        limits=limits,
-        train_agent=train_agent,
-        on_progress=on_progress or (lambda progress: None),
-    )
+    config, run, environment = config or IterationConfig(), run or RunConfig(), EnvConfig.of(env)
+    seed = check_integer(seed, "seed", least=0)
+    _check(environment, config, seed, device)
+    about: dict[str, Any] = {"marker": ITERATION_FILE, "format": ITERATION_FORMAT, "version": ITERATION_VERSION}
+    arguments = _arguments(environment, config, target, seed, train_agent)
+    directory = runs.prepare_run(out, arguments, **about, replaces=OUTPUTS, run=run, error=FileExistsError)
     rounds: list[Round] = []
-    while len(rounds) < config.max_rounds and not has_stalled(rounds, config.patience_rounds):
-        rounds.append(loop.round(len(rounds) + 1))
-        if target is not None and rounds[-1].validation.mean >= target:
-            break
+    with run.reporter() as report:
+        loop = _Loop(environment, directory, config, seed, torch.device(device), train_agent, run, report)
+        while len(rounds) < config.max_rounds and not has_stalled(rounds, config.patience_rounds):
+            rounds.append(loop.round(len(rounds) + 1))
+            if target is not None and rounds[-1].validation.mean >= target:
+                break
     return rounds
 
 
-def _check(env: str | EnvMaker, config: IterationConfig, seed: int, limits: dict[str, Any], device: str | torch.device) -> None:
-    """Raise what the stages would, before an earlier loop is overwritten."""
+def _arguments(
+    env: EnvConfig, config: IterationConfig, target: float | None, seed: int, train_agent: AgentTrainer | None
+) -> dict[str, Any]:
+    """Record of the arguments that a resumed run must share with the one it continues."""
+    recipe = env.recipe()
+    if not recipe["wrappers"]:
+        del recipe["wrappers"]  # so that runs that were started before there were wrappers can be resumed
+    trainer = describe(train_agent or evolve)
+    return jsonable({**recipe, "target": target, "seed": seed, "train_agent": trainer, "config": config.identity()})
+
+
+def _check(env: EnvConfig, config: IterationConfig, seed: int, device: str | torch.device) -> None:
+    """Raise what the stages would, before an earlier run is overwritten."""
     check_device(device)
-    derived = derive_seed(seed, COLLECT_STREAM, 1)
-    with contextlib.closing(Runner(env, config.first_policy, seed=derived, wrappers=(), **limits)) as runner:
+    with contextlib.closing(Runner(env, config.first_policy, seed=derive_seed(seed, COLLECT_STREAM, 1))) as runner:
         runner.spaces()
-
-
-def _prepare(out: Path, arguments: dict[str, Any], overwrite: bool) -> Path:
-    """Make the output directory, or check that the loop in it had the same arguments."""
-    if (out / ITERATION_FILE).is_file() and not overwrite:
-        earlier = files.read_json(out / ITERATION_FILE, format=ITERATION_FORMAT, version=ITERATION_VERSION)
-        for name, value in json.loads(json.dumps(arguments)).items():
-            if earlier.get(name) != value:
-                expected, found = runs.difference(value, earlier.get(name))
-                raise FileExistsError(
-                    f"{out}: expected an earlier loop with {name} {expected}, got {found}; "
-                    "choose another directory, or overwrite (--overwrite) to start anew"
-                )
-        return out
-    files.prepare_directory(out, marker=ITERATION_FILE, format=ITERATION_FORMAT, overwrite=overwrite, replaces=OUTPUTS)
-    files.write_json(out / ITERATION_FILE, arguments, format=ITERATION_FORMAT, version=ITERATION_VERSION)
-    return out
 
 
 @dataclass(frozen=True)
 class _Loop:
-    """One loop's arguments, and its stages; a stage whose result lies there is not run again."""
+    """Arguments and stages of one run; a stage whose result is complete is not run again."""
 
-    env: str | EnvMaker
+    env: EnvConfig
     out: Path
     config: IterationConfig
     seed: int
     device: torch.device
-    limits: dict[str, Any]  # max_steps and env_kwargs
     train_agent: AgentTrainer | None
-    on_progress: Listener
+    run: RunConfig
+    report: Listener
 
     def round(self, number: int) -> Round:
         """Run what is not yet complete of a round."""
@@ -196,12 +173,11 @@ class _Loop:
             num_episodes=self.config.first_episodes if number == 1 else self.config.controller_episodes,
             policy=policy,
             seed=derive_seed(self.seed, COLLECT_STREAM, number),
-            **self.limits,
-            on_progress=lambda p: self._report(number, "collect", p.episodes, p.total, steps=p.steps),
+            run=self._within(number),
         )
 
     def _train(self, number: int) -> WorldModel:
-        """M, anew, on the episodes of all rounds so far."""
+        """M, from scratch, on the episodes of all rounds so far."""
         path = self.out / f"round-{number}" / "world"
         if (path / WORLD_FILE).is_file():
             return WorldModel.from_pretrained(path, device=self.device)
@@ -209,12 +185,11 @@ class _Loop:
             [self.out / f"round-{earlier}" / "data" for earlier in range(1, number + 1)],
             out=path,
             config=self.config.mdnrnn,
-            seed=self.seed,
-            device=self.device,
             data_config=self.config.data_config,
             training_config=self.config.training_config,
-            resume=True,
-            on_progress=lambda p: self._report(number, "train", p.update, p.num_updates, nll_per_dim=p.metrics["nll_per_dim"]),
+            seed=self.seed,
+            device=self.device,
+            run=self._within(number),
         )
 
     def _dream(self, number: int, world: WorldModel) -> Agent:
@@ -247,15 +222,10 @@ class _Loop:
             Dreams(world, config.population * config.rollouts, temperature=config.temperature),
             ControllerConfig(features=config.features, hidden_size=config.controller_hidden_size),
             config=search,
-            horizon=time_limit(self.env, **self.limits),
+            horizon=time_limit(self.env),
             seed=self.seed,
             log=self.out / f"round-{number}" / SEARCH_FILE,
-            run=RunConfig(
-                progress=False,
-                on_progress=lambda p: self._report(
-                    number, "dream", p.done, p.total or p.done, best=p.metrics["best"], test=p.metrics["best_test"]
-                ),
-            ),
+            run=self._within(number),
         )
         return found
 
@@ -263,30 +233,25 @@ class _Loop:
         before = None
         if number > 1:
             before = load_agent(self.out / f"round-{number - 1}" / "controller", device=self.device)
-        self._report(number, "dream", 0, 1)
+        stage = self._stage(number, "train agent")
+        self.report(Progress(stage, 0, 1, "agent"))
         controller = train_agent(world, before, derive_seed(self.seed, AGENT_STREAM, number))
         controller = check_agent(controller, world)
-        self._report(number, "dream", 1, 1)
+        self.report(Progress(stage, 1, 1, "agent"))
         return controller
 
     def _evaluate(self, number: int, world: WorldModel, controller: Agent) -> tuple[Scores, Evaluation]:
         """The controller on validation episodes; and on others in reality and in the dream. No data set holds any of them."""
-        limit = time_limit(self.env, **self.limits)
         seed = derive_seed(self.seed, VALIDATE_STREAM)
-        reality = Reality(world, self.env, self.config.validation_episodes, seed=seed, **self.limits)
+        reality = Reality(world, self.env, self.config.validation_episodes, seed=seed)
         with contextlib.closing(reality):
-            validation = score(reality, controller, horizon=limit, seed=seed)
-        result = evaluate(
-            controller,
-            world,
-            env=self.env,
-            num_episodes=self.config.test_episodes,
-            seed=self.seed,
-            **self.limits,
-            temperature=self.config.temperature,
-            on_step=lambda done, alive: self._report(number, "evaluate", done, limit, alive=alive),
-        )
-        return validation, result
+            validation = score(reality, controller, horizon=time_limit(self.env), seed=seed)
+        config = EvaluationConfig(num_episodes=self.config.test_episodes, temperature=self.config.temperature)
+        run = self._within(number)
+        return validation, evaluate(controller, world, env=self.env, config=config, seed=self.seed, run=run)
 
-    def _report(self, number: int, stage: str, done: int, total: int, **facts: float) -> None:
-        self.on_progress(StageProgress(number, stage, done, total, facts))
+    def _within(self, number: int) -> RunConfig:
+        return self.run.within(self.report, self._stage(number, "{}"))
+
+    def _stage(self, number: int, name: str) -> str:
+        return f"round {number}: {name}"

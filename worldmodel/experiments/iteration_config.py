@@ -1,9 +1,9 @@
-"""What a loop is told and what it tells: its configuration, its progress, and what each round reached."""
+"""Configuration and results of `iterate`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from worldmodel.data import POLICIES
 from worldmodel.dream import Scores
 from worldmodel.mixtures import check_temperature
 from worldmodel.models import FEATURE_KINDS, FeatureKind, MDNRNNConfig
+from worldmodel.runtime import check_integers
 from worldmodel.training import DataConfig, TrainingConfig
 
 SCORES = ("validation", "real", "dream", "random")
@@ -19,7 +20,7 @@ SCORES = ("validation", "real", "dream", "random")
 
 @dataclass(frozen=True, kw_only=True)
 class IterationConfig:
-    """How much of everything a round takes.
+    """Sizes and budgets of one round of `iterate`.
 
     Args:
         max_rounds: rounds at most.
@@ -46,6 +47,7 @@ class IterationConfig:
         test_episodes: other real episodes, by which each round's score is reported.
 
     Raises:
+        TypeError: if a number is not an integer.
         ValueError: naming the field that is out of range.
     """
 
@@ -75,13 +77,11 @@ class IterationConfig:
     test_episodes: int = 100
 
     def __post_init__(self) -> None:
-        """Check what the stages do not check themselves before their turn comes."""
-        for spec in fields(self):
-            value, least = getattr(self, spec.name), 2 if spec.name == "population" else 1
-            if spec.type == "int | None" and value is None:
-                continue
-            if str(spec.type).startswith("int") and (type(value) is not int or value < least):
-                raise ValueError(f"{spec.name}: expected an integer >= {least}, got {value}")
+        """Check what the stages would check only later."""
+        optional = ("patience_rounds", "controller_hidden_size", "patience")
+        counts = ("max_rounds", "first_episodes", "controller_episodes", "rollouts", "generations", "test_dreams")
+        least = dict.fromkeys((*counts, "validation_episodes", "test_episodes", *optional), 1)
+        check_integers(self, {**least, "population": 2}, optional=optional)
         check_temperature(self.temperature)
         if not 0 < self.sigma < float("inf"):
             raise ValueError(f"sigma: expected a positive finite number, got {self.sigma}")
@@ -95,24 +95,10 @@ class IterationConfig:
         if self.first_policy not in POLICIES:
             raise ValueError(f"first_policy: expected one of {', '.join(POLICIES)}, got {self.first_policy!r}")
 
-
-@dataclass(frozen=True)
-class StageProgress:
-    """Where the loop stands.
-
-    Args:
-        round: number of the round, from 1.
-        stage: "collect", "train", "dream" or "evaluate".
-        done: units of the stage done: episodes, updates, generations, steps.
-        total: units of the stage.
-        facts: numbers to show beside the bar.
-    """
-
-    round: int
-    stage: str
-    done: int
-    total: int
-    facts: dict[str, float]
+    def identity(self) -> dict[str, Any]:
+        """Return what the results depend on, for the record of a run."""
+        training = self.training_config.identity() | ({"calibrate": True} if self.training_config.calibrate else {})
+        return asdict(self) | {"data_config": self.data_config.identity(), "training_config": training}
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,51 @@ from worldmodel.training import DataConfig, FrameConfig, TrainingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
+class VisionPreset:
+    """How V is trained.
+
+    Args:
+        config: sizes and loss.
+        frames: batches of frames.
+        training: updates and learning rate.
+    """
+
+    config: VAEConfig
+    frames: FrameConfig = field(default_factory=FrameConfig)
+    training: TrainingConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class DynamicsPreset:
+    """How M is trained.
+
+    Args:
+        mdnrnn: fields of `MDNRNNConfig`.
+        data: windows and batches.
+        training: updates, learning rate and calibration.
+    """
+
+    mdnrnn: MDNRNNConfig
+    data: DataConfig
+    training: TrainingConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImprovementPreset:
+    """How the result of a search is improved by PPO, in short dreams from real states.
+
+    Args:
+        ppo: numbers of PPO.
+        num_dreams: short dreams at once.
+        starts: start states of the dreams: arguments of `StartBank.along`.
+    """
+
+    ppo: PPOConfig
+    num_dreams: int = 1024
+    starts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Preset:
     """Every number of an experiment.
 
@@ -74,20 +119,13 @@ class Preset:
         max_steps: longest episode.
         policy: of the collection.
         num_episodes: collected at random.
-        small_episodes: as many for `small`, 150,000 to 200,000 steps.
-        vae: V.
-        frames: V's batches.
-        vae_training: how V is trained.
-        mdnrnn: architecture and loss of M; `fit` decides about the termination head.
-        data: M's windows and batches.
-        mdnrnn_training: how M is trained.
+        small_episodes: number of episodes for `small`, 150,000 to 200,000 steps.
+        vision: how V is trained.
+        dynamics: how M is trained.
         controller: how the controller is searched: arguments of `evolve`.
         rollouts: dreams of each candidate.
-        ppo: how what the search found is improved, in short dreams from real states; None leaves it as it is.
-        ppo_dreams: short dreams at once.
-        starts: where they begin: arguments of `StartBank.along`.
+        improvement: how the result of the search is improved by PPO; None leaves it as it is.
         termination: how dreams end.
-        calibrate: whether M's termination head is calibrated on the held-out episodes.
         dream_precision: of M's matrix products in dreams; see `Dreams`.
         temperatures: of the dreams that controllers are searched in, one controller each.
         probe_dreams: dreamed episodes of each fixed policy in the probe, at each temperature.
@@ -103,19 +141,12 @@ class Preset:
     policy: str
     num_episodes: int
     small_episodes: int = 200
-    vae: VAEConfig
-    frames: FrameConfig = field(default_factory=FrameConfig)
-    vae_training: TrainingConfig
-    mdnrnn: MDNRNNConfig
-    data: DataConfig
-    mdnrnn_training: TrainingConfig
+    vision: VisionPreset
+    dynamics: DynamicsPreset
     controller: Mapping[str, Any] = field(default_factory=dict)
     rollouts: int = 16
-    ppo: PPOConfig | None = None
-    ppo_dreams: int = 1024
-    starts: Mapping[str, Any] = field(default_factory=dict)
+    improvement: ImprovementPreset | None = None
     termination: TerminationRule = "threshold"
-    calibrate: bool = False
     dream_precision: DreamPrecision = "auto"
     temperatures: tuple[float, ...] = (1.0,)
     probe_dreams: int = 256
@@ -129,17 +160,18 @@ class Preset:
         """The options that a script of this name takes from the preset, by their Python names."""
         collect = {"env": self.env, "max_steps": self.max_steps, "policy": self.policy, "episodes": self.num_episodes}
         dreams = {"termination": self.termination, "precision": self.dream_precision}
+        vision, dynamics, improvement = self.vision, self.dynamics, self.improvement
         parts: dict[str, dict[str, Any]] = {
             "collect": collect,
-            "train_vae": asdict(self.vae) | asdict(self.frames) | asdict(self.vae_training),
-            "train_mdnrnn": {name: value for name, value in self.mdnrnn.to_json().items() if name != "termination_head"}
-            | asdict(self.data)
-            | asdict(self.mdnrnn_training)
-            | {"calibrate": self.calibrate},
+            "train_vae": asdict(vision.config) | asdict(vision.frames) | vision.training.identity(),
+            "train_mdnrnn": {name: value for name, value in dynamics.mdnrnn.to_json().items() if name != "termination_head"}
+            | dynamics.data.identity()
+            | dynamics.training.identity()
+            | {"calibrate": dynamics.training.calibrate},
             "train_controller": dict(self.controller) | {"rollouts": self.rollouts} | dreams,
             "improve_controller": {}
-            if self.ppo is None
-            else asdict(self.ppo) | dict(self.starts) | dreams | {"num_dreams": self.ppo_dreams},
+            if improvement is None
+            else asdict(improvement.ppo) | dict(improvement.starts) | dreams | {"num_dreams": improvement.num_dreams},
             "evaluate": {"env": self.env, "max_steps": self.max_steps} | dreams,
         }
         return parts[part]
@@ -175,19 +207,22 @@ DOOM = Preset(
     policy="sweep",
     num_episodes=10_000,
     small_episodes=500,
-    vae=VAEConfig(latent_size=64, kl_tolerance=1.0, free_bits="total", large_error_weight=100.0, min_nats=0.1),
-    frames=_FRAMES,
-    vae_training=replace(_VAE_TRAINING, num_updates=4_000, optimizer="muon", learning_rate=3e-3),
-    mdnrnn=MDNRNNConfig(
-        hidden_size=512,
-        num_components=5,
-        factorization=Factorization.PER_DIMENSION,
-        termination_weight=10.0,
-        termination_gradient=0.1,
+    vision=VisionPreset(
+        config=VAEConfig(latent_size=64, kl_tolerance=1.0, free_bits="total", large_error_weight=100.0, min_nats=0.1),
+        frames=_FRAMES,
+        training=replace(_VAE_TRAINING, num_updates=4_000, optimizer="muon", learning_rate=3e-3),
     ),
-    data=DataConfig(window=1000, batch_size=50, test_fraction=0.05, min_length=100),
-    mdnrnn_training=replace(_MDNRNN_TRAINING, num_updates=2_000),
-    calibrate=True,
+    dynamics=DynamicsPreset(
+        mdnrnn=MDNRNNConfig(
+            hidden_size=512,
+            num_components=5,
+            factorization=Factorization.PER_DIMENSION,
+            termination_weight=10.0,
+            termination_gradient=0.1,
+        ),
+        data=DataConfig(window=1000, batch_size=50, test_fraction=0.05, min_length=100),
+        training=replace(_MDNRNN_TRAINING, num_updates=2_000, calibrate=True),
+    ),
     termination="sample",
     controller={
         **_SEARCH,
@@ -198,8 +233,12 @@ DOOM = Preset(
         "ordered": True,
         "target": 0.98 * DOOM_STEPS,
     },
-    ppo=PPOConfig(iterations=300, horizon=300, discount=0.997, gae_lambda=0.97, entropy=0.01, test_every=75, test_dreams=512),
-    starts={"num_states": 10_000, "before_ends": 0.3, "even": "times"},
+    improvement=ImprovementPreset(
+        ppo=PPOConfig(
+            iterations=300, horizon=300, discount=0.997, gae_lambda=0.97, entropy=0.01, test_every=75, test_dreams=512
+        ),
+        starts={"num_states": 10_000, "before_ends": 0.3, "even": "times"},
+    ),
     temperatures=(0.1, 0.5, 1.0, 1.15, 1.3),
     paper={
         0.1: "193 ± 58",
@@ -217,12 +256,14 @@ CAR_RACING = Preset(
     max_steps=CAR_STEPS,
     policy="brownian",
     num_episodes=10_000,
-    vae=VAEConfig(latent_size=32, kl_tolerance=0.5, free_bits="dimension"),
-    frames=_FRAMES,
-    vae_training=_VAE_TRAINING,
-    mdnrnn=MDNRNNConfig(hidden_size=256, num_components=5, factorization=Factorization.PER_DIMENSION),
-    data=DataConfig(window=999, batch_size=100, test_fraction=0.05),
-    mdnrnn_training=_MDNRNN_TRAINING,
+    vision=VisionPreset(
+        config=VAEConfig(latent_size=32, kl_tolerance=0.5, free_bits="dimension"), frames=_FRAMES, training=_VAE_TRAINING
+    ),
+    dynamics=DynamicsPreset(
+        mdnrnn=MDNRNNConfig(hidden_size=256, num_components=5, factorization=Factorization.PER_DIMENSION),
+        data=DataConfig(window=999, batch_size=100, test_fraction=0.05),
+        training=_MDNRNN_TRAINING,
+    ),
     controller={**_SEARCH, "features": "zh", "bias": True},
     rollouts=16,
     solved=900.0,
@@ -233,14 +274,21 @@ PRESETS = {"doom": DOOM, "car-racing": CAR_RACING}
 
 def small(preset: Preset) -> Preset:
     """The same experiment with less of everything, and lower scores: a quarter of an hour, of CarRacing's slow game three."""
-    updates = _SMALL_VAE_UPDATES[preset.vae_training.optimizer]
+    vision, dynamics, improvement = preset.vision, preset.dynamics, preset.improvement
+    updates = _SMALL_VAE_UPDATES[vision.training.optimizer]
+    if improvement is not None:
+        ppo = replace(improvement.ppo, iterations=40, test_every=20, test_dreams=128)
+        improvement = ImprovementPreset(ppo=ppo, num_dreams=512, starts=dict(improvement.starts) | {"num_states": 3_000})
     return replace(
         preset,
         num_episodes=preset.small_episodes,
-        vae_training=replace(preset.vae_training, num_updates=updates, evaluate_every=300, max_test_batches=10),
-        mdnrnn=replace(preset.mdnrnn, hidden_size=256),
-        data=replace(preset.data, window=200, batch_size=50, test_fraction=0.1),  # some 50 ends of Doom, to calibrate on
-        mdnrnn_training=replace(preset.mdnrnn_training, num_updates=350, evaluate_every=50),
+        vision=replace(vision, training=replace(vision.training, num_updates=updates, evaluate_every=300, max_test_batches=10)),
+        dynamics=replace(
+            dynamics,
+            mdnrnn=replace(dynamics.mdnrnn, hidden_size=256),
+            data=replace(dynamics.data, window=200, batch_size=50, test_fraction=0.1),  # some 50 ends of Doom, to calibrate on
+            training=replace(dynamics.training, num_updates=350, evaluate_every=50),
+        ),
         controller={
             **preset.controller,
             "generations": max(3, preset.controller["generations"] // 2),
@@ -249,9 +297,7 @@ def small(preset: Preset) -> Preset:
             "patience": 2,
         },
         rollouts=8,
-        ppo=None if preset.ppo is None else replace(preset.ppo, iterations=40, test_every=20, test_dreams=128),
-        ppo_dreams=512,
-        starts=dict(preset.starts) | {"num_states": 3_000},
+        improvement=improvement,
         temperatures=preset.temperatures if len(preset.temperatures) == 1 else (0.1, 1.0, 1.15),
         probe_dreams=64,
         searches=1,

@@ -18,8 +18,8 @@ where it stood, training and search within a stage too::
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -38,20 +38,22 @@ from worldmodel.agents import (
     load_agent,
     ppo,
 )
-from worldmodel.data import Episode, EpisodeCollection, collect, rollouts, split_episodes
+from worldmodel.data import EnvConfig, Episode, EpisodeCollection, collect, rollouts, split_episodes
 from worldmodel.dream import Agent, Dreams, Scores, StartBank, score
-from worldmodel.evaluation import probe
-from worldmodel.experiments.presets import Preset
+from worldmodel.evaluation import EvaluationConfig, probe
+from worldmodel.experiments.presets import ImprovementPreset, Preset
 from worldmodel.experiments.results import TABLE_FILE, Stages, read_scores, table, write_scores
 from worldmodel.models import Vision, WorldModel
 from worldmodel.rng import DREAM_TEST_STREAM, EVALUATION_STREAM, VIDEO_STREAM, derive_seed
-from worldmodel.runtime import Progress, RunConfig, describe, files, runs
+from worldmodel.runtime import Progress, RunConfig, WorkerConfig, describe, files, runs
 from worldmodel.training import MetricsLog, encode_store, fit, train_vae
 
 EXPERIMENT_FORMAT, EXPERIMENT_VERSION = "worldmodel.experiment", 1
 EXPERIMENT_FILE, RESULTS_FILE = "experiment.json", "results.json"
-
-Listener = Callable[[str, int, int | None, Mapping[str, float]], None]  # stage, done, total, numbers beside the bar
+OUTPUTS = (  # pictures and films are the program's
+    *(EXPERIMENT_FILE, "episodes", "vae", "encoded", "world", "probe.json", "probe.txt", "temperature-*", "stages.json"),
+    *(RESULTS_FILE, TABLE_FILE, "*.png", "*.mp4", ".*.tmp"),
+)
 
 
 @dataclass(frozen=True)
@@ -63,22 +65,23 @@ class Reproduction:
         out: the directory.
         seed: of everything.
         device: where models, dreams and trainings are.
-        num_workers: processes for the real environment in collection, probe and tests; 0 plays it here.
-        episodes: an earlier collection of the same recipe, in the place of ``out/episodes``; what it lacks is added to it.
+        workers: worker processes for the real environment in collection, probe and tests; 0 plays in this process.
+        episodes: an earlier collection of the same recipe in place of ``out/episodes``; missing episodes are added to it.
         action_names: of a Discrete action space, for the probe's table.
-        commit: of this code, kept beside what each stage took.
-        on_progress: called with the stage, what is done of it, its total, and numbers.
+        commit: of this code, recorded with the seconds of each stage.
+        run_config: whether a run in ``out`` is resumed or replaced, and how progress is shown. The stages are "collect",
+            "train V", "encode", "train M", "probe", and, at each temperature, "search at 1", "PPO at 1", "test at 1".
     """
 
     preset: Preset
     out: Path
     seed: int = 0
     device: torch.device | str = "cpu"
-    num_workers: int = 0
+    workers: int | WorkerConfig = 0
     episodes: Path | None = None
     action_names: tuple[str, ...] | None = None
     commit: str = "unknown"
-    on_progress: Listener = lambda stage, done, total, facts: None
+    run_config: RunConfig = field(default_factory=RunConfig)
 
     def run(self, *, about: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Do what is not done yet.
@@ -91,13 +94,12 @@ class Reproduction:
 
         Raises:
             ValueError: if ``out`` holds an experiment with other numbers.
-            FileExistsError: if it holds something else.
-            KeyboardInterrupt: on Ctrl-C; the same call goes on.
+            FileExistsError: if it holds something else, or a run that is not to be resumed.
+            KeyboardInterrupt: on Ctrl-C; the same call resumes.
         """
         numbers = asdict(self.preset) | {"env": describe(self.preset.env), "seed": self.seed}
-        resume = (self.out / EXPERIMENT_FILE).is_file()
         about_run: dict[str, Any] = {"marker": EXPERIMENT_FILE, "format": EXPERIMENT_FORMAT, "version": EXPERIMENT_VERSION}
-        runs.prepare_run(self.out, numbers, **about_run, replaces=(), resume=resume, overwrite=False)
+        runs.prepare_run(self.out, numbers, **about_run, replaces=OUTPUTS, run=self.run_config)
         for stage in (self.collect, self.train_vae, self.encode, self.train_mdnrnn, self.probe):
             stage()
         for temperature in self.preset.temperatures:
@@ -107,6 +109,11 @@ class Reproduction:
             self.search(self.best_temperature(), repeat)
             self.test(self.best_temperature(), repeat)
         return self.write_results(about or {})
+
+    @property
+    def env(self) -> EnvConfig:
+        """The real environment."""
+        return EnvConfig(self.preset.env, max_steps=self.preset.max_steps)
 
     @property
     def data(self) -> Path:
@@ -120,84 +127,83 @@ class Reproduction:
             ValueError: if an earlier collection has more than the experiment asks for.
         """
         preset = self.preset
-        with self.stages.timed("collect"):
+        with self.stages.timed("collect"), self.run_config.reporter() as report:
             store = collect(
-                preset.env,
+                self.env,
                 out=self.data,
                 num_episodes=preset.num_episodes,
                 policy=preset.policy,
                 seed=self.seed,
-                num_workers=self.num_workers,
-                max_steps=preset.max_steps,
-                on_progress=lambda p: self.on_progress("collect", p.episodes, p.total, {"steps": p.steps}),
+                workers=self.workers,
+                run=self.run_config.within(report),
             )
         if len(store) > preset.num_episodes:
             raise ValueError(f"episodes: expected {preset.num_episodes} at most, got {len(store)} in {self.data}")
 
     def train_vae(self) -> Vision:
         """V."""
-        with self.stages.timed("train V"):
+        vision = self.preset.vision
+        with self.stages.timed("train V"), self.run_config.reporter() as report:
             return train_vae(
                 self.data,
                 out=self.out / "vae",
-                config=self.preset.vae,
-                frame_config=self.preset.frames,
-                training_config=self.preset.vae_training,
+                config=vision.config,
+                frame_config=vision.frames,
+                training_config=vision.training,
                 seed=self.seed,
                 device=self.device,
-                resume=True,
-                on_progress=lambda p: self.on_progress("train V", p.update, p.num_updates, p.metrics),
+                run=self.run_config.within(report),
             )
 
     def encode(self) -> None:
         """Mean and log-variance of each frame."""
         vision = Vision.from_pretrained(self.out / "vae", device=self.device)
-        with self.stages.timed("encode"):
+        with self.stages.timed("encode"), self.run_config.reporter() as report:
             encode_store(
                 self.data,
                 vision=vision,
                 out=self.out / "encoded",
-                precision=self.preset.vae_training.precision,
-                on_progress=lambda done, total: self.on_progress("encode", done, total, {}),
+                precision=self.preset.vision.training.precision,
+                run=self.run_config.within(report),
             )
 
     def train_mdnrnn(self) -> WorldModel:
-        """M, on what is encoded."""
-        with self.stages.timed("train M"):
+        """M, on the encoded episodes."""
+        dynamics = self.preset.dynamics
+        with self.stages.timed("train M"), self.run_config.reporter() as report:
             return fit(
                 self.out / "encoded",
                 vision=Vision.from_pretrained(self.out / "vae"),
                 out=self.out / "world",
-                config=self.preset.mdnrnn,
-                data_config=self.preset.data,
-                training_config=self.preset.mdnrnn_training,
+                config=dynamics.mdnrnn,
+                data_config=replace(dynamics.data, resident=True),  # 1.7 GB; read from disk, updates take 10 % longer
+                training_config=dynamics.training,
                 seed=self.seed,
                 device=self.device,
-                calibrate=self.preset.calibrate,
-                resident=True,  # 1.7 GB at the paper's size; read from the disk, windows cost a tenth of an update
-                resume=True,
-                on_progress=lambda p: self.on_progress("train M", p.update, p.num_updates, p.metrics),
+                run=self.run_config.within(report),
             )
 
     def probe(self) -> None:
-        """Does the dream rank fixed policies as reality does?"""
-        path = self.out / "probe.json"
+        """Compare the ranking of fixed policies in dreams with their ranking in the real environment."""
+        path, preset = self.out / "probe.json", self.preset
         if path.is_file():
             return
-        with self.stages.timed("probe"):
+        config = EvaluationConfig(
+            num_episodes=preset.test_episodes,
+            num_dreams=preset.probe_dreams,
+            termination=preset.termination,
+            precision=preset.dream_precision,
+        )
+        with self.stages.timed("probe"), self.run_config.reporter() as report:
             found = probe(
                 self.world(),
-                env=self.preset.env,
-                temperatures=self.preset.temperatures,
-                termination=self.preset.termination,
-                precision=self.preset.dream_precision,
-                num_episodes=self.preset.test_episodes,
-                num_dreams=self.preset.probe_dreams,
-                seed=self.seed,
-                max_steps=self.preset.max_steps,
+                env=self.env,
+                temperatures=preset.temperatures,
+                config=config,
                 names=self.action_names,
-                num_workers=self.num_workers,
-                on_policy=lambda done, total: self.on_progress("probe", done, total, {}),
+                seed=self.seed,
+                workers=self.workers,
+                run=self.run_config.within(report),
             )
         (self.out / "probe.txt").write_text(f"{found}\n")
         write_scores(path, found.to_json())
@@ -209,16 +215,17 @@ class Reproduction:
             return self.controller(temperature, repeat)
         files.discard_unfinished(directory, marker=CONTROLLER_FILE)
         controller = self._evolve(temperature, repeat)
-        if self.preset.ppo is not None:
-            controller = self._improve(controller, temperature, repeat)
+        if self.preset.improvement is not None:
+            controller = self._improve(controller, self.preset.improvement, temperature, repeat)
         controller.save_pretrained(directory)
         return controller
 
     @cached_property
     def starts(self) -> StartBank:
-        """Where the short dreams of PPO begin."""
+        """Start states of the short dreams of PPO."""
+        options = {} if self.preset.improvement is None else self.preset.improvement.starts
         with self.stages.timed("starts"):
-            return StartBank.along(self.world(), self.out / "encoded", seed=self.seed, **self.preset.starts)
+            return StartBank.along(self.world(), self.out / "encoded", seed=self.seed, **options)
 
     def _evolve(self, temperature: float, repeat: int) -> Any:
         """Search by evolution, in complete dreams."""
@@ -230,14 +237,17 @@ class Reproduction:
         dreams = self._dreams(temperature, self.preset.rollouts * self.preset.controller["population"])
         kind, search = _search_configs(self.preset.controller)
         done = _last_generation(directory)
-        with self.stages.timed(f"search {stage}"), MetricsLog(directory, done) as log:
+        with (
+            self.stages.timed(f"search {stage}"),
+            MetricsLog(directory, done) as log,
+            self.run_config.reporter() as report,
+        ):
 
-            def report(progress: Progress) -> None:
-                found = progress.metrics
-                tested = {"test/return": found["test"]} if "test" in found else {}
-                log.write(progress.done, {"train/return": found["mean"], "best": found["best"], **tested})
-                facts = {"mean": found["mean"], "best_test": found["best_test"]}
-                self.on_progress(f"search at {stage}", progress.done, search.generations, facts)
+            def on_generation(found: Progress) -> None:
+                metrics = found.metrics
+                tested = {"test/return": metrics["test"]} if "test" in metrics else {}
+                log.write(found.done, {"train/return": metrics["mean"], "best": metrics["best"], **tested})
+                report(found)
 
             controller = evolve(
                 dreams,
@@ -246,36 +256,33 @@ class Reproduction:
                 horizon=self.preset.max_steps,
                 seed=self._seed(repeat),
                 log=directory / SEARCH_FILE,
-                run=RunConfig(progress=False, on_progress=report),
+                run=self.run_config.within(on_generation, f"search at {stage}"),
             )
         controller.save_pretrained(directory / "evolved")
         return controller
 
-    def _improve(self, controller: Any, temperature: float, repeat: int) -> Any:
+    def _improve(self, controller: Any, preset: ImprovementPreset, temperature: float, repeat: int) -> Any:
         """Improve by PPO, in short dreams from real states; starts again after an interruption."""
-        preset, stage = self.preset, self._stage(temperature, repeat)
-        assert preset.ppo is not None
-        dreams, starts, name = self._dreams(temperature, preset.ppo_dreams), self.starts, f"PPO at {stage}"
-        directory = self._directory(temperature, repeat) / "ppo"
+        dreams, starts = self._dreams(temperature, preset.num_dreams), self.starts
+        directory, stage = self._directory(temperature, repeat) / "ppo", self._stage(temperature, repeat)
         directory.mkdir(exist_ok=True)
-        with self.stages.timed(f"PPO {stage}"), MetricsLog(directory, 0) as log:
+        with self.stages.timed(f"PPO {stage}"), MetricsLog(directory, 0) as log, self.run_config.reporter() as report:
 
-            def report(progress: Progress) -> None:
-                found = progress.metrics
-                tested = {"test/return": found["test"]} if "test" in found else {}
-                ends = {"train/terminations_per_1000": found["ends"]}
-                log.write(progress.done, {**ends, "entropy": found["entropy"], "explained": found["explained"], **tested})
-                facts = {"ends": found["ends"], "best_test": found["best_test"]}
-                self.on_progress(name, progress.done, progress.total or progress.done, facts)
+            def on_iteration(found: Progress) -> None:
+                metrics = found.metrics
+                tested = {"test/return": metrics["test"]} if "test" in metrics else {}
+                numbers = {"entropy": metrics["entropy"], "explained": metrics["explained"]}
+                log.write(found.done, {"train/terminations_per_1000": metrics["ends"], **numbers, **tested})
+                report(found)
 
             return ppo(
                 controller,
                 dreams,
                 starts,
                 config=preset.ppo,
-                horizon=preset.max_steps,
+                horizon=self.preset.max_steps,
                 seed=self._seed(repeat),
-                run=RunConfig(progress=False, on_progress=report),
+                run=self.run_config.within(on_iteration, f"PPO at {stage}"),
             )
 
     def test(self, temperature: float, repeat: int = 0) -> None:
@@ -306,15 +313,15 @@ class Reproduction:
     def agent_episode(self, temperature: float) -> Episode:
         """An episode of the controller in reality, none of those that it is scored on."""
         policy = LatentPolicy(self.world(), self.controller(temperature))
-        seed, steps = derive_seed(self.seed, VIDEO_STREAM), self.preset.max_steps
-        (result,) = rollouts(self.preset.env, policy, episode_ids=[0], seed=seed, max_steps=steps)
+        seed = derive_seed(self.seed, VIDEO_STREAM)
+        (result,) = rollouts(self.env, policy, episode_ids=[0], seed=seed)
         if not isinstance(result, Episode):
             raise RuntimeError(f"env: expected to play an episode (seed {result.seed}): {result.error}")
         return result
 
     def held_out_episodes(self, most: int) -> list[Episode]:
         """The first random episodes that V has not learned from."""
-        frames = self.preset.frames
+        frames = self.preset.vision.frames
         episodes = EpisodeCollection.open(self.data, min_length=frames.min_length)
         _, held_out = split_episodes(len(episodes), test_fraction=frames.test_fraction, seed=self.seed)
         return [episodes.read(int(index)) for index in held_out[:most]]
@@ -365,16 +372,16 @@ class Reproduction:
 
     def _score_in_reality(self, controller: Agent, seed: int, stage: str) -> Scores:
         """Play the test episodes, on the CPU."""
-        preset = self.preset
-        reality = RealPopulation(self.world(), preset.env, num_workers=self.num_workers, max_steps=preset.max_steps)
-        return reality.score(
-            controller,
-            episodes=preset.test_episodes,
-            horizon=preset.max_steps,
-            seed=derive_seed(seed, EVALUATION_STREAM),
-            name=stage,
-            on_episodes=lambda done: self.on_progress(stage, done, preset.test_episodes, {}),
-        )
+        reality = RealPopulation(self.world(), self.env, workers=self.workers)
+        with self.run_config.reporter() as report:
+            return reality.score(
+                controller,
+                episodes=self.preset.test_episodes,
+                horizon=self.preset.max_steps,
+                seed=derive_seed(seed, EVALUATION_STREAM),
+                name=stage,
+                on_progress=report,
+            )
 
 
 def _search_configs(arguments: Mapping[str, Any]) -> tuple[ControllerConfig, SearchConfig]:

@@ -22,7 +22,7 @@ from torch import Tensor
 from worldmodel.data import Episode, EpisodeCollection, EpisodeStore
 from worldmodel.models.batch import SequenceBatch
 from worldmodel.models.vision import Vision, draw_latent
-from worldmodel.runtime import fast_precision
+from worldmodel.runtime import resolve_precision
 from worldmodel.spaces import FlatSpace, Value, leaves, map_leaves
 
 ENCODE_BYTES = 32 * 2**20  # of observations encoded at once by `encode_all`
@@ -83,10 +83,8 @@ class Encoder:
     """
 
     def __init__(self, vision: Vision, *, dtype: str = "float16", precision: str = "float32"):
-        if precision not in ("float32", "bfloat16", "auto"):
-            raise ValueError(f"precision: expected 'float32', 'bfloat16' or 'auto', got {precision!r}")
         self._device = next(iter(vision.state_dict().values())).device
-        self.vision, self.precision = vision, fast_precision(self._device) if precision == "auto" else precision
+        self.vision, self.precision = vision, resolve_precision(precision, self._device)
         self.form = EncodedObservations(vision.latent_size, dtype)
 
     @property

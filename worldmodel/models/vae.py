@@ -23,6 +23,7 @@ from torch.nn import functional
 
 from worldmodel.models.state_normalizer import StateNormalizer
 from worldmodel.models.vision import Vision, draw_latent
+from worldmodel.runtime import check_integers
 from worldmodel.spaces import (
     ImageLayout,
     Value,
@@ -79,16 +80,13 @@ class VAEConfig:
 
     def __post_init__(self) -> None:
         """Check every field."""
-        if not isinstance(self.latent_size, int) or self.latent_size < 1:
-            raise ValueError(f"latent_size: expected an integer >= 1, got {self.latent_size}")
+        crops = ("crop_top", "crop_bottom", "crop_left", "crop_right")
+        check_integers(self, {"latent_size": 1, **dict.fromkeys(crops, 0)})
         for name in ("kl_tolerance", "large_error_weight", "min_nats"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}: expected a finite number >= 0, got {getattr(self, name)}")
         if self.free_bits not in ("total", "dimension"):
             raise ValueError(f"free_bits: expected 'total' or 'dimension', got {self.free_bits!r}")
-        for name in ("crop_top", "crop_bottom", "crop_left", "crop_right"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 0:
-                raise ValueError(f"{name}: expected an integer >= 0, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)

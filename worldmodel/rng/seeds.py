@@ -12,7 +12,7 @@ SEARCH_STREAM = 7  # the generations of a search
 PPO_TEST_STREAM, PPO_LEARN_STREAM = 8, 9
 PROBE_STREAM = 10  # random actions in a probe's dreams
 
-_POLICY_STREAM = 1  # keeps the policy's draws apart from those of any other user of (seed, k)
+POLICY_STREAM = 1  # third number of an episode's (seed, k, stream): the random numbers of its policy
 
 
 def episode_seed(seed: int, episode_id: int) -> int:

@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING
 from worldmodel.lazy import attach
 
 if TYPE_CHECKING:
+    from worldmodel.runtime.device import PRECISIONS as PRECISIONS
     from worldmodel.runtime.device import check_device as check_device
     from worldmodel.runtime.device import fast_precision as fast_precision
+    from worldmodel.runtime.device import resolve_precision as resolve_precision
     from worldmodel.runtime.files import TEMPORARY_SUFFIX as TEMPORARY_SUFFIX
     from worldmodel.runtime.files import digest_tensors as digest_tensors
     from worldmodel.runtime.files import load_tensors as load_tensors
@@ -39,7 +41,7 @@ else:
     __getattr__, __dir__, __all__ = attach(
         __name__,
         {
-            "device": "check_device fast_precision",
+            "device": "PRECISIONS check_device fast_precision resolve_precision",
             "files": (
                 "TEMPORARY_SUFFIX digest_tensors load_tensors prepare_directory read_json remove_temporaries "
                 "require_disk save_tensors write_bytes write_json"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+PRECISIONS = ("float32", "bfloat16", "auto")
 BFLOAT16_UNITS = ("amx_bf16", "avx512_bf16")  # names of torch.cpu.get_capabilities; products are 6 and 2.7 times as fast
 
 
@@ -17,6 +18,24 @@ def fast_precision(device: torch.device) -> str:
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
     return "bfloat16" if any(capabilities.get(name) for name in BFLOAT16_UNITS) else "float32"
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """Return the precision that a name stands for on a device.
+
+    Args:
+        precision: "float32", "bfloat16", or "auto" for the faster one.
+        device: where the matrix products are.
+
+    Returns:
+        "float32" or "bfloat16".
+
+    Raises:
+        ValueError: if there is no such precision.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision: expected 'float32', 'bfloat16' or 'auto', got {precision!r}")
+    return fast_precision(device) if precision == "auto" else precision
 
 
 def check_device(device: str | torch.device) -> None:

@@ -83,7 +83,7 @@ def check_same_run(
     wanted = json.loads(json.dumps(dict(given)))
     for name in sorted({*wanted, *earlier} - {"version"}):
         there, here = earlier.get(name), wanted.get(name)
-        if json.dumps(there) != json.dumps(here):  # as text: 1 and True are different arguments
+        if not _same(there, here):
             expected, got = difference(there, here)
             raise error(
                 f"{source}: expected {name} {expected}, as in the run that is there, got {got}; use the same arguments, choose "
@@ -127,45 +127,54 @@ def prepare_run(
     format: str,
     version: int,
     replaces: Sequence[str],
-    resume: bool,
-    overwrite: bool,
+    run: RunConfig,
+    error: type[Exception] = ValueError,
 ) -> Path:
-    """Make the output directory of a long run, known by a file with its arguments, or check that the run in it had the same.
+    """Make the output directory of a long run, or check that the run in it has the same arguments.
 
     Args:
         path: the directory.
-        arguments: JSON-able record of what the run depends on.
+        arguments: JSON-serialisable record of the arguments that the run depends on.
         marker: name of the file that they are written to.
         format: its format name.
         version: its version.
         replaces: see `prepare_directory`.
-        resume: go on with a run that is there.
-        overwrite: replace a run that is there, unless ``resume`` is set.
+        run: whether a run that is there is resumed, replaced or refused.
+        error: class of the exception if its arguments are others.
 
     Returns:
         The directory.
 
     Raises:
         FileExistsError: if ``path`` holds something that may not be replaced.
-        ValueError: if the run to resume had other arguments.
+        ValueError: or another ``error``, if the run to resume had other arguments.
     """
     path = Path(path)
-    if not (path / marker).is_file() or (overwrite and not resume):
-        prepare_directory(path, marker=marker, format=format, overwrite=overwrite, replaces=replaces)
+    if run.overwrite or not (path / marker).is_file():
+        prepare_directory(path, marker=marker, format=format, overwrite=run.overwrite, replaces=replaces)
         write_json(path / marker, arguments, format=format, version=version)
         return path
-    if not resume:
+    if not run.resume:
         raise FileExistsError(
-            f"{path}: already holds a run; pass resume (--resume) to go on with it, or overwrite (--overwrite) to replace it"
+            f"{path}: expected no earlier run, got one; resume (--resume) it, or replace it with overwrite (--overwrite)"
         )
-    check_same_run(read_json(path / marker, format=format, version=version), arguments, path)
+    check_same_run(read_json(path / marker, format=format, version=version), arguments, path, error=error)
     return path
 
 
 def difference(earlier: Any, given: Any) -> tuple[Any, Any]:
-    """Of two records, nested or not, only the entries that differ; anything else as it is."""
+    """Reduce two records, nested or not, to the entries that differ; anything else stays as it is."""
     if not isinstance(earlier, dict) or not isinstance(given, dict):
         return earlier, given
-    names = [name for name in earlier | given if earlier.get(name) != given.get(name)]
+    names = [name for name in earlier | given if not _same(earlier.get(name), given.get(name))]
     pairs = {name: difference(earlier.get(name), given.get(name)) for name in names}
     return {name: pair[0] for name, pair in pairs.items()}, {name: pair[1] for name, pair in pairs.items()}
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two JSON values are equal; unlike in Python, True is not 1."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_same(one[name], other[name]) for name in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return isinstance(one, bool) == isinstance(other, bool) and bool(one == other)

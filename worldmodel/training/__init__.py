@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from worldmodel.training.log import MetricsLog as MetricsLog
     from worldmodel.training.log import read_metrics as read_metrics
     from worldmodel.training.loop import NonFiniteLossError as NonFiniteLossError
-    from worldmodel.training.loop import TrainingProgress as TrainingProgress
     from worldmodel.training.loop import TrainingResult as TrainingResult
     from worldmodel.training.loop import train as train
     from worldmodel.training.optimizers import make_optimizer as make_optimizer
@@ -40,7 +39,7 @@ else:
             "frames": "FrameData",
             "likelihood": "baseline_nll calibrate_termination platt_scaling termination_logits termination_scores",
             "log": "MetricsLog read_metrics",
-            "loop": "NonFiniteLossError TrainingProgress TrainingResult train",
+            "loop": "NonFiniteLossError TrainingResult train",
             "optimizers": "make_optimizer orthogonalize",
             "windows": "SequenceData WindowSampler",
         },

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
+from worldmodel.runtime import PRECISIONS, check_integers
 from worldmodel.training.optimizers import OPTIMIZERS
 
 
@@ -25,8 +27,11 @@ class TrainingConfig:
             so that its cost does not grow with the data.
         patience: stop after so many evaluations without improvement; None never stops early.
         optimizer: "adam", or "muon", with which V and M need fewer updates (see `worldmodel.training.optimizers`).
+        calibrate: after the training of M, calibrate its termination probabilities on the held-out episodes (see
+            `calibrate_termination`); V has none.
 
     Raises:
+        TypeError: if a number is not an integer.
         ValueError: naming the field that is out of range.
     """
 
@@ -41,13 +46,12 @@ class TrainingConfig:
     max_test_batches: int = 50
     patience: int | None = None
     optimizer: str = "adam"
+    calibrate: bool = False
 
     def __post_init__(self) -> None:
         """Check every field."""
-        for name in ("num_updates", "evaluate_every", "max_test_batches", "patience"):
-            value = getattr(self, name)
-            if not (isinstance(value, int) and value >= 1) and not (name == "patience" and value is None):
-                raise ValueError(f"{name}: expected an integer >= 1, got {value}")
+        at_least_one = dict.fromkeys(("num_updates", "evaluate_every", "max_test_batches", "patience"), 1)
+        check_integers(self, {**at_least_one, "warmup_updates": 0}, optional=("patience",))
         for name in ("clip_norm", "clip_value"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"{name}: expected None or a positive number, got {getattr(self, name)}")
@@ -56,13 +60,17 @@ class TrainingConfig:
                 f"learning_rate, final_learning_rate: expected 0 <= final <= peak and a positive peak, "
                 f"got {self.learning_rate} and {self.final_learning_rate}"
             )
-        if not isinstance(self.warmup_updates, int) or not 0 <= self.warmup_updates < self.num_updates:
+        if self.warmup_updates >= self.num_updates:
             raise ValueError(
                 f"warmup_updates: expected an integer from 0 to below num_updates {self.num_updates}, got {self.warmup_updates}"
             )
-        for name, choices in {"precision": ("float32", "bfloat16", "auto"), "optimizer": OPTIMIZERS}.items():
+        for name, choices in {"precision": PRECISIONS, "optimizer": OPTIMIZERS}.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}: expected one of {choices}, got {getattr(self, name)!r}")
+
+    def identity(self) -> dict[str, Any]:
+        """Return what the training depends on, for the record of a run; ``calibrate`` comes after it and is left out."""
+        return {name: value for name, value in asdict(self).items() if name != "calibrate"}
 
 
 def learning_rate(config: TrainingConfig, update: int) -> float:
@@ -84,6 +92,7 @@ class FrameConfig:
         min_length: episodes of fewer steps are left out.
 
     Raises:
+        TypeError: if a number is not an integer.
         ValueError: naming the field that is out of range.
     """
 
@@ -93,9 +102,7 @@ class FrameConfig:
 
     def __post_init__(self) -> None:
         """Check every field."""
-        for name in ("batch_size", "min_length"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected an integer >= 1, got {getattr(self, name)}")
+        check_integers(self, {"batch_size": 1, "min_length": 1})
         if not 0 <= self.test_fraction < 1:
             raise ValueError(f"test_fraction: expected a number in [0, 1), got {self.test_fraction}")
 
@@ -111,8 +118,11 @@ class DataConfig:
         batch_size: B, windows in a batch.
         test_fraction: part of the episodes that is held out.
         min_length: episodes of fewer steps are left out.
+        resident: True keeps the encoded data on the device (fast, if they fit), False reads windows from disk as they come (any
+            size), None decides by size. The result is the same.
 
     Raises:
+        TypeError: if a number is not an integer.
         ValueError: naming the field that is out of range.
     """
 
@@ -121,11 +131,14 @@ class DataConfig:
     batch_size: int = 64
     test_fraction: float = 0.1
     min_length: int = 1
+    resident: bool | None = None
 
     def __post_init__(self) -> None:
         """Check every field."""
-        for name, least in {"window": 1, "burn_in": 0, "batch_size": 1, "min_length": 1}.items():
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < least:
-                raise ValueError(f"{name}: expected an integer >= {least}, got {getattr(self, name)}")
+        check_integers(self, {"window": 1, "burn_in": 0, "batch_size": 1, "min_length": 1})
         if not 0 <= self.test_fraction < 1:
             raise ValueError(f"test_fraction: expected a number in [0, 1), got {self.test_fraction}")
+
+    def identity(self) -> dict[str, Any]:
+        """Return what the batches depend on, for the record of a run; ``resident`` changes no result and is left out."""
+        return {name: value for name, value in asdict(self).items() if name != "resident"}

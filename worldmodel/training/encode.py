@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from worldmodel.data import Episode, EpisodeStore, Schema, open_or_create
+from worldmodel.data import Episode, EpisodeStore, EpisodeWriter, Schema, open_or_create
 from worldmodel.models import Encoder, Vision
-from worldmodel.runtime import require_disk
+from worldmodel.runtime import Progress, RunConfig, require_disk
 from worldmodel.spaces import leaf_values
 
-FLUSH_SECONDS, FLUSH_FRAMES = 10.0, 2**17  # a shard is written after so much work
+FLUSH_STEPS = 2**17  # size of a shard
 
 
 def encode_store(
@@ -23,26 +22,25 @@ def encode_store(
     out: str | Path,
     dtype: str = "float16",
     precision: str = "float32",
-    overwrite: bool = False,
-    on_progress: Callable[[int, int], None] | None = None,
+    run: RunConfig | None = None,
 ) -> EpisodeStore:
-    """Encode the episodes of a store into another one, or those of them that it does not hold yet.
+    """Encode the episodes of a store into another one, except those that it holds already.
 
     Args:
         data: path of the store.
         vision: V.
-        out: path of the encoded store: absent, empty, or begun with the same V and arguments, which is gone on with.
+        out: path of the encoded store: absent, empty, or an earlier one with the same V and arguments, which is completed.
         dtype: see `Encoder`.
         precision: see `Encoder`.
-        overwrite: replace an earlier encoded store.
-        on_progress: called with the episodes done and their number.
+        run: whether an earlier store is continued or replaced, and how progress is shown. Stage "encode", in episodes.
 
     Returns:
         The encoded store.
 
     Raises:
         ValueError: if the observations are not V's or are encoded already, or ``out`` is ``data``.
-        FileExistsError: if ``out`` holds something else, or episodes encoded otherwise or from another store.
+        FileExistsError: if ``out`` holds something else, episodes encoded otherwise or from another store, or a store that
+            ``run`` does not resume.
         OSError: if the disk cannot hold what is missing; nothing is written or replaced then.
     """
     if Path(out).resolve() == Path(data).resolve():
@@ -50,23 +48,16 @@ def encode_store(
     source, encoder = EpisodeStore.open(data), Encoder(vision, dtype=dtype, precision=precision)
     encoder.check(source.observation_space)
     spaces_of_store = {"observation_space": encoder.observation_space, "action_space": source.action_space}
-    _require_disk(Path(out), source, Schema(encoder.observation_space, source.action_space), overwrite)
-    store = open_or_create(Path(out), lambda: spaces_of_store, encoder.recipe(source.recipe), overwrite=overwrite)
+    run = run or RunConfig()
+    _require_disk(Path(out), source, Schema(encoder.observation_space, source.action_space), run.overwrite)
+    store = open_or_create(Path(out), lambda: spaces_of_store, encoder.recipe(source.recipe), run=run)
     done = _require_same_episodes(store, source)
-    waiting: list[Episode] = []
-    frames, flushed = 0, time.monotonic()
     missing = [index for index, episode_id in enumerate(source.episode_ids.tolist()) if episode_id not in done]
-    try:
-        for count, index in enumerate(missing):
-            waiting.append(encoder.encode(source.read(index)))
-            frames += len(waiting[-1])
-            if frames >= FLUSH_FRAMES or time.monotonic() - flushed >= FLUSH_SECONDS:
-                store.append(waiting)
-                waiting, frames, flushed = [], 0, time.monotonic()
-            if on_progress is not None:
-                on_progress(len(done) + count + 1, len(source))
-    finally:  # what is encoded by the time of Ctrl-C is kept
-        store.append_missing(waiting)
+    with run.reporter() as report, EpisodeWriter(store, max_steps=FLUSH_STEPS) as writer:
+        for count, index in enumerate(missing, start=len(done) + 1):
+            writer.add(encoder.encode(source.read(index)))
+            writer.write_if_due()
+            report(Progress("encode", count, len(source), "episode"))
     return store
 
 

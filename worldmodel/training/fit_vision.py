@@ -8,7 +8,7 @@ more, as a pool holds fewer windows of them, to stay below `POOL_BYTES`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,11 @@ import torch
 
 from worldmodel.data import EpisodeCollection, split_episodes
 from worldmodel.models import IN_USE, VISION_FILE, VISION_WEIGHTS, ConvVAE, FrameBatch, VAEConfig, divergence
-from worldmodel.runtime import check_device, runs
+from worldmodel.runtime import RunConfig, check_device, runs
 from worldmodel.spaces import leaf_values
 from worldmodel.training import loop
 from worldmodel.training.config import FrameConfig, TrainingConfig
 from worldmodel.training.frames import FrameData
-from worldmodel.training.loop import TrainingProgress
 
 RUN_FILE = "train_vae.json"
 OUTPUTS = (RUN_FILE, VISION_FILE, VISION_WEIGHTS, "training", ".*.tmp")
@@ -40,10 +39,7 @@ def train_vae(
     initial: ConvVAE | None = None,
     seed: int = 0,
     device: str | torch.device = "cpu",
-    resume: bool = False,
-    overwrite: bool = False,
-    tensorboard: bool = False,
-    on_progress: Callable[[TrainingProgress], None] | None = None,
+    run: RunConfig | None = None,
 ) -> ConvVAE:
     """Train V on the frames of one or several stores of episodes and write it as a directory.
 
@@ -53,13 +49,11 @@ def train_vae(
         config: sizes and loss.
         frame_config: batches of frames.
         training_config: how to train.
-        initial: a V to start from, with its sizes and weights; None starts anew.
+        initial: a V to start from, with its sizes and weights; None starts from random weights.
         seed: >= 0, of the split, the initial weights, the order of the frames and everything drawn in training.
         device: where V and its training are.
-        resume: go on with the run in ``out``, if there is one, with the same arguments; a complete one is returned as it is.
-        overwrite: replace an earlier run in ``out``.
-        tensorboard: write TensorBoard scalars too (extra ``tensorboard``).
-        on_progress: called every few updates.
+        run: whether a run in ``out`` is resumed or replaced (a complete one is returned as it is), its log, and how progress is
+            shown; see `train`. The stage is "train V".
 
     Returns:
         V, on ``device``, in evaluation mode.
@@ -68,16 +62,19 @@ def train_vae(
         ValueError: if the observations hold no image, an argument is out of range, or a resumed run was started with others.
         NonFiniteLossError: if training diverged.
         FileExistsError: if ``out`` holds something that may not be replaced.
-        KeyboardInterrupt: on Ctrl-C, with a state saved from which ``resume`` goes on.
+        KeyboardInterrupt: on Ctrl-C, after the state has been saved; the same call resumes.
     """
     frame_config, training_config = frame_config or FrameConfig(), training_config or TrainingConfig()
+    run = run or RunConfig()
+    if training_config.calibrate:
+        raise ValueError("calibrate: expected False, as V has no termination probabilities, got True; give it to fit")
     check_device(device)
     episodes = EpisodeCollection.open(data, min_length=frame_config.min_length)
     vision = _new_vae(episodes, config, initial, seed)
     arguments: dict[str, Any] = {"data_fingerprint": episodes.fingerprint, "seed": seed, "device": torch.device(device).type}
     arguments |= {"config": asdict(vision.config), "frame_config": asdict(frame_config)}
-    arguments |= {"training_config": asdict(training_config), "initial": None if initial is None else initial.fingerprint}
-    directory = runs.prepare_run(out, arguments, resume=resume, overwrite=overwrite, **RUN)
+    arguments |= {"training_config": training_config.identity(), "initial": None if initial is None else initial.fingerprint}
+    directory = runs.prepare_run(out, arguments, run=run, **RUN)
     if (directory / VISION_FILE).is_file():
         return ConvVAE.from_pretrained(directory, device=device)
     split = split_episodes(len(episodes), test_fraction=frame_config.test_fraction, seed=seed)
@@ -85,18 +82,17 @@ def train_vae(
         _fit_vectors(vision, episodes, split[0])
     options = {"path": vision.layout.path, "batch_size": frame_config.batch_size, "seed": seed, "device": device}
     train_data, test_data = _frame_data(episodes, split, options)
-    result = loop.train(
-        vision.to(device),
-        train_data,
-        out=directory / "training",
-        config=training_config,
-        seed=seed,
-        test_data=test_data,
-        fingerprint=episodes.fingerprint,
-        resume=resume,
-        tensorboard=tensorboard,
-        on_progress=on_progress,
-    )
+    with run.reporter() as report:
+        result = loop.train(
+            vision.to(device),
+            train_data,
+            out=directory / "training",
+            config=training_config,
+            seed=seed,
+            test_data=test_data,
+            fingerprint=episodes.fingerprint,
+            run=run.within(report, "train V"),
+        )
     most, there = training_config.max_test_batches, torch.device(device)
     seen = loop.held_out_batches(test_data or train_data, most, seed=seed, device=there)
     vision, latents = _without_idle_latents(vision.eval(), seen)

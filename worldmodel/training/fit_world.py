@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -28,16 +28,17 @@ from worldmodel.models import (
     encoded_bytes,
     encoded_form,
 )
-from worldmodel.runtime import check_device, runs
+from worldmodel.runtime import RunConfig, check_device, runs
 from worldmodel.spaces import FlatSpace, find_images, map_leaves, refuse_float_images
 from worldmodel.training import likelihood, loop
 from worldmodel.training.config import DataConfig, TrainingConfig
 from worldmodel.training.likelihood import calibrate_termination
-from worldmodel.training.loop import TrainingProgress, TrainingResult
+from worldmodel.training.loop import TrainingResult
 from worldmodel.training.windows import RESIDENT_BYTES, SequenceData, WindowSampler
 
 FIT_FORMAT, FIT_VERSION, FIT_FILE = "worldmodel.fit", 1, "fit.json"
 OUTPUTS = (FIT_FILE, WORLD_FILE, WEIGHTS_FILE, "training", ".*.tmp")
+RUN: dict[str, Any] = {"marker": FIT_FILE, "format": FIT_FORMAT, "version": FIT_VERSION, "replaces": OUTPUTS}
 MAX_START_STATES = 2_000
 STATISTICS_BATCHES = 100  # the data's statistics and the baselines are fitted on so many batches at most
 
@@ -47,18 +48,13 @@ def fit(
     *,
     out: str | Path,
     config: MDNRNNConfig | None = None,
-    seed: int = 0,
-    device: str | torch.device = "cpu",
     data_config: DataConfig | None = None,
     training_config: TrainingConfig | None = None,
     vision: Vision | type[Vision] | None = None,
     initial: WorldModel | None = None,
-    resident: bool | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
-    tensorboard: bool = False,
-    calibrate: bool = False,
-    on_progress: Callable[[TrainingProgress], None] | None = None,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    run: RunConfig | None = None,
 ) -> WorldModel:
     """Train a world model on one or several stores of episodes and write it as a directory.
 
@@ -66,21 +62,16 @@ def fit(
         data: path of a store, or several of the same environment; or of what `encode_store` made of them, with ``vision``.
         out: directory for the world model; its training state goes to ``out/training``.
         config: architecture and loss of M. With ``termination_head`` None, M has that head if any episode terminates.
-        seed: >= 0, of the split, the initial weights, the batches and everything drawn in training.
-        device: where model, data and training are.
         data_config: windows and batches.
-        training_config: how to train.
+        training_config: how to train, and whether to calibrate termination probabilities on held-out episodes; their losses
+            before and after are in the provenance.
         vision: a trained V, as `train_vae` returns it; images need one. Or a subclass of `Vision` that is fitted in one pass
             (`Vision.fit`). None is `StateNormalizer`, which standardises vector observations.
         initial: a world model to start from; its V, its configuration and its weights are kept. None starts from scratch.
-        resident: keep the encoded data on the device (fast, for what fits) or read windows from disk as they come (any size);
-            None decides by size. The result is the same.
-        resume: go on with the run in ``out``, if there is one, with the same arguments; a complete one is returned as it is.
-        overwrite: replace an earlier run in ``out``.
-        tensorboard: write TensorBoard scalars too (extra ``tensorboard``).
-        calibrate: scale the log-odds of the termination head so that its probabilities are right on the held-out episodes
-            (see `calibrate_termination`); what it was before and after is in the provenance. Nothing without such episodes.
-        on_progress: called every few updates.
+        seed: >= 0, of the split, the initial weights, the batches and all samples in training.
+        device: where model, data and training are.
+        run: whether a run in ``out`` is resumed or replaced (a complete one is returned as it is), its log, and how progress is
+            shown; see `train`. The stage is "train M".
 
     Returns:
         The world model, on ``device``, in evaluation mode.
@@ -90,9 +81,9 @@ def fit(
             environment than ``initial``; if an argument is out of range, or a resumed run was started with others.
         NonFiniteLossError: if training diverged.
         FileExistsError: if ``out`` holds something that may not be replaced.
-        KeyboardInterrupt: on Ctrl-C, with a state saved from which ``resume`` goes on.
+        KeyboardInterrupt: on Ctrl-C, after the state has been saved; the same call resumes.
     """
-    data_config, training_config = data_config or DataConfig(), training_config or TrainingConfig()
+    data_config, training_config, run = data_config or DataConfig(), training_config or TrainingConfig(), run or RunConfig()
     check_device(device)
     episodes = EpisodeCollection.open(data, min_length=data_config.min_length)
     encoded = encoded_form(episodes.stores, _trained_v(initial, vision))
@@ -100,35 +91,32 @@ def fit(
         v, model = _new_parts(episodes, seed, config, vision, encoded)
     else:
         v, model = _parts_of(initial, episodes, config, vision, encoded)
-    arguments = _arguments(episodes, seed, torch.device(device), vision, model, initial, calibrate)
-    arguments |= {"data_config": asdict(data_config), "training_config": asdict(training_config)}
+    arguments = _arguments(episodes, seed, torch.device(device), vision, model, initial, data_config, training_config)
     split = split_episodes(len(episodes), test_fraction=data_config.test_fraction, seed=seed)
-    about: dict[str, Any] = {"marker": FIT_FILE, "format": FIT_FORMAT, "version": FIT_VERSION, "replaces": OUTPUTS}
-    directory = runs.prepare_run(out, arguments, **about, resume=resume, overwrite=overwrite)
+    directory = runs.prepare_run(out, arguments, run=run, **RUN)
     if (directory / WORLD_FILE).is_file():
         return WorldModel.from_pretrained(directory, device=device)
     if initial is None and not isinstance(vision, Vision):
         v.fit(episodes.read(int(index)).observations for index in split[0])
     world = _build_world(episodes, v, model, encoded or v).to(device)
     reader = world.vision if encoded is None else encoded.to(device)
-    train_data, test_data = _sequence_data(episodes, split, reader, world.action_features, data_config, seed, resident)
+    train_data, test_data = _sequence_data(episodes, split, reader, world.action_features, data_config, seed)
     if initial is None:
         _set_statistics(world.mdnrnn, train_data)
     scores = _baselines(world.mdnrnn, train_data, test_data, training_config, seed)
-    result = loop.train(
-        world.mdnrnn,
-        train_data,
-        out=directory / "training",
-        config=training_config,
-        seed=seed,
-        test_data=test_data,
-        fingerprint=episodes.fingerprint,
-        resume=resume,
-        tensorboard=tensorboard,
-        on_progress=on_progress,
-    )
+    with run.reporter() as report:
+        result = loop.train(
+            world.mdnrnn,
+            train_data,
+            out=directory / "training",
+            config=training_config,
+            seed=seed,
+            test_data=test_data,
+            fingerprint=episodes.fingerprint,
+            run=run.within(report, "train M"),
+        )
     world.provenance = _provenance(episodes, arguments, result, scores)
-    if calibrate:
+    if training_config.calibrate:
         world.provenance["calibration"] = _calibrate(world, test_data, seed)
     world.write(directory)
     return world.eval()
@@ -141,9 +129,10 @@ def _arguments(
     vision: Vision | type[Vision] | None,
     model: MDNRNN,
     initial: WorldModel | None,
-    calibrate: bool,
+    data_config: DataConfig,
+    training_config: TrainingConfig,
 ) -> dict[str, Any]:
-    """What a resumed run must have in common with the one that it goes on with, beside the configurations."""
+    """Record of the arguments that a resumed run must share with the one it continues."""
     return {
         "data_fingerprint": episodes.fingerprint,
         "seed": seed,
@@ -151,7 +140,9 @@ def _arguments(
         "vision": vision.fingerprint if isinstance(vision, Vision) else None if vision is None else vision.__name__,
         "mdnrnn": model.config_to_json(),
         "initial": None if initial is None else initial.fingerprint,
-        **({"calibrate": True} if calibrate else {}),  # so that runs that were started without it can be resumed
+        **({"calibrate": True} if training_config.calibrate else {}),  # else left out: old runs resume
+        "data_config": data_config.identity(),
+        "training_config": training_config.identity(),
     }
 
 
@@ -239,9 +230,9 @@ def _sequence_data(
     action_space: FlatSpace,
     config: DataConfig,
     seed: int,
-    resident: bool | None,
 ) -> tuple[SequenceData, SequenceData | None]:
     """Training and held-out batches; the latter None where the split holds nothing out."""
+    resident = config.resident
     if resident is None:
         resident = encoded_bytes(episodes, reader, action_space) <= RESIDENT_BYTES
     steps = encode_all(episodes, reader, action_space) if resident else None

@@ -3,7 +3,7 @@
 A run is a pure function of the data, the configuration and the seed, on one device. Its whole state (weights, moments of the
 optimiser, the generator, where it stands) is one safetensors file, replaced atomically; stopping at any moment and resuming
 gives the same bits as never stopping. That is why learning rates are functions of the update and batches of (seed, epoch,
-index), and why Ctrl-C is heeded between updates only.
+index), and why Ctrl-C takes effect between updates only.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, Protocol, cast
@@ -20,9 +20,17 @@ from typing import Any, NoReturn, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from worldmodel.runtime import fast_precision, files, interrupt_between_steps
+from worldmodel.runtime import (
+    Listener,
+    Progress,
+    RunConfig,
+    check_same_run,
+    files,
+    interrupt_between_steps,
+    resolve_precision,
+)
 from worldmodel.training.config import TrainingConfig, learning_rate
-from worldmodel.training.log import MetricsLog
+from worldmodel.training.log import METRICS_FILE, MetricsLog
 from worldmodel.training.optimizers import make_optimizer
 
 CHECKPOINT_SECONDS = 60.0  # a killed run loses at most so much work
@@ -54,23 +62,6 @@ class TrainingData(Protocol):
 
     def batch(self, epoch: int, index: int, *, generator: torch.Generator | None = None) -> Batch:
         """Batch ``index`` of ``epoch``."""
-
-
-@dataclass(frozen=True)
-class TrainingProgress:
-    """Where a run stands, for a progress bar.
-
-    Args:
-        update: updates done.
-        num_updates: updates in all.
-        metrics: the loss and its terms at this update.
-        test_metrics: those of the latest evaluation on held-out data; empty before the first.
-    """
-
-    update: int
-    num_updates: int
-    metrics: dict[str, float]
-    test_metrics: dict[str, float]
 
 
 @dataclass
@@ -116,9 +107,7 @@ def train(
     seed: int,
     test_data: TrainingData | None = None,
     fingerprint: str = "",
-    resume: bool = False,
-    tensorboard: bool = False,
-    on_progress: Callable[[TrainingProgress], None] | None = None,
+    run: RunConfig | None = None,
 ) -> TrainingResult:
     """Train ``model`` in place and leave it with the weights that were best on held-out data (the last without such data).
 
@@ -130,9 +119,8 @@ def train(
         seed: seed of everything that is drawn in training.
         test_data: held-out batches; None keeps the last weights and never stops early.
         fingerprint: of the data; a resumed run must have the same.
-        resume: go on from ``out``'s state if there is one.
-        tensorboard: write scalars for TensorBoard to ``out`` too (extra ``tensorboard``).
-        on_progress: called every few updates.
+        run: whether a run in ``out`` is resumed or replaced, its log, and how progress is shown. Stage "train", in updates,
+            with the loss and its terms, and those of the latest evaluation as ``held_out/...``.
 
     Returns:
         How the run ended.
@@ -141,15 +129,19 @@ def train(
         KeyboardInterrupt: on Ctrl-C, after the state has been saved; the message says so.
         NonFiniteLossError: if loss or gradient is not finite; the state before that update has been saved.
         ValueError: if the state to resume from belongs to another configuration, seed, data set, kind of device or model.
-        FileExistsError: if ``out`` holds a run and ``resume`` is not set.
+        FileExistsError: if ``out`` holds a run that ``run`` neither resumes nor replaces.
     """
-    run = _Run(model, data, test_data, Path(out), config, seed, fingerprint)
-    run.start(resume)
-    began = time.monotonic()
-    with interrupt_between_steps() as interrupted, MetricsLog(run.out, run.state.update, tensorboard=tensorboard) as log:
-        _run_to_the_end(run, log, interrupted, on_progress or (lambda progress: None))
-    run.load_best()
-    return TrainingResult(run.state.update, run.state.best_update, run.state.best_metrics, time.monotonic() - began)
+    run, training = run or RunConfig(), _Run(model, data, test_data, Path(out), config, seed, fingerprint)
+    training.start(run)
+    began, state = time.monotonic(), training.state
+    with (
+        interrupt_between_steps() as interrupted,
+        MetricsLog(training.out, state.update, tensorboard=run.tensorboard) as log,
+        run.reporter() as report,
+    ):
+        _run_to_the_end(training, log, interrupted, report)
+    training.load_best()
+    return TrainingResult(state.update, state.best_update, state.best_metrics, time.monotonic() - began)
 
 
 def held_out_batches(data: TrainingData, most: int, *, seed: int, device: torch.device) -> Iterator[Any]:
@@ -167,9 +159,7 @@ def held_out_batches(data: TrainingData, most: int, *, seed: int, device: torch.
         yield data.batch(0, number * total // min(total, most), generator=generator)
 
 
-def _run_to_the_end(
-    run: _Run, log: MetricsLog, interrupted: threading.Event, on_progress: Callable[[TrainingProgress], None]
-) -> None:
+def _run_to_the_end(run: _Run, log: MetricsLog, interrupted: threading.Event, report: Listener) -> None:
     """Update, evaluate, log and save, until the run is finished or interrupted."""
     saved = time.monotonic()
     while not run.finished:
@@ -184,13 +174,14 @@ def _run_to_the_end(
             row = {f"train/{name}": value for name, value in metrics.items()}
             row |= {f"test/{name}": value for name, value in tested.items()}
             log.write(state.update, row | {"learning_rate": learning_rate(run.config, state.update - 1)})
-            on_progress(TrainingProgress(state.update, total, metrics, state.test_metrics))
+            held_out = {f"held_out/{name}": value for name, value in state.test_metrics.items()}
+            report(Progress("train", state.update, total, "update", metrics | held_out))
         if evaluated or interrupted.is_set() or time.monotonic() - saved > CHECKPOINT_SECONDS:
             run.save()
             saved = time.monotonic()
         if interrupted.is_set():
             raise KeyboardInterrupt(
-                f"stopped after update {state.update} of {total}; the state is saved in {run.out}: go on with resume"
+                f"stopped after update {state.update} of {total}; the state is saved in {run.out}: call again to resume"
             )
 
 
@@ -209,8 +200,8 @@ class _Run:
     ):
         self.model, self.data, self.test_data, self.out, self.config, self.seed = model, data, test_data, out, config, seed
         self.device = next(model.parameters()).device
-        self.precision = fast_precision(self.device) if config.precision == "auto" else config.precision
-        used = asdict(config) | {"precision": self.precision}
+        self.precision = resolve_precision(config.precision, self.device)
+        used = config.identity() | {"precision": self.precision}
         self.identity = {"config": used, "seed": seed, "fingerprint": fingerprint, "device": self.device.type}
         self.optimizer = make_optimizer(
             config.optimizer, model.parameters(), learning_rate=config.learning_rate, precision=self.precision
@@ -223,12 +214,21 @@ class _Run:
         patience = math.inf if self.config.patience is None else self.config.patience
         return self.state.stale_evaluations >= patience or self.state.update >= self.config.num_updates
 
-    def start(self, resume: bool) -> None:
+    def start(self, run: RunConfig) -> None:
+        """Load the state of an earlier run, or remove that run, if there is one."""
         self.out.mkdir(parents=True, exist_ok=True)
         files.remove_temporaries(self.out)
-        if (self.out / STATE_FILE).exists():
-            if not resume:
-                raise FileExistsError(f"{self.out}: already holds a training run; resume it or choose another directory")
+        if run.overwrite:
+            for name in (STATE_FILE, BEST_FILE, METRICS_FILE):
+                (self.out / name).unlink(missing_ok=True)
+            for events in self.out.glob("events.out.tfevents.*"):
+                events.unlink()
+        elif (self.out / STATE_FILE).exists():
+            if not run.resume:
+                raise FileExistsError(
+                    f"{self.out}: expected no earlier training, got one; resume it, replace it with overwrite, or choose "
+                    "another directory"
+                )
             self._load(self.out / STATE_FILE)
 
     def update(self) -> dict[str, Tensor]:
@@ -300,12 +300,7 @@ class _Run:
         tensors, metadata = files.load_tensors(path)
         content = json.loads(metadata.get("state", "{}"))
         files.check_stamp(content, path, format=STATE_FORMAT, version=STATE_VERSION)
-        for name, given in json.loads(json.dumps(self.identity)).items():
-            if content["identity"].get(name) != given:
-                raise ValueError(
-                    f"{path}: expected {name} {content['identity'].get(name)}, with which this run was started, got {given}; "
-                    "resume with the same, or train into another directory"
-                )
+        check_same_run(content["identity"], self.identity, path)
         try:
             self.model.load_state_dict({n.removeprefix("model."): x for n, x in tensors.items() if n.startswith("model.")})
         except RuntimeError as error:

@@ -15,6 +15,7 @@ import torch
 
 from worldmodel.data import EpisodeCollection, permuted
 from worldmodel.models import EncodedSteps, SequenceBatch, Vision, encode_episodes, gather
+from worldmodel.runtime import check_integer
 from worldmodel.spaces import FlatSpace
 
 RESIDENT_BYTES = 64 * 2**20  # encoded sets up to this size are kept on the device unless the caller says otherwise
@@ -43,7 +44,8 @@ class WindowSampler:
         shuffle: False gives the windows in order with offset 0, for evaluation.
 
     Raises:
-        ValueError: if a size is out of range or there is no episode.
+        TypeError: if a number is not an integer.
+        ValueError: if a number is out of range or there is no episode.
     """
 
     def __init__(
@@ -57,12 +59,12 @@ class WindowSampler:
         seed: int = 0,
         shuffle: bool = True,
     ):
-        if window < 1 or burn_in < 0 or batch_size < 1:
-            raise ValueError(f"window, burn_in, batch_size: expected >= 1, >= 0, >= 1, got {window}, {burn_in}, {batch_size}")
         if len(episodes) == 0 or len(episodes) != len(lengths):
             raise ValueError(f"episodes: expected at least one with its length, got {len(episodes)} and {len(lengths)} lengths")
         self.episodes, self.lengths = np.asarray(episodes), np.asarray(lengths)
-        self.window, self.burn_in, self.batch_size, self.seed, self.shuffle = window, burn_in, batch_size, seed, shuffle
+        self.window, self.burn_in = check_integer(window, "window", least=1), check_integer(burn_in, "burn_in", least=0)
+        self.batch_size, self.seed = check_integer(batch_size, "batch_size", least=1), check_integer(seed, "seed", least=0)
+        self.shuffle = shuffle
         self._cut_epoch: tuple[int, np.ndarray, np.ndarray] | None = None
 
     def num_batches(self, epoch: int) -> int:
