@@ -36,7 +36,7 @@ def test_the_length_is_the_number_of_steps():
     ("changes", "message"),
     [
         ({"rewards": np.zeros(0)}, "episode 9 rewards: expected at least one step"),
-        ({"actions": np.zeros((4, 2), int)}, "episode 9 actions: expected 3 rows, as there are 3 rewards, got 4"),
+        ({"actions": np.zeros((4, 2), int)}, "episode 9 actions: expected 3 rows for 3 rewards, got 4"),
         ({"terminations": np.zeros(2, bool)}, "episode 9 terminations: expected 3 rows"),
         ({"observations": {"x": np.zeros((4, 2)), "m": np.zeros(3, int)}}, "episode 9 observations m: expected 4 rows"),
     ],
@@ -73,7 +73,7 @@ def bad(value, step, rows=4, width=2):
             {"observations": {"x": np.zeros((4, 2), complex), "m": np.zeros(4, int)}},
             "observations x: expected float32 .*got complex",
         ),
-        ({"observations": {"x": np.zeros((4, 2)), "m": np.zeros(4)}}, "observations m: expected whole numbers"),
+        ({"observations": {"x": np.zeros((4, 2)), "m": np.zeros(4)}}, "observations m: expected integers"),
         ({"observations": {"x": np.zeros((4, 2)), "m": np.array([0, 1, 2, 3])}}, "observations m: .*got 3 at step 3"),
         ({"actions": np.array([[0, 0], [0, 2], [0, 0]])}, r"actions: .*got \[0 2\] at step 1"),
         ({"actions": np.array([[0, 0], [-1, 0], [0, 0]])}, r"actions: .*at step 1"),

@@ -163,12 +163,12 @@ def test_a_window_of_damaged_frames_is_refused_and_the_rest_of_the_episode_is_re
     packed = pack(EPISODES[1].observations["screen"])
     offset = path.read_bytes().index(packed)
     flip(path, offset + len(packed) - 3)  # in the last of six chunks
-    message = rf"{path.name}: expected episode 1 whole, got a damaged one: frames from 20 on do not match.* repair"
+    message = rf"{path.name}: expected an undamaged episode 1, got a damaged one: the chunk that starts at frame 20 does not match.* repair"
     with pytest.raises(ValueError, match=message):
         store.read(1, 19, 23)
     assert_same(store.read(1, 2, 18), replace_window(EPISODES[1], 2, 18))
     flip(path, offset)
-    with pytest.raises(ValueError, match="the sizes of the packed frames do not add up"):
+    with pytest.raises(ValueError, match="the chunk sizes of the packed frames do not add up"):
         store.read(1, 0, 3)
 
 

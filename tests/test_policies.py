@@ -87,9 +87,9 @@ def test_sweeps_are_mixed_with_random_draws():
 def test_sweeps_need_choices():
     with pytest.raises(TypeError, match="action_space: expected Discrete for policy 'sweep', got Box"):
         make_policy("sweep", BOX)
-    with pytest.raises(ValueError, match=r"lengths: expected 1 <= least <= greatest, got \(9, 8\)"):
+    with pytest.raises(ValueError, match=r"lengths: expected 1 <= minimum <= maximum, got \(9, 8\)"):
         SweepPolicy(spaces.Discrete(3), (9, 8))
-    with pytest.raises(ValueError, match=r"expected probabilities from 0 to 1, got 0\.1 and 1\.5"):
+    with pytest.raises(ValueError, match=r"expected probabilities in \[0, 1\], got 0\.1 and 1\.5"):
         SweepPolicy(spaces.Discrete(3), random_episodes=1.5)
 
 
@@ -117,7 +117,7 @@ def test_brownian_starts_uniformly():
 
 @pytest.mark.parametrize("space", [spaces.Discrete(3), spaces.Box(0, 5, (2,), np.int64), NESTED_ACTION])
 def test_brownian_refuses_what_is_not_a_box_of_real_numbers(space):
-    with pytest.raises(TypeError, match="action_space: expected a Box of real numbers"):
+    with pytest.raises(TypeError, match="action_space: expected a Box of floats"):
         make_policy("brownian", space)
 
 

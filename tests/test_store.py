@@ -328,7 +328,7 @@ def test_a_cut_shard_is_found_in_reading_and_verified_and_repaired(tmp_path, sha
     whole = {episode.episode_id: episode for episode in EpisodeStore.open(tmp_path)}
     cut = shard_paths(tmp_path)[0]
     os.truncate(cut, int(share * cut.stat().st_size))
-    with pytest.raises(ValueError, match=f"{cut.name}: expected a whole shard, got one that was cut short; run .* repair"):
+    with pytest.raises(ValueError, match=f"{cut.name}: expected a complete shard, got a file that was cut short; run .* repair"):
         list(EpisodeStore.open(tmp_path))
     (problem,) = verify(tmp_path)
     assert (problem.shard, problem.kind) == (cut.name, "cut")
@@ -345,7 +345,7 @@ def test_a_missing_shard_is_found_in_reading_and_verified_and_its_episodes_can_b
     whole = EpisodeStore.open(tmp_path).fingerprint
     missing = shard_paths(tmp_path)[1]
     missing.unlink()
-    with pytest.raises(ValueError, match=f"{missing.name}: expected a whole shard, got none; run .* repair"):
+    with pytest.raises(ValueError, match=f"{missing.name}: expected a complete shard, got no file; run .* repair"):
         EpisodeStore.open(tmp_path).read(4)
     (problem,) = verify(tmp_path)
     assert (problem.shard, problem.kind, problem.episode_ids) == (missing.name, "missing", (3, 4))
@@ -360,7 +360,7 @@ def test_a_missing_shard_is_found_in_reading_and_verified_and_its_episodes_can_b
 def test_a_lost_manifest_is_rebuilt_from_the_shards_alone(tmp_path):
     whole = create(tmp_path, [0, 1, 2], [3, 4], recipe={"env": "toy"}).fingerprint
     (tmp_path / "manifest.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"its shards are there: .* repair"):
+    with pytest.raises(FileNotFoundError, match=r"its shards exist: .* repair"):
         EpisodeStore.open(tmp_path)
     assert [problem.kind for problem in verify(tmp_path)] == ["manifest"]
     repair(tmp_path)
@@ -523,7 +523,7 @@ def test_a_whole_episode_that_is_damaged_is_not_read_without_a_word(tmp_path):
     store = create(tmp_path / "s", [0, 1])
     (path,) = shard_paths(tmp_path / "s")
     flip(path, os.path.getsize(path) - 1)
-    with pytest.raises(ValueError, match=r"expected episode 1 whole, got a damaged one; run `python scripts/store.py repair`"):
+    with pytest.raises(ValueError, match=r"expected an undamaged episode 1, got a damaged one; run `python scripts/store.py repair`"):
         list(store)
 
 

@@ -96,7 +96,7 @@ def test_a_search_is_a_function_of_its_seed_and_of_what_it_is_told(method):
     ("arguments", "message"),
     [
         ({"method": "sga"}, "method: expected one of cma, openai-es, got 'sga'"),
-        ({"population": 7}, "population: expected an even number for openai-es, whose candidates come in pairs, got 7"),
+        ({"population": 7}, "population: expected an even number for openai-es, which mirrors candidates in pairs, got 7"),
         ({"learning_rate": 0.0}, "learning_rate: expected a positive finite number, got 0"),
         ({"weight_decay": -1.0}, "weight_decay: expected a finite number >= 0, got -1"),
     ],

@@ -1,12 +1,14 @@
-r"""Two searches for good weights that need no gradient, behind one ask and tell: CMA-ES and OpenAI-ES.
+r"""Two gradient-free searches over weights with a common ask-and-tell interface: CMA-ES and OpenAI-ES.
 
-CMA-ES (Hansen 2006, by the ``cma`` package) learns a full covariance, which pays for up to some hundreds of weights; its cost
-grows with the square of their number. OpenAI-ES (Salimans et al. 2017, arXiv:1703.03864) climbs the gradient of the mean
-fitness of a cloud of fixed width sigma around the centre, estimated from mirrored pairs,
+CMA-ES (Hansen 2006, by the ``cma`` package) learns a full covariance. It suits up to some hundreds of weights; its cost grows
+with the square of their number.
 
-.. math:: g = \frac{1}{P \sigma} \sum_i u_i \epsilon_i,
+OpenAI-ES (Salimans et al. 2017, arXiv:1703.03864) suits thousands of weights. It samples candidates in mirrored pairs from a
+normal distribution of fixed standard deviation sigma and ascends the gradient of their expected fitness,
 
-and takes thousands of weights. Fitness is to be made large.
+.. math:: g = \frac{1}{P \sigma} \sum_i u_i \epsilon_i.
+
+Both maximise fitness.
 """
 
 from __future__ import annotations
@@ -21,36 +23,36 @@ METHODS = ("cma", "openai-es")
 
 
 class Strategy(Protocol):
-    """A search that proposes weights and is told how good they were; a pure function of its seed and what it is told."""
+    """A search with an ask-and-tell interface; a pure function of its seed and of the fitness it is given."""
 
     @property
     def mean(self) -> np.ndarray:
-        """(N,) float64, the centre of the search."""
+        """(N,) float64, centre of the search."""
 
     def ask(self) -> np.ndarray:
         """Propose candidates (P, N), float64."""
 
     def tell(self, fitness: np.ndarray) -> None:
-        """Learn from the fitness (P,) of the candidates of the last `ask`."""
+        """Update the search with the fitness (P,) of the candidates of the last `ask`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OpenAIESConfig:
-    """How OpenAI-ES climbs.
+    """Step sizes of OpenAI-ES.
 
     Args:
-        learning_rate: Adam's, so about the step of each weight in a generation.
-        weight_decay: added to the gradient: minus so many times the weights.
+        learning_rate: learning rate of Adam; about the step of each weight in a generation.
+        weight_decay: factor of the weights that is subtracted from the gradient.
 
     Raises:
-        ValueError: naming the field that is out of range.
+        ValueError: if a field is out of range.
     """
 
     learning_rate: float = 0.03
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        """Check every field."""
+        """Validate every field."""
         if not 0 < self.learning_rate < float("inf"):
             raise ValueError(f"learning_rate: expected a positive finite number, got {self.learning_rate}")
         if not 0 <= self.weight_decay < float("inf"):
@@ -60,18 +62,18 @@ class OpenAIESConfig:
 def make_strategy(
     method: str, weights: np.ndarray, *, sigma: float, population: int, seed: int, openai_es: OpenAIESConfig
 ) -> Strategy:
-    """Set up a search around ``weights`` (N,).
+    """Create a search that starts at ``weights``.
 
     Args:
         method: "cma" or "openai-es".
-        weights: (N,) where to start.
+        weights: (N,) initial centre of the search.
         sigma: standard deviation of the candidates; CMA-ES adapts it.
-        population: P, even for OpenAI-ES.
+        population: P, candidates per generation; even for OpenAI-ES.
         seed: seed of the candidates.
-        openai_es: how OpenAI-ES climbs.
+        openai_es: step sizes of OpenAI-ES.
 
     Raises:
-        ValueError: if there is no such method or the population does not suit it.
+        ValueError: if the method is unknown, or if the population is odd for OpenAI-ES.
     """
     if method not in METHODS:
         raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
@@ -81,12 +83,12 @@ def make_strategy(
 
 
 class CMAES:
-    """CMA-ES of the ``cma`` package: silent, without files, and drawing from its own generator.
+    """CMA-ES of the ``cma`` package, without output and files, and with its own random generator.
 
     Args:
-        weights: (N,) where to start.
-        sigma: initial standard deviation.
-        population: P.
+        weights: (N,) initial centre of the search.
+        sigma: initial standard deviation of the candidates.
+        population: P, candidates per generation.
         seed: seed of the candidates.
 
     Raises:
@@ -103,7 +105,7 @@ class CMAES:
             "popsize": population,
             "randn": lambda *shape: rng.standard_normal(shape),
             "seed": np.nan,  # leave NumPy's global state alone
-            "verbose": -10,  # quiet, and no signals file is read
+            "verbose": -10,  # no output, and no signals file is read
             "verb_log": 0,
         }
         self._search: Any = cma.CMAEvolutionStrategy(weights, sigma, options)
@@ -111,39 +113,39 @@ class CMAES:
 
     @property
     def mean(self) -> np.ndarray:
-        """(N,) the centre of the search."""
+        """(N,) float64, centre of the search."""
         return np.asarray(self._search.mean)
 
     def ask(self) -> np.ndarray:
-        """Propose candidates (P, N)."""
+        """Propose candidates (P, N), float64."""
         self._candidates = self._search.ask()
         return np.asarray(self._candidates)
 
     def tell(self, fitness: np.ndarray) -> None:
-        """Learn from the fitness (P,) of the last candidates; ``cma`` minimises."""
-        self._search.tell(self._candidates, (-fitness).tolist())
+        """Update the search with the fitness (P,) of the last candidates."""
+        self._search.tell(self._candidates, (-fitness).tolist())  # ``cma`` minimises
 
 
 class OpenAIES:
-    """The evolution strategy of Salimans et al. (2017): mirrored pairs, centred ranks, Adam.
+    """Evolution strategy of Salimans et al. (2017) with mirrored pairs, centred ranks and Adam.
 
     Args:
-        weights: (N,) where to start.
-        sigma: standard deviation of the candidates around the centre, which stays as it is.
-        population: P, even: half of the candidates mirror the others.
+        weights: (N,) initial centre of the search.
+        sigma: standard deviation of the candidates around the centre; constant.
+        population: P, even; half of the candidates mirror the others.
         seed: seed of the candidates.
-        config: how to climb.
+        config: step sizes; None means the defaults.
 
     Raises:
         ValueError: if ``population`` is odd.
     """
 
-    BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # Adam's usual ones, as in the authors' code
+    BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # Adam's defaults, as in the authors' code
 
     def __init__(self, weights: np.ndarray, *, sigma: float, population: int, seed: int, config: OpenAIESConfig | None = None):
         if population % 2:
             raise ValueError(
-                f"population: expected an even number for openai-es, whose candidates come in pairs, got {population}"
+                f"population: expected an even number for openai-es, which mirrors candidates in pairs, got {population}"
             )
         self._mean = np.array(weights, dtype=np.float64)
         self._sigma, self._population, self._config = sigma, population, config or OpenAIESConfig()
@@ -153,17 +155,17 @@ class OpenAIES:
 
     @property
     def mean(self) -> np.ndarray:
-        """(N,) the centre of the search."""
+        """(N,) float64, centre of the search."""
         return self._mean.copy()
 
     def ask(self) -> np.ndarray:
-        """Propose candidates (P, N): the second half mirrors the first."""
+        """Propose candidates (P, N), float64; the second half mirrors the first."""
         noise = self._rng.standard_normal((self._population // 2, self._mean.size))
         self._noise = np.concatenate([noise, -noise])
         return self._mean + self._sigma * self._noise
 
     def tell(self, fitness: np.ndarray) -> None:
-        """Climb by one step of Adam (Kingma & Ba 2015)."""
+        """Ascend the estimated gradient by one step of Adam (Kingma & Ba 2015)."""
         gradient = estimate_gradient(self._noise, centred_ranks(fitness), self._sigma)
         gradient -= self._config.weight_decay * self._mean
         self._steps += 1
@@ -175,18 +177,18 @@ class OpenAIES:
 
 
 def centred_ranks(fitness: np.ndarray) -> np.ndarray:
-    """Replace fitness (P,) by ranks from -1/2, the worst, to 1/2, the best; equals share the mean of their ranks."""
+    """Replace fitness (P,) by ranks from -1/2 (worst) to 1/2 (best); ties share the mean of their ranks."""
     _, index, counts = np.unique(fitness, return_inverse=True, return_counts=True)
     ranks = np.cumsum(counts) - (counts + 1) / 2  # mean rank of each value, from 0
     return ranks[index] / (len(fitness) - 1) - 0.5
 
 
 def estimate_gradient(noise: np.ndarray, fitness: np.ndarray, sigma: float) -> np.ndarray:
-    """Estimate the gradient of the mean fitness around a centre, unbiased: (1 / (P sigma)) sum_i fitness_i noise_i.
+    """Estimate the gradient of the expected fitness without bias: (1 / (P sigma)) sum_i fitness_i noise_i.
 
     Args:
         noise: (P, N) standard normal deviations of the candidates from the centre, in units of ``sigma``.
-        fitness: (P,) of the candidates.
+        fitness: (P,) fitness of the candidates.
         sigma: standard deviation of the candidates.
 
     Returns:
