@@ -1,4 +1,4 @@
-"""What M's defaults are worth: held-out losses with each of them turned off, on random data of three environments."""
+"""Ablation of M's defaults: held-out losses without each of them, in three environments."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TERMS = ("nll_per_dim", "reward_nll", "termination_loss")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--updates", type=int, default=600, help="optimiser steps of each run")
-    parser.add_argument("--seeds", type=int, default=2, help="runs of each kind")
+    parser.add_argument("--seeds", type=int, default=2, help="runs per variant")
     parser.add_argument("--out", required=True, help="JSON file for the numbers")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def train(data: Path, out: Path, updates: int, seed: int, fields: dict[str, object]) -> dict[str, float]:
-    """Train one model and return its best held-out losses."""
+    """Train a model and return its best held-out losses."""
     config = wm.TrainingConfig(num_updates=updates, learning_rate=1e-2, clip_norm=10.0)
     world = wm.fit(data, out=out, seed=seed, training_config=config, hidden_size=64, **fields)
     return world.provenance["training"]["best_metrics"]

@@ -40,7 +40,7 @@ def test_any_image_is_encoded_and_decoded_in_its_own_shape(shape, leading):
     assert back.dtype == torch.uint8
 
 
-def test_the_network_is_that_of_the_paper():
+def test_the_network_has_the_parameters_of_the_paper():
     vision = make_vae(spaces.Box(0, 255, (64, 64, 3), np.uint8), latent_size=32)
     shapes = [tuple(layer.weight.shape) for layer in (*vision.convolutions, *vision.deconvolutions)]
     assert shapes[:4] == [(32, 3, 4, 4), (64, 32, 4, 4), (128, 64, 4, 4), (256, 128, 4, 4)]
@@ -48,7 +48,7 @@ def test_the_network_is_that_of_the_paper():
     assert sum(parameter.numel() for parameter in vision.parameters()) == 4_348_547  # as the paper counts them
 
 
-def test_the_numbers_are_those_of_plain_torch_layers():
+def test_outputs_equal_those_of_plain_torch_layers():
     space = spaces.Box(0, 255, (64, 64, 3), np.uint8)
     vision, images = make_vae(space), random_images(space, (2,))
     x = torch.as_tensor(images).permute(0, 3, 1, 2) / 255
@@ -195,12 +195,12 @@ def test_encoding_in_parts_equals_encoding_at_once(monkeypatch):
         (spaces.Dict({"left": COLOUR, "right": COLOUR}), "got 2 in"),
     ],
 )
-def test_a_space_without_one_image_is_refused(space, message):
+def test_a_space_without_exactly_one_image_raises(space, message):
     with pytest.raises(ValueError, match=message):
         ConvVAE(space)
 
 
-def test_frames_of_another_size_or_kind_are_refused():
+def test_frames_of_another_size_or_dtype_raise():
     vision = make_vae()
     with pytest.raises(ValueError, match=r"expected frames of shape \(24, 20, 3\), got \(2, 20, 24, 3\)"):
         vision.encode(np.zeros((2, 20, 24, 3), np.uint8))
@@ -222,12 +222,12 @@ def test_frames_of_another_size_or_kind_are_refused():
         ({"crop_top": -1}, "crop_top: expected an integer >= 0"),
     ],
 )
-def test_a_configuration_out_of_range_is_refused(config, message):
+def test_a_configuration_out_of_range_raises(config, message):
     with pytest.raises(ValueError, match=message):
         VAEConfig(**config)
 
 
-def test_a_crop_that_leaves_nothing_is_refused():
+def test_a_crop_that_leaves_nothing_raises():
     with pytest.raises(ValueError, match="crop: expected at least one row and one column to remain"):
         make_vae(crop_top=20, crop_bottom=4)
 
@@ -251,21 +251,25 @@ def test_a_saved_v_is_the_same_v(space, tmp_path):
 def test_fingerprints_differ_if_encodings_differ():
     found = [make_vae(), make_vae(seed=1), make_vae(crop_top=2), make_vae(spaces.Box(0, 255, (20, 24, 3), np.uint8))]
     assert len({vision.fingerprint for vision in found}) == 4
-    assert make_vae(kl_tolerance=0.0, min_nats=0.1).fingerprint == make_vae().fingerprint  # these fields change only the training
+    assert (
+        make_vae(kl_tolerance=0.0, min_nats=0.1).fingerprint == make_vae().fingerprint
+    )  # these fields change only the training
 
 
-def test_a_v_of_the_first_version_opens(tmp_path):
+def test_a_v_of_format_version_1_opens(tmp_path):
     make_vae().save_pretrained(tmp_path / "v")
     content = json.loads((tmp_path / "v" / "vision.json").read_text())
     (tmp_path / "v" / "vision.json").write_text(json.dumps(content | {"version": 1, "fingerprint": "another"}))
     assert ConvVAE.from_pretrained(tmp_path / "v").fingerprint == make_vae().fingerprint
 
 
-def test_a_damaged_v_is_refused(tmp_path):
+def test_a_damaged_v_raises(tmp_path):
     make_vae().save_pretrained(tmp_path / "v")
     make_vae(seed=1).save_pretrained(tmp_path / "w")
     (tmp_path / "w" / "vision.safetensors").replace(tmp_path / "v" / "vision.safetensors")
-    with pytest.raises(ValueError, match="expected an undamaged V, got a damaged one: the fingerprint differs from the recorded one"):
+    with pytest.raises(
+        ValueError, match="expected an undamaged V, got a damaged one: the fingerprint differs from the recorded one"
+    ):
         ConvVAE.from_pretrained(tmp_path / "v")
     content = json.loads((tmp_path / "v" / "vision.json").read_text())
     del content["config"]
@@ -279,7 +283,7 @@ def test_a_damaged_v_is_refused(tmp_path):
 # End to end: collect, V, M, dream, reality
 
 
-def test_v_learns_to_tell_bright_from_dark():
+def test_v_learns_to_reconstruct_brightness():
     levels = torch.linspace(20, 230, 16).round().to(torch.uint8)
     batch = FrameBatch(levels.reshape(16, 1, 1, 1).expand(16, *COLOUR.shape))
     vision, noise = make_vae(kl_tolerance=0.1), generator()
@@ -337,13 +341,13 @@ def test_worlds_with_different_vs_have_different_fingerprints():
     assert len({world().fingerprint, world(kl_tolerance=0.2).fingerprint, world(seed=1).fingerprint}) == 3
 
 
-def test_images_without_a_v_are_refused(tmp_path):
+def test_fit_on_images_without_a_v_raises(tmp_path):
     dot_store(tmp_path / "data", 2)
     with pytest.raises(ValueError, match=r"vision: expected a trained V, as the observations are images .*train_vae"):
         wm.fit(tmp_path / "data", out=tmp_path / "world")
 
 
-def test_a_v_of_another_space_is_refused(tmp_path):
+def test_a_v_of_another_space_raises(tmp_path):
     dot_store(tmp_path / "data", 2)
     with pytest.raises(ValueError, match="vision: expected a V of the observation space"):
         wm.fit(tmp_path / "data", out=tmp_path / "world", vision=make_vae(GREY))

@@ -1,10 +1,11 @@
-r"""Two gradient-free searches over weights with a common ask-and-tell interface: CMA-ES and OpenAI-ES.
+r"""Gradient-free searches over weights with an ask-and-tell interface: CMA-ES and OpenAI-ES.
 
-CMA-ES (Hansen 2006, by the ``cma`` package) learns a full covariance. It suits up to some hundreds of weights; its cost grows
-with the square of their number.
+CMA-ES (Hansen 2006, by the ``cma`` package) learns a full covariance. It suits up to some hundreds
+of weights; its cost grows with the square of their number.
 
-OpenAI-ES (Salimans et al. 2017, arXiv:1703.03864) suits thousands of weights. It samples candidates in mirrored pairs from a
-normal distribution of fixed standard deviation sigma and ascends the gradient of their expected fitness,
+OpenAI-ES (Salimans et al. 2017, arXiv:1703.03864) suits thousands of weights. It samples candidates
+in mirrored pairs from a normal distribution of fixed standard deviation sigma and ascends the
+gradient of their expected fitness,
 
 .. math:: g = \frac{1}{P \sigma} \sum_i u_i \epsilon_i.
 
@@ -23,7 +24,7 @@ METHODS = ("cma", "openai-es")
 
 
 class Strategy(Protocol):
-    """A search with an ask-and-tell interface; a pure function of its seed and of the fitness it is given."""
+    """Ask-and-tell search; a pure function of its seed and of the fitness it is given."""
 
     @property
     def mean(self) -> np.ndarray:
@@ -177,17 +178,20 @@ class OpenAIES:
 
 
 def centred_ranks(fitness: np.ndarray) -> np.ndarray:
-    """Replace fitness (P,) by ranks from -1/2 (worst) to 1/2 (best); ties share the mean of their ranks."""
+    """Replace fitness (P,) by ranks from -1/2 (worst) to 1/2 (best); ties share their mean."""
     _, index, counts = np.unique(fitness, return_inverse=True, return_counts=True)
     ranks = np.cumsum(counts) - (counts + 1) / 2  # mean rank of each value, from 0
     return ranks[index] / (len(fitness) - 1) - 0.5
 
 
 def estimate_gradient(noise: np.ndarray, fitness: np.ndarray, sigma: float) -> np.ndarray:
-    """Estimate the gradient of the expected fitness without bias: (1 / (P sigma)) sum_i fitness_i noise_i.
+    """Estimate the gradient of the expected fitness, without bias.
+
+    The estimate is (1 / (P sigma)) sum_i fitness_i noise_i.
 
     Args:
-        noise: (P, N) standard normal deviations of the candidates from the centre, in units of ``sigma``.
+        noise: (P, N) standard normal deviations of the candidates from the centre, in units of
+            ``sigma``.
         fitness: (P,) fitness of the candidates.
         sigma: standard deviation of the candidates.
 

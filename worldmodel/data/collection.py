@@ -20,7 +20,8 @@ class EpisodeCollection:
         min_length: minimum number of steps; shorter episodes are left out.
 
     Raises:
-        ValueError: if there is no store, no episode of at least ``min_length`` steps, or if the spaces differ.
+        ValueError: if there is no store, no episode of at least ``min_length`` steps, or if the
+            spaces differ.
     """
 
     def __init__(self, stores: Sequence[EpisodeStore], *, min_length: int = 1):
@@ -39,7 +40,10 @@ class EpisodeCollection:
         self.lengths = lengths[self._kept]
         self._first = np.cumsum([0] + [len(store) for store in stores])
         if len(self.lengths) == 0:
-            paths, least = ", ".join(str(store.path) for store in stores), f" of at least {min_length} steps" if min_length > 1 else ""
+            paths, least = (
+                ", ".join(str(store.path) for store in stores),
+                f" of at least {min_length} steps" if min_length > 1 else "",
+            )
             raise ValueError(f"{paths}: expected at least one episode{least} to train on, got none; collect some first")
 
     @classmethod
@@ -52,7 +56,8 @@ class EpisodeCollection:
 
         Raises:
             FileNotFoundError: if a path holds no store.
-            ValueError: if a store is given twice, if no episode is long enough, or if the spaces differ.
+            ValueError: if a store is given twice, if no episode is long enough, or if the spaces
+                differ.
         """
         paths = [data] if isinstance(data, (str, Path)) else list(data)
         if len({Path(path).resolve() for path in paths}) < len(paths):
@@ -64,7 +69,7 @@ class EpisodeCollection:
         return len(self.lengths)
 
     def read(self, index: int, start: int = 0, stop: int | None = None) -> Episode:
-        """Read steps [start, stop) of episode ``index``, and no other bytes; ``stop=None`` means its end."""
+        """Read steps [start, stop) of episode ``index``; ``stop=None`` means its end."""
         index = int(self._kept[index])
         which = int(np.searchsorted(self._first, index, side="right")) - 1
         return self.stores[which].read(index - int(self._first[which]), start, stop)
@@ -78,7 +83,8 @@ class EpisodeCollection:
 def split_episodes(num_episodes: int, *, test_fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Split episode indices into training and test sets at random.
 
-    With two or more episodes, both sets hold at least one, unless ``test_fraction`` is 0. A single episode is for training.
+    With two or more episodes, both sets hold at least one, unless ``test_fraction`` is 0. A single
+    episode is for training.
 
     Args:
         num_episodes: number of episodes, >= 1.
@@ -102,8 +108,9 @@ def split_episodes(num_episodes: int, *, test_fraction: float, seed: int) -> tup
 def permuted(positions: np.ndarray, size: int, *, key: Sequence[int]) -> np.ndarray:
     """Return entries of a pseudo-random permutation of range(size) without storing the permutation.
 
-    A four-round Feistel network over the smallest even number of bits that holds ``size``, with cycle walking: apply it again
-    until the result is below ``size`` (Black & Rogaway 2002). Memory is O(len(positions)) for any ``size``.
+    A four-round Feistel network over the smallest even number of bits that holds ``size``, with
+    cycle walking: apply it again until the result is below ``size`` (Black & Rogaway 2002). Memory
+    is O(len(positions)) for any ``size``.
 
     Args:
         positions: (n,) integers in [0, size).

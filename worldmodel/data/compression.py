@@ -1,8 +1,9 @@
-"""Compression of frames by zstd in chunks of `CHUNK`, so that a window is read without unpacking its complete episode.
+"""Compression of frames by zstd, in chunks of `CHUNK` frames that are read separately.
 
-The frames of one episode are stored as a table followed by the chunks. The table holds the size in bytes and the CRC-32 of each
-chunk (uint32, little-endian). Each chunk is a separate zstd frame. A flipped byte is detected when its chunk is read, and damages
-only that chunk. dev/LOG.md has the measurements behind format, chunk size and level.
+The frames of one episode are stored as a table followed by the chunks. The table holds the size in
+bytes and the CRC-32 of each chunk (uint32, little-endian). Each chunk is a separate zstd frame. A
+flipped byte is detected when its chunk is read, and damages only that chunk. dev/LOG.md has the
+measurements behind format, chunk size and level.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The `Episode` record (L steps, L + 1 observations) and its validation against the spaces.
 
-``actions[t]`` is taken at ``observations[t]`` and leads to ``observations[t+1]``, ``rewards[t]``, ``terminations[t]`` and
-``truncations[t]``, as in Minari. A window of an episode has the same layout and is also an `Episode`.
+``actions[t]`` is taken at ``observations[t]`` and leads to ``observations[t+1]``, ``rewards[t]``,
+``terminations[t]`` and ``truncations[t]``, as in Minari. A window of an episode has the same layout
+and is also an `Episode`.
 """
 
 from __future__ import annotations
@@ -65,8 +66,9 @@ class Episode:
 def check_episode(episode: Episode, observation_space: gym.Space[Any], action_space: gym.Space[Any]) -> None:
     """Validate every value of an episode against the spaces.
 
-    Checks the leaves, their shapes and dtypes (castable without changing kind), that numbers are finite, and the ranges of
-    discrete leaves. Does not check the bounds of a Box: environments violate them, and nothing depends on them.
+    Checks the leaves, their shapes and dtypes (castable without changing kind), that numbers are
+    finite, and the ranges of discrete leaves. Does not check the bounds of a Box: environments
+    violate them, and nothing depends on them.
 
     Args:
         episode: the episode.

@@ -1,7 +1,8 @@
 """Behaviour policies for collection: uniform, repeated, sweeping and Brownian actions.
 
-A policy is any callable ``observation -> action``. If it has a method ``reset(rng)``, each episode calls that first with its
-own generator. A policy takes all randomness from this generator, so that an episode depends only on its seed.
+A policy is any callable ``observation -> action``. If it has a method ``reset(rng)``, each episode
+calls that first with its own generator. A policy takes all randomness from this generator, so that
+an episode depends only on its seed.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ MAX_HOLD = 100  # steps for which "repeat-long" holds an action at most
 class RandomPolicy:
     """Independent random actions, as Gymnasium's ``Space.sample`` draws them.
 
-    Uniform in discrete spaces and between finite bounds. A dimension of a Box without bounds is standard normal. One with a
-    single bound is that bound plus or minus a standard exponential.
+    Uniform in discrete spaces and between finite bounds. A dimension of a Box without bounds is
+    standard normal. One with a single bound is that bound plus or minus a standard exponential.
 
     Args:
         action_space: space of the actions.
@@ -53,14 +54,15 @@ class RandomPolicy:
 class RepeatPolicy:
     """Random actions, each held for a random number of steps from 1 to ``max_repeat``.
 
-    "repeat" holds actions for 1 to 10 steps, uniformly, as Ha & Schmidhuber (2018) do for VizDoom. "repeat-long" holds them for
-    1 to 100 steps, log-uniformly: about as many steps are spent in short holds as in long ones, so that the data contain both
-    quick changes and long movements.
+    "repeat" holds actions for 1 to 10 steps, uniformly, as Ha & Schmidhuber (2018) do for VizDoom.
+    "repeat-long" holds them for 1 to 100 steps, log-uniformly: about as many steps are spent in
+    short holds as in long ones, so that the data contain both quick changes and long movements.
 
     Args:
         action_space: space of the actions; they are sampled as by `RandomPolicy`.
         max_repeat: maximum number of steps of a hold, >= 1.
-        log_uniform: n steps have probability log(1 + 1/n) / log(1 + max_repeat) instead of 1 / max_repeat.
+        log_uniform: n steps have probability log(1 + 1/n) / log(1 + max_repeat) instead of 1 /
+            max_repeat.
 
     Raises:
         ValueError: if ``max_repeat`` is below 1.
@@ -100,11 +102,13 @@ class RepeatPolicy:
 class SweepPolicy:
     """Alternate between the first and the last action in long sweeps, mixed with random actions.
 
-    For games in which an agent must keep moving to survive. Random actions turn too early there and end the episode before the
-    game becomes hard, so that the data contain few of the states that a good agent visits.
+    For games in which an agent must keep moving to survive. Random actions turn too early there and
+    end the episode before the game becomes hard, so that the data contain few of the states that a
+    good agent visits.
 
-    Each episode samples a typical length of a sweep, log-uniformly; each sweep lasts 0.5 to 1.5 times as long. Some changes,
-    and all changes in some of the episodes, are random actions as by "repeat-long" instead.
+    Each episode samples a typical length of a sweep, log-uniformly; each sweep lasts 0.5 to 1.5
+    times as long. Some changes, and all changes in some of the episodes, are random actions as by
+    "repeat-long" instead.
 
     Args:
         action_space: Discrete; its first and last action are the two directions.
@@ -114,7 +118,8 @@ class SweepPolicy:
 
     Raises:
         TypeError: if the action space is not Discrete.
-        ValueError: if ``lengths`` are not in order or below 1, or if a probability is outside of [0, 1].
+        ValueError: if ``lengths`` are not in order or below 1, or if a probability is outside of
+            [0, 1].
     """
 
     def __init__(
@@ -168,12 +173,13 @@ class SweepPolicy:
 class BrownianPolicy:
     """Random walk in a Box of actions, clipped to its bounds; smoother than independent actions.
 
-    a_0 is uniform and a_{t+1} = clip(a_t + n_t) with n_t ~ N(0, (scale * half_range)^2) in each dimension, where half_range is
-    (high - low) / 2, or 1 in a dimension without bounds.
+    a_0 is uniform and a_{t+1} = clip(a_t + n_t) with n_t ~ N(0, (scale * half_range)^2) in each
+    dimension, where half_range is (high - low) / 2, or 1 in a dimension without bounds.
 
-    Ports of "World Models" usually collect CarRacing this way (ctallec/world-models, ``sample_continuous_policy`` with
-    dt = 1/50, hence the default scale sqrt(1/50)). They use the same absolute step in every dimension. So gas and brake, whose
-    half_range is 0.5, change half as fast here.
+    Ports of "World Models" usually collect CarRacing this way (ctallec/world-models,
+    ``sample_continuous_policy`` with dt = 1/50, hence the default scale sqrt(1/50)). They use the
+    same absolute step in every dimension. So gas and brake, whose half_range is 0.5, change half as
+    fast here.
 
     Args:
         action_space: a Box of floats.
@@ -186,9 +192,7 @@ class BrownianPolicy:
 
     def __init__(self, action_space: gym.Space[Any], scale: float = 0.02**0.5):
         if not isinstance(action_space, spaces.Box) or not np.issubdtype(action_space.dtype, np.floating):
-            raise TypeError(
-                f"action_space: expected a Box of floats for policy 'brownian', got {action_space}; use 'repeat'"
-            )
+            raise TypeError(f"action_space: expected a Box of floats for policy 'brownian', got {action_space}; use 'repeat'")
         if not scale > 0:
             raise ValueError(f"scale: expected a number > 0, got {scale}")
         self.description = "brownian" if scale == 0.02**0.5 else f"brownian(scale={scale})"
@@ -217,15 +221,16 @@ class BrownianPolicy:
 
 
 def make_policy(policy: str | Policy, action_space: gym.Space[Any]) -> Policy:
-    """Build the policy named ``policy``, one of `POLICIES`; returns a callable unchanged.
+    """Build the policy of this name; return callables unchanged.
 
     Args:
-        policy: name of a policy, or a policy.
+        policy: one of `POLICIES`, or a callable.
         action_space: space of its actions.
 
     Raises:
         ValueError: if no policy has this name.
-        TypeError: if ``policy`` is neither a name nor a callable, or does not support the action space.
+        TypeError: if ``policy`` is neither a name nor a callable, or does not support the action
+            space.
     """
     if callable(policy):
         return policy
@@ -240,7 +245,7 @@ def make_policy(policy: str | Policy, action_space: gym.Space[Any]) -> Policy:
 
 
 def _log_uniform(rng: np.random.Generator, maximum: int) -> int:
-    """Sample an integer n from 1 to ``maximum`` with probability log(1 + 1/n) / log(1 + maximum)."""
+    """Sample n in 1..maximum with probability log(1 + 1/n) / log(1 + maximum)."""
     return min(maximum, int(np.exp(rng.uniform(0, np.log1p(maximum)))))
 
 

@@ -1,14 +1,15 @@
-"""The shard format: several episodes in one safetensors file, readable by rows, with a checksum per episode.
+"""The shard format: several episodes in one safetensors file, with a checksum per episode.
 
-A shard concatenates each leaf over its episodes: ``observations[/path]``, ``actions[/path]``, ``rewards``,
-``terminations``, ``truncations``. Version 2 of the format compresses the images of each episode
-(`worldmodel.data.compression`). Version 1 stores them uncompressed and can still be read.
+A shard concatenates each leaf over its episodes: ``observations[/path]``, ``actions[/path]``,
+``rewards``, ``terminations``, ``truncations``. Version 2 of the format compresses the images of
+each episode (`worldmodel.data.compression`). Version 1 stores them uncompressed and can still be
+read.
 
-The header makes the file self-contained. It holds the spaces, the recipe, and the id, length, seed, packed bytes and
-checksum of each episode. The checksum covers the uncompressed images.
+The header makes the file self-contained. It holds the spaces, the recipe, and the id, length, seed,
+packed bytes and checksum of each episode. The checksum covers the uncompressed images.
 
-The header is a pure function of this content. So the offset of every row is computed, not read, and a damaged header is
-detected and repaired by writing it again.
+The header is a pure function of this content. So the offset of every row is computed, not read, and
+a damaged header is detected and repaired by writing it again.
 """
 
 from __future__ import annotations
@@ -18,9 +19,8 @@ import os
 import shutil
 import struct
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -31,13 +31,12 @@ import numpy as np
 
 from worldmodel.data.compression import pack, unpack
 from worldmodel.data.episode import Episode
+from worldmodel.data.shard_table import COLUMNS, NO_SEED, Leaf, Shard, read_column, read_packed, write_column, write_packed
 from worldmodel.spaces import build_value, is_image, leaf_values, leaves, space_from_json, space_to_json
 
 FORMAT = "worldmodel.shard"
 VERSION = 2  # 1 where nothing is packed
 SUFFIX = ".safetensors"
-COLUMNS = ("episode_ids", "lengths", "seeds", "crc32")  # per episode, in header and manifest
-NO_SEED = -1  # marks an unknown seed in the column of seeds
 
 _REPAIR = "run `python scripts/store.py repair`"
 _DTYPES = {"bool": "BOOL", "float16": "F16", "float32": "F32", "float64": "F64"}
@@ -45,80 +44,11 @@ _DTYPES |= {f"{sign}int{bits}": f"{sign.upper() or 'I'}{bits}" for sign in ("", 
 
 
 class NewerVersionError(ValueError):
-    """Raised for a shard that a newer version of this library wrote; such a file is never changed."""
-
-
-@dataclass(frozen=True)
-class Leaf:
-    """One array of a shard.
-
-    Args:
-        name: name of the array in the file.
-        dtype: dtype of its elements.
-        shape: shape of one row.
-        extra: rows per episode in addition to one per step, 0 or 1.
-        image: True for images, which are compressed.
-    """
-
-    name: str
-    dtype: np.dtype
-    shape: tuple[int, ...]
-    extra: int
-    image: bool = False
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one row."""
-        return self.dtype.itemsize * int(np.prod(self.shape, dtype=np.int64))
-
-
-@dataclass(frozen=True, eq=False)
-class Shard:
-    """Table of contents of one shard with E episodes.
-
-    Args:
-        name: file name.
-        size: file size in bytes.
-        episode_ids: (E,) int64.
-        lengths: (E,) int64, steps of each episode.
-        seeds: (E,) int64, `NO_SEED` where unknown.
-        checksums: (E,) int64, CRC-32 of each episode.
-        offsets: position in the file at which each leaf starts, in the order of `Schema.leaves`.
-        packed: (E,) compressed bytes of each episode, by name of the leaf; leaves that are missing are uncompressed.
-    """
-
-    name: str
-    size: int
-    episode_ids: np.ndarray
-    lengths: np.ndarray
-    seeds: np.ndarray
-    checksums: np.ndarray
-    offsets: tuple[int, ...] = ()
-    packed: Mapping[str, np.ndarray] = field(default_factory=dict)
-    starts: np.ndarray = field(init=False)
-
-    def __post_init__(self) -> None:
-        """Compute the first step of each episode."""
-        object.__setattr__(self, "starts", np.cumsum(self.lengths) - self.lengths)
-
-    @property
-    def columns(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Arrays with one number per episode, in the order of `COLUMNS`."""
-        return self.episode_ids, self.lengths, self.seeds, self.checksums
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the entry of this shard in a manifest."""
-        entry: dict[str, Any] = {"name": self.name}
-        entry |= {key: write_column(column) for key, column in zip(COLUMNS, self.columns, strict=True)}
-        return entry | ({"packed": _write_packed(self.packed)} if self.packed else {})
-
-    def lost(self, undamaged: Iterable[int]) -> tuple[int, ...]:
-        """Return the ids of all episodes except those at the positions ``undamaged``."""
-        return tuple(np.delete(self.episode_ids, list(undamaged)).tolist())
+    """A shard of a newer version of this library, which is never changed."""
 
 
 class Schema:
-    """Properties shared by all shards of a store: the two spaces, the recipe, and the leaves of the spaces.
+    """The spaces, the recipe and the leaves that all shards of a store share.
 
     Args:
         observation_space: a space that `space_to_json` supports.
@@ -165,7 +95,10 @@ class Schema:
         return {leaf.name: np.ascontiguousarray(given[leaf.name], dtype=leaf.dtype) for leaf in self.leaves}
 
     def checksum(self, episode: Episode) -> int:
-        """Return the CRC-32 of an episode: its id, length and seed, and the name, dtype, shape and bytes of its leaves."""
+        """Return the CRC-32 of an episode.
+
+        It covers id, length and seed, and the name, dtype, shape and bytes of each leaf.
+        """
         value = zlib.crc32(f"{episode.episode_id} {len(episode)} {_seed_number(episode.seed)}".encode())
         for name, array in sorted(self.arrays(episode).items()):
             value = zlib.crc32(f"{name} {array.dtype.name} {array.shape}".encode(), value)
@@ -173,7 +106,7 @@ class Schema:
         return value
 
     def unpacked_bytes(self, lengths: np.ndarray) -> int:
-        """Return the size of episodes of these lengths in bytes, uncompressed and without headers."""
+        """Return the uncompressed size of episodes in bytes, without headers; ``lengths`` (E,)."""
         return sum(_rows(leaf, lengths) * leaf.row_bytes for leaf in self.leaves)
 
     def encode(self, episodes: Sequence[Episode]) -> tuple[Shard, bytes]:
@@ -192,7 +125,7 @@ class Schema:
     def shard_from_json(self, entry: Mapping[str, Any]) -> Shard:
         """Return the table of contents from the output of `Shard.to_json`."""
         columns = [read_column(entry[key]) for key in COLUMNS]
-        return self.shard(entry["name"], *columns, packed=_read_packed(entry.get("packed", {})))
+        return self.shard(entry["name"], *columns, packed=read_packed(entry.get("packed", {})))
 
     def shard(
         self,
@@ -215,7 +148,8 @@ class Schema:
             packed: (E,) compressed bytes of each episode, by name of the leaf.
 
         Raises:
-            ValueError: if ``name`` is not a plain file name with the suffix of shards; a path could lead out of the store.
+            ValueError: if ``name`` is not a plain file name with the suffix of shards; a path could
+                lead out of the store.
         """
         if Path(name).name != name or not name.endswith(SUFFIX):
             raise ValueError(f"name: expected the name of a shard, a file in the store that ends in {SUFFIX}, got {name!r}")
@@ -233,7 +167,7 @@ class Schema:
         metadata = {"format": FORMAT, "version": str(VERSION if packed else 1), **self.metadata}
         metadata |= {name: write_column(column) for name, column in zip(COLUMNS, columns, strict=True)}
         if packed:
-            metadata["packed"] = json.dumps(_write_packed(packed))
+            metadata["packed"] = json.dumps(write_packed(packed))
         metadata["checksum"] = str(zlib.crc32(json.dumps(metadata).encode()))
         entries: dict[str, Any] = {"__metadata__": metadata}
         offset = 0
@@ -249,8 +183,8 @@ class Schema:
     def read(self, path: Path, shard: Shard, position: int, start: int, stop: int) -> Episode:
         """Read steps [start, stop) of the episode at ``position`` of a shard.
 
-        Only the bytes of these steps are read from the disk, rounded up to chunks where frames are compressed.
-        The checksum of the episode is verified if the window covers it completely.
+        Only the bytes of these steps are read from the disk, rounded up to chunks where frames are
+        compressed. The checksum of the episode is verified if the window covers it completely.
 
         Raises:
             ValueError: if the file is missing or cut short, or if the episode is damaged.
@@ -267,7 +201,9 @@ class Schema:
             raise ValueError(f"{path}: expected a complete shard, got {state}; {_REPAIR}") from error
         except ValueError as error:
             number = int(shard.episode_ids[position])
-            raise ValueError(f"{path}: expected an undamaged episode {number}, got a damaged one: {error}; {_REPAIR}") from error
+            raise ValueError(
+                f"{path}: expected an undamaged episode {number}, got a damaged one: {error}; {_REPAIR}"
+            ) from error
         episode = Episode(
             observations=self._nest("observations", self.observation_space, found),
             actions=self._nest("actions", self.action_space, found),
@@ -305,7 +241,7 @@ def scan(path: Path) -> tuple[Schema, Shard]:
         spaces = [space_from_json(json.loads(metadata[key])) for key in ("observation_space", "action_space")]
         schema = Schema(spaces[0], spaces[1], json.loads(metadata["recipe"]))
         columns = [read_column(metadata[key]) for key in COLUMNS]
-        shard = schema.shard(path.name, *columns, packed=_read_packed(json.loads(metadata.get("packed", "{}"))))
+        shard = schema.shard(path.name, *columns, packed=read_packed(json.loads(metadata.get("packed", "{}"))))
         undamaged = schema.header(shard) == prefix + text
     except (ValueError, KeyError, TypeError, AssertionError) as error:
         raise ValueError(f"{path}: expected the header of a {FORMAT} file, got a damaged one ({error})") from error
@@ -318,7 +254,8 @@ def inspect(path: Path, schema: Schema, shard: Shard) -> tuple[str, str, list[in
     """Check a shard for damage, with one episode in memory at a time.
 
     Returns:
-        None for an undamaged shard. Otherwise the kind of damage, its detail, and the positions of the undamaged episodes.
+        None for an undamaged shard. Otherwise the kind of damage, its detail, and the positions of
+        the undamaged episodes.
     """
     if not path.is_file():
         return "missing", "the file does not exist", []
@@ -357,24 +294,6 @@ def set_aside(path: Path, folder: Path) -> None:
         number += 1
         target = folder / f"{path.name}.{number}"
     shutil.copy2(path, target)
-
-
-def write_column(column: np.ndarray) -> str:
-    """Write integers as one line of text; far shorter than an indented JSON list."""
-    return " ".join(map(str, column.tolist()))
-
-
-def read_column(text: str) -> np.ndarray:
-    """Parse the output of `write_column`: (E,) int64."""
-    return np.array(text.split(), dtype=np.int64)
-
-
-def _write_packed(packed: Mapping[str, np.ndarray]) -> dict[str, str]:
-    return {name: write_column(column) for name, column in packed.items()}
-
-
-def _read_packed(columns: Mapping[str, str]) -> dict[str, np.ndarray]:
-    return {name: read_column(text) for name, text in columns.items()}
 
 
 def _bytes(leaf: Leaf, arrays: Mapping[str, np.ndarray]) -> bytes:

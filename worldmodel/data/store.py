@@ -1,10 +1,12 @@
-"""Episodes on disk: safetensors shards and a small JSON manifest; append, read windows, verify, repair.
+"""Episodes on disk: append, read windows, verify and repair.
 
-Every file is written under a temporary name, flushed and renamed: first the shard, then the manifest. A killed writer leaves
-at worst a complete shard that the manifest does not list. The next writer adopts it.
+A store is a directory of safetensors shards and a small JSON manifest. Every file is written under
+a temporary name, flushed and renamed: first the shard, then the manifest. A killed writer leaves at
+worst a complete shard that the manifest does not list. The next writer adopts it.
 
-Memory does not grow with the data. Reading a window reads only its own bytes; the store holds a few numbers per episode.
-A store takes one writer at a time and any number of readers, also in forked or spawned processes.
+Memory does not grow with the data. Reading a window reads only its own bytes; the store holds a few
+numbers per episode. One writer and any number of readers can use a store at a time, also in other
+processes.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ import numpy as np
 
 from worldmodel.data import shards
 from worldmodel.data.episode import Episode, check_episode
-from worldmodel.data.shards import Schema, Shard
+from worldmodel.data.shard_table import Shard
+from worldmodel.data.shards import Schema
 from worldmodel.runtime import TEMPORARY_SUFFIX, prepare_directory, read_json, remove_temporaries, write_bytes, write_json
 from worldmodel.spaces import space_from_json, space_to_json
 
@@ -74,17 +77,17 @@ class EpisodeStore:
         recipe: Mapping[str, Any] | None = None,
         overwrite: bool = False,
     ) -> EpisodeStore:
-        """Make an empty store.
+        """Create an empty store.
 
         Args:
             path: an absent or empty directory.
-            observation_space: Box, Discrete, MultiDiscrete, MultiBinary, or a Dict or Tuple of them.
-            action_space: one of the same kinds.
+            observation_space: Box, Discrete, MultiDiscrete, MultiBinary, Dict or Tuple.
+            action_space: a space of the same kinds.
             recipe: JSON-serialisable description of how the episodes were made.
             overwrite: replace an earlier store.
 
         Raises:
-            FileExistsError: if ``path`` holds a store and ``overwrite`` is False, or anything else than a store.
+            FileExistsError: if ``path`` holds other files, or a store and ``overwrite`` is False.
             TypeError: if a space is not supported; the message names the nearest supported one.
         """
         schema = Schema(observation_space, action_space, recipe)
@@ -95,10 +98,10 @@ class EpisodeStore:
 
     @classmethod
     def open(cls, path: str | Path) -> EpisodeStore:
-        """Open a store; only its manifest is read.
+        """Open a store; reads only its manifest.
 
         Raises:
-            FileNotFoundError: if there is no store; the message says whether `repair` can rebuild it.
+            FileNotFoundError: if there is no store; the message says if `repair` can rebuild it.
             ValueError: if the manifest is damaged or of a newer version.
         """
         path = Path(path)
@@ -155,7 +158,7 @@ class EpisodeStore:
 
     @property
     def fingerprint(self) -> str:
-        """Hex SHA-256 of the ids and checksums of the episodes; independent of how shards divide the episodes."""
+        """Hex SHA-256 of ids and checksums; independent of the division into shards."""
         return sha256(np.stack([self._ids, self._checksums], axis=1).astype("<i8").tobytes()).hexdigest()
 
     def __len__(self) -> int:
@@ -163,7 +166,7 @@ class EpisodeStore:
         return len(self._ids)
 
     def __iter__(self) -> Iterator[Episode]:
-        """Iterate over complete episodes in the order of their ids, with one in memory at a time."""
+        """Iterate over complete episodes by id, with one in memory at a time."""
         return (self.read(index) for index in range(len(self)))
 
     def read(self, index: int, start: int = 0, stop: int | None = None) -> Episode:
@@ -175,11 +178,11 @@ class EpisodeStore:
             stop: one past the last step of the window; None means the end of the episode.
 
         Returns:
-            The steps [start, stop): stop - start + 1 observations, and stop - start of everything else.
+            The steps [start, stop), with stop - start + 1 observations.
 
         Raises:
             IndexError: if there is no such episode.
-            ValueError: if the window is not inside the episode, or if its shard is missing, cut short or damaged.
+            ValueError: if the window leaves the episode, or if its shard is missing or damaged.
         """
         index = operator.index(index)
         if not 0 <= index < len(self):
@@ -187,16 +190,16 @@ class EpisodeStore:
         length = int(self._lengths[index])
         stop = length if stop is None else stop
         if not 0 <= start < stop <= length:
-            name = f"window of episode {self._ids[index]}"
-            raise ValueError(f"{name}: expected 0 <= start < stop <= {length}, got start {start} and stop {stop}")
+            given = f"start {start} and stop {stop}"
+            raise ValueError(f"window of episode {self._ids[index]}: expected 0 <= start < stop <= {length}, got {given}")
         shard = self._shards[self._shard_of[index]]
         return self._schema.read(self._file(shard.name), shard, int(self._position_of[index]), start, stop)
 
     def append(self, episodes: Sequence[Episode]) -> None:
-        """Add episodes as one shard, flushed to the disk on return; removes them from `failures`.
+        """Add episodes as one shard, flushed to disk on return, and remove them from `failures`.
 
         Raises:
-            ValueError: if an episode does not fit the spaces, is not finite, or has an id in use; nothing is added then.
+            ValueError: if an episode is invalid or its id is in use; nothing is added then.
         """
         if not episodes:
             return
@@ -210,7 +213,7 @@ class EpisodeStore:
         self._write_shard(episodes)
 
     def append_missing(self, episodes: Sequence[Episode]) -> None:
-        """Append the episodes that the store does not hold; for writers whose last `append` may have been interrupted."""
+        """Append the episodes that the store lacks, as after an interrupted `append`."""
         self.adopt()  # a killed writer may have written the shard but not the manifest
         held = set(self.episode_ids.tolist())
         self.append([episode for episode in episodes if episode.episode_id not in held])
@@ -220,7 +223,7 @@ class EpisodeStore:
         return self._schema.encode(episodes)[0].size
 
     def record_failures(self, failures: Iterable[Mapping[str, Any]]) -> None:
-        """Record episodes that could not be collected: mappings with ``episode_id``, ``seed`` and ``error``."""
+        """Record episodes that could not be collected, in the form of `failures`."""
         self._failures |= {int(f["episode_id"]): {key: f[key] for key in ("episode_id", "seed", "error")} for f in failures}
         self._write_manifest()
 
@@ -228,7 +231,7 @@ class EpisodeStore:
         """Add undamaged shards that a killed writer left without listing them in the manifest.
 
         Returns:
-            Names of these shards. Shards that are damaged, or hold an episode of the store, are left to `repair`.
+            Names of these shards. `repair` handles damaged shards and duplicate episodes.
         """
         adopted = self._adopt_undamaged_shards()
         if adopted:
@@ -236,10 +239,8 @@ class EpisodeStore:
         return adopted
 
     def _adopt_undamaged_shards(self) -> list[str]:
-        known, taken = {shard.name for shard in self._shards}, []
-        for path in shards.files(self.path / SHARDS):
-            if path.name in known:
-                continue
+        taken = []
+        for path in self._orphans():
             try:
                 schema, shard = shards.scan(path)
             except ValueError:
@@ -249,6 +250,11 @@ class EpisodeStore:
                 self._set_shards([*self._shards, shard])
                 taken.append(path.name)
         return taken
+
+    def _orphans(self) -> list[Path]:
+        """List the shards that are not in the manifest."""
+        known = {shard.name for shard in self._shards}
+        return [path for path in shards.files(self.path / SHARDS) if path.name not in known]
 
     def _file(self, name: str) -> Path:
         return self.path / SHARDS / name
@@ -284,7 +290,7 @@ class EpisodeStore:
 
 
 def verify(path: str | Path) -> list[Problem]:
-    """Read a store completely and list its problems; an empty list means that every byte is as it was written.
+    """Read a store completely and list its problems; an empty list means that it is undamaged.
 
     Raises:
         FileNotFoundError: if there is neither a manifest nor a shard.
@@ -293,22 +299,17 @@ def verify(path: str | Path) -> list[Problem]:
     store, problems = _open_or_rebuild(Path(path))
     problems += [Problem(file.name, "temporary", "left by a writer that was killed") for file in _temporaries(store.path)]
     for shard in store._shards:
-        found = shards.inspect(store._file(shard.name), store._schema, shard)
-        if found:
+        if found := shards.inspect(store._file(shard.name), store._schema, shard):
             problems.append(Problem(shard.name, found[0], found[1], shard.lost(found[2])))
-    known = {shard.name for shard in store._shards}
-    orphans = [file.name for file in shards.files(store.path / SHARDS) if file.name not in known]
-    return problems + [Problem(name, "orphan", "the manifest does not list this shard") for name in orphans]
+    return problems + [Problem(file.name, "orphan", "the manifest does not list this shard") for file in store._orphans()]
 
 
 def repair(path: str | Path) -> list[Problem]:
     """Repair a store and keep every undamaged episode.
 
-    - Writes the undamaged episodes of a damaged shard to a new shard.
-    - Moves damaged files to the folder ``damaged``; never deletes them.
-    - Adopts undamaged shards that the manifest does not list.
-    - Removes leftover temporary files.
-    - Rebuilds a missing or damaged manifest from the shards.
+    Writes the undamaged episodes of a damaged shard to a new shard, and moves the damaged file to
+    the folder ``damaged``. Adopts undamaged shards that the manifest does not list. Removes
+    temporary files. Rebuilds a missing or damaged manifest from the shards.
 
     Returns:
         The problems that were found and fixed; `verify` finds none afterwards.
@@ -323,21 +324,17 @@ def repair(path: str | Path) -> list[Problem]:
         remove_temporaries(folder)
     (store.path / SHARDS).mkdir(exist_ok=True)
     for shard in list(store._shards):
-        found = shards.inspect(store._file(shard.name), store._schema, shard)
-        if found:
+        if found := shards.inspect(store._file(shard.name), store._schema, shard):
             _salvage(store, store._file(shard.name), shard, found[2])
             problems.append(Problem(shard.name, found[0], f"{found[1]}; kept {len(found[2])} episodes", shard.lost(found[2])))
     problems += [Problem(name, "orphan", "adopted") for name in store.adopt()]
-    known = {shard.name for shard in store._shards}
-    for file in shards.files(store.path / SHARDS):
-        if file.name not in known:
-            problems.append(_salvage_orphan(store, file))
+    problems += [_salvage_orphan(store, file) for file in store._orphans()]
     store._write_manifest()
     return problems
 
 
 def _salvage(store: EpisodeStore, path: Path, shard: Shard, positions: Sequence[int]) -> None:
-    """Write the episodes at ``positions`` of a damaged shard to a new one, then move the old file; safe to kill."""
+    """Replace a damaged shard by its episodes at ``positions``; safe against kills."""
     episodes = [store._schema.read(path, shard, position, 0, int(shard.lengths[position])) for position in positions]
     store._set_shards([known for known in store._shards if known.name != shard.name])
     if path.is_file():

@@ -1,7 +1,7 @@
-"""Presets for Doom and CarRacing, compared with the numbers of Ha & Schmidhuber (2018) and of their code.
+"""Presets for Doom and CarRacing, compared with Ha & Schmidhuber (2018) and their code.
 
-"Paper" is arXiv:1803.10122 with its appendix; "code" is github.com/hardmaru/WorldModelsExperiments. A dash means that the
-source gives no value. Numbers in brackets refer to the reasons below.
+"Paper" is arXiv:1803.10122 with its appendix; "code" is github.com/hardmaru/WorldModelsExperiments.
+A dash means that the source gives no value. Numbers in brackets refer to the reasons below.
 
 | Doom                            | paper         | code                  | here                      |
 |---------------------------------|---------------|-----------------------|---------------------------|
@@ -62,24 +62,29 @@ source gives no value. Numbers in brackets refer to the reasons below.
 
 The reasons, with measurements in dev/LOG.md:
 
-1. Sweeps: the controllers that a search finds move from wall to wall. "repeat" with holds of 1 to 10 steps never does, and
-   dreams are too optimistic about states without data.
-2. Fewer latents: after V's training, latents with less than 0.1 nats are removed, as they carry no information. M learns much
-   faster without their noise.
-3. Updates and Muon: passes over the data are not comparable across batch sizes. With Muon, 700 updates of M reach a loss that
-   3,000 updates with Adam do not reach, and 800 updates of V replace 2,000 with Adam.
-4. Free bits: in total, as in the authors' code, V encodes a Doom frame in few latents with little noise, and M can predict the
-   jumps of each latent. Per latent, all 64 carry a little information under much noise. A new fireball then changes all of
-   them at once, which dreams with independent dimensions hardly ever sample. CarRacing keeps free bits per latent, which a
-   weak M predicts more easily, and Adam for V. Its other numbers for M are those of Doom and were not measured.
-5. Large errors and twice the authors' free bits: V shows six in ten of the fireballs of one or two pixels, not one in seven.
+1. Sweeps: the controllers that a search finds move from wall to wall. "repeat" with holds of 1 to
+   10 steps never does, and dreams are too optimistic about states without data.
+2. Fewer latents: after V's training, latents with less than 0.1 nats are removed, as they carry no
+   information. M learns much faster without their noise.
+3. Updates and Muon: passes over the data are not comparable across batch sizes. With Muon, 700
+   updates of M reach a loss that 3,000 updates with Adam do not reach, and 800 updates of V replace
+   2,000 with Adam.
+4. Free bits: in total, as in the authors' code, V encodes a Doom frame in few latents with little
+   noise, and M can predict the jumps of each latent. Per latent, all 64 carry a little information
+   under much noise. A new fireball then changes all of them at once, which dreams with independent
+   dimensions hardly ever sample. CarRacing keeps free bits per latent, which a weak M predicts more
+   easily, and Adam for V. Its other numbers for M are those of Doom and were not measured.
+5. Large errors and twice the authors' free bits: V shows six in ten of the fireballs of one or two
+   pixels, not one in seven.
 6. Termination gradient: at weight 1, the LSTM overfits the few terminations in the data.
-7. Search: 3 generations save time; the authors' search took many more. PPO then improves the controller in short dreams that
-   start from states of real episodes.
-8. Sampled terminations: many fireballs come from outside of the frame or do not kill, so p rarely exceeds 0.5 before a
-   termination. If dreams end only at p > 0.5, smaller risks have no cost, and the agent learns to take them.
+7. Search: 3 generations save time; the authors' search took many more. PPO then improves the
+   controller in short dreams that start from states of real episodes.
+8. Sampled terminations: many fireballs come from outside of the frame or do not kill, so p rarely
+   exceeds 0.5 before a termination. If dreams end only at p > 0.5, smaller risks have no cost, and
+   the agent learns to take them.
 
-All other options of M are the library's defaults. M predicts the change of z; its heads see z and the action in addition to h.
+All other options of M are the library's defaults. M predicts the change of z; its heads see z and
+the action in addition to h.
 """
 
 from __future__ import annotations
@@ -114,7 +119,8 @@ class Preset:
         mdnrnn_training: training of M.
         controller: arguments of `evolve` for the search of the controller.
         rollouts: dreams per candidate of the search.
-        ppo: training of the controller after the search, in short dreams from real states; None skips it.
+        ppo: training of the controller after the search, in short dreams from real states; None
+            skips it.
         ppo_dreams: number of parallel dreams of this training.
         starts: arguments of `StartBank.along` for the start states of these dreams.
         termination: rule that ends dreams.
@@ -122,7 +128,8 @@ class Preset:
         dream_precision: precision of M's matrix products in dreams; see `Dreams`.
         temperatures: temperatures of dreams; the experiment searches one controller at each.
         probe_dreams: dreamed episodes per fixed policy and temperature in the probe.
-        searches: number of controllers, of different seeds, at the temperature whose first one is best in reality.
+        searches: number of controllers, of different seeds, at the temperature whose first one is
+            best in reality.
         test_dreams: dreamed episodes per evaluation of a controller.
         test_episodes: real episodes per evaluation of a controller.
         paper: scores of the paper in reality, by temperature; None is random play.
@@ -263,14 +270,19 @@ PRESETS = {"doom": DOOM, "car-racing": CAR_RACING}
 
 
 def small(preset: Preset) -> Preset:
-    """Shrink an experiment, at lower scores; it takes about 15 minutes, or 45 minutes for CarRacing with its slow simulator."""
+    """Shrink an experiment to about 15 minutes on 2 CPU cores, at lower scores.
+
+    CarRacing takes about 45 minutes, as its simulator is slow.
+    """
     updates = _SMALL_VAE_UPDATES[preset.vae_training.optimizer]
     return replace(
         preset,
         num_episodes=preset.small_episodes,
         vae_training=replace(preset.vae_training, num_updates=updates, evaluate_every=300, max_test_batches=10),
         mdnrnn={**preset.mdnrnn, "hidden_size": 256},
-        data=replace(preset.data, window=200, batch_size=50, test_fraction=0.1),  # about 50 terminations in Doom's held-out episodes, for calibration
+        data=replace(
+            preset.data, window=200, batch_size=50, test_fraction=0.1
+        ),  # about 50 terminations in Doom's held-out episodes, for calibration
         mdnrnn_training=replace(preset.mdnrnn_training, num_updates=350, evaluate_every=50),
         controller={
             **preset.controller,

@@ -22,7 +22,7 @@ STAGES_FILE, TABLE_FILE = "stages.json", "table.md"
 
 @dataclass(frozen=True)
 class Stages:
-    """Time and code version of each stage of an experiment, over all calls; stored in ``stages.json``.
+    """Time and commits of each stage of an experiment, stored in ``stages.json``.
 
     Args:
         directory: directory of the experiment.
@@ -33,7 +33,7 @@ class Stages:
     commit: str
 
     def read(self) -> dict[str, dict[str, Any]]:
-        """Read the stages by name: ``seconds`` and ``commits`` of all calls, and whether the stage is ``complete``."""
+        """Read ``seconds``, ``commits`` and ``complete`` of each stage, by its name."""
         path = self.directory / STAGES_FILE
         return json.loads(path.read_bytes()) if path.is_file() else {}
 
@@ -70,9 +70,10 @@ def read_scores(path: Path) -> dict[str, Any]:
 def table(results: Mapping[str, Any], preset: Preset) -> str:
     """Format the results of an experiment as a Markdown table.
 
-    Rows are agents by temperature, with their scores in dreams and in reality and the paper's score in reality. The temperature
-    of the best agent has agents of further seeds. Two rows pool the agents of this temperature: with the first agent, and
-    without it. The latter is unbiased by the choice of the temperature.
+    Rows are agents by temperature, with their scores in dreams and in reality and the paper's score
+    in reality. The temperature of the best agent has agents of further seeds. Two rows pool the
+    agents of this temperature: with the first agent, and without it. The latter is unbiased by the
+    choice of the temperature.
 
     Args:
         results: scores of all agents and of random play.

@@ -1,4 +1,4 @@
-"""Training batches of the MDN-RNN (M), and the data statistics that M stores in addition to its weights."""
+"""Training batches of M (the MDN-RNN), and the statistics of the data that it stores."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ class SequenceBatch:
     """Windows of encoded episodes with T transitions each, padded on the right.
 
     Args:
-        z: (B, T + 1, D) latents, one sample per observation; z[:, t] is the input and z[:, t + 1] the target of step t.
+        z: (B, T + 1, D) latents, one sample per observation; z[:, t] is the input and z[:, t + 1]
+            the target of step t.
         action: (B, T, A) action features.
         reward: (B, T) rewards.
         terminated: (B, T) bool, True where the step ended in a terminal state.
@@ -39,7 +40,8 @@ class SequenceBatch:
         """Sort the windows by length, longest first.
 
         Returns:
-            The sorted batch, and (B,) the number of steps of each window up to the last that counts.
+            The sorted batch, and (B,) the number of steps of each window up to the last that
+            counts.
         """
         step = torch.arange(1, self.mask.shape[1] + 1, device=self.mask.device)
         lengths, order = (self.mask * step).amax(dim=1).sort(descending=True, stable=True)
@@ -54,9 +56,11 @@ class DataStatistics:
         change_scale: (D,) standard deviation of z_{t+1} - z_t, the unit of predicted changes.
         reward_mean: (1,) mean reward.
         reward_scale: (1,) standard deviation of the reward, the unit of predicted rewards.
-        latent_low: (D,) lower bound of latents in dreams: far outside of the data, but finite, as M may diverge there.
+        latent_low: (D,) lower bound of latents in dreams: far outside of the data, but finite, as M
+            may diverge there.
         latent_high: (D,) upper bound of latents in dreams.
-        reward_low: (1,) lower bound of rewards in dreams, by the same rule; a constant reward stays constant.
+        reward_low: (1,) lower bound of rewards in dreams, by the same rule; a constant reward stays
+            constant.
         reward_high: (1,) upper bound of rewards in dreams.
     """
 
@@ -79,7 +83,8 @@ class DataStatistics:
     def of(cls, batches: Iterable[SequenceBatch]) -> DataStatistics:
         """Compute the statistics of batches, with one batch in memory at a time.
 
-        Constant changes and rewards get unit scales. The bounds lie `DREAM_MARGIN` half-ranges outside of the data.
+        Constant changes and rewards get unit scales. The bounds lie `DREAM_MARGIN` half-ranges
+        outside of the data.
 
         Raises:
             ValueError: if no step of any batch counts in the loss.
@@ -100,7 +105,12 @@ class DataStatistics:
 
 
 def _summarise(batch: SequenceBatch) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return count, mean and variance of changes and reward, and minimum and maximum of latents and reward; (D + 1,) each."""
+    """Summarise a batch.
+
+    Returns:
+        Count, mean and variance of the changes and the reward, then minimum and maximum of the
+        latents and the reward; (D + 1,) each.
+    """
     before, after = batch.z[:, :-1][batch.mask], batch.z[:, 1:][batch.mask]  # (N, D)
     reward = batch.reward[batch.mask].unsqueeze(-1)  # (N, 1)
     values = torch.cat([after - before, reward], dim=-1).double()

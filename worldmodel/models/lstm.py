@@ -10,10 +10,11 @@ from torch.autograd.function import once_differentiable
 
 
 class LayerNormLSTM(nn.Module):
-    """LSTM with layer normalisation of the four gates and the cell (Ba et al. 2016); interface of `nn.LSTM`.
+    """LSTM with layer normalisation (Ba et al. 2016) and the interface of `nn.LSTM`.
 
-    Follows ``LayerNormBasicLSTMCell`` of TensorFlow 1, an option of the authors' code. Each gate's pre-activation is normalised
-    separately. The new cell is normalised before its tanh and stored in this form. The forget gate has a bias of 1.
+    Follows ``LayerNormBasicLSTMCell`` of TensorFlow 1, an option of the authors' code. Each gate's
+    pre-activation is normalised separately. The new cell is normalised before its tanh and stored
+    in this form. The forget gate has a bias of 1.
 
     Args:
         input_size: size of the inputs.
@@ -71,7 +72,7 @@ class LayerNormLSTM(nn.Module):
 
 
 def runs_in_loop(lstm: nn.Module, device: torch.device) -> bool:
-    """Return True if `run_lstm` uses `HalfPrecisionLayer`: for `nn.LSTM` under autocast on a CPU."""
+    """Return True if `run_lstm` uses `HalfPrecisionLayer`: `nn.LSTM` under autocast on a CPU."""
     return isinstance(lstm, nn.LSTM) and device.type == "cpu" and torch.is_autocast_enabled("cpu")
 
 
@@ -83,15 +84,15 @@ def run_lstm(
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """Run an LSTM over a sequence; under autocast on a CPU by `HalfPrecisionLayer`.
 
-    Under autocast on a CPU, PyTorch's implementation rounds the cell to bfloat16 at every step, which destroys long-term memory.
-    It is also slower at the paper's sizes (dev/LOG.md).
+    Under autocast on a CPU, PyTorch's implementation rounds the cell to bfloat16 at every step,
+    which destroys long-term memory. It is also slower at the paper's sizes (dev/LOG.md).
 
     Args:
         lstm: a module with ``batch_first=True``.
         inputs: (B, T, input_size).
         state: ``h`` and ``c``, (num_layers, B, H) each; None means zeros.
-        lengths: (B,) number of steps of each row, in descending order; later steps keep the row's state and output. None means
-            T for all rows. Supported only if `runs_in_loop`.
+        lengths: (B,) number of steps of each row, in descending order; later steps keep the row's
+            state and output. None means T for all rows. Supported only if `runs_in_loop`.
 
     Returns:
         Outputs (B, T, H), and the state after the last step, (num_layers, B, H) each.
@@ -113,11 +114,14 @@ def run_lstm(
 
 
 class HalfPrecisionLayer(torch.autograd.Function):
-    """One layer of `nn.LSTM` with matrix products in a given precision and everything else in that of ``c``.
+    """One layer of `nn.LSTM` with matrix products in reduced precision.
 
-    The input, a 1 for the biases, and h are stored side by side. So a step is one product with the stacked weights, and the
-    gradient of the weights is one product for all steps. Backward recomputes the gates instead of reading them from
-    memory. It overwrites the pre-activations with their gradients, so it can run only once: PyTorch raises the second time.
+    All other operations have the precision of ``c``.
+
+    The input, a 1 for the biases, and h are stored side by side. So a step is one product with the
+    stacked weights, and the gradient of the weights is one product for all steps. Backward
+    recomputes the gates instead of reading them from memory. It overwrites the pre-activations with
+    their gradients, so it can run only once: PyTorch raises the second time.
     """
 
     @staticmethod
@@ -202,7 +206,7 @@ def stack_weights(w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor) -> Ten
 
 
 def activate_gates(pre: Tensor, gates: Tensor) -> tuple[Tensor, ...]:
-    """Activate the gates: write i, f, g, o of ``pre`` (B, 4 H) into ``gates``; returns views of (B, H) each."""
+    """Activate pre-activations (B, 4 H) into ``gates``; return i, f, g, o as views (B, H) of it."""
     gates.copy_(pre)
     i, f, g, o = gates.chunk(4, dim=1)
     gates[:, : 2 * i.shape[1]].sigmoid_()
@@ -222,7 +226,8 @@ def _step_backward(
         before: (B, H) cell before the step.
         tanh_cell: (B, H) tanh of the cell after the step.
         by_h: (B, H) gradient of the output; overwritten.
-        by_cell: (B, H) gradient of the cell after the step; becomes the gradient of the cell before it.
+        by_cell: (B, H) gradient of the cell after the step; becomes the gradient of the cell before
+            it.
     """
     i, f, g, o = gates
     by_i, by_f, by_g, by_o = slopes.chunk(4, dim=1)

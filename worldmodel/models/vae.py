@@ -1,13 +1,13 @@
-"""V for images: the convolutional variational autoencoder of Ha & Schmidhuber (2018), for any image observation.
+"""V for images: the convolutional variational autoencoder of Ha & Schmidhuber (2018).
 
 - Input: the image, optionally cropped, resized to 64x64 by area.
-- Encoder: four convolutions (32, 64, 128, 256 channels, kernel 4, stride 2, ReLU), then two linear maps to the mean and the
-  log-variance of z.
-- Decoder: a linear map to 1024 numbers, four transposed convolutions (128, 64, 32 and the image's channels, kernels 5, 5, 6, 6,
-  stride 2), then a sigmoid.
+- Encoder: four convolutions (32, 64, 128, 256 channels, kernel 4, stride 2, ReLU), then two linear
+  maps to the mean and the log-variance of z.
+- Decoder: a linear map to 1024 numbers, four transposed convolutions (128, 64, 32 and the image's
+  channels, kernels 5, 5, 6, 6, stride 2), then a sigmoid.
 
-If an observation holds more than an image, `StateNormalizer` standardises the rest. These numbers follow the latents of the
-image in z, without noise.
+If an observation holds more than an image, `StateNormalizer` standardises the rest. These numbers
+follow the latents of the image in z, without noise.
 """
 
 from __future__ import annotations
@@ -59,13 +59,15 @@ class VAEConfig:
     Args:
         latent_size: latents per image; the paper has 64 for VizDoom and 32 for CarRacing.
         kl_tolerance: KL divergence without cost, in nats per latent; 0 is the plain KL.
-        free_bits: "total" applies the tolerance, times the latent size, to the KL of an image (the authors' code).
-            "dimension" applies it to the KL of each latent, averaged over a batch (Kingma et al. 2016).
-        large_error_weight: weight of the fourth power of an error relative to its square, summed over pixels with values in
-            [0, 1]; 0 is the paper's squared error. The fourth power is for small, bright, decisive objects such as a distant
-            fireball. With the square alone, missing it costs less than the nats that encode its position (dev/LOG.md).
-        min_nats: `train_vae` removes latents whose KL, in nats averaged over images, is smaller after training. They carry no
-            information and slow down the training of M (dev/LOG.md).
+        free_bits: "total" applies the tolerance, times the latent size, to the KL of an image (the
+            authors' code). "dimension" applies it to the KL of each latent, averaged over a batch
+            (Kingma et al. 2016).
+        large_error_weight: weight of the fourth power of an error relative to its square, summed
+            over pixels with values in [0, 1]; 0 is the paper's squared error. The fourth power is
+            for small, bright, decisive objects such as a distant fireball. With the square alone,
+            missing it costs less than the nats that encode its position (dev/LOG.md).
+        min_nats: `train_vae` removes latents whose KL, in nats averaged over images, is smaller
+            after training. They carry no information and slow down the training of M (dev/LOG.md).
         crop_top: rows to crop at the upper edge of the image.
         crop_bottom: rows to crop at the lower edge.
         crop_left: columns to crop on the left.
@@ -123,7 +125,8 @@ class ConvVAE(Vision):
         config: sizes and loss; None means the defaults.
 
     Raises:
-        ValueError: if the space does not hold exactly one image, if an image has floats, or if the crop is too large.
+        ValueError: if the space does not hold exactly one image, if an image has floats, or if the
+            crop is too large.
     """
 
     def __init__(self, observation_space: gym.Space, config: VAEConfig | None = None):
@@ -145,7 +148,9 @@ class ConvVAE(Vision):
         self._rows = slice(self.config.crop_top, self.layout.height - self.config.crop_bottom)
         self._columns = slice(self.config.crop_left, self.layout.width - self.config.crop_right)
         if self._rows.stop <= self._rows.start or self._columns.stop <= self._columns.start:
-            raise ValueError(f"crop: expected at least one row and one column to remain, got {self.config} for shape {self.layout.shape}")
+            raise ValueError(
+                f"crop: expected at least one row and one column to remain, got {self.config} for shape {self.layout.shape}"
+            )
         channels = self.layout.channels
         self.convolutions = nn.ModuleList(nn.Conv2d(a, b, 4, stride=2) for a, b in pairwise((channels, *CHANNELS)))
         self.mean_head = nn.Linear(FEATURES, self.config.latent_size)
@@ -156,7 +161,7 @@ class ConvVAE(Vision):
 
     @classmethod
     def from_config(cls, observation_space: gym.Space, config: Mapping[str, Any]) -> ConvVAE:
-        """Build an untrained V from its observation space and the output of `config_to_json`."""
+        """Build an untrained V from the output of `config_to_json`."""
         return cls(observation_space, VAEConfig(**config))
 
     @property
@@ -169,12 +174,12 @@ class ConvVAE(Vision):
         return asdict(self.config)
 
     def form_to_json(self) -> dict[str, Any]:
-        """Return the part of the configuration that changes encodings, without that of the training."""
+        """Return the fields of the configuration that change encodings."""
         return {name: value for name, value in self.config_to_json().items() if name in ENCODING_FIELDS}
 
     @torch.no_grad()
     def encode(self, observation: Value) -> tuple[Tensor, Tensor]:
-        """Encode observations with leading dimensions (...) as the mean and log-variance of z, (..., D) each.
+        """Encode observations (...) as the mean and log-variance of z, (..., D) each.
 
         Raises:
             ValueError: if a leaf is missing or has another shape, or if the image is not uint8.
@@ -192,7 +197,7 @@ class ConvVAE(Vision):
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Value:
-        """Decode latents (..., D) to observations of the space, as nested tensors; cropped areas are black.
+        """Decode latents (..., D) to observations as nested tensors; cropped areas are black.
 
         Raises:
             ValueError: if the last dimension of ``z`` is not the latent size.
@@ -211,7 +216,8 @@ class ConvVAE(Vision):
         """Write V as a directory: ``vision.json`` and ``vision.safetensors``.
 
         Raises:
-            FileExistsError: if ``path`` holds a V and ``overwrite`` is False, or anything else than a V.
+            FileExistsError: if ``path`` holds a V and ``overwrite`` is False, or anything else than
+                a V.
             ValueError: if a weight is not finite; nothing is written then.
         """
         self._check_finite()
@@ -267,24 +273,27 @@ class ConvVAE(Vision):
                 raise ValueError(f"{name}: expected finite numbers, got NaN or infinity")
 
     def loss(self, batch: FrameBatch, *, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compute the loss of the authors' code: a weighted negative evidence lower bound, averaged over images.
+        """Compute the weighted negative evidence lower bound of the authors' code, per image.
 
         The loss of an image is a sum of three terms:
 
         - The squared errors, summed over its pixels, with values in [0, 1].
-        - `VAEConfig.large_error_weight` times the fourth powers of these errors, summed over its pixels.
-        - max(KL, tolerance * latent size), with the KL in nats, summed over latents. With ``free_bits="dimension"``, the sum
-          over latents of max(KL, tolerance), with the KL averaged over images.
+        - `VAEConfig.large_error_weight` times the fourth powers of these errors, summed over its
+          pixels.
+        - max(KL, tolerance * latent size), with the KL in nats, summed over latents. With
+          ``free_bits="dimension"``, the sum over latents of max(KL, tolerance), with the KL
+          averaged over images.
 
         Args:
             batch: the images.
             generator: source of randomness for the samples from the posterior.
 
         Returns:
-            The scalar loss and its metrics. ``squared_error``: summed over an image. ``error_per_pixel``: root mean squared
-            error per pixel and channel, in units of 1/255. ``kl``: nats, without tolerance. ``dimensions_in_use``: number of
-            latents whose posterior mean has a variance above `IN_USE` over the batch; `train_vae` counts them over all
-            held-out batches.
+            The scalar loss and its metrics. ``squared_error``: summed over an image.
+            ``error_per_pixel``: root mean squared error per pixel and channel, in units of 1/255.
+            ``kl``: nats, without tolerance. ``dimensions_in_use``: number of latents whose
+            posterior mean has a variance above `IN_USE` over the batch; `train_vae` counts them
+            over all held-out batches.
         """
         target = self.small_images(batch.image)
         mean, log_variance = self._encode_small_images(target)
@@ -307,18 +316,19 @@ class ConvVAE(Vision):
 
     @torch.no_grad()
     def encode_images(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode frames (N, *shape) as the mean and log-variance of their latents, (N, latent size) each."""
+        """Encode frames (N, *shape) as mean and log-variance, (N, latent size) each."""
         parts = [self._encode_small_images(self.small_images(part)) for part in image.split(ENCODE_IMAGES)]
         mean, log_variance = (torch.cat(part) for part in zip(*parts, strict=True))
         return mean, log_variance
 
     @torch.no_grad()
     def with_latents(self, kept: Tensor, others: Tensor) -> ConvVAE:
-        """Copy V with a subset of the image's latents; the decoder sees constants in place of the others.
+        """Copy V with a subset of the image's latents and constants for the others.
 
         Args:
             kept: (K,) int64, indices of the latents to keep, ascending.
-            others: (latent size,) constants for the other latents, such as their means over the data.
+            others: (latent size,) constants for the other latents, such as their means over the
+                data.
 
         Returns:
             A V with K latents per image.
@@ -335,7 +345,7 @@ class ConvVAE(Vision):
         return vision.to(others.device).train(self.training)
 
     def small_images(self, image: Tensor) -> Tensor:
-        """Crop frames (N, *shape) and resize them by area to the network's input: (N, 64, 64, C) float32 in [0, 1]."""
+        """Crop and resize frames (N, *shape) to (N, 64, 64, C) float32 in [0, 1]."""
         cropped = self.layout.to_channels_last(self._flat(image))[:, self._rows, self._columns]
         return resize_by_area(cropped, SIDE, SIDE) / 255
 
@@ -344,7 +354,8 @@ class ConvVAE(Vision):
         first, *others = self.deconvolutions
         assert isinstance(first, nn.ConvTranspose2d)
         assert first.bias is not None
-        # On a single pixel, a transposed convolution is a linear map; computed as one it is several times as fast (dev/LOG.md).
+        # A transposed convolution of a single pixel is a linear map, which is several times as fast
+        # (dev/LOG.md).
         c, k = first.out_channels, DECODER_KERNELS[0]
         weight = first.weight.permute(2, 3, 1, 0).reshape(k * k * c, FEATURES)
         image = functional.linear(self.expand(latents), weight, first.bias.repeat(k * k))
@@ -378,5 +389,5 @@ class ConvVAE(Vision):
 
 
 def divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """Compute the KL divergence of N(mean, exp(log_variance)) from N(0, 1) for each latent, in nats, any shape."""
+    """Compute KL(N(mean, exp(log_variance)) || N(0, 1)) in nats, element by element."""
     return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)

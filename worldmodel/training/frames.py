@@ -20,17 +20,18 @@ POOL_BYTES = 2**30  # maximum size of a pool; it holds fewer windows if frames a
 class FrameData:
     """Batches of single frames for training and evaluation.
 
-    Frames are read as windows of `WINDOW` steps. The frames of several random windows form a *pool*, which is shuffled and
-    divided into batches.
+    Frames are read as windows of `WINDOW` steps. The frames of several random windows form a
+    *pool*, which is shuffled and divided into batches.
 
     Args:
         episodes: source of the frames.
         which: (n,) indices of the episodes to use.
         path: path of the image in the observation space.
-        batch_size: images per batch. An epoch skips the remainder of each pool. A pool that is smaller than a batch (see
-            `POOL_BYTES`) is one batch.
+        batch_size: images per batch. An epoch skips the remainder of each pool. A pool that is
+            smaller than a batch (see `POOL_BYTES`) is one batch.
         seed: seed of the order.
-        shuffle: False reads all frames in order, for evaluation; a pool of about ``batch_size`` frames is one batch.
+        shuffle: False reads all frames in order, for evaluation; a pool of about ``batch_size``
+            frames is one batch.
         device: device of the batches.
     """
 
@@ -87,7 +88,7 @@ class FrameData:
         return max(1, frames // self._batch_size) if self._shuffle else 1
 
     def _is_last(self, episode: np.ndarray, stop: np.ndarray) -> np.ndarray:
-        """Return True for windows at the end of their episode, which include the frame after the last step."""
+        """Return True for windows at an episode's end; they include its last frame."""
         last: np.ndarray = stop == self._episodes.lengths[episode]
         return last
 

@@ -1,9 +1,10 @@
 r"""Calibration of the termination head on held-out episodes, and baselines of the held-out loss.
 
-Terminations are rare, so the termination head overfits its few examples long before the latent head has converged. A
-``termination_weight`` other than 1 biases its probabilities, too. Platt scaling (Platt 1999) replaces the log-odds x by
-:math:`a x + b` with a > 0. Calibration fixes overconfidence; it does not improve ranking. As the head is linear, a and b are
-merged into its weights, so dreams cost the same.
+Terminations are rare, so the termination head overfits its few examples long before the latent head
+has converged. A ``termination_weight`` other than 1 biases its probabilities, too. Platt scaling
+(Platt 1999) replaces the log-odds x by :math:`a x + b` with a > 0. Calibration fixes
+overconfidence; it does not improve ranking. As the head is linear, a and b are merged into its
+weights, so dreams cost the same.
 """
 
 from __future__ import annotations
@@ -52,8 +53,9 @@ def termination_scores(logits: Tensor, ended: Tensor) -> dict[str, float]:
         ended: (N,) whether the step terminated, 0 or 1.
 
     Returns:
-        ``nll`` (nats per step, unweighted), ``brier`` (mean squared error of p), ``recall`` (fraction of the terminations with
-        p > 1/2), ``expected`` (sum of p) and ``observed`` (number of terminations). The last two are equal if p is calibrated.
+        ``nll`` (nats per step, unweighted), ``brier`` (mean squared error of p), ``recall``
+        (fraction of the terminations with p > 1/2), ``expected`` (sum of p) and ``observed``
+        (number of terminations). The last two are equal if p is calibrated.
     """
     p = logits.sigmoid()
     return {
@@ -66,9 +68,10 @@ def termination_scores(logits: Tensor, ended: Tensor) -> dict[str, float]:
 
 
 def platt_scaling(logits: Tensor, ended: Tensor) -> tuple[float, float]:
-    """Fit a > 0 and b so that the log-odds a x + b maximise the likelihood of the observed terminations.
+    """Fit the calibrated log-odds a x + b, a > 0, by maximum likelihood.
 
-    The targets are Platt's, slightly inside of (0, 1), so that a and b stay finite if x separates the classes perfectly.
+    The targets are Platt's, slightly inside of (0, 1), so that a and b stay finite if x separates
+    the classes perfectly.
 
     Args:
         logits: (N,) log-odds x.
@@ -103,12 +106,14 @@ def calibrate_termination(model: MDNRNN, batches: Iterable[SequenceBatch]) -> di
 
     Args:
         model: M, in evaluation mode.
-        batches: batches of episodes that M was not trained on, with at least some tens of terminations.
+        batches: batches of episodes that M was not trained on, with at least some tens of
+            terminations.
 
     Returns:
-        ``before`` and ``after``: `termination_scores` without and with calibration, by two-fold cross-validation.
-        ``fitted``: ``scale`` a and ``shift`` b, fitted on all steps. If a half has fewer than `MIN_TERMINATIONS` terminations,
-        the model stays unchanged, with a = 1 and b = 0.
+        ``before`` and ``after``: `termination_scores` without and with calibration, by two-fold
+        cross-validation. ``fitted``: ``scale`` a and ``shift`` b, fitted on all steps. If a half
+        has fewer than `MIN_TERMINATIONS` terminations, the model stays unchanged, with a = 1 and b
+        = 0.
 
     Raises:
         ValueError: if M has no termination head.
@@ -132,7 +137,7 @@ def calibrate_termination(model: MDNRNN, batches: Iterable[SequenceBatch]) -> di
 
 
 class _Moments:
-    """Second moments of the regressors x = [z_t, a_t, 1] and the target y = z_{t+1}, summed over steps in float64."""
+    """Sums of second moments of x = [z_t, a_t, 1] and y = z_{t+1} over steps, in float64."""
 
     def __init__(self, batches: Iterable[SequenceBatch]):
         self.count = 0
@@ -158,8 +163,8 @@ def baseline_nll(train: Iterable[SequenceBatch], test: Iterable[SequenceBatch], 
         min_scale: (D,) added in quadrature to each standard deviation, as a floor.
 
     Returns:
-        ``repeat_last`` (z_{t+1} = z_t plus noise) and ``linear_gaussian`` (linear in z_t and a_t plus noise), in nats per
-        dimension.
+        ``repeat_last`` (z_{t+1} = z_t plus noise) and ``linear_gaussian`` (linear in z_t and a_t
+        plus noise), in nats per dimension.
 
     Raises:
         ValueError: if ``train`` or ``test`` has no step that counts.
@@ -188,7 +193,7 @@ def baseline_nll(train: Iterable[SequenceBatch], test: Iterable[SequenceBatch], 
 
 
 def _regression(batch: SequenceBatch) -> tuple[Tensor, Tensor]:
-    """Return the regressors (N, D + A + 1) and targets (N, D) of the steps that count, in float64."""
+    """Return regressors (N, D + A + 1) and targets (N, D) of the steps that count."""
     ones = torch.ones_like(batch.reward).unsqueeze(-1)
     x = torch.cat([batch.z[:, :-1], batch.action, ones], dim=-1)[batch.mask]
     return x.double(), batch.z[:, 1:][batch.mask].double()

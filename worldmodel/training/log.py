@@ -1,4 +1,4 @@
-"""Log of a training run: one JSON row per line in ``metrics.jsonl``, and TensorBoard scalars if requested."""
+"""Log of a run: JSON rows in ``metrics.jsonl``, and TensorBoard scalars if requested."""
 
 from __future__ import annotations
 
@@ -55,7 +55,8 @@ def read_metrics(out: str | Path) -> list[dict[str, float]]:
         out: directory of the run; for a run of `fit`, its subdirectory ``training``.
 
     Returns:
-        Dictionaries with ``update`` and the metrics of that update. Leaves out a last row that is incomplete.
+        Dictionaries with ``update`` and the metrics of that update. Leaves out a last row that is
+        incomplete.
     """
     path = Path(out) / METRICS_FILE
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []

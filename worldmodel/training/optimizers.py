@@ -12,7 +12,7 @@ from torch import Tensor, nn
 OPTIMIZERS = ("adam", "muon")
 MIN_MATRIX_SIZE = 16  # minimum of rows and columns; Adam updates smaller matrices
 MOMENTUM = 0.95
-SPLIT_KERNEL_SIZE = 512  # rows and columns from which a kernel is split; undivided it doubles the time of V's update (dev/LOG.md)
+SPLIT_KERNEL_SIZE = 512  # rows and columns from which a kernel is split: it halves V's update time (dev/LOG.md)
 ADAM_RMS = 0.2  # root mean square of Adam's usual step, in units of the learning rate (Liu et al. 2025)
 NEWTON_SCHULZ, ITERATIONS = (3.4445, -4.7750, 2.0315), 5  # Jordan et al. (2024)
 
@@ -39,22 +39,24 @@ def make_optimizer(
 
 
 class MuonAndAdam(torch.optim.Optimizer):
-    """Muon (Jordan et al. 2024) for matrices and kernels, Adam for all other parameters, with one learning rate.
+    """Muon (Jordan et al. 2024) for matrices and kernels, Adam for all other parameters.
 
-    Muon's step is the momentum with all singular values set to one. So directions that are rare in the gradient are learned as
-    fast as dominant ones. The step is scaled to the root mean square of Adam's usual step (Liu et al. 2025, arXiv:2502.16982),
-    so that both can share a learning rate. V and M need a fraction of Adam's updates with it (dev/LOG.md).
+    Muon's step is the momentum with all singular values set to one. So directions that are rare in
+    the gradient are learned as fast as dominant ones. The step is scaled to the root mean square of
+    Adam's usual step (Liu et al. 2025, arXiv:2502.16982), so that both can share a learning rate. V
+    and M need a fraction of Adam's updates with it (dev/LOG.md).
 
-    A convolution kernel (M, N, ...) is updated as one matrix of M rows, or, if that is large, as one matrix (M, N) per
-    position of the kernel.
+    A convolution kernel (M, N, ...) is updated as one matrix of M rows, or, if that is large, as
+    one matrix (M, N) per position of the kernel.
 
-    For matrices, the steps are those of `torch.optim.Muon` with ``adjust_lr_fn="match_rms_adamw"`` and no weight decay.
-    PyTorch's version always computes in bfloat16. On CPUs without bfloat16 instructions that takes seconds per update of M at
-    the paper's Doom size (dev/LOG.md).
+    For matrices, the steps are those of `torch.optim.Muon` with ``adjust_lr_fn="match_rms_adamw"``
+    and no weight decay. PyTorch's version always computes in bfloat16. On CPUs without bfloat16
+    instructions that takes seconds per update of M at the paper's Doom size (dev/LOG.md).
 
     Args:
         parameters: parameters of the model.
-        learning_rate: learning rate of both; `step` reads it from ``param_groups``, so schedulers work.
+        learning_rate: learning rate of both; `step` reads it from ``param_groups``, so schedulers
+            work.
         precision: "float32" or "bfloat16", for the matrix products.
     """
 
@@ -101,8 +103,8 @@ def _direction(ahead: Tensor, dtype: torch.dtype) -> Tensor:
 def orthogonalize(matrix: Tensor, dtype: torch.dtype) -> Tensor:
     """Move all singular values of matrices to about 1 (0.7 to 1.2) and keep their singular vectors.
 
-    Newton-Schulz iteration with a quintic polynomial that is steep at 0 (Jordan et al. 2024). Singular values below a few
-    thousandths of the matrix norm stay smaller.
+    Newton-Schulz iteration with a quintic polynomial that is steep at 0 (Jordan et al. 2024).
+    Singular values below a few thousandths of the matrix norm stay smaller.
 
     Args:
         matrix: (..., M, N), one or several matrices.

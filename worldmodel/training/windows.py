@@ -1,10 +1,12 @@
 """Sampling of batches of windows from episodes: cut, shuffle, pad and mask.
 
-The windows of a batch are a pure function of (seed, epoch, batch number). So a run resumes at any batch without replaying
-earlier ones. The sampler stores a few numbers per episode and none per step.
+The windows of a batch are a pure function of (seed, epoch, batch number). So a run resumes at any
+batch without replaying earlier ones. The sampler stores a few numbers per episode and none per
+step.
 
-A window never crosses episodes. An episode that is longer than the window is tiled by windows with a common offset, which is
-sampled again in each epoch. A shorter episode is one padded window; none is dropped.
+A window never crosses episodes. An episode that is longer than the window is tiled by windows with
+a common offset, which is sampled again in each epoch. A shorter episode is one padded window; none
+is dropped.
 """
 
 from __future__ import annotations
@@ -46,7 +48,8 @@ class WindowSampler:
         episodes: (n,) indices of the episodes.
         lengths: (n,) their lengths in steps.
         window: T, maximum number of steps of a window that count in the loss.
-        burn_in: maximum number of steps before them that warm up the LSTM and do not count in the loss.
+        burn_in: maximum number of steps before them that warm up the LSTM and do not count in the
+            loss.
         batch_size: B, windows per batch; the last batch of an epoch may hold fewer.
         seed: seed of offsets and order.
         shuffle: False yields the windows in order with offset 0, for evaluation.
@@ -98,7 +101,7 @@ class WindowSampler:
         return Windows(self.episodes[which], start - burn, stop, burn)
 
     def _cut(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the start of each episode's first window (0 or below), and the cumulative number of windows."""
+        """Return the start of each first window (0 or below) and the cumulative window counts."""
         if self._cut_epoch is None or self._cut_epoch[0] != epoch:
             first = np.zeros_like(self.lengths)
             if self.shuffle:
@@ -108,7 +111,7 @@ class WindowSampler:
         return self._cut_epoch[1:]
 
     def _counts(self, lengths: np.ndarray, first: np.ndarray) -> np.ndarray:
-        """Return the number of windows of episodes of these lengths whose first windows start at ``first``."""
+        """Return the number of windows per episode if the first ones start at ``first``."""
         counts: np.ndarray = -(-(lengths - first) // self.window)
         return counts
 
@@ -121,8 +124,9 @@ class SequenceData:
         sampler: sampler of windows of ``episodes``.
         vision: V, which encodes observations.
         action_space: converts actions to features.
-        resident: encoded steps of *all* ``episodes``, kept on the device (see `encode_all`). None reads each window from disk
-            when it is needed, so that memory does not grow with the data.
+        resident: encoded steps of *all* ``episodes``, kept on the device (see `encode_all`). None
+            reads each window from disk when it is needed, so that memory does not grow with the
+            data.
     """
 
     def __init__(
@@ -144,7 +148,7 @@ class SequenceData:
         return self.sampler.num_batches(epoch)
 
     def batch(self, epoch: int, index: int, *, generator: torch.Generator | None = None) -> SequenceBatch:
-        """Build batch ``index`` of ``epoch``; samples its latents from V's posterior with ``generator``."""
+        """Build batch ``index`` of ``epoch`` with latents sampled from V's posterior."""
         windows = self.sampler.batch(epoch, index)
         length = windows.stop - windows.start
         if self.resident is not None:
