@@ -36,7 +36,7 @@ class EpisodeCollection:
         self.observation_space = stores[0].observation_space
         self.action_space = stores[0].action_space
         lengths = np.concatenate([store.lengths for store in stores])
-        self._kept = np.flatnonzero(lengths >= min_length)  # indices into the episodes of all stores
+        self._kept = np.flatnonzero(lengths >= min_length)  # indices into all episodes
         self.lengths = lengths[self._kept]
         self._first = np.cumsum([0] + [len(store) for store in stores])
         if len(self.lengths) == 0:

@@ -44,12 +44,12 @@ def unpack(file: BinaryIO, offset: int, size: int, num_frames: int, into: np.nda
     """
     num_chunks = -(-num_frames // CHUNK)
     table_bytes = 8 * num_chunks
-    table = np.frombuffer(_read(file, offset, table_bytes), dtype="<u4").reshape(num_chunks, 2)
+    table = _read(file, offset, table_bytes).view("<u4").reshape(num_chunks, 2)
     sizes = table[:, 0].astype(np.int64)
     if int(sizes.sum()) + table_bytes != size:
         raise ValueError("the chunk sizes of the packed frames do not add up to their total size")
     first, last = start // CHUNK, (start + len(into) - 1) // CHUNK
-    data = memoryview(_read(file, offset + table_bytes + int(sizes[:first].sum()), int(sizes[first : last + 1].sum())))
+    data = _read(file, offset + table_bytes + int(sizes[:first].sum()), int(sizes[first : last + 1].sum())).data
     position = 0
     for number in range(first, last + 1):
         chunk = data[position : position + int(sizes[number])]
@@ -66,13 +66,22 @@ def _unpack_chunk(chunk: memoryview, num_frames: int, shape: tuple[int, ...]) ->
     return np.frombuffer(data, dtype=np.uint8).reshape(num_frames, *shape)
 
 
-def _read(file: BinaryIO, offset: int, size: int) -> bytes:
+def _read(file: BinaryIO, offset: int, size: int) -> np.ndarray:
+    data = np.empty(size, np.uint8)
     file.seek(offset)
-    parts = []
-    while size > 0:
-        part = file.read(size)
-        if not part:
+    fill(file, data)
+    return data
+
+
+def fill(file: BinaryIO, array: np.ndarray) -> None:
+    """Fill a C-contiguous array with the next bytes of a file.
+
+    Raises:
+        EOFError: if the file ends before the array is full.
+    """
+    view = array.reshape(-1).view(np.uint8).data
+    while len(view):
+        count = file.readinto(view)  # type: ignore[attr-defined]
+        if not count:
             raise EOFError
-        parts.append(part)
-        size -= len(part)
-    return b"".join(parts)
+        view = view[count:]

@@ -108,7 +108,7 @@ def _check_leaf(name: str, leaf: np.ndarray, space: gym.Space[Any]) -> None:
     _check_finite(name, leaf)
     if isinstance(space, spaces.Box):
         is_float = np.issubdtype(space.dtype, np.floating) and np.can_cast(leaf.dtype, space.dtype, casting="same_kind")
-        if not is_float and not _fits(leaf, space.dtype):  # floats may be rounded, integers must keep their value
+        if not is_float and not _fits(leaf, space.dtype):  # only floats may be rounded
             raise ValueError(f"{name}: expected {space.dtype} or values that convert to it exactly, got {leaf.dtype}")
         with np.errstate(over="ignore"):
             _check_finite(f"{name} as {space.dtype}", leaf.astype(space.dtype))

@@ -25,7 +25,7 @@ MAX_HOLD = 100  # steps for which "repeat-long" holds an action at most
 
 
 class RandomPolicy:
-    """Independent random actions, as Gymnasium's ``Space.sample`` draws them.
+    """Independent random actions, sampled by Gymnasium's ``Space.sample``.
 
     Uniform in discrete spaces and between finite bounds. A dimension of a Box without bounds is
     standard normal. One with a single bound is that bound plus or minus a standard exponential.
@@ -256,7 +256,7 @@ def _require_reset(rng: np.random.Generator | None) -> np.random.Generator:
 
 
 class CyclicPolicy:
-    """Fixed actions in a cycle, independent of the observation; a single action is repeated for ever.
+    """Fixed actions in a cycle, independent of the observation.
 
     Args:
         actions: values of the action space.

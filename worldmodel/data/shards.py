@@ -29,7 +29,7 @@ from typing import Any, BinaryIO
 import gymnasium as gym
 import numpy as np
 
-from worldmodel.data.compression import pack, unpack
+from worldmodel.data.compression import fill, pack, unpack
 from worldmodel.data.episode import Episode
 from worldmodel.data.shard_table import COLUMNS, NO_SEED, Leaf, Shard, read_column, read_packed, write_column, write_packed
 from worldmodel.spaces import build_value, is_image, leaf_values, leaves, space_from_json, space_to_json
@@ -160,7 +160,7 @@ class Schema:
         return Shard(name, ends[-1], episode_ids, lengths, seeds, checksums, tuple(ends[:-1]), packed)
 
     def header(self, shard: Shard) -> bytes:
-        """Return the header of ``shard`` as the first bytes of its file."""
+        """Return the header of ``shard``: the first bytes of its file."""
         return self._header(*shard.columns, packed=shard.packed)
 
     def _header(self, *columns: np.ndarray, packed: Mapping[str, np.ndarray]) -> bytes:
@@ -183,7 +183,7 @@ class Schema:
     def read(self, path: Path, shard: Shard, position: int, start: int, stop: int) -> Episode:
         """Read steps [start, stop) of the episode at ``position`` of a shard.
 
-        Only the bytes of these steps are read from the disk, rounded up to chunks where frames are
+        Only the bytes of these steps are read, or the chunks that hold them if frames are
         compressed. The checksum of the episode is verified if the window covers it completely.
 
         Raises:
@@ -322,7 +322,7 @@ def _read_rows(file: BinaryIO, shard: Shard, leaf: Leaf, offset: int, position: 
         unpack(file, offset + int(sizes[:position].sum()), int(sizes[position]), rows, into, start)
         return
     file.seek(offset + (int(shard.starts[position]) + start + leaf.extra * position) * leaf.row_bytes)
-    _fill(file, into)
+    fill(file, into)
 
 
 def _rows(leaf: Leaf, lengths: np.ndarray) -> int:
@@ -331,12 +331,3 @@ def _rows(leaf: Leaf, lengths: np.ndarray) -> int:
 
 def _seed_number(seed: int | None) -> int:
     return NO_SEED if seed is None else int(seed)
-
-
-def _fill(file: BinaryIO, array: np.ndarray) -> None:
-    view = array.reshape(-1).view(np.uint8).data
-    while len(view):
-        count = file.readinto(view)  # type: ignore[attr-defined]
-        if not count:
-            raise EOFError
-        view = view[count:]

@@ -340,7 +340,7 @@ def _salvage(store: EpisodeStore, path: Path, shard: Shard, positions: Sequence[
     if path.is_file():
         shards.set_aside(path, store.path / DAMAGED)
     if episodes:
-        store._write_shard(episodes)  # replaces the old file, under the same name, if only the header was damaged
+        store._write_shard(episodes)  # replaces the old file if only the header was damaged
     if shard.name not in {known.name for known in store._shards}:
         path.unlink(missing_ok=True)
 

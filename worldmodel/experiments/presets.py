@@ -13,8 +13,8 @@ A dash means that the source gives no value. Numbers in brackets refer to the re
 | V: training                     | 1 pass        | 10 passes             | 4,000 updates [3]         |
 | V: batch size                   | -             | 100                   | 128                       |
 | V: optimiser, initial rate      | -             | Adam, 1e-4            | Muon, 3e-3 [3]            |
-| V: free bits                    | -             | 32 nats in total      | 64 nats in total [4]      |
-| V: weight of errors^4           | -             | 0                     | 100 [5]                   |
+| V: free bits                    | -             | 32 nats in total      | 64 nats in total [4, 6]   |
+| V: weight of errors^4           | -             | 0                     | 100 [6]                   |
 | M: hidden units, components     | 512, 5        | 512, 5                | 512, 5                    |
 | M: factorisation                | per dimension | per dimension         | per dimension             |
 | M: training                     | 20 passes     | 400 passes            | 2,000 updates [3]         |
@@ -22,17 +22,17 @@ A dash means that the source gives no value. Numbers in brackets refer to the re
 | M: optimiser, rate              | -             | Adam, 1e-3 decaying   | Muon, 4e-3 to 1e-5 [3]    |
 | M: gradient clipping by value   | -             | 1                     | 1                         |
 | M: termination weight           | -             | 10                    | 10                        |
-| M: termination gradient to LSTM | -             | 1                     | 0.1 [6]                   |
+| M: termination gradient to LSTM | -             | 1                     | 0.1 [7]                   |
 | reward                          | 1 per step    | 1 per step            | predicted by M            |
 | controller: inputs              | z, h, c       | z, h, c               | z, h, c                   |
 | controller: weights             | 1,088         | 1,088, no bias        | latents + 1,024, no bias  |
 | CMA-ES: population, rollouts    | 64, 16        | 64, 16                | 64, 16                    |
 | CMA-ES: initial sigma           | -             | 0.1                   | 0.1                       |
-| CMA-ES: generations             | -             | -                     | 3 [7]                     |
+| CMA-ES: generations             | -             | -                     | 3 [8]                     |
 | CMA-ES: test interval, dreams   | -             | 25, 1,024             | 3, 1,024                  |
-| PPO after CMA-ES                | -             | -                     | 300 iterations [7]        |
+| PPO after CMA-ES                | -             | -                     | 300 iterations [8]        |
 | temperature that transfers      | 1.15          | 1.25                  | 0.1 to 1.3                |
-| end of a dream                  | p > 0.5       | p > 0.5               | sampled, calibrated p [8] |
+| end of a dream                  | p > 0.5       | p > 0.5               | sampled, calibrated p [9] |
 
 | CarRacing                     | paper         | code             | here                    |
 |-------------------------------|---------------|------------------|-------------------------|
@@ -43,7 +43,7 @@ A dash means that the source gives no value. Numbers in brackets refer to the re
 | V: training                   | 1 pass        | 10 passes        | 12,000 updates [3]      |
 | V: batch size                 | -             | 100              | 128                     |
 | V: optimiser, initial rate    | -             | Adam, 1e-4       | Adam, 1e-3              |
-| V: free bits                  | -             | 16 nats in total | 0.5 nats per latent [4] |
+| V: free bits                  | -             | 16 nats in total | 0.5 nats per latent [5] |
 | M: hidden units, components   | 256, 5        | 256, 5           | 256, 5                  |
 | M: factorisation              | per dimension | per dimension    | per dimension           |
 | M: training                   | 20 passes     | 4,000 updates    | 2,500 updates [3]       |
@@ -69,17 +69,18 @@ The reasons, with measurements in dev/LOG.md:
 3. Updates and Muon: passes over the data are not comparable across batch sizes. With Muon, 700
    updates of M reach a loss that 3,000 updates with Adam do not reach, and 800 updates of V replace
    2,000 with Adam.
-4. Free bits: in total, as in the authors' code, V encodes a Doom frame in few latents with little
+4. Free bits in total, as in the authors' code: V then encodes a frame in few latents with little
    noise, and M can predict the jumps of each latent. Per latent, all 64 carry a little information
    under much noise. A new fireball then changes all of them at once, which dreams with independent
-   dimensions hardly ever sample. CarRacing keeps free bits per latent, which a weak M predicts more
-   easily, and Adam for V. Its other numbers for M are those of Doom and were not measured.
-5. Large errors and twice the authors' free bits: V shows six in ten of the fireballs of one or two
-   pixels, not one in seven.
-6. Termination gradient: at weight 1, the LSTM overfits the few terminations in the data.
-7. Search: 3 generations save time; the authors' search took many more. PPO then improves the
+   dimensions hardly ever sample.
+5. Free bits per latent: a weak M predicts such latents more easily. The other numbers for M are
+   those of Doom and were not measured.
+6. Large errors, and twice the authors' free bits: V then shows six in ten of the fireballs of one
+   or two pixels, not one in seven.
+7. Termination gradient: at weight 1, the LSTM overfits the few terminations in the data.
+8. Search: 3 generations save time; the authors' search took many more. PPO then improves the
    controller in short dreams that start from states of real episodes.
-8. Sampled terminations: many fireballs come from outside of the frame or do not kill, so p rarely
+9. Sampled terminations: many fireballs come from outside of the frame or do not kill, so p rarely
    exceeds 0.5 before a termination. If dreams end only at p > 0.5, smaller risks have no cost, and
    the agent learns to take them.
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-SMALLEST_SCALE = 1e-6  # targets with a smaller standard deviation count as constant and get unit scale
-DREAM_MARGIN = 3.0  # distance between the bounds of dreams and the range of the data, in half-ranges
+SMALLEST_SCALE = 1e-6  # targets with a smaller standard deviation get unit scale
+DREAM_MARGIN = 3.0  # distance of the bounds of dreams from the range of the data, in half-ranges
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class DataStatistics:
         change_scale: (D,) standard deviation of z_{t+1} - z_t, the unit of predicted changes.
         reward_mean: (1,) mean reward.
         reward_scale: (1,) standard deviation of the reward, the unit of predicted rewards.
-        latent_low: (D,) lower bound of latents in dreams: far outside of the data, but finite, as M
-            may diverge there.
+        latent_low: (D,) lower bound of latents in dreams: far outside of the data. It keeps dreams
+            finite if M diverges.
         latent_high: (D,) upper bound of latents in dreams.
         reward_low: (1,) lower bound of rewards in dreams, by the same rule; a constant reward stays
             constant.

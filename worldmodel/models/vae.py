@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from worldmodel.models.vision import StateNormalizer, Vision, draw_latent
-from worldmodel.runtime import files
+from worldmodel.runtime import check_integers, files
 from worldmodel.spaces import (
     Value,
     build_value,
@@ -40,16 +40,18 @@ from worldmodel.spaces import (
     space_to_json,
 )
 
-VISION_FORMAT, VISION_VERSION = "worldmodel.vision", 2  # in version 1 the fingerprint was of the whole configuration
+VISION_FORMAT, VISION_VERSION = "worldmodel.vision", 2  # version 1 fingerprints the complete configuration
 VISION_FILE, VISION_WEIGHTS = "vision.json", "vision.safetensors"
 SIDE = 64  # height and width of the network's input, in pixels
 CHANNELS = (32, 64, 128, 256)
 FEATURES = 1024  # outputs of the last convolution, 2 x 2 x 256
 DECODER_CHANNELS = (FEATURES, 128, 64, 32)
 DECODER_KERNELS = (5, 5, 6, 6)
-ENCODING_FIELDS = ("latent_size", "crop_top", "crop_bottom", "crop_left", "crop_right")  # fields that change encodings
+# Fields of `VAEConfig` that change encodings.
+ENCODING_FIELDS = ("latent_size", "crop_top", "crop_bottom", "crop_left", "crop_right")
 ENCODE_IMAGES = 256  # images encoded at once, which bounds memory
-IN_USE = 0.01  # a latent is in use if the variance of its posterior mean over the data is larger (Burda et al. 2016)
+# A latent is in use if the variance of its posterior mean over the data is larger (Burda et al. 2016).
+IN_USE = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +76,7 @@ class VAEConfig:
         crop_right: columns to crop on the right.
 
     Raises:
+        TypeError: if a size is not an integer.
         ValueError: if a field is out of range.
     """
 
@@ -89,16 +92,12 @@ class VAEConfig:
 
     def __post_init__(self) -> None:
         """Validate every field."""
-        if not isinstance(self.latent_size, int) or self.latent_size < 1:
-            raise ValueError(f"latent_size: expected an integer >= 1, got {self.latent_size}")
+        check_integers(self, {"latent_size": 1, "crop_top": 0, "crop_bottom": 0, "crop_left": 0, "crop_right": 0})
         for name in ("kl_tolerance", "large_error_weight", "min_nats"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}: expected a finite number >= 0, got {getattr(self, name)}")
         if self.free_bits not in ("total", "dimension"):
             raise ValueError(f"free_bits: expected 'total' or 'dimension', got {self.free_bits!r}")
-        for name in ("crop_top", "crop_bottom", "crop_left", "crop_right"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 0:
-                raise ValueError(f"{name}: expected an integer >= 0, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -216,8 +215,7 @@ class ConvVAE(Vision):
         """Write V as a directory: ``vision.json`` and ``vision.safetensors``.
 
         Raises:
-            FileExistsError: if ``path`` holds a V and ``overwrite`` is False, or anything else than
-                a V.
+            FileExistsError: if ``path`` holds other files, or a V and ``overwrite`` is False.
             ValueError: if a weight is not finite; nothing is written then.
         """
         self._check_finite()
@@ -365,7 +363,7 @@ class ConvVAE(Vision):
         return image.permute(0, 2, 3, 1).float().sigmoid()
 
     def _encode_small_images(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        image = image.permute(0, 3, 1, 2)  # channels stay innermost in memory, the fastest layout for convolutions
+        image = image.permute(0, 3, 1, 2)  # channels stay innermost in memory, the fastest layout
         for layer in self.convolutions:
             image = layer(image).relu()
         features = image.permute(0, 2, 3, 1).flatten(1)

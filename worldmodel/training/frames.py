@@ -10,10 +10,10 @@ import torch
 from worldmodel.data import EpisodeCollection, permuted
 from worldmodel.models import FrameBatch
 from worldmodel.spaces import leaf_values, leaves
-from worldmodel.training.windows import WindowSampler
+from worldmodel.training.windows import Windows, WindowSampler
 
 WINDOW = 64  # consecutive steps that are read together
-POOL_BATCHES = 64  # batches of frames in memory at once: 200 MB for 64x64 colour frames in batches of 256
+POOL_BATCHES = 64  # batches per pool: 200 MB for 64x64 colour frames in batches of 256
 POOL_BYTES = 2**30  # maximum size of a pool; it holds fewer windows if frames are large
 
 
@@ -79,7 +79,7 @@ class FrameData:
         """Return the cumulative number of batches over the pools of an epoch."""
         if self._counted is None or self._counted[0] != epoch:
             pools = [self._sampler.batch(epoch, number) for number in range(self._sampler.num_batches(epoch))]
-            frames = [int((pool.stop - pool.start + self._is_last(pool.episode, pool.stop)).sum()) for pool in pools]
+            frames = [int(self._frame_counts(pool).sum()) for pool in pools]
             self._counted = epoch, np.cumsum([self._num_batches_of_pool(count) for count in frames])
         return self._counted[1]
 
@@ -87,17 +87,20 @@ class FrameData:
         """Return the number of batches of a pool of ``frames`` frames."""
         return max(1, frames // self._batch_size) if self._shuffle else 1
 
-    def _is_last(self, episode: np.ndarray, stop: np.ndarray) -> np.ndarray:
-        """Return True for windows at an episode's end; they include its last frame."""
-        last: np.ndarray = stop == self._episodes.lengths[episode]
-        return last
+    def _frame_counts(self, pool: Windows) -> np.ndarray:
+        """Return the number of frames of each window of a pool.
+
+        A window at the end of its episode includes the frame after its last step.
+        """
+        counts: np.ndarray = pool.stop - pool.start + (pool.stop == self._episodes.lengths[pool.episode])
+        return counts
 
     def _frames(self, epoch: int, number: int) -> torch.Tensor:
         """Return the frames of a pool; caches the latest pool."""
         if self._pool is None or self._pool[0] != (epoch, number):
             self._pool = None  # frees the old pool first, so that memory holds one
             pool = self._sampler.batch(epoch, number)
-            ends = np.cumsum(pool.stop - pool.start + self._is_last(pool.episode, pool.stop))
+            ends = np.cumsum(self._frame_counts(pool))
             frames, first = np.empty((ends[-1], *self._shape), np.uint8), 0
             for *which, end in zip(pool.episode, pool.start, pool.stop, ends, strict=True):
                 observations = self._episodes.read(*(int(part) for part in which)).observations

@@ -1,10 +1,11 @@
-r"""Calibration of the termination head on held-out episodes, and baselines of the held-out loss.
+r"""Calibration of the termination head, and baselines of the held-out loss.
 
 Terminations are rare, so the termination head overfits its few examples long before the latent head
-has converged. A ``termination_weight`` other than 1 biases its probabilities, too. Platt scaling
-(Platt 1999) replaces the log-odds x by :math:`a x + b` with a > 0. Calibration fixes
-overconfidence; it does not improve ranking. As the head is linear, a and b are merged into its
-weights, so dreams cost the same.
+has converged. A ``termination_weight`` other than 1 also biases its probabilities.
+
+Platt scaling (Platt 1999) replaces the log-odds x by :math:`a x + b` with a > 0, fitted on held-out
+episodes. It fixes overconfidence; it does not improve ranking. As the head is linear, a and b are
+merged into its weights, so dreams take the same time.
 """
 
 from __future__ import annotations
@@ -110,10 +111,12 @@ def calibrate_termination(model: MDNRNN, batches: Iterable[SequenceBatch]) -> di
             terminations.
 
     Returns:
-        ``before`` and ``after``: `termination_scores` without and with calibration, by two-fold
-        cross-validation. ``fitted``: ``scale`` a and ``shift`` b, fitted on all steps. If a half
-        has fewer than `MIN_TERMINATIONS` terminations, the model stays unchanged, with a = 1 and b
-        = 0.
+        - ``before`` and ``after``: `termination_scores` without and with calibration, by two-fold
+          cross-validation.
+        - ``fitted``: ``scale`` a and ``shift`` b, fitted on all steps.
+
+        If a half has fewer than `MIN_TERMINATIONS` terminations, the model stays unchanged, and
+        the scale is 1 and the shift 0.
 
     Raises:
         ValueError: if M has no termination head.
@@ -137,7 +140,7 @@ def calibrate_termination(model: MDNRNN, batches: Iterable[SequenceBatch]) -> di
 
 
 class _Moments:
-    """Sums of second moments of x = [z_t, a_t, 1] and y = z_{t+1} over steps, in float64."""
+    """Second moments of the regressors x = [z_t, a_t, 1] and the target y = z_{t+1}, in float64."""
 
     def __init__(self, batches: Iterable[SequenceBatch]):
         self.count = 0

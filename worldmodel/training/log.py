@@ -60,7 +60,7 @@ def read_metrics(out: str | Path) -> list[dict[str, float]]:
     """
     path = Path(out) / METRICS_FILE
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]  # only the last row of a killed run can be incomplete
+    return [json.loads(line) for line in lines if line.endswith("\n")]  # a kill can cut the last row
 
 
 def _tensorboard_writer(out: Path, update: int) -> Any:

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 OPTIMIZERS = ("adam", "muon")
 MIN_MATRIX_SIZE = 16  # minimum of rows and columns; Adam updates smaller matrices
 MOMENTUM = 0.95
-SPLIT_KERNEL_SIZE = 512  # rows and columns from which a kernel is split: it halves V's update time (dev/LOG.md)
-ADAM_RMS = 0.2  # root mean square of Adam's usual step, in units of the learning rate (Liu et al. 2025)
+# Rows and columns from which a kernel is split. As one matrix, it takes twice the time of V's update
+# (dev/LOG.md).
+SPLIT_KERNEL_SIZE = 512
+ADAM_RMS = 0.2  # root mean square of Adam's usual step per learning rate (Liu et al. 2025)
 NEWTON_SCHULZ, ITERATIONS = (3.4445, -4.7750, 2.0315), 5  # Jordan et al. (2024)
 
 
@@ -44,14 +46,14 @@ class MuonAndAdam(torch.optim.Optimizer):
     Muon's step is the momentum with all singular values set to one. So directions that are rare in
     the gradient are learned as fast as dominant ones. The step is scaled to the root mean square of
     Adam's usual step (Liu et al. 2025, arXiv:2502.16982), so that both can share a learning rate. V
-    and M need a fraction of Adam's updates with it (dev/LOG.md).
+    and M need far fewer updates with it than with Adam (dev/LOG.md).
 
     A convolution kernel (M, N, ...) is updated as one matrix of M rows, or, if that is large, as
     one matrix (M, N) per position of the kernel.
 
     For matrices, the steps are those of `torch.optim.Muon` with ``adjust_lr_fn="match_rms_adamw"``
     and no weight decay. PyTorch's version always computes in bfloat16. On CPUs without bfloat16
-    instructions that takes seconds per update of M at the paper's Doom size (dev/LOG.md).
+    instructions, that takes seconds per update of M at the paper's Doom size (dev/LOG.md).
 
     Args:
         parameters: parameters of the model.

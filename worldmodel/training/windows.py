@@ -101,7 +101,12 @@ class WindowSampler:
         return Windows(self.episodes[which], start - burn, stop, burn)
 
     def _cut(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the start of each first window (0 or below) and the cumulative window counts."""
+        """Return how the episodes are divided in an epoch.
+
+        Returns:
+            (n,) start of the first window of each episode, 0 or below, and (n,) cumulative number
+            of windows.
+        """
         if self._cut_epoch is None or self._cut_epoch[0] != epoch:
             first = np.zeros_like(self.lengths)
             if self.shuffle:
@@ -152,13 +157,14 @@ class SequenceData:
         windows = self.sampler.batch(epoch, index)
         length = windows.stop - windows.start
         if self.resident is not None:
+            steps = self.resident
             first_observation = self._first_observation[windows.episode] + windows.start
             first_step = self._first_step[windows.episode] + windows.start
-            return gather(self.resident, first_observation, first_step, length, windows.burn, generator=generator)
-        parts = [self.episodes.read(*which) for which in zip(windows.episode, windows.start, windows.stop, strict=True)]
-        first_step = np.cumsum(length) - length
-        first_observation = first_step + np.arange(len(length))
-        steps = encode_episodes(parts, self.vision, self.action_space)
+        else:
+            parts = [self.episodes.read(*which) for which in zip(windows.episode, windows.start, windows.stop, strict=True)]
+            steps = encode_episodes(parts, self.vision, self.action_space)
+            first_step = np.cumsum(length) - length
+            first_observation = first_step + np.arange(len(length))
         return gather(steps, first_observation, first_step, length, windows.burn, generator=generator)
 
     def epoch(self, epoch: int, *, generator: torch.Generator | None = None) -> Iterator[SequenceBatch]:
