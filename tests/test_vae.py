@@ -12,7 +12,7 @@ from toy_images import COLOUR, GREY, MIXED, DotEnv, dot_store, random_images
 
 import worldmodel as wm
 from worldmodel.dream import Reality
-from worldmodel.models import MDNRNN, ConvVAE, FrameBatch, VAEConfig
+from worldmodel.models import MDNRNN, ConvVAE, FrameBatch, VAEConfig, vae
 from worldmodel.spaces import leaf_values
 
 
@@ -180,7 +180,7 @@ def test_encoding_in_parts_equals_encoding_at_once(monkeypatch):
     vision, images = make_vae(), random_images(COLOUR, (7,))
     expected = vision.encode(images)
     back = vision.decode(expected[0])
-    monkeypatch.setattr(wm.vae, "ENCODE_IMAGES", 3)
+    monkeypatch.setattr(vae, "ENCODE_IMAGES", 3)
     torch.testing.assert_close(vision.encode(images), expected)
     assert (vision.decode(expected[0]).int() - back.int()).abs().max() <= 1
 
@@ -276,7 +276,7 @@ def test_a_damaged_v_raises(tmp_path):
     (tmp_path / "v" / "vision.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match="damaged one: KeyError: 'config'"):
         ConvVAE.from_pretrained(tmp_path / "v")
-    with pytest.raises(FileNotFoundError, match=r"vision.json: expected a worldmodel.models.vision file, found none"):
+    with pytest.raises(FileNotFoundError, match=r"vision.json: expected a worldmodel.vision file, found none"):
         ConvVAE.from_pretrained(tmp_path)
 
 
