@@ -1,4 +1,4 @@
-"""What M's defaults are worth: held-out losses with each of them turned off, on random data of three environments."""
+"""Ablation of M's defaults: held-out losses without each of them, in three environments."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TERMS = ("nll_per_dim", "reward_nll", "termination_loss")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--updates", type=int, default=600, help="optimiser steps of each run")
-    parser.add_argument("--seeds", type=int, default=2, help="runs of each kind")
+    parser.add_argument("--seeds", type=int, default=2, help="runs per variant")
     parser.add_argument("--out", required=True, help="JSON file for the numbers")
     args = parser.parse_args()
     torch.set_num_threads(1)

@@ -1,11 +1,12 @@
-"""What `DreamVectorEnv.step` costs beside the step of the dreams that it wraps, at 1024 dreams, as a ratio in the same run.
+"""Time of `DreamVectorEnv.step` relative to `Dreams.step`, for 1024 dreams in the same run.
 
     python benchmarks/dream_env.py --out results/dream_env
 
-The core is `Dreams.step` with a torch generator, the environment has ``tensors=True`` and checks its actions. Episodes end
-after 100 steps on average, so that in each step some ten dreams begin anew. The variants take turns in random order, and of
-each the fastest of many short runs counts, as other work on the machine only adds. Models have random weights, which cost what
-trained ones cost.
+`Dreams.step` uses a torch generator. The environment has ``tensors=True`` and validates actions.
+Episodes end after 100 steps on average, so about ten dreams restart in each step. The variants run
+in turns, in random order. The result of each is the fastest of many short runs, as other work on
+the machine can only slow a run down. Models have random weights; trained weights take the same
+time.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ NUM_DREAMS, LIFE, STEPS, TARGET = 1024, 100, 5, 1.15
 
 
 def make_world(latent_size: int, num_actions: int, hidden_size: int) -> wm.WorldModel:
-    """A world model with random weights whose dreams end with probability 1 / `LIFE` at each step."""
+    """Build a random world model whose dreams terminate with probability 1 / `LIFE` per step."""
     torch.manual_seed(0)
     model = MDNRNN(latent_size, num_actions, wm.MDNRNNConfig(hidden_size=hidden_size))
     model.latent_low.fill_(-20.0)
@@ -56,7 +57,7 @@ def make_world(latent_size: int, num_actions: int, hidden_size: int) -> wm.World
 
 
 def variants(world: wm.WorldModel, num_actions: int) -> dict[str, Callable[[], object]]:
-    """One step of each kind, going on from the one before."""
+    """Return a function per variant that performs the next step."""
     dreams = wm.Dreams(world, NUM_DREAMS, temperature=1.15)
     generator, everyone = dreams.generator(0), torch.ones(NUM_DREAMS, dtype=torch.bool)
     state = dreams.start(generator=generator)
@@ -65,7 +66,7 @@ def variants(world: wm.WorldModel, num_actions: int) -> dict[str, Callable[[], o
     def core() -> None:
         nonlocal state
         state, _, _ = dreams.step(state, actions, generator=generator)
-        state = replace(state, alive=everyone)  # the core has no reset: dreams go on for ever
+        state = replace(state, alive=everyone)  # `Dreams.step` has no reset, so no dream may end
 
     steps: dict[str, Callable[[], object]] = {"core": core}
     for name, options in {"env": {}, "env, unchecked": {"check_actions": False}, "env, numpy": {"tensors": False}}.items():
@@ -76,13 +77,13 @@ def variants(world: wm.WorldModel, num_actions: int) -> dict[str, Callable[[], o
 
 
 def measure(steps: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Milliseconds of a step of each kind, the fastest of many short runs in turns."""
+    """Return milliseconds per step of each variant: the fastest of many short runs in turns."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     rng = np.random.default_rng(0)
     for _ in range(repeats):
         for name in rng.permutation(list(steps)):
             step = steps[name]
-            step()  # warms the caches up
+            step()  # warms up the caches
             began = time.perf_counter()
             for _ in range(STEPS):
                 step()

@@ -1,8 +1,8 @@
-"""Pendulum and Acrobot, by the public API: held random actions, a world model, a controller from its dreams, and reality.
+"""Pendulum and Acrobot by the public API: collect, fit, search in dreams, evaluate in reality.
 
     OMP_NUM_THREADS=1 python benchmarks/environments.py --env Pendulum-v1 --seeds 0 1 2
 
-One line of JSON for each seed goes to standard output.
+Prints one line of JSON per seed.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ RECIPES = {
     "Pendulum-v1": {"episodes": 200, "updates": 1200, "hidden": 64, "rollouts": 8, "generations": 40, "sigma": 0.5},
     "Acrobot-v1": {"episodes": 100, "updates": 800, "hidden": 32, "rollouts": 4, "generations": 9, "sigma": 0.3},
 }
-HORIZON = {"Pendulum-v1": 200, "Acrobot-v1": 500}  # the environments' own limits
+HORIZON = {"Pendulum-v1": 200, "Acrobot-v1": 500}  # steps, the time limits of the environments
 POPULATION = 32
 
 
 def run(env: str, policy: str, seed: int, out: Path) -> dict[str, object]:
-    """Collect, fit, search in dreams, look at reality; scores with standard errors."""
+    """Collect, fit, search in dreams and evaluate; return scores with standard errors."""
     recipe, times = RECIPES[env], [time.monotonic()]
     wm.collect(env, out=out / "data", num_episodes=recipe["episodes"], policy=policy, seed=seed)
     times.append(time.monotonic())
@@ -61,10 +61,10 @@ def run(env: str, policy: str, seed: int, out: Path) -> dict[str, object]:
 
 
 def main() -> None:
-    """Print a line for each seed."""
+    """Print a line per seed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", choices=list(RECIPES), required=True)
-    parser.add_argument("--policy", default="repeat", help="of the data: repeat (random actions, held 1 to 10 steps) or random")
+    parser.add_argument("--policy", default="repeat", help="of the collection: repeat (actions held 1 to 10 steps) or random")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments = parser.parse_args()
     torch.set_num_threads(1)

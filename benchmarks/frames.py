@@ -1,11 +1,12 @@
-"""Bytes per frame and frames per second of ways to store 64x64 frames.
+"""Bytes per frame and frames per second of storage formats for 64x64 frames.
 
-Of real episodes, best of three on one thread:
+Frames are from real episodes. Speeds are the best of three runs on one thread.
 
-- codecs in memory (raw, PNG, zlib and zstd, in chunks of several sizes): a chunk at random; "single" is one frame at random,
-  for which its whole chunk must be read;
-- forms on the disk (this library's store, a raw memory map, a Minari data set in HDF5 without loss): a window of 64 frames at
-  random, as training reads, or "single", one frame; Minari reads whole episodes. The files lie in the page cache.
+- Codecs in memory (raw, PNG, zlib and zstd, in chunks of several sizes): reads random chunks.
+  "single" reads single random frames, for which it decodes the complete chunk.
+- Formats on disk (the store of this library, a raw memory map, and a lossless Minari data set in
+  HDF5): reads random windows of 64 frames, as in training. "single" reads single frames. Minari
+  reads complete episodes. The files are in the page cache.
 
     python benchmarks/frames.py --data doom=data/doom car=data/car --out results/frames
 """
@@ -33,8 +34,8 @@ from PIL import Image
 from worldmodel.adapters.minari import to_minari
 from worldmodel.data import EpisodeStore
 
-FRAMES = 2048  # of the codecs
-EPISODES, READS, WINDOW = 12, 300, 64  # of the forms on the disk
+FRAMES = 2048  # for the codecs
+EPISODES, READS, WINDOW = 12, 300, 64  # for the formats on disk
 Codec = tuple[Callable[[np.ndarray], bytes], Callable[[bytes, tuple[int, ...]], np.ndarray]]
 
 
@@ -66,7 +67,7 @@ def codecs() -> dict[str, Codec]:
 
 
 def some_frames(path: str) -> np.ndarray:
-    """The first frames of episodes, an even number of windows of 256."""
+    """Return `FRAMES` frames: the first of each episode, in complete windows of 256."""
     windows = []
     for episode in EpisodeStore.open(path):
         frames = episode.observations
@@ -102,7 +103,7 @@ def measure(frames: np.ndarray, codec: Codec, chunk: int) -> dict[str, float]:
 
 
 def on_disk(path: str, work: Path) -> dict[str, dict[str, float]]:
-    """The first episodes of a store in each form."""
+    """Measure each format on disk with the first episodes of a store."""
     source, store = EpisodeStore.open(path), work / "store"
     episodes = [source.read(index) for index in range(EPISODES)]
     spaces = {"observation_space": source.observation_space, "action_space": source.action_space}
@@ -140,7 +141,7 @@ def on_disk(path: str, work: Path) -> dict[str, dict[str, float]]:
 
 
 def size(path: Path) -> int:
-    """Bytes of a file or of all files below a directory."""
+    """Return the size of a file, or of all files below a directory, in bytes."""
     return sum(file.stat().st_size for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
 
 

@@ -1,8 +1,10 @@
-"""Gradients through a draw and through a dream: bias, noise and cost.
+"""Gradients through mixture samples and through dreams: bias, variance and cost.
 
-The gradient of E[z^2] with respect to a weight of two components a distance apart, by three estimators: the pathwise one of
-`GaussianMixture.rsample`, a straight-through choice of component, and the score function (a hard choice alone gives none).
-Then the time of imagined rollouts with their backward pass, as a ratio to dreaming alone, in the same process.
+First, the gradient of E[z^2] with respect to the weight of one of two components a distance apart,
+by three estimators: the pathwise estimator of `GaussianMixture.rsample`, a straight-through choice
+of the component, and the score function. A hard choice alone has no gradient. Then, the time of
+imagined rollouts with their backward pass, relative to rollouts without gradients in the same
+process.
 
     OMP_NUM_THREADS=1 python benchmarks/gradients.py --out results/gradients
 """
@@ -28,7 +30,11 @@ DRAWS, DREAMS, HORIZON, REPEATS = 1_000_000, 1024, 16, 15
 
 
 def estimates(distance: float, generator: torch.Generator) -> dict[str, dict[str, float]]:
-    """Mean and standard deviation of the gradient by the first of weights 3/4 and 1/4, sigmas 1, in units of the exact one."""
+    """Estimate the gradient with respect to the first logit for weights 3/4 and 1/4 and sigma 1.
+
+    Returns:
+        Mean and standard deviation of each estimator, relative to the exact gradient.
+    """
     mean = torch.tensor([[0.0], [distance]], dtype=torch.float64)  # (K, 1)
     weights = torch.tensor([0.75, 0.25], dtype=torch.float64)
     logits = weights.log().repeat(DRAWS, 1).requires_grad_()
@@ -55,7 +61,7 @@ def estimates(distance: float, generator: torch.Generator) -> dict[str, dict[str
 
 
 def fastest(**works: Callable[[], object]) -> dict[str, float]:
-    """Seconds of the fastest of several runs of each, taken in turns."""
+    """Return seconds of the fastest of several runs of each function, run in turns."""
     times: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(REPEATS):
         for name, work in works.items():
@@ -66,7 +72,7 @@ def fastest(**works: Callable[[], object]) -> dict[str, float]:
 
 
 def world_of(**mdnrnn: object) -> wm.WorldModel:
-    """A world with fresh weights, 4 latents and 2 actions."""
+    """Build a world with random weights, 4 latents and 2 actions."""
     vision = StateNormalizer(gym.spaces.Box(-1.0, 1.0, (4,)))
     model = MDNRNN(4, 2, wm.MDNRNNConfig(hidden_size=128, **mdnrnn))
     return wm.WorldModel(
@@ -75,7 +81,7 @@ def world_of(**mdnrnn: object) -> wm.WorldModel:
 
 
 def costs(**mdnrnn: object) -> dict[str, float]:
-    """Time of imagination, without and with its backward pass, as a ratio to that of a rollout."""
+    """Return the time of imagination without and with its backward pass, relative to a rollout."""
     world = world_of(**mdnrnn)
     dreams, generator = wm.Dreams(world, DREAMS), torch.Generator().manual_seed(0)
     policy = nn.Linear(4 + 128, 2)

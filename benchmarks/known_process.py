@@ -1,10 +1,13 @@
-"""How near does the MDN-RNN come to the entropy of a process that is known? For each factorisation and noise model.
+"""NLL of the MDN-RNN for each option of the mixture, compared with a process of known entropy.
 
-The process is of the model's own family: z_{t+1} is drawn from a mixture whose weights, means and scales depend on (z_t, a_t),
-so its density is known and no model can have a lower expected NLL than its entropy rate. Every batch is fresh, so there is
-nothing to overfit. The true density is computed with `torch.distributions`, which the library does not use. ``gap`` is the mean
-of log p_true - log p_model over held-out steps, per dimension: an estimate of the KL divergence. Its standard error is taken
-over sequences, as the steps of one sequence are not independent.
+The process belongs to the model family: z_{t+1} is sampled from a mixture whose weights, means and
+scales depend on (z_t, a_t). So its density is known, and no model can have a lower expected NLL
+than its entropy rate. Every batch is new, so that overfitting is impossible. The true density is
+computed with `torch.distributions`, which the library does not use.
+
+``gap`` is the mean of log p_true - log p_model over held-out steps, per dimension. It estimates the
+KL divergence. Its standard error is computed over sequences, as the steps of a sequence are not
+independent.
 
     python benchmarks/known_process.py --out results/known_process
 """
@@ -32,9 +35,9 @@ from worldmodel.models import MDNRNN, MDNRNNConfig, SequenceBatch
 
 D, A, K, T = 2, 1, 3, 16
 FIXED_LEVEL, MIN_SCALE, TARGET = 0.3, 1e-3, 0.02
-CENTERS = torch.tensor([[-1.2, -1.2], [0.0, 0.4], [1.2, 1.2]])  # (K, D), along a diagonal: joint modes are correlated
+CENTERS = torch.tensor([[-1.2, -1.2], [0.0, 0.4], [1.2, 1.2]])  # (K, D), on a diagonal, so that joint modes are correlated
 LOG_SCALES = torch.tensor([[-1.6, -0.8], [-0.9, -1.5], [-1.2, -1.0]])  # (K, D)
-CORRELATION = torch.tensor([0.8, -0.7, 0.5])  # (K,), of the noise of ``full``
+CORRELATION = torch.tensor([0.8, -0.7, 0.5])  # (K,), of the noise with type ``full``
 
 
 class Process(NamedTuple):
@@ -44,7 +47,11 @@ class Process(NamedTuple):
     noise_type: NoiseType
 
     def parameters(self, z: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits (N, K) or (N, K, D), means (N, K, D) and Cholesky factors (N, K, D, D) given z (N, D) and action (N, A)."""
+        """Return the mixture parameters given z (N, D) and action (N, A).
+
+        Returns:
+            Logits (N, K) or (N, K, D), means (N, K, D) and Cholesky factors (N, K, D, D).
+        """
         turned = torch.stack([-z[:, 1], z[:, 0]], dim=-1)
         mean = 0.5 * torch.tanh(0.7 * z + 0.7 * turned).unsqueeze(1) + CENTERS * (1 + 0.3 * action.unsqueeze(1))
         tilt = torch.stack([action + z, 0.5 * z, 0.5 - action + 0 * z], dim=1)  # (N, K, D)
@@ -65,7 +72,7 @@ class Process(NamedTuple):
         return logits, mean, scale.unsqueeze(-1) * factor
 
     def sample(self, num_sequences: int, generator: torch.Generator) -> SequenceBatch:
-        """Draw sequences of T steps, from z_0 ~ N(0, 1) and actions uniform in [-1, 1]."""
+        """Sample sequences of T steps, with z_0 ~ N(0, 1) and actions uniform in [-1, 1]."""
         action = 2 * torch.rand(num_sequences, T, A, generator=generator) - 1
         z = [torch.randn(num_sequences, D, generator=generator)]
         for t in range(T):
@@ -73,13 +80,13 @@ class Process(NamedTuple):
             weights = logits.softmax(dim=1).reshape(num_sequences, K, -1).transpose(1, 2)  # (N, 1 or D, K)
             index = torch.multinomial(weights.reshape(-1, K), 1, generator=generator).reshape(num_sequences, 1, -1)
             epsilon = torch.randn(num_sequences, 1, D, 1, generator=generator)
-            outcomes = mean + (factor @ epsilon)[..., 0]  # (N, K, D): what each component would give
+            outcomes = mean + (factor @ epsilon)[..., 0]  # (N, K, D), one sample per component
             z.append(outcomes.gather(1, index.expand(-1, 1, D))[:, 0])
         counted = torch.ones(num_sequences, T, dtype=torch.bool)
         return SequenceBatch(torch.stack(z, dim=1), action, torch.zeros(num_sequences, T), ~counted, counted)
 
     def log_prob(self, batch: SequenceBatch) -> Tensor:
-        """True log p(z_{t+1} | z_t, a_t) of every step in nats, summed over D: (B, T)."""
+        """Compute the true log p(z_{t+1} | z_t, a_t) in nats, summed over D: (B, T)."""
         logits, mean, factor = self.parameters(batch.z[:, :-1].reshape(-1, D), batch.action.reshape(-1, A))
         target = batch.z[:, 1:].reshape(-1, D)
         if self.factorization is Factorization.JOINT:
@@ -92,7 +99,7 @@ class Process(NamedTuple):
 
 
 def train(process: Process, *, steps: int, batch_size: int, hidden_size: int, seed: int) -> MDNRNN:
-    """Train an MDN-RNN on fresh sequences with Adam, the learning rate falling from 5e-3 to 0 as a half cosine."""
+    """Train an MDN-RNN on new sequences with Adam and a cosine learning rate from 5e-3 to 0."""
     generator = torch.Generator().manual_seed(seed)
     fixed = FIXED_LEVEL if process.noise_type is NoiseType.FIXED else None
     config = MDNRNNConfig(
@@ -116,7 +123,7 @@ def train(process: Process, *, steps: int, batch_size: int, hidden_size: int, se
 
 @torch.no_grad()
 def measure(process: Process, model: MDNRNN, *, num_sequences: int, seed: int) -> dict[str, float]:
-    """Compare model and truth on held-out sequences; nats per dimension, standard errors over sequences."""
+    """Compare the model with the true density on held-out sequences, in nats per dimension."""
     batch = process.sample(num_sequences, torch.Generator().manual_seed(seed))
     true = -process.log_prob(batch).mean(dim=1) / D  # (B,)
     nll = model.step_losses(batch).latent.mean(dim=1) / D  # (B,)
@@ -131,13 +138,13 @@ def measure(process: Process, model: MDNRNN, *, num_sequences: int, seed: int) -
 def run(
     process: Process, *, steps: int = 1500, batch_size: int = 128, hidden_size: int = 32, seed: int = 0
 ) -> dict[str, float]:
-    """Train, then measure on 4096 sequences of another seed."""
+    """Train a model, then measure it on 4096 sequences of another seed."""
     model = train(process, steps=steps, batch_size=batch_size, hidden_size=hidden_size, seed=seed)
     return measure(process, model, num_sequences=4096, seed=seed + 1_000_000)
 
 
 def machine() -> dict[str, str | int | None]:
-    """Describe what it ran on: CPU model, cores, versions, commit."""
+    """Describe the machine and the software: CPU model, cores, versions, commit."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line for line in lines if line.startswith("model name")]
@@ -154,7 +161,7 @@ def machine() -> dict[str, str | int | None]:
 
 
 def to_markdown(rows: list[dict[str, str | float]], header: dict[str, object]) -> str:
-    """A table of the rows, in nats per dimension, under the command and the machine."""
+    """Format the rows as a Markdown table in nats per dimension, followed by ``header``."""
     lines = [
         "# NLL against the entropy of a known process",
         "",

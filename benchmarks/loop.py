@@ -1,9 +1,10 @@
-"""The loop on harder environments: agents trained only in dreams, a few rounds, and their real scores.
+"""`iterate` on harder environments: real scores of agents that are trained only in dreams.
 
     OMP_NUM_THREADS=1 python benchmarks/loop.py --env Pendulum-v1 --seeds 0 1 2
 
-One line of JSON for each seed goes to standard output: the rounds, which of them validation chose, and the processor time. With
---out the loops are kept, and an interrupted run goes on; its times are then those since it went on.
+Prints one line of JSON per seed: the rounds, the round with the best validation score, and the
+processor time. With --out, the runs are kept and an interrupted run resumes. Its times then cover
+only the last call.
 """
 
 from __future__ import annotations
@@ -52,11 +53,11 @@ RECIPES: dict[str, dict[str, Any]] = {
         "generations": 40,
     },
 }
-TARGETS = {"Pendulum-v1": -200.0, "LunarLander-v3": 200.0}  # of validation, at which a loop stops
+TARGETS = {"Pendulum-v1": -200.0, "LunarLander-v3": 200.0}  # validation score at which a run stops
 
 
 def run(env: str, seed: int, out: Path) -> dict[str, Any]:
-    """Run one loop; the score that counts is the best round's on episodes that decided nothing."""
+    """Run `iterate` and return its rounds and the best round's unbiased score."""
     began, cpu = time.monotonic(), time.process_time()
     rounds = wm.iterate(env, out=out, target=TARGETS[env], config=wm.IterationConfig(**RECIPES[env]), seed=seed)
     best = best_round(rounds)
@@ -76,16 +77,16 @@ def run(env: str, seed: int, out: Path) -> dict[str, Any]:
 
 
 def _score(scores: Scores) -> list[float]:
-    """Mean and standard error."""
+    """Return mean and standard error."""
     return [round(scores.mean, 1), round(scores.standard_error, 1)]
 
 
 def main() -> None:
-    """Print a line for each seed."""
+    """Print a line per seed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", choices=list(RECIPES), required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--out", type=Path, help="directory for the loops, OUT/ENV-SEED; None: a temporary one")
+    parser.add_argument("--out", type=Path, help="directory for the runs, OUT/ENV-SEED; a temporary one if absent")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     for seed in arguments.seeds:

@@ -1,4 +1,4 @@
-"""The largest difference between M over a sequence and M step by step, over its options, sizes and precisions."""
+"""Largest difference between M over a sequence and M step by step, over all options."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from worldmodel.models import MDNRNN, MDNRNNConfig
 
 @torch.no_grad()
 def difference(config: MDNRNNConfig, *, steps: int, dtype: torch.dtype) -> float:
-    """Largest absolute difference in any output or state of a random model over ``steps`` random steps."""
+    """Return the largest absolute difference in outputs and state of a random model."""
     torch.manual_seed(0)
     model = MDNRNN(8, 3, config).to(dtype).eval()
     z, action = torch.randn(4, steps, 8, dtype=dtype), torch.randn(4, steps, 3, dtype=dtype)
@@ -46,7 +46,7 @@ def main() -> None:
         (64, 512), (1, 2), (True, False), (True, False), Factorization, (False, True)
     ):
         if norm and hidden == 512:
-            continue  # slow, and the same code
+            continue  # slow, and the same code as the small size
         config = MDNRNNConfig(
             hidden_size=hidden,
             num_layers=layers,

@@ -1,8 +1,9 @@
-"""Rare deaths that a model learns by heart: what calibration, dropout and an earlier checkpoint do for the termination head.
+"""Overfitting of rare terminations: effect of calibration, dropout and early stopping.
 
-z is a walk in four dimensions that the action pushes; death comes with log-odds ``3 |z_0| + 2 z_1 - 8.5``. M learns from 150
-episodes; 100 others choose its weights and calibrate its head; 2000 more say how good its probabilities are, against the true
-ones. Nats per step.
+z is a random walk in four dimensions that is driven by the action. Episodes terminate with log-odds
+``3 |z_0| + 2 z_1 - 8.5``. M is trained on 150 episodes. 100 further episodes select the checkpoint
+and calibrate the head. 2000 further episodes compare its probabilities with the true ones, in nats
+per step.
 
     python benchmarks/termination.py --out results/termination
 """
@@ -24,7 +25,7 @@ D, A, T = 4, 2, 100
 
 
 def draw(episodes: int, seed: int) -> tuple[SequenceBatch, torch.Tensor]:
-    """Episodes of 100 steps at most, and the true log-odds of death at each step (B, T)."""
+    """Sample episodes of at most 100 steps and their true log-odds of termination (B, T)."""
     g = torch.Generator().manual_seed(seed)
     z, action = [torch.randn(episodes, D, generator=g)], torch.randn(episodes, T, A, generator=g)
     for t in range(T):
@@ -38,12 +39,12 @@ def draw(episodes: int, seed: int) -> tuple[SequenceBatch, torch.Tensor]:
 
 
 def rows(batch: SequenceBatch, index: torch.Tensor) -> SequenceBatch:
-    """Some of the windows."""
+    """Return a subset of the windows."""
     return SequenceBatch(*(value[index] for value in vars(batch).values()))
 
 
 def train(weight: float, dropout: float, *, updates: int, seed: int) -> dict[str, MDNRNN]:
-    """Train M; the weights that are best in the whole held-out loss, and those that are best in the termination's alone."""
+    """Train M; return the checkpoints with the best loss and termination loss, and the last."""
     data, (held_out, _) = draw(150, 3 * seed)[0], draw(100, 3 * seed + 1)
     torch.manual_seed(seed)
     config = MDNRNNConfig(hidden_size=64, num_components=2, reward_head=False,

@@ -1,11 +1,13 @@
-"""How much memory does training need as the data grow, and what does ``kill -9`` cost?
+"""Peak memory of training for two sizes of data, and resuming after ``kill -9``.
 
-Memory: synthetic stores of two sizes, of wide Box observations in episodes of some hundred steps, are made in a temporary
-directory. `fit` runs on each in a process of its own, reading windows from the disk as it goes, and tells the peak of its
-resident memory. The two peaks must be equal within 10 %, though one store is ten times the other.
+Memory: writes synthetic stores of two sizes to a temporary directory, with wide Box observations
+and episodes of a few hundred steps. `fit` trains on each in a separate process, reads windows from
+disk, and reports its peak resident memory. The two peaks must be equal within 10 %, although one
+store is ten times as large.
 
-Killing: `fit` runs in a process that is killed by ``kill -9`` at random moments and resumed until it is complete. The
-weights must be those of a run that nobody killed, bit for bit, and no kill may cost what was saved before it.
+Kills: `fit` runs in a process that is killed by ``kill -9`` at random times and resumed until it is
+complete. The weights must equal those of an uninterrupted run bit by bit, and no kill may lose a
+saved state.
 
     python benchmarks/training_memory.py --out results/training_memory
 """
@@ -39,7 +41,7 @@ OBSERVATION, ACTION = spaces.Box(-np.inf, np.inf, (WIDTH,), np.float32), spaces.
 
 
 def write_store(path: Path, megabytes: int) -> EpisodeStore:
-    """Append episodes of 200 to 400 steps until the observations are as large as asked."""
+    """Write a store of episodes of 200 to 400 steps with ``megabytes`` of observations."""
     store = EpisodeStore.create(path, observation_space=OBSERVATION, action_space=ACTION)
     rng = np.random.default_rng(megabytes)
     written = 0
@@ -65,7 +67,7 @@ def write_store(path: Path, megabytes: int) -> EpisodeStore:
 
 
 def train(store: Path, out: Path, updates: int) -> WorldModel:
-    """Fit a small model to a store, going on where an earlier call was killed."""
+    """Fit a small model to a store; resumes an interrupted run."""
     torch.set_num_threads(1)
     return fit(
         store,
@@ -77,7 +79,10 @@ def train(store: Path, out: Path, updates: int) -> WorldModel:
 
 
 def peak_megabytes() -> float:
-    """Peak resident memory of this process; Linux's ``ru_maxrss`` would count the parent's, so its own mark is read there."""
+    """Return the peak resident memory of this process in MB.
+
+    On Linux, ``ru_maxrss`` includes the parent's peak, so this reads ``VmHWM`` there.
+    """
     status = Path("/proc/self/status")
     if status.exists():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
@@ -86,12 +91,12 @@ def peak_megabytes() -> float:
 
 
 def child(store: Path, out: Path, updates: int) -> list[str]:
-    """Command of a process that trains and prints its peak memory."""
+    """Return the command of a process that trains and prints its peak memory."""
     return [sys.executable, __file__, "--child", str(store), str(out), str(updates)]
 
 
 def measure_memory(folder: Path, megabytes: int, updates: int) -> dict[str, float | int]:
-    """Make a store, train on it in a fresh process, and delete it."""
+    """Write a store, train on it in a new process, and delete it."""
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         store = write_store(Path(temporary) / "store", megabytes)
         size = sum(file.stat().st_size for file in store.path.rglob("*") if file.is_file()) / 1e6
@@ -103,13 +108,13 @@ def measure_memory(folder: Path, megabytes: int, updates: int) -> dict[str, floa
 
 
 def saved_update(out: Path) -> int:
-    """Updates in the state file; 0 without one."""
+    """Return the update of the saved state; 0 if there is none."""
     path = out / "training" / "state.safetensors"
     return json.loads(files.load_tensors(path)[1]["state"])["state"]["update"] if path.exists() else 0
 
 
 def measure_kills(folder: Path, updates: int) -> dict[str, object]:
-    """Kill a run at random moments until it is complete; compare it with one that nobody killed."""
+    """Kill and resume a run until it is complete; compare it with an uninterrupted run."""
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         store = write_store(Path(temporary) / "store", 5).path
@@ -117,7 +122,7 @@ def measure_kills(folder: Path, updates: int) -> dict[str, object]:
         out, saved = Path(temporary) / "killed", [0]
         while not (out / WORLD_FILE).is_file():
             process = subprocess.Popen(child(store, out, updates), stdout=subprocess.DEVNULL)
-            while process.poll() is None and saved_update(out) == saved[-1]:  # let it get further than the one before
+            while process.poll() is None and saved_update(out) == saved[-1]:  # wait for progress since the last kill
                 time.sleep(0.05)
             time.sleep(rng.uniform(0.0, 2.0))
             if process.poll() is None:
@@ -137,7 +142,7 @@ def measure_kills(folder: Path, updates: int) -> dict[str, object]:
 
 
 def main() -> int:
-    """Measure both and write result.json."""
+    """Measure memory and kills, and write result.json."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--out", type=Path, help="directory for result.json")
     parser.add_argument("--megabytes", type=int, nargs=2, default=[200, 2000], help="sizes of the stores (default: 200 2000)")

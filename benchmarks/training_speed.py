@@ -1,9 +1,11 @@
-"""Steps per second of M's training at three sizes: the obvious way against what `MDNRNN.loss` does, as ratios.
+"""Training speed of M at three sizes: `MDNRNN.loss` relative to the straightforward implementation.
 
-The obvious way is `nn.LSTM`, the mixture's ``log_prob`` and autograd (`MDNRNN.step_losses`). A variant's time is that of whole
-updates (loss, backward, clipping, Adam). "memory kept" is after `keep_freed_memory`, in a process of its own. Within
-a process the variants take turns, and each keeps its best time. In "doom, padded" windows hold 100 to 500 steps of 500, as
-episodes of that game do, and only these are counted; elsewhere all windows are full.
+The straightforward implementation ("obvious") uses `nn.LSTM`, the ``log_prob`` of the mixture and
+autograd (`MDNRNN.step_losses`). Speeds are steps per second of complete updates (loss, backward,
+clipping, Adam). "memory kept" is after `keep_freed_memory`, in a separate process. Within a
+process, the variants run in turns and the best time of each counts. In "doom, padded", windows hold
+100 to 500 steps of 500, as in that game, and only these steps count. Elsewhere all windows are
+full.
 
     python benchmarks/training_speed.py --threads 2 --out results/training_speed
 """
@@ -38,7 +40,7 @@ VARIANTS = ("obvious, float32", "obvious, bfloat16", "loss, float32", "loss, bfl
 
 
 def make(size: str) -> tuple[MDNRNN, SequenceBatch]:
-    """A model with fresh weights, and a batch of noise."""
+    """Build a model with random weights and a batch of noise."""
     d, a, hidden, b, t = SIZES[size]
     torch.manual_seed(0)
     model = MDNRNN(d, a, MDNRNNConfig(hidden_size=hidden, num_components=5))
@@ -49,7 +51,7 @@ def make(size: str) -> tuple[MDNRNN, SequenceBatch]:
 
 
 def obvious_loss(model: MDNRNN, batch: SequenceBatch) -> Tensor:
-    """The loss by `nn.LSTM`, `log_prob` and autograd."""
+    """Compute the loss by `nn.LSTM`, `log_prob` and autograd."""
     ours, mdnrnn.run_lstm = mdnrnn.run_lstm, lambda lstm, inputs, state, lengths: lstm(inputs, state)
     try:
         losses = model.step_losses(batch)
@@ -59,7 +61,7 @@ def obvious_loss(model: MDNRNN, batch: SequenceBatch) -> Tensor:
 
 
 def updates(model: MDNRNN, batch: SequenceBatch) -> dict[str, Callable[[], None]]:
-    """A function for each variant that does one update."""
+    """Return a function per variant that performs one update."""
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
 
     def update(loss: Callable[[], Tensor], half: bool) -> None:
@@ -75,7 +77,7 @@ def updates(model: MDNRNN, batch: SequenceBatch) -> dict[str, Callable[[], None]
 
 
 def measure(size: str, rounds: int, clock: Callable[[], float]) -> dict[str, float]:
-    """Steps per second of each variant: the best of some rounds, in each of which all take their turn."""
+    """Return steps per second of each variant: the best of several rounds in turns."""
     model, batch = make(size)
     best = dict.fromkeys(VARIANTS, float("inf"))
     for _ in range(rounds):
@@ -87,7 +89,7 @@ def measure(size: str, rounds: int, clock: Callable[[], float]) -> dict[str, flo
 
 
 def child(size: str, rounds: int, threads: int, clock: str, keep: bool) -> dict[str, float]:
-    """`measure` in a process of its own."""
+    """Run `measure` in a separate process."""
     command = [sys.executable, __file__, "--size", size, "--rounds", str(rounds), "--threads", str(threads), "--clock", clock]
     result = subprocess.run([*command, *["--keep"][:keep]], capture_output=True, text=True, check=True)
     return json.loads(result.stdout)
@@ -100,8 +102,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="directory for result.json")
     parser.add_argument("--size", choices=SIZES, help="only this size, in this process, as JSON on standard output")
     parser.add_argument("--keep", action="store_true", help="keep freed memory, with --size")
-    parser.add_argument("--rounds", type=int, default=5, help="times that each variant is measured")
-    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: with one thread on a machine that others use")
+    parser.add_argument("--rounds", type=int, default=5, help="measurements per variant")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: for one thread on a shared machine")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -121,7 +123,7 @@ def main() -> None:
         }
         for name, speed in rows.items():
             print(f"{size:12s} {name:36s} {speed:8.0f} steps/s, {speed / base:.2f}", flush=True)
-        if args.out:  # after each size, as the whole takes minutes
+        if args.out:  # after each size, as the benchmark takes minutes
             args.out.mkdir(parents=True, exist_ok=True)
             (args.out / "result.json").write_text(json.dumps(content, indent=2) + "\n")
 

@@ -1,8 +1,8 @@
-"""How fast V trains, against the same layers written the obvious way, in float32 and bfloat16; images per second.
+"""Training speed of V relative to a straightforward implementation, in float32 and bfloat16.
 
-The obvious way is channels first in memory, and the first transposed convolution, of a single pixel, as one. A step is loss,
-its gradient and Adam's update on random 64x64 frames. Seconds are of CPU time, best of several in turn, so that the ratios hold
-on a machine that others use.
+The straightforward implementation stores channels first and computes the transposed convolution of
+a single pixel as one. A step is loss, gradient and Adam's update on random 64x64 frames. Times are
+CPU times, the best of several rounds in turns, so that the ratios also hold on a shared machine.
 
     python benchmarks/vae.py --out results/vae
 """
@@ -28,10 +28,10 @@ ROUNDS = 6
 
 
 class ObviousVAE(ConvVAE):
-    """The same numbers, the obvious way."""
+    """The same computation in a straightforward implementation."""
 
     def decode_images(self, latents: Tensor) -> Tensor:
-        """Decode channels first."""
+        """Decode with channels first in memory."""
         image = self.expand(latents)[:, :, None, None]
         for layer in self.deconvolutions[:-1]:
             image = layer(image).relu()

@@ -1,4 +1,4 @@
-"""The trivial predictors against direct least squares in NumPy and likelihoods by hand."""
+"""The baselines against least squares in NumPy and likelihoods by hand."""
 
 import math
 
@@ -11,7 +11,7 @@ from worldmodel.training import baseline_nll
 
 
 def batches(count, seed, *, offset=0.0):
-    """A linear process z' = 0.8 z + M a + 0.3 + noise, with masked steps that hold rubbish."""
+    """Sample a linear process z' = 0.8 z + M a + 0.3 + noise, with arbitrary values in masked steps."""
     generator = torch.Generator().manual_seed(seed)
     result = []
     for _ in range(count):
@@ -62,7 +62,7 @@ def test_repeat_last_by_hand():
     assert result["repeat_last"] == pytest.approx(0.5 + 0.5 * math.log(2 * math.pi * 2.5), abs=1e-6)
 
 
-def test_a_constant_dimension_costs_what_the_floor_costs():
+def test_a_constant_dimension_has_the_variance_of_the_floor():
     ends = torch.zeros(2, 9, dtype=torch.bool)
     batch = SequenceBatch(torch.full((2, 10, 1), 4.0), torch.zeros(2, 9, 1), torch.zeros(2, 9), ends, ~ends)
     result = baseline_nll([batch], [batch], min_scale=torch.tensor([0.01]))
@@ -70,7 +70,7 @@ def test_a_constant_dimension_costs_what_the_floor_costs():
     assert result == pytest.approx({"repeat_last": expected, "linear_gaussian": expected}, abs=1e-3)
 
 
-def test_collinear_one_hot_actions_are_no_trouble():
+def test_collinear_one_hot_actions_give_finite_results():
     parts = batches(4, 0)
     for batch in parts:
         batch.action.copy_(torch.nn.functional.one_hot((batch.action[..., 0] > 0).long(), 2))  # sums to the constant 1
@@ -90,7 +90,7 @@ def test_steps_outside_the_mask_do_not_count():
 
 
 @pytest.mark.parametrize("name", ["train", "test"])
-def test_no_step_is_an_error(name):
+def test_batches_without_steps_raise(name):
     given = {"train": batches(1, 0), "test": batches(1, 1)} | {name: []}
     with pytest.raises(ValueError, match=f"{name}: expected at least one step, got none"):
         baseline_nll(given["train"], given["test"], min_scale=torch.full((3,), 0.1))

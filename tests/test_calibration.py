@@ -1,4 +1,4 @@
-"""Calibration of the termination head: two numbers that give back the probabilities, and what is measured before and after."""
+"""Calibration of the termination head: the fitted scale and shift, and the scores before and after."""
 
 import dataclasses
 import math
@@ -13,14 +13,14 @@ N = 200_000
 
 
 def draw(a, b, seed=0):
-    """Log-odds x, and endings with the log-odds a x + b."""
+    """Sample log-odds x and terminations with the log-odds a x + b."""
     g = torch.Generator().manual_seed(seed)
     x = -3 + 2 * torch.randn(N, generator=g, dtype=torch.float64)
     return x, (torch.rand(N, generator=g, dtype=torch.float64) < (a * x + b).sigmoid()).double()
 
 
 @pytest.mark.parametrize(("a", "b"), [(1.0, 0.0), (0.3, -2.0), (1.5, 2.3), (1.0, -math.log(10))])
-def test_the_two_numbers_are_found(a, b):
+def test_platt_scaling_finds_scale_and_shift(a, b):
     found = platt_scaling(*draw(a, b))
     assert found == pytest.approx((a, b), abs=0.06)
 
@@ -30,7 +30,7 @@ def test_the_scale_stays_positive_where_the_head_is_wrong():
     assert 0 < scale < 0.01
 
 
-def test_endings_that_can_be_told_apart_perfectly_give_finite_numbers():
+def test_perfectly_separable_terminations_give_finite_numbers():
     x = torch.linspace(-1, 1, 100, dtype=torch.float64)
     scale, shift = platt_scaling(x, (x > 0.5).double())
     assert 1 < scale < 1e4
@@ -52,7 +52,7 @@ def test_scores_are_their_definitions():
 
 
 def make_model_and_batch(batch_size=200, steps=50, distort=(4.0, 8.0)):
-    """Endings with the log-odds 2 z_0 - 3, and a head that says ``distort`` of them: scale and shift."""
+    """Sample terminations with the log-odds 2 z_0 - 3 and a head with a wrong scale and shift, ``distort``."""
     torch.manual_seed(0)
     model = MDNRNN(2, 1, MDNRNNConfig(hidden_size=4)).eval()
     z = torch.randn(batch_size, steps + 1, 2)
@@ -65,7 +65,7 @@ def make_model_and_batch(batch_size=200, steps=50, distort=(4.0, 8.0)):
     return model, SequenceBatch(z, zeros.unsqueeze(-1), zeros, torch.rand(batch_size, steps) < true.sigmoid(), mask)
 
 
-def test_a_distorted_head_is_mended_and_nothing_else_is_touched():
+def test_calibration_fixes_a_distorted_head_and_changes_nothing_else():
     model, batch = make_model_and_batch()
     others = {name: value.clone() for name, value in model.state_dict().items() if "termination" not in name}
     report = calibrate_termination(model, [batch])
@@ -79,7 +79,7 @@ def test_a_distorted_head_is_mended_and_nothing_else_is_touched():
     assert termination_scores(*termination_logits(model, [batch]))["nll"] == pytest.approx(report["after"]["nll"], abs=0.005)
 
 
-def test_the_report_is_of_numbers_fitted_on_the_other_half():
+def test_scores_after_calibration_are_cross_validated():
     model, batch = make_model_and_batch()
     logits, ended = termination_logits(model, [batch])
     half = len(ended) // 2
@@ -89,7 +89,7 @@ def test_the_report_is_of_numbers_fitted_on_the_other_half():
     assert calibrate_termination(model, [batch])["after"] == expected
 
 
-def test_too_few_endings_change_nothing():
+def test_too_few_terminations_change_nothing():
     model, batch = make_model_and_batch(batch_size=4, steps=5)
     before = model.termination_head.weight.clone()
     report = calibrate_termination(model, [batch])
@@ -105,7 +105,7 @@ def test_steps_that_do_not_count_do_not_matter():
     assert calibrate_termination(one, [batch]) == calibrate_termination(other, [changed])
 
 
-def test_a_model_without_the_head_is_refused():
+def test_a_model_without_a_termination_head_raises():
     model = MDNRNN(2, 1, MDNRNNConfig(hidden_size=4, termination_head=False))
     with pytest.raises(ValueError, match="expected a termination head"):
         calibrate_termination(model, [make_model_and_batch()[1]])

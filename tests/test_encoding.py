@@ -299,7 +299,7 @@ def test_short_episodes_are_left_out_where_asked(tmp_path):
     episodes = EpisodeCollection.open(tmp_path / "data", min_length=8)
     assert episodes.lengths.tolist() == [8, 11, 14]
     assert episodes.read(0).observations[0].tolist() == [2, 0]
-    with pytest.raises(ValueError, match="expected at least one episode of 15 steps to train on, got none"):
+    with pytest.raises(ValueError, match="expected at least one episode of at least 15 steps to train on, got none"):
         EpisodeCollection.open(tmp_path / "data", min_length=15)
     with pytest.raises(ValueError, match="min_length: expected an integer >= 1"):
         wm.DataConfig(min_length=0)

@@ -1,4 +1,4 @@
-"""The Episode record and its validation."""
+"""The `Episode` record and its validation."""
 
 import dataclasses
 
@@ -36,12 +36,12 @@ def test_the_length_is_the_number_of_steps():
     ("changes", "message"),
     [
         ({"rewards": np.zeros(0)}, "episode 9 rewards: expected at least one step"),
-        ({"actions": np.zeros((4, 2), int)}, "episode 9 actions: expected 3 rows, as there are 3 rewards, got 4"),
+        ({"actions": np.zeros((4, 2), int)}, "episode 9 actions: expected 3 rows for 3 rewards, got 4"),
         ({"terminations": np.zeros(2, bool)}, "episode 9 terminations: expected 3 rows"),
         ({"observations": {"x": np.zeros((4, 2)), "m": np.zeros(3, int)}}, "episode 9 observations m: expected 4 rows"),
     ],
 )
-def test_lengths_that_do_not_fit_are_refused(changes, message):
+def test_lengths_that_do_not_match_raise(changes, message):
     with pytest.raises(ValueError, match=message):
         make(**changes)
 
@@ -73,7 +73,7 @@ def bad(value, step, rows=4, width=2):
             {"observations": {"x": np.zeros((4, 2), complex), "m": np.zeros(4, int)}},
             "observations x: expected float32 .*got complex",
         ),
-        ({"observations": {"x": np.zeros((4, 2)), "m": np.zeros(4)}}, "observations m: expected whole numbers"),
+        ({"observations": {"x": np.zeros((4, 2)), "m": np.zeros(4)}}, "observations m: expected integers"),
         ({"observations": {"x": np.zeros((4, 2)), "m": np.array([0, 1, 2, 3])}}, "observations m: .*got 3 at step 3"),
         ({"actions": np.array([[0, 0], [0, 2], [0, 0]])}, r"actions: .*got \[0 2\] at step 1"),
         ({"actions": np.array([[0, 0], [-1, 0], [0, 0]])}, r"actions: .*at step 1"),
@@ -90,13 +90,13 @@ def test_check_episode_names_episode_leaf_and_step(changes, message):
         check_episode(make(**changes), OBSERVATION, ACTION)
 
 
-def test_check_episode_takes_what_an_environment_gives():
+def test_check_episode_accepts_the_values_of_an_environment():
     check_episode(make(), OBSERVATION, ACTION)
     for episode in rollouts(EnvConfig(nested_env, max_steps=5), episode_ids=range(3), seed=0):
         check_episode(episode, NESTED_OBSERVATION, NESTED_ACTION)
 
 
-def test_whole_numbers_that_fit_a_narrower_box_are_taken_and_others_not():
+def test_integers_are_accepted_only_if_the_dtype_of_the_box_holds_them():
     image = spaces.Box(0, 255, (2,), np.uint8)
     check_episode(dataclasses.replace(make(), observations=np.full((4, 2), 255)), image, ACTION)
     with pytest.raises(ValueError, match="expected uint8"):
@@ -120,7 +120,7 @@ def test_stack_values_copies():
         (np.float16, np.array([1e20, 0.0], np.float32)),
     ],
 )
-def test_values_that_the_space_cannot_hold_are_refused_rather_than_changed(dtype, values):
+def test_values_that_the_space_cannot_hold_raise(dtype, values):
     low, high = (-128, 127) if dtype is np.int8 else (-np.inf, np.inf)
     observations = np.broadcast_to(values, (4, 2))
     with pytest.raises(ValueError, match="episode 9 observations"):

@@ -1,4 +1,4 @@
-"""The layer for half precision is `nn.LSTM`: outputs, states and gradients."""
+"""`HalfPrecisionLayer` equals `nn.LSTM`: outputs, states and gradients."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def draw(*shape, seed=1, dtype=torch.float64):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
-def test_in_float64_it_is_nn_lstm():
+def test_the_layer_equals_nn_lstm_in_float64():
     lstm, x, h, c = make(), draw(B, T, X).requires_grad_(), draw(B, H, seed=2), draw(B, H, seed=3)
     h.requires_grad_()
     c.requires_grad_()
@@ -35,7 +35,7 @@ def test_in_float64_it_is_nn_lstm():
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
 
-def test_rows_stop_at_their_lengths():
+def test_rows_keep_their_state_after_their_length():
     lstm, x, h, c = make(), draw(B, T, X).requires_grad_(), draw(B, H, seed=2), draw(B, H, seed=3)
     h.requires_grad_()
     c.requires_grad_()
@@ -64,7 +64,7 @@ def test_rows_stop_at_their_lengths():
 
 @pytest.mark.parametrize("num_layers", [1, 2])
 @pytest.mark.parametrize("given", [False, True])
-def test_under_autocast_it_is_nn_lstm_up_to_rounding(num_layers, given):
+def test_run_lstm_under_autocast_equals_nn_lstm_up_to_rounding(num_layers, given):
     lstm, x = make(num_layers, torch.float32), draw(B, T, X, dtype=torch.float32)
     state = tuple(draw(num_layers, B, H, seed=seed, dtype=torch.float32) for seed in (2, 3)) if given else None
     expected, last = run_lstm(lstm, x, state)
@@ -97,7 +97,7 @@ def test_long_memory_survives_half_precision():
     torch.testing.assert_close(cell, torch.full_like(cell, torch.tensor(6.0).sigmoid() ** 500), rtol=1e-3, atol=0)
 
 
-def test_a_second_backward_is_refused():
+def test_a_second_backward_raises():
     lstm, x = make(), draw(B, T, X)
     with torch.autocast("cpu", torch.bfloat16):
         output, _ = run_lstm(lstm.float(), x.float())
@@ -106,7 +106,7 @@ def test_a_second_backward_is_refused():
         output.sum().backward()
 
 
-def test_inputs_and_states_are_not_written_to():
+def test_inputs_and_states_are_not_changed():
     lstm, x, h, c = make(), draw(B, T, X), draw(1, B, H), draw(1, B, H)
     lstm, values = lstm.float(), [tensor.float() for tensor in (x, h, c)]
     before = [tensor.clone() for tensor in values]

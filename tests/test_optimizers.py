@@ -1,4 +1,4 @@
-"""Muon for matrices and Adam for all else: what each parameter's step is, and that a run with it resumes."""
+"""Muon for matrices and Adam for all other parameters: steps, and resuming."""
 
 import math
 import os
@@ -82,14 +82,14 @@ def test_orthogonalize_keeps_singular_vectors(shape):
 
 
 @pytest.mark.parametrize("shape", [(7,), (1, 64), (64, 15), (15, 15), (2, 3, 4, 4), (15, 3, 4, 4)])
-def test_all_else_moves_as_under_adam(shape):
+def test_other_parameters_move_as_under_adam(shape):
     one, two = nn.Parameter(torch.ones(shape)), nn.Parameter(torch.ones(shape))
     mixed = make_optimizer("muon", [nn.Parameter(torch.ones(20, 20)), one], learning_rate=0.1)
     adam = torch.optim.Adam([two], lr=0.1)
     assert torch.equal(follow(mixed, one, gradients(shape)), follow(adam, two, gradients(shape)))
 
 
-def test_the_rate_of_the_group_counts_for_both():
+def test_the_learning_rate_of_the_group_applies_to_both():
     matrix, vector = nn.Parameter(torch.ones(20, 20)), nn.Parameter(torch.ones(5))
     optimizer = make_optimizer("muon", [matrix, vector], learning_rate=0.1)
     optimizer.param_groups[0]["lr"] = 0.0
@@ -118,7 +118,7 @@ def test_a_closure_is_called_with_gradients():
 
 
 @pytest.mark.parametrize("at", [8, 30])
-def test_ctrl_c_and_resume_with_muon_equals_never_stopping(walks, tmp_path, at):  # noqa: F811
+def test_ctrl_c_and_resuming_with_muon_equals_an_uninterrupted_run(walks, tmp_path, at):  # noqa: F811
     def stop(progress):
         if progress.update == at:
             os.kill(os.getpid(), signal.SIGINT)
@@ -142,7 +142,7 @@ def test_a_run_with_muon_is_not_resumed_with_adam(walks, tmp_path):  # noqa: F81
         run(walks, tmp_path, model=model, config=replace(CONFIG, num_updates=6), resume=True)
 
 
-def test_bad_names_are_refused():
+def test_unknown_names_raise():
     with pytest.raises(ValueError, match=r"optimizer: expected one of .*, got 'sgd'"):
         TrainingConfig(optimizer="sgd")
     with pytest.raises(ValueError, match=r"optimizer: expected one of .*, got 'sgd'"):

@@ -1,4 +1,4 @@
-"""Frames packed in a store: windows, damage and its repair, raw shards of earlier versions."""
+"""Compressed frames in a store: windows, damage and repair, uncompressed shards of version 1."""
 
 import importlib
 import io
@@ -63,7 +63,7 @@ def create(path, *groups):
 
 
 def create_raw(path, monkeypatch, *groups):
-    """A store as version 1 wrote it."""
+    """Write a store in the format of version 1."""
     with monkeypatch.context() as context:
         context.setattr(shards, "is_image", lambda space: False)
         return create(path, *groups)
@@ -87,9 +87,9 @@ def test_a_window_reads_its_own_chunks_only(chunks_of_4):
     class Counting(io.BytesIO):
         count = 0
 
-        def read(self, size=-1):
-            self.count += size
-            return super().read(size)
+        def readinto(self, buffer):
+            self.count += len(buffer)
+            return super().readinto(buffer)
 
     file, window = Counting(data), np.empty((3, 10, 9, 3), np.uint8)
     unpack(file, 0, len(data), 40, window, 21)
@@ -97,7 +97,7 @@ def test_a_window_reads_its_own_chunks_only(chunks_of_4):
     assert file.count < 0.2 * len(data)
 
 
-def test_packed_episodes_and_windows_of_them_come_back_bit_by_bit(tmp_path, chunks_of_4):
+def test_packed_episodes_and_their_windows_are_read_back_bit_by_bit(tmp_path, chunks_of_4):
     create(tmp_path)
     store = EpisodeStore.open(tmp_path)
     for episode, expected in zip(store, EPISODES, strict=True):
@@ -117,13 +117,13 @@ def test_a_packed_shard_is_a_smaller_safetensors_file(tmp_path, monkeypatch):
     assert safetensors.numpy.load_file(packed)["observations/screen"].dtype == np.uint8
 
 
-def test_the_fingerprint_is_of_the_images_and_not_of_how_they_are_packed(tmp_path, monkeypatch):
+def test_the_fingerprint_does_not_depend_on_compression(tmp_path, monkeypatch):
     packed, raw = create(tmp_path / "packed"), create_raw(tmp_path / "raw", monkeypatch)
     monkeypatch.setattr(compression, "LEVEL", 1)
     assert packed.fingerprint == raw.fingerprint == create(tmp_path / "other").fingerprint
 
 
-def test_raw_shards_of_version_1_are_read_and_packed_ones_added_beside_them(tmp_path, monkeypatch):
+def test_shards_of_version_1_are_read_and_packed_ones_can_be_added(tmp_path, monkeypatch):
     create_raw(tmp_path, monkeypatch, EPISODES[:2])
     store = EpisodeStore.open(tmp_path)
     store.append(EPISODES[2:])
@@ -158,18 +158,18 @@ def test_any_flipped_byte_is_found_and_costs_at_most_one_episode(tmp_path, mask,
         shutil.rmtree(copy)
 
 
-def test_a_window_of_damaged_frames_is_refused_and_the_rest_of_the_episode_is_read(tmp_path, chunks_of_4):
+def test_a_window_of_damaged_frames_raises_and_the_rest_of_the_episode_is_read(tmp_path, chunks_of_4):
     store = create(tmp_path, EPISODES)
     (path,) = shard_paths(tmp_path)
     packed = pack(EPISODES[1].observations["screen"])
     offset = path.read_bytes().index(packed)
     flip(path, offset + len(packed) - 3)  # in the last of six chunks
-    message = rf"{path.name}: expected episode 1 whole, got a damaged one: frames from 20 on do not match.* repair"
+    message = rf"{path.name}: expected an undamaged episode 1, .*: the chunk that starts at frame 20 does not match.* repair"
     with pytest.raises(ValueError, match=message):
         store.read(1, 19, 23)
     assert_same(store.read(1, 2, 18), replace_window(EPISODES[1], 2, 18))
     flip(path, offset)
-    with pytest.raises(ValueError, match="the sizes of the packed frames do not add up"):
+    with pytest.raises(ValueError, match="the chunk sizes of the packed frames do not add up"):
         store.read(1, 0, 3)
 
 
@@ -179,7 +179,7 @@ def replace_window(episode, start, stop):
 
 
 @pytest.mark.parametrize("share", [0.4, 0.8, 0.99])
-def test_a_cut_shard_gives_what_is_whole(tmp_path, share):
+def test_repair_keeps_the_undamaged_episodes_of_a_cut_shard(tmp_path, share):
     create(tmp_path)
     path = shard_paths(tmp_path)[0]
     with open(path, "r+b") as file:

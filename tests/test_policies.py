@@ -21,7 +21,7 @@ def flat(values):
 
 
 @pytest.mark.parametrize("name", ["random", "repeat", "repeat-long", "sweep", "brownian"])
-def test_actions_are_in_the_space_and_follow_from_the_generator_alone(name):
+def test_actions_are_in_the_space_and_depend_only_on_the_generator(name):
     space = {"brownian": BOX, "sweep": spaces.Discrete(5, start=2)}.get(name, NESTED_ACTION)
     space.seed(1)
     one, other = make_policy(name, space), make_policy(name, space)
@@ -60,7 +60,7 @@ def test_log_uniform_holds_have_the_documented_probabilities():
     assert (np.abs(counts[1:] - expected) < 5 * np.sqrt(expected)).all()
 
 
-def test_sweeps_go_from_end_to_end_and_last_about_as_long_as_the_episode_likes():
+def test_sweeps_go_from_end_to_end_with_the_typical_length_of_the_episode():
     policy = SweepPolicy(spaces.Discrete(4, start=3), (20, 160), random_changes=0.0, random_episodes=0.0)
     means = []
     for seed in range(300):
@@ -74,7 +74,7 @@ def test_sweeps_go_from_end_to_end_and_last_about_as_long_as_the_episode_likes()
     assert np.mean(logs) == pytest.approx(np.log(20 * 160) / 2, abs=5 * np.std(logs) / 300**0.5)
 
 
-def test_sweeps_are_mixed_with_random_draws():
+def test_sweeps_are_mixed_with_random_actions():
     space = spaces.Discrete(3)
     only_random = np.array(actions(SweepPolicy(space, random_episodes=1.0), 20_000))
     assert set(only_random) == {0, 1, 2}
@@ -84,12 +84,12 @@ def test_sweeps_are_mixed_with_random_draws():
     assert share == pytest.approx(0.25, abs=5 * (0.25 * 0.75 / 400) ** 0.5)
 
 
-def test_sweeps_need_choices():
+def test_sweeps_need_a_discrete_space():
     with pytest.raises(TypeError, match="action_space: expected Discrete for policy 'sweep', got Box"):
         make_policy("sweep", BOX)
-    with pytest.raises(ValueError, match=r"lengths: expected 1 <= least <= greatest, got \(9, 8\)"):
+    with pytest.raises(ValueError, match=r"lengths: expected 1 <= minimum <= maximum, got \(9, 8\)"):
         SweepPolicy(spaces.Discrete(3), (9, 8))
-    with pytest.raises(ValueError, match=r"expected probabilities from 0 to 1, got 0\.1 and 1\.5"):
+    with pytest.raises(ValueError, match=r"expected probabilities in \[0, 1\], got 0\.1 and 1\.5"):
         SweepPolicy(spaces.Discrete(3), random_episodes=1.5)
 
 
@@ -116,12 +116,12 @@ def test_brownian_starts_uniformly():
 
 
 @pytest.mark.parametrize("space", [spaces.Discrete(3), spaces.Box(0, 5, (2,), np.int64), NESTED_ACTION])
-def test_brownian_refuses_what_is_not_a_box_of_real_numbers(space):
-    with pytest.raises(TypeError, match="action_space: expected a Box of real numbers"):
+def test_brownian_raises_unless_the_space_is_a_box_of_floats(space):
+    with pytest.raises(TypeError, match="action_space: expected a Box of floats"):
         make_policy("brownian", space)
 
 
-def test_unknown_policies_are_refused_with_the_known_ones():
+def test_unknown_policies_raise_with_the_known_names():
     with pytest.raises(
         ValueError,
         match=r"expected one of \['random', 'repeat', 'repeat-long', 'sweep', 'brownian'\] or a callable, got 'greedy'",
@@ -131,7 +131,7 @@ def test_unknown_policies_are_refused_with_the_known_ones():
         make_policy(3, BOX)
 
 
-def test_a_callable_is_returned_as_it_is():
+def test_a_callable_is_returned_unchanged():
     assert make_policy(len, BOX) is len
 
 
@@ -145,12 +145,12 @@ def test_a_callable_is_returned_as_it_is():
         BrownianPolicy(BOX),
     ],
 )
-def test_a_policy_without_a_source_of_randomness_says_so(policy):
+def test_a_policy_without_a_generator_raises(policy):
     with pytest.raises(RuntimeError, match="expected reset"):
         policy(None)
 
 
-def test_arguments_out_of_range_are_refused():
+def test_arguments_out_of_range_raise():
     with pytest.raises(ValueError, match="max_repeat: expected an integer >= 1, got 0"):
         RepeatPolicy(BOX, max_repeat=0)
     with pytest.raises(ValueError, match="scale: expected a number > 0"):

@@ -1,4 +1,4 @@
-"""The numbers of the paper: that they fit the classes they are for, and that scripts take them."""
+"""The presets fit the arguments of their classes, and the scripts accept them."""
 
 import inspect
 from pathlib import Path
@@ -12,7 +12,7 @@ from worldmodel.experiments import CAR_RACING, DOOM, PRESETS, Preset, small
 from worldmodel.experiments.reproduction import _search_configs
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
-PATHS = {  # what no preset says
+PATHS = {  # arguments that no preset holds
     "collect": "--out o",
     "train_vae": "--data d --out o",
     "train_mdnrnn": "--data d --out o",
@@ -25,7 +25,7 @@ OTHER = {"sample": "threshold", "threshold": "sample", "auto": "float32"}
 
 
 @pytest.mark.parametrize("preset", [*PRESETS.values(), *map(small, PRESETS.values())])
-def test_every_number_is_an_argument_of_what_it_is_for(preset):
+def test_every_field_of_a_preset_is_an_argument_of_its_function(preset):
     _search_configs(preset.controller)
     assert preset.env.startswith("worldmodel.environments:")
     assert preset.rollouts * preset.controller["population"] > 0
@@ -33,7 +33,7 @@ def test_every_number_is_an_argument_of_what_it_is_for(preset):
     assert set(starts) <= set(inspect.signature(StartBank.along).parameters)
 
 
-def test_the_sizes_are_those_of_the_paper():
+def test_the_sizes_equal_those_of_the_paper():
     doom, car = spaces.Discrete(3), spaces.Box(-1, 1, (3,))
     kind = {name: DOOM.controller[name] for name in ("features", "bias", "ordered")}
     assert Controller(64 + 2 * 512, doom, **kind).num_parameters == 1088
@@ -42,7 +42,7 @@ def test_the_sizes_are_those_of_the_paper():
     assert (DOOM.dynamics.mdnrnn.hidden_size, CAR_RACING.dynamics.mdnrnn.hidden_size) == (512, 256)
 
 
-def test_a_small_experiment_is_the_same_with_smaller_numbers():
+def test_a_small_experiment_has_the_same_fields_with_smaller_numbers():
     for preset in PRESETS.values():
         less = small(preset)
         assert (less.env, less.policy, less.vision.config, less.termination) == (
@@ -56,7 +56,7 @@ def test_a_small_experiment_is_the_same_with_smaller_numbers():
 
 
 def words(options):
-    """Options as on a command line; None cannot be said there, and is left out."""
+    """Format options as on a command line; leaves out None, which has no form there."""
     for name, value in options.items():
         option = name.replace("_", "-")
         if isinstance(value, bool):
@@ -66,7 +66,7 @@ def words(options):
 
 
 def other(value):
-    """Another value of the same kind; a word of which none is known stays."""
+    """Return another value of the same kind; a string without a known alternative stays."""
     if isinstance(value, bool):
         return not value
     return value + 1 if isinstance(value, int | float) else OTHER.get(value, value)
@@ -85,12 +85,12 @@ def test_a_script_has_every_option_of_its_preset(parse, name, script):
     arguments = parse(f"{script}.py", [*PATHS[script].split(), "--preset", name])
     assert {option: arguments[option] for option in options} == options
     said = {option: value for option, value in options.items() if value is not None}
-    plain = parse(f"{script}.py", [*PATHS[script].split(), *words(said)])  # a value of the wrong kind is refused here
+    plain = parse(f"{script}.py", [*PATHS[script].split(), *words(said)])  # a value of the wrong kind exits here
     assert {option: plain[option] for option in said} == said
 
 
 @pytest.mark.parametrize(("name", "script"), STEPS)
-def test_what_is_given_beside_the_preset_wins(parse, name, script):
+def test_options_override_the_preset(parse, name, script):
     options = {option: other(value) for option, value in PRESETS[name].options(script).items()}
     arguments = parse(f"{script}.py", [*PATHS[script].split(), "--preset", name, *words(options)])
     assert {option: arguments[option] for option in options} == options
@@ -102,7 +102,7 @@ def test_an_option_that_a_script_lacks_is_an_error_and_not_swallowed(parse, monk
         parse("train_vae.py", [*PATHS["train_vae"].split(), "--preset", "doom"])
 
 
-def test_a_preset_without_ppo_does_not_pass_for_one_of_improve_controller(parse, capsys):
+def test_improve_controller_rejects_a_preset_without_ppo(parse, capsys):
     with pytest.raises(SystemExit) as stopped:
         parse("improve_controller.py", [*PATHS["improve_controller"].split(), "--preset", "car-racing"])
     assert stopped.value.code == 2

@@ -1,4 +1,4 @@
-"""From episodes to batches: split, windows, masks, draws, and the two ways of reading them."""
+"""From episodes to batches: split, windows, masks, samples, and both ways of reading."""
 
 import tracemalloc
 
@@ -22,7 +22,7 @@ def sampler(lengths=LENGTHS, **options):
 
 
 def windows(source, epoch):
-    """All windows of an epoch as rows (episode, start, stop, burn)."""
+    """Return all windows of an epoch as rows (episode, start, stop, burn)."""
     batches = [source.batch(epoch, index) for index in range(source.num_batches(epoch))]
     return [tuple(row) for b in batches for row in np.stack([b.episode, b.start, b.stop, b.burn], axis=1).tolist()]
 
@@ -79,14 +79,14 @@ def test_permuted_looks_up_single_positions_of_huge_permutations():
     ("num_episodes", "fraction", "held_out"),
     [(1, 0.5, 0), (2, 0.1, 1), (2, 0.9, 1), (3, 0.1, 1), (100, 0.1, 10), (10, 0.0, 0), (1, 0.0, 0), (5, 0.99, 4)],
 )
-def test_split_leaves_both_parts_something(num_episodes, fraction, held_out):
+def test_both_sets_of_a_split_hold_an_episode(num_episodes, fraction, held_out):
     train, test = split_episodes(num_episodes, test_fraction=fraction, seed=0)
     assert len(test) == held_out
     assert sorted([*train, *test]) == list(range(num_episodes))
     assert len(train) >= 1
 
 
-def test_split_is_a_function_of_the_seed_and_no_mere_tail():
+def test_a_split_depends_on_the_seed_and_is_random():
     first, again, other = (split_episodes(100, test_fraction=0.1, seed=seed)[1].tolist() for seed in (1, 1, 2))
     assert first == again != other
     assert first != list(range(90, 100))
@@ -159,7 +159,7 @@ def test_the_sampler_needs_memory_for_episodes_not_for_steps():
         tracemalloc.stop()
 
 
-def test_sampler_rejects_what_makes_no_batches():
+def test_the_sampler_rejects_arguments_out_of_range():
     with pytest.raises(ValueError, match="window: expected an integer >= 1"):
         sampler(window=0)
     with pytest.raises(ValueError, match="burn_in: expected an integer >= 0"):
@@ -177,7 +177,7 @@ def test_sampler_rejects_what_makes_no_batches():
 
 @pytest.mark.parametrize("resident", [True, False])
 @pytest.mark.parametrize("burn_in", [0, 3])
-def test_batches_hold_what_the_windows_say(store, resident, burn_in):
+def test_batches_hold_the_steps_of_their_windows(store, resident, burn_in):
     data = sequence_data(store, resident=resident, burn_in=burn_in)
     for index in range(data.num_batches(2)):
         which, batch = data.sampler.batch(2, index), data.batch(2, index)
@@ -187,7 +187,7 @@ def test_batches_hold_what_the_windows_say(store, resident, burn_in):
             assert batch.z[row, : length + 1].tolist() == [[episode, x] for x in t.tolist()]
             assert batch.action[row, :length].argmax(dim=-1).tolist() == (t[:-1] % 3).tolist()
             assert batch.reward[row, :length].tolist() == (100 * episode + t[:-1]).tolist()
-            expected_end = (t[:-1] == LENGTHS[episode] - 1) & (episode % 2 == 0)  # odd ones are truncated: no end
+            expected_end = (t[:-1] == LENGTHS[episode] - 1) & (episode % 2 == 0)  # odd ones are truncated, not terminated
             assert batch.terminated[row, :length].tolist() == expected_end.tolist()
             assert batch.mask[row].tolist() == [burn <= x < length for x in range(batch.mask.shape[1])]
             assert (batch.z[row, length:] == batch.z[row, length]).all()  # padding repeats, finite and harmless
@@ -207,7 +207,7 @@ def test_resident_and_streamed_batches_are_equal(store, vision):
             assert all(torch.equal(getattr(one, name), getattr(two, name)) for name in vars(one))
 
 
-def test_latents_are_one_draw_per_observation_fresh_in_each_batch(store):
+def test_latents_are_one_sample_per_observation_and_new_in_each_batch(store):
     data = sequence_data(store, NoisyVision(OBSERVATION), resident=True)
     generator = torch.Generator().manual_seed(0)
     one, two = (data.batch(0, 0, generator=generator) for _ in range(2))
@@ -252,7 +252,7 @@ def test_a_collection_is_its_stores_one_after_the_other(store, tmp_path):
     assert both.read(len(LENGTHS) - 1).observations[0, 0] == len(LENGTHS) - 1
 
 
-def test_an_empty_store_beside_others_does_no_harm(store, tmp_path):
+def test_an_empty_store_among_others_changes_nothing(store, tmp_path):
     empty = write_store(tmp_path / "empty", [])
     both = EpisodeCollection([empty, store])
     assert both.read(0).observations[0, 0] == 0
@@ -267,7 +267,7 @@ def test_fingerprint_is_of_the_content(store, tmp_path):
     assert len(prints) == 3
 
 
-def test_collection_rejects_nothing_emptiness_and_foreign_spaces(store, tmp_path):
+def test_a_collection_rejects_no_stores_no_episodes_and_different_spaces(store, tmp_path):
     with pytest.raises(ValueError, match="stores: expected at least one, got none"):
         EpisodeCollection([])
     with pytest.raises(ValueError, match=r"empty: expected at least one episode to train on, got none"):

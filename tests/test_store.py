@@ -1,4 +1,4 @@
-"""Episodes on disk: round trip, windows, damage and its repair, writers that are killed."""
+"""Episodes on disk: round trip, windows, damage and repair, killed writers."""
 
 import json
 import os
@@ -68,7 +68,7 @@ def flip(path, offset, mask=0xFF):
 
 
 class Killed(BaseException):
-    """Stands for a kill -9: no code of ours catches it."""
+    """Simulates ``kill -9``: no code of the library catches it."""
 
 
 def test_episodes_of_every_kind_of_space_come_back_bit_by_bit(tmp_path):
@@ -119,7 +119,7 @@ def test_a_window_is_the_slice_of_its_episode(tmp_path):
                 assert window.episode_id == whole.episode_id
 
 
-def test_windows_outside_are_refused(tmp_path):
+def test_windows_outside_of_an_episode_raise(tmp_path):
     store = create(tmp_path, [4])
     for start, stop in ((-1, 2), (0, 4), (2, 2), (3, None)):
         with pytest.raises(ValueError, match="window of episode 4: expected 0 <= start < stop <= 3"):
@@ -129,7 +129,7 @@ def test_windows_outside_are_refused(tmp_path):
             store.read(index)
 
 
-def test_the_fingerprint_ignores_the_cut_into_shards_and_nothing_else(tmp_path):
+def test_the_fingerprint_depends_on_the_content_and_not_on_the_division_into_shards(tmp_path):
     one = create(tmp_path / "a", [0, 1, 2, 3]).fingerprint
     assert create(tmp_path / "b", [3], [1, 0], [2]).fingerprint == one
     assert EpisodeStore.open(tmp_path / "b").fingerprint == one
@@ -139,7 +139,7 @@ def test_the_fingerprint_ignores_the_cut_into_shards_and_nothing_else(tmp_path):
     assert other.fingerprint != one
 
 
-def test_what_is_wrong_is_refused_and_nothing_is_added(tmp_path):
+def test_invalid_episodes_raise_and_nothing_is_added(tmp_path):
     store = create(tmp_path, [0, 1])
     before = store.fingerprint
     broken = make(7)
@@ -190,7 +190,7 @@ def test_a_store_goes_through_pickle(tmp_path):
     assert pickle.loads(pickle.dumps(store)).read(1, 1, 3).rewards.tolist() == store.read(1, 1, 3).rewards.tolist()
 
 
-def test_a_directory_with_something_else_is_never_touched(tmp_path):
+def test_a_directory_with_other_files_is_never_changed(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     for overwrite in (False, True):
         with pytest.raises(FileExistsError, match="holds something else"):
@@ -206,7 +206,7 @@ def test_an_earlier_store_is_replaced_only_on_request(tmp_path):
     assert shard_paths(tmp_path) == []
 
 
-def test_unsupported_spaces_and_ambiguous_names_are_refused(tmp_path):
+def test_unsupported_spaces_and_ambiguous_names_raise(tmp_path):
     with pytest.raises(TypeError, match="nearest supported"):
         EpisodeStore.create(tmp_path, observation_space=spaces.Text(3), action_space=ACTION)
     twice = spaces.Dict({"a/b": ACTION, "a": spaces.Dict({"b": ACTION})})
@@ -215,7 +215,7 @@ def test_unsupported_spaces_and_ambiguous_names_are_refused(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_opening_nothing_says_so(tmp_path):
+def test_opening_a_directory_without_a_store_raises(tmp_path):
     for attempt in (EpisodeStore.open, verify, repair):
         with pytest.raises(FileNotFoundError, match=r"expected the manifest of an episode store, got none$"):
             attempt(tmp_path)
@@ -233,7 +233,7 @@ def newer_shards(path):
 
 
 @pytest.mark.parametrize("attempt", [EpisodeStore.open, verify, repair])
-def test_a_newer_version_is_refused_in_words_and_left_alone(tmp_path, attempt):
+def test_a_newer_version_raises_and_is_left_unchanged(tmp_path, attempt):
     create(tmp_path, [0, 1])
     newer_manifest(tmp_path)
     before = (tmp_path / "manifest.json").read_bytes()
@@ -242,7 +242,7 @@ def test_a_newer_version_is_refused_in_words_and_left_alone(tmp_path, attempt):
     assert (tmp_path / "manifest.json").read_bytes() == before
 
 
-def test_newer_shards_without_a_manifest_are_left_alone(tmp_path):
+def test_newer_shards_without_a_manifest_are_left_unchanged(tmp_path):
     create(tmp_path, [0, 1])
     newer_shards(tmp_path)
     with pytest.raises(ValueError, match="upgrade worldmodel"):
@@ -252,7 +252,7 @@ def test_newer_shards_without_a_manifest_are_left_alone(tmp_path):
 
 
 def damages(tmp_path, ids=((0, 1, 2), (3, 4))):
-    """Yield (fresh copy of a store, its paths) again and again."""
+    """Yield pairs (new copy of a store, its paths) without end."""
     create(tmp_path / "whole", *ids)
     for number in range(10**6):
         copy = tmp_path / f"copy{number}"
@@ -328,7 +328,9 @@ def test_a_cut_shard_is_found_in_reading_and_verified_and_repaired(tmp_path, sha
     whole = {episode.episode_id: episode for episode in EpisodeStore.open(tmp_path)}
     cut = shard_paths(tmp_path)[0]
     os.truncate(cut, int(share * cut.stat().st_size))
-    with pytest.raises(ValueError, match=f"{cut.name}: expected a whole shard, got one that was cut short; run .* repair"):
+    with pytest.raises(
+        ValueError, match=f"{cut.name}: expected a complete shard, got a file that was cut short; run .* repair"
+    ):
         list(EpisodeStore.open(tmp_path))
     (problem,) = verify(tmp_path)
     assert (problem.shard, problem.kind) == (cut.name, "cut")
@@ -345,7 +347,7 @@ def test_a_missing_shard_is_found_in_reading_and_verified_and_its_episodes_can_b
     whole = EpisodeStore.open(tmp_path).fingerprint
     missing = shard_paths(tmp_path)[1]
     missing.unlink()
-    with pytest.raises(ValueError, match=f"{missing.name}: expected a whole shard, got none; run .* repair"):
+    with pytest.raises(ValueError, match=f"{missing.name}: expected a complete shard, got no file; run .* repair"):
         EpisodeStore.open(tmp_path).read(4)
     (problem,) = verify(tmp_path)
     assert (problem.shard, problem.kind, problem.episode_ids) == (missing.name, "missing", (3, 4))
@@ -360,7 +362,7 @@ def test_a_missing_shard_is_found_in_reading_and_verified_and_its_episodes_can_b
 def test_a_lost_manifest_is_rebuilt_from_the_shards_alone(tmp_path):
     whole = create(tmp_path, [0, 1, 2], [3, 4], recipe={"env": "toy"}).fingerprint
     (tmp_path / "manifest.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"its shards are there: .* repair"):
+    with pytest.raises(FileNotFoundError, match=r"its shards exist: .* repair"):
         EpisodeStore.open(tmp_path)
     assert [problem.kind for problem in verify(tmp_path)] == ["manifest"]
     repair(tmp_path)
@@ -393,7 +395,7 @@ def test_an_orphan_is_adopted_by_repair_and_by_the_next_append(tmp_path):
         shutil.rmtree(tmp_path / "only")
 
 
-def test_a_damaged_orphan_gives_its_whole_episodes(tmp_path):
+def test_repair_keeps_the_undamaged_episodes_of_a_damaged_orphan(tmp_path):
     create(tmp_path / "a", [0], [1, 2, 3])
     shutil.copy(create(tmp_path / "only", [0]).path / "manifest.json", tmp_path / "a")
     flip(shard_paths(tmp_path / "a")[1], -1)  # the last byte: a flag of the last episode
@@ -410,7 +412,7 @@ def test_a_shard_of_another_collection_is_not_adopted(tmp_path):
     store = EpisodeStore.open(tmp_path / "a")
     assert store.adopt() == []
     (problem,) = repair(tmp_path / "a")
-    assert "of another collection" in problem.detail
+    assert "belongs to another collection" in problem.detail
     assert EpisodeStore.open(tmp_path / "a").episode_ids.tolist() == [0]
 
 
@@ -435,7 +437,7 @@ def killing(monkeypatch, count):
             if left[0] == 0:
                 raise Killed
             if left[0] < 0:
-                raise Killed  # dead writers do not clean up either
+                raise Killed  # killed writers do not clean up either
             return original(*arguments, **options)
 
         monkeypatch.setattr(owner, name, operation)
@@ -464,7 +466,7 @@ def killed_at_every_moment(monkeypatch, action):
     raise AssertionError("it never got through")
 
 
-def test_a_writer_killed_at_any_moment_loses_nothing_that_was_whole(tmp_path, monkeypatch):
+def test_a_writer_killed_at_any_time_loses_no_complete_shard(tmp_path, monkeypatch):
     copies = damages(tmp_path)
     copy = [next(copies)]
     for _ in killed_at_every_moment(monkeypatch, lambda: EpisodeStore.open(copy[0]).append([make(5), make(6)])):
@@ -480,7 +482,7 @@ def test_a_writer_killed_at_any_moment_loses_nothing_that_was_whole(tmp_path, mo
         copy[0] = next(copies)
 
 
-def test_a_repair_killed_at_any_moment_can_be_run_again(tmp_path, monkeypatch):
+def test_a_repair_killed_at_any_time_can_be_run_again(tmp_path, monkeypatch):
     for offset, lost in ((20, set()), (-1, {2})):
         copies = damages(tmp_path / str(offset))
 
@@ -519,15 +521,17 @@ def test_a_manifest_cannot_name_files_outside_the_store(tmp_path, name):
     assert victim.read_text() == "somebody else's"
 
 
-def test_a_whole_episode_that_is_damaged_is_not_read_without_a_word(tmp_path):
+def test_reading_a_damaged_episode_raises(tmp_path):
     store = create(tmp_path / "s", [0, 1])
     (path,) = shard_paths(tmp_path / "s")
     flip(path, os.path.getsize(path) - 1)
-    with pytest.raises(ValueError, match=r"expected episode 1 whole, got a damaged one; run `python scripts/store.py repair`"):
+    with pytest.raises(
+        ValueError, match=r"expected an undamaged episode 1, got a damaged one; run `python scripts/store.py repair`"
+    ):
         list(store)
 
 
-def test_what_lies_beside_a_store_stops_its_replacement(tmp_path):
+def test_other_files_in_a_store_prevent_its_replacement(tmp_path):
     create(tmp_path / "s", [0])
     (tmp_path / "s" / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match=r"got 'notes.txt' beside it"):

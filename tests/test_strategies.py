@@ -1,4 +1,4 @@
-"""The searches themselves, on functions that are known."""
+"""CMA-ES and OpenAI-ES on known functions."""
 
 import numpy as np
 import pytest
@@ -49,7 +49,7 @@ def test_candidates_come_in_mirrored_pairs_of_the_given_width():
     assert candidates.std() == pytest.approx(0.2, rel=0.02)  # 50,000 draws: 6 standard errors
 
 
-def test_ranks_are_centred_and_equals_share_theirs():
+def test_ranks_are_centred_and_ties_share_their_mean():
     assert centred_ranks(np.array([3.0, -1e9, 7.0])).tolist() == [0.0, -0.5, 0.5]
     assert centred_ranks(np.array([1.0, 5.0, 5.0, 9.0, 5.0])).tolist() == [-0.5, 0.0, 0.0, 0.5, 0.0]
 
@@ -59,7 +59,7 @@ def test_equal_fitness_moves_nothing():
     assert not climb(strategy, lambda x: np.zeros(len(x)), 5).any()
 
 
-def test_an_order_is_all_that_openai_es_looks_at():
+def test_openai_es_depends_only_on_the_order_of_fitness():
     def function(x):
         return x.sum(axis=1)
 
@@ -82,7 +82,7 @@ def test_weight_decay_pulls_towards_zero():
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_search_is_a_function_of_its_seed_and_of_what_it_is_told(method):
+def test_a_search_is_a_function_of_its_seed_and_of_fitness(method):
     def function(x):
         return -((x - 1) ** 2).sum(axis=1)
 
@@ -96,11 +96,11 @@ def test_a_search_is_a_function_of_its_seed_and_of_what_it_is_told(method):
     ("arguments", "message"),
     [
         ({"method": "sga"}, "method: expected one of cma, openai-es, got 'sga'"),
-        ({"population": 7}, "population: expected an even number for openai-es, whose candidates come in pairs, got 7"),
+        ({"population": 7}, "population: expected an even number for openai-es, which mirrors candidates in pairs, got 7"),
         ({"learning_rate": 0.0}, "learning_rate: expected a positive finite number, got 0"),
         ({"weight_decay": -1.0}, "weight_decay: expected a finite number >= 0, got -1"),
     ],
 )
-def test_arguments_out_of_range_are_refused(arguments, message):
+def test_arguments_out_of_range_raise(arguments, message):
     with pytest.raises(ValueError, match=message):
         make(**arguments)

@@ -40,7 +40,7 @@ def test_any_image_is_encoded_and_decoded_in_its_own_shape(shape, leading):
     assert back.dtype == torch.uint8
 
 
-def test_the_network_is_that_of_the_paper():
+def test_the_network_has_the_parameters_of_the_paper():
     vision = make_vae(spaces.Box(0, 255, (64, 64, 3), np.uint8), latent_size=32)
     shapes = [tuple(layer.weight.shape) for layer in (*vision.convolutions, *vision.deconvolutions)]
     assert shapes[:4] == [(32, 3, 4, 4), (64, 32, 4, 4), (128, 64, 4, 4), (256, 128, 4, 4)]
@@ -48,7 +48,7 @@ def test_the_network_is_that_of_the_paper():
     assert sum(parameter.numel() for parameter in vision.parameters()) == 4_348_547  # as the paper counts them
 
 
-def test_the_numbers_are_those_of_plain_torch_layers():
+def test_outputs_equal_those_of_plain_torch_layers():
     space = spaces.Box(0, 255, (64, 64, 3), np.uint8)
     vision, images = make_vae(space), random_images(space, (2,))
     x = torch.as_tensor(images).permute(0, 3, 1, 2) / 255
@@ -76,7 +76,7 @@ def test_channels_first_and_last_are_the_same_image():
     assert torch.equal(other.decode(z), one.decode(z).permute(0, 3, 1, 2))
 
 
-def test_a_crop_is_not_looked_at_and_decodes_to_black():
+def test_a_cropped_area_is_ignored_and_decodes_to_black():
     space = spaces.Box(0, 255, (96, 96, 3), np.uint8)
     vision, images = make_vae(space, crop_bottom=12, crop_left=5), random_images(space, (2,))
     changed = images.copy()
@@ -90,7 +90,7 @@ def test_a_crop_is_not_looked_at_and_decodes_to_black():
     assert (back[:, :84, 5:] > 0).any(dim=-1).all()
 
 
-def test_what_is_no_image_is_standardised_behind_the_latents_of_the_image():
+def test_leaves_other_than_the_image_are_standardised_and_follow_its_latents():
     vision = make_vae(MIXED)
     rng = np.random.default_rng(0)
     batch = {
@@ -138,14 +138,14 @@ def test_the_loss_is_the_formula(weight, tolerance, free_bits):
 def test_dimensions_in_use_are_those_whose_mean_varies():
     vision = make_vae()
     with torch.no_grad():
-        vision.mean_head.weight[:4] = 0  # these four say the same of every image
+        vision.mean_head.weight[:4] = 0  # these four are constant over images
         vision.mean_head.weight[4:] *= 100
     _, metrics = vision.loss(FrameBatch(torch.as_tensor(random_images(COLOUR, (20,)))), generator=generator())
     assert metrics["dimensions_in_use"] == 2
 
 
 @pytest.mark.parametrize(("free_bits", "tolerance"), [("total", 0.75), ("dimension", 0.25)])
-def test_fewer_latents_are_those_of_the_whole_and_the_others_are_constant(free_bits, tolerance):
+def test_with_latents_keeps_the_given_latents_and_makes_the_others_constant(free_bits, tolerance):
     vision, others = make_vae(MIXED, free_bits=free_bits, kl_tolerance=0.25), torch.arange(6) / 10
     fewer = vision.with_latents(torch.tensor([1, 4]), others)
     assert fewer.config == VAEConfig(latent_size=2, free_bits=free_bits, kl_tolerance=tolerance)
@@ -176,7 +176,7 @@ def test_autocast_changes_little_and_keeps_the_loss_in_float32():
     torch.testing.assert_close(rough, exact, rtol=0.01, atol=0)
 
 
-def test_many_images_are_encoded_as_few_are(monkeypatch):
+def test_encoding_in_parts_equals_encoding_at_once(monkeypatch):
     vision, images = make_vae(), random_images(COLOUR, (7,))
     expected = vision.encode(images)
     back = vision.decode(expected[0])
@@ -195,16 +195,16 @@ def test_many_images_are_encoded_as_few_are(monkeypatch):
         (spaces.Dict({"left": COLOUR, "right": COLOUR}), "got 2 in"),
     ],
 )
-def test_a_space_without_one_image_is_refused(space, message):
+def test_a_space_without_exactly_one_image_raises(space, message):
     with pytest.raises(ValueError, match=message):
         ConvVAE(space)
 
 
-def test_frames_of_another_size_or_kind_are_refused():
+def test_frames_of_another_size_or_dtype_raise():
     vision = make_vae()
     with pytest.raises(ValueError, match=r"expected frames of shape \(24, 20, 3\), got \(2, 20, 24, 3\)"):
         vision.encode(np.zeros((2, 20, 24, 3), np.uint8))
-    with pytest.raises(ValueError, match=r"expected frames of uint8, got torch\.float32"):
+    with pytest.raises(ValueError, match=r"expected uint8 frames, got torch\.float32"):
         vision.encode(np.zeros((2, 24, 20, 3), np.float32))
     with pytest.raises(ValueError, match=r"z: expected shape \(..., 6\), got \(2, 5\)"):
         vision.decode(torch.zeros(2, 5))
@@ -222,13 +222,13 @@ def test_frames_of_another_size_or_kind_are_refused():
         ({"crop_top": -1}, "crop_top: expected an integer >= 0"),
     ],
 )
-def test_a_configuration_out_of_range_is_refused(config, message):
+def test_a_configuration_out_of_range_raises(config, message):
     with pytest.raises(ValueError, match=message):
         VAEConfig(**config)
 
 
-def test_a_crop_that_leaves_nothing_is_refused():
-    with pytest.raises(ValueError, match="crop: expected some of the image to be left"):
+def test_a_crop_that_leaves_nothing_raises():
+    with pytest.raises(ValueError, match="crop: expected at least one row and one column to remain"):
         make_vae(crop_top=20, crop_bottom=4)
 
 
@@ -248,20 +248,22 @@ def test_a_saved_v_is_the_same_v(space, tmp_path):
     assert back.observation_space == space
 
 
-def test_fingerprints_tell_what_encodes_otherwise_apart():
+def test_fingerprints_differ_if_encodings_differ():
     found = [make_vae(), make_vae(seed=1), make_vae(crop_top=2), make_vae(spaces.Box(0, 255, (20, 24, 3), np.uint8))]
     assert len({vision.fingerprint for vision in found}) == 4
-    assert make_vae(kl_tolerance=0.0, min_nats=0.1).fingerprint == make_vae().fingerprint  # these are of its training
+    assert (
+        make_vae(kl_tolerance=0.0, min_nats=0.1).fingerprint == make_vae().fingerprint
+    )  # these fields change only the training
 
 
-def test_a_v_of_the_first_version_opens(tmp_path):
+def test_a_v_of_format_version_1_opens(tmp_path):
     make_vae().save_pretrained(tmp_path / "v")
     content = json.loads((tmp_path / "v" / "vision.json").read_text())
     (tmp_path / "v" / "vision.json").write_text(json.dumps(content | {"version": 1, "fingerprint": "another"}))
     assert ConvVAE.from_pretrained(tmp_path / "v").fingerprint == make_vae().fingerprint
 
 
-def test_a_damaged_v_is_refused(tmp_path):
+def test_a_damaged_v_raises(tmp_path):
     make_vae().save_pretrained(tmp_path / "v")
     make_vae(seed=1).save_pretrained(tmp_path / "w")
     (tmp_path / "w" / "vision.safetensors").replace(tmp_path / "v" / "vision.safetensors")
@@ -276,17 +278,17 @@ def test_a_damaged_v_is_refused(tmp_path):
         ConvVAE.from_pretrained(tmp_path)
 
 
-# The whole way: collect, V, M, dream, reality
+# End to end: collect, V, M, dream, reality
 
 
-def test_v_learns_to_tell_bright_from_dark():
+def test_v_learns_to_reconstruct_brightness():
     levels = torch.linspace(20, 230, 16).round().to(torch.uint8)
     batch = FrameBatch(levels.reshape(16, 1, 1, 1).expand(16, *COLOUR.shape))
-    vision, draws = make_vae(kl_tolerance=0.1), generator()
+    vision, noise = make_vae(kl_tolerance=0.1), generator()
     optimizer = torch.optim.Adam(vision.parameters(), lr=1e-3)
     for _ in range(30):
         optimizer.zero_grad()
-        vision.loss(batch, generator=draws)[0].backward()
+        vision.loss(batch, generator=noise)[0].backward()
         optimizer.step()
     seen = vision.decode(vision.encode(batch.image)[0]).float()
     error = (seen - batch.image).square().mean()
@@ -323,7 +325,7 @@ def test_a_world_of_images_is_fitted_saved_dreamed_and_compared_with_reality(tmp
     assert primed.z.shape == (3, 6)
 
 
-def test_worlds_with_different_eyes_have_different_fingerprints():
+def test_worlds_with_different_vs_have_different_fingerprints():
     def world(**config):
         vision = make_vae(**config)
         model = MDNRNN(6, 3, wm.MDNRNNConfig(hidden_size=4))
@@ -337,13 +339,13 @@ def test_worlds_with_different_eyes_have_different_fingerprints():
     assert len({world().fingerprint, world(kl_tolerance=0.2).fingerprint, world(seed=1).fingerprint}) == 3
 
 
-def test_images_without_a_v_are_refused(tmp_path):
+def test_fit_on_images_without_a_v_raises(tmp_path):
     dot_store(tmp_path / "data", 2)
     with pytest.raises(ValueError, match=r"vision: expected a trained V, as the observations are images .*train_vae"):
         wm.fit(tmp_path / "data", out=tmp_path / "world")
 
 
-def test_a_v_of_another_space_is_refused(tmp_path):
+def test_a_v_of_another_space_raises(tmp_path):
     dot_store(tmp_path / "data", 2)
     with pytest.raises(ValueError, match="vision: expected a V of the observation space"):
         wm.fit(tmp_path / "data", out=tmp_path / "world", vision=make_vae(GREY))

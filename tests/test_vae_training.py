@@ -1,4 +1,4 @@
-"""Frames dealt to V, and a training that resumes."""
+"""Batches of frames for V, and resuming its training."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def config(num_updates=4, **fields):
 
 
 def numbered_store(path, lengths):
-    """Every frame of a store is filled with its own number."""
+    """Write a store whose frames are filled with their own number."""
     store = wm.EpisodeStore.create(path, observation_space=COLOUR, action_space=spaces.Discrete(2))
     first = 0
     for episode_id, length in enumerate(lengths):
@@ -42,7 +42,7 @@ def numbered_store(path, lengths):
     return EpisodeCollection([store])
 
 
-def dealt_in(data, epoch):
+def frames_of(data, epoch):
     return [number for batch in numbers(data, epoch) for number in batch]
 
 
@@ -58,16 +58,16 @@ def data(tmp_path, monkeypatch):
     return FrameData(episodes, np.arange(6), path="", batch_size=5, seed=3)
 
 
-def test_an_epoch_deals_every_frame_at_most_once_and_nearly_all(data):
+def test_an_epoch_holds_every_frame_at_most_once_and_nearly_all_frames(data):
     for epoch in range(3):
-        dealt = dealt_in(data, epoch)
+        dealt = frames_of(data, epoch)
         assert len(set(dealt)) == len(dealt)
         assert set(dealt) <= set(range(110))
         assert len(dealt) > 85
 
 
-def test_frames_come_in_another_order_each_epoch_and_mixed_over_episodes(data):
-    one, other = dealt_in(data, 0), dealt_in(data, 1)
+def test_frames_are_shuffled_over_episodes_and_again_in_each_epoch(data):
+    one, other = frames_of(data, 0), frames_of(data, 1)
     assert one != other
     assert len({number // 10 for number in one[:5]}) > 2
 
@@ -83,13 +83,13 @@ def test_a_batch_is_a_function_of_seed_epoch_and_index(data):
         data.batch(0, 100)
 
 
-def test_held_out_frames_come_in_order(data):
+def test_held_out_frames_are_in_order(data):
     held_out = FrameData(data._episodes, np.array([1, 5]), path="", batch_size=8, seed=0, shuffle=False)
-    assert dealt_in(held_out, 0)[:5] == [4, 5, 6, 7, 8]
+    assert frames_of(held_out, 0)[:5] == [4, 5, 6, 7, 8]
     assert numbers(held_out, 0) == numbers(held_out, 7)
 
 
-def test_every_held_out_frame_is_seen_whatever_the_batch(tmp_path):
+def test_every_held_out_frame_is_read_for_any_batch_size(tmp_path):
     dot_store(tmp_path / "data", 8)
     episodes = EpisodeCollection.open(tmp_path / "data")
     for batch_size in (1, 40, 48, 100):
@@ -98,14 +98,14 @@ def test_every_held_out_frame_is_seen_whatever_the_batch(tmp_path):
         assert seen == episodes.lengths.sum() + len(episodes)
 
 
-def test_fewer_frames_than_a_batch_make_one_batch(data):
+def test_fewer_frames_than_a_batch_are_one_batch(data):
     few = FrameData(data._episodes, np.array([3]), path="", batch_size=8, seed=0)
     assert few.num_batches(0) == 1
     assert sorted(numbers(few, 0)[0]) == [40, 41]
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "muon"])
-def test_stop_and_resume_give_the_same_v_as_never_stopping(tmp_path, optimizer):
+def test_a_resumed_training_gives_the_same_v_as_an_uninterrupted_one(tmp_path, optimizer):
     settings = config(optimizer=optimizer)
     dot_store(tmp_path / "data", 8)
     whole = train_vae(tmp_path / "data", out=tmp_path / "whole", training_config=settings, **SMALL)
@@ -128,14 +128,14 @@ def test_stop_and_resume_give_the_same_v_as_never_stopping(tmp_path, optimizer):
     assert wm.ConvVAE.from_pretrained(tmp_path / "whole").provenance["data_fingerprint"]
 
 
-def test_resuming_with_other_arguments_is_refused(tmp_path):
+def test_resuming_with_other_arguments_raises(tmp_path):
     dot_store(tmp_path / "data", 4)
     train_vae(tmp_path / "data", out=tmp_path / "v", training_config=config(1), **SMALL)
     with pytest.raises(ValueError, match="expected seed 0, as in the run that is there, got 1"):
         train_vae(tmp_path / "data", out=tmp_path / "v", training_config=config(1), seed=1, **SMALL)
 
 
-def test_the_seed_decides_the_weights_and_the_global_one_does_not(tmp_path):
+def test_weights_depend_on_the_seed_and_not_on_the_global_seed(tmp_path):
     dot_store(tmp_path / "data", 4)
     found = []
     for number, seed in enumerate([0, 0, 1]):
@@ -147,7 +147,7 @@ def test_the_seed_decides_the_weights_and_the_global_one_does_not(tmp_path):
     assert found[0] == found[1] != found[2]
 
 
-def test_training_goes_on_from_an_initial_v(tmp_path):
+def test_training_continues_from_an_initial_v(tmp_path):
     dot_store(tmp_path / "data", 4)
     first = train_vae(tmp_path / "data", out=tmp_path / "a", training_config=config(1), **SMALL)
     slow = config(1, learning_rate=1e-12, final_learning_rate=0)
@@ -157,16 +157,16 @@ def test_training_goes_on_from_an_initial_v(tmp_path):
         train_vae(tmp_path / "data", out=tmp_path / "c", initial=first, **SMALL)
 
 
-def test_large_frames_are_read_fewer_at_a_time(data, monkeypatch):
+def test_a_pool_of_large_frames_holds_fewer_frames(data, monkeypatch):
     monkeypatch.setattr(frames, "POOL_BYTES", 8 * COLOUR.shape[0] * COLOUR.shape[1] * 3)
     small = FrameData(data._episodes, np.arange(6), path="", batch_size=5, seed=3)
-    assert len(small._frames(0, 0)) <= 10 < len(data._frames(0, 0))  # two windows of 4 steps, each with a last frame at most
-    dealt = dealt_in(small, 0)
+    assert len(small._frames(0, 0)) <= 10 < len(data._frames(0, 0))  # two windows of 4 steps, each with at most one last frame
+    dealt = frames_of(small, 0)
     assert len(set(dealt)) == len(dealt) > 55
 
 
 @pytest.mark.parametrize("kept", [1, 2])
-def test_latents_that_say_little_are_cut_off(tmp_path, kept):
+def test_latents_with_little_kl_are_removed(tmp_path, kept):
     dot_store(tmp_path / "data", 8)
     settings = config(max_test_batches=1000)
     whole = train_vae(tmp_path / "data", out=tmp_path / "whole", training_config=settings, **SMALL)
@@ -175,7 +175,7 @@ def test_latents_that_say_little_are_cut_off(tmp_path, kept):
     data = FrameData(episodes, held_out, path="", batch_size=8, seed=0, shuffle=False)
     frames = torch.cat([data.batch(0, index).image for index in range(data.num_batches(0))])
     nats = divergence(*whole.encode(frames)).mean(dim=0)
-    bound = nats.sort(descending=True).values[[kept - 1, kept]].mean().item() if kept > 1 else 1e9  # one stays always
+    bound = nats.sort(descending=True).values[[kept - 1, kept]].mean().item() if kept > 1 else 1e9  # one latent always stays
     fewer = {**SMALL, "config": wm.VAEConfig(latent_size=3, min_nats=bound)}
     arguments = {"out": tmp_path / "fewer", "training_config": settings, **fewer}
     vision = train_vae(tmp_path / "data", **arguments)
@@ -188,7 +188,7 @@ def test_latents_that_say_little_are_cut_off(tmp_path, kept):
     assert train_vae(tmp_path / "data", **arguments).fingerprint == vision.fingerprint
 
 
-def test_the_vectors_beside_an_image_are_standardised_over_the_training_episodes(tmp_path):
+def test_other_leaves_than_the_image_are_standardised_over_the_training_episodes(tmp_path):
     store = wm.EpisodeStore.create(tmp_path / "data", observation_space=MIXED, action_space=spaces.Discrete(2))
     rng, steps = np.random.default_rng(0), 20
     for episode_id in range(2):
@@ -206,7 +206,7 @@ def test_the_vectors_beside_an_image_are_standardised_over_the_training_episodes
     torch.testing.assert_close(mean[:, 3:].mean(dim=0), torch.zeros(5), rtol=0, atol=1e-5)
 
 
-def test_data_without_an_image_are_refused(tmp_path):
+def test_data_without_an_image_raise(tmp_path):
     write_store(tmp_path / "data", [labelled_episode(0, 3)])
     with pytest.raises(ValueError, match="observation_space: expected one image"):
         train_vae(tmp_path / "data", out=tmp_path / "v")

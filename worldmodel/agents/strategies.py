@@ -4,7 +4,9 @@ CMA-ES (Hansen 2006, by the ``cma`` package) learns a full covariance, which sui
 with the square of their number. OpenAI-ES (Salimans et al. 2017, arXiv:1703.03864) follows the gradient of the mean fitness of
 candidates with a fixed standard deviation sigma around the centre, estimated from mirrored pairs,
 
-.. math:: g = \frac{1}{P \sigma} \sum_i u_i \epsilon_i,
+OpenAI-ES (Salimans et al. 2017, arXiv:1703.03864) suits thousands of weights. It samples candidates
+in mirrored pairs from a normal distribution of fixed standard deviation sigma and ascends the
+gradient of their expected fitness,
 
 and suits thousands of weights. Both maximise fitness.
 """
@@ -21,11 +23,11 @@ METHODS = ("cma", "openai-es")
 
 
 class Strategy(Protocol):
-    """A search that proposes weights and is told their fitness; a pure function of its seed and the fitness values."""
+    """Ask-and-tell search; a pure function of its seed and of the fitness it is given."""
 
     @property
     def mean(self) -> np.ndarray:
-        """Centre of the search: (N,) float64."""
+        """(N,) float64, centre of the search."""
 
     def ask(self) -> np.ndarray:
         """Propose candidates (P, N), float64."""
@@ -36,21 +38,21 @@ class Strategy(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class OpenAIESConfig:
-    """Settings of OpenAI-ES.
+    """Step sizes of OpenAI-ES.
 
     Args:
-        learning_rate: Adam's, so about the change of each weight in a generation.
+        learning_rate: learning rate of Adam; about the step of each weight in a generation.
         weight_decay: factor of the weights that is subtracted from the gradient.
 
     Raises:
-        ValueError: naming the field that is out of range.
+        ValueError: if a field is out of range.
     """
 
     learning_rate: float = 0.03
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        """Check every field."""
+        """Validate every field."""
         if not 0 < self.learning_rate < float("inf"):
             raise ValueError(f"learning_rate: expected a positive finite number, got {self.learning_rate}")
         if not 0 <= self.weight_decay < float("inf"):
@@ -60,18 +62,18 @@ class OpenAIESConfig:
 def make_strategy(
     method: str, weights: np.ndarray, *, sigma: float, population: int, seed: int, openai_es: OpenAIESConfig
 ) -> Strategy:
-    """Make a search around ``weights`` (N,).
+    """Create a search that starts at ``weights``.
 
     Args:
         method: "cma" or "openai-es".
-        weights: (N,) initial centre.
+        weights: (N,) initial centre of the search.
         sigma: standard deviation of the candidates; CMA-ES adapts it.
-        population: P, even for OpenAI-ES.
+        population: P, candidates per generation; even for OpenAI-ES.
         seed: seed of the candidates.
-        openai_es: settings of OpenAI-ES.
+        openai_es: step sizes of OpenAI-ES.
 
     Raises:
-        ValueError: if the method is unknown, or the population does not suit it.
+        ValueError: if the method is unknown, or if the population is odd for OpenAI-ES.
     """
     if method not in METHODS:
         raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
@@ -81,12 +83,12 @@ def make_strategy(
 
 
 class CMAES:
-    """CMA-ES of the ``cma`` package: silent, without files, and with its own random generator.
+    """CMA-ES of the ``cma`` package, without output and files, and with its own random generator.
 
     Args:
-        weights: (N,) initial centre.
-        sigma: initial standard deviation.
-        population: P.
+        weights: (N,) initial centre of the search.
+        sigma: initial standard deviation of the candidates.
+        population: P, candidates per generation.
         seed: seed of the candidates.
 
     Raises:
@@ -103,7 +105,7 @@ class CMAES:
             "popsize": population,
             "randn": lambda *shape: rng.standard_normal(shape),
             "seed": np.nan,  # leave NumPy's global state alone
-            "verbose": -10,  # quiet, and no signals file is read
+            "verbose": -10,  # no output, and no signals file is read
             "verb_log": 0,
         }
         self._search: Any = cma.CMAEvolutionStrategy(weights, sigma, options)
@@ -111,39 +113,39 @@ class CMAES:
 
     @property
     def mean(self) -> np.ndarray:
-        """Centre of the search: (N,)."""
+        """(N,) float64, centre of the search."""
         return np.asarray(self._search.mean)
 
     def ask(self) -> np.ndarray:
-        """Propose candidates (P, N)."""
+        """Propose candidates (P, N), float64."""
         self._candidates = self._search.ask()
         return np.asarray(self._candidates)
 
     def tell(self, fitness: np.ndarray) -> None:
-        """Update the search with the fitness (P,) of the last candidates; ``cma`` minimises."""
-        self._search.tell(self._candidates, (-fitness).tolist())
+        """Update the search with the fitness (P,) of the last candidates."""
+        self._search.tell(self._candidates, (-fitness).tolist())  # ``cma`` minimises
 
 
 class OpenAIES:
-    """The evolution strategy of Salimans et al. (2017): mirrored pairs, centred ranks, Adam.
+    """Evolution strategy of Salimans et al. (2017) with mirrored pairs, centred ranks and Adam.
 
     Args:
-        weights: (N,) initial centre.
+        weights: (N,) initial centre of the search.
         sigma: standard deviation of the candidates around the centre; constant.
-        population: P, even: half of the candidates mirror the others.
+        population: P, even; half of the candidates mirror the others.
         seed: seed of the candidates.
-        config: settings; the defaults if None.
+        config: step sizes; None means the defaults.
 
     Raises:
         ValueError: if ``population`` is odd.
     """
 
-    BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # Adam's usual ones, as in the authors' code
+    BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # Adam's defaults, as in the authors' code
 
     def __init__(self, weights: np.ndarray, *, sigma: float, population: int, seed: int, config: OpenAIESConfig | None = None):
         if population % 2:
             raise ValueError(
-                f"population: expected an even number for openai-es, whose candidates come in pairs, got {population}"
+                f"population: expected an even number for openai-es, which mirrors candidates in pairs, got {population}"
             )
         self._mean = np.array(weights, dtype=np.float64)
         self._sigma, self._population, self._config = sigma, population, config or OpenAIESConfig()
@@ -153,17 +155,17 @@ class OpenAIES:
 
     @property
     def mean(self) -> np.ndarray:
-        """Centre of the search: (N,)."""
+        """(N,) float64, centre of the search."""
         return self._mean.copy()
 
     def ask(self) -> np.ndarray:
-        """Propose candidates (P, N): the second half mirrors the first."""
+        """Propose candidates (P, N), float64; the second half mirrors the first."""
         noise = self._rng.standard_normal((self._population // 2, self._mean.size))
         self._noise = np.concatenate([noise, -noise])
         return self._mean + self._sigma * self._noise
 
     def tell(self, fitness: np.ndarray) -> None:
-        """Move the centre by one step of Adam (Kingma & Ba 2015)."""
+        """Ascend the estimated gradient by one step of Adam (Kingma & Ba 2015)."""
         gradient = estimate_gradient(self._noise, centred_ranks(fitness), self._sigma)
         gradient -= self._config.weight_decay * self._mean
         self._steps += 1
@@ -175,17 +177,20 @@ class OpenAIES:
 
 
 def centred_ranks(fitness: np.ndarray) -> np.ndarray:
-    """Replace fitness (P,) by ranks from -1/2 (worst) to 1/2 (best); equal values get the mean of their ranks."""
+    """Replace fitness (P,) by ranks from -1/2 (worst) to 1/2 (best); ties share their mean."""
     _, index, counts = np.unique(fitness, return_inverse=True, return_counts=True)
     ranks = np.cumsum(counts) - (counts + 1) / 2  # mean rank of each value, from 0
     return ranks[index] / (len(fitness) - 1) - 0.5
 
 
 def estimate_gradient(noise: np.ndarray, fitness: np.ndarray, sigma: float) -> np.ndarray:
-    """Estimate the gradient of the mean fitness around a centre, unbiased: (1 / (P sigma)) sum_i fitness_i noise_i.
+    """Estimate the gradient of the expected fitness, without bias.
+
+    The estimate is (1 / (P sigma)) sum_i fitness_i noise_i.
 
     Args:
-        noise: (P, N) standard normal deviations of the candidates from the centre, in units of ``sigma``.
+        noise: (P, N) standard normal deviations of the candidates from the centre, in units of
+            ``sigma``.
         fitness: (P,) fitness of the candidates.
         sigma: standard deviation of the candidates.
 

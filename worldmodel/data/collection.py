@@ -1,4 +1,4 @@
-"""Several stores as one list of episodes, split into train and test sets."""
+"""Several stores as one list of episodes, and its split into training and test sets."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from worldmodel.runtime import check_integer
 
 
 class EpisodeCollection:
-    """One or several stores of the same environment, seen as one list of episodes.
+    """One or several stores of the same environment as one list of episodes.
 
     Args:
-        stores: at least one store; all with the same spaces.
-        min_length: episodes of fewer steps are left out.
+        stores: at least one store; all have the same spaces.
+        min_length: minimum number of steps; shorter episodes are left out.
 
     Raises:
-        ValueError: if there is none, they hold no such episode, or their spaces differ.
+        ValueError: if there is no store, no episode of at least ``min_length`` steps, or if the
+            spaces differ.
     """
 
     def __init__(self, stores: Sequence[EpisodeStore], *, min_length: int = 1):
@@ -36,20 +37,28 @@ class EpisodeCollection:
         self.observation_space = stores[0].observation_space
         self.action_space = stores[0].action_space
         lengths = np.concatenate([store.lengths for store in stores])
-        self._kept = np.flatnonzero(lengths >= min_length)  # among the episodes of all stores
+        self._kept = np.flatnonzero(lengths >= min_length)  # indices into all episodes
         self.lengths = lengths[self._kept]
         self._first = np.cumsum([0] + [len(store) for store in stores])
         if len(self.lengths) == 0:
-            paths, least = ", ".join(str(store.path) for store in stores), f" of {min_length} steps" if min_length > 1 else ""
+            paths, least = (
+                ", ".join(str(store.path) for store in stores),
+                f" of at least {min_length} steps" if min_length > 1 else "",
+            )
             raise ValueError(f"{paths}: expected at least one episode{least} to train on, got none; collect some first")
 
     @classmethod
     def open(cls, data: str | Path | Sequence[str | Path], *, min_length: int = 1) -> EpisodeCollection:
-        """Open one store or several by their paths.
+        """Open one or several stores by path.
+
+        Args:
+            data: one path or several.
+            min_length: minimum number of steps; shorter episodes are left out.
 
         Raises:
-            FileNotFoundError: if there is no store.
-            ValueError: if a store is given twice, or as said above.
+            FileNotFoundError: if a path holds no store.
+            ValueError: if a store is given twice, if no episode is long enough, or if the spaces
+                differ.
         """
         paths = [data] if isinstance(data, (str, Path)) else list(data)
         if len({Path(path).resolve() for path in paths}) < len(paths):
@@ -57,33 +66,34 @@ class EpisodeCollection:
         return cls([EpisodeStore.open(path) for path in paths], min_length=min_length)
 
     def __len__(self) -> int:
-        """Number of episodes."""
+        """Return the number of episodes."""
         return len(self.lengths)
 
     def read(self, index: int, start: int = 0, stop: int | None = None) -> Episode:
-        """Read steps ``start`` to ``stop`` of an episode, and nothing else, from disk."""
+        """Read steps [start, stop) of episode ``index``; ``stop=None`` means its end."""
         index = int(self._kept[index])
         which = int(np.searchsorted(self._first, index, side="right")) - 1
         return self.stores[which].read(index - int(self._first[which]), start, stop)
 
     @property
     def fingerprint(self) -> str:
-        """A digest of the content of all stores, in order."""
+        """Hex SHA-256 of the fingerprints of the stores, in order."""
         return hashlib.sha256("".join(store.fingerprint for store in self.stores).encode()).hexdigest()
 
 
 def split_episodes(num_episodes: int, *, test_fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Split episode indices into train and test at random.
+    """Split episode indices into training and test sets at random.
 
-    With two or more episodes both parts hold at least one (unless ``test_fraction`` is 0); a single one goes to train.
+    With two or more episodes, both sets hold at least one, unless ``test_fraction`` is 0. A single
+    episode is for training.
 
     Args:
-        num_episodes: how many there are, at least 1.
-        test_fraction: part that is held out, in [0, 1).
-        seed: the split is a function of it.
+        num_episodes: number of episodes, >= 1.
+        test_fraction: fraction of the episodes in the test set, in [0, 1).
+        seed: seed of the split.
 
     Returns:
-        Sorted indices of the train and of the test episodes.
+        Sorted indices of the training episodes and of the test episodes.
 
     Raises:
         TypeError: if ``num_episodes`` or ``seed`` is not an integer.
@@ -98,15 +108,16 @@ def split_episodes(num_episodes: int, *, test_fraction: float, seed: int) -> tup
 
 
 def permuted(positions: np.ndarray, size: int, *, key: Sequence[int]) -> np.ndarray:
-    """Look up positions in a pseudo-random permutation of range(size) that is never written out.
+    """Return entries of a pseudo-random permutation of range(size) without storing the permutation.
 
-    A four-round Feistel network over the smallest even number of bits that holds ``size``, walked along its cycle until it
-    lands below ``size`` (Black & Rogaway 2002): a bijection, in O(len(positions)) memory whatever ``size`` is.
+    A four-round Feistel network over the smallest even number of bits that holds ``size``, with
+    cycle walking: apply it again until the result is below ``size`` (Black & Rogaway 2002). Memory
+    is O(len(positions)) for any ``size``.
 
     Args:
         positions: (n,) integers in [0, size).
         size: length of the permutation.
-        key: the permutation is a function of it and of ``size``.
+        key: integers that select the permutation.
 
     Returns:
         (n,) int64 integers in [0, size), distinct for distinct positions.

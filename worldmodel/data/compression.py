@@ -1,8 +1,9 @@
-"""Frames packed by zstd in chunks of `CHUNK`, so that a window is read without unpacking its whole episode.
+"""Compression of frames by zstd, in chunks of `CHUNK` frames that are read separately.
 
-Packed are the rows of one episode: first a table with the bytes and the CRC-32 of each chunk (uint32, little-endian), then the
-chunks, each a zstd frame of its own. So a flipped byte is found wherever it is read, and costs one chunk. Form, chunk and level
-are chosen by measurement (dev/LOG.md).
+The frames of one episode are stored as a table followed by the chunks. The table holds the size in
+bytes and the CRC-32 of each chunk (uint32, little-endian). Each chunk is a separate zstd frame. A
+flipped byte is detected when its chunk is read, and damages only that chunk. dev/LOG.md has the
+measurements behind format, chunk size and level.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ LEVEL = 3
 
 
 def pack(frames: np.ndarray) -> bytes:
-    """Pack frames (N, ...) of uint8."""
+    """Compress frames (N, ...) uint8."""
     compressor = zstandard.ZstdCompressor(level=LEVEL)
     chunks = [compressor.compress(frames[i : i + CHUNK].tobytes()) for i in range(0, len(frames), CHUNK)]
     table = np.array([(len(chunk), zlib.crc32(chunk)) for chunk in chunks], dtype="<u4")
@@ -27,34 +28,34 @@ def pack(frames: np.ndarray) -> bytes:
 
 
 def unpack(file: BinaryIO, offset: int, size: int, num_frames: int, into: np.ndarray, start: int) -> None:
-    """Read a window of packed frames; only the chunks that it lies in leave the disk.
+    """Read a window of compressed frames, and only the chunks that overlap it.
 
     Args:
-        file: open for reading.
-        offset: where the packed frames begin in it.
-        size: their bytes.
-        num_frames: how many they are.
-        into: (n, ...) uint8, C-contiguous: is filled with the frames from ``start`` on.
+        file: a file open for reading.
+        offset: position in the file at which the compressed frames start.
+        size: their size in bytes.
+        num_frames: number of frames.
+        into: (n, ...) uint8, C-contiguous; filled with the frames [start, start + n).
         start: first frame of the window; ``start + n <= num_frames``.
 
     Raises:
         ValueError: if the chunks are damaged.
-        EOFError: if the file ends before them.
+        EOFError: if the file ends before the last chunk.
     """
     num_chunks = -(-num_frames // CHUNK)
     table_bytes = 8 * num_chunks
-    table = np.frombuffer(_read(file, offset, table_bytes), dtype="<u4").reshape(num_chunks, 2)
+    table = _read(file, offset, table_bytes).view("<u4").reshape(num_chunks, 2)
     sizes = table[:, 0].astype(np.int64)
     if int(sizes.sum()) + table_bytes != size:
-        raise ValueError("the sizes of the packed frames do not add up")
+        raise ValueError("the chunk sizes of the packed frames do not add up to their total size")
     first, last = start // CHUNK, (start + len(into) - 1) // CHUNK
-    data = memoryview(_read(file, offset + table_bytes + int(sizes[:first].sum()), int(sizes[first : last + 1].sum())))
+    data = _read(file, offset + table_bytes + int(sizes[:first].sum()), int(sizes[first : last + 1].sum())).data
     position = 0
     for number in range(first, last + 1):
         chunk = data[position : position + int(sizes[number])]
         position += len(chunk)
         if zlib.crc32(chunk) != table[number, 1]:
-            raise ValueError(f"frames from {number * CHUNK} on do not match their checksum")
+            raise ValueError(f"the chunk that starts at frame {number * CHUNK} does not match its checksum")
         frames = _unpack_chunk(chunk, min(CHUNK, num_frames - number * CHUNK), into.shape[1:])
         low, high = max(start, number * CHUNK), min(start + len(into), number * CHUNK + len(frames))
         into[low - start : high - start] = frames[low - number * CHUNK : high - number * CHUNK]
@@ -65,13 +66,22 @@ def _unpack_chunk(chunk: memoryview, num_frames: int, shape: tuple[int, ...]) ->
     return np.frombuffer(data, dtype=np.uint8).reshape(num_frames, *shape)
 
 
-def _read(file: BinaryIO, offset: int, size: int) -> bytes:
+def _read(file: BinaryIO, offset: int, size: int) -> np.ndarray:
+    data = np.empty(size, np.uint8)
     file.seek(offset)
-    parts = []
-    while size > 0:
-        part = file.read(size)
-        if not part:
+    fill(file, data)
+    return data
+
+
+def fill(file: BinaryIO, array: np.ndarray) -> None:
+    """Fill a C-contiguous array with the next bytes of a file.
+
+    Raises:
+        EOFError: if the file ends before the array is full.
+    """
+    view = array.reshape(-1).view(np.uint8).data
+    while len(view):
+        count = file.readinto(view)  # type: ignore[attr-defined]
+        if not count:
             raise EOFError
-        parts.append(part)
-        size -= len(part)
-    return b"".join(parts)
+        view = view[count:]

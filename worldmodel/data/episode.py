@@ -1,7 +1,8 @@
-"""The Episode record: L actions and what they led to, L+1 observations; and its validation against the spaces.
+"""The `Episode` record (L steps, L + 1 observations) and its validation against the spaces.
 
-``actions[t]`` is taken at ``observations[t]`` and leads to ``observations[t+1]``, ``rewards[t]``, ``terminations[t]`` and
-``truncations[t]``, as in Minari. A window cut out of an episode has the same shape and is an `Episode` too.
+``actions[t]`` is taken at ``observations[t]`` and leads to ``observations[t+1]``, ``rewards[t]``,
+``terminations[t]`` and ``truncations[t]``, as in Minari. A window of an episode has the same layout
+and is also an `Episode`.
 """
 
 from __future__ import annotations
@@ -18,19 +19,19 @@ from worldmodel.spaces import Value, leaf_values, leaves
 
 @dataclass(frozen=True, kw_only=True)
 class Episode:
-    """One episode of L >= 1 steps, or a window of one.
+    """One episode of L >= 1 steps, or a window of an episode.
 
     Args:
-        observations: nested arrays as the observation space nests them, leading dimension L+1.
-        actions: nested arrays as the action space nests them, leading dimension L.
+        observations: arrays nested like the observation space, with leading dimension L + 1.
+        actions: arrays nested like the action space, with leading dimension L.
         rewards: (L,) float64.
-        terminations: (L,) bool, true where the process itself ended.
-        truncations: (L,) bool, true where the episode was cut off from outside.
-        episode_id: its number in the collection.
-        seed: what the environment was reset with, if known; 0 <= seed < 2^63.
+        terminations: (L,) bool, True where the environment reached a terminal state.
+        truncations: (L,) bool, True where the episode was cut off, as by a time limit.
+        episode_id: number of the episode in the collection.
+        seed: seed of the environment's reset, if known; 0 <= seed < 2^63.
 
     Raises:
-        ValueError: if the leading dimensions do not fit each other. The values are `check_episode`'s matter.
+        ValueError: if the leading dimensions do not match. `check_episode` validates the values.
     """
 
     observations: Value
@@ -42,7 +43,7 @@ class Episode:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        """Check the leading dimensions."""
+        """Validate the leading dimensions."""
         steps = len(self.rewards)
         if steps < 1:
             raise ValueError(f"episode {self.episode_id} rewards: expected at least one step, got none")
@@ -50,7 +51,7 @@ class Episode:
             for path, leaf in leaf_values(getattr(self, name)).items():
                 if len(leaf) != rows:
                     leaf_name = f"episode {self.episode_id} {name} {path}".strip()
-                    raise ValueError(f"{leaf_name}: expected {rows} rows, as there are {steps} rewards, got {len(leaf)}")
+                    raise ValueError(f"{leaf_name}: expected {rows} rows for {steps} rewards, got {len(leaf)}")
 
     def __len__(self) -> int:
         """Return L, the number of steps."""
@@ -58,18 +59,24 @@ class Episode:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of observations and actions."""
+        """Size of observations and actions in bytes."""
         return sum(np.asarray(leaf).nbytes for part in (self.observations, self.actions) for leaf in leaf_values(part).values())
 
 
 def check_episode(episode: Episode, observation_space: gym.Space[Any], action_space: gym.Space[Any]) -> None:
-    """Check every value of an episode against the spaces it comes from.
+    """Validate every value of an episode against the spaces.
 
-    Checked are the leaves and their shapes, dtypes (castable without changing kind), finiteness, and the ranges of the
-    discrete leaves. Bounds of a Box are not: environments break them, and nothing here depends on them.
+    Checks the leaves, their shapes and dtypes (castable without changing kind), that numbers are
+    finite, and the ranges of discrete leaves. Does not check the bounds of a Box: environments
+    violate them, and nothing depends on them.
+
+    Args:
+        episode: the episode.
+        observation_space: space of its observations.
+        action_space: space of its actions.
 
     Raises:
-        ValueError: naming the episode, the leaf and, where there is one, the step.
+        ValueError: if a value does not fit; names the episode, the leaf and, if possible, the step.
     """
     name = f"episode {episode.episode_id}"
     _check_leaves(f"{name} observations", episode.observations, observation_space)
@@ -101,13 +108,13 @@ def _check_leaf(name: str, leaf: np.ndarray, space: gym.Space[Any]) -> None:
     _check_finite(name, leaf)
     if isinstance(space, spaces.Box):
         is_float = np.issubdtype(space.dtype, np.floating) and np.can_cast(leaf.dtype, space.dtype, casting="same_kind")
-        if not is_float and not _fits(leaf, space.dtype):  # floats may be rounded, whole numbers may not be changed
-            raise ValueError(f"{name}: expected {space.dtype} or what converts to it unchanged, got {leaf.dtype}")
+        if not is_float and not _fits(leaf, space.dtype):  # only floats may be rounded
+            raise ValueError(f"{name}: expected {space.dtype} or values that convert to it exactly, got {leaf.dtype}")
         with np.errstate(over="ignore"):
             _check_finite(f"{name} as {space.dtype}", leaf.astype(space.dtype))
         return
     if not np.issubdtype(leaf.dtype, np.integer) and leaf.dtype != bool:
-        raise ValueError(f"{name}: expected whole numbers for {space}, got {leaf.dtype}")
+        raise ValueError(f"{name}: expected integers for {space}, got {leaf.dtype}")
     low, high = _integer_range(space)
     wrong = ((leaf < low) | (leaf > high)).reshape(len(leaf), -1).any(axis=1)
     if wrong.any():
@@ -123,7 +130,7 @@ def _check_finite(name: str, leaf: np.ndarray) -> None:
 
 
 def _fits(leaf: np.ndarray, dtype: np.dtype) -> bool:
-    """Tell whether every value survives the conversion, e.g. int64 rows of a uint8 image."""
+    """Return True if the conversion keeps every value, as of int64 rows of a uint8 image."""
     with np.errstate(all="ignore"):
         return leaf.dtype.kind in "biuf" and np.array_equal(leaf.astype(dtype).astype(leaf.dtype), leaf)
 

@@ -1,11 +1,15 @@
-"""The format of one shard: some episodes in one safetensors file, readable by rows, each episode with its own checksum.
+"""The shard format: several episodes in one safetensors file, with a checksum per episode.
 
-A shard holds the concatenation over its episodes of each leaf: ``observations[/path]``, ``actions[/path]``, ``rewards``,
-``terminations``, ``truncations``. Images are packed, episode by episode (`worldmodel.data.compression`); that is version 2 of the
-format, and version 1, where they lie raw, is still read. Its header says everything that is needed to read it without any
-other file: spaces, recipe, and per episode id, length, seed, packed bytes, and checksum (of the images, not of how they are
-packed). The header is a pure function of these, so the place of every row is computed rather than read, and a damaged header
-can be told from a whole one, and mended, by writing it again.
+A shard concatenates each leaf over its episodes: ``observations[/path]``, ``actions[/path]``,
+``rewards``, ``terminations``, ``truncations``. Version 2 of the format compresses the images of
+each episode (`worldmodel.data.compression`). Version 1 stores them uncompressed and can still be
+read.
+
+The header makes the file self-contained. It holds the spaces, the recipe, and the id, length, seed,
+packed bytes and checksum of each episode. The checksum covers the uncompressed images.
+
+The header is a pure function of this content. So the offset of every row is computed, not read, and
+a damaged header is detected and repaired by writing it again.
 """
 
 from __future__ import annotations
@@ -15,9 +19,8 @@ import os
 import shutil
 import struct
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -26,15 +29,14 @@ from typing import Any, BinaryIO
 import gymnasium as gym
 import numpy as np
 
-from worldmodel.data.compression import pack, unpack
+from worldmodel.data.compression import fill, pack, unpack
 from worldmodel.data.episode import Episode
+from worldmodel.data.shard_table import COLUMNS, NO_SEED, Leaf, Shard, read_column, read_packed, write_column, write_packed
 from worldmodel.spaces import build_value, is_image, leaf_values, leaves, space_from_json, space_to_json
 
 FORMAT = "worldmodel.shard"
 VERSION = 2  # 1 where nothing is packed
 SUFFIX = ".safetensors"
-COLUMNS = ("episode_ids", "lengths", "seeds", "crc32")  # what is said of each episode, in header and manifest
-NO_SEED = -1  # in the column of seeds: not known
 
 _REPAIR = "run `python scripts/store.py repair`"
 _DTYPES = {"bool": "BOOL", "float16": "F16", "float32": "F32", "float64": "F64"}
@@ -42,74 +44,20 @@ _DTYPES |= {f"{sign}int{bits}": f"{sign.upper() or 'I'}{bits}" for sign in ("", 
 
 
 class NewerVersionError(ValueError):
-    """A shard that a newer version of this library wrote: not damaged, and not to be touched."""
-
-
-@dataclass(frozen=True)
-class Leaf:
-    """One array of a shard: name, dtype, shape of a row, rows beyond one per step (0 or 1), and whether it can be packed."""
-
-    name: str
-    dtype: np.dtype
-    shape: tuple[int, ...]
-    extra: int
-    image: bool = False
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one row."""
-        return self.dtype.itemsize * int(np.prod(self.shape, dtype=np.int64))
-
-
-@dataclass(frozen=True, eq=False)
-class Shard:
-    """The table of contents of one shard.
-
-    ``offsets`` are where its leaves start in the file, in the schema's order; ``packed`` the bytes that each episode has of
-    each packed leaf, by the leaf's name; what is not in it lies there raw.
-    """
-
-    name: str
-    size: int
-    episode_ids: np.ndarray
-    lengths: np.ndarray
-    seeds: np.ndarray
-    checksums: np.ndarray
-    offsets: tuple[int, ...] = ()
-    packed: Mapping[str, np.ndarray] = field(default_factory=dict)
-    starts: np.ndarray = field(init=False)
-
-    def __post_init__(self) -> None:
-        """Compute the first step of each episode."""
-        object.__setattr__(self, "starts", np.cumsum(self.lengths) - self.lengths)
-
-    @property
-    def columns(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """What is said of each episode, in the order of `COLUMNS`."""
-        return self.episode_ids, self.lengths, self.seeds, self.checksums
-
-    def to_json(self) -> dict[str, Any]:
-        """What a manifest says of it."""
-        entry: dict[str, Any] = {"name": self.name}
-        entry |= {key: write_column(column) for key, column in zip(COLUMNS, self.columns, strict=True)}
-        return entry | ({"packed": _write_packed(self.packed)} if self.packed else {})
-
-    def lost(self, whole: Iterable[int]) -> tuple[int, ...]:
-        """Return the ids of all episodes but those at the positions ``whole``."""
-        return tuple(np.delete(self.episode_ids, list(whole)).tolist())
+    """A shard of a newer version of this library, which is never changed."""
 
 
 class Schema:
-    """What all shards of a store have in common: the two spaces, the recipe, and the leaves that follow from them.
+    """The spaces, the recipe and the leaves that all shards of a store share.
 
     Args:
-        observation_space: as `space_to_json` supports it.
-        action_space: likewise.
-        recipe: JSON-able description of where the episodes come from.
+        observation_space: a space that `space_to_json` supports.
+        action_space: a space that `space_to_json` supports.
+        recipe: JSON-serialisable description of how the episodes were made.
 
     Raises:
         TypeError: if a space is not supported.
-        ValueError: if a dtype has no name in safetensors.
+        ValueError: if safetensors does not support a dtype, or two leaves have the same path.
     """
 
     def __init__(
@@ -137,7 +85,7 @@ class Schema:
                 )
             if leaf.dtype.name not in _DTYPES:
                 raise ValueError(f"{leaf.name}: expected a dtype of {sorted(_DTYPES)}, got {leaf.dtype}")
-        self.leaves = sorted(found, key=lambda leaf: (-leaf.dtype.itemsize, leaf.name))  # so that every leaf is aligned
+        self.leaves = sorted(found, key=lambda leaf: (-leaf.dtype.itemsize, leaf.name))  # aligns every leaf
 
     def arrays(self, episode: Episode) -> dict[str, np.ndarray]:
         """Return the leaves of an episode by name, in the dtypes of the spaces."""
@@ -147,7 +95,10 @@ class Schema:
         return {leaf.name: np.ascontiguousarray(given[leaf.name], dtype=leaf.dtype) for leaf in self.leaves}
 
     def checksum(self, episode: Episode) -> int:
-        """Return the CRC-32 of all that an episode says: id, length, seed, and name, dtype, shape and bytes of its leaves."""
+        """Return the CRC-32 of an episode.
+
+        It covers id, length and seed, and the name, dtype, shape and bytes of each leaf.
+        """
         value = zlib.crc32(f"{episode.episode_id} {len(episode)} {_seed_number(episode.seed)}".encode())
         for name, array in sorted(self.arrays(episode).items()):
             value = zlib.crc32(f"{name} {array.dtype.name} {array.shape}".encode(), value)
@@ -155,15 +106,15 @@ class Schema:
         return value
 
     def unpacked_bytes(self, lengths: np.ndarray) -> int:
-        """Return the bytes that episodes of these lengths take where nothing is packed, headers left out."""
+        """Return the uncompressed size of episodes in bytes, without headers; ``lengths`` (E,)."""
         return sum(_rows(leaf, lengths) * leaf.row_bytes for leaf in self.leaves)
 
     def encode(self, episodes: Sequence[Episode]) -> tuple[Shard, bytes]:
-        """Return the contents and the bytes of the shard that holds ``episodes``."""
+        """Return table of contents and file content of the shard that holds ``episodes``."""
         table = [(e.episode_id, len(e), _seed_number(e.seed), self.checksum(e)) for e in episodes]
         columns = [np.array(column, dtype=np.int64) for column in zip(*table, strict=True)]
         arrays = [self.arrays(episode) for episode in episodes]
-        with ThreadPoolExecutor(os.cpu_count()) as threads:  # zstd lets others run
+        with ThreadPoolExecutor(os.cpu_count()) as threads:  # zstd releases the GIL
             parts = {leaf.name: list(threads.map(partial(_bytes, leaf), arrays)) for leaf in self.leaves}
         packed = {leaf.name: np.array([len(part) for part in parts[leaf.name]]) for leaf in self.leaves if leaf.image}
         header = self._header(*columns, packed=packed)
@@ -172,9 +123,9 @@ class Schema:
         return self.shard(name, *columns, packed=packed), header + data
 
     def shard_from_json(self, entry: Mapping[str, Any]) -> Shard:
-        """Return the table of contents that `Shard.to_json` described."""
+        """Return the table of contents from the output of `Shard.to_json`."""
         columns = [read_column(entry[key]) for key in COLUMNS]
-        return self.shard(entry["name"], *columns, packed=_read_packed(entry.get("packed", {})))
+        return self.shard(entry["name"], *columns, packed=read_packed(entry.get("packed", {})))
 
     def shard(
         self,
@@ -186,10 +137,19 @@ class Schema:
         *,
         packed: Mapping[str, np.ndarray] | None = None,
     ) -> Shard:
-        """Return the table of contents of the shard with these columns, with the place of everything in it.
+        """Return the table of contents of the shard with these columns, with all offsets.
+
+        Args:
+            name: file name.
+            episode_ids: (E,) int64.
+            lengths: (E,) int64, steps of each episode.
+            seeds: (E,) int64, `NO_SEED` where unknown.
+            checksums: (E,) int64, CRC-32 of each episode.
+            packed: (E,) compressed bytes of each episode, by name of the leaf.
 
         Raises:
-            ValueError: if ``name`` is not that of a shard but a path, which might lead out of the store.
+            ValueError: if ``name`` is not a plain file name with the suffix of shards; a path could
+                lead out of the store.
         """
         if Path(name).name != name or not name.endswith(SUFFIX):
             raise ValueError(f"name: expected the name of a shard, a file in the store that ends in {SUFFIX}, got {name!r}")
@@ -200,14 +160,14 @@ class Schema:
         return Shard(name, ends[-1], episode_ids, lengths, seeds, checksums, tuple(ends[:-1]), packed)
 
     def header(self, shard: Shard) -> bytes:
-        """Return the bytes that the file of ``shard`` starts with."""
+        """Return the header of ``shard``: the first bytes of its file."""
         return self._header(*shard.columns, packed=shard.packed)
 
     def _header(self, *columns: np.ndarray, packed: Mapping[str, np.ndarray]) -> bytes:
         metadata = {"format": FORMAT, "version": str(VERSION if packed else 1), **self.metadata}
         metadata |= {name: write_column(column) for name, column in zip(COLUMNS, columns, strict=True)}
         if packed:
-            metadata["packed"] = json.dumps(_write_packed(packed))
+            metadata["packed"] = json.dumps(write_packed(packed))
         metadata["checksum"] = str(zlib.crc32(json.dumps(metadata).encode()))
         entries: dict[str, Any] = {"__metadata__": metadata}
         offset = 0
@@ -221,11 +181,13 @@ class Schema:
         return struct.pack("<Q", len(text)) + text
 
     def read(self, path: Path, shard: Shard, position: int, start: int, stop: int) -> Episode:
-        """Read steps [start, stop) of the episode at ``position`` of a shard: only their bytes leave the disk.
+        """Read steps [start, stop) of the episode at ``position`` of a shard.
+
+        Only the bytes of these steps are read, or the chunks that hold them if frames are
+        compressed. The checksum of the episode is verified if the window covers it completely.
 
         Raises:
-            ValueError: if the file is missing or ends before them, if they are a whole episode and damaged, or if packed frames
-                are.
+            ValueError: if the file is missing or cut short, or if the episode is damaged.
         """
         found = {}
         try:
@@ -235,11 +197,13 @@ class Schema:
                     _read_rows(file, shard, leaf, offset, position, start, array)
                     found[leaf.name] = array
         except (FileNotFoundError, EOFError) as error:
-            state = "none" if isinstance(error, FileNotFoundError) else "one that was cut short"
-            raise ValueError(f"{path}: expected a whole shard, got {state}; {_REPAIR}") from error
+            state = "no file" if isinstance(error, FileNotFoundError) else "a file that was cut short"
+            raise ValueError(f"{path}: expected a complete shard, got {state}; {_REPAIR}") from error
         except ValueError as error:
             number = int(shard.episode_ids[position])
-            raise ValueError(f"{path}: expected episode {number} whole, got a damaged one: {error}; {_REPAIR}") from error
+            raise ValueError(
+                f"{path}: expected an undamaged episode {number}, got a damaged one: {error}; {_REPAIR}"
+            ) from error
         episode = Episode(
             observations=self._nest("observations", self.observation_space, found),
             actions=self._nest("actions", self.action_space, found),
@@ -248,7 +212,7 @@ class Schema:
             seed=None if shard.seeds[position] == NO_SEED else int(shard.seeds[position]),
         )
         if len(episode) == shard.lengths[position] and self.checksum(episode) != shard.checksums[position]:
-            raise ValueError(f"{path}: expected episode {episode.episode_id} whole, got a damaged one; {_REPAIR}")
+            raise ValueError(f"{path}: expected an undamaged episode {episode.episode_id}, got a damaged one; {_REPAIR}")
         return episode
 
     def _nest(self, name: str, space: gym.Space[Any], found: Mapping[str, np.ndarray]) -> Any:
@@ -256,11 +220,11 @@ class Schema:
 
 
 def scan(path: Path) -> tuple[Schema, Shard]:
-    """Read schema and contents of a shard from its own header, without any other file.
+    """Read schema and table of contents of a shard from its own header, without any other file.
 
     Raises:
-        NewerVersionError: if a newer version wrote it.
-        ValueError: if the header is damaged or foreign.
+        NewerVersionError: if a newer version of the library wrote the file.
+        ValueError: if the header is damaged or the file is not a shard.
     """
     with open(path, "rb") as file:
         prefix = file.read(8)
@@ -270,45 +234,46 @@ def scan(path: Path) -> tuple[Schema, Shard]:
         metadata = json.loads(text)["__metadata__"]
         found, version = metadata["format"], int(metadata["version"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: expected the header of a {FORMAT} file, got a damaged or foreign one") from error
+        raise ValueError(f"{path}: expected the header of a {FORMAT} file, got a damaged one or another format") from error
     if found == FORMAT and version > VERSION:
         raise NewerVersionError(f"{path}: expected {FORMAT} version {VERSION} or older, got {version}: upgrade worldmodel")
     try:
         spaces = [space_from_json(json.loads(metadata[key])) for key in ("observation_space", "action_space")]
         schema = Schema(spaces[0], spaces[1], json.loads(metadata["recipe"]))
         columns = [read_column(metadata[key]) for key in COLUMNS]
-        shard = schema.shard(path.name, *columns, packed=_read_packed(json.loads(metadata.get("packed", "{}"))))
-        whole = schema.header(shard) == prefix + text
+        shard = schema.shard(path.name, *columns, packed=read_packed(json.loads(metadata.get("packed", "{}"))))
+        undamaged = schema.header(shard) == prefix + text
     except (ValueError, KeyError, TypeError, AssertionError) as error:
         raise ValueError(f"{path}: expected the header of a {FORMAT} file, got a damaged one ({error})") from error
-    if not whole:
+    if not undamaged:
         raise ValueError(f"{path}: expected the header of a {FORMAT} file, got a damaged one")
     return schema, shard
 
 
 def inspect(path: Path, schema: Schema, shard: Shard) -> tuple[str, str, list[int]] | None:
-    """Look for damage in a shard, reading one episode at a time.
+    """Check a shard for damage, with one episode in memory at a time.
 
     Returns:
-        None for a whole shard; else kind of damage, detail, and the positions of the episodes that are whole all the same.
+        None for an undamaged shard. Otherwise the kind of damage, its detail, and the positions of
+        the undamaged episodes.
     """
     if not path.is_file():
-        return "missing", "the file is not there", []
+        return "missing", "the file does not exist", []
     header = schema.header(shard)
     with open(path, "rb") as file:
-        header_whole = file.read(len(header)) == header
+        header_matches = file.read(len(header)) == header
     size = path.stat().st_size
-    whole = [position for position in range(len(shard.lengths)) if _is_whole(path, schema, shard, position)]
+    undamaged = [position for position in range(len(shard.lengths)) if _is_undamaged(path, schema, shard, position)]
     if size != shard.size:
-        return "cut", f"expected {shard.size} bytes, got {size}", whole
-    if not header_whole:
-        return "header", "the header does not say what was written", whole
-    if len(whole) < len(shard.lengths):
-        return "data", f"{len(shard.lengths) - len(whole)} episodes do not match their checksum", whole
+        return "cut", f"expected {shard.size} bytes, got {size}", undamaged
+    if not header_matches:
+        return "header", "the header differs from the one that was written", undamaged
+    if len(undamaged) < len(shard.lengths):
+        return "data", f"{len(shard.lengths) - len(undamaged)} episodes do not match their checksum", undamaged
     return None
 
 
-def _is_whole(path: Path, schema: Schema, shard: Shard, position: int) -> bool:
+def _is_undamaged(path: Path, schema: Schema, shard: Shard, position: int) -> bool:
     try:
         schema.read(path, shard, position, 0, int(shard.lengths[position]))
     except ValueError:
@@ -317,36 +282,18 @@ def _is_whole(path: Path, schema: Schema, shard: Shard, position: int) -> bool:
 
 
 def files(folder: Path) -> list[Path]:
-    """List the shards in a folder, whole or not, by name."""
+    """List the shards in a folder by name, damaged ones included."""
     return sorted(folder.glob(f"[!.]*{SUFFIX}"))
 
 
 def set_aside(path: Path, folder: Path) -> None:
-    """Copy a damaged file to ``folder``, under a name that is free there."""
+    """Copy a damaged file to ``folder`` under a name that is not in use there."""
     folder.mkdir(exist_ok=True)
     target, number = folder / path.name, 0
     while target.exists():
         number += 1
         target = folder / f"{path.name}.{number}"
     shutil.copy2(path, target)
-
-
-def write_column(column: np.ndarray) -> str:
-    """Write whole numbers as one line: far shorter, and easier on the eye, than a JSON list with a number per line."""
-    return " ".join(map(str, column.tolist()))
-
-
-def read_column(text: str) -> np.ndarray:
-    """Read what `write_column` wrote."""
-    return np.array(text.split(), dtype=np.int64)
-
-
-def _write_packed(packed: Mapping[str, np.ndarray]) -> dict[str, str]:
-    return {name: write_column(column) for name, column in packed.items()}
-
-
-def _read_packed(columns: Mapping[str, str]) -> dict[str, np.ndarray]:
-    return {name: read_column(text) for name, text in columns.items()}
 
 
 def _bytes(leaf: Leaf, arrays: Mapping[str, np.ndarray]) -> bytes:
@@ -358,14 +305,24 @@ def _leaf_bytes(leaf: Leaf, lengths: np.ndarray, packed: Mapping[str, np.ndarray
 
 
 def _read_rows(file: BinaryIO, shard: Shard, leaf: Leaf, offset: int, position: int, start: int, into: np.ndarray) -> None:
-    """Fill ``into`` with the rows of a leaf from step ``start`` of an episode on; the leaf begins at ``offset``."""
+    """Fill ``into`` with rows of one leaf of one episode.
+
+    Args:
+        file: the shard, open for reading.
+        shard: its table of contents.
+        leaf: the leaf to read.
+        offset: position in the file at which the leaf starts.
+        position: position of the episode in the shard.
+        start: first row to read.
+        into: (n, *leaf.shape) array that is filled.
+    """
     if leaf.name in shard.packed:
         sizes = shard.packed[leaf.name]
         rows = int(shard.lengths[position]) + leaf.extra
         unpack(file, offset + int(sizes[:position].sum()), int(sizes[position]), rows, into, start)
         return
     file.seek(offset + (int(shard.starts[position]) + start + leaf.extra * position) * leaf.row_bytes)
-    _fill(file, into)
+    fill(file, into)
 
 
 def _rows(leaf: Leaf, lengths: np.ndarray) -> int:
@@ -374,12 +331,3 @@ def _rows(leaf: Leaf, lengths: np.ndarray) -> int:
 
 def _seed_number(seed: int | None) -> int:
     return NO_SEED if seed is None else int(seed)
-
-
-def _fill(file: BinaryIO, array: np.ndarray) -> None:
-    view = array.reshape(-1).view(np.uint8).data
-    while len(view):
-        count = file.readinto(view)  # type: ignore[attr-defined]
-        if not count:
-            raise EOFError
-        view = view[count:]

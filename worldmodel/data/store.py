@@ -1,9 +1,12 @@
-"""Episodes on disk: safetensors shards and one small JSON manifest; append, read by window, verify, repair.
+"""Episodes on disk: append, read windows, verify and repair.
 
-Every file is written under a temporary name, flushed and renamed, shard first and manifest second: a writer that is killed
-leaves at worst a whole shard that the manifest does not know yet, and the next writer adopts it. Reading a window takes
-exactly its bytes from the disk, so memory does not grow with the data; only an index of a few numbers per episode is held.
-One writer at a time; any number of readers, also in forked or spawned processes.
+A store is a directory of safetensors shards and a small JSON manifest. Every file is written under
+a temporary name, flushed and renamed: first the shard, then the manifest. A killed writer leaves at
+worst a complete shard that the manifest does not list. The next writer adopts it.
+
+Memory does not grow with the data. Reading a window reads only its own bytes; the store holds a few
+numbers per episode. One writer and any number of readers can use a store at a time, also in other
+processes.
 """
 
 from __future__ import annotations
@@ -23,7 +26,8 @@ import numpy as np
 
 from worldmodel.data import shards
 from worldmodel.data.episode import Episode, check_episode
-from worldmodel.data.shards import Schema, Shard
+from worldmodel.data.shard_table import Shard
+from worldmodel.data.shards import Schema
 from worldmodel.runtime import TEMPORARY_SUFFIX, prepare_directory, read_json, remove_temporaries, write_bytes, write_json
 from worldmodel.spaces import space_from_json, space_to_json
 
@@ -39,13 +43,13 @@ _REBUILD = "`python scripts/store.py repair` rebuilds it from the shards"
 
 @dataclass(frozen=True)
 class Problem:
-    """Something wrong with a file of a store.
+    """A damaged, missing or unexpected file of a store.
 
     Args:
         shard: name of the file.
         kind: "manifest", "missing", "cut", "header", "data", "orphan" or "temporary".
-        detail: what was found, in words.
-        episode_ids: the episodes that are lost by it.
+        detail: explanation for the user.
+        episode_ids: ids of the episodes that are lost.
     """
 
     shard: str
@@ -55,7 +59,7 @@ class Problem:
 
 
 class EpisodeStore:
-    """The episodes of one directory, in the order of their ids. Made by `create` or `open`."""
+    """The episodes of one directory, in the order of their ids; returned by `create` and `open`."""
 
     def __init__(self, path: Path, schema: Schema, known: Iterable[Shard] = (), failures: Iterable[Mapping[str, Any]] = ()):
         self.path = path
@@ -73,18 +77,18 @@ class EpisodeStore:
         recipe: Mapping[str, Any] | None = None,
         overwrite: bool = False,
     ) -> EpisodeStore:
-        """Make an empty store.
+        """Create an empty store.
 
         Args:
             path: an absent or empty directory.
-            observation_space: Box, Discrete, MultiDiscrete, MultiBinary, or a Dict or Tuple of them.
-            action_space: likewise.
-            recipe: JSON-able description of where the episodes come from.
+            observation_space: Box, Discrete, MultiDiscrete, MultiBinary, Dict or Tuple.
+            action_space: a space of the same kinds.
+            recipe: JSON-serialisable description of how the episodes were made.
             overwrite: replace an earlier store.
 
         Raises:
-            FileExistsError: if ``path`` holds something; what is no store is never replaced.
-            TypeError: if a space is not supported; the message names the nearest that is.
+            FileExistsError: if ``path`` holds other files, or a store and ``overwrite`` is False.
+            TypeError: if a space is not supported; the message names the nearest supported one.
         """
         schema = Schema(observation_space, action_space, recipe)
         store = cls(prepare_directory(path, marker=MANIFEST, format=FORMAT, overwrite=overwrite, replaces=OUTPUTS), schema)
@@ -94,47 +98,47 @@ class EpisodeStore:
 
     @classmethod
     def open(cls, path: str | Path) -> EpisodeStore:
-        """Open a store; only its manifest is read.
+        """Open a store; reads only its manifest.
 
         Raises:
-            FileNotFoundError: if there is no store; the message says so if one could be rebuilt.
+            FileNotFoundError: if there is no store; the message says if `repair` can rebuild it.
             ValueError: if the manifest is damaged or of a newer version.
         """
         path = Path(path)
         if not (path / MANIFEST).is_file():
-            hint = f"; its shards are there: {_REBUILD}" if shards.files(path / SHARDS) else ""
+            hint = f"; its shards exist: {_REBUILD}" if shards.files(path / SHARDS) else ""
             raise FileNotFoundError(f"{path / MANIFEST}: expected the manifest of an episode store, got none{hint}")
         content = read_json(path / MANIFEST, format=FORMAT, version=VERSION)
         del content["version"]
         if content.pop("checksum", None) != _checksum(content):
-            raise ValueError(f"{path / MANIFEST}: expected a whole manifest, got a damaged one; {_REBUILD}")
+            raise ValueError(f"{path / MANIFEST}: expected an undamaged manifest, got a damaged one; {_REBUILD}")
         observation_space, action_space = (space_from_json(content[name]) for name in ("observation_space", "action_space"))
         schema = Schema(observation_space, action_space, content["recipe"])
         return cls(path, schema, map(schema.shard_from_json, content["shards"]), content["failures"])
 
     @staticmethod
     def lies_in(path: str | Path) -> bool:
-        """Tell whether a directory holds a store, or the shards of one."""
+        """Return True if a directory holds a store or the shards of one."""
         return (Path(path) / MANIFEST).is_file() or bool(shards.files(Path(path) / SHARDS))
 
     @property
     def observation_space(self) -> gym.Space[Any]:
-        """The space of the observations."""
+        """Space of the observations."""
         return self._schema.observation_space
 
     @property
     def action_space(self) -> gym.Space[Any]:
-        """The space of the actions."""
+        """Space of the actions."""
         return self._schema.action_space
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """Where the episodes come from, as given to `create`; a copy."""
+        """Copy of the recipe given to `create`: how the episodes were made."""
         return copy.deepcopy(self._schema.recipe)
 
     @property
     def episode_ids(self) -> np.ndarray:
-        """(episodes,) int64, ascending."""
+        """(episodes,) int64: ids of the episodes, ascending."""
         return self._ids
 
     @property
@@ -144,17 +148,17 @@ class EpisodeStore:
 
     @property
     def num_steps(self) -> int:
-        """Steps of all episodes together."""
+        """Total number of steps."""
         return int(self._lengths.sum())
 
     @property
     def failures(self) -> list[dict[str, Any]]:
-        """The episodes that could not be made: ``episode_id``, ``seed``, ``error``; in the order of their ids."""
+        """Episodes that could not be collected, by id: ``episode_id``, ``seed``, ``error``."""
         return [dict(self._failures[key]) for key in sorted(self._failures)]
 
     @property
     def fingerprint(self) -> str:
-        """Hex digest of (id, checksum of the content) in the order of the ids: the same however the shards are cut."""
+        """Hex SHA-256 of ids and checksums; independent of the division into shards."""
         return sha256(np.stack([self._ids, self._checksums], axis=1).astype("<i8").tobytes()).hexdigest()
 
     def __len__(self) -> int:
@@ -162,23 +166,23 @@ class EpisodeStore:
         return len(self._ids)
 
     def __iter__(self) -> Iterator[Episode]:
-        """Iterate over whole episodes in the order of their ids, one in memory at a time."""
+        """Iterate over complete episodes by id, with one in memory at a time."""
         return (self.read(index) for index in range(len(self)))
 
     def read(self, index: int, start: int = 0, stop: int | None = None) -> Episode:
-        """Read one episode, or a window of one; only its own bytes are read.
+        """Read one episode or a window of it, and no other bytes.
 
         Args:
             index: position in the order of ``episode_ids``, 0 <= index < len(store).
             start: first step of the window.
-            stop: one past its last step; the end of the episode if absent.
+            stop: one past the last step of the window; None means the end of the episode.
 
         Returns:
-            The steps [start, stop): stop - start + 1 observations, stop - start of the rest.
+            The steps [start, stop), with stop - start + 1 observations.
 
         Raises:
             IndexError: if there is no such episode.
-            ValueError: if the window is not inside the episode, its shard is missing or cut, or a whole episode is damaged.
+            ValueError: if the window leaves the episode, or if its shard is missing or damaged.
         """
         index = operator.index(index)
         if not 0 <= index < len(self):
@@ -186,16 +190,16 @@ class EpisodeStore:
         length = int(self._lengths[index])
         stop = length if stop is None else stop
         if not 0 <= start < stop <= length:
-            name = f"window of episode {self._ids[index]}"
-            raise ValueError(f"{name}: expected 0 <= start < stop <= {length}, got start {start} and stop {stop}")
+            given = f"start {start} and stop {stop}"
+            raise ValueError(f"window of episode {self._ids[index]}: expected 0 <= start < stop <= {length}, got {given}")
         shard = self._shards[self._shard_of[index]]
         return self._schema.read(self._file(shard.name), shard, int(self._position_of[index]), start, stop)
 
     def append(self, episodes: Sequence[Episode]) -> None:
-        """Add episodes as one shard, safely on the disk on return. An earlier failure of theirs is forgotten.
+        """Add episodes as one shard, flushed to disk on return, and remove them from `failures`.
 
         Raises:
-            ValueError: if an episode does not fit the spaces, is not finite, or its id is taken; nothing is added then.
+            ValueError: if an episode is invalid or its id is in use; nothing is added then.
         """
         if not episodes:
             return
@@ -205,40 +209,38 @@ class EpisodeStore:
         ids, counts = np.unique([episode.episode_id for episode in episodes], return_counts=True)
         taken = ids[np.isin(ids, self._ids) | (counts > 1)]
         if taken.size:
-            raise ValueError(f"episode_id: expected ids that the store does not hold yet, got {taken.tolist()} again")
+            raise ValueError(f"episode_id: expected ids that are not in use, got {taken.tolist()} again")
         self._write_shard(episodes)
 
     def append_missing(self, episodes: Sequence[Episode]) -> None:
-        """Append those that the store does not hold, for a writer whose last `append` may have been interrupted."""
-        self.adopt()  # its shard may have been written, and the manifest not
+        """Append the episodes that the store lacks, as after an interrupted `append`."""
+        self.adopt()  # a killed writer may have written the shard but not the manifest
         held = set(self.episode_ids.tolist())
         self.append([episode for episode in episodes if episode.episode_id not in held])
 
     def stored_bytes(self, episodes: Sequence[Episode]) -> int:
-        """Bytes that episodes, at least one, take on the disk as one shard."""
+        """Return the size in bytes of a shard of these episodes, at least one."""
         return self._schema.encode(episodes)[0].size
 
     def record_failures(self, failures: Iterable[Mapping[str, Any]]) -> None:
-        """Write down episodes that could not be made: mappings with ``episode_id``, ``seed`` and ``error``."""
+        """Record episodes that could not be collected, in the form of `failures`."""
         self._failures |= {int(f["episode_id"]): {key: f[key] for key in ("episode_id", "seed", "error")} for f in failures}
         self._write_manifest()
 
     def adopt(self) -> list[str]:
-        """Take in whole shards that the manifest does not know, left by a writer that was killed before it wrote that down.
+        """Add undamaged shards that a killed writer left without listing them in the manifest.
 
         Returns:
-            Their names. Shards that are damaged, or hold an episode that the store has, are left to `repair`.
+            Names of these shards. `repair` handles damaged shards and duplicate episodes.
         """
-        adopted = self._take_whole_shards()
+        adopted = self._adopt_undamaged_shards()
         if adopted:
             self._write_manifest()
         return adopted
 
-    def _take_whole_shards(self) -> list[str]:
-        known, taken = {shard.name for shard in self._shards}, []
-        for path in shards.files(self.path / SHARDS):
-            if path.name in known:
-                continue
+    def _adopt_undamaged_shards(self) -> list[str]:
+        taken = []
+        for path in self._orphans():
             try:
                 schema, shard = shards.scan(path)
             except ValueError:
@@ -248,6 +250,11 @@ class EpisodeStore:
                 self._set_shards([*self._shards, shard])
                 taken.append(path.name)
         return taken
+
+    def _orphans(self) -> list[Path]:
+        """List the shards that are not in the manifest."""
+        known = {shard.name for shard in self._shards}
+        return [path for path in shards.files(self.path / SHARDS) if path.name not in known]
 
     def _file(self, name: str) -> Path:
         return self.path / SHARDS / name
@@ -283,36 +290,33 @@ class EpisodeStore:
 
 
 def verify(path: str | Path) -> list[Problem]:
-    """Read a whole store and list what is wrong with it; an empty list means that every byte is as it was written.
+    """Read a store completely and list its problems; an empty list means that it is undamaged.
 
     Raises:
         FileNotFoundError: if there is neither a manifest nor a shard.
-        ValueError: if the store is of a newer version or no store at all.
+        ValueError: if a newer version of the library wrote the store, or if it is not a store.
     """
     store, problems = _open_or_rebuild(Path(path))
     problems += [Problem(file.name, "temporary", "left by a writer that was killed") for file in _temporaries(store.path)]
     for shard in store._shards:
-        found = shards.inspect(store._file(shard.name), store._schema, shard)
-        if found:
+        if found := shards.inspect(store._file(shard.name), store._schema, shard):
             problems.append(Problem(shard.name, found[0], found[1], shard.lost(found[2])))
-    known = {shard.name for shard in store._shards}
-    orphans = [file.name for file in shards.files(store.path / SHARDS) if file.name not in known]
-    return problems + [Problem(name, "orphan", "the manifest does not know this shard") for name in orphans]
+    return problems + [Problem(file.name, "orphan", "the manifest does not list this shard") for file in store._orphans()]
 
 
 def repair(path: str | Path) -> list[Problem]:
-    """Bring a store back in order and keep all that is whole.
+    """Repair a store and keep every undamaged episode.
 
-    Of a damaged shard the whole episodes are written to a new one, and the file itself is moved to the folder
-    ``damaged``, never deleted. Whole shards that the manifest does not know are adopted, leftover temporary files are
-    removed, and a missing or damaged manifest is written again from the shards.
+    Writes the undamaged episodes of a damaged shard to a new shard, and moves the damaged file to
+    the folder ``damaged``. Adopts undamaged shards that the manifest does not list. Removes
+    temporary files. Rebuilds a missing or damaged manifest from the shards.
 
     Returns:
-        What was found and mended; `verify` finds nothing afterwards.
+        The problems that were found and fixed; `verify` finds none afterwards.
 
     Raises:
         FileNotFoundError: if there is neither a manifest nor a shard.
-        ValueError: if the store is of a newer version or no store at all.
+        ValueError: if a newer version of the library wrote the store, or if it is not a store.
     """
     store, problems = _open_or_rebuild(Path(path))
     problems += [Problem(file.name, "temporary", "removed") for file in _temporaries(store.path)]
@@ -320,27 +324,23 @@ def repair(path: str | Path) -> list[Problem]:
         remove_temporaries(folder)
     (store.path / SHARDS).mkdir(exist_ok=True)
     for shard in list(store._shards):
-        found = shards.inspect(store._file(shard.name), store._schema, shard)
-        if found:
+        if found := shards.inspect(store._file(shard.name), store._schema, shard):
             _salvage(store, store._file(shard.name), shard, found[2])
             problems.append(Problem(shard.name, found[0], f"{found[1]}; kept {len(found[2])} episodes", shard.lost(found[2])))
     problems += [Problem(name, "orphan", "adopted") for name in store.adopt()]
-    known = {shard.name for shard in store._shards}
-    for file in shards.files(store.path / SHARDS):
-        if file.name not in known:
-            problems.append(_salvage_orphan(store, file))
+    problems += [_salvage_orphan(store, file) for file in store._orphans()]
     store._write_manifest()
     return problems
 
 
 def _salvage(store: EpisodeStore, path: Path, shard: Shard, positions: Sequence[int]) -> None:
-    """Write the episodes at ``positions`` of a damaged shard to a new one and move its file away, in a kill-safe order."""
+    """Replace a damaged shard by its episodes at ``positions``; safe against kills."""
     episodes = [store._schema.read(path, shard, position, 0, int(shard.lengths[position])) for position in positions]
     store._set_shards([known for known in store._shards if known.name != shard.name])
     if path.is_file():
         shards.set_aside(path, store.path / DAMAGED)
     if episodes:
-        store._write_shard(episodes)  # has the name of the old file, and replaces it, if only the header was damaged
+        store._write_shard(episodes)  # replaces the old file if only the header was damaged
     if shard.name not in {known.name for known in store._shards}:
         path.unlink(missing_ok=True)
 
@@ -349,7 +349,7 @@ def _salvage_orphan(store: EpisodeStore, path: Path) -> Problem:
     try:
         schema, shard = shards.scan(path)
         if schema.metadata != store._schema.metadata:
-            raise ValueError("it is of another collection")
+            raise ValueError("it belongs to another collection")
     except shards.NewerVersionError:
         raise
     except ValueError as error:
@@ -357,15 +357,15 @@ def _salvage_orphan(store: EpisodeStore, path: Path) -> Problem:
         path.unlink()
         return Problem(path.name, "orphan", f"moved to {DAMAGED}/: {error}")
     found = shards.inspect(path, schema, shard)
-    whole = range(len(shard.lengths)) if found is None else found[2]
-    new = [position for position in whole if shard.episode_ids[position] not in store._ids]
-    lost = [i for i in shard.lost(whole) if i not in store._ids]
+    undamaged = range(len(shard.lengths)) if found is None else found[2]
+    new = [position for position in undamaged if shard.episode_ids[position] not in store._ids]
+    lost = [i for i in shard.lost(undamaged) if i not in store._ids]
     _salvage(store, path, shard, new)
     return Problem(path.name, "orphan", f"took {len(new)} episodes that the store did not have", tuple(lost))
 
 
 def _open_or_rebuild(path: Path) -> tuple[EpisodeStore, list[Problem]]:
-    """Open a store; if its manifest is missing or damaged, build it from the shards, in memory."""
+    """Open a store; if its manifest is missing or damaged, rebuild it from the shards in memory."""
     try:
         return EpisodeStore.open(path), []
     except (FileNotFoundError, ValueError) as error:
@@ -379,7 +379,7 @@ def _open_or_rebuild(path: Path) -> tuple[EpisodeStore, list[Problem]]:
             except ValueError:
                 continue
             store = EpisodeStore(path, schema)
-            store._take_whole_shards()
+            store._adopt_undamaged_shards()
             return store, [Problem(MANIFEST, "manifest", str(error))]
         raise
 

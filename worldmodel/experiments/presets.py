@@ -1,53 +1,91 @@
-"""The numbers of Ha & Schmidhuber (2018), beside those of their code where the two differ, and what is used here.
+"""Presets for Doom and CarRacing, compared with Ha & Schmidhuber (2018) and their code.
 
 "Paper" is arXiv:1803.10122 with its appendix; "code" is github.com/hardmaru/WorldModelsExperiments.
+A dash means that the source gives no value. Numbers in brackets refer to the reasons below.
 
-| number                         | Doom, paper | Doom, code       | CarRacing, paper | CarRacing, code | here                  |
-|--------------------------------|-------------|------------------|------------------|-----------------|-----------------------|
-| random episodes                | 10,000      | 10,000           | 10,000           | 10,000          | as they are           |
-| policy of collection           | random      | repeated, 1-10   | random           | random networks | sweeps / Brownian     |
-| M: shortest episode            | -           | 101 steps        | -                | -               | 100 / 1               |
-| longest episode                | 2,100 steps | 2,100 steps      | 1,000 steps      | 1,000 steps     | as they are           |
-| z                              | 64          | 64               | 32               | 32              | 64, see below / 32    |
-| V: passes over the data        | 1           | 10               | 1                | 10              | updates, see below    |
-| V: batch                       | -           | 100              | -                | 100             | 128                   |
-| V: optimiser, rate down from   | -           | Adam, 1e-4       | -                | Adam, 1e-4      | Muon 3e-3 / Adam 1e-3 |
-| V: free nats of the KL         | -           | 32 on the total  | -                | 16 on the total | 64 total / 0.5 each   |
-| V: weight of errors^4          | -           | none             | -                | none            | 100 / none            |
-| M: hidden, mixtures            | 512, 5      | 512, 5           | 256, 5           | 256, 5          | as they are           |
-| M: factorisation               | per dim.    | per dim.         | per dim.         | per dim.        | per dimension         |
-| M: passes over the data        | 20          | 400              | 20               | 4,000 updates   | updates, see below    |
-| M: batch, sequence             | -           | 100, 500         | -                | 100, 999        | 50, 1,000 / 100, 999  |
-| M: optimiser, rate             | -           | Adam, 1e-3 down  | -                | Adam, 1e-3      | Muon, 4e-3 to 1e-5    |
-| M: clipping, by value          | -           | 1                | -                | 1               | 1                     |
-| M: weight of a termination     | -           | 10               | none             | none            | 10 / 1                |
-| M: its gradient on the LSTM    | -           | 1                | none             | none            | 0.1 / 1               |
-| reward                         | 1 a step    | 1 a step         | not modelled     | not modelled    | reward head           |
-| controller sees                | z, h, c     | z, h, c          | z, h             | z, h            | z, h, c / z, h        |
-| its weights                    | 1,088       | 1,088, no bias   | 867              | 867             | z kept + 1,024 / 867  |
-| CMA-ES: population, rollouts   | 64, 16      | 64, 16           | 64, 16           | 64, 16          | as they are           |
-| CMA-ES: first sigma            | -           | 0.1              | -                | 0.1             | 0.1                   |
-| CMA-ES: generations            | -           | -                | 1,800            | -               | 3 / 20                |
-| test of the mean               | -           | 25 gen., 1,024   | -                | 25 gen., 1,024  | 3 / 5 gen., 1,024     |
-| PPO after it                   | -           | -                | -                | -               | 300 iterations / -    |
-| temperature that transfers     | 1.15        | 1.25             | -                | -               | 0.1 to 1.3            |
-| a dream ends                   | p > 0.5     | p > 0.5          | never            | never           | by calibrated p/never |
+| Doom                            | paper         | code                  | here                      |
+|---------------------------------|---------------|-----------------------|---------------------------|
+| random episodes                 | 10,000        | 10,000                | 10,000                    |
+| collection policy               | random        | repeat, 1 to 10 steps | sweep [1]                 |
+| episode length, minimum         | -             | 101 steps             | 100 steps                 |
+| episode length, maximum         | 2,100 steps   | 2,100 steps           | 2,100 steps               |
+| V: latents                      | 64            | 64                    | 64 or fewer [2]           |
+| V: training                     | 1 pass        | 10 passes             | 4,000 updates [3]         |
+| V: batch size                   | -             | 100                   | 128                       |
+| V: optimiser, initial rate      | -             | Adam, 1e-4            | Muon, 3e-3 [3]            |
+| V: free bits                    | -             | 32 nats in total      | 64 nats in total [4, 6]   |
+| V: weight of errors^4           | -             | 0                     | 100 [6]                   |
+| M: hidden units, components     | 512, 5        | 512, 5                | 512, 5                    |
+| M: factorisation                | per dimension | per dimension         | per dimension             |
+| M: training                     | 20 passes     | 400 passes            | 2,000 updates [3]         |
+| M: batch size, window           | -             | 100, 500 steps        | 50, 1,000 steps           |
+| M: optimiser, rate              | -             | Adam, 1e-3 decaying   | Muon, 4e-3 to 1e-5 [3]    |
+| M: gradient clipping by value   | -             | 1                     | 1                         |
+| M: termination weight           | -             | 10                    | 10                        |
+| M: termination gradient to LSTM | -             | 1                     | 0.1 [7]                   |
+| reward                          | 1 per step    | 1 per step            | predicted by M            |
+| controller: inputs              | z, h, c       | z, h, c               | z, h, c                   |
+| controller: weights             | 1,088         | 1,088, no bias        | latents + 1,024, no bias  |
+| CMA-ES: population, rollouts    | 64, 16        | 64, 16                | 64, 16                    |
+| CMA-ES: initial sigma           | -             | 0.1                   | 0.1                       |
+| CMA-ES: generations             | -             | -                     | 3 [8]                     |
+| CMA-ES: test interval, dreams   | -             | 25, 1,024             | 3, 1,024                  |
+| PPO after CMA-ES                | -             | -                     | 300 iterations [8]        |
+| temperature that transfers      | 1.15          | 1.25                  | 0.1 to 1.3                |
+| end of a dream                  | p > 0.5       | p > 0.5               | sampled, calibrated p [9] |
 
-Passes over the data say nothing across batch sizes, so trainings are given in updates; with Muon, M learns in 700 what it did
-not in 3,000 with Adam, and V in 800 what takes Adam 2,000. Doom's V has its free bits on the total, as the authors' has: it
-packs a picture into few latents with little noise, whose leaps M can dream one by one. The others, which say nothing, are cut
-off when V is trained: M learns much faster without their noise. It has twice the authors' free bits, and large errors weigh
-more, as it shows one in seven of the fireballs of one or two pixels otherwise, and six in ten so. With free bits for each
-dimension all 64 latents carry a little under much noise, and then what appears at once in all of them, a fireball, hardly ever
-does in a dream of independent dimensions; it is easier on a weak M, though, and CarRacing, whose other numbers of M are
-Doom's, not measured, keeps it, and Adam for V. Doom's random play sweeps from wall to wall, with random draws between: the
-controllers that a search finds do so, which random play with holds of 1 to 10 steps never does, and where M has no data its
-dreams are too kind. Of the termination's gradient a tenth reaches the LSTM, which would else learn the deaths by heart. A
-search takes 3 generations, for time's sake, and PPO in short dreams amid real episodes goes on from there; the authors' took
-many more. A dream ends with the head's probability, calibrated: many a fireball comes from beside the picture or does not
-kill, so that a death is rarely surer than p > 0.5, and an agent that pays for nothing below learns to take such risks.
-dev/LOG.md has the measurements. What is the library's own in the model (it predicts the change of z; its heads see z and the
-action beside h) is as its defaults have it.
+| CarRacing                     | paper         | code             | here                    |
+|-------------------------------|---------------|------------------|-------------------------|
+| random episodes               | 10,000        | 10,000           | 10,000                  |
+| collection policy             | random        | random networks  | Brownian                |
+| episode length, maximum       | 1,000 steps   | 1,000 steps      | 1,000 steps             |
+| V: latents                    | 32            | 32               | 32                      |
+| V: training                   | 1 pass        | 10 passes        | 12,000 updates [3]      |
+| V: batch size                 | -             | 100              | 128                     |
+| V: optimiser, initial rate    | -             | Adam, 1e-4       | Adam, 1e-3              |
+| V: free bits                  | -             | 16 nats in total | 0.5 nats per latent [5] |
+| M: hidden units, components   | 256, 5        | 256, 5           | 256, 5                  |
+| M: factorisation              | per dimension | per dimension    | per dimension           |
+| M: training                   | 20 passes     | 4,000 updates    | 2,500 updates [3]       |
+| M: batch size, window         | -             | 100, 999 steps   | 100, 999 steps          |
+| M: optimiser, rate            | -             | Adam, 1e-3       | Muon, 4e-3 to 1e-5 [3]  |
+| M: gradient clipping by value | -             | 1                | 1                       |
+| M: termination weight         | none          | none             | 1                       |
+| reward                        | not modelled  | not modelled     | predicted by M          |
+| controller: inputs            | z, h          | z, h             | z, h                    |
+| controller: weights           | 867           | 867              | 867                     |
+| CMA-ES: population, rollouts  | 64, 16        | 64, 16           | 64, 16                  |
+| CMA-ES: initial sigma         | -             | 0.1              | 0.1                     |
+| CMA-ES: generations           | 1,800         | -                | 20                      |
+| CMA-ES: test interval, dreams | -             | 25, 1,024        | 5, 1,024                |
+| end of a dream                | never         | never            | never                   |
+
+The reasons, with measurements in dev/LOG.md:
+
+1. Sweeps: the controllers that a search finds move from wall to wall. "repeat" with holds of 1 to
+   10 steps never does, and dreams are too optimistic about states without data.
+2. Fewer latents: after V's training, latents with less than 0.1 nats are removed, as they carry no
+   information. M learns much faster without their noise.
+3. Updates and Muon: passes over the data are not comparable across batch sizes. With Muon, 700
+   updates of M reach a loss that 3,000 updates with Adam do not reach, and 800 updates of V replace
+   2,000 with Adam.
+4. Free bits in total, as in the authors' code: V then encodes a frame in few latents with little
+   noise, and M can predict the jumps of each latent. Per latent, all 64 carry a little information
+   under much noise. A new fireball then changes all of them at once, which dreams with independent
+   dimensions hardly ever sample.
+5. Free bits per latent: a weak M predicts such latents more easily. The other numbers for M are
+   those of Doom and were not measured.
+6. Large errors, and twice the authors' free bits: V then shows six in ten of the fireballs of one
+   or two pixels, not one in seven.
+7. Termination gradient: at weight 1, the LSTM overfits the few terminations in the data.
+8. Search: 3 generations save time; the authors' search took many more. PPO then improves the
+   controller in short dreams that start from states of real episodes.
+9. Sampled terminations: many fireballs come from outside of the frame or do not kill, so p rarely
+   exceeds 0.5 before a termination. If dreams end only at p > 0.5, smaller risks have no cost, and
+   the agent learns to take them.
+
+All other options of M are the library's defaults. M predicts the change of z; its heads see z and
+the action in addition to h.
 """
 
 from __future__ import annotations
@@ -112,28 +150,29 @@ class ImprovementPreset:
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """Every number of an experiment.
+    """Configuration of an experiment.
 
     Args:
-        env: id of the environment.
-        max_steps: longest episode.
-        policy: of the collection.
-        num_episodes: collected at random.
-        small_episodes: number of episodes for `small`, 150,000 to 200,000 steps.
-        vision: how V is trained.
-        dynamics: how M is trained.
-        controller: how the controller is searched: arguments of `evolve`.
-        rollouts: dreams of each candidate.
-        improvement: how the result of the search is improved by PPO; None leaves it as it is.
-        termination: how dreams end.
-        dream_precision: of M's matrix products in dreams; see `Dreams`.
-        temperatures: of the dreams that controllers are searched in, one controller each.
-        probe_dreams: dreamed episodes of each fixed policy in the probe, at each temperature.
-        searches: controllers, each with a seed of its own, at the temperature whose first one was best in reality.
-        test_dreams: dreamed episodes that a controller is scored on.
-        test_episodes: real ones.
-        paper: the paper's scores in reality by temperature; of random play under None.
-        solved: the mean score over `test_episodes` real ones from which the task counts as solved.
+        env: id or constructor of the environment.
+        max_steps: maximum number of steps of an episode.
+        policy: behaviour policy of the collection.
+        num_episodes: number of episodes to collect.
+        small_episodes: number of episodes to collect for `small`, 150,000 to 200,000 steps.
+        vision: training of V.
+        dynamics: training of M.
+        controller: arguments of the search of the controller, those of `ControllerConfig` and `SearchConfig`.
+        rollouts: dreams per candidate of the search.
+        improvement: training of the controller by PPO after the search; None skips it.
+        termination: rule that ends dreams.
+        dream_precision: precision of M's matrix products in dreams; see `Dreams`.
+        temperatures: temperatures of dreams; the experiment searches one controller at each.
+        probe_dreams: dreamed episodes per fixed policy and temperature in the probe.
+        searches: number of controllers, of different seeds, at the temperature whose first one is
+            best in reality.
+        test_dreams: dreamed episodes per evaluation of a controller.
+        test_episodes: real episodes per evaluation of a controller.
+        paper: scores of the paper in reality, by temperature; None is random play.
+        solved: mean score over `test_episodes` real episodes above which the task counts as solved.
     """
 
     env: str | EnvMaker
@@ -157,7 +196,7 @@ class Preset:
     solved: float | None = None
 
     def options(self, part: str) -> dict[str, Any]:
-        """The options that a script of this name takes from the preset, by their Python names."""
+        """Return the options of the script named ``part``, by their Python names."""
         collect = {"env": self.env, "max_steps": self.max_steps, "policy": self.policy, "episodes": self.num_episodes}
         dreams = {"termination": self.termination, "precision": self.dream_precision}
         vision, dynamics, improvement = self.vision, self.dynamics, self.improvement
@@ -273,12 +312,16 @@ PRESETS = {"doom": DOOM, "car-racing": CAR_RACING}
 
 
 def small(preset: Preset) -> Preset:
-    """The same experiment with less of everything, and lower scores: a quarter of an hour, of CarRacing's slow game three."""
+    """Shrink an experiment to about 15 minutes on 2 CPU cores, at lower scores.
+
+    CarRacing takes about 45 minutes, as its simulator is slow.
+    """
     vision, dynamics, improvement = preset.vision, preset.dynamics, preset.improvement
     updates = _SMALL_VAE_UPDATES[vision.training.optimizer]
     if improvement is not None:
         ppo = replace(improvement.ppo, iterations=40, test_every=20, test_dreams=128)
         improvement = ImprovementPreset(ppo=ppo, num_dreams=512, starts=dict(improvement.starts) | {"num_states": 3_000})
+    data = replace(dynamics.data, window=200, batch_size=50, test_fraction=0.1)  # holds out about 50 terminations of Doom
     return replace(
         preset,
         num_episodes=preset.small_episodes,
@@ -286,7 +329,7 @@ def small(preset: Preset) -> Preset:
         dynamics=replace(
             dynamics,
             mdnrnn=replace(dynamics.mdnrnn, hidden_size=256),
-            data=replace(dynamics.data, window=200, batch_size=50, test_fraction=0.1),  # some 50 ends of Doom, to calibrate on
+            data=data,
             training=replace(dynamics.training, num_updates=350, evaluate_every=50),
         ),
         controller={

@@ -1,4 +1,4 @@
-"""What an experiment found: the scores of its agents, the table of them, and what each stage took."""
+"""Results of an experiment: scores of its agents, the results table, and the time of each stage."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ STAGES_FILE, TABLE_FILE = "stages.json", "table.md"
 
 @dataclass(frozen=True)
 class Stages:
-    """What the stages of an experiment took, over all calls, and the code that they ran with; kept in ``stages.json``.
+    """Time and commits of each stage of an experiment, stored in ``stages.json``.
 
     Args:
-        directory: of the experiment.
-        commit: of the code that runs now.
+        directory: directory of the experiment.
+        commit: commit of the running code.
     """
 
     directory: Path
     commit: str
 
     def read(self) -> dict[str, dict[str, Any]]:
-        """By stage, its ``seconds``, the ``commits`` of the calls that worked at it, and whether it is ``complete``."""
+        """Read ``seconds``, ``commits`` and ``complete`` of each stage, by its name."""
         path = self.directory / STAGES_FILE
         return json.loads(path.read_bytes()) if path.is_file() else {}
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Add the time within to a stage's; to one that is complete, nothing."""
+        """Measure a block and add its time to a stage, unless the stage is complete."""
         began = time.monotonic()
         complete = False
         try:
@@ -56,22 +56,31 @@ class Stages:
 
 
 def write_scores(path: Path, content: Mapping[str, Any]) -> None:
-    """Write what an agent or a probe scored."""
+    """Write the scores of an agent or of a probe."""
     files.write_json(path, content, format=SCORES_FORMAT, version=SCORES_VERSION)
 
 
 def read_scores(path: Path) -> dict[str, Any]:
-    """Read what `write_scores` wrote."""
+    """Read a file that `write_scores` wrote."""
     content = files.read_json(path, format=SCORES_FORMAT, version=SCORES_VERSION)
     del content["version"]
     return content
 
 
 def table(results: Mapping[str, Any], preset: Preset) -> str:
-    """The table of an experiment in Markdown: dream and reality by temperature, beside the paper's reality where it has one.
+    """Format the results of an experiment as a Markdown table.
 
-    The temperature whose first agent was best has further agents of other seeds; below them stand all of that temperature
-    together, and those without the first, who owe nothing to that choice.
+    Rows are agents by temperature, with their scores in dreams and in reality and the paper's score
+    in reality. The temperature of the best agent has agents of further seeds. Two rows pool the
+    agents of this temperature: with the first agent, and without it. The latter is unbiased by the
+    choice of the temperature.
+
+    Args:
+        results: scores of all agents and of random play.
+        preset: experiment, for the paper's scores and the threshold of `Preset.solved`.
+
+    Returns:
+        Markdown, ending in a newline.
     """
     lines = [
         "| temperature | score in the dream | score in reality | standard error | reality in the paper |",
@@ -82,8 +91,8 @@ def table(results: Mapping[str, Any], preset: Preset) -> str:
     rows += [(f"{row['temperature']:g}, seed {row['seed']}", row, "-") for row in repeats]
     if repeats:
         best = next(row for row in agents if row["temperature"] == results["best_temperature"])
-        rows.append((f"{best['temperature']:g}, {1 + len(repeats)} seeds", _together([best, *repeats]), "-"))
-        rows.append((f"{best['temperature']:g}, without the first", _together(repeats), "-"))
+        rows.append((f"{best['temperature']:g}, {1 + len(repeats)} seeds", _pooled([best, *repeats]), "-"))
+        rows.append((f"{best['temperature']:g}, without the first", _pooled(repeats), "-"))
     for name, row, paper in rows:
         lines.append(
             f"| {name} | {_cell(row['dream'])} | {_cell(row['real'])} | {row['real']['standard_error']:.0f} | {paper} |"
@@ -101,8 +110,8 @@ def _cell(scores: Mapping[str, Any]) -> str:
     return f"{scores['mean']:.0f} ± {scores['std']:.0f}"
 
 
-def _together(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The episodes of several agents as those of one."""
+def _pooled(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Pool the episodes of several agents."""
 
     def joined(world: str) -> dict[str, Any]:
         parts = [Scores.from_json(row[world]) for row in rows]

@@ -1,4 +1,4 @@
-"""What M learns from: batches of windows, and the statistics of the data that it knows beside its weights."""
+"""Training batches of M (the MDN-RNN), and the statistics of the data that it stores."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-SMALLEST_SCALE = 1e-6  # a target that varies less in the data is constant and is not scaled up
-DREAM_MARGIN = 3.0  # dreams may leave the range of the data by so many half-ranges
+SMALLEST_SCALE = 1e-6  # targets with a smaller standard deviation get unit scale
+DREAM_MARGIN = 3.0  # distance of the bounds of dreams from the range of the data, in half-ranges
 
 
 @dataclass(frozen=True)
 class SequenceBatch:
-    """Windows of encoded episodes; T transitions each, padded on the right.
+    """Windows of encoded episodes with T transitions each, padded on the right.
 
     Args:
-        z: (B, T + 1, D) latents; z[:, t] is input and z[:, t + 1] target of step t, one and the same draw.
+        z: (B, T + 1, D) latents, one sample per observation; z[:, t] is the input and z[:, t + 1]
+            the target of step t.
         action: (B, T, A) action features.
-        reward: (B, T).
-        terminated: (B, T) bool.
-        mask: (B, T) bool, True where the step counts in the loss (neither padding nor burn-in).
+        reward: (B, T) rewards.
+        terminated: (B, T) bool, True where the step ended in a terminal state.
+        mask: (B, T) bool, True where a step counts in the loss; False for padding and burn-in.
     """
 
     z: Tensor
@@ -36,7 +37,12 @@ class SequenceBatch:
         return int(self.mask.sum())
 
     def longest_first(self) -> tuple[SequenceBatch, Tensor]:
-        """The same windows, those of more steps first, and their steps up to the last that counts: (B,)."""
+        """Sort the windows by length, longest first.
+
+        Returns:
+            The sorted batch, and (B,) the number of steps of each window up to the last that
+            counts.
+        """
         step = torch.arange(1, self.mask.shape[1] + 1, device=self.mask.device)
         lengths, order = (self.mask * step).amax(dim=1).sort(descending=True, stable=True)
         return SequenceBatch(*(value[order] for value in vars(self).values())), lengths
@@ -44,16 +50,18 @@ class SequenceBatch:
 
 @dataclass(frozen=True)
 class DataStatistics:
-    """What M knows of its training data beside its weights.
+    """Statistics of the training data that M stores in addition to its weights.
 
     Args:
         change_scale: (D,) standard deviation of z_{t+1} - z_t, the unit of predicted changes.
         reward_mean: (1,) mean reward.
         reward_scale: (1,) standard deviation of the reward, the unit of predicted rewards.
-        latent_low: (D,) what dreams stay above: far outside of the data, but finite, as M may diverge where it never was.
-        latent_high: (D,) what dreams stay below.
-        reward_low: (1,) what rewards in dreams stay above, by the same rule; a constant reward stays constant.
-        reward_high: (1,) what rewards in dreams stay below.
+        latent_low: (D,) lower bound of latents in dreams: far outside of the data. It keeps dreams
+            finite if M diverges.
+        latent_high: (D,) upper bound of latents in dreams.
+        reward_low: (1,) lower bound of rewards in dreams, by the same rule; a constant reward stays
+            constant.
+        reward_high: (1,) upper bound of rewards in dreams.
     """
 
     change_scale: Tensor
@@ -66,19 +74,20 @@ class DataStatistics:
 
     @classmethod
     def neutral(cls, latent_size: int) -> DataStatistics:
-        """Unit scales and no bounds."""
+        """Return unit scales and infinite bounds."""
         high, reward_high = torch.full((latent_size,), torch.inf), torch.full((1,), torch.inf)
         return cls(torch.ones(latent_size), torch.zeros(1), torch.ones(1), -high, high, -reward_high, reward_high)
 
     @classmethod
     @torch.no_grad()
     def of(cls, batches: Iterable[SequenceBatch]) -> DataStatistics:
-        """Compute them from batches, one in memory at a time.
+        """Compute the statistics of batches, with one batch in memory at a time.
 
-        Constant changes and rewards get unit scales, bounds lie 3 half-ranges outside of the data.
+        Constant changes and rewards get unit scales. The bounds lie `DREAM_MARGIN` half-ranges
+        outside of the data.
 
         Raises:
-            ValueError: if no step counts.
+            ValueError: if no step of any batch counts in the loss.
         """
         parts = [_summarise(batch) for batch in batches if batch.weight > 0]
         if not parts:
@@ -89,14 +98,19 @@ class DataStatistics:
         scale = (weight * (variance + (means - mean).square())).sum(dim=0).sqrt().to(lows.dtype)
         scale = torch.where(scale > SMALLEST_SCALE, scale, 1.0)
         low, high = lows.amin(dim=0), highs.amax(dim=0)
-        least = torch.ones_like(low).index_fill(0, torch.tensor([len(low) - 1], device=low.device), 0.0)  # 0 for the reward
-        margin = DREAM_MARGIN / 2 * (high - low).clamp(min=least)
+        min_range = torch.ones_like(low).index_fill(0, torch.tensor([len(low) - 1], device=low.device), 0.0)  # 0 for the reward
+        margin = DREAM_MARGIN / 2 * (high - low).clamp(min=min_range)
         low, high = low - margin, high + margin
         return cls(scale[:-1], mean[-1:].to(low.dtype), scale[-1:], low[:-1], high[:-1], low[-1:], high[-1:])
 
 
 def _summarise(batch: SequenceBatch) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Count, mean and variance of the changes and the reward, extremes of the latents and the reward; (D + 1,) each."""
+    """Summarise a batch.
+
+    Returns:
+        Count, mean and variance of the changes and the reward, then minimum and maximum of the
+        latents and the reward; (D + 1,) each.
+    """
     before, after = batch.z[:, :-1][batch.mask], batch.z[:, 1:][batch.mask]  # (N, D)
     reward = batch.reward[batch.mask].unsqueeze(-1)  # (N, 1)
     values = torch.cat([after - before, reward], dim=-1).double()

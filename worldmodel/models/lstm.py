@@ -1,4 +1,4 @@
-"""What `nn.LSTM` lacks: layer normalisation, and half precision that is fast on a CPU."""
+"""LSTM with layer normalisation, and bfloat16 that is fast on CPUs."""
 
 from __future__ import annotations
 
@@ -10,16 +10,20 @@ from torch.autograd.function import once_differentiable
 
 
 class LayerNormLSTM(nn.Module):
-    """An LSTM with layer normalisation of the four gates and of the cell (Ba et al. 2016), as `nn.LSTM` with ``batch_first``.
+    """LSTM with layer normalisation (Ba et al. 2016) and the interface of `nn.LSTM`.
 
-    It follows ``LayerNormBasicLSTMCell`` of TensorFlow 1, which the authors' code can use: each gate's pre-activation is
-    normalised on its own, the new cell is normalised before its tanh and kept so, and the forget gate has a bias of 1.
+    Follows ``LayerNormBasicLSTMCell`` of TensorFlow 1, an option of the authors' code. Each gate's
+    pre-activation is normalised separately. The new cell is normalised before its tanh and stored
+    in this form. The forget gate has a bias of 1.
 
     Args:
         input_size: size of the inputs.
-        hidden_size: H.
-        num_layers: stacked layers.
-        batch_first: must be True; there for the same signature as `nn.LSTM`.
+        hidden_size: H, size of the outputs.
+        num_layers: number of stacked layers.
+        batch_first: must be True; exists for compatibility with `nn.LSTM`.
+
+    Raises:
+        ValueError: if ``batch_first`` is False.
     """
 
     def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, *, batch_first: bool = True):
@@ -34,7 +38,15 @@ class LayerNormLSTM(nn.Module):
         self.cell_norms = nn.ModuleList(nn.LayerNorm(hidden_size) for _ in sizes)
 
     def forward(self, inputs: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Run over ``inputs`` (B, T, input_size): outputs (B, T, H) and the state, ``h`` and ``c``, (num_layers, B, H) each."""
+        """Run the LSTM over a sequence.
+
+        Args:
+            inputs: (B, T, input_size).
+            state: ``h`` and ``c``, (num_layers, B, H) each; None means zeros.
+
+        Returns:
+            Outputs (B, T, H), and ``h`` and ``c`` after the last step, (num_layers, B, H) each.
+        """
         if state is None:
             zeros = inputs.new_zeros(self.num_layers, inputs.shape[0], self.hidden_size)
             state = (zeros, zeros)
@@ -60,7 +72,7 @@ class LayerNormLSTM(nn.Module):
 
 
 def runs_in_loop(lstm: nn.Module, device: torch.device) -> bool:
-    """Whether `run_lstm` will use `HalfPrecisionLayer`: `nn.LSTM` under autocast on a CPU."""
+    """Return True if `run_lstm` uses `HalfPrecisionLayer`: `nn.LSTM` under autocast on a CPU."""
     return isinstance(lstm, nn.LSTM) and device.type == "cpu" and torch.is_autocast_enabled("cpu")
 
 
@@ -70,17 +82,17 @@ def run_lstm(
     state: tuple[Tensor, Tensor] | None = None,
     lengths: Tensor | None = None,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """Call ``lstm``; under autocast on a CPU by `HalfPrecisionLayer`.
+    """Run an LSTM over a sequence; under autocast on a CPU by `HalfPrecisionLayer`.
 
-    PyTorch's own rounds the cell to bfloat16 at every step there, which a long memory does not survive, and is slower at the
-    paper's sizes (dev/LOG.md).
+    Under autocast on a CPU, PyTorch's implementation rounds the cell to bfloat16 at every step,
+    which destroys long-term memory. It is also slower at the paper's sizes (dev/LOG.md).
 
     Args:
-        lstm: with ``batch_first``.
+        lstm: a module with ``batch_first=True``.
         inputs: (B, T, input_size).
-        state: ``h`` and ``c``, (num_layers, B, H) each; zeros if None.
-        lengths: (B,) steps of each row, none longer than the one before; after them its state and output stay as they are.
-            None means T for all. Only where `runs_in_loop`.
+        state: ``h`` and ``c``, (num_layers, B, H) each; None means zeros.
+        lengths: (B,) number of steps of each row, in descending order; later steps keep the row's
+            state and output. None means T for all rows. Supported only if `runs_in_loop`.
 
     Returns:
         Outputs (B, T, H), and the state after the last step, (num_layers, B, H) each.
@@ -102,11 +114,14 @@ def run_lstm(
 
 
 class HalfPrecisionLayer(torch.autograd.Function):
-    """A layer of `nn.LSTM` over (T, B, input_size) with matrix products in a given precision and all else in that of ``c``.
+    """One layer of `nn.LSTM` with matrix products in reduced precision.
 
-    Input, a 1 for the biases and h stand side by side, so that a step is one product with the stacked weights, and the weights'
-    gradient one product for all steps. Backward computes the gates anew rather than read them from memory, and overwrites the
-    pre-activations by their gradient; so it runs once, and PyTorch refuses a second time.
+    All other operations have the precision of ``c``.
+
+    The input, a 1 for the biases, and h are stored side by side. So a step is one product with the
+    stacked weights, and the gradient of the weights is one product for all steps. Backward
+    recomputes the gates instead of reading them from memory. It overwrites the pre-activations with
+    their gradients, so it can run only once: PyTorch raises the second time.
     """
 
     @staticmethod
@@ -122,7 +137,19 @@ class HalfPrecisionLayer(torch.autograd.Function):
         running: list[int],
         dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor]:
-        """Run over ``x`` (T, B, I) from ``h`` and ``c`` (B, H), at step t the first ``running[t]`` rows.
+        """Run the layer over a sequence.
+
+        Args:
+            ctx: context of autograd.
+            x: (T, B, I) inputs.
+            h: (B, H) first output.
+            c: (B, H) first cell.
+            w_ih: (4 H, I) input weights, as in `nn.LSTM`.
+            w_hh: (4 H, H) recurrent weights.
+            b_ih: (4 H,) first bias.
+            b_hh: (4 H,) second bias.
+            running: T integers; step t advances the first ``running[t]`` rows and keeps the others.
+            dtype: precision of the matrix products.
 
         Returns:
             Outputs (T, B, H) in ``dtype`` and the last cell (B, H).
@@ -150,7 +177,7 @@ class HalfPrecisionLayer(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, by_output: Tensor, by_cell: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradients with respect to the tensors that `forward` takes."""
+        """Return the gradients with respect to the tensor arguments of `forward`."""
         joined, raw, cells, w_ih, w_hh = ctx.saved_tensors
         dtype, size = joined.dtype, w_ih.shape[1]
         recurrent, by_cell = w_hh.to(dtype), by_cell.clone()  # (4 H, H)
@@ -166,7 +193,7 @@ class HalfPrecisionLayer(torch.autograd.Function):
             torch.mm(raw[t, :n], recurrent, out=by_h[:n])
             by_h[n:] += by_output[t, n:]
         flat = raw.flatten(0, 1)  # now the gradient of the pre-activations, (T B, 4 H)
-        by_weight = joined[:-1].flatten(0, 1).t().contiguous() @ flat  # a transposed view is slower in half precision
+        by_weight = joined[:-1].flatten(0, 1).t().contiguous() @ flat  # contiguous, as a transposed view is slower in bfloat16
         by_weight = by_weight.t().to(w_ih.dtype)  # (4 H, I + 1 + H)
         by_x = (flat @ w_ih.to(dtype)).unflatten(0, raw.shape[:2]) if ctx.needs_input_grad[0] else None
         weights = by_weight[:, :size], by_weight[:, size + 1 :], by_weight[:, size], by_weight[:, size]
@@ -174,12 +201,12 @@ class HalfPrecisionLayer(torch.autograd.Function):
 
 
 def stack_weights(w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor) -> Tensor:
-    """Weights of a layer for its input, a 1 and h side by side: (4 H, I + 1 + H)."""
+    """Concatenate input weights, biases and recurrent weights of a layer: (4 H, I + 1 + H)."""
     return torch.cat([w_ih, (b_ih + b_hh).unsqueeze(1), w_hh], dim=1)
 
 
 def activate_gates(pre: Tensor, gates: Tensor) -> tuple[Tensor, ...]:
-    """Write the gates i, f, g, o (B, 4 H) of the pre-activations into ``gates`` and return them one by one, (B, H) each."""
+    """Activate pre-activations (B, 4 H) into ``gates``; return i, f, g, o as views (B, H) of it."""
     gates.copy_(pre)
     i, f, g, o = gates.chunk(4, dim=1)
     gates[:, : 2 * i.shape[1]].sigmoid_()
@@ -191,9 +218,16 @@ def activate_gates(pre: Tensor, gates: Tensor) -> tuple[Tensor, ...]:
 def _step_backward(
     gates: tuple[Tensor, ...], slopes: Tensor, before: Tensor, tanh_cell: Tensor, by_h: Tensor, by_cell: Tensor
 ) -> None:
-    """One step back: from the gradients of h and of the cell after it to ``slopes`` (B, 4 H), those of the pre-activations.
+    """Backpropagate through one step of the cell, in place.
 
-    ``by_cell`` (B, H) becomes the gradient of the cell ``before`` the step; ``by_h`` is overwritten.
+    Args:
+        gates: i, f, g and o, (B, H) each.
+        slopes: (B, 4 H), filled with the gradient of the pre-activations.
+        before: (B, H) cell before the step.
+        tanh_cell: (B, H) tanh of the cell after the step.
+        by_h: (B, H) gradient of the output; overwritten.
+        by_cell: (B, H) gradient of the cell after the step; becomes the gradient of the cell before
+            it.
     """
     i, f, g, o = gates
     by_i, by_f, by_g, by_o = slopes.chunk(4, dim=1)

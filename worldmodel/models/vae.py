@@ -1,10 +1,13 @@
-"""V for images: the convolutional variational autoencoder of Ha & Schmidhuber (2018), for any image observation.
+"""V for images: the convolutional variational autoencoder of Ha & Schmidhuber (2018).
 
-The image is cropped if asked, resized to 64x64 by area, and encoded by four convolutions (32, 64, 128, 256 channels, kernel 4,
-stride 2, ReLU) and two linear maps into mean and log-variance of z; the decoder goes back by a linear map to 1024 numbers and
-four transposed convolutions (128, 64, 32 channels and the image's own, kernels 5, 5, 6, 6, stride 2) into a sigmoid. Of an
-observation that holds more than an image, the rest is standardised as by `StateNormalizer` and stands behind the image's
-latents in z, without noise.
+- Input: the image, optionally cropped, resized to 64x64 by area.
+- Encoder: four convolutions (32, 64, 128, 256 channels, kernel 4, stride 2, ReLU), then two linear
+  maps to the mean and the log-variance of z.
+- Decoder: a linear map to 1024 numbers, four transposed convolutions (128, 64, 32 and the image's
+  channels, kernels 5, 5, 6, 6, stride 2), then a sigmoid.
+
+If an observation holds more than an image, `StateNormalizer` standardises the rest. These numbers
+follow the latents of the image in z, without noise.
 """
 
 from __future__ import annotations
@@ -35,14 +38,16 @@ from worldmodel.spaces import (
     resize_by_area,
 )
 
-SIDE = 64  # height and width of what the network sees
+SIDE = 64  # height and width of the network's input, in pixels
 CHANNELS = (32, 64, 128, 256)
-FEATURES = 1024  # 2 x 2 x 256 numbers after the last convolution
+FEATURES = 1024  # outputs of the last convolution, 2 x 2 x 256
 DECODER_CHANNELS = (FEATURES, 128, 64, 32)
 DECODER_KERNELS = (5, 5, 6, 6)
-FORM = ("latent_size", "crop_top", "crop_bottom", "crop_left", "crop_right")  # fields that decide how V encodes
-ENCODE_IMAGES = 256  # so many at once, so that memory does not grow with the batch
-IN_USE = 0.01  # variance of a dimension's posterior mean over the data from which it counts as used (Burda et al. 2016)
+# Fields of `VAEConfig` that change encodings.
+ENCODING_FIELDS = ("latent_size", "crop_top", "crop_bottom", "crop_left", "crop_right")
+ENCODE_IMAGES = 256  # images encoded at once, which bounds memory
+# A latent is in use if the variance of its posterior mean over the data is larger (Burda et al. 2016).
+IN_USE = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,22 +55,25 @@ class VAEConfig:
     """Sizes and loss of a `ConvVAE`.
 
     Args:
-        latent_size: numbers that an image becomes; the paper has 64 for VizDoom and 32 for CarRacing.
-        kl_tolerance: nats per dimension that the KL divergence may have at no cost; 0 is the plain KL.
-        free_bits: "total" gives an image that many nats times the latent size, for its latents to share as they like (the
-            authors' code); "dimension" gives each latent its own, on the average of a batch (Kingma et al. 2016).
-        large_error_weight: what an error's fourth power weighs beside its square, in the sum over pixels with values in [0, 1];
-            0 is the paper's squared error. The fourth power is for what is small, bright and decides, such as a distant
-            fireball: for the square alone, missing it costs V less than the nats that tell where it is (dev/LOG.md).
-        min_nats: latents with less KL than this, in nats on the average over images, are cut off when `train_vae` is done. They
-            tell nothing, which M would have to find out, and learns all else more slowly meanwhile (dev/LOG.md).
-        crop_top: rows of the image that are cut off at its upper edge.
-        crop_bottom: rows that are cut off at its lower edge.
-        crop_left: columns that are cut off on the left.
-        crop_right: columns that are cut off on the right.
+        latent_size: latents per image; the paper has 64 for VizDoom and 32 for CarRacing.
+        kl_tolerance: KL divergence without cost, in nats per latent; 0 is the plain KL.
+        free_bits: "total" applies the tolerance, times the latent size, to the KL of an image (the
+            authors' code). "dimension" applies it to the KL of each latent, averaged over a batch
+            (Kingma et al. 2016).
+        large_error_weight: weight of the fourth power of an error relative to its square, summed
+            over pixels with values in [0, 1]; 0 is the paper's squared error. The fourth power is
+            for small, bright, decisive objects such as a distant fireball. With the square alone,
+            missing it costs less than the nats that encode its position (dev/LOG.md).
+        min_nats: `train_vae` removes latents whose KL, in nats averaged over images, is smaller
+            after training. They carry no information and slow down the training of M (dev/LOG.md).
+        crop_top: rows to crop at the upper edge of the image.
+        crop_bottom: rows to crop at the lower edge.
+        crop_left: columns to crop on the left.
+        crop_right: columns to crop on the right.
 
     Raises:
-        ValueError: naming the field that is out of range.
+        TypeError: if a size is not an integer.
+        ValueError: if a field is out of range.
     """
 
     latent_size: int = 32
@@ -79,9 +87,8 @@ class VAEConfig:
     crop_right: int = 0
 
     def __post_init__(self) -> None:
-        """Check every field."""
-        crops = ("crop_top", "crop_bottom", "crop_left", "crop_right")
-        check_integers(self, {"latent_size": 1, **dict.fromkeys(crops, 0)})
+        """Validate every field."""
+        check_integers(self, {"latent_size": 1, "crop_top": 0, "crop_bottom": 0, "crop_left": 0, "crop_right": 0})
         for name in ("kl_tolerance", "large_error_weight", "min_nats"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}: expected a finite number >= 0, got {getattr(self, name)}")
@@ -94,7 +101,7 @@ class FrameBatch:
     """Images to train on.
 
     Args:
-        image: (N, *shape of the image in its space) uint8.
+        image: (N, *shape) uint8, with the shape of the image in its space.
     """
 
     image: Tensor
@@ -106,14 +113,15 @@ class FrameBatch:
 
 
 class ConvVAE(Vision):
-    """V for images.
+    """V for images, a convolutional variational autoencoder.
 
     Args:
         observation_space: an image (`worldmodel.spaces.images`), or a Dict or Tuple that holds one.
-        config: sizes and loss.
+        config: sizes and loss; None means the defaults.
 
     Raises:
-        ValueError: if there is no image in the space, or several, or one of floats, or the crop leaves nothing.
+        ValueError: if the space does not hold exactly one image, if an image has floats, or if the
+            crop is too large.
     """
 
     def __init__(self, observation_space: gym.Space, config: VAEConfig | None = None):
@@ -134,7 +142,9 @@ class ConvVAE(Vision):
         self._rows = slice(self.config.crop_top, self.layout.height - self.config.crop_bottom)
         self._columns = slice(self.config.crop_left, self.layout.width - self.config.crop_right)
         if self._rows.stop <= self._rows.start or self._columns.stop <= self._columns.start:
-            raise ValueError(f"crop: expected some of the image to be left, got {self.config} for shape {self.layout.shape}")
+            raise ValueError(
+                f"crop: expected at least one row and one column to remain, got {self.config} for shape {self.layout.shape}"
+            )
         channels = self.layout.channels
         self.convolutions = nn.ModuleList(nn.Conv2d(a, b, 4, stride=2) for a, b in pairwise((channels, *CHANNELS)))
         self.mean_head = nn.Linear(FEATURES, self.config.latent_size)
@@ -145,7 +155,7 @@ class ConvVAE(Vision):
 
     @classmethod
     def from_config(cls, observation_space: gym.Space, config: Mapping[str, Any]) -> ConvVAE:
-        """Make an untrained V from its observation space and what `config_to_json` returned."""
+        """Build an untrained V from the output of `config_to_json`."""
         return cls(observation_space, VAEConfig(**config))
 
     @property
@@ -164,19 +174,19 @@ class ConvVAE(Vision):
         return self.config.latent_size
 
     def config_to_json(self) -> dict[str, Any]:
-        """The configuration."""
+        """Return the configuration as JSON-serialisable data."""
         return asdict(self.config)
 
     def form_to_json(self) -> dict[str, Any]:
-        """What of the configuration decides how it encodes: not how it was trained."""
-        return {name: value for name, value in self.config_to_json().items() if name in FORM}
+        """Return the fields of the configuration that change encodings."""
+        return {name: value for name, value in self.config_to_json().items() if name in ENCODING_FIELDS}
 
     @torch.no_grad()
     def encode(self, observation: Value) -> tuple[Tensor, Tensor]:
-        """Turn observations with any leading dimensions (...) into the mean and log-variance of z, (..., D) each.
+        """Encode observations (...) as the mean and log-variance of z, (..., D) each.
 
         Raises:
-            ValueError: if a leaf is missing, has another shape, or the image is not of uint8.
+            ValueError: if a leaf is missing or has another shape, or if the image is not uint8.
         """
         given = leaf_values(observation)
         if self.layout.path not in given:
@@ -191,10 +201,10 @@ class ConvVAE(Vision):
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Value:
-        """Turn latents (..., D) into observations of the space, as nested tensors; what a crop cut off is black.
+        """Decode latents (..., D) to observations as nested tensors; cropped areas are black.
 
         Raises:
-            ValueError: if ``z`` does not end in the latent size.
+            ValueError: if the last dimension of ``z`` is not the latent size.
         """
         if z.shape[-1] != self.latent_size:
             raise ValueError(f"z: expected shape (..., {self.latent_size}), got {tuple(z.shape)}")
@@ -207,20 +217,27 @@ class ConvVAE(Vision):
         return build_value(self._space, found)
 
     def loss(self, batch: FrameBatch, *, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compute the negative evidence bound of images as the authors' code weighs it, averaged over images.
+        """Compute the weighted negative evidence lower bound of the authors' code, per image.
 
-        An image costs the sum of squared errors over its pixels, scaled to [0, 1], plus `VAEConfig.large_error_weight` times
-        that of their fourth powers, plus max(KL, tolerance * latent size), KL in nats and summed over the latents; or, with
-        free bits for each dimension, plus the sum over latents of max(KL, tolerance), KL averaged over the images.
+        The loss of an image is a sum of three terms:
+
+        - The squared errors, summed over its pixels, with values in [0, 1].
+        - `VAEConfig.large_error_weight` times the fourth powers of these errors, summed over its
+          pixels.
+        - max(KL, tolerance * latent size), with the KL in nats, summed over latents. With
+          ``free_bits="dimension"``, the sum over latents of max(KL, tolerance), with the KL
+          averaged over images.
 
         Args:
             batch: the images.
-            generator: source of the draws from the posterior.
+            generator: source of randomness for the samples from the posterior.
 
         Returns:
-            The scalar, and: ``squared_error`` (summed over an image), ``error_per_pixel`` (root of the mean squared error of a
-            pixel's channel, in steps of 1/255), ``kl`` (nats, without tolerance) and ``dimensions_in_use`` (latents whose
-            posterior mean has a variance over the batch above `IN_USE`; `train_vae` counts them over all held-out batches).
+            The scalar loss and its metrics. ``squared_error``: summed over an image.
+            ``error_per_pixel``: root mean squared error per pixel and channel, in units of 1/255.
+            ``kl``: nats, without tolerance. ``dimensions_in_use``: number of latents whose
+            posterior mean has a variance above `IN_USE` over the batch; `train_vae` counts them
+            over all held-out batches.
         """
         target = self.small_images(batch.image)
         mean, log_variance = self._encode_small_images(target)
@@ -243,18 +260,22 @@ class ConvVAE(Vision):
 
     @torch.no_grad()
     def encode_images(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Turn frames (N, *shape) into the mean and log-variance of an image's latents, (N, latent size) each."""
+        """Encode frames (N, *shape) as mean and log-variance, (N, latent size) each."""
         parts = [self._encode_small_images(self.small_images(part)) for part in image.split(ENCODE_IMAGES)]
         mean, log_variance = (torch.cat(part) for part in zip(*parts, strict=True))
         return mean, log_variance
 
     @torch.no_grad()
     def with_latents(self, kept: Tensor, others: Tensor) -> ConvVAE:
-        """Copy V with some of its images' latents; what the decoder sees of the others is constant.
+        """Copy V with a subset of the image's latents and constants for the others.
 
         Args:
-            kept: (K,) int64, numbers of those that stay, ascending.
-            others: (latent size of an image,) what the others are, such as their means over the data.
+            kept: (K,) int64, indices of the latents to keep, ascending.
+            others: (latent size,) constants for the other latents, such as their means over the
+                data.
+
+        Returns:
+            A V with K latents per image.
         """
         config, state = self.config, self.state_dict()
         tolerance = config.kl_tolerance * (config.latent_size / len(kept) if config.free_bits == "total" else 1)
@@ -262,22 +283,23 @@ class ConvVAE(Vision):
             state |= {f"{head}.{part}": state[f"{head}.{part}"][kept] for part in ("weight", "bias")}
         state["expand.bias"] = state["expand.bias"] + self.expand.weight @ others.index_fill(0, kept, 0)
         state["expand.weight"] = self.expand.weight[:, kept]
-        with torch.random.fork_rng(devices=[]):  # the weights that are drawn here are replaced at once
+        with torch.random.fork_rng(devices=[]):  # the initial weights are replaced next
             vision = ConvVAE(self._space, replace(config, latent_size=len(kept), kl_tolerance=tolerance))
         vision.load_state_dict(state)
         return vision.to(others.device).train(self.training)
 
     def small_images(self, image: Tensor) -> Tensor:
-        """Turn frames (N, *shape) into what the network sees: cropped, resized by area, in [0, 1], (N, 64, 64, C) float32."""
+        """Crop and resize frames (N, *shape) to (N, 64, 64, C) float32 in [0, 1]."""
         cropped = self.layout.to_channels_last(self._flat(image))[:, self._rows, self._columns]
         return resize_by_area(cropped, SIDE, SIDE) / 255
 
     def decode_images(self, latents: Tensor) -> Tensor:
-        """Turn the latents of images (N, latent size) into (N, 64, 64, C) in [0, 1], float32."""
+        """Decode latents (N, latent size) to images (N, 64, 64, C) float32 in [0, 1]."""
         first, *others = self.deconvolutions
         assert isinstance(first, nn.ConvTranspose2d)
         assert first.bias is not None
-        # Of a single pixel a transposed convolution is a linear map, and as that several times as fast (dev/LOG.md).
+        # A transposed convolution of a single pixel is a linear map, which is several times as fast
+        # (dev/LOG.md).
         c, k = first.out_channels, DECODER_KERNELS[0]
         weight = first.weight.permute(2, 3, 1, 0).reshape(k * k * c, FEATURES)
         image = functional.linear(self.expand(latents), weight, first.bias.repeat(k * k))
@@ -287,7 +309,7 @@ class ConvVAE(Vision):
         return image.permute(0, 2, 3, 1).float().sigmoid()
 
     def _encode_small_images(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        image = image.permute(0, 3, 1, 2)  # channels stay innermost in memory, which torch's convolutions like best
+        image = image.permute(0, 3, 1, 2)  # channels stay innermost in memory, the fastest layout
         for layer in self.convolutions:
             image = layer(image).relu()
         features = image.permute(0, 2, 3, 1).flatten(1)
@@ -295,14 +317,14 @@ class ConvVAE(Vision):
 
     def _flat(self, image: Tensor) -> Tensor:
         if image.dtype != torch.uint8:
-            raise ValueError(f"image: expected frames of uint8, got {image.dtype}")
+            raise ValueError(f"image: expected uint8 frames, got {image.dtype}")
         shape = self.layout.shape
         if image.shape[max(0, image.ndim - len(shape)) :] != shape:
             raise ValueError(f"image: expected frames of shape {shape}, got {tuple(image.shape)}")
         return image.reshape(-1, *shape)
 
     def _full_images(self, image: Tensor) -> Tensor:
-        """Turn (N, 64, 64, C) in [0, 1] into frames (N, *shape) of uint8."""
+        """Resize images (N, 64, 64, C) in [0, 1] to frames (N, *shape) uint8."""
         rows, columns = self._rows, self._columns
         resized = resize_by_area(255 * image, rows.stop - rows.start, columns.stop - columns.start)
         full = resized.new_zeros(len(image), self.layout.height, self.layout.width, self.layout.channels)
@@ -311,5 +333,5 @@ class ConvVAE(Vision):
 
 
 def divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """KL of a normal distribution from the standard one, of each latent, in nats."""
+    """Compute KL(N(mean, exp(log_variance)) || N(0, 1)) in nats, element by element."""
     return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)

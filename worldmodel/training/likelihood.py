@@ -1,9 +1,11 @@
-r"""Calibration of the termination head: two numbers, fitted on held-out episodes, that make its probabilities right again.
+r"""Calibration of the termination head, and baselines of the held-out loss.
 
-Deaths are rare, so this head learns its few examples by heart long before the latent head has learned what it can; and a
-``termination_weight`` other than 1 moves its probabilities by design. Platt scaling (Platt 1999) replaces its log-odds x by
-:math:`a x + b` with a > 0, which keeps their order: the head knows no more than before, but says rightly how sure it may be.
-As the head is linear, a and b go into its weights, and dreams cost no more.
+Terminations are rare, so the termination head overfits its few examples long before the latent head
+has converged. A ``termination_weight`` other than 1 also biases its probabilities.
+
+Platt scaling (Platt 1999) replaces the log-odds x by :math:`a x + b` with a > 0, fitted on held-out
+episodes. It fixes overconfidence; it does not improve ranking. As the head is linear, a and b are
+merged into its weights, so dreams take the same time.
 """
 
 from __future__ import annotations
@@ -17,12 +19,19 @@ from torch.nn import functional
 from worldmodel.mixtures import HALF_LOG_TWO_PI
 from worldmodel.models import MDNRNN, SequenceBatch
 
-FEWEST = 10  # endings that two numbers may be fitted on, in each half of the cross-validation
+MIN_TERMINATIONS = 10  # minimum number of terminations in each half of the cross-validation
 
 
 @torch.no_grad()
 def termination_logits(model: MDNRNN, batches: Iterable[SequenceBatch]) -> tuple[Tensor, Tensor]:
-    """Log-odds that M gives each step that counts to be the last (N,), and whether it was, 0 or 1 (N,), in float64.
+    """Predict the log-odds of termination for every step that counts.
+
+    Args:
+        model: M, in evaluation mode.
+        batches: batches with N steps that count in the loss.
+
+    Returns:
+        (N,) log-odds, and (N,) whether the step terminated, 0 or 1; float64.
 
     Raises:
         ValueError: if M has no termination head.
@@ -31,18 +40,23 @@ def termination_logits(model: MDNRNN, batches: Iterable[SequenceBatch]) -> tuple
     for batch in batches:
         prediction, _ = model(batch.z[:, :-1], batch.action)
         if prediction.termination_logit is None:
-            raise ValueError("model: expected a termination head, got a model without")
+            raise ValueError("model: expected a termination head, got none")
         logits.append(prediction.termination_logit[batch.mask])
         ended.append(batch.terminated[batch.mask])
     return torch.cat(logits).double(), torch.cat(ended).double()
 
 
 def termination_scores(logits: Tensor, ended: Tensor) -> dict[str, float]:
-    """How good log-odds (N,) of an end are, given what happened (N,), 0 or 1.
+    """Score predicted log-odds of termination.
+
+    Args:
+        logits: (N,) predicted log-odds.
+        ended: (N,) whether the step terminated, 0 or 1.
 
     Returns:
-        ``nll`` (nats per step, not weighted), ``brier`` (mean squared error of p), ``recall`` (part of the endings with
-        p > 1/2), ``expected`` and ``observed`` (the sum of p, and the number of endings: equal where p is calibrated).
+        ``nll`` (nats per step, unweighted), ``brier`` (mean squared error of p), ``recall``
+        (fraction of the terminations with p > 1/2), ``expected`` (sum of p) and ``observed``
+        (number of terminations). The last two are equal if p is calibrated.
     """
     p = logits.sigmoid()
     return {
@@ -55,9 +69,17 @@ def termination_scores(logits: Tensor, ended: Tensor) -> dict[str, float]:
 
 
 def platt_scaling(logits: Tensor, ended: Tensor) -> tuple[float, float]:
-    """The a > 0 and b that maximise the likelihood of what happened (N,) under the log-odds a x + b, for ``logits`` x (N,).
+    """Fit the calibrated log-odds a x + b, a > 0, by maximum likelihood.
 
-    The targets are Platt's, a little away from 0 and 1, so that endings which can be told apart perfectly give finite numbers.
+    The targets are Platt's, slightly inside of (0, 1), so that a and b stay finite if x separates
+    the classes perfectly.
+
+    Args:
+        logits: (N,) log-odds x.
+        ended: (N,) whether the step terminated, 0 or 1.
+
+    Returns:
+        a and b.
     """
     count = ended.sum()
     target = torch.where(ended > 0, (count + 1) / (count + 2), 1 / (len(ended) - count + 2)).double()
@@ -84,13 +106,17 @@ def calibrate_termination(model: MDNRNN, batches: Iterable[SequenceBatch]) -> di
     """Calibrate the termination head in place on held-out batches.
 
     Args:
-        model: in evaluation mode.
-        batches: of episodes that M was not trained on, with some tens of endings at least.
+        model: M, in evaluation mode.
+        batches: batches of episodes that M was not trained on, with at least some tens of
+            terminations.
 
     Returns:
-        `termination_scores` as ``before`` and ``after`` (of numbers that were fitted on the other half of the steps), and
-        ``fitted`` with ``scale`` a and ``shift`` b. With fewer than `FEWEST` endings in one of the halves nothing is changed,
-        and a = 1 and b = 0.
+        - ``before`` and ``after``: `termination_scores` without and with calibration, by two-fold
+          cross-validation.
+        - ``fitted``: ``scale`` a and ``shift`` b, fitted on all steps.
+
+        If a half has fewer than `MIN_TERMINATIONS` terminations, the model stays unchanged, and
+        the scale is 1 and the shift 0.
 
     Raises:
         ValueError: if M has no termination head.
@@ -98,7 +124,7 @@ def calibrate_termination(model: MDNRNN, batches: Iterable[SequenceBatch]) -> di
     logits, ended = termination_logits(model, batches)
     halves = slice(0, len(ended) // 2), slice(len(ended) // 2, None)
     scale, shift, after = 1.0, 0.0, logits.clone()
-    if all(ended[half].sum() >= FEWEST for half in halves):
+    if all(ended[half].sum() >= MIN_TERMINATIONS for half in halves):
         for one, other in (halves, halves[::-1]):
             a, b = platt_scaling(logits[other], ended[other])
             after[one] = a * logits[one] + b
@@ -114,7 +140,7 @@ def calibrate_termination(model: MDNRNN, batches: Iterable[SequenceBatch]) -> di
 
 
 class _Moments:
-    """Sums over steps of products of the regressors x = [z_t, a_t, 1] and the target y = z_{t+1}, in float64."""
+    """Second moments of the regressors x = [z_t, a_t, 1] and the target y = z_{t+1}, in float64."""
 
     def __init__(self, batches: Iterable[SequenceBatch]):
         self.count = 0
@@ -132,18 +158,19 @@ class _Moments:
 
 @torch.no_grad()
 def baseline_nll(train: Iterable[SequenceBatch], test: Iterable[SequenceBatch], *, min_scale: Tensor) -> dict[str, float]:
-    """Fit the baselines on training batches and report their held-out negative log-likelihood.
+    """Fit two baselines on training batches and return their held-out negative log-likelihood.
 
     Args:
         train: batches to fit on.
-        test: batches to score.
-        min_scale: (D,) floor of each sigma.
+        test: held-out batches.
+        min_scale: (D,) added in quadrature to each standard deviation, as a floor.
 
     Returns:
-        ``repeat_last`` and ``linear_gaussian``, in nats per dimension.
+        ``repeat_last`` (z_{t+1} = z_t plus noise) and ``linear_gaussian`` (linear in z_t and a_t
+        plus noise), in nats per dimension.
 
     Raises:
-        ValueError: if either has no step.
+        ValueError: if ``train`` or ``test`` has no step that counts.
     """
     moments = _Moments(train)
     if moments.count == 0:
@@ -169,7 +196,7 @@ def baseline_nll(train: Iterable[SequenceBatch], test: Iterable[SequenceBatch], 
 
 
 def _regression(batch: SequenceBatch) -> tuple[Tensor, Tensor]:
-    """The regressors (N, D + A + 1) and targets (N, D) of the steps that count."""
+    """Return regressors (N, D + A + 1) and targets (N, D) of the steps that count."""
     ones = torch.ones_like(batch.reward).unsqueeze(-1)
     x = torch.cat([batch.z[:, :-1], batch.action, ones], dim=-1)[batch.mask]
     return x.double(), batch.z[:, 1:][batch.mask].double()

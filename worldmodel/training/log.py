@@ -1,4 +1,4 @@
-"""The log of a training run: one JSON row per line in ``metrics.jsonl``, and TensorBoard scalars where asked."""
+"""Log of a run: JSON rows in ``metrics.jsonl``, and TensorBoard scalars if requested."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ METRICS_FILE = "metrics.jsonl"
 
 
 class MetricsLog:
-    """Appends rows to a run's log, after dropping those that a resumed run writes anew; a context manager.
+    """Append-only log of a run; a context manager.
 
     Args:
         out: directory of the run.
-        update: rows after this update are dropped.
-        tensorboard: write scalars for TensorBoard too.
+        update: update at which the run resumes; removes later rows, as the run writes them again.
+        tensorboard: also write scalars for TensorBoard.
 
     Raises:
-        ImportError: if TensorBoard is asked for and not installed.
+        ImportError: if ``tensorboard`` is True and TensorBoard is not installed.
     """
 
     def __init__(self, out: Path, update: int, *, tensorboard: bool = False):
@@ -32,7 +32,7 @@ class MetricsLog:
         self._file = open(path, "a")  # noqa: SIM115 (closed in __exit__)
 
     def write(self, update: int, values: Mapping[str, float]) -> None:
-        """Append one row; it is in the file on return."""
+        """Append one row and flush the file."""
         self._file.write(json.dumps({"update": update, **values}) + "\n")
         self._file.flush()
         if self._writer is not None:
@@ -49,17 +49,18 @@ class MetricsLog:
 
 
 def read_metrics(out: str | Path) -> list[dict[str, float]]:
-    """Read the rows of a run, in order; none if it has no log yet.
+    """Read the rows of a run, in order; an empty list if it has no log.
 
     Args:
-        out: directory of the run; of what `fit` writes, ``training`` in it.
+        out: directory of the run; for a run of `fit`, its subdirectory ``training``.
 
     Returns:
-        Dictionaries with ``update`` and what was measured there. A last row that a kill cut short is left out.
+        Dictionaries with ``update`` and the metrics of that update. Leaves out a last row that is
+        incomplete.
     """
     path = Path(out) / METRICS_FILE
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]  # only the last row of a killed run can be cut
+    return [json.loads(line) for line in lines if line.endswith("\n")]  # a kill can cut the last row
 
 
 def _tensorboard_writer(out: Path, update: int) -> Any:

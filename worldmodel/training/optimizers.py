@@ -1,4 +1,4 @@
-"""The optimisers of trainings: Adam, and Muon for the matrices of V and M."""
+"""Optimisers of V and M: Adam, and Muon for their matrices."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 OPTIMIZERS = ("adam", "muon")
-SMALLEST_MATRIX = 16  # rows and columns below which a matrix is a few vectors, which Adam serves
+MIN_MATRIX_SIZE = 16  # minimum of rows and columns; Adam updates smaller matrices
 MOMENTUM = 0.95
-LARGEST_KERNEL = 512  # rows and columns from which on a kernel is split: as one matrix it costs twice V's update (dev/LOG.md)
-ADAM_STEP = 0.2  # root mean square of Adam's usual step, as a part of the learning rate (Liu et al. 2025)
+# Rows and columns from which a kernel is split. As one matrix, it takes twice the time of V's update
+# (dev/LOG.md).
+SPLIT_KERNEL_SIZE = 512
+ADAM_RMS = 0.2  # root mean square of Adam's usual step per learning rate (Liu et al. 2025)
 NEWTON_SCHULZ, ITERATIONS = (3.4445, -4.7750, 2.0315), 5  # Jordan et al. (2024)
 
 
@@ -24,12 +26,12 @@ def make_optimizer(
 
     Args:
         name: one of `OPTIMIZERS`.
-        parameters: of the model.
-        learning_rate: its rate.
-        precision: "float32" or "bfloat16", of Muon's matrix products.
+        parameters: parameters of the model.
+        learning_rate: learning rate.
+        precision: "float32" or "bfloat16", for Muon's matrix products.
 
     Raises:
-        ValueError: if there is none of this name.
+        ValueError: if no optimiser has this name.
     """
     if name not in OPTIMIZERS:
         raise ValueError(f"optimizer: expected one of {OPTIMIZERS}, got {name!r}")
@@ -39,21 +41,25 @@ def make_optimizer(
 
 
 class MuonAndAdam(torch.optim.Optimizer):
-    """Muon (Jordan et al. 2024) for matrices and kernels and Adam for all else, as one optimiser with one learning rate.
+    """Muon (Jordan et al. 2024) for matrices and kernels, Adam for all other parameters.
 
-    Muon's step is the momentum with all its singular values made one, so that directions which the gradient seldom shows are
-    learned as fast as the loud ones. It is scaled to the root mean square of Adam's usual step (Liu et al. 2025,
-    arXiv:2502.16982), so that the two share a rate. The kernel of a convolution (M, N, ...) is a matrix of M rows, or, where
-    that is large, one (M, N) for each place. V and M need a fraction of Adam's updates with it (dev/LOG.md).
+    Muon's step is the momentum with all singular values set to one. So directions that are rare in
+    the gradient are learned as fast as dominant ones. The step is scaled to the root mean square of
+    Adam's usual step (Liu et al. 2025, arXiv:2502.16982), so that both can share a learning rate. V
+    and M need far fewer updates with it than with Adam (dev/LOG.md).
 
-    Of matrices it makes the steps of `torch.optim.Muon` with ``adjust_lr_fn="match_rms_adamw"`` and no decay, which always
-    computes in bfloat16: on CPUs without units for it that takes seconds for each update of M at the paper's Doom size
-    (dev/LOG.md).
+    A convolution kernel (M, N, ...) is updated as one matrix of M rows, or, if that is large, as
+    one matrix (M, N) per position of the kernel.
+
+    For matrices, the steps are those of `torch.optim.Muon` with ``adjust_lr_fn="match_rms_adamw"``
+    and no weight decay. PyTorch's version always computes in bfloat16. On CPUs without bfloat16
+    instructions, that takes seconds per update of M at the paper's Doom size (dev/LOG.md).
 
     Args:
-        parameters: of the model.
-        learning_rate: of both; that in ``param_groups`` counts, as in every optimiser.
-        precision: "float32" or "bfloat16", of the matrix products.
+        parameters: parameters of the model.
+        learning_rate: learning rate of both; `step` reads it from ``param_groups``, so schedulers
+            work.
+        precision: "float32" or "bfloat16", for the matrix products.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], *, learning_rate: float, precision: str = "float32"):
@@ -76,19 +82,19 @@ class MuonAndAdam(torch.optim.Optimizer):
             if matrix.grad is not None:
                 momentum = self.state[matrix].setdefault("momentum_buffer", torch.zeros_like(matrix))
                 momentum.lerp_(matrix.grad, 1 - MOMENTUM)
-                direction = _direction(matrix.grad.lerp(momentum, MOMENTUM), self._dtype)  # Nesterov's look ahead
-                matrix.add_(direction, alpha=-rate * ADAM_STEP)
+                direction = _direction(matrix.grad.lerp(momentum, MOMENTUM), self._dtype)  # Nesterov momentum
+                matrix.add_(direction, alpha=-rate * ADAM_RMS)
         if self._adam is not None:
-            self._adam.state = self.state  # one state for both, so that it is saved and loaded as one
+            self._adam.state = self.state  # shared, so that `state_dict` holds both
             self._adam.param_groups[0]["lr"] = rate
             self._adam.step()
         return loss
 
 
 def _direction(ahead: Tensor, dtype: torch.dtype) -> Tensor:
-    """Muon's step along a momentum (M, N, ...), with a root mean square of about 1."""
+    """Return Muon's direction for a momentum (M, N, ...), with a root mean square of about 1."""
     rows, columns = len(ahead), ahead[0].numel()
-    if ahead.ndim == 2 or min(rows, columns) < LARGEST_KERNEL:
+    if ahead.ndim == 2 or min(rows, columns) < SPLIT_KERNEL_SIZE:
         direction = orthogonalize(ahead.flatten(1), dtype).to(ahead.dtype)
         return direction.reshape(ahead.shape) * math.sqrt(max(rows, columns))
     places = range(ahead.ndim - 2)
@@ -97,17 +103,17 @@ def _direction(ahead: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def orthogonalize(matrix: Tensor, dtype: torch.dtype) -> Tensor:
-    """Bring all singular values of matrices near 1, 0.7 to 1.2, and keep their singular vectors.
+    """Move all singular values of matrices to about 1 (0.7 to 1.2) and keep their singular vectors.
 
-    Newton-Schulz iteration with a quintic that is steep at 0 (Jordan et al. 2024), so those below some thousandths of its
-    norm stay smaller.
+    Newton-Schulz iteration with a quintic polynomial that is steep at 0 (Jordan et al. 2024).
+    Singular values below a few thousandths of the matrix norm stay smaller.
 
     Args:
-        matrix: (M, N), or many of them, (..., M, N).
-        dtype: of the products.
+        matrix: (..., M, N), one or several matrices.
+        dtype: precision of the matrix products.
 
     Returns:
-        The same shape, of that dtype.
+        (..., M, N) in ``dtype``.
     """
     a, b, c = NEWTON_SCHULZ
     tall = matrix.shape[-2] > matrix.shape[-1]
@@ -124,4 +130,4 @@ def orthogonalize(matrix: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _is_matrix(parameter: nn.Parameter) -> bool:
-    return parameter.ndim >= 2 and min(len(parameter), parameter[0].numel()) >= SMALLEST_MATRIX
+    return parameter.ndim >= 2 and min(len(parameter), parameter[0].numel()) >= MIN_MATRIX_SIZE

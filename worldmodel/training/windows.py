@@ -1,8 +1,12 @@
-"""From episodes on disk to batches of windows: split by episode, cut, shuffled, padded, masked.
+"""Sampling of batches of windows from episodes: cut, shuffle, pad and mask.
 
-Which windows a batch holds is a pure function of (seed, epoch, number of the batch): a run resumes at any batch without
-replaying, and the sampler keeps a few numbers per episode, none per step. Windows never cross episodes. An episode longer than
-the window is tiled by windows whose common offset is drawn anew each epoch; a shorter one is one padded window, never dropped.
+The windows of a batch are a pure function of (seed, epoch, batch number). So a run resumes at any
+batch without replaying earlier ones. The sampler stores a few numbers per episode and none per
+step.
+
+A window never crosses episodes. An episode that is longer than the window is tiled by windows with
+a common offset, which is sampled again in each epoch. A shorter episode is one padded window; none
+is dropped.
 """
 
 from __future__ import annotations
@@ -18,12 +22,19 @@ from worldmodel.models import EncodedSteps, SequenceBatch, Vision, encode_episod
 from worldmodel.runtime import check_integer
 from worldmodel.spaces import FlatSpace
 
-RESIDENT_BYTES = 64 * 2**20  # encoded sets up to this size are kept on the device unless the caller says otherwise
+RESIDENT_BYTES = 64 * 2**20  # encoded data up to this size are kept on the device by default
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Which steps a batch holds, (B,) integers each: steps start to stop of an episode, the first ``burn`` of them burn-in."""
+    """The steps of a batch of B windows.
+
+    Args:
+        episode: (B,) int64, index of the episode.
+        start: (B,) int64, first step, burn-in included.
+        stop: (B,) int64, one past the last step.
+        burn: (B,) int64, number of burn-in steps at the start.
+    """
 
     episode: np.ndarray
     start: np.ndarray
@@ -32,16 +43,17 @@ class Windows:
 
 
 class WindowSampler:
-    """Cuts episodes into windows and deals them in batches, as a pure function of (seed, epoch, number of the batch).
+    """Batches of windows of episodes, as a pure function of (seed, epoch, batch number).
 
     Args:
-        episodes: (n,) indices of the episodes to cut.
+        episodes: (n,) indices of the episodes.
         lengths: (n,) their lengths in steps.
-        window: T, the number of steps that count in a window.
-        burn_in: steps before the window that warm up the LSTM without counting, where the episode has them.
-        batch_size: B, windows in a batch; the last batch of an epoch may hold fewer.
+        window: T, maximum number of steps of a window that count in the loss.
+        burn_in: maximum number of steps before them that warm up the LSTM and do not count in the
+            loss.
+        batch_size: B, windows per batch; the last batch of an epoch may hold fewer.
         seed: seed of offsets and order.
-        shuffle: False gives the windows in order with offset 0, for evaluation.
+        shuffle: False yields the windows in order with offset 0, for evaluation.
 
     Raises:
         TypeError: if a number is not an integer.
@@ -68,11 +80,11 @@ class WindowSampler:
         self._cut_epoch: tuple[int, np.ndarray, np.ndarray] | None = None
 
     def num_batches(self, epoch: int) -> int:
-        """Number of batches in an epoch; it varies a little, as the offsets do."""
+        """Return the number of batches in an epoch; it varies slightly with the offsets."""
         return -(-int(self._cut(epoch)[1][-1]) // self.batch_size)
 
     def batch(self, epoch: int, index: int) -> Windows:
-        """Deal batch ``index`` of ``epoch``.
+        """Return the windows of batch ``index`` of ``epoch``.
 
         Raises:
             IndexError: if the epoch has no such batch.
@@ -91,7 +103,12 @@ class WindowSampler:
         return Windows(self.episodes[which], start - burn, stop, burn)
 
     def _cut(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Where each episode's first window begins (0 or below), and the running total of the numbers of windows."""
+        """Return how the episodes are divided in an epoch.
+
+        Returns:
+            (n,) start of the first window of each episode, 0 or below, and (n,) cumulative number
+            of windows.
+        """
         if self._cut_epoch is None or self._cut_epoch[0] != epoch:
             first = np.zeros_like(self.lengths)
             if self.shuffle:
@@ -101,7 +118,7 @@ class WindowSampler:
         return self._cut_epoch[1:]
 
     def _counts(self, lengths: np.ndarray, first: np.ndarray) -> np.ndarray:
-        """Windows of episodes of these lengths whose first one begins at ``first``."""
+        """Return the number of windows per episode if the first ones start at ``first``."""
         counts: np.ndarray = -(-(lengths - first) // self.window)
         return counts
 
@@ -110,12 +127,13 @@ class SequenceData:
     """Batches of encoded windows for training and evaluation.
 
     Args:
-        episodes: where the steps are.
-        sampler: which windows a batch holds.
-        vision: V.
-        action_space: how actions become features.
-        resident: encoded steps of *all* ``episodes``, kept on the device (see `encode_all`); None reads each window from disk
-            when it is needed, so that memory does not grow with the data.
+        episodes: source of the steps.
+        sampler: sampler of windows of ``episodes``.
+        vision: V, which encodes observations.
+        action_space: converts actions to features.
+        resident: encoded steps of *all* ``episodes``, kept on the device (see `encode_all`). None
+            reads each window from disk when it is needed, so that memory does not grow with the
+            data.
     """
 
     def __init__(
@@ -133,21 +151,22 @@ class SequenceData:
         self._first_observation = self._first_step + np.arange(len(episodes))
 
     def num_batches(self, epoch: int) -> int:
-        """Number of batches in an epoch."""
+        """Return the number of batches in an epoch."""
         return self.sampler.num_batches(epoch)
 
     def batch(self, epoch: int, index: int, *, generator: torch.Generator | None = None) -> SequenceBatch:
-        """Assemble batch ``index`` of ``epoch``; its latents are drawn afresh from V's posterior with ``generator``."""
+        """Build batch ``index`` of ``epoch`` with latents sampled from V's posterior."""
         windows = self.sampler.batch(epoch, index)
         length = windows.stop - windows.start
         if self.resident is not None:
+            steps = self.resident
             first_observation = self._first_observation[windows.episode] + windows.start
             first_step = self._first_step[windows.episode] + windows.start
-            return gather(self.resident, first_observation, first_step, length, windows.burn, generator=generator)
-        parts = [self.episodes.read(*which) for which in zip(windows.episode, windows.start, windows.stop, strict=True)]
-        first_step = np.cumsum(length) - length
-        first_observation = first_step + np.arange(len(length))
-        steps = encode_episodes(parts, self.vision, self.action_space)
+        else:
+            parts = [self.episodes.read(*which) for which in zip(windows.episode, windows.start, windows.stop, strict=True)]
+            steps = encode_episodes(parts, self.vision, self.action_space)
+            first_step = np.cumsum(length) - length
+            first_observation = first_step + np.arange(len(length))
         return gather(steps, first_observation, first_step, length, windows.burn, generator=generator)
 
     def epoch(self, epoch: int, *, generator: torch.Generator | None = None) -> Iterator[SequenceBatch]:
