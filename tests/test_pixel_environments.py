@@ -77,7 +77,7 @@ def test_frames_that_change_their_size_are_a_failure_that_says_so(tmp_path):
             return (np.zeros((61, 80, 3), np.uint8), *super().step(action)[1:])
 
     with pytest.raises(
-        RuntimeError, match=r"expected values of one shape, got \(60, 80, 3\) at first and \(61, 80, 3\) at number 1"
+        RuntimeError, match=r"values: expected equal shapes, got \(60, 80, 3\) at index 0 and \(61, 80, 3\) at index 1"
     ):
         wm.collect(
             lambda: Growing(spaces.Box(0, 255, (60, 80, 3), np.uint8), spaces.Discrete(2)),
