@@ -46,8 +46,8 @@ def test_json_refuses_nan_and_writes_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"format": "f", "vers', "damaged or foreign"),
-        ("\udcff", "damaged or foreign"),
+        ('{"format": "f", "vers', "damaged file or another format"),
+        ("\udcff", "damaged file or another format"),
         ('{"format": "other", "version": 1}', "expected format 'f', got 'other'"),
         ("[1]", "expected format 'f', got None"),
         ('{"format": "f", "version": "1"}', "expected a version number"),
@@ -82,7 +82,7 @@ def test_a_cut_tensor_file_is_refused(tmp_path):
     path = tmp_path / "t.safetensors"
     save_tensors(path, {"a": torch.zeros(10)})
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(ValueError, match="expected a whole safetensors file"):
+    with pytest.raises(ValueError, match="expected a safetensors file, got a damaged file"):
         load_tensors(path)
 
 
@@ -96,7 +96,7 @@ def test_a_directory_that_holds_something_else_is_never_touched(tmp_path, marker
     if marker is not None:
         (tmp_path / "manifest.json").write_text(marker)
     for overwrite in (False, True):
-        with pytest.raises(FileExistsError, match="holds something else"):
+        with pytest.raises(FileExistsError, match="with other files"):
             prepare_directory(tmp_path, **OURS, overwrite=overwrite, replaces=("*",))
     with pytest.raises(FileExistsError, match="got a file"):
         prepare_directory(tmp_path / "thesis.tex", **OURS, overwrite=True)
@@ -117,7 +117,7 @@ def test_an_earlier_output_is_replaced_only_on_request(tmp_path):
 def test_what_lies_beside_an_earlier_output_stops_its_replacement(tmp_path):
     (tmp_path / "manifest.json").write_text(STAMP)
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match=r"got 'notes.txt' beside it; move that away"):
+    with pytest.raises(FileExistsError, match=r"got also 'notes.txt'; move it elsewhere"):
         prepare_directory(tmp_path, **OURS, overwrite=True, replaces=("manifest.json",))
     assert {path.name for path in prepare_directory(tmp_path, **OURS, overwrite=True).iterdir()} == {
         "manifest.json",

@@ -134,7 +134,7 @@ def test_unsupported_spaces_and_taken_directories_are_refused(tmp_path, minari):
     (tmp_path / "s").mkdir()
     (tmp_path / "s" / "mine").touch()
     dataset = foreign(minari, spaces.Box(-1, 1, (2,), np.float64), buffer(minari, np.zeros((4, 2))))
-    with pytest.raises(FileExistsError, match="holds something else"):
+    with pytest.raises(FileExistsError, match="with other files"):
         from_minari(dataset, tmp_path / "s", overwrite=True)
 
 

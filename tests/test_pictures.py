@@ -121,9 +121,9 @@ def test_a_real_frame_stands_beside_what_v_makes_of_it(world, episode):
 
 def test_bad_videos_are_refused_and_leave_nothing(tmp_path, monkeypatch):
     pytest.importorskip("imageio_ffmpeg")
-    with pytest.raises(ValueError, match="expected at least one, got none"):
+    with pytest.raises(ValueError, match="expected at least one frame, got none"):
         write_video(tmp_path / "v.mp4", [])
-    with pytest.raises(ValueError, match="expected all of size"):
+    with pytest.raises(ValueError, match="expected equal shapes"):
         write_video(tmp_path / "v.mp4", [np.zeros((8, 8, 3), np.uint8), np.zeros((8, 9, 3), np.uint8)])
     for frame in (np.zeros((8, 8, 3)), np.zeros((8, 8, 4), np.uint8), np.zeros((2, 8, 8, 3), np.uint8)):
         with pytest.raises(ValueError, match=r"frames: expected uint8 of shape \(H, W, 3\) or \(H, W\), got"):
@@ -149,5 +149,5 @@ def test_pictures_are_saved(tmp_path):
 
 
 def test_a_world_without_images_is_refused(episode):
-    with pytest.raises(ValueError, match="expected one whose V sees images"):
+    with pytest.raises(ValueError, match="expected a V for images"):
         dream_strip(random_world(), episode)

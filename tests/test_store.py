@@ -193,7 +193,7 @@ def test_a_store_goes_through_pickle(tmp_path):
 def test_a_directory_with_something_else_is_never_touched(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     for overwrite in (False, True):
-        with pytest.raises(FileExistsError, match="holds something else"):
+        with pytest.raises(FileExistsError, match="with other files"):
             create(tmp_path, overwrite=overwrite)
     assert os.listdir(tmp_path) == ["notes.txt"]
 
