@@ -51,7 +51,7 @@ def test_json_refuses_nan_and_writes_nothing(tmp_path):
         ('{"format": "other", "version": 1}', "expected format 'f', got 'other'"),
         ("[1]", "expected format 'f', got None"),
         ('{"format": "f", "version": "1"}', "expected a version number"),
-        ('{"format": "f", "version": 2}', "newer worldmodel: upgrade"),
+        ('{"format": "f", "version": 2}', "newer worldmodel wrote it: upgrade"),
     ],
 )
 def test_json_of_another_kind_is_refused_in_words(tmp_path, text, message):

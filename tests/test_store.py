@@ -237,7 +237,7 @@ def test_a_newer_version_is_refused_in_words_and_left_alone(tmp_path, attempt):
     create(tmp_path, [0, 1])
     newer_manifest(tmp_path)
     before = (tmp_path / "manifest.json").read_bytes()
-    with pytest.raises(ValueError, match="newer worldmodel: upgrade"):
+    with pytest.raises(ValueError, match="newer worldmodel wrote it: upgrade"):
         attempt(tmp_path)
     assert (tmp_path / "manifest.json").read_bytes() == before
 
@@ -530,6 +530,6 @@ def test_a_whole_episode_that_is_damaged_is_not_read_without_a_word(tmp_path):
 def test_what_lies_beside_a_store_stops_its_replacement(tmp_path):
     create(tmp_path / "s", [0])
     (tmp_path / "s" / "notes.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match=r"got 'notes.txt' beside it"):
+    with pytest.raises(FileExistsError, match=r"got also 'notes.txt'"):
         create(tmp_path / "s", overwrite=True)
     assert len(EpisodeStore.open(tmp_path / "s")) == 1

@@ -23,7 +23,7 @@ def walk(fault="", **options):
 
 
 def violations(make, **options):
-    """What the checker finds."""
+    """Return the violations that the checker finds."""
     try:
         check_vector_env(make, **({"num_steps": 30} | options))
     except VectorEnvError as error:
@@ -45,7 +45,7 @@ def test_faults_are_found_behind_tensors():
     assert contracts(walk("neighbour's actions", tensors=True), modes=[SAME_STEP]) == {"independence"}
 
 
-FAULTS = [  # fault, modes in which it shows, the contracts that are broken, a part of each message
+FAULTS = [  # fault, modes that it affects, broken contracts, pattern of each message
     ("batched for one more", ALL, {"spaces"}, r"expected observation_space to be .*\(3, 2\).* got .*\(4, 2\).*batch_space"),
     ("no mode", ALL, {"autoreset_mode"}, "expected metadata.* got None"),
     ("mode as a string", ALL, {"autoreset_mode"}, "expected metadata.* got '(NextStep|SameStep|Disabled)'"),
@@ -65,40 +65,40 @@ FAULTS = [  # fault, modes in which it shows, the contracts that are broken, a p
     ("rewards of NaN", ALL, {"values"}, "rewards at step 5: expected finite"),
     ("no mask in infos", ALL, {"infos"}, r"infos\['distance'\] at step 1: expected a mask infos\['_distance'\].* got none"),
     ("infos as a list", ALL, {"infos"}, "infos at step 1: expected one dict .* got list"),
-    ("resets by itself", (NEXT_STEP,), {"NEXT_STEP"}, "expected reward 0|belongs into that step, not into the ending one"),
+    ("resets by itself", (NEXT_STEP,), {"NEXT_STEP"}, "expected reward 0|reset in that step, not in the last step"),
     ("reward at reset", (NEXT_STEP,), {"NEXT_STEP"}, "the one after its end: expected reward 0"),
     (
         "flag at reset",
         (NEXT_STEP,),
         {"NEXT_STEP"},
-        "expected no flag.* truncated True|expected reward 0|ignore the row's action",
+        "expected no flag.* truncated True|expected reward 0|ignore the action",
     ),
-    ("action at reset", (NEXT_STEP,), {"NEXT_STEP"}, "to ignore the row's action, but with other actions"),
-    ("no reset at all", (NEXT_STEP,), {"NEXT_STEP"}, "expected the start of an episode, got the end's observation again"),
+    ("action at reset", (NEXT_STEP,), {"NEXT_STEP"}, "to ignore the action, but with other actions"),
+    ("no reset at all", (NEXT_STEP,), {"NEXT_STEP"}, "expected the start of an episode, got the last observation again"),
     ("no final_obs", (SAME_STEP,), {"SAME_STEP"}, r"final_obs at step \d+: expected infos\['final_obs'\] .* got the keys"),
     ("no final_info", (SAME_STEP,), {"SAME_STEP"}, "final_info at step"),
-    ("final_obs of all", (SAME_STEP,), {"SAME_STEP"}, r"expected infos\['_final_obs'\] to be the rows that ended"),
-    ("final_obs outside", (SAME_STEP,), {"SAME_STEP"}, "expected a single observation inside single_observation_space"),
+    ("final_obs of all", (SAME_STEP,), {"SAME_STEP"}, r"expected infos\['_final_obs'\] to mark the rows that ended"),
+    ("final_obs outside", (SAME_STEP,), {"SAME_STEP"}, "expected an observation of single_observation_space"),
     ("final_obs is the start", (SAME_STEP,), {"SAME_STEP"}, "expected final_obs to be the end.* for both"),
-    ("final_obs in a buffer", (SAME_STEP,), {"copies"}, r"infos\['final_obs'\] of step \d+: expected it to stay"),
-    ("steps what ended", (DISABLED,), {"ended rows"}, "expected step to raise after its end"),
-    ("mask resets nobody", (DISABLED,), {"reset_mask"}, "got the observation from before|to start anew from its seed"),
-    ("mask without seeds", (DISABLED,), {"reset_mask"}, "sub-environment 0, masked: expected to start anew from its seed"),
+    ("final_obs in a buffer", (SAME_STEP,), {"copies"}, r"infos\['final_obs'\] of step \d+: expected the returned value to stay"),
+    ("steps what ended", (DISABLED,), {"ended rows"}, "expected step to raise after the end of its episode"),
+    ("mask resets nobody", (DISABLED,), {"reset_mask"}, "got the observation from before the reset|to restart from its seed"),
+    ("mask without seeds", (DISABLED,), {"reset_mask"}, "sub-environment 0, masked: expected to restart from its seed"),
     ("mask not checked", (DISABLED,), {"reset_mask"}, r"expected an error for a mask that is not bool of shape \(3,\)"),
-    ("options changed", (DISABLED,), {"reset_mask"}, "expected reset to leave the caller's options"),
+    ("options changed", (DISABLED,), {"reset_mask"}, "expected reset to change nothing in the caller's options"),
     ("seed not read", ALL, {"same seed"}, "in a second new environment, but observation.* not tested in this mode"),
-    ("an end outlives reset", (NEXT_STEP,), {"reset"}, r"expected reset\(seed=0\) to leave nothing of the \d+ steps before"),
+    ("an end outlives reset", (NEXT_STEP,), {"reset"}, r"expected reset\(seed=0\) to clear the state of the \d+ steps before"),
     ("one seed whatever is asked", ALL, {"different seeds"}, "expected different runs from the seeds"),
     ("int seeds all rows alike", ALL, {"seed list"}, r"sub-environment 1: expected reset\(seed=0\) to mean .*\[0, 1, 2\]"),
     ("no list of seeds", ALL, {"seed list"}, r"expected reset\(seed=\[0, 1, 2\]\) to be accepted, got TypeError"),
-    ("first seed for all rows", ALL, {"seed per row"}, "expected the seed 0 to do there what it does in sub-environment 0"),
-    ("row in the seed", ALL, {"seed per row"}, "expected the seed 0 to do there what it does in sub-environment 0"),
-    ("neighbour's actions", ALL, {"independence"}, "expected no change with the others' actions"),
-    ("one buffer", ALL, {"copies"}, "observation of step 0: expected it to stay as it was returned"),
-    ("state is the observation", ALL, {"copies"}, "the caller wrote into returned observations|expected it to stay"),
+    ("first seed for all rows", ALL, {"seed per row"}, "expected the same run from seed 0 as in sub-environment 0"),
+    ("row in the seed", ALL, {"seed per row"}, "expected the same run from seed 0 as in sub-environment 0"),
+    ("neighbour's actions", ALL, {"independence"}, "expected no dependence on the actions of the others"),
+    ("one buffer", ALL, {"copies"}, "observation of step 0: expected the returned value to stay unchanged"),
+    ("state is the observation", ALL, {"copies"}, "the caller wrote into returned observations|expected the returned value to stay"),
     ("unmasked rows as the caller has them", (DISABLED,), {"copies"}, "after the caller wrote into the observation returned"),
-    ("actions changed", ALL, {"actions"}, "step 1: expected the caller's actions to stay as they were"),
-    ("actions kept", ALL, {"actions"}, "the caller writes into the actions after the step"),
+    ("actions changed", ALL, {"actions"}, "step 1: expected the caller's actions to stay unchanged"),
+    ("actions kept", ALL, {"actions"}, "after the caller wrote into the actions of an earlier step"),
     ("closes once", ALL, {"close"}, "got RuntimeError.*closed already"),
 ]
 
@@ -114,7 +114,7 @@ def test_a_planted_fault_is_named(fault, modes, broken, words):
 def test_a_generator_that_rows_share_breaks_independence_and_says_who_ended():
     found = violations(walk("starts from one generator"), modes=[NEXT_STEP])
     assert {violation.contract for violation in found} == {"seed per row", "independence"}
-    assert re.search(r"sub-environment \d had ended at step \d+ in one of them only", found[-1].message)
+    assert re.search(r"sub-environment \d had ended at step \d+ in only one of them", found[-1].message)
 
 
 def test_a_mask_that_resets_all_is_named_with_the_rows_that_should_have_stayed():

@@ -280,5 +280,5 @@ def test_opening_a_world_leaves_the_global_generator_alone(saved):
 
 
 def test_a_device_that_is_not_there_is_named(saved):
-    with pytest.raises(ValueError, match=r"device: expected an available device, such as 'cpu', got 'nonsense'"):
+    with pytest.raises(ValueError, match=r"device: expected an available device such as 'cpu', got 'nonsense'"):
         WorldModel.from_pretrained(saved, device="nonsense")
