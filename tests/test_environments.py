@@ -1,7 +1,7 @@
-"""The whole way through the house, on four environments: what is learned is checked, not only that it runs.
+"""End-to-end tests on four environments: collection, training, dreams and controllers.
 
-Every world is fitted to random play, of a few seconds but for the slow tests. Tolerances are stated where they are used; they
-are wide enough for such small models, and far from what a model that learned nothing reaches.
+Each world model is fitted to random play, in a few seconds except in the slow tests. Tolerances are stated where
+they are used. They allow for small models, and a model that has learned nothing fails them.
 """
 
 import functools
@@ -22,7 +22,7 @@ from worldmodel.training import DataConfig, TrainingConfig, fit
 
 @dataclass(frozen=True)
 class Trial:
-    """A world model of an environment, and what is known of its training."""
+    """World model of an environment, with its data and training results."""
 
     env: object
     env_kwargs: dict
@@ -39,7 +39,7 @@ class Trial:
         return time_limit(self.env, env_kwargs=self.env_kwargs)
 
     def random_play(self, num_dreams=256, num_episodes=60):
-        """Mean return and length of random play, dreamed and real."""
+        """Return the mean return and length of random play, dreamed and real."""
         real = Reality(self.world, self.env, num_episodes, seed=99, env_kwargs=self.env_kwargs, max_steps=self.horizon)
         dreams = Dreams(self.world, num_dreams)
         means = []
@@ -68,7 +68,7 @@ class Trial:
 
 @pytest.fixture(scope="module")
 def trial(tmp_path_factory):
-    """Collect random play and fit a world model; each environment once."""
+    """Collect random play and fit a world model, once per environment."""
 
     @functools.cache
     def make(
@@ -114,7 +114,7 @@ def dict_env(trial):
 
 
 def reward_errors(trial):
-    """Mean squared error of M's expected reward on fresh episodes, one step ahead, and the variance of the rewards."""
+    """Return the mean squared error of M's one-step expected reward on new episodes, and the variance of the rewards."""
     errors, rewards = [], []
     for episode in rollouts(trial.env, episode_ids=range(5), seed=77, env_kwargs=trial.env_kwargs, max_steps=trial.horizon):
         z, action = trial.world.encode(episode.observations), trial.world.action_features.flatten(episode.actions)

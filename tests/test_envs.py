@@ -1,4 +1,4 @@
-"""DreamEnv and DreamVectorEnv: Gymnasium's contracts, and one dream whatever stands beside it."""
+"""DreamEnv and DreamVectorEnv: Gymnasium's contracts, and dreams that do not depend on other rows."""
 
 import json
 import warnings
@@ -29,12 +29,12 @@ DICTS = (
 
 
 def mortal_world(**arguments):
-    """A random world whose dreams end now and then."""
+    """Return a random world model whose dreams terminate sometimes."""
     return random_world(termination_bias=-1.0, **arguments)
 
 
 def play(env, steps, *, seed=0, actions=None):
-    """Observations, rewards and flags of ``steps`` steps with the same actions in every dream, stacked over time."""
+    """Return observations, rewards and flags of ``steps`` steps with the same actions in every dream, stacked over time."""
     observations, _ = env.reset(seed=seed)
     rows = [(observations, np.zeros(env.num_envs), *np.zeros((2, env.num_envs), bool))]
     for t in range(steps):
@@ -44,7 +44,7 @@ def play(env, steps, *, seed=0, actions=None):
 
 
 def episodes_of(observations, rewards, terminations, truncations, row, mode):
-    """The episodes of one row of `play`, as lists of (observation, reward) without what a reset put between them."""
+    """Return the episodes of one row of `play` as lists of (observation, reward), without the steps that reset."""
     episodes, fresh = [[]], True
     for t in range(len(rewards)):
         if mode is AutoresetMode.NEXT_STEP and t > 0 and (terminations[t - 1, row] or truncations[t - 1, row]):
@@ -139,7 +139,7 @@ def test_make_and_make_vec_take_json(tmp_path):
 
 @pytest.mark.parametrize("mode", MODES[:2])
 @pytest.mark.parametrize("kind", ["zh", "decoded"])
-def test_a_dream_alone_is_row_0_of_many_and_row_i_with_the_seed_moved_on(mode, kind):
+def test_a_dream_alone_is_row_0_of_many_and_row_i_with_seed_plus_i(mode, kind):
     world = mortal_world()
     many = play(DreamVectorEnv(world, 5, autoreset_mode=mode, observation=kind), 40, seed=10)
     for row in (0, 3):
@@ -149,7 +149,7 @@ def test_a_dream_alone_is_row_0_of_many_and_row_i_with_the_seed_moved_on(mode, k
 
 
 def test_all_modes_and_the_single_environment_dream_the_same_episodes():
-    """Episode by episode, though the steps at which they begin differ."""
+    """Episodes are equal although they start at different steps."""
     world, horizon = mortal_world(), 9
     next_step, same_step = (DreamVectorEnv(world, 1, autoreset_mode=mode, horizon=horizon) for mode in MODES[:2])
     disabled = DreamVectorEnv(world, 1, autoreset_mode=AutoresetMode.DISABLED, horizon=horizon)
@@ -173,7 +173,7 @@ def test_all_modes_and_the_single_environment_dream_the_same_episodes():
         observations = [next_step.step(action)[0][0], rows[1][0][0], disabled.reset(options=reset)[0][0], single.reset()[0]]
 
 
-def test_a_dream_does_not_change_when_another_acts_otherwise_or_is_reset():
+def test_a_dream_does_not_change_when_another_acts_differently_or_is_reset():
     world = mortal_world()
     for mode in MODES[:2]:
         first, second = (DreamVectorEnv(world, 3, autoreset_mode=mode) for _ in range(2))
@@ -188,7 +188,7 @@ def test_a_dream_does_not_change_when_another_acts_otherwise_or_is_reset():
                 assert np.array_equal(one[0], two[0])
 
 
-def test_seeds_as_a_list_reach_each_dream_and_none_goes_on():
+def test_a_list_seeds_each_dream_and_none_continues_its_seed():
     world = mortal_world()
     env = DreamVectorEnv(world, 3)
     first, _ = env.reset(seed=[5, 6, 5])
@@ -216,8 +216,8 @@ def test_without_a_seed_two_environments_differ_and_the_global_seed_is_irrelevan
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_the_dream_is_the_dream_of_the_core():
-    """At temperature 0 and by threshold nothing is drawn but the start, so the core must dream the same."""
+def test_the_environment_gives_the_dreams_of_the_class_dreams():
+    """At temperature 0 and with termination by threshold, only the start is random."""
     world = walk_world()
     env = DreamVectorEnv(world, 6, temperature=0.0, termination="threshold", autoreset_mode="Disabled", check_actions=False)
     observations, _ = env.reset(seed=3)
@@ -254,7 +254,7 @@ def test_next_step_ignores_the_action_after_an_end_and_gives_no_reward():
     assert seen > 4
 
 
-def test_same_step_gives_the_final_observation_and_starts_anew():
+def test_same_step_gives_the_final_observation_and_restarts():
     env = DreamVectorEnv(walk_world(), 4, temperature=0.0, autoreset_mode=AutoresetMode.SAME_STEP, horizon=6)
     env.reset(seed=0)
     seen = 0
@@ -316,13 +316,13 @@ def test_the_horizon_is_by_default_the_limit_of_the_environment():
 
 
 @pytest.mark.parametrize(("asked", "horizon"), [(-1, 1000), (2000, 2000), (7, 7), (None, 500)])
-def test_the_horizon_is_the_limit_that_the_environment_was_made_with(asked, horizon):
+def test_the_horizon_is_the_step_limit_of_the_environment_of_the_data(asked, horizon):
     world = random_world()
     world.provenance = {"recipes": [{"env": "CartPole-v1", "env_kwargs": {"max_episode_steps": asked}}]}
     assert usual_horizon(world) == horizon == time_limit("CartPole-v1", env_kwargs={"max_episode_steps": asked})
 
 
-def test_a_range_of_temperatures_is_drawn_anew_for_each_episode():
+def test_each_episode_samples_a_temperature_from_the_range():
     env = DreamVectorEnv(mortal_world(), 300, temperature=(0.5, 2.0), autoreset_mode="SameStep")
     _, infos = env.reset(seed=0)
     first = infos["temperature"]
@@ -373,7 +373,7 @@ def test_tensors_hold_the_same_numbers(mode, kind):
 @pytest.mark.parametrize("tensors", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("mode", MODES)
-def test_what_was_returned_is_the_callers_to_keep_and_to_change(tensors, kind, mode):
+def test_callers_may_keep_and_modify_returned_values(tensors, kind, mode):
     def run(meddle):
         world = mortal_world(termination_head=mode is not AutoresetMode.DISABLED)
         env = DreamVectorEnv(world, 4, observation=kind, autoreset_mode=mode, tensors=tensors, temperature=(1.0, 2.0))
@@ -399,7 +399,7 @@ def test_what_was_returned_is_the_callers_to_keep_and_to_change(tensors, kind, m
 
 
 def test_rows_of_all_dreams_at_once_are_computed_as_on_a_gpu(monkeypatch):
-    """A GPU computes new values for all rows and selects; the result is the same."""
+    """On a GPU, new values are computed for all rows and then selected; the result is the same."""
     import worldmodel.envs as envs
 
     world = mortal_world()
@@ -413,7 +413,7 @@ def test_rows_of_all_dreams_at_once_are_computed_as_on_a_gpu(monkeypatch):
 
 
 def distance_reward(observation, action, next_observation):
-    """For the test below, which names it."""
+    """Reward function that the test below imports by name."""
     return next_observation[:, 0] - observation[:, 0] + 100 * action
 
 
@@ -531,12 +531,12 @@ def test_stepping_a_finished_single_dream_is_refused():
     env = DreamEnv(random_world(), horizon=1)
     env.reset(seed=0)
     env.step(0)
-    with pytest.raises(gym.error.ResetNeeded, match=r"expected no finished dream, got one; begin .* with reset\(\)"):
+    with pytest.raises(gym.error.ResetNeeded, match=r"expected a running dream, got a finished one; start .* with reset\(\)"):
         env.step(0)  # `reset` of a single environment takes no reset_mask
 
 
 def test_a_world_without_a_reward_head_needs_a_function():
-    with pytest.raises(ValueError, match=r"reward: expected a world model that predicts rewards.*reward_head=True"):
+    with pytest.raises(ValueError, match=r"reward: expected a world model with a reward head.*reward_head=True"):
         DreamVectorEnv(random_world(reward_head=False), 2)
     env = DreamVectorEnv(random_world(reward_head=False), 2, reward=lambda before, action, after: torch.ones(2))
     env.reset(seed=0)
@@ -544,7 +544,7 @@ def test_a_world_without_a_reward_head_needs_a_function():
 
 
 class BlindVision(StateNormalizer):
-    """A V that only encodes."""
+    """V without a decoder."""
 
     decode = None
 
@@ -622,14 +622,14 @@ def test_a_reward_of_another_shape_is_refused():
         ({"options": {"rest_mask": np.ones(3, dtype=bool)}}, ValueError, r"options: expected 'reset_mask' or nothing"),
     ],
 )
-def test_resets_that_make_no_sense_are_refused(arguments, error, message):
+def test_invalid_resets_are_rejected(arguments, error, message):
     env = DreamVectorEnv(random_world(), 3)
     env.reset(seed=0)
     with pytest.raises(error, match=message):
         env.reset(**arguments)
 
 
-def test_the_first_reset_is_of_all():
+def test_the_first_reset_must_reset_all_dreams():
     with pytest.raises(gym.error.ResetNeeded, match="expected a reset of all dreams first"):
         DreamVectorEnv(random_world(), 2).reset(options={"reset_mask": np.array([True, False])})
 
@@ -643,7 +643,7 @@ def test_options_are_checked_without_a_world():
     assert DreamOptions(temperature=np.array([0.5, 1.0])).temperature_range == (0.5, 1.0)
 
 
-def test_features_have_the_size_that_the_space_says():
+def test_features_have_the_size_of_the_space():
     world = random_world(hidden_size=7)
     for kind, size in {"z": 2, "zh": 9, "zhc": 16}.items():
         assert feature_size(world, kind) == size

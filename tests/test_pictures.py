@@ -1,4 +1,4 @@
-"""Pictures and videos of a world of images."""
+"""Pictures and videos of an image world model."""
 
 import builtins
 
@@ -113,13 +113,13 @@ def test_frames_of_a_dream_and_of_an_episode_become_videos(world, episode, tmp_p
     assert b"ftyp" in (tmp_path / "dream.mp4").read_bytes()[:16]
 
 
-def test_a_real_frame_stands_beside_what_v_makes_of_it(world, episode):
+def test_a_real_frame_stands_next_to_its_reconstruction(world, episode):
     frames = list(real_frames(world, episode, at_once=4))
     assert (frames[5][:, :20] == episode.observations[5]).all()
     assert (frames[5][:, 22:] == world.vision.decode(world.vision.encode(episode.observations[5])[0]).numpy()).all()
 
 
-def test_bad_videos_are_refused_and_leave_nothing(tmp_path, monkeypatch):
+def test_invalid_frames_raise_and_leave_no_file(tmp_path, monkeypatch):
     pytest.importorskip("imageio_ffmpeg")
     with pytest.raises(ValueError, match="expected at least one frame, got none"):
         write_video(tmp_path / "v.mp4", [])

@@ -1,4 +1,4 @@
-"""SB3VecEnv against Stable-Baselines3's own DummyVecEnv and checks; an agent trained in dreams, scored in reality."""
+"""SB3VecEnv compared with Stable-Baselines3's DummyVecEnv and checks; agents trained in dreams, scored in reality."""
 
 import importlib
 import sys
@@ -38,7 +38,7 @@ def real_walks(make, num_envs=3):
 
 
 def assert_same(one, two):
-    """Observations, rewards, dones and infos, within what products of another batch size may differ by."""
+    """Compare observations, rewards, dones and infos up to the rounding of another batch size."""
     for a, b in zip(one[:3], two[:3], strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
         assert a.dtype == b.dtype
@@ -53,7 +53,7 @@ def assert_same_infos(one, two):
 
 
 def play_both(ours, theirs, steps, *, seed=5, choose=lambda k, t: k * t % 3):
-    """Step two VecEnvs side by side; how many episodes ended by each rule."""
+    """Step two VecEnvs with the same actions and compare them; return the number of episode ends of each kind."""
     for env in (ours, theirs):
         env.seed(seed)
     np.testing.assert_allclose(ours.reset(), theirs.reset(), rtol=1e-5, atol=1e-5)
@@ -110,7 +110,7 @@ def test_infos_of_wrapped_environments_reach_each_row():
     assert episodes > 5
 
 
-def test_observations_and_infos_are_the_callers_to_keep():
+def test_callers_may_keep_observations_and_infos():
     env = dreams(temperature=(0.5, 1.5), horizon=3)
     env.seed(0)
     kept = [env.reset()]
@@ -125,7 +125,7 @@ def test_observations_and_infos_are_the_callers_to_keep():
     assert "mine" not in env.step(np.zeros(4, dtype=int))[3][0]
 
 
-def test_a_seed_serves_one_reset_and_the_episodes_go_on_after_it():
+def test_a_seed_applies_to_one_reset_and_later_resets_continue_it():
     env = dreams()
     assert env.seed(3) == [3, 4, 5, 6]
     first, second = env.reset(), env.reset()
@@ -158,7 +158,7 @@ def test_attributes_and_methods_are_those_of_the_vector_environment():
     assert len(env.env_method("reset", seed=1)) == 4
     assert env.env_is_wrapped(Monitor) == [False] * 4
     for call in (lambda: env.set_attr("note", 1, indices=[0]), lambda: env.env_method("reset", indices=2)):
-        with pytest.raises(ValueError, match="indices: expected None, as all 4 environments share one"):
+        with pytest.raises(ValueError, match="indices: expected None, because all 4 rows share one"):
             call()
 
 
@@ -184,7 +184,7 @@ def test_nested_observations_and_continuous_actions_train():
     world = mortal_world(action_space=spaces.Box(-1.0, 1.0, (2,), np.float32), observation_space=place)
     env = dreams(world, observation="decoded")
     A2C("MultiInputPolicy", env, n_steps=3, seed=0, device="cpu").learn(48)
-    with pytest.raises(ValueError, match="model: expected an agent for features of this world"):
+    with pytest.raises(ValueError, match="model: expected an agent on features of this world"):
         SB3Policy(A2C("MultiInputPolicy", env, device="cpu"), world)
 
 
@@ -226,16 +226,18 @@ def test_a_policy_knows_its_features_and_acts_as_the_agent_predicts(kind):
 def test_an_agent_for_other_features_or_actions_is_refused():
     world = random_world(hidden_size=7)
     model = A2C("MlpPolicy", dreams(mortal_world()), device="cpu")  # of 5 + 2 features, where this world has 2, 9 or 16
-    with pytest.raises(ValueError, match=r"model: .* \(2,\) for 'z', \(9,\) for 'zh', \(16,\) for 'zhc', got one for \(7,\)"):
+    with pytest.raises(
+        ValueError, match=r"model: .* \(2,\) for 'z', \(9,\) for 'zh', \(16,\) for 'zhc', got one on shape \(7,\)"
+    ):
         SB3Policy(model, world)
-    with pytest.raises(ValueError, match=r"model: expected actions of Discrete\(2\), got Discrete\(3\)"):
+    with pytest.raises(ValueError, match=r"model: expected the action space Discrete\(2\), got Discrete\(3\)"):
         SB3Policy(model, random_world(action_space=spaces.Discrete(2)))
-    with pytest.raises(ValueError, match=r"features: expected \(B, 7\), which are 'zh', got \(3, 12\)"):
+    with pytest.raises(ValueError, match=r"features: expected \(B, 7\) of kind 'zh', got \(3, 12\)"):
         SB3Policy(model, mortal_world())(torch.zeros(3, 12))
 
 
 def test_a_policy_is_scored_in_dream_and_reality():
-    """The same agent scores the same by our evaluation and by Stable-Baselines3's, in a walk whose model is exact."""
+    """Our evaluation and Stable-Baselines3's give the same score in an environment whose world model is exact."""
     world = walk_world()
     model = A2C("MlpPolicy", dreams(world, temperature=0.0), seed=1, device="cpu")
 
@@ -250,7 +252,7 @@ def test_a_policy_is_scored_in_dream_and_reality():
     assert ours.real.mean == pytest.approx(theirs, abs=8 * ours.real.std / 20**0.5)
 
 
-def test_an_agent_goes_on_learning_in_reality():
+def test_an_agent_continues_learning_in_reality():
     world = walk_world()
     model = A2C("MlpPolicy", dreams(world, 3), n_steps=4, seed=0, device="cpu").learn(24)
     before = model.policy.state_dict()["action_net.weight"].clone()
@@ -293,7 +295,7 @@ def test_ppo_trained_only_in_dreams_beats_random_play_in_reality(tmp_path):
     assert scores.real.mean > 200 > 5 * scores.random.mean
 
 
-def test_an_agent_of_switches_learns_in_dreams_and_acts_as_a_policy():
+def test_an_agent_with_multi_binary_actions_learns_in_dreams_and_acts_as_a_policy():
     world = mortal_world(action_space=spaces.MultiBinary(3))
     model = PPO("MlpPolicy", dreams(world), n_steps=8, batch_size=8, n_epochs=1, device="cpu").learn(32)
     core = wm.Dreams(world, 4)

@@ -1,4 +1,4 @@
-"""The checker of vector environments: it passes what is right, and names what is wrong."""
+"""The checker of vector environments passes correct environments and names faults."""
 
 import random
 import re
@@ -80,7 +80,12 @@ FAULTS = [  # fault, modes that it affects, broken contracts, pattern of each me
     ("final_obs of all", (SAME_STEP,), {"SAME_STEP"}, r"expected infos\['_final_obs'\] to mark the rows that ended"),
     ("final_obs outside", (SAME_STEP,), {"SAME_STEP"}, "expected an observation of single_observation_space"),
     ("final_obs is the start", (SAME_STEP,), {"SAME_STEP"}, "expected final_obs to be the end.* for both"),
-    ("final_obs in a buffer", (SAME_STEP,), {"copies"}, r"infos\['final_obs'\] of step \d+: expected the returned value to stay"),
+    (
+        "final_obs in a buffer",
+        (SAME_STEP,),
+        {"copies"},
+        r"infos\['final_obs'\] of step \d+: expected the returned value to stay",
+    ),
     ("steps what ended", (DISABLED,), {"ended rows"}, "expected step to raise after the end of its episode"),
     ("mask resets nobody", (DISABLED,), {"reset_mask"}, "got the observation from before the reset|to restart from its seed"),
     ("mask without seeds", (DISABLED,), {"reset_mask"}, "sub-environment 0, masked: expected to restart from its seed"),
@@ -95,7 +100,12 @@ FAULTS = [  # fault, modes that it affects, broken contracts, pattern of each me
     ("row in the seed", ALL, {"seed per row"}, "expected the same run from seed 0 as in sub-environment 0"),
     ("neighbour's actions", ALL, {"independence"}, "expected no dependence on the actions of the others"),
     ("one buffer", ALL, {"copies"}, "observation of step 0: expected the returned value to stay unchanged"),
-    ("state is the observation", ALL, {"copies"}, "the caller wrote into returned observations|expected the returned value to stay"),
+    (
+        "state is the observation",
+        ALL,
+        {"copies"},
+        "the caller wrote into returned observations|expected the returned value to stay",
+    ),
     ("unmasked rows as the caller has them", (DISABLED,), {"copies"}, "after the caller wrote into the observation returned"),
     ("actions changed", ALL, {"actions"}, "step 1: expected the caller's actions to stay unchanged"),
     ("actions kept", ALL, {"actions"}, "after the caller wrote into the actions of an earlier step"),
@@ -111,7 +121,7 @@ def test_a_planted_fault_is_named(fault, modes, broken, words):
         assert all(violation.mode in (mode, None) and re.search(words, str(violation)) for violation in found), found
 
 
-def test_a_generator_that_rows_share_breaks_independence_and_says_who_ended():
+def test_a_generator_shared_by_rows_breaks_independence_and_the_message_names_the_end():
     found = violations(walk("starts from one generator"), modes=[NEXT_STEP])
     assert {violation.contract for violation in found} == {"seed per row", "independence"}
     assert re.search(r"sub-environment \d had ended at step \d+ in only one of them", found[-1].message)
@@ -135,11 +145,11 @@ def test_episodes_of_another_length_in_another_mode_are_named():
     assert violation.mode is None
 
 
-def test_what_is_not_random_needs_no_different_seeds():
+def test_a_deterministic_environment_passes_different_seeds():
     check_vector_env(walk(noise=0, spread=0), num_steps=40)
 
 
-def test_a_mode_without_an_end_is_not_passed_in_silence():
+def test_a_mode_without_an_episode_end_is_a_violation():
     assert contracts(walk(), num_steps=4) == {"ends"}
     check_vector_env(walk(), num_steps=4, require_ends=False)
 
@@ -148,7 +158,7 @@ def test_one_row_is_not_enough_to_test_independence():
     assert contracts(walk(num_envs=1)) == {"independence"}
 
 
-def test_rounding_by_place_passes_with_a_tolerance():
+def test_rounding_that_depends_on_the_row_passes_with_a_tolerance():
     assert contracts(walk("rounding by place")) == {"seed per row"}
     check_vector_env(walk("rounding by place"), num_steps=40, tolerance=1e-4)
 
@@ -158,13 +168,13 @@ def test_another_seed_gives_other_actions_and_starts():
     assert len(messages) == 2
 
 
-def test_contracts_can_be_ignored_but_not_what_makes_it_impossible_to_go_on():
+def test_contracts_can_be_ignored_unless_they_end_the_check():
     check_vector_env(walk("closes once"), num_steps=40, ignore={"close"})
     check_vector_env(walk("longer in SAME_STEP"), num_steps=40, ignore={"modes"})
     assert contracts(walk("seed not read"), ignore={"same seed"}) == {"same seed"}
 
 
-def test_an_environment_that_reset_leaves_traces_in_is_checked_in_new_ones():
+def test_if_reset_does_not_clear_all_state_later_runs_use_new_environments():
     make = walk("an end outlives reset")
     check_vector_env(make, modes=[NEXT_STEP], num_steps=40, ignore={"reset"})
 
@@ -177,7 +187,7 @@ def test_every_violation_of_every_mode_is_listed():
     assert isinstance(caught.value, AssertionError)
 
 
-def test_the_mode_is_read_from_an_environment_that_has_but_one():
+def test_without_modes_the_mode_is_read_from_the_metadata():
     check_vector_env(lambda: WalkVectorEnv(SAME_STEP), modes=None, num_steps=40)
     assert contracts(lambda: WalkVectorEnv(SAME_STEP, "no final_obs"), modes=None) == {"SAME_STEP"}
     assert contracts(lambda: WalkVectorEnv(SAME_STEP, "no mode"), modes=None) == {"autoreset_mode"}
@@ -209,12 +219,12 @@ def test_arguments_out_of_range_are_rejected(options, words):
         check_vector_env(walk(), **options)
 
 
-def test_what_is_no_vector_environment_is_rejected():
+def test_objects_that_are_not_vector_environments_are_rejected():
     with pytest.raises(TypeError, match=r"make: expected it to return a gymnasium.vector.VectorEnv, got DictEnv"):
         check_vector_env(lambda mode: DictEnv())
 
 
-def test_global_random_states_stay_as_they_were():
+def test_global_random_states_do_not_change():
     before = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()  # noqa: NPY002
     check_vector_env(walk(), num_steps=40)
     assert random.getstate() == before[0]
@@ -228,7 +238,7 @@ def test_every_contract_has_a_planted_fault():
 
 
 def made(vectorization, **options):
-    """Gymnasium's own vector environments of one of its environments."""
+    """Return a function that makes Gymnasium's vector environments in a mode."""
     return lambda mode: gym.make_vec(
         num_envs=2, vectorization_mode=vectorization, vector_kwargs={"autoreset_mode": mode}, **options
     )
@@ -254,7 +264,7 @@ def test_sync_vector_env_passes_with_dict_observations():
     check_vector_env(lambda mode: SyncVectorEnv([limited_dict_env] * 3, autoreset_mode=mode), num_steps=30)
 
 
-def test_rows_may_have_bounds_of_their_own_where_gymnasium_says_so():
+def test_rows_may_have_different_bounds_if_observation_mode_allows_it():
     def bounded(bound):
         space = gym.spaces.Box(-bound, bound, (4,), np.float32)
         return TransformObservation(gym.make("CartPole-v1"), lambda observation: observation, space)
@@ -267,7 +277,7 @@ def test_rows_may_have_bounds_of_their_own_where_gymnasium_says_so():
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of forks beside threads, and Gymnasium's of a step after the end
 @pytest.mark.parametrize("options", list(OF_GYMNASIUM.values())[:2], ids=list(OF_GYMNASIUM)[:2])
-def test_async_vector_env_passes_in_all_modes_but_steps_what_ended(options):
+def test_async_vector_env_passes_in_all_modes_but_steps_ended_rows(options):
     check_vector_env(made("async", **options), num_steps=40, ignore={"ended rows"})
 
 
@@ -333,7 +343,7 @@ def test_fault_async_vector_env_without_shared_memory_resets_twice():
 
 @found_in
 @pytest.mark.filterwarnings("ignore")
-def test_fault_async_vector_env_steps_what_ended_in_disabled_where_sync_raises():
+def test_fault_async_vector_env_steps_ended_rows_in_disabled_but_sync_raises():
     for vectorization, raises in (("sync", True), ("async", False)):
         envs = made(vectorization, id="CartPole-v1")(DISABLED)
         envs.reset(seed=0)

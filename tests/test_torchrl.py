@@ -1,4 +1,4 @@
-"""TorchRLEnv against TorchRL's own checks, rollouts and collectors; something small that learns in a dream."""
+"""TorchRLEnv with TorchRL's checks, rollouts and collectors; a small agent that learns in a dream."""
 
 import importlib
 import sys
@@ -82,7 +82,7 @@ def test_a_partial_reset_leaves_the_other_dreams_alone():
     assert torch.equal((after["observation"] == before["observation"]).all(dim=1, keepdim=True), ~mask)
 
 
-def test_finished_dreams_stand_still_until_all_are_finished():
+def test_finished_dreams_do_not_change_until_all_are_finished():
     env = TorchRLEnv(mortal_world(), 4)
     env.set_seed(1)
     rollout = env.rollout(50, break_when_any_done=False, break_when_all_done=True)
@@ -97,7 +97,7 @@ def test_finished_dreams_stand_still_until_all_are_finished():
         assert torch.equal(last, last[:1].expand_as(last))
 
 
-def test_seeds_are_those_of_the_vector_environment_and_serve_one_reset():
+def test_seeds_are_those_of_the_vector_environment_and_apply_to_one_reset():
     world = mortal_world()
     env, plain = TorchRLEnv(world, 3), wm.DreamVectorEnv(world, 3)
     env.set_seed(7)
@@ -110,7 +110,7 @@ def test_seeds_are_those_of_the_vector_environment_and_serve_one_reset():
     assert (first == again).all()
 
 
-def test_what_was_returned_is_the_callers_to_change():
+def test_callers_may_modify_returned_values():
     env = TorchRLEnv(mortal_world(), 3)
     action = TensorDict({"action": torch.zeros(3, dtype=torch.int64)}, batch_size=3)
 
@@ -193,14 +193,14 @@ def test_stepping_a_finished_dream_is_refused():
     "space", [spaces.Discrete(3, start=1), spaces.MultiDiscrete([[2, 3], [2, 2]]), spaces.Tuple([DISCRETE, DISCRETE])], ids=str
 )
 def test_spaces_that_torchrl_has_no_spec_for_are_refused(space):
-    with pytest.raises(TypeError, match="space: expected one that TorchRL has a spec for"):
+    with pytest.raises(TypeError, match="space: expected a space with a TorchRL spec"):
         TorchRLEnv(mortal_world(space), 2)
 
 
 def test_it_stays_on_the_device_of_its_world():
     env = TorchRLEnv(mortal_world(), 2)
     assert env.to("cpu") is env
-    with pytest.raises(ValueError, match="device: expected the world's, cpu, got 'meta'"):
+    with pytest.raises(ValueError, match="device: expected the world's device, cpu, got 'meta'"):
         env.to("meta")
 
 
@@ -211,7 +211,7 @@ DEVICES = [
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_rollouts_stay_on_the_device_of_the_world_without_a_wait(device):
+def test_rollouts_stay_on_the_device_of_the_world_without_synchronisation(device):
     env = TorchRLEnv(walk_world().to(device), 6, check_actions=False, temperature=(0.0, 1.0))
     check_env_specs(env)
     seen, actions = env.reset(), torch.full((6,), 2, device=device)
@@ -241,7 +241,7 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:The env passed to Collector is missing:FutureWarning")  # of a key for recurrent policies
 def test_ppo_of_torchrl_learns_a_walk_in_its_dream():
-    """A walk pays x at each step and ends at x = 1; left alone at random it hardly moves."""
+    """The reward of the walk is x at each step, and it terminates at x = 1; under random actions it hardly moves."""
     torch.manual_seed(0)
     env = TorchRLEnv(walk_world(), 64, temperature=0.0, horizon=10, observation="z")
     network = torch.nn.Sequential(torch.nn.Linear(2, 32), torch.nn.Tanh(), torch.nn.Linear(32, 3))

@@ -1,4 +1,4 @@
-"""Controllers with random weights, for the tests."""
+"""Controllers with random weights for the tests."""
 
 import numpy as np
 import torch

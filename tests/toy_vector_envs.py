@@ -1,4 +1,4 @@
-"""A small vector environment that keeps every contract, or breaks the one that it is told to."""
+"""A small vector environment that keeps all contracts, or has one chosen fault."""
 
 import numpy as np
 import torch
@@ -8,18 +8,19 @@ from gymnasium.vector.utils import batch_space
 
 
 class WalkVectorEnv(VectorEnv):
-    """Rows walk along a line by +-0.2 and a little noise; beyond +-1 an episode terminates, at ``limit`` steps it is truncated.
+    """Rows walk on a line in steps of +-0.2 plus noise.
 
-    Observation: (position, steps of the episode). Reward: 1 minus the distance from the centre. Info: that distance.
+    An episode terminates beyond +-1 and is truncated after ``limit`` steps. Observation: (position, steps of the
+    episode). Reward: 1 minus the distance from 0. Info: this distance.
 
     Args:
         mode: any of the three autoreset modes.
-        fault: what to do wrong; each place that does asks `broken`.
+        fault: name of the fault, see the calls of `broken`; "" has none.
         num_envs: number of rows.
-        limit: steps of an episode.
-        noise: standard deviation of a step's noise; with 0 only the starts are random.
-        spread: of the starts; with 0 and no noise, nothing is random.
-        tensors: whether to take and return torch tensors.
+        limit: maximum number of steps per episode.
+        noise: standard deviation of the noise of a step.
+        spread: starts are uniform in [-spread, spread].
+        tensors: accept and return torch tensors.
     """
 
     def __init__(self, mode, fault="", *, num_envs=3, limit=12, noise=0.05, spread=0.2, tensors=False):
@@ -88,7 +89,7 @@ class WalkVectorEnv(VectorEnv):
         if self.broken("flag at reset"):
             truncated = truncated | pending
         self.returned = self._observe()
-        return self._native(self.returned), *self._spoilt(rewards, terminated, truncated, infos)
+        return self._native(self.returned), *self._with_faults(rewards, terminated, truncated, infos)
 
     def close(self):
         self.closings += 1
@@ -127,9 +128,9 @@ class WalkVectorEnv(VectorEnv):
         pushes = 0.4 * np.asarray(actions) - 0.2
         if self.broken("neighbour's actions"):
             pushes = np.roll(pushes, 1)
-        if self.broken("actions kept"):  # a push is weaker the second time: as the actions of the step before are now
-            again = np.zeros(self.num_envs, dtype=bool) if self.kept_actions is None else self.kept_actions == actions
-            pushes, self.kept_actions = np.where(again & (self.steps > 0), 0.9 * pushes, pushes), actions
+        if self.broken("actions kept"):  # repeated actions push less; the earlier actions are read without a copy
+            repeated = np.zeros(self.num_envs, dtype=bool) if self.kept_actions is None else self.kept_actions == actions
+            pushes, self.kept_actions = np.where(repeated & (self.steps > 0), 0.9 * pushes, pushes), actions
         if self.broken("actions changed"):
             actions[0] = 1 - actions[0]
         return pushes
@@ -177,8 +178,8 @@ class WalkVectorEnv(VectorEnv):
             return self.buffer
         return observation
 
-    def _spoilt(self, rewards, terminated, truncated, infos):
-        """What else step returns, with the faults of its form."""
+    def _with_faults(self, rewards, terminated, truncated, infos):
+        """Return the other values of step, with the faults of their types and shapes."""
         if self.broken("rewards as a column"):
             rewards = rewards[:, None]
         if self.broken("rewards in int"):

@@ -126,4 +126,3 @@ def _fits(leaf: np.ndarray, dtype: np.dtype) -> bool:
     """Tell whether every value survives the conversion, e.g. int64 rows of a uint8 image."""
     with np.errstate(all="ignore"):
         return leaf.dtype.kind in "biuf" and np.array_equal(leaf.astype(dtype).astype(leaf.dtype), leaf)
-

@@ -74,7 +74,9 @@ def read_json(path: str | Path, *, format: str, version: int) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: expected JSON of format {format!r}, got a damaged file or another format ({error})") from error
+        raise ValueError(
+            f"{path}: expected JSON of format {format!r}, got a damaged file or another format ({error})"
+        ) from error
     check_stamp(content, path, format=format, version=version)
     del content["format"]
     return content

@@ -33,7 +33,9 @@ def _stack(*leaf: Any) -> np.ndarray:
     parts = [np.asarray(part) for part in leaf]
     for index, part in enumerate(parts):
         if part.shape != parts[0].shape:
-            raise ValueError(f"values: expected equal shapes, got {parts[0].shape} at index 0 and {part.shape} at index {index}")
+            raise ValueError(
+                f"values: expected equal shapes, got {parts[0].shape} at index 0 and {part.shape} at index {index}"
+            )
     return np.stack(parts)
 
 
