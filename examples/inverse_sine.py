@@ -1,7 +1,8 @@
-"""Fit a mixture density network to the inverse of a sine, which is not a function (Bishop 1994, section 5).
+"""Fit a mixture density network to the inverse of a sine (Bishop 1994, section 5).
 
-The data are x = y + 0.3 sin(2 pi y) + noise with y uniform in [0, 1]. Up to three values of y give the same x. A network
-that predicts one Gaussian puts its mean between them; a mixture of five represents all of them.
+The data are x = y + 0.3 sin(2 pi y) + noise with y uniform in [0, 1]. Up to three values of y give
+the same x. A network that predicts one Gaussian puts its mean between them; a mixture of five
+represents all of them.
 
     python examples/inverse_sine.py --out inverse_sine.png
 """

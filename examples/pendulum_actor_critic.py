@@ -1,9 +1,10 @@
-"""Train an actor and a critic for Pendulum-v1 by gradients through dreams (after Hafner et al. 2020).
+"""Train actor and critic for Pendulum-v1 by gradients through dreams (after Hafner et al. 2020).
 
-Each round collects real episodes (first with held random actions, later with the noisy actor), trains the world model on
-all of them, and trains the actor by backpropagation through imagined rollouts of a few steps that start at random states
-of the data. The critic estimates the value beyond the horizon (lambda returns). The real environment is used only for
-collecting and for the final score.
+Each round collects real episodes (first with held random actions, later with the noisy actor),
+trains the world model on all of them, and trains the actor by backpropagation through imagined
+rollouts of a few steps that start at random states of the data. The critic estimates the value
+beyond the horizon (lambda returns). The real environment is used only for collecting and for the
+final score.
 
     OMP_NUM_THREADS=1 python examples/pendulum_actor_critic.py --seed 0 --out runs/pendulum-actor-critic
 """
@@ -65,7 +66,7 @@ class Player:
 
 
 class Explorer:
-    """Noisy actor as a policy for `wm.collect`: observation -> action, with the random generator of the episode."""
+    """Noisy actor as a policy for `wm.collect`: observation -> action."""
 
     def __init__(self, player: Player, description: str):
         self.player, self.description = player, description
@@ -112,7 +113,7 @@ class Learner:
         self.optimizers = [torch.optim.Adam(self.actor.parameters(), 1e-3), torch.optim.Adam(self.critic.parameters(), 1e-3)]
 
     def update(self, dreams: wm.Dreams, start: LatentState, generator: torch.Generator) -> float:
-        """Update actor and critic on a batch of imagined rollouts; return the mean lambda return."""
+        """Update actor and critic on a batch of imagined rollouts; return its mean return."""
         dream = imagine(dreams, self.actor, HORIZON, generator=generator, start=start)
         reward = dream.reward / dreams.world.mdnrnn.reward_scale
         value = self.target(dream.features)[..., 0]
@@ -132,7 +133,7 @@ class Learner:
 
 
 def run(out: Path, arguments: argparse.Namespace) -> tuple[Evaluation, list[float]]:
-    """Run all rounds; return the final scores and the mean return of the episodes collected in each round."""
+    """Run all rounds; return the final scores and the mean real return of each round."""
     torch.manual_seed(arguments.seed)  # initial weights of actor and critic
     generator, stores, world, learner, collected = torch.Generator().manual_seed(arguments.seed), [], None, None, []
     for number in range(1, arguments.rounds + 1):

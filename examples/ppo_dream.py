@@ -3,11 +3,13 @@
     python examples/ppo_dream.py                            # fits a world model to random play
     python examples/ppo_dream.py --model runs/cartpole      # uses an existing world model
 
-All tensors stay on the world's device; the loop copies nothing to the host. The dreams use the autoreset mode SAME_STEP: every
-row of a batch is a step of an episode, and ``final_obs`` gives the value after a truncation. In NEXT_STEP mode, Gymnasium's
-default, the step after each end only resets. Its action and reward have no meaning, so every loss would need a mask.
+All tensors stay on the world's device; the loop copies nothing to the host. The dreams use the
+autoreset mode SAME_STEP: every row of a batch is a step of an episode, and ``final_obs`` gives the
+value after a truncation. In NEXT_STEP mode, Gymnasium's default, the step after each end only
+resets. Its action and reward have no meaning, so every loss would need a mask.
 
-PPO: Schulman et al. 2017; details as in Huang et al. 2022, "The 37 Implementation Details of Proximal Policy Optimization".
+PPO: Schulman et al. 2017; details as in Huang et al. 2022, "The 37 Implementation Details of
+Proximal Policy Optimization".
 """
 
 from __future__ import annotations
@@ -55,7 +57,7 @@ def mlp(size: int, out: int, last_gain: float) -> nn.Sequential:
 
 @torch.no_grad()
 def collect(agent: Agent, dreams: wm.DreamVectorEnv, observation: Tensor, generator: torch.Generator):
-    """Step T times; return T * B (observation, action, log-prob, advantage, return), the next observation and the ends."""
+    """Step T times; return T * B samples for the update, the next observation and the ends."""
     rows = []
     for _ in range(ROLLOUT):
         log_probs = agent.actor(observation).log_softmax(dim=-1)  # (B, A)
@@ -86,7 +88,7 @@ def loss_of(
 
 
 def train(world: wm.WorldModel, *, seed: int) -> tuple[Agent, list[Tensor]]:
-    """Train in dreams only; return the agent and the mean number of steps per episode end at each update."""
+    """Train in dreams only; return the agent and the steps per episode end at each update."""
     dreams = wm.DreamVectorEnv(
         world, NUM_DREAMS, autoreset_mode="SameStep", tensors=True, check_actions=False,
         observation=OBSERVATION, temperature=TEMPERATURE, horizon=HORIZON,

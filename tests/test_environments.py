@@ -1,7 +1,8 @@
 """End-to-end tests on four environments: collection, training, dreams and controllers.
 
-Each world model is fitted to random play, in a few seconds except in the slow tests. Tolerances are stated where
-they are used. They allow for small models, and a model that has learned nothing fails them.
+Each world model is fitted to random play, in a few seconds except in the slow tests. Tolerances are
+stated where they are used. They allow for small models, and a model that has learned nothing fails
+them.
 """
 
 import functools
@@ -114,7 +115,7 @@ def dict_env(trial):
 
 
 def reward_errors(trial):
-    """Return the mean squared error of M's one-step expected reward on new episodes, and the variance of the rewards."""
+    """Return the mean squared error of M's one-step rewards on new episodes, and their variance."""
     errors, rewards = [], []
     for episode in rollouts(trial.env, episode_ids=range(5), seed=77, env_kwargs=trial.env_kwargs, max_steps=trial.horizon):
         z, action = trial.world.encode(episode.observations), trial.world.action_features.flatten(episode.actions)

@@ -1,4 +1,4 @@
-"""DreamEnv and DreamVectorEnv: Gymnasium's contracts, and dreams that do not depend on other rows."""
+"""DreamEnv and DreamVectorEnv: Gymnasium's contracts, and independence of the rows."""
 
 import json
 import warnings
@@ -34,7 +34,7 @@ def mortal_world(**arguments):
 
 
 def play(env, steps, *, seed=0, actions=None):
-    """Return observations, rewards and flags of ``steps`` steps with the same actions in every dream, stacked over time."""
+    """Step with the same actions in every dream; return observations, rewards, flags (T, ...)."""
     observations, _ = env.reset(seed=seed)
     rows = [(observations, np.zeros(env.num_envs), *np.zeros((2, env.num_envs), bool))]
     for t in range(steps):
@@ -44,7 +44,7 @@ def play(env, steps, *, seed=0, actions=None):
 
 
 def episodes_of(observations, rewards, terminations, truncations, row, mode):
-    """Return the episodes of one row of `play` as lists of (observation, reward), without the steps that reset."""
+    """Return the episodes of one row of `play` as lists of (observation, reward)."""
     episodes, fresh = [[]], True
     for t in range(len(rewards)):
         if mode is AutoresetMode.NEXT_STEP and t > 0 and (terminations[t - 1, row] or truncations[t - 1, row]):

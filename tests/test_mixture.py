@@ -36,7 +36,7 @@ def make(kind, batch=(), *, k=K, d=D, dtype=torch.float64, seed=0):
 
 
 def oracle(mixture):
-    """Return the same distribution from `torch.distributions`; the marginals if it is per dimension."""
+    """Return the `torch.distributions` equivalent; the marginals if it is per dimension."""
     if mixture.per_dimension:
         components = Normal(mixture.mean.mT, mixture.log_scale.mT.exp())
         return MixtureSameFamily(Categorical(logits=mixture.log_weights.mT), components)
@@ -64,7 +64,7 @@ def draw(mixture, num_samples, temperature=1.0, seed=0):
 
 
 def tempered(mixture, tau):
-    """Return the analytic mixture at temperature tau: weights^(1/tau) normalised, covariance times tau."""
+    """Return the mixture at temperature tau: weights^(1/tau) normalised, covariance times tau."""
     dim = -2 if mixture.per_dimension else -1
     weights = mixture.log_weights.exp() ** (1 / tau)
     log_weights = (weights / weights.sum(dim, keepdim=True)).log()
@@ -293,7 +293,7 @@ def test_a_temperature_per_dream_equals_the_numbers_row_by_row(kind):
 @pytest.mark.parametrize("temperature", [1e-3, 1e-20, 1e-38, 1e-42, 1e-60])
 @pytest.mark.parametrize("as_tensor", [False, True])
 def test_a_tiny_temperature_picks_the_heaviest_of_each_row(temperature, as_tensor):
-    """Trap 4: one maximum for all rows, or none, underflows for the rows whose weights are spread out."""
+    """Trap 4: one maximum for all rows, or none, underflows for rows with small weights."""
     logits = torch.tensor([[-0.01, -5.0, -9.0], [-2.0, -1.2, -0.6], [-60.0, 0.0, -80.0], [-1.2, -1.0, -1.1]])
     log_weights = logits.log_softmax(-1)
     mixture = GaussianMixture(log_weights, torch.arange(12.0).reshape(4, 3, 1), torch.zeros(4, 1, 1))
@@ -303,9 +303,10 @@ def test_a_tiny_temperature_picks_the_heaviest_of_each_row(temperature, as_tenso
 
 
 def test_equal_weights_stay_equal_at_a_tiny_temperature():
-    """The quotient log pi / tau is huge; in float32 the noise that decides between equals would vanish.
+    """The quotient log pi / tau is huge; in float32 the noise would vanish next to it.
 
-    Trap 4: nor does it help to subtract a maximum that belongs to another row, as that of the last row here.
+    Trap 4: nor does it help to subtract a maximum that belongs to another row, as that of the last
+    row here.
     """
     n = 20_000
     logits = torch.cat([torch.zeros(n, 3), torch.tensor([[50.0, 0.0, 0.0]])])
@@ -361,7 +362,7 @@ def test_impossible_components_are_never_drawn(dtype):
 
 
 def test_equals_are_drawn_equally_often_in_half_precision():
-    """With eight bits near 50, the noise of equals ties in every tenth sample, and the first wins a tie."""
+    """With eight bits near 50, every tenth sample of equals ties, and the first wins."""
     index = categorical(torch.full((20_000, 2), 50.0, dtype=torch.bfloat16), generator=seeded())
     assert_same_mean(index.double(), torch.tensor(0.5))
 
@@ -436,7 +437,7 @@ def test_inconsistent_shapes_are_rejected(shapes, message):
 
 @pytest.mark.parametrize("shape", [(), (3, 3, 3), (2, 3), (3, 2)])
 def test_affine_rejects_shapes_that_would_change_the_batch_shape(shape):
-    """With B = K = D, the weights of a per-dimension mixture would be taken for those of a joint one."""
+    """With B = K = D, per-dimension weights would be taken for joint ones."""
     mixture = make("per_dimension", (3,), k=3, d=3)
     with pytest.raises(ValueError, match=r"shift: expected a shape that broadcasts to \(3, 3\), got"):
         mixture.affine(torch.zeros(shape), torch.ones(3))
@@ -487,7 +488,7 @@ def test_groups_that_do_not_divide_the_batch_are_refused(num_groups):
 
 @pytest.mark.parametrize("kind", ["diagonal", "per_dimension"])
 def test_groups_of_a_single_mixture_are_refused(kind):
-    """K and D are not batch dimensions: components with common noise would not be sampled by their weights."""
+    """K and D are not batch dimensions: components need independent noise."""
     with pytest.raises(ValueError, match="num_groups: expected 1 for a mixture without batch dimensions, got 2"):
         make(kind, k=4, d=2).sample(num_groups=2)
 

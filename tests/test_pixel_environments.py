@@ -1,4 +1,4 @@
-"""The environments of the paper: their frames, rewards, episode ends, and errors for missing packages."""
+"""The environments of the paper: frames, rewards, episode ends, errors for missing packages."""
 
 import builtins
 import sys
@@ -118,7 +118,7 @@ def test_a_missing_package_is_named_with_the_install_command(make, module, error
 
 @pytest.fixture
 def ldd(monkeypatch, tmp_path):
-    """Return a function that replaces ldd by a shell script, or removes it, and clears the cache of the check."""
+    """Return a function that replaces ldd by a shell script, or removes it."""
 
     def put(script):
         monkeypatch.setenv("PATH", str(tmp_path))
@@ -199,7 +199,7 @@ def test_an_episode_is_a_function_of_its_seed(env_id):
 
 @pytest.mark.slow
 def test_random_play_survives_in_doom_as_long_as_in_the_paper():
-    """Paper: 210 +- 108 steps over 100 episodes; here 219 +- 90. The mean of 100 must lie within 4 standard errors."""
+    """Paper: 210 +- 108 steps (100 episodes); here 219 +- 90. Tolerance: 4 standard errors."""
     pytest.importorskip("vizdoom")
     lengths = [len(episode) for episode in rollouts(DOOM, episode_ids=range(100), seed=0)]
     assert abs(np.mean(lengths) - 210) < 4 * 108 / 10

@@ -1,4 +1,4 @@
-"""Rendering of observations: images unchanged, classic control by the real environment, bars for the others."""
+"""Rendering of observations: images, classic control, and bars for the others."""
 
 import gymnasium as gym
 import numpy as np

@@ -19,7 +19,7 @@ def parameters(mixture):
 
 
 def rebuild(full, log_weights, mean, scale):
-    """Return the mixture of raw parameters: log-weights (normalised here), means, and scales or factors."""
+    """Return the mixture of raw parameters; the log-weights are normalised here."""
     log_weights = log_weights.log_softmax(-2 if log_weights.ndim == mean.ndim else -1)
     return GaussianMixture(log_weights, mean, **({"scale_tril": scale} if full else {"log_scale": scale}))
 
@@ -39,7 +39,7 @@ def conditional(d, before, log_weights, mean, covariance):
 
 
 def as_marginals(mixture):
-    """Return the mixture as NumPy arrays of independent joint mixtures: one, or one per dimension."""
+    """Return the mixture as arrays of independent joint mixtures: one, or one per dimension."""
     log_weights, mean = mixture.log_weights.detach().numpy(), mixture.mean.detach().numpy()
     tril = mixture.log_scale.detach().exp().diag_embed() if mixture.scale_tril is None else mixture.scale_tril.detach()
     covariance = (tril @ tril.mT).numpy()
@@ -164,7 +164,7 @@ def test_factorisations_agree_for_one_dimension():
 
 
 def per_draw(mixture, function, draw, num_samples):
-    """Return the gradients of function(z), summed over D, for N samples: an (N, ...) tensor per parameter."""
+    """Return the gradients of function(z), summed over D, for N samples: (N, ...) per parameter."""
     leaves, _ = parameters(mixture)
     many = [leaf.detach().expand(num_samples, *leaf.shape).clone().requires_grad_() for leaf in leaves]
     z = draw(rebuild(mixture.scale_tril is not None, *many))

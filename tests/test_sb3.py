@@ -1,4 +1,4 @@
-"""SB3VecEnv compared with Stable-Baselines3's DummyVecEnv and checks; agents trained in dreams, scored in reality."""
+"""SB3VecEnv against DummyVecEnv and SB3's checks; agents trained in dreams, scored in reality."""
 
 import importlib
 import sys
@@ -53,7 +53,7 @@ def assert_same_infos(one, two):
 
 
 def play_both(ours, theirs, steps, *, seed=5, choose=lambda k, t: k * t % 3):
-    """Step two VecEnvs with the same actions and compare them; return the number of episode ends of each kind."""
+    """Compare two VecEnvs under the same actions; return the episode ends of each kind."""
     for env in (ours, theirs):
         env.seed(seed)
     np.testing.assert_allclose(ours.reset(), theirs.reset(), rtol=1e-5, atol=1e-5)
@@ -237,7 +237,7 @@ def test_an_agent_for_other_features_or_actions_is_refused():
 
 
 def test_a_policy_is_scored_in_dream_and_reality():
-    """Our evaluation and Stable-Baselines3's give the same score in an environment whose world model is exact."""
+    """With an exact world model, our evaluation and Stable-Baselines3's give the same score."""
     world = walk_world()
     model = A2C("MlpPolicy", dreams(world, temperature=0.0), seed=1, device="cpu")
 

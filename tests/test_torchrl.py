@@ -1,4 +1,4 @@
-"""TorchRLEnv with TorchRL's checks, rollouts and collectors; a small agent that learns in a dream."""
+"""TorchRLEnv with TorchRL's checks, rollouts and collectors; an agent that learns in a dream."""
 
 import importlib
 import sys
@@ -241,7 +241,7 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:The env passed to Collector is missing:FutureWarning")  # of a key for recurrent policies
 def test_ppo_of_torchrl_learns_a_walk_in_its_dream():
-    """The reward of the walk is x at each step, and it terminates at x = 1; under random actions it hardly moves."""
+    """The walk earns x at each step and terminates at x = 1; random actions hardly move it."""
     torch.manual_seed(0)
     env = TorchRLEnv(walk_world(), 64, temperature=0.0, horizon=10, observation="z")
     network = torch.nn.Sequential(torch.nn.Linear(2, 32), torch.nn.Tanh(), torch.nn.Linear(32, 3))

@@ -10,7 +10,7 @@ ACTION = spaces.Discrete(3)
 
 
 def labelled_episode(episode_id, steps, *, terminated=True):
-    """Return an episode with observation t = [episode_id, t], action t mod 3 and reward 100 episode_id + t."""
+    """Return observations [episode_id, t], actions t mod 3 and rewards 100 episode_id + t."""
     t = np.arange(steps + 1)
     last = t[:-1] == steps - 1
     return Episode(
@@ -24,7 +24,7 @@ def labelled_episode(episode_id, steps, *, terminated=True):
 
 
 def walking_episode(episode_id, steps):
-    """Return a random walk with noise of 0.1, to which the action adds -0.5, 0 or 0.5; this is the reward."""
+    """Return a random walk to which the action adds -0.5, 0 or 0.5, which is the reward."""
     rng = np.random.default_rng(episode_id)
     action = rng.integers(3, size=steps)
     push = 0.5 * (action - 1)

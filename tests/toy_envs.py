@@ -11,10 +11,10 @@ from gymnasium import spaces
 class DictEnv(gym.Env):
     """Point on a square that the agent pushes, with a drift that depends on a random mode.
 
-    Observation: Dict(position in [-1, 1]^2, mode 0..2). Action: MultiDiscrete([3, 2]), the push (0, 1 or 2) and its axis.
-    Each step adds 0.2 (push - 1) along the axis, 0.05 (mode - 1) along both axes, and noise with a standard deviation of
-    0.02. With probability 0.1 the mode becomes a random one. The reward is 1 minus the distance from the centre. Leaving
-    the square terminates.
+    Observation: Dict(position in [-1, 1]^2, mode 0..2). Action: MultiDiscrete([3, 2]), the push (0,
+    1 or 2) and its axis. Each step adds 0.2 (push - 1) along the axis, 0.05 (mode - 1) along both
+    axes, and noise with a standard deviation of 0.02. With probability 0.1 the mode becomes a
+    random one. The reward is 1 minus the distance from the centre. Leaving the square terminates.
     """
 
     def __init__(self):
@@ -47,8 +47,8 @@ class CountEnv(gym.Env):
     The observation is the same array at every step, as Gymnasium allows.
 
     Args:
-        trouble: fault at the second step of an episode with one of ``seeds``: "raise" an error, return "nan",
-            or "die" (end the process).
+        trouble: fault at the second step of an episode with one of ``seeds``: "raise" an error,
+            return "nan", or "die" (end the process).
         seeds: reset seeds of the episodes with a fault.
         once: path of a file that the first fault creates; if the file exists, there is no fault.
         pids: path of a file to which each process that builds the environment appends its id.

@@ -12,7 +12,7 @@ MIXED = spaces.Dict({"screen": COLOUR, "speed": spaces.Box(-np.inf, np.inf, (2,)
 
 
 class DotEnv(gym.Env):
-    """Bright dot that falls over a dark image of 24x20 pixels; the action moves it left, not at all, or right."""
+    """Bright dot that falls over a dark image; the action moves it by -2, 0 or 2 columns."""
 
     observation_space = COLOUR
     action_space = spaces.Discrete(3)

@@ -10,8 +10,8 @@ from gymnasium.vector.utils import batch_space
 class WalkVectorEnv(VectorEnv):
     """Rows walk on a line in steps of +-0.2 plus noise.
 
-    An episode terminates beyond +-1 and is truncated after ``limit`` steps. Observation: (position, steps of the
-    episode). Reward: 1 minus the distance from 0. Info: this distance.
+    An episode terminates beyond +-1 and is truncated after ``limit`` steps. Observation: (position,
+    steps of the episode). Reward: 1 minus the distance from 0. Info: this distance.
 
     Args:
         mode: any of the three autoreset modes.

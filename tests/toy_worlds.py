@@ -1,4 +1,4 @@
-"""World models with random or hand-set weights, and an environment that one of them models exactly."""
+"""World models with random or hand-set weights, and an environment with an exact world model."""
 
 import gymnasium as gym
 import numpy as np
@@ -10,10 +10,11 @@ from worldmodel.spaces import FlatSpace
 
 
 class WalkEnv(gym.Env):
-    """Walk with a random start and deterministic steps: x += (action - 1) / 4, y += x / 8 with x before the step.
+    """Walk with a random start and deterministic steps.
 
-    The reward is x - y / 2, both before the step. The walk terminates when x reaches 1. All numbers are short
-    binary fractions, which float32 represents exactly.
+    A step is x += (action - 1) / 4 and y += x / 8 with x before the step. The reward is x - y / 2,
+    both before the step. The walk terminates when x reaches 1. All numbers are short binary
+    fractions, which float32 represents exactly.
     """
 
     observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float64)
@@ -53,9 +54,10 @@ def random_world(
 
 
 def walk_world(**mdnrnn):
-    """Return a world model of `WalkEnv` that is exact at temperature 0, in latents z = ((x - 1/2) / (1/2), y / 2).
+    """Return a world model of `WalkEnv` that is exact at temperature 0.
 
-    Its LSTM has random weights, so that h shows whether the state was advanced correctly. The heads ignore h.
+    Latents are z = ((x - 1/2) / (1/2), y / 2). Its LSTM has random weights, so that h shows whether
+    the state was advanced correctly. The heads ignore h.
     """
     world = random_world(WalkEnv.action_space, WalkEnv.observation_space, num_components=1, **mdnrnn)
     world.vision.mean.copy_(torch.tensor([0.5, 0.0]))

@@ -1,1 +1,1 @@
-"""Adapters to other libraries. Each is one module that needs an optional extra; import it explicitly."""
+"""Adapters to other libraries: one module and one optional extra each. Import them explicitly."""

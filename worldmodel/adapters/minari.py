@@ -1,8 +1,9 @@
 """Copy episodes to and from Minari datasets (extra ``minari``).
 
 The round trip of a store is lossless: values, dtypes, terminations, truncations, seeds and ids are
-preserved. What Minari lacks (ids with gaps, recipe, dtypes of Discrete spaces) is stored in the metadata of
-the dataset. What a store lacks (infos, reset options) is dropped when a dataset is read.
+preserved. What Minari lacks (ids with gaps, recipe, dtypes of Discrete spaces) is stored in the
+metadata of the dataset. What a store lacks (infos, reset options) is dropped when a dataset is
+read.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ _ID_KEY = "worldmodel_episode_id"
 def from_minari(dataset: str | minari.MinariDataset, out: str | Path, *, overwrite: bool = False) -> EpisodeStore:
     """Copy a Minari dataset to a new store.
 
-    Values keep their dtype. If the dtype of the first episode is wider than its space (float64 values of a
-    float32 Box), the store's space gets the wider dtype. Invalid episodes (NaN, termination before the last
-    step) are skipped and listed in ``store.failures``.
+    Values keep their dtype. If the dtype of the first episode is wider than its space (float64
+    values of a float32 Box), the store's space gets the wider dtype. Invalid episodes (NaN,
+    termination before the last step) are skipped and listed in ``store.failures``.
 
     Args:
         dataset: a dataset, or the id of a local one.
@@ -48,8 +49,8 @@ def from_minari(dataset: str | minari.MinariDataset, out: str | Path, *, overwri
         ImportError: if Minari is not installed.
         FileExistsError: if ``out`` is not empty and may not be replaced.
         TypeError: if a space is not supported.
-        ValueError: if the dataset is empty, or if the dtypes of the first episode cannot represent the
-            values of a later one.
+        ValueError: if the dataset is empty, or if the dtypes of the first episode cannot represent
+            the values of a later one.
     """
     minari = _import_minari()
     if isinstance(dataset, str):
@@ -85,7 +86,8 @@ def to_minari(
         store: the episodes. Minari numbers them 0, 1, ... in the order of their ids.
         dataset_id: id of the dataset, such as ``"cartpole/random-v0"``.
         env: the environment, for Minari's ``recover_environment``; Minari builds it once.
-        metadata: further arguments of ``minari.create_dataset_from_buffers``: author, description, ...
+        metadata: further arguments of ``minari.create_dataset_from_buffers``: author, description,
+            ...
 
     Returns:
         The dataset.
@@ -154,7 +156,7 @@ def _valid(episodes: Iterable[Episode], store: EpisodeStore, failures: list[dict
 
 
 def _space(space: gym.Space[Any], ours: Mapping[str, Any] | None, value: Any) -> gym.Space[Any]:
-    """Return the space stored by `to_minari`, or else the dataset's space with dtypes as wide as those of ``value``."""
+    """Return the space stored by `to_minari`, or else the dataset's space widened to ``value``."""
     if ours is not None:
         return space_from_json(ours)
     leaves(space)  # raises for an unsupported leaf

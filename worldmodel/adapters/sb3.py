@@ -1,8 +1,8 @@
 """Adapters to Stable-Baselines3 (extra ``sb3``).
 
 `SB3VecEnv` wraps a vector environment, such as a batch of dreams, as an SB3 `VecEnv` for training.
-`SB3Policy` wraps a trained SB3 agent as a policy that `worldmodel.evaluate` scores in dreams and in the real
-environment.
+`SB3Policy` wraps a trained SB3 agent as a policy that `worldmodel.evaluate` scores in dreams and in
+the real environment.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ except ImportError as error:
 class SB3VecEnv(VecEnv):
     """Gymnasium vector environment as a Stable-Baselines3 `VecEnv`.
 
-    The info of row k holds the environment's infos of row k (``temperature`` in a dream with a range of
-    temperatures) and ``TimeLimit.truncated``. At the end of an episode it also holds
+    The info of row k holds the environment's infos of row k (``temperature`` in a dream with a
+    range of temperatures) and ``TimeLimit.truncated``. At the end of an episode it also holds
     ``terminal_observation``, and ``reset_infos[k]`` holds the infos of the new episode.
 
     Args:
-        env: `DreamVectorEnv`, `LatentVectorEnv` or another vector environment, in SAME_STEP mode, with NumPy
-            observations.
+        env: `DreamVectorEnv`, `LatentVectorEnv` or another vector environment, in SAME_STEP mode,
+            with NumPy observations.
 
     Raises:
         ValueError: if the autoreset mode is not SAME_STEP, or the environment returns tensors.
@@ -57,7 +57,7 @@ class SB3VecEnv(VecEnv):
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
 
     def reset(self) -> Any:
-        """Start an episode in every row, with the seeds and options set by `seed` and `set_options`.
+        """Start an episode in every row, with the seeds of `seed` and the options of `set_options`.
 
         Raises:
             ValueError: if the rows have different options.
@@ -95,7 +95,7 @@ class SB3VecEnv(VecEnv):
         return self.env.render() or [None] * self.num_envs  # type: ignore[return-value]
 
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        """Return an attribute of the vector environment, repeated for each of ``indices``. All rows share it."""
+        """Return the attribute of the vector environment once for each of ``indices``."""
         return [getattr(self.env, attr_name)] * len(list(self._get_indices(indices)))
 
     def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
@@ -117,7 +117,7 @@ class SB3VecEnv(VecEnv):
         return [getattr(self.env, method_name)(*method_args, **method_kwargs)] * self.num_envs
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: Any = None) -> list[bool]:
-        """Return for each row whether its single environment has this wrapper. Dreams have no single environments."""
+        """Return for each row whether its single environment has this wrapper; False in dreams."""
         single = getattr(self.env.unwrapped, "envs", None)
         return [single is not None and is_wrapped(single[k], wrapper_class) for k in self._get_indices(indices)]
 
@@ -127,12 +127,14 @@ class SB3VecEnv(VecEnv):
 
 
 class SB3Policy:
-    """Trained Stable-Baselines3 agent as a policy on features, for `evaluate`, `Dreams` and `Reality`.
+    """Trained SB3 agent as a policy on features, for `evaluate`, `Dreams` and `Reality`.
 
     Args:
-        model: an agent trained on features of the world: z, (z, h) or (z, h, c). Their size determines the kind.
+        model: an agent trained on features of the world: z, (z, h) or (z, h, c). Their size
+            determines the kind.
         world: the world model.
-        deterministic: take the most likely action instead of sampling with torch's global generator.
+        deterministic: take the most likely action instead of sampling with torch's global
+            generator.
 
     Raises:
         ValueError: if the agent's spaces differ from those of the world.
@@ -167,12 +169,12 @@ class SB3Policy:
 
 
 def _as_bits(actions: np.ndarray, space: gym.Space[Any]) -> np.ndarray:
-    """Convert actions of a MultiBinary space to integers; SB3 returns them as floating-point zeros and ones."""
+    """Convert MultiBinary actions, which SB3 returns as floats, to integers."""
     return np.asarray(actions).astype(space.dtype) if isinstance(space, spaces.MultiBinary) else actions
 
 
 def _split(infos: dict[str, Any], num_rows: int) -> list[dict[str, Any]]:
-    """Split infos into one dict per row, also nested ones; ``_name`` is the mask of the rows that have ``name``."""
+    """Split infos, also nested ones, into one dict per row by their masks ``_name``."""
     rows: list[dict[str, Any]] = [{} for _ in range(num_rows)]
     for name, value in infos.items():
         if name.startswith("_"):

@@ -1,4 +1,4 @@
-"""Adapter to TorchRL (extra ``torchrl``): a batch of dreams as an `EnvBase`, without copies to the host."""
+"""Adapter to TorchRL (extra ``torchrl``): a batch of dreams as an `EnvBase`."""
 
 from __future__ import annotations
 
@@ -27,21 +27,23 @@ except ImportError as error:
 class TorchRLEnv(EnvBase):  # type: ignore[misc]  # TorchRL has no types
     """B dreams as a TorchRL environment of batch size (B,).
 
-    A step reads ``action`` and writes ``observation`` (with the leaves of a Dict under it), ``reward``,
-    ``done``, ``terminated`` and ``truncated``, each (B, 1). A reset starts the next episode of the rows in
-    ``_reset`` and leaves the others unchanged. Finished rows that are not in ``_step`` do not change.
-    ``set_seed(s)`` gives dream i the seed s + i at the next full reset, as in `DreamVectorEnv`.
+    A step reads ``action`` and writes ``observation`` (with the leaves of a Dict under it),
+    ``reward``, ``done``, ``terminated`` and ``truncated``, each (B, 1). A reset starts the next
+    episode of the rows in ``_reset`` and leaves the others unchanged. Finished rows that are not in
+    ``_step`` do not change. ``set_seed(s)`` gives dream i the seed s + i at the next full reset, as
+    in `DreamVectorEnv`.
 
     Args:
         world: a world model, or its path.
         num_envs: number B of dreams.
-        check_actions: validate every action, and raise if a finished dream is stepped. This synchronises the
-            GPU at each step.
+        check_actions: validate every action, and raise if a finished dream is stepped. This
+            synchronises the GPU at each step.
         device: device of a world model given as a path.
         **options: fields of `DreamOptions`.
 
     Raises:
-        ValueError: if an argument is out of range, or the world model lacks a required head or decoder.
+        ValueError: if an argument is out of range, or the world model lacks a required head or
+            decoder.
         TypeError: if an option is unknown, or a space contains a Tuple, which TorchRL lacks.
 
     Attributes:
@@ -80,7 +82,7 @@ class TorchRLEnv(EnvBase):  # type: ignore[misc]  # TorchRL has no types
         """
         if torch.device(device).type != self.dreams.world.device.type:
             raise ValueError(
-                f"device: expected the world's device, {self.dreams.world.device}, got {device!r}; open the world on that device"
+                f"device: expected the world's device, {self.dreams.world.device}, got {device!r}; open the world there"
             )
         return self
 

@@ -6,7 +6,7 @@ from gymnasium.vector import AutoresetMode
 
 
 def autoreset_mode(value: AutoresetMode | str) -> AutoresetMode:
-    """Parse an autoreset mode: a member of the enum, its value ("NextStep") or its name ("NEXT_STEP").
+    """Parse an autoreset mode: a member, its value ("NextStep") or its name ("NEXT_STEP").
 
     Raises:
         ValueError: if the mode is unknown. The message lists the modes.

@@ -1,9 +1,9 @@
-"""Dreams as Gymnasium environments: `DreamVectorEnv` steps a batch of dreams, `DreamEnv` a single one.
+"""Dreams as Gymnasium environments: `DreamVectorEnv` steps a batch, `DreamEnv` a single dream.
 
 Both replace the real environment in an agent's training code. Make them directly, or with
-``gym.make("worldmodel:Dream-v0", world="runs/cartpole")`` and ``gym.make_vec``. An episode depends only on
-its seed, its number and its actions (see `worldmodel.rng.streams`), in any batch and any autoreset mode. Only
-the rounding of matrix products depends on the batch size.
+``gym.make("worldmodel:Dream-v0", world="runs/cartpole")`` and ``gym.make_vec``. An episode depends
+only on its seed, its number and its actions (see `worldmodel.rng.streams`), in any batch and any
+autoreset mode. Only the rounding of matrix products depends on the batch size.
 """
 
 from __future__ import annotations
@@ -34,17 +34,19 @@ class DreamVectorEnv(VectorEnv[Value, Value, Any]):
     Args:
         world: a world model, or its path.
         num_envs: number B of dreams.
-        autoreset_mode: NEXT_STEP, SAME_STEP or DISABLED; a member, its value ("NextStep") or its name ("NEXT_STEP").
-        tensors: return observations, rewards, flags and infos as tensors on the world's device, and accept actions as
-            such. Only ``check_actions`` then copies to the host.
-        check_actions: validate every action, and raise if a finished dream is stepped in DISABLED mode. This
-            synchronises the GPU at each step. False leaves invalid actions undetected.
+        autoreset_mode: NEXT_STEP, SAME_STEP or DISABLED; a member, its value ("NextStep") or its
+            name ("NEXT_STEP").
+        tensors: return observations, rewards, flags and infos as tensors on the world's device, and
+            accept actions as such. Only ``check_actions`` then copies to the host.
+        check_actions: validate every action, and raise if a finished dream is stepped in DISABLED
+            mode. This synchronises the GPU at each step. False leaves invalid actions undetected.
         device: device of a world model given as a path.
         render_mode: "rgb_array" or None.
         **options: fields of `DreamOptions`.
 
     Raises:
-        ValueError: if an argument is out of range, or the world model lacks a required head or decoder.
+        ValueError: if an argument is out of range, or the world model lacks a required head or
+            decoder.
         TypeError: if an option is unknown.
     """
 
@@ -98,9 +100,9 @@ class DreamVectorEnv(VectorEnv[Value, Value, Any]):
         """Start new episodes in all dreams, or in those of ``options["reset_mask"]`` (B,) bool.
 
         Args:
-            seed: an int s gives dream i the seed s + i; a list gives each dream a seed or None. A dream
-                without a new seed starts the next episode of its current one; at the first reset, a random
-                seed is sampled for it.
+            seed: an int s gives dream i the seed s + i; a list gives each dream a seed or None. A
+                dream without a new seed starts the next episode of its current one; at the first
+                reset, a random seed is sampled for it.
             options: None, or a mapping with ``reset_mask``; it is not modified.
 
         Returns:
@@ -123,7 +125,7 @@ class DreamVectorEnv(VectorEnv[Value, Value, Any]):
 
     @torch.no_grad()
     def step(self, actions: Value) -> tuple[Value, Any, Any, Any, dict[str, Any]]:
-        """Advance every dream by one step. The autoreset mode determines what follows the end of an episode.
+        """Advance every dream by one step. Ended dreams reset according to the autoreset mode.
 
         Args:
             actions: a batch of B values of the action space, as arrays or tensors.
@@ -132,9 +134,10 @@ class DreamVectorEnv(VectorEnv[Value, Value, Any]):
             Observations, rewards (B,), terminations (B,), truncations (B,) and infos.
 
         Raises:
-            gymnasium.error.ResetNeeded: before the first reset, or for a finished dream in DISABLED mode.
-            ValueError: if the actions have a wrong shape, or an action lies outside the space. The message
-                names the index and the value.
+            gymnasium.error.ResetNeeded: before the first reset, or for a finished dream in DISABLED
+                mode.
+            ValueError: if the actions have a wrong shape, or an action lies outside the space. The
+                message names the index and the value.
             TypeError: if a discrete action is floating-point.
         """
         before, finished = self._check_step(actions), self._over
@@ -162,7 +165,7 @@ class DreamVectorEnv(VectorEnv[Value, Value, Any]):
         return self._observe(), reward.double().cpu().numpy(), *flags, infos
 
     def render(self) -> tuple[np.ndarray, ...] | None:
-        """Render the decoded dreams, one (height, width, 3) uint8 image each; None without a render mode.
+        """Render the decoded dreams: one (H, W, 3) uint8 image each; None without a render mode.
 
         Raises:
             gymnasium.error.ResetNeeded: before the first reset.
@@ -196,7 +199,7 @@ class DreamVectorEnv(VectorEnv[Value, Value, Any]):
         return self._state
 
     def _reward_of(self, z: Tensor, actions: Value, next_z: Tensor) -> Tensor:
-        """Evaluate the reward function: (B,) float32, 0 for dreams that had finished before the step."""
+        """Evaluate the reward function: (B,) float32, 0 for dreams that had already finished."""
         assert self._reward is not None
         given = map_leaves(lambda leaf: torch.as_tensor(leaf, device=z.device), actions)
         rewards = self._reward(self.world.decode(z), given, self.world.decode(next_z))
@@ -261,7 +264,7 @@ class DreamVectorEnv(VectorEnv[Value, Value, Any]):
 
 
 class DreamEnv(gym.Env[Value, Value]):
-    """One dream as a Gymnasium environment, with the same seeds and episodes as row 0 of a `DreamVectorEnv`.
+    """One dream as a Gymnasium environment: the same episodes as row 0 of a `DreamVectorEnv`.
 
     Args:
         world: a world model, or its path.
@@ -270,7 +273,8 @@ class DreamEnv(gym.Env[Value, Value]):
         **options: fields of `DreamOptions`.
 
     Raises:
-        ValueError: if an argument is out of range, or the world model lacks a required head or decoder.
+        ValueError: if an argument is out of range, or the world model lacks a required head or
+            decoder.
         TypeError: if an option is unknown.
     """
 
@@ -294,8 +298,8 @@ class DreamEnv(gym.Env[Value, Value]):
         """Start an episode.
 
         Args:
-            seed: starts the first episode of this seed. None starts the next episode of the current seed; at
-                the first reset, a random seed is sampled.
+            seed: starts the first episode of this seed. None starts the next episode of the current
+                seed; at the first reset, a random seed is sampled.
             options: must be empty.
 
         Raises:

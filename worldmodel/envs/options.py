@@ -23,20 +23,21 @@ RewardFunction = Callable[[Value, Value, Value], Tensor]  # batches of (observat
 
 @dataclass(frozen=True, kw_only=True)
 class DreamOptions:
-    """Options of a dream environment. All fields except a callable ``reward`` are JSON-serialisable.
+    """Options of a dream environment, JSON-serialisable except a callable ``reward``.
 
     Args:
-        observation: observation of the agent: latents "z", the paper's features "zh" or "zhc", or the
-            "decoded" observation in the space of the real environment.
+        observation: observation of the agent: latents "z", the paper's features "zh" or "zhc", or
+            the "decoded" observation in the space of the real environment.
         temperature: tau >= 0, or a range (low, high) from which each episode samples uniformly.
-        termination: "sample" terminates with probability p at each step, "threshold" if p > 0.5 as in the paper.
-        horizon: steps after which an episode is truncated; None takes the limit of the environment in which
-            the data were collected.
-        reward: None uses M's reward head. Otherwise a function of batches of decoded (observation, action,
-            next observation), as nested tensors of the spaces, that returns rewards (B,); or its name,
-            "module:function".
-        prefix_length: number of real steps that prime M before the dream starts; 0 starts at the first
-            frames stored in the world model.
+        termination: "sample" terminates with probability p at each step, "threshold" if p > 0.5 as
+            in the paper.
+        horizon: steps after which an episode is truncated; None takes the limit of the environment
+            in which the data were collected.
+        reward: None uses M's reward head. Otherwise a function of batches of decoded (observation,
+            action, next observation), as nested tensors of the spaces, that returns rewards (B,);
+            or its name, "module:function".
+        prefix_length: number of real steps that prime M before the dream starts; 0 starts at the
+            first frames stored in the world model.
         prefix_data: path of the store with the episodes for the prefixes.
 
     Raises:
@@ -91,7 +92,8 @@ class DreamOptions:
         """Return the start states of the dreams.
 
         Raises:
-            ValueError: if no episode is longer than the prefix, or the data are from another environment.
+            ValueError: if no episode is longer than the prefix, or the data are from another
+                environment.
         """
         if self.prefix_data is None:
             return StartBank.of(world)

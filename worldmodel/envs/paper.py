@@ -1,8 +1,8 @@
 """The two environments of Ha & Schmidhuber (2018), and a wrapper that resizes frames.
 
-Importing this module registers ``DoomTakeCover-v0`` and ``CarRacing64-v0`` with Gymnasium. ``gym.make`` imports it for
-ids with the prefix ``"worldmodel.environments:"``, as in ``"worldmodel.environments:DoomTakeCover-v0"``. Neither
-environment needs a display.
+Importing this module registers ``DoomTakeCover-v0`` and ``CarRacing64-v0`` with Gymnasium.
+``gym.make`` imports it for ids with the prefix ``"worldmodel.environments:"``, as in
+``"worldmodel.environments:DoomTakeCover-v0"``. Neither environment needs a display.
 """
 
 from __future__ import annotations
@@ -98,10 +98,11 @@ class _TakeCover(gym.Wrapper):
 
 
 def doom_take_cover(render_mode: str | None = None, size: int = SIZE) -> gym.Env:
-    """Make VizDoom's "take cover": dodge fireballs by moving left (0), staying (1) or moving right (2).
+    """Make VizDoom's "take cover": dodge fireballs.
 
-    The reward is 1 per step. The screen is rendered at 160x120 and resized by area. A step is one tic. The
-    registered environment has at most `DOOM_STEPS` steps.
+    The actions are left (0), stay (1) and right (2). The reward is 1 per step. The screen is
+    rendered at 160x120 and resized by area. A step is one tic. The registered environment has at
+    most `DOOM_STEPS` steps.
 
     Args:
         render_mode: None or "rgb_array".
@@ -130,7 +131,9 @@ def doom_take_cover(render_mode: str | None = None, size: int = SIZE) -> gym.Env
 
 
 def car_racing(render_mode: str | None = None, size: int = SIZE) -> gym.Env:
-    """Make Gymnasium's CarRacing-v3 with three continuous actions; frames are resized by area without the status bar.
+    """Make Gymnasium's CarRacing-v3 with three continuous actions and small frames.
+
+    The status bar is cut off, and the frame is resized by area.
 
     Args:
         render_mode: None or "rgb_array".
@@ -151,7 +154,7 @@ def car_racing(render_mode: str | None = None, size: int = SIZE) -> gym.Env:
 
 @functools.cache
 def _check_libraries(program: Path) -> None:
-    """Raise if ldd, when available, reports a missing library; starting the game would then end this process."""
+    """Raise if ldd reports a missing library, without which the game would end this process."""
     try:
         output = subprocess.run(["ldd", program], capture_output=True, timeout=10, check=False).stdout.decode(errors="replace")
     except (OSError, subprocess.SubprocessError):

@@ -20,13 +20,14 @@ BACKGROUND, AXIS, BAR = (255, 255, 255), (120, 120, 120), (46, 110, 180)
 class ObservationRenderer:
     """Renderer of single observations as RGB images.
 
-    An image observation (the first image of a Dict) is shown unchanged. For Gymnasium's classic control
-    environments, the real environment is set to the state of the observation and renders it (needs
-    ``gymnasium[classic-control]``). Any other observation becomes one bar per latent dimension, scaled to
-    the range to which dreams clip it.
+    An image observation (the first image of a Dict) is shown unchanged. For Gymnasium's classic
+    control environments, the real environment is set to the state of the observation and renders it
+    (needs ``gymnasium[classic-control]``). Any other observation becomes one bar per latent
+    dimension, scaled to the range to which dreams clip it.
 
     Args:
-        world: the world model; it determines the observation space and, by its provenance, the environment.
+        world: the world model; it determines the observation space and, by its provenance, the
+            environment.
     """
 
     def __init__(self, world: WorldModel):
@@ -53,7 +54,7 @@ class ObservationRenderer:
             self._env = None
 
     def _classic_env(self) -> gym.Env | None:
-        """Return the rendering environment; None if the environment is not classic control or is wrapped.
+        """Return the rendering environment; None unless it is classic control without a wrapper.
 
         A wrapper is detected by another observation space.
         """

@@ -1,4 +1,4 @@
-r"""Gaussian mixtures over vectors of D numbers: density, tempered sampling, moments, CDF and entropy.
+r"""Gaussian mixtures over vectors: density, tempered sampling, moments, CDF and entropy.
 
 Two factorisations with different likelihoods:
 
@@ -7,9 +7,10 @@ Two factorisations with different likelihoods:
 - **per dimension** (Ha & Schmidhuber 2018): one K-component mixture for each dimension,
   :math:`p(x) = \prod_d \sum_k \pi_{kd} \, N(x_d; \mu_{kd}, \sigma_{kd}^2)`.
 
-Shapes are batch dimensions, then K, then D. Densities are exact, in nats, with constants included, and
-computed in float32 or better for any input dtype. The tests compare with `torch.distributions`, which is
-not used here because its ``sample`` takes no generator and its mixtures have no temperature.
+Shapes are batch dimensions, then K, then D. Densities are exact, in nats, with constants included,
+and computed in float32 or better for any input dtype. The tests compare with `torch.distributions`,
+which is not used here because its ``sample`` takes no generator and its mixtures have no
+temperature.
 """
 
 from __future__ import annotations
@@ -30,13 +31,16 @@ HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 def categorical(log_weights: Tensor, *, dim: int = -1, num_groups: int = 1, generator: Source = None) -> Tensor:
     """Sample one component index per mixture by the Gumbel-max trick.
 
-    argmax_k (log pi_k + g_k) with g_k standard Gumbel is exactly k with probability pi_k, for any normalisation of
-    ``log_weights``; unlike a search in the cumulative sum it cannot return K when rounding leaves the sum below 1.
+    argmax_k (log pi_k + g_k) with g_k standard Gumbel is exactly k with probability pi_k, for any
+    normalisation of ``log_weights``; unlike a search in the cumulative sum it cannot return K when
+    rounding leaves the sum below 1.
 
     Args:
-        log_weights: (..., K, ...) log-weights with K at ``dim``, normalised or not; -inf marks an impossible component.
+        log_weights: (..., K, ...) log-weights with K at ``dim``, normalised or not; -inf marks an
+            impossible component.
         dim: the component dimension.
-        num_groups: number of groups of the first dimension with common random numbers; see `shared_draws`.
+        num_groups: number of groups of the first dimension with common random numbers; see
+            `shared_draws`.
         generator: source of randomness, on the device of ``log_weights``.
 
     Returns:
@@ -93,18 +97,21 @@ def check_temperature(temperature: float | Tensor) -> None:
 class GaussianMixture:
     r"""A batch of K-component Gaussian mixtures over vectors of D numbers.
 
-    The shape of ``log_weights`` determines the factorisation: (..., K) is joint, (..., K, D) is per dimension.
+    The shape of ``log_weights`` determines the factorisation: (..., K) is joint, (..., K, D) is per
+    dimension.
 
     Args:
         log_weights: (..., K) or (..., K, D) log of the component weights, normalised over K.
         mean: (..., K, D) component means.
-        log_scale: log of the standard deviations, broadcast to (..., K, D): (..., K, D) is diagonal, (..., K, 1) is
-            isotropic, (..., 1, 1) is isotropic and equal for all components. Pass either this or ``scale_tril``.
-        scale_tril: (..., K, D, D) lower-triangular Cholesky factors L of full covariances :math:`\Sigma_k = L_k L_k^T`, with a
-            positive diagonal. Joint only.
+        log_scale: log of the standard deviations, broadcast to (..., K, D): (..., K, D) is
+            diagonal, (..., K, 1) is isotropic, (..., 1, 1) is isotropic and equal for all
+            components. Pass either this or ``scale_tril``.
+        scale_tril: (..., K, D, D) lower-triangular Cholesky factors L of full covariances
+            :math:`\Sigma_k = L_k L_k^T`, with a positive diagonal. Joint only.
 
     Raises:
-        ValueError: if the shapes are inconsistent, or unless exactly one of ``log_scale`` and ``scale_tril`` is given.
+        ValueError: if the shapes are inconsistent, or unless exactly one of ``log_scale`` and
+            ``scale_tril`` is given.
     """
 
     def __init__(self, log_weights: Tensor, mean: Tensor, log_scale: Tensor | None = None, *, scale_tril: Tensor | None = None):
@@ -177,7 +184,7 @@ class GaussianMixture:
         return posterior if self.per_dimension else posterior[..., 0]
 
     def affine(self, shift: Tensor, scale: Tensor) -> GaussianMixture:
-        """Return the mixture of ``shift`` + ``scale`` * x, elementwise. Log-densities change by -sum log scale.
+        """Return the mixture of ``shift`` + ``scale`` * x; log-densities change by -sum log scale.
 
         Args:
             shift: (..., D), broadcast over the batch shape.
@@ -230,23 +237,27 @@ class GaussianMixture:
         return self._select(self.mean, self._stacked_log_weights().max(dim=-2).indices)
 
     def sample(self, temperature: float | Tensor = 1.0, *, num_groups: int = 1, generator: Source = None) -> Tensor:
-        """Sample one x per mixture at a temperature (Ha & Schmidhuber 2018, appendix; after Ha & Eck 2017).
+        """Sample one x per mixture at a temperature.
 
-        Log-weights are divided by tau and renormalised per mixture; the noise is multiplied by sqrt(tau). At tau = 0 the
-        result is `mode`.
+        Source: Ha & Schmidhuber 2018, appendix; after Ha & Eck 2017. Log-weights are divided by tau
+        and renormalised per mixture; the noise is multiplied by sqrt(tau). At tau = 0 the result is
+        `mode`.
 
         Args:
-            temperature: tau >= 0, a number, or a tensor whose shape is a prefix of the batch shape (one value per dream).
-                The values of a tensor are not validated, which would synchronise the GPU; see `check_temperature`.
-            num_groups: number of groups of the first batch dimension with common random numbers; see `shared_draws`.
+            temperature: tau >= 0, a number, or a tensor whose shape is a prefix of the batch shape
+                (one value per dream). The values of a tensor are not validated, which would
+                synchronise the GPU; see `check_temperature`.
+            num_groups: number of groups of the first batch dimension with common random numbers;
+                see `shared_draws`.
             generator: source of randomness, on the device of the parameters.
 
         Returns:
             (..., D).
 
         Raises:
-            ValueError: if a number is negative or not finite, if the shape of a tensor is not a prefix of the batch shape,
-                or if ``num_groups`` does not divide the first batch dimension.
+            ValueError: if a number is negative or not finite, if the shape of a tensor is not a
+                prefix of the batch shape, or if ``num_groups`` does not divide the first batch
+                dimension.
         """
         if num_groups != 1 and not self.batch_shape:
             raise ValueError(f"num_groups: expected 1 for a mixture without batch dimensions, got {num_groups}")
@@ -267,10 +278,11 @@ class GaussianMixture:
         return self._select(self.mean, index) + tau.sqrt() * self._noise(index, num_groups, generator)
 
     def rsample(self, temperature: float | Tensor = 1.0, *, num_groups: int = 1, generator: Source = None) -> Tensor:
-        """Sample the same numbers as `sample`, with gradients with respect to weights, means and scales.
+        """Sample as `sample`, with gradients with respect to weights, means and scales.
 
         The gradient marginalises over the component, so it is unbiased in the weights too; see
-        `worldmodel.mixtures.reparameterization`. At tau = 0 it is the gradient of `mode`. Only first derivatives exist.
+        `worldmodel.mixtures.reparameterization`. At tau = 0 it is the gradient of `mode`. Only
+        first derivatives exist.
 
         Args:
             temperature: as in `sample`.
@@ -316,7 +328,7 @@ class GaussianMixture:
         return surprise.mean(dim=0), surprise.std(dim=0) / math.sqrt(num_samples)
 
     def _stacked_log_weights(self) -> Tensor:
-        """Return the log-weights as (..., K, 1) if joint and (..., K, D) if per dimension, to reduce over dim -2."""
+        """Return the log-weights as (..., K, 1) if joint, (..., K, D) if per dimension."""
         return self.log_weights if self.per_dimension else self.log_weights.unsqueeze(-1)
 
     def _weighted_log_prob(self, x: Tensor) -> Tensor:
@@ -353,7 +365,7 @@ class GaussianMixture:
             raise ValueError(f"x: expected shape {expected}, got {tuple(x.shape)}")
 
     def _align(self, temperature: Tensor) -> Tensor:
-        """Append dimensions of 1 to a temperature whose shape is a prefix of the batch shape: (..., 1)."""
+        """Append dimensions of 1 to a temperature with a prefix of the batch shape: (..., 1)."""
         if temperature.shape != self.batch_shape[: temperature.ndim]:
             raise ValueError(
                 f"temperature: expected a shape that is a prefix of the batch shape {tuple(self.batch_shape)}, "
@@ -364,7 +376,7 @@ class GaussianMixture:
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """Convert a tensor in half precision to float32, as likelihoods need; return other tensors unchanged."""
+    """Convert tensors in half precision to float32; return others unchanged."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 

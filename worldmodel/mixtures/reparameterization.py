@@ -1,21 +1,23 @@
 r"""Gradients through samples from Gaussian mixtures, by implicit reparameterisation.
 
-A sample z from a one-dimensional mixture with CDF F solves :math:`F(z; \theta) = u` for a uniform u. With u
-fixed, its derivative is
+A sample z from a one-dimensional mixture with CDF F solves :math:`F(z; \theta) = u` for a uniform
+u. With u fixed, its derivative is
 
 .. math:: dz / d\theta = -(\partial F / \partial \theta) / p(z)
 
-(Graves 2016; Figurnov et al. 2018). This marginalises over the component from which z was sampled, so the
-gradient of an expectation is unbiased in the weights too, without a relaxation. (With a fixed component the
-weights would have no gradient; a straight-through estimator would be biased.) For the mean and sigma of
-component k with responsibility r_k, the derivatives are :math:`r_k` and :math:`r_k (z - \mu_k) / \sigma_k`.
+(Graves 2016; Figurnov et al. 2018). This marginalises over the component from which z was sampled,
+so the gradient of an expectation is unbiased in the weights too, without a relaxation. (With a
+fixed component the weights would have no gradient; a straight-through estimator would be biased.)
+For the mean and sigma of component k with responsibility r_k, the derivatives are :math:`r_k` and
+:math:`r_k (z - \mu_k) / \sigma_k`.
 
-In D dimensions, F is replaced by the conditional CDFs :math:`F_d(z_d | z_{<d}) = \sum_k w_{kd} \Phi(y_{kd}) = u_d`,
-with :math:`w_{kd} \propto \pi_k \prod_{j<d} N_{kj}` and the standardised deviation :math:`y_k = L_k^{-1} (z - \mu_k)`.
-They form a triangular system. In the per-dimension factorisation the dimensions are independent.
+In D dimensions, F is replaced by the conditional CDFs :math:`F_d(z_d | z_{<d}) = \sum_k w_{kd}
+\Phi(y_{kd}) = u_d`, with :math:`w_{kd} \propto \pi_k \prod_{j<d} N_{kj}` and the standardised
+deviation :math:`y_k = L_k^{-1} (z - \mu_k)`. They form a triangular system. In the per-dimension
+factorisation the dimensions are independent.
 
-The cost is variance. The gradient of a weight comes from samples between the components. As the components
-move apart, these samples become rarer and their gradients larger; the variance grows as
+The cost is variance. The gradient of a weight comes from samples between the components. As the
+components move apart, these samples become rarer and their gradients larger; the variance grows as
 exp(distance^2 / 8 sigma^2).
 """
 
@@ -35,8 +37,8 @@ def reparameterize(
 ) -> Tensor:
     """Return the samples ``z`` with gradients with respect to the parameters of the mixture.
 
-    Only first derivatives exist; differentiating twice raises a RuntimeError. The gradient with respect to
-    ``log_weights`` assumes that the weights stay normalised, so it sums to 0 over K.
+    Only first derivatives exist; differentiating twice raises a RuntimeError. The gradient with
+    respect to ``log_weights`` assumes that the weights stay normalised, so it sums to 0 over K.
 
     Args:
         z: (..., D) samples from the mixture; an existing gradient is dropped.
@@ -52,7 +54,7 @@ def reparameterize(
 
 
 class _Pathwise(torch.autograd.Function):
-    """Identity in z in the forward pass; chain rule through the conditional CDFs in the backward pass."""
+    """Forward pass: identity in z. Backward pass: chain rule through the conditional CDFs."""
 
     @staticmethod
     def forward(
@@ -71,7 +73,7 @@ class _Pathwise(torch.autograd.Function):
 def _backward(
     gradient: Tensor, z: Tensor, log_weights: Tensor, mean: Tensor, log_scale: Tensor | None, scale_tril: Tensor | None
 ) -> tuple[Tensor | None, ...]:
-    """Return the gradients of log_weights, mean, log_scale and scale_tril, given that of z (..., D)."""
+    """Return the gradients of log_weights, mean, log_scale and scale_tril from that of z."""
     joint = log_weights.ndim < mean.ndim
     deviation = z.unsqueeze(-2) - mean  # (..., K, D)
     if log_scale is not None:
@@ -102,7 +104,7 @@ def _backward(
 
 
 def _transport(y: Tensor, log_prior: Tensor, log_p: Tensor) -> Tensor:
-    """Return w_k (Phi(y_k) - F) / p, computed from the tail in which z lies, to avoid cancellation."""
+    """Return w_k (Phi(y_k) - F) / p, computed in the tail of z to avoid cancellation."""
     left, right = (log_prior + torch.special.log_ndtr(side) - log_p for side in (y, -y))
     on_left = left.logsumexp(dim=-2, keepdim=True) <= right.logsumexp(dim=-2, keepdim=True)
     largest = 0.5 * math.log(torch.finfo(y.dtype).max)  # keeps the result finite where p underflows
@@ -114,7 +116,7 @@ def _transport(y: Tensor, log_prior: Tensor, log_p: Tensor) -> Tensor:
 def _solve(
     gradient: Tensor, weight: Tensor, transport: Tensor, y: Tensor, log_diagonal: Tensor, inverse: Tensor | None
 ) -> Tensor:
-    """Solve J^T v = gradient, where J_de = (dF_d / dz_e) / p_d is lower triangular with ones on its diagonal: v (..., D)."""
+    """Solve J^T v = gradient with J_de = (dF_d / dz_e) / p_d, unit lower triangular: v (..., D)."""
     if inverse is None:
         jacobian = -transport.mT @ (y * (-log_diagonal).exp())  # (..., D, D); only the part below the diagonal is used
     else:

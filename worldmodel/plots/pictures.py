@@ -34,7 +34,7 @@ def image_vision(world: WorldModel) -> ConvVAE:
 
 
 def colour(vision: ConvVAE, observations: Value) -> np.ndarray:
-    """Return the images of observations (N, ...) as (N, H, W, 3) uint8; unless C = 3, the first channel as grey."""
+    """Convert the images of observations (N, ...) to RGB, (N, H, W, 3) uint8."""
     layout: ImageLayout = vision.layout
     images = torch.as_tensor(leaf_values(observations)[layout.path]).cpu()
     return layout.to_rgb(images.reshape(-1, *layout.shape)).contiguous().numpy()
@@ -52,7 +52,7 @@ def grid(rows: Sequence[np.ndarray], *, gap: int = GAP) -> np.ndarray:
 
 
 def reconstructions(vision: ConvVAE, observations: Value) -> np.ndarray:
-    """Draw observations (N, ...) above their reconstructions, which are decoded from the mean of z."""
+    """Draw observations (N, ...) above their reconstructions from the mean of z."""
     mean, _ = vision.encode(observations)
     return grid([colour(vision, observations), colour(vision, vision.decode(mean))])
 
@@ -67,10 +67,10 @@ def traversals(
     reach: float = 3.0,
     rows: int = 16,
 ) -> np.ndarray:
-    """Draw one row per used latent of the image: an observation with that latent varied from -reach to reach.
+    """Draw one row per used latent of the image, with that latent varied in one observation.
 
-    Latents are sorted by the variance of their mean over the observations, largest first. A latent counts
-    as used if this variance exceeds `worldmodel.models.IN_USE`.
+    Latents are sorted by the variance of their mean over the observations, largest first. A latent
+    counts as used if this variance exceeds `worldmodel.models.IN_USE`.
 
     Args:
         vision: V.
@@ -133,7 +133,7 @@ def dream_frames(dreams: Dreams, policy: Policy, *, horizon: int, seed: int) -> 
 
 
 def real_frames(world: WorldModel, episode: Episode, *, at_once: int = 256) -> Iterator[np.ndarray]:
-    """Yield the frames of a real episode, each next to its reconstruction; ``at_once`` frames are encoded together."""
+    """Yield real frames next to their reconstructions, encoding ``at_once`` frames at a time."""
     vision = image_vision(world)
     for first in range(0, len(episode) + 1, at_once):
         part: Any = map_leaves(lambda leaf, first=first: leaf[first : first + at_once], episode.observations)

@@ -1,4 +1,4 @@
-"""Figures of `iterate`: training curves of M, dreamed and real trajectories, dream and real scores."""
+"""Figures of `iterate`: training curves of M, trajectories, and dream and real scores."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def draw_report(
 
 
 def draw_training(axes: Axes, rounds: Sequence[Round]) -> None:
-    """Draw the training and held-out losses of each round over updates, and the last round's baselines."""
+    """Draw training and held-out losses of each round, and the baselines of the last round."""
     for round_ in rounds:
         rows = [row for row in read_metrics(round_.directory / "world" / "training") if "train/nll_per_dim" in row]
         updates, values = [row["update"] for row in rows], [row["train/nll_per_dim"] for row in rows]
@@ -69,7 +69,7 @@ def draw_training(axes: Axes, rounds: Sequence[Round]) -> None:
 
 
 def draw_trajectory(axes: Sequence[Axes], world: WorldModel, episode: Episode, *, horizon: int, seed: int) -> None:
-    """Draw the observations of a real episode and of dreams with the same start and the same actions.
+    """Draw the observations of a real episode and of dreams with the same start and actions.
 
     Args:
         axes: one for each dimension of the observation that is drawn.
@@ -98,13 +98,13 @@ def draw_trajectory(axes: Sequence[Axes], world: WorldModel, episode: Episode, *
 
 
 def _until_end(world: WorldModel, rollout: Rollout) -> np.ndarray:
-    """Return dreamed observations (B, T + 1, F) in natural units, NaN after the end of each dream."""
+    """Return dreamed observations (B, T + 1, F) in natural units; NaN after the end of a dream."""
     running = np.pad(rollout.mask.cpu().numpy(), ((0, 0), (1, 0)), constant_values=True)[..., None]
     return np.where(running, _natural(world, world.decode(rollout.z)), np.nan)
 
 
 def draw_scores(axes: Axes, rounds: Sequence[Round], target: float | None) -> None:
-    """Draw the real score of each round over its dream score, with standard deviations over episodes."""
+    """Draw the real score of each round over its dream score, with standard deviations."""
     low = min(round_.random.mean for round_ in rounds)
     high = max(max(round_.dream.mean, round_.real.mean) for round_ in rounds)
     axes.plot([low, high], [low, high], color=NEUTRAL, linewidth=1, label="dream = reality")
@@ -144,7 +144,8 @@ def draw_learning(runs: Mapping[str, tuple[Path, str, str]]) -> Figure:
     """Draw the learning curves of training runs or searches, one panel each: training and held out.
 
     Args:
-        runs: maps the title of a panel to (directory of the log, name of the metric, label of the x axis).
+        runs: maps the title of a panel to (directory of the log, name of the metric, label of the x
+            axis).
     """
     columns = min(PANELS_PER_ROW, len(runs))
     lines = math.ceil(len(runs) / columns)

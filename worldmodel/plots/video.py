@@ -22,8 +22,8 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], *, fps: int = 35
 
     Raises:
         ImportError: if imageio-ffmpeg is not installed.
-        ValueError: if there are no frames, or if a frame has a wrong dtype or shape or differs in size
-            from the first.
+        ValueError: if there are no frames, or if a frame has a wrong dtype or shape or differs in
+            size from the first.
     """
     try:
         import imageio_ffmpeg

@@ -23,8 +23,8 @@ def episode_seed(seed: int, episode_id: int) -> int:
         episode_id: number of the episode in the run, >= 0.
 
     Returns:
-        A seed in [0, 2^31), which environments with legacy random generators also accept. The seeds of a
-        run are all different.
+        A seed in [0, 2^31), which environments with legacy random generators also accept. The seeds
+        of a run are all different.
 
     Raises:
         ValueError: if an argument is negative.
@@ -39,8 +39,8 @@ def derive_seed(seed: int, *stream: int) -> int:
 
     Args:
         seed: base seed, >= 0.
-        *stream: numbers that identify the stream. If ``seed`` is a user's seed, the first is a constant of
-            this module. Trailing zeros do not change the result.
+        *stream: numbers that identify the stream. If ``seed`` is a user's seed, the first is a
+            constant of this module. Trailing zeros do not change the result.
 
     Returns:
         A seed in [0, 2^63).

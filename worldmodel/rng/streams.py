@@ -1,14 +1,14 @@
 """Random numbers for a batch with independent rows: one counter-based stream per row.
 
-A `torch.Generator` yields one sequence for the batch, so the numbers of row i depend on the number of
-rows and on their earlier samples. Here, number j of draw n of row i is a hash of (seed of i, episode of
-i, n, j). A dream therefore samples the same numbers alone or among thousands, regardless of the other
-rows, on a CPU or a GPU (the integers are identical).
+A `torch.Generator` yields one sequence for the batch, so the numbers of row i depend on the number
+of rows and on their earlier samples. Here, number j of draw n of row i is a hash of (seed of i,
+episode of i, n, j). A dream therefore samples the same numbers alone or among thousands, regardless
+of the other rows, on a CPU or a GPU (the integers are identical).
 
 Keys have 64 bits, from SplitMix64 (Steele, Lea & Flood 2014). The 32-bit numbers of a draw are a
 multiplicative hash of the two halves of the key and the number's index (finaliser: C. Wellons,
-"lowbias32"). On a CPU this takes a fifth of the time of `torch.Tensor.exponential_` (dev/LOG.md). Not
-for cryptography.
+"lowbias32"). On a CPU this takes a fifth of the time of `torch.Tensor.exponential_` (dev/LOG.md).
+Not for cryptography.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ class Streams:
 
     Args:
         seeds: (B,) int64, one per row.
-        episodes: (B,) int64, or one number for all rows. Rows with equal seed and episode get equal numbers.
+        episodes: (B,) int64, or one number for all rows. Rows with equal seed and episode get equal
+            numbers.
 
     Attributes:
         counter: (B,) int64 positions of the streams. Rows may be replaced by rows of other streams.
@@ -39,15 +40,16 @@ class Streams:
         self._reserved: Tensor | None = None
 
     def reserve(self, n: int) -> None:
-        """Sample n numbers per row in advance, for the next draws. Drops the rest of an earlier reserve.
+        """Sample n numbers per row in advance, for the next draws.
 
-        A draw of any size takes about thirty tensor operations, which dominate the step of a small model.
+        The rest of an earlier reserve is dropped. A draw of any size takes about thirty tensor
+        operations, which dominate the step of a small model.
         """
         self._reserved = None
         self._reserved = self._uniform(n)
 
     def uniform_(self, tensor: Tensor) -> Tensor:
-        """Fill ``tensor`` (B, ...) with uniform numbers in (0, 1) and return it. They are odd multiples of 2^-24.
+        """Fill ``tensor`` (B, ...) with uniform odd multiples of 2^-24 in (0, 1) and return it.
 
         Raises:
             ValueError: if the first dimension is not B.
@@ -57,7 +59,7 @@ class Streams:
         return tensor.copy_(self._uniform(tensor[0].numel()).reshape(tensor.shape))
 
     def exponential_(self, tensor: Tensor) -> Tensor:
-        """Fill ``tensor`` (B, ...) with standard exponential numbers, -log of `uniform_`, and return it."""
+        """Fill ``tensor`` (B, ...) with standard exponential numbers and return it."""
         return self.uniform_(tensor).log_().neg_()
 
     def normal_(self, tensor: Tensor) -> Tensor:
@@ -96,7 +98,7 @@ def fill_normal(tensor: Tensor, source: Source) -> Tensor:
 
 
 def box_muller(uniform: Tensor) -> Tensor:
-    """Convert uniform numbers in (0, 1), (..., 2 n), to standard normal numbers, (..., 2 n) (Box & Muller 1958)."""
+    """Convert uniform numbers in (0, 1) to normal ones: (..., 2 n) each (Box & Muller 1958)."""
     radius, angle = uniform.chunk(2, dim=-1)  # (..., n) each
     radius, angle = (-2.0 * radius.log()).sqrt(), 2 * math.pi * angle
     return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=-1)

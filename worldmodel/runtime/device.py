@@ -8,10 +8,11 @@ BFLOAT16_UNITS = ("amx_bf16", "avx512_bf16")  # keys of torch.cpu.get_capabiliti
 
 
 def fast_precision(device: torch.device) -> str:
-    """Return the precision of the fastest matrix products: "bfloat16" if the hardware supports it, else "float32".
+    """Return the precision with the fastest matrix products: "bfloat16" or "float32".
 
-    On a CPU, `torch.cpu.get_capabilities` is searched for AMX and AVX-512 BF16. If PyTorch is too old to have
-    this function, the answer is "float32".
+    bfloat16 is the fastest if the hardware supports it. On a CPU, `torch.cpu.get_capabilities` is
+    searched for AMX and AVX-512 BF16. If PyTorch is too old to have this function, the answer is
+    "float32".
     """
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"

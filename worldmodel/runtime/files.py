@@ -1,9 +1,9 @@
 """Atomic writes and strict reads of JSON and safetensors files.
 
-Every JSON file carries a stamp: its format name and version. Weights are safetensors, everything else is
-JSON. Nothing is pickled, so reading a file cannot run code. A write goes to a temporary file in the same
-directory, is flushed to the disk and then renamed, so a reader sees the old file or the new one, never a
-partial one. This costs one fsync per file.
+Every JSON file carries a stamp: its format name and version. Weights are safetensors, everything
+else is JSON. Nothing is pickled, so reading a file cannot run code. A write goes to a temporary
+file in the same directory, is flushed to the disk and then renamed, so a reader sees the old file
+or the new one, never a partial one. This costs one fsync per file.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TEMPORARY_SUFFIX = ".tmp"
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
-    """Write ``data`` to ``path`` atomically: temporary name, flush, fsync, rename, fsync of the directory."""
+    """Write ``data`` to ``path`` atomically: write and fsync a temporary file, then rename it."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
     try:
@@ -62,7 +62,8 @@ def read_json(path: str | Path, *, format: str, version: int) -> dict[str, Any]:
         version: newest supported version.
 
     Returns:
-        The content without ``"format"``. ``"version"`` remains, so that the caller can upgrade old content.
+        The content without ``"format"``. ``"version"`` remains, so that the caller can upgrade old
+        content.
 
     Raises:
         FileNotFoundError: if the file does not exist.
@@ -92,7 +93,8 @@ def check_stamp(content: Any, path: Path, *, format: str, version: int) -> None:
         version: newest supported version.
 
     Raises:
-        ValueError: if the format differs, or if the version is missing, invalid or newer than ``version``.
+        ValueError: if the format differs, or if the version is missing, invalid or newer than
+            ``version``.
     """
     found = content.get("format") if isinstance(content, dict) else None
     if found != format:
@@ -119,7 +121,7 @@ def digest(path: str | Path) -> str:
 
 
 def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of names, shapes and values, in hexadecimal; independent of device and order."""
+    """Return the hexadecimal SHA-256 of names, shapes and values, for any device and order."""
     result = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         result.update(f"{name} {tuple(tensor.shape)}".encode())
@@ -160,16 +162,16 @@ def prepare_directory(
         marker: name of the JSON file that identifies an earlier output.
         format: the format name in that file.
         overwrite: replace an earlier output.
-        replaces: name patterns of all entries of an earlier output, which are removed. If the directory has
-            other entries, nothing is removed and an error is raised. Empty removes nothing; the caller
-            then replaces the files one by one.
+        replaces: name patterns of all entries of an earlier output, which are removed. If the
+            directory has other entries, nothing is removed and an error is raised. Empty removes
+            nothing; the caller then replaces the files one by one.
 
     Returns:
         The directory. It exists, and is empty if ``replaces`` is given.
 
     Raises:
-        FileExistsError: if ``path`` is a file, is not an earlier output, is one and ``overwrite`` is not
-            set, or has entries that do not match ``replaces``.
+        FileExistsError: if ``path`` is a file, is not an earlier output, is one and ``overwrite``
+            is not set, or has entries that do not match ``replaces``.
     """
     path = Path(path)
     if (path.exists() or path.is_symlink()) and not path.is_dir():
@@ -205,7 +207,7 @@ def _is_stamped(path: Path, format: str) -> bool:
 
 
 def discard_unfinished(directory: str | Path, *, marker: str) -> None:
-    """Remove the directory of a stage that did not finish, i.e. without its ``marker``, which is written last."""
+    """Remove a directory without ``marker``, the file that a stage writes last."""
     if Path(directory).is_dir() and not (Path(directory) / marker).is_file():
         shutil.rmtree(directory)
 

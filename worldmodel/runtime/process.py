@@ -17,8 +17,8 @@ MAX_INT = 2**31 - 1
 def interrupt_between_steps() -> Iterator[threading.Event]:
     """Set a flag at the first Ctrl-C instead of interrupting; interrupt immediately at the second.
 
-    The caller checks the flag between steps, so that it can save a consistent state and stop. In threads
-    other than the main one, which receive no signals, the flag is never set.
+    The caller checks the flag between steps, so that it can save a consistent state and stop. In
+    threads other than the main one, which receive no signals, the flag is never set.
 
     Yields:
         The flag.
@@ -43,10 +43,10 @@ def interrupt_between_steps() -> Iterator[threading.Event]:
 def keep_freed_memory() -> bool:
     """Make the C library keep freed memory for the rest of the process.
 
-    By default glibc returns large blocks to the system at once, and the next block of that size costs one
-    page fault per 4 KB. This takes a fifth of the training time of M at the paper's Doom size
-    (dev/LOG.md). The process then keeps its peak memory until it ends. Call this from scripts only; the
-    library itself does not.
+    By default glibc returns large blocks to the system at once, and the next block of that size
+    costs one page fault per 4 KB. This takes a fifth of the training time of M at the paper's Doom
+    size (dev/LOG.md). The process then keeps its peak memory until it ends. Call this from scripts
+    only; the library itself does not.
 
     Returns:
         True with glibc (most Linux systems); False elsewhere, where the call has no effect.

@@ -1,8 +1,8 @@
 """Run tasks in worker processes that may raise or crash, without losing the other tasks.
 
-Each worker has its own pipe and does its tasks in order, so a crash can be attributed to one task. The
-parent detects a crash by the process's sentinel, counts a failure of that task, returns the others to the
-queue and starts a new worker.
+Each worker has its own pipe and does its tasks in order, so a crash can be attributed to one task.
+The parent detects a crash by the process's sentinel, counts a failure of that task, returns the
+others to the queue and starts a new worker.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class WorkerConfig:
     """Number of worker processes, and attempts per task.
 
     Args:
-        num_workers: number of processes; 0 runs tasks in this process. With 1 or more, a script needs
-            ``if __name__ == "__main__":``.
+        num_workers: number of processes; 0 runs tasks in this process. With 1 or more, a script
+            needs ``if __name__ == "__main__":``.
         attempts: maximum number of attempts at a task that raises or crashes its worker.
 
     Raises:
@@ -90,8 +90,8 @@ def run_in_processes(
         attempts: maximum number of attempts at a task that raises or crashes its worker.
 
     Yields:
-        (task, attempts made, outcome) in the order of completion. The outcome is the result, or the last
-        error as a string if no attempt succeeded.
+        (task, attempts made, outcome) in the order of completion. The outcome is the result, or the
+        last error as a string if no attempt succeeded.
 
     Raises:
         RuntimeError: if a worker cannot start.
@@ -124,7 +124,7 @@ def run_in_processes(
 
 
 def run_here(runner: Runner, tasks: Sequence[int], *, attempts: int) -> Generator[tuple[int, int, Any]]:
-    """Run all tasks in this process, in order; yields as `run_in_processes`. Closes the runner at the end."""
+    """Run all tasks in this process; yields as `run_in_processes`, then closes the runner."""
     try:
         for task in tasks:
             tried, succeeded = 0, False
@@ -167,7 +167,7 @@ class _Worker:
             self.tasks.append(waiting.popleft())
 
     def receive(self) -> Generator[tuple[int, bool, Any]]:
-        """Yield finished tasks as (task, succeeded, outcome). A crash is a failure of the running task."""
+        """Yield finished tasks: (task, succeeded, outcome). A crash fails the running task."""
         ended = not self.process.is_alive()  # checked before reading the pipe, so that the last results are not lost
         try:
             while self.connection.poll():
@@ -190,7 +190,7 @@ class _Worker:
             yield self.tasks.popleft(), False, f"the worker process crashed (exit code {self.process.exitcode})"
 
     def stop(self) -> None:
-        """Close the pipe, so that the worker exits; terminate it if it does not within `STOP_SECONDS`."""
+        """Close the pipe, so that the worker exits; terminate it after `STOP_SECONDS`."""
         self.connection.close()
         self.process.join(STOP_SECONDS)
         if self.process.is_alive():

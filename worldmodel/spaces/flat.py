@@ -1,7 +1,8 @@
 """Convert between values of Gymnasium spaces and flat feature vectors.
 
 A value of a space is an array, or a dict or tuple of values. `FlatSpace` converts each value of a
-batch to one float32 vector, and back. Networks see only these vectors; environments see only values.
+batch to one float32 vector, and back. Networks see only these vectors; environments see only
+values.
 """
 
 from __future__ import annotations
@@ -81,14 +82,15 @@ class FlatSpace(nn.Module):
         """Convert a batch of values to features.
 
         Args:
-            value: arrays or tensors, nested as the space, with leading dimensions (...) that are the
-                same for every leaf.
+            value: arrays or tensors, nested as the space, with leading dimensions (...) that are
+                the same for every leaf.
 
         Returns:
             (..., size) float32, on the device of this module.
 
         Raises:
-            ValueError: if a leaf is missing, or its last dimensions differ from the shape of its space.
+            ValueError: if a leaf is missing, or its last dimensions differ from the shape of its
+                space.
             TypeError: if a leaf is not numeric, or a Discrete or MultiDiscrete leaf is boolean.
         """
         given = leaf_values(value)
@@ -101,7 +103,7 @@ class FlatSpace(nn.Module):
         return (torch.cat(parts, dim=-1) - self.center) / self.half_range  # (..., size)
 
     def check(self, value: Value, batch_size: int, *, name: str = "value") -> None:
-        """Validate a batch of B values of the space. Reads every number, which synchronises the GPU.
+        """Validate a batch of B values of the space. This synchronises the GPU.
 
         Args:
             value: the batch to validate.
@@ -109,8 +111,8 @@ class FlatSpace(nn.Module):
             name: name of the batch in error messages.
 
         Raises:
-            ValueError: if a leaf is missing or has a wrong shape, or if a value lies outside the space.
-                The message names the index and the value.
+            ValueError: if a leaf is missing or has a wrong shape, or if a value lies outside the
+                space. The message names the index and the value.
             TypeError: if a leaf is not numeric, if a leaf of integers is floating-point, or if a
                 Discrete or MultiDiscrete leaf is boolean.
         """
@@ -130,9 +132,10 @@ class FlatSpace(nn.Module):
             values: also check the range of every number, which synchronises the GPU.
 
         Raises:
-            ValueError: if a value lies outside its space. The message names the index and the value.
-            TypeError: if a leaf is not numeric or is floating-point, or if a Discrete or MultiDiscrete
-                leaf is boolean.
+            ValueError: if a value lies outside its space. The message names the index and the
+                value.
+            TypeError: if a leaf is not numeric or is floating-point, or if a Discrete or
+                MultiDiscrete leaf is boolean.
         """
         given = leaf_values(value)
         for path, leaf in self._leaves:
@@ -153,11 +156,11 @@ class FlatSpace(nn.Module):
         return torch.where(self.is_box, outputs.tanh(), torch.where(self.is_binary, (outputs > 0).to(outputs.dtype), outputs))
 
     def sample(self, num_samples: int, *, generator: torch.Generator | None = None) -> Value:
-        """Sample values from the distribution of Gymnasium's ``Space.sample``: nested tensors (num_samples, ...).
+        """Sample nested tensors (num_samples, ...) as Gymnasium's ``Space.sample`` does.
 
-        Discrete spaces and bounded Box dimensions are uniform. A Box dimension with one bound is that
-        bound plus or minus a standard exponential. A Box dimension without bounds, or with bounds
-        wider than `MAX_SCALED_RANGE`, is standard normal.
+        Discrete spaces and bounded Box dimensions are uniform. A Box dimension with one bound is
+        that bound plus or minus a standard exponential. A Box dimension without bounds, or with
+        bounds wider than `MAX_SCALED_RANGE`, is standard normal.
         """
         shape = (num_samples, self.size)
         uniform = torch.empty(shape, device=self.low.device).uniform_(generator=generator)
@@ -173,8 +176,8 @@ class FlatSpace(nn.Module):
     def unflatten(self, features: Tensor) -> Value:
         """Convert features to the nearest values of the space.
 
-        Takes the argmax for Discrete and MultiDiscrete, thresholds MultiBinary at 0.5, and clips Box
-        to its bounds.
+        Takes the argmax for Discrete and MultiDiscrete, thresholds MultiBinary at 0.5, and clips
+        Box to its bounds.
 
         Args:
             features: (..., size) float.

@@ -54,7 +54,7 @@ class ImageLayout:
         return image.permute(0, 3, 1, 2) if self.channel_axis == 0 else image
 
     def to_rgb(self, image: Tensor) -> Tensor:
-        """Convert images (N, *shape) to (N, H, W, 3); unless C = 3, show the first channel as grey."""
+        """Convert images (N, *shape) to (N, H, W, 3); unless C = 3, show channel 0 as grey."""
         last = self.to_channels_last(image)
         return last if self.channels == 3 else last[..., :1].expand(*last.shape[:-1], 3)
 
@@ -74,7 +74,7 @@ def is_image(space: gym.Space) -> bool:
 
 
 def has_image_shape(shape: tuple[int, ...], *, min_side: int = MIN_IMAGE_SIDE) -> bool:
-    """Return whether a shape is (H, W), (H, W, C) or (C, H, W) with C < H, W and H, W >= ``min_side``."""
+    """Return whether a shape is (H, W), (H, W, C) or (C, H, W), with C < H, W >= ``min_side``."""
     if len(shape) == 2:
         return min(shape) >= min_side
     if len(shape) != 3:
@@ -108,10 +108,11 @@ def find_images(space: gym.Space) -> list[ImageLayout]:
 
 
 def refuse_float_images(space: gym.Space) -> None:
-    """Raise if a leaf looks like an image in floats, which would be encoded as a vector of thousands of numbers.
+    """Raise if a leaf looks like an image in floats, which V would encode as a huge vector.
 
     Raises:
-        ValueError: if a float Box has the shape of an image. The message names the leaf and the fix.
+        ValueError: if a float Box has the shape of an image. The message names the leaf and the
+            fix.
     """
     for path, leaf in leaves(space):
         shape = leaf.shape or ()

@@ -42,11 +42,12 @@ def _stack(*leaf: Any) -> np.ndarray:
 def leaves(space: gym.Space, path: str = "") -> list[tuple[str, gym.Space]]:
     """List the leaf spaces with their paths, in the order of the space.
 
-    The path of a bare space is ``""``; others are such as ``"arm/angle"`` (Dict) and ``"0"`` (Tuple).
+    The path of a bare space is ``""``; others are such as ``"arm/angle"`` (Dict) and ``"0"``
+    (Tuple).
 
     Raises:
-        TypeError: if a leaf is not Box, Discrete, MultiDiscrete or MultiBinary, or has no numbers. The
-            message names the path and the nearest supported space.
+        TypeError: if a leaf is not Box, Discrete, MultiDiscrete or MultiBinary, or has no numbers.
+            The message names the path and the nearest supported space.
     """
     children: list[tuple[str, gym.Space]] | None = None
     if isinstance(space, spaces.Dict):
@@ -68,7 +69,7 @@ def leaves(space: gym.Space, path: str = "") -> list[tuple[str, gym.Space]]:
 
 
 def map_leaves(function: Callable[..., Any], *values: Value) -> Value:
-    """Apply ``function`` to the leaves of equally nested values, keeping the dicts and tuples around them."""
+    """Apply ``function`` to the leaves of equally nested values; keep the nesting."""
     first = values[0]
     if isinstance(first, Mapping):
         return {key: map_leaves(function, *(value[key] for value in values)) for key in first}
@@ -101,7 +102,7 @@ def build_value(space: gym.Space, leaf: Mapping[str, Any], path: str = "") -> Va
 
 
 def to_numpy(value: Value) -> Value:
-    """Convert the tensors in a nested value to arrays; an integer tensor of shape () becomes a NumPy scalar."""
+    """Convert tensors in a nested value to arrays, and integers of shape () to NumPy scalars."""
     return map_leaves(lambda leaf: _leaf_to_numpy(leaf) if isinstance(leaf, Tensor) else leaf, value)
 
 

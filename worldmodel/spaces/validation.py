@@ -16,8 +16,8 @@ SIGNED_DTYPE = {torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint
 def as_numbers(value: Any, name: str) -> Tensor:
     """Convert an array, a tensor or nested lists to a tensor of real numbers, on the same device.
 
-    Unsigned integers of 16 bits and more become signed integers, because torch supports few operations
-    on the unsigned ones.
+    Unsigned integers of 16 bits and more become signed integers, because torch supports few
+    operations on the unsigned ones.
 
     Args:
         value: an array, a tensor or nested lists.
@@ -39,8 +39,8 @@ def check_leaf(space: gym.Space, value: Tensor, batch_size: int, name: str) -> N
     """Validate a batch (B, ...) of values of a leaf: shape, dtype and range.
 
     Raises:
-        ValueError: if the shape is wrong, or a value lies outside the space. The message names the index
-            and the value.
+        ValueError: if the shape is wrong, or a value lies outside the space. The message names the
+            index and the value.
         TypeError: if the dtype is wrong; see `check_kind`.
     """
     expected = (batch_size, *(space.shape or ()))
@@ -54,8 +54,8 @@ def check_kind(space: gym.Space, value: Tensor, name: str) -> None:
     """Validate the kind of dtype of values of a leaf.
 
     Raises:
-        TypeError: if the values are floating-point in a space of integers, or boolean in a Discrete or
-            MultiDiscrete space. The message names the space and the dtype.
+        TypeError: if the values are floating-point in a space of integers, or boolean in a Discrete
+            or MultiDiscrete space. The message names the space and the dtype.
     """
     wrong = value.dtype is torch.bool and isinstance(space, (spaces.Discrete, spaces.MultiDiscrete))
     if wrong or (value.dtype.is_floating_point and not np.issubdtype(space.dtype, np.floating)):
@@ -63,10 +63,11 @@ def check_kind(space: gym.Space, value: Tensor, name: str) -> None:
 
 
 def check_range(space: gym.Space, value: Tensor, name: str) -> None:
-    """Validate the range of values (B, ...) of a leaf. Reads every number, which synchronises the GPU.
+    """Validate the range of values (B, ...) of a leaf. This synchronises the GPU.
 
     Raises:
-        ValueError: if a value lies outside the space or is NaN. The message names the index and the value.
+        ValueError: if a value lies outside the space or is NaN. The message names the index and the
+            value.
     """
     low, high = leaf_bounds(space)
     if isinstance(low, np.ndarray):

@@ -1,4 +1,4 @@
-"""Conformance checker for Gymnasium vector environments; see `check_vector_env`. Gymnasium has none."""
+"""Conformance checker for Gymnasium vector environments; see `check_vector_env`."""
 
 from worldmodel.testing.checker import CONTRACTS, VectorEnvError, Violation, check_vector_env
 

@@ -1,4 +1,4 @@
-"""Checks of the three autoreset modes. Each check is a function that yields findings about a trial."""
+"""Checks of the three autoreset modes: functions that yield findings about a trial."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _check_action_is_ignored(trial: Trial) -> Iterator[Finding]:
 
 
 def check_same_step(trial: Trial) -> Iterator[Finding]:
-    """Check SAME_STEP: final_obs is the end of an episode, the observation is the start of the next.
+    """Check SAME_STEP: final_obs is the end of an episode, the observation the start of the next.
 
     `worldmodel.testing.inspection` checks the masks and keys of the infos.
     """
@@ -126,7 +126,7 @@ def unmasked_rows_stay(record: Recorder) -> Iterator[Finding]:
 
 
 def check_reset_mask_with_seeds(trial: Trial) -> Iterator[Finding]:
-    """Check that masked rows restart from their seeds and the others continue as without the reset."""
+    """Check that masked rows restart from their seeds and the others continue unchanged."""
     if trial.mode is not AutoresetMode.DISABLED or not trial.takes_seed_lists or trial.broken & {"independence", "reset"}:
         return
     n, half = trial.env.num_envs, trial.num_steps // 2
@@ -149,7 +149,7 @@ def check_reset_mask_with_seeds(trial: Trial) -> Iterator[Finding]:
 
 
 def check_wrong_masks(trial: Trial) -> Iterator[Finding]:
-    """Check that a mask of wrong shape or dtype raises, and that an all-false mask raises or does nothing."""
+    """Check that an invalid mask raises, and that an all-false mask raises or does nothing."""
     if trial.mode is not AutoresetMode.DISABLED:
         return
     n = trial.env.num_envs

@@ -1,9 +1,10 @@
 """Check a vector environment against the contracts of Gymnasium.
 
-The checker runs an environment many times with random actions. It compares the returned values with the
-spaces, the behaviour at the end of episodes with the autoreset mode, and runs with each other, bit by bit.
-Sources of the contracts: the documentation of `gymnasium.vector.VectorEnv` and of the autoreset modes
-(https://farama.org/Vector-Autoreset-Mode), and the behaviour of `SyncVectorEnv` where these are silent.
+The checker runs an environment many times with random actions. It compares the returned values with
+the spaces, the behaviour at the end of episodes with the autoreset mode, and runs with each other,
+bit by bit. Sources of the contracts: the documentation of `gymnasium.vector.VectorEnv` and of the
+autoreset modes (https://farama.org/Vector-Autoreset-Mode), and the behaviour of `SyncVectorEnv`
+where these are silent.
 """
 
 from __future__ import annotations
@@ -73,7 +74,8 @@ class Violation:
 
     Args:
         contract: a key of `CONTRACTS`.
-        mode: the autoreset mode; None if modes were compared or the mode of the environment is unknown.
+        mode: the autoreset mode; None if modes were compared or the mode of the environment is
+            unknown.
         message: place, expected and actual values, and a fix if one is known.
     """
 
@@ -109,25 +111,27 @@ def check_vector_env(
 ) -> None:
     """Check a vector environment and raise one error that lists all violations.
 
-    Each mode takes about twelve runs of ``num_steps`` steps. Three or four sub-environments are enough. A
-    single one is a violation, because independence cannot be tested. Actions depend on ``seed`` only; no
-    global random state is read or changed.
+    Each mode takes about twelve runs of ``num_steps`` steps. Three or four sub-environments are
+    enough. A single one is a violation, because independence cannot be tested. Actions depend on
+    ``seed`` only; no global random state is read or changed.
 
     Args:
-        make: builds a new, identical environment; called with an `AutoresetMode`, or without arguments if
-            ``modes`` is None.
+        make: builds a new, identical environment; called with an `AutoresetMode`, or without
+            arguments if ``modes`` is None.
         modes: the modes to check; None checks only the mode in the environment's metadata.
         num_steps: steps per run, >= 2; enough for random actions to end an episode.
         seed: seed of the actions; sub-environment i is seeded with ``seed + i``.
-        tolerance: absolute difference between two runs that counts as equal. Use 0 (bit for bit) unless
-            rows are computed together, as in a matrix product, where rounding may depend on the row.
-        require_ends: report a violation if no episode ended, so that the contract of the mode was not
-            tested. Pass False for environments whose episodes never end.
-        ignore: keys of `CONTRACTS` whose violations are not reported, except those that end the check.
+        tolerance: absolute difference between two runs that counts as equal. Use 0 (bit for bit)
+            unless rows are computed together, as in a matrix product, where rounding may depend on
+            the row.
+        require_ends: report a violation if no episode ended, so that the contract of the mode was
+            not tested. Pass False for environments whose episodes never end.
+        ignore: keys of `CONTRACTS` whose violations are not reported, except those that end the
+            check.
 
     Raises:
-        VectorEnvError: if a contract is broken. The message names contract, mode, sub-environment, expected
-            and actual values.
+        VectorEnvError: if a contract is broken. The message names contract, mode, sub-environment,
+            expected and actual values.
         ValueError: if an argument is out of range.
         TypeError: if ``make`` does not return a `gymnasium.vector.VectorEnv`.
     """

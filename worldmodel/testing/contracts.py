@@ -1,4 +1,4 @@
-"""Checks of a vector environment in any mode. Each check is a function that yields findings about a trial."""
+"""Checks of a vector environment in any mode: functions that yield findings about a trial."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class _WrongShapesError(Exception):
 
 
 def check_first_run(trial: Trial) -> Iterator[Finding]:
-    """Check shapes, dtypes, values and infos of every call of a run, to which later runs are compared."""
+    """Check the return values of every call of a run, to which later runs are compared."""
     found: dict[tuple[str, str], str] = {}
 
     def inspect(step: int, returned: Any) -> None:
@@ -140,7 +140,7 @@ def check_different_seeds(trial: Trial) -> Iterator[Finding]:
 
 
 def check_seed_list(trial: Trial) -> Iterator[Finding]:
-    """Check that reset accepts a list of seeds, that int s means [s, s + 1, ...], and that rows do not matter."""
+    """Check lists of seeds: int s means [s, s + 1, ...]; a seed gives the same run in any row."""
     seeds, n = trial.seeds, trial.env.num_envs
     remedy = "give each sub-environment its own generator, seeded by its entry, as SyncVectorEnv and AsyncVectorEnv do"
     try:
@@ -164,7 +164,7 @@ def check_seed_list(trial: Trial) -> Iterator[Finding]:
 
 
 def check_independence(trial: Trial) -> Iterator[Finding]:
-    """Check that the run of a row does not depend on the actions, and so the ends, of the others."""
+    """Check that the run of a row does not depend on the actions and ends of the others."""
     n = trial.env.num_envs
     if n == 1:
         yield "independence", "expected at least 2 sub-environments, got 1; let `make` build more"
@@ -182,7 +182,7 @@ def check_independence(trial: Trial) -> Iterator[Finding]:
 
 
 def _ends_before(step: int, row: int, left: Recorder, right: Recorder) -> str:
-    """Describe the latest end of another sub-environment that happened in only one of two runs, up to a step."""
+    """Describe the latest end of another row, up to a step, that is in only one of two runs."""
     for t in range(step, -1, -1):
         for i, (one, other) in enumerate(zip(left.moments[t], right.moments[t], strict=True)):
             if i != row and one.ended != other.ended:
@@ -191,7 +191,7 @@ def _ends_before(step: int, row: int, left: Recorder, right: Recorder) -> str:
 
 
 def check_copies(trial: Trial) -> Iterator[Finding]:
-    """Check that returned values are copies: later calls do not change them, writing into them has no effect."""
+    """Check that returned values are copies, unaffected by later calls and free to overwrite."""
     if changed := trial.played.changed_since():
         expected = "expected the returned value to stay unchanged, but later calls changed it"
         yield "copies", f"{changed[1]} of step {changed[0]}: {expected}; return a copy"

@@ -1,6 +1,7 @@
 """Check the return values of single calls of `reset` and `step`: shapes, dtypes, bounds, infos.
 
-Each function yields findings: the broken contract, the value that breaks it, and "expected X, got Y".
+Each function yields findings: the broken contract, the value that breaks it, and "expected X, got
+Y".
 """
 
 from __future__ import annotations
@@ -113,7 +114,7 @@ def _inspect_numbers(name: str, value: Any, num_envs: int) -> Iterator[Finding]:
 
 
 def _inspect_infos(infos: Any, num_envs: int) -> Iterator[Finding]:
-    """Check that each key of the infos has a mask ``_key``, (num_envs,) bool, and one value per sub-environment."""
+    """Check that each key of the infos has a mask ``_key`` and one value per sub-environment."""
     if not isinstance(infos, Mapping):
         yield "infos", "infos", f"expected one dict for all sub-environments, got {type(infos).__name__}"
         return
@@ -130,7 +131,7 @@ def _inspect_infos(infos: Any, num_envs: int) -> Iterator[Finding]:
 
 
 def _inspect_finals(env: VectorEnv, infos: Mapping[str, Any], ended: np.ndarray) -> Iterator[Finding]:
-    """Check SAME_STEP: final_obs and final_info, with masks, belong to exactly the rows that ended."""
+    """Check SAME_STEP: exactly the rows that ended have final_obs and final_info, with masks."""
     for key in ("final_obs", "final_info"):
         mask = as_array(infos.get(f"_{key}"))
         if ended.any() and key not in infos:
@@ -154,5 +155,5 @@ def _inspect_finals(env: VectorEnv, infos: Mapping[str, Any], ended: np.ndarray)
 
 
 def differing_rows(env: VectorEnv) -> bool:
-    """Return whether the bounds of sub-environments may differ, as Gymnasium's ``observation_mode`` allows."""
+    """Return whether ``observation_mode`` allows sub-environments with different bounds."""
     return getattr(env.unwrapped, "observation_mode", "same") != "same"

@@ -34,8 +34,8 @@ class Moment:
         terminated: flag from `step`.
         truncated: flag from `step`.
         final: in SAME_STEP, the row's ``infos["final_obs"]`` at the end of an episode.
-        restart: in DISABLED, the observation from the `reset` with a mask after this step. If any row was
-            reset, all rows have one.
+        restart: in DISABLED, the observation from the `reset` with a mask after this step. If any
+            row was reset, all rows have one.
     """
 
     observation: Any
@@ -82,8 +82,8 @@ class Recorder:
     Args:
         env: the environment; its observations may be arrays or tensors.
         mode: in DISABLED, `step` also resets the rows that ended, with a mask.
-        inspect: called with the step and the return value of `reset` or `step`, before it is split into
-            rows; may raise.
+        inspect: called with the step and the return value of `reset` or `step`, before it is split
+            into rows; may raise.
         after_return: called with each returned observation; may write into it, as an agent may.
         after_step: called with the actions after each step; may write into them.
     """
@@ -106,7 +106,7 @@ class Recorder:
         self._device: torch.device | None = None  # device of returned tensors; None for arrays
 
     def reset(self, seed: Seed = None, mask: np.ndarray | None = None) -> list[Any]:
-        """Reset all sub-environments, or those of the mask (num_envs,) bool; return the observation of each."""
+        """Reset all rows, or those of the mask (num_envs,) bool; return all observations."""
         given: dict[str, Any] = {} if seed is None else {"seed": seed}
         options = {} if mask is None else {"reset_mask": self.native(mask.copy())}
         if options:
@@ -126,7 +126,7 @@ class Recorder:
         return rows
 
     def step(self, choices: Sequence[Any], *, reset_ended: bool = True) -> None:
-        """Step with one action per sub-environment; in DISABLED, then reset ended rows if ``reset_ended``."""
+        """Step with one action per row; in DISABLED, then reset ended rows if ``reset_ended``."""
         space = self.env.single_action_space
         empty: Any = create_empty_array(space, len(choices))
         actions = self.native(concatenate(space, choices, empty))
@@ -157,7 +157,7 @@ class Recorder:
         return [moments[index] for moments in self.moments]
 
     def changed_since(self) -> tuple[int, str] | None:
-        """Return step and name of the first returned value that changed after its return; None if none did."""
+        """Return step and name of the first returned value that later changed; None if none did."""
         return next(((step, name) for step, name, value, then in self.returned if not same(snapshot(value), then)), None)
 
     def _rows(self, observation: Any) -> list[Any]:
@@ -185,7 +185,7 @@ class Recorder:
 
 
 def play(env: VectorEnv, mode: AutoresetMode, seed: Seed, choices: Iterable[Sequence[Any]], **hooks: Any) -> Recorder:
-    """Record a run: reset with a seed, then step with all ``choices``; ``hooks`` are arguments of `Recorder`."""
+    """Record a run: reset with a seed, step with all ``choices``; ``hooks`` go to `Recorder`."""
     recorder = Recorder(env, mode, **hooks)
     recorder.reset(seed)
     for actions in choices:
@@ -201,7 +201,9 @@ def draw_choices(space: gym.Space, num_steps: int, num_envs: int, seed: int) -> 
 
 
 def first_difference(left: Sequence[Moment], right: Sequence[Moment], tolerance: float = 0.0) -> Difference | None:
-    """Find the first difference between two records of a sub-environment, up to the end of the shorter one.
+    """Find the first difference between two records of a sub-environment.
+
+    Records of different length are compared up to the end of the shorter one.
 
     Args:
         left: the first record.
@@ -223,7 +225,7 @@ def first_difference(left: Sequence[Moment], right: Sequence[Moment], tolerance:
 
 
 def _narrow(name: str, left: Any, right: Any, tolerance: float) -> tuple[str, Any, Any]:
-    """Return the name and values of the first part that differs between two different nested values."""
+    """Return the name and values of the first different part of two nested values."""
     if isinstance(left, Mapping) and isinstance(right, Mapping) and left.keys() == right.keys():
         key = next(key for key in left if not same(left[key], right[key], tolerance))
         return _narrow(f"{name}[{key!r}]", left[key], right[key], tolerance)

@@ -1,4 +1,4 @@
-"""State of a check of one environment in one autoreset mode: the environment, its runs and the findings."""
+"""State of the check of an environment in one autoreset mode."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OTHER_SEED = 1_000_003  # offset to a seed that no row uses
 
 
 class NotAVectorEnvError(TypeError):
-    """``make`` did not return a vector environment. This is an error of the caller, not a finding."""
+    """``make`` did not return a vector environment: an error of the caller, not a finding."""
 
 
 class Trial:
@@ -113,7 +113,7 @@ class Trial:
                 yield row, difference
 
     def ends(self) -> list[tuple[int, int]]:
-        """Return (step, row) of the episode ends in the reference run, except those at the last step."""
+        """Return (step, row) of the episode ends in the reference run before the last step."""
         return [(t, i) for t, rows in enumerate(self.played.moments[:-1]) for i, moment in enumerate(rows) if moment.ended]
 
     def moves(self) -> bool:
@@ -124,7 +124,7 @@ class Trial:
         )
 
     def findings(self, contract: str, check: Check) -> Iterator[Finding]:
-        """Yield the findings of a check; an error of the environment is a finding of ``contract``."""
+        """Yield the findings of a check; an error becomes a finding of ``contract``."""
         try:
             for finding in check(self):
                 self.broken.add(finding[0])
