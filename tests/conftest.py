@@ -26,7 +26,7 @@ def one_thread():
 
 @pytest.fixture
 def parse(monkeypatch):
-    """Return a function that parses arguments with the parser of a script and stops the script."""
+    """Return a function that runs only the argument parser of a script."""
     parse_args = argparse.ArgumentParser.parse_args
 
     def stop(parser):

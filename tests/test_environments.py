@@ -169,7 +169,7 @@ def test_a_dream_under_real_actions_follows_the_real_pendulum(pendulum):
     rollout = replay(Dreams(pendulum.world, 1, temperature=0.0), episode, prefix=10, horizon=10)
     truth = pendulum.world.encode(episode.observations)[10:21]
     dreamed_error = (rollout.z[0] - truth).square().mean()
-    assert dreamed_error < 0.2 * (truth[0] - truth).square().mean()  # standing still
+    assert dreamed_error < 0.2 * (truth[0] - truth).square().mean()  # error of a constant prediction
 
 
 @pytest.mark.slow
@@ -184,7 +184,7 @@ def test_a_controller_from_cartpole_dreams_balances_the_real_pole(trial):
 def test_a_controller_from_pendulum_dreams_improves_on_random_torque_in_the_dream(pendulum):
     (random_return, _), _ = pendulum.random_play()
     result = pendulum.evaluate(pendulum.search(generations=6), num_episodes=10)
-    assert result.dream.mean > random_return + 50  # in reality random play of 40 episodes teaches too little
+    assert result.dream.mean > random_return + 50  # 40 episodes of random play are not enough for reality
     assert result.real.lengths.tolist() == [100] * 10
 
 

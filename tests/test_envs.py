@@ -21,14 +21,14 @@ from worldmodel.testing import check_vector_env
 
 MODES = list(AutoresetMode)
 KINDS = ["z", "zh", "zhc", "decoded"]
-BOUNDED = spaces.Box(-50.0, 50.0, (2,), np.float32)  # Gymnasium's checker objects to spaces without bounds
+BOUNDED = spaces.Box(-50.0, 50.0, (2,), np.float32)  # Gymnasium's checker warns of spaces without bounds
 DICTS = (
     spaces.Dict({"push": spaces.Box(-1.0, 1.0, (2,), np.float32), "kind": spaces.Discrete(3)}),
     spaces.Dict({"place": spaces.Box(-9.0, 9.0, (2,), np.float32), "mode": spaces.Discrete(2)}),
 )
 
 
-def mortal_world(**arguments):
+def terminating_world(**arguments):
     """Return a random world model whose dreams terminate sometimes."""
     return random_world(termination_bias=-1.0, **arguments)
 
@@ -84,15 +84,15 @@ def test_nested_spaces_pass_gymnasiums_checks_too(tmp_path, kind):
 @pytest.mark.parametrize("kind", ["zh", "decoded"])
 def test_every_contract_of_vector_environments_is_kept_in_all_modes(kind, tensors):
     options = {"observation": kind, "tensors": tensors, "horizon": 7, "temperature": (0.5, 1.5)}
-    world = mortal_world(observation_space=BOUNDED)
-    # Rows share matrix products, which some CPUs round by a row's place; of observations of some tens this is the last bits.
+    world = terminating_world(observation_space=BOUNDED)
+    # Some CPUs round matrix products differently for different rows, which changes the last bits of observations near 50.
     tolerance = 1e-3 if kind == "decoded" else 1e-5
     check_vector_env(lambda mode: DreamVectorEnv(world, 3, autoreset_mode=mode, **options), num_steps=40, tolerance=tolerance)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_observations_lie_in_their_space(kind):
-    env = DreamVectorEnv(mortal_world(observation_space=BOUNDED), 50, observation=kind, temperature=3.0)
+    env = DreamVectorEnv(terminating_world(observation_space=BOUNDED), 50, observation=kind, temperature=3.0)
     observations, _ = env.reset(seed=0)
     assert env.observation_space.contains(observations)
     for t in range(50):
@@ -102,7 +102,7 @@ def test_observations_lie_in_their_space(kind):
 
 @pytest.mark.parametrize("kind", ["z", "zh", "zhc", "decoded"])
 def test_a_world_in_double_precision_keeps_the_types_of_the_space(kind):
-    world = mortal_world().double()
+    world = terminating_world().double()
     env = DreamVectorEnv(world, 3, observation=kind, temperature=(0.5, 1.5), autoreset_mode="SameStep")
     tensors = DreamVectorEnv(world, 3, observation=kind, temperature=(0.5, 1.5), autoreset_mode="SameStep", tensors=True)
     assert env.observation_space.contains(env.reset(seed=0)[0])
@@ -124,7 +124,7 @@ def test_the_autoreset_mode_is_the_enum_in_metadata_and_attribute():
 
 
 def test_make_and_make_vec_take_json(tmp_path):
-    mortal_world().save_pretrained(tmp_path / "world")
+    terminating_world().save_pretrained(tmp_path / "world")
     text = json.dumps({"world": str(tmp_path / "world"), "temperature": [0.5, 1.5], "horizon": 5, "observation": "z"})
     single = gym.make("worldmodel:Dream-v0", **json.loads(text))
     assert isinstance(single.unwrapped, DreamEnv)
@@ -134,13 +134,13 @@ def test_make_and_make_vec_take_json(tmp_path):
     assert gym.make(single.spec.to_json() and single.spec).reset(seed=1)[0].tolist() == single.reset(seed=1)[0].tolist()
 
 
-# One dream, whatever stands beside it
+# Independence of the rows
 
 
 @pytest.mark.parametrize("mode", MODES[:2])
 @pytest.mark.parametrize("kind", ["zh", "decoded"])
 def test_a_dream_alone_is_row_0_of_many_and_row_i_with_seed_plus_i(mode, kind):
-    world = mortal_world()
+    world = terminating_world()
     many = play(DreamVectorEnv(world, 5, autoreset_mode=mode, observation=kind), 40, seed=10)
     for row in (0, 3):
         alone = play(DreamVectorEnv(world, 1, autoreset_mode=mode, observation=kind), 40, seed=10 + row)
@@ -150,7 +150,7 @@ def test_a_dream_alone_is_row_0_of_many_and_row_i_with_seed_plus_i(mode, kind):
 
 def test_all_modes_and_the_single_environment_dream_the_same_episodes():
     """Episodes are equal although they start at different steps."""
-    world, horizon = mortal_world(), 9
+    world, horizon = terminating_world(), 9
     next_step, same_step = (DreamVectorEnv(world, 1, autoreset_mode=mode, horizon=horizon) for mode in MODES[:2])
     disabled = DreamVectorEnv(world, 1, autoreset_mode=AutoresetMode.DISABLED, horizon=horizon)
     single = DreamEnv(world, horizon=horizon)
@@ -174,7 +174,7 @@ def test_all_modes_and_the_single_environment_dream_the_same_episodes():
 
 
 def test_a_dream_does_not_change_when_another_acts_differently_or_is_reset():
-    world = mortal_world()
+    world = terminating_world()
     for mode in MODES[:2]:
         first, second = (DreamVectorEnv(world, 3, autoreset_mode=mode) for _ in range(2))
         for env in (first, second):
@@ -183,13 +183,13 @@ def test_a_dream_does_not_change_when_another_acts_differently_or_is_reset():
             same, other = np.array([t % 3, 0, 1]), np.array([t % 3, 2, t % 2])
             if t in (5, 6, 20):
                 second.reset(options={"reset_mask": np.array([False, True, False])}, seed=[None, 77, None])
-            calm, stirred = first.step(same), second.step(other)
-            for one, two in zip(calm[:4], stirred[:4], strict=True):
+            kept, changed = first.step(same), second.step(other)
+            for one, two in zip(kept[:4], changed[:4], strict=True):
                 assert np.array_equal(one[0], two[0])
 
 
 def test_a_list_seeds_each_dream_and_none_continues_its_seed():
-    world = mortal_world()
+    world = terminating_world()
     env = DreamVectorEnv(world, 3)
     first, _ = env.reset(seed=[5, 6, 5])
     assert np.array_equal(first[0], first[2])
@@ -202,7 +202,7 @@ def test_a_list_seeds_each_dream_and_none_continues_its_seed():
 
 
 def test_without_a_seed_two_environments_differ_and_the_global_seed_is_irrelevant():
-    world = mortal_world()
+    world = terminating_world()
     torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002 (the point)
     one = DreamVectorEnv(world, 8).reset()[0]
@@ -291,14 +291,14 @@ def test_disabled_waits_for_a_reset_of_the_finished_rows():
 
 
 def test_the_horizon_truncates_and_a_terminated_dream_is_not_truncated():
-    env = DreamVectorEnv(mortal_world(), 200, horizon=4)
+    env = DreamVectorEnv(terminating_world(), 200, horizon=4)
     env.reset(seed=0)
     terminated, truncated = np.zeros(200, bool), np.zeros(200, bool)
     for t in range(1, 5):
         _, _, terminations, truncations, _ = env.step(np.zeros(200, dtype=int))
         if t < 4:
             assert not truncations.any()
-            break_rows = terminated  # these were reset in between and are at another step
+            break_rows = terminated  # these have been reset and are at another step
             terminated = terminated | terminations
         else:
             truncated = truncations
@@ -323,7 +323,7 @@ def test_the_horizon_is_the_step_limit_of_the_environment_of_the_data(asked, hor
 
 
 def test_each_episode_samples_a_temperature_from_the_range():
-    env = DreamVectorEnv(mortal_world(), 300, temperature=(0.5, 2.0), autoreset_mode="SameStep")
+    env = DreamVectorEnv(terminating_world(), 300, temperature=(0.5, 2.0), autoreset_mode="SameStep")
     _, infos = env.reset(seed=0)
     first = infos["temperature"]
     assert infos["_temperature"].all()
@@ -333,7 +333,7 @@ def test_each_episode_samples_a_temperature_from_the_range():
     assert (infos["temperature"][terminations] != first[terminations]).all()
     assert (infos["temperature"][~terminations] == first[~terminations]).all()
     assert np.array_equal(infos["final_info"]["temperature"][terminations], first[terminations])
-    single = DreamEnv(mortal_world(), temperature=(0.5, 2.0))
+    single = DreamEnv(terminating_world(), temperature=(0.5, 2.0))
     assert single.reset(seed=7)[1]["temperature"] == pytest.approx(first[7])
 
 
@@ -351,7 +351,7 @@ def test_temperature_changes_the_dream_and_a_range_of_one_value_does_not():
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_tensors_hold_the_same_numbers(mode, kind):
-    world = mortal_world(termination_head=mode is not AutoresetMode.DISABLED)
+    world = terminating_world(termination_head=mode is not AutoresetMode.DISABLED)
     plain = DreamVectorEnv(world, 5, autoreset_mode=mode, observation=kind, temperature=(0.5, 1.0))
     tensors = DreamVectorEnv(world, 5, autoreset_mode=mode, observation=kind, temperature=(0.5, 1.0), tensors=True)
     one, two = plain.reset(seed=1), tensors.reset(seed=1)
@@ -374,15 +374,15 @@ def test_tensors_hold_the_same_numbers(mode, kind):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("mode", MODES)
 def test_callers_may_keep_and_modify_returned_values(tensors, kind, mode):
-    def run(meddle):
-        world = mortal_world(termination_head=mode is not AutoresetMode.DISABLED)
+    def run(overwrite):
+        world = terminating_world(termination_head=mode is not AutoresetMode.DISABLED)
         env = DreamVectorEnv(world, 4, observation=kind, autoreset_mode=mode, tensors=tensors, temperature=(1.0, 2.0))
         results, copies = [env.reset(seed=0)], []
         for t in range(8):
             copies.append(
                 map_leaves(lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf.clone(), results[-1][0])
             )
-            if meddle:
+            if overwrite:
                 for leaf in (*results[-1][:4], *results[-1][-1].values()):
                     if isinstance(leaf, torch.Tensor | np.ndarray) and leaf.dtype != object:
                         leaf[:] = 1
@@ -391,21 +391,21 @@ def test_callers_may_keep_and_modify_returned_values(tensors, kind, mode):
                 env.reset(options={"reset_mask": np.array([True, False, True, False])})
         return results, copies
 
-    calm, copies = run(meddle=False)
-    for result, copied in zip(calm, copies, strict=False):
+    kept, copies = run(overwrite=False)
+    for result, copied in zip(kept, copies, strict=False):
         assert same_bits(result[0], copied)
-    _, meddled = run(meddle=True)
-    assert all(same_bits(one, two) for one, two in zip(copies, meddled, strict=True))
+    _, overwritten = run(overwrite=True)
+    assert all(same_bits(one, two) for one, two in zip(copies, overwritten, strict=True))
 
 
 def test_rows_of_all_dreams_at_once_are_computed_as_on_a_gpu(monkeypatch):
     """On a GPU, new values are computed for all rows and then selected; the result is the same."""
-    import worldmodel.envs as envs
+    from worldmodel.envs import dream_env
 
-    world = mortal_world()
+    world = terminating_world()
     expected = play(DreamVectorEnv(world, 6, temperature=(0.5, 1.5)), 20)
-    rows = envs.Rows
-    monkeypatch.setattr(envs, "Rows", lambda mask: rows(mask, dense=True))
+    rows = dream_env.Rows
+    monkeypatch.setattr(dream_env, "Rows", lambda mask: rows(mask, dense=True))
     assert same_bits(tuple(play(DreamVectorEnv(world, 6, temperature=(0.5, 1.5)), 20)), tuple(expected))
 
 
@@ -488,7 +488,7 @@ def test_without_a_render_mode_there_is_a_warning_and_no_picture():
         assert env.render() is None
 
 
-# Bad input
+# Invalid input
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def test_a_row_shows_what_one_used_latent_does():
     assert picture.shape == (2 * 26 - 2, 5 * 22 - 2, 3)
     means = vision.encode(images)[0]
     z = means[10].repeat(5, 1)
-    z[:, means.var(dim=0).argmax()] = torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0])  # of the prior, whatever the images do
+    z[:, means.var(dim=0).argmax()] = torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0])  # in units of the prior
     expected = colour(vision, vision.decode(z))
     assert all((picture[:24, 22 * i : 22 * i + 20] == expected[i]).all() for i in range(5))
     assert (picture[:24, :20] != picture[:24, -20:]).any()

@@ -87,7 +87,7 @@ def test_frames_of_changing_size_are_a_failure_that_names_both_shapes(tmp_path):
         )
 
 
-# Missing parts
+# Missing packages
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ def test_classic_control_is_drawn_as_the_real_environment_draws_itself(env_id):
     assert np.array_equal(first, env.render())
     for _ in range(5):
         observation, *_ = env.step(env.action_space.sample())
-    env.unwrapped.last_u = None  # Pendulum also draws its latest torque, which no observation tells of
+    env.unwrapped.last_u = None  # Pendulum also draws its last torque, which is not in the observation
     assert np.array_equal(renderer(observation), env.render())
     renderer.close()
     env.close()

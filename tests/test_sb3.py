@@ -25,12 +25,12 @@ from worldmodel.adapters.sb3 import SB3Policy, SB3VecEnv
 SAME_STEP = AutoresetMode.SAME_STEP
 
 
-def mortal_world(**arguments):
+def terminating_world(**arguments):
     return random_world(termination_bias=-1.0, **arguments)
 
 
 def dreams(world=None, num_envs=4, **options):
-    return SB3VecEnv(wm.DreamVectorEnv(world or mortal_world(), num_envs, autoreset_mode=SAME_STEP, **options))
+    return SB3VecEnv(wm.DreamVectorEnv(world or terminating_world(), num_envs, autoreset_mode=SAME_STEP, **options))
 
 
 def real_walks(make, num_envs=3):
@@ -70,12 +70,12 @@ def play_both(ours, theirs, steps, *, seed=5, choose=lambda k, t: k * t % 3):
     return ends
 
 
-# The contract of a VecEnv: what DummyVecEnv gives for single environments, at once
+# The contract of a VecEnv: the same results as DummyVecEnv of single environments
 
 
 @pytest.mark.parametrize("options", [{}, {"temperature": (0.5, 1.5)}, {"observation": "decoded"}])
 def test_dreams_step_as_dummy_vec_env_steps_single_dreams(options):
-    world, options = mortal_world(), {"horizon": 3, **options}
+    world, options = terminating_world(), {"horizon": 3, **options}
     ends = play_both(dreams(world, **options), DummyVecEnv([lambda: wm.DreamEnv(world, **options)] * 4), 40)
     assert min(ends.values()) > 3
 
@@ -176,25 +176,25 @@ def test_pictures_are_tiled():
 @pytest.mark.parametrize("kind", ["z", "zh", "zhc", "decoded"])
 def test_stable_baselines_check_env_finds_nothing(kind):
     bounded = spaces.Box(-50.0, 50.0, (2,), np.float32)
-    check_env(wm.DreamEnv(mortal_world(observation_space=bounded), observation=kind, horizon=5))
+    check_env(wm.DreamEnv(terminating_world(observation_space=bounded), observation=kind, horizon=5))
 
 
 def test_nested_observations_and_continuous_actions_train():
     place = spaces.Dict({"place": spaces.Box(-9.0, 9.0, (2,), np.float32), "mode": spaces.Discrete(2)})
-    world = mortal_world(action_space=spaces.Box(-1.0, 1.0, (2,), np.float32), observation_space=place)
+    world = terminating_world(action_space=spaces.Box(-1.0, 1.0, (2,), np.float32), observation_space=place)
     env = dreams(world, observation="decoded")
     A2C("MultiInputPolicy", env, n_steps=3, seed=0, device="cpu").learn(48)
     with pytest.raises(ValueError, match="model: expected an agent on features of this world"):
         SB3Policy(A2C("MultiInputPolicy", env, device="cpu"), world)
 
 
-# Trouble
+# Invalid input
 
 
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED])
 def test_another_autoreset_mode_is_refused(mode):
     with pytest.raises(ValueError, match=r"env: expected the autoreset mode SAME_STEP, got .*autoreset_mode=\"SameStep\""):
-        SB3VecEnv(wm.DreamVectorEnv(mortal_world(), 2, autoreset_mode=mode))
+        SB3VecEnv(wm.DreamVectorEnv(terminating_world(), 2, autoreset_mode=mode))
 
 
 def test_tensors_are_refused():
@@ -215,7 +215,7 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch):
 
 @pytest.mark.parametrize("kind", ["z", "zh", "zhc"])
 def test_a_policy_knows_its_features_and_acts_as_the_agent_predicts(kind):
-    world = mortal_world()
+    world = terminating_world()
     model = A2C("MlpPolicy", dreams(world, observation=kind), seed=0, device="cpu")
     policy = SB3Policy(model, world)
     assert policy.features == kind
@@ -225,7 +225,7 @@ def test_a_policy_knows_its_features_and_acts_as_the_agent_predicts(kind):
 
 def test_an_agent_for_other_features_or_actions_is_refused():
     world = random_world(hidden_size=7)
-    model = A2C("MlpPolicy", dreams(mortal_world()), device="cpu")  # of 5 + 2 features, where this world has 2, 9 or 16
+    model = A2C("MlpPolicy", dreams(terminating_world()), device="cpu")  # of 5 + 2 features, where this world has 2, 9 or 16
     with pytest.raises(
         ValueError, match=r"model: .* \(2,\) for 'z', \(9,\) for 'zh', \(16,\) for 'zhc', got one on shape \(7,\)"
     ):
@@ -233,7 +233,7 @@ def test_an_agent_for_other_features_or_actions_is_refused():
     with pytest.raises(ValueError, match=r"model: expected the action space Discrete\(2\), got Discrete\(3\)"):
         SB3Policy(model, random_world(action_space=spaces.Discrete(2)))
     with pytest.raises(ValueError, match=r"features: expected \(B, 7\) of kind 'zh', got \(3, 12\)"):
-        SB3Policy(model, mortal_world())(torch.zeros(3, 12))
+        SB3Policy(model, terminating_world())(torch.zeros(3, 12))
 
 
 def test_a_policy_is_scored_in_dream_and_reality():
@@ -296,7 +296,7 @@ def test_ppo_trained_only_in_dreams_beats_random_play_in_reality(tmp_path):
 
 
 def test_an_agent_with_multi_binary_actions_learns_in_dreams_and_acts_as_a_policy():
-    world = mortal_world(action_space=spaces.MultiBinary(3))
+    world = terminating_world(action_space=spaces.MultiBinary(3))
     model = PPO("MlpPolicy", dreams(world), n_steps=8, batch_size=8, n_epochs=1, device="cpu").learn(32)
     core = wm.Dreams(world, 4)
     actions = core.rollout(SB3Policy(model, world), 3, generator=core.generator(0)).actions

@@ -46,7 +46,7 @@ def test_faults_are_found_behind_tensors():
 
 
 FAULTS = [  # fault, modes that it affects, broken contracts, pattern of each message
-    ("batched for one more", ALL, {"spaces"}, r"expected observation_space to be .*\(3, 2\).* got .*\(4, 2\).*batch_space"),
+    ("batched for one row more", ALL, {"spaces"}, r"expected observation_space to be .*\(3, 2\).* got .*\(4, 2\).*batch_space"),
     ("no mode", ALL, {"autoreset_mode"}, "expected metadata.* got None"),
     ("mode as a string", ALL, {"autoreset_mode"}, "expected metadata.* got '(NextStep|SameStep|Disabled)'"),
     ("attribute without mode", ALL, {"autoreset_mode"}, "expected the attribute autoreset_mode .* got None"),
@@ -65,7 +65,7 @@ FAULTS = [  # fault, modes that it affects, broken contracts, pattern of each me
     ("rewards of NaN", ALL, {"values"}, "rewards at step 5: expected finite"),
     ("no mask in infos", ALL, {"infos"}, r"infos\['distance'\] at step 1: expected a mask infos\['_distance'\].* got none"),
     ("infos as a list", ALL, {"infos"}, "infos at step 1: expected one dict .* got list"),
-    ("resets by itself", (NEXT_STEP,), {"NEXT_STEP"}, "expected reward 0|reset in that step, not in the last step"),
+    ("resets without a call", (NEXT_STEP,), {"NEXT_STEP"}, "expected reward 0|reset in that step, not in the last step"),
     ("reward at reset", (NEXT_STEP,), {"NEXT_STEP"}, "the one after its end: expected reward 0"),
     (
         "flag at reset",
@@ -86,14 +86,14 @@ FAULTS = [  # fault, modes that it affects, broken contracts, pattern of each me
         {"copies"},
         r"infos\['final_obs'\] of step \d+: expected the returned value to stay",
     ),
-    ("steps what ended", (DISABLED,), {"ended rows"}, "expected step to raise after the end of its episode"),
-    ("mask resets nobody", (DISABLED,), {"reset_mask"}, "got the observation from before the reset|to restart from its seed"),
+    ("steps ended rows", (DISABLED,), {"ended rows"}, "expected step to raise after the end of its episode"),
+    ("mask resets no rows", (DISABLED,), {"reset_mask"}, "got the observation from before the reset|to restart from its seed"),
     ("mask without seeds", (DISABLED,), {"reset_mask"}, "sub-environment 0, masked: expected to restart from its seed"),
     ("mask not checked", (DISABLED,), {"reset_mask"}, r"expected an error for a mask that is not bool of shape \(3,\)"),
     ("options changed", (DISABLED,), {"reset_mask"}, "expected reset to change nothing in the caller's options"),
     ("seed not read", ALL, {"same seed"}, "in a second new environment, but observation.* not tested in this mode"),
-    ("an end outlives reset", (NEXT_STEP,), {"reset"}, r"expected reset\(seed=0\) to clear the state of the \d+ steps before"),
-    ("one seed whatever is asked", ALL, {"different seeds"}, "expected different runs from the seeds"),
+    ("reset keeps ends", (NEXT_STEP,), {"reset"}, r"expected reset\(seed=0\) to clear the state of the \d+ steps before"),
+    ("seeds ignored", ALL, {"different seeds"}, "expected different runs from the seeds"),
     ("int seeds all rows alike", ALL, {"seed list"}, r"sub-environment 1: expected reset\(seed=0\) to mean .*\[0, 1, 2\]"),
     ("no list of seeds", ALL, {"seed list"}, r"expected reset\(seed=\[0, 1, 2\]\) to be accepted, got TypeError"),
     ("first seed for all rows", ALL, {"seed per row"}, "expected the same run from seed 0 as in sub-environment 0"),
@@ -106,7 +106,7 @@ FAULTS = [  # fault, modes that it affects, broken contracts, pattern of each me
         {"copies"},
         "the caller wrote into returned observations|expected the returned value to stay",
     ),
-    ("unmasked rows as the caller has them", (DISABLED,), {"copies"}, "after the caller wrote into the observation returned"),
+    ("unmasked rows not copied", (DISABLED,), {"copies"}, "after the caller wrote into the observation returned"),
     ("actions changed", ALL, {"actions"}, "step 1: expected the caller's actions to stay unchanged"),
     ("actions kept", ALL, {"actions"}, "after the caller wrote into the actions of an earlier step"),
     ("closes once", ALL, {"close"}, "got RuntimeError.*closed already"),
@@ -134,8 +134,8 @@ def test_a_mask_that_resets_all_is_named_with_the_rows_that_should_have_stayed()
 
 
 def test_disabled_that_resets_by_itself_is_named_by_its_own_runs_or_by_another_mode():
-    assert "DISABLED" in contracts(walk("resets by itself", noise=0), modes=[DISABLED])
-    found = violations(walk("resets by itself"), modes=[SAME_STEP, DISABLED])
+    assert "DISABLED" in contracts(walk("resets without a call", noise=0), modes=[DISABLED])
+    found = violations(walk("resets without a call"), modes=[SAME_STEP, DISABLED])
     assert "expected the same first episode in SAME_STEP and DISABLED" in found[-1].message
 
 
@@ -159,8 +159,8 @@ def test_one_row_is_not_enough_to_test_independence():
 
 
 def test_rounding_that_depends_on_the_row_passes_with_a_tolerance():
-    assert contracts(walk("rounding by place")) == {"seed per row"}
-    check_vector_env(walk("rounding by place"), num_steps=40, tolerance=1e-4)
+    assert contracts(walk("rounding by row")) == {"seed per row"}
+    check_vector_env(walk("rounding by row"), num_steps=40, tolerance=1e-4)
 
 
 def test_another_seed_gives_other_actions_and_starts():
@@ -175,7 +175,7 @@ def test_contracts_can_be_ignored_unless_they_end_the_check():
 
 
 def test_if_reset_does_not_clear_all_state_later_runs_use_new_environments():
-    make = walk("an end outlives reset")
+    make = walk("reset keeps ends")
     check_vector_env(make, modes=[NEXT_STEP], num_steps=40, ignore={"reset"})
 
 
@@ -234,7 +234,7 @@ def test_global_random_states_do_not_change():
 
 def test_every_contract_has_a_planted_fault():
     planted = set.union(*(broken for _, _, broken, _ in FAULTS))
-    assert planted | {"ends", "modes", "DISABLED"} == set(CONTRACTS)  # these three above
+    assert planted | {"ends", "modes", "DISABLED"} == set(CONTRACTS)  # tested above
 
 
 def made(vectorization, **options):
@@ -275,7 +275,7 @@ def test_rows_may_have_different_bounds_if_observation_mode_allows_it():
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # of forks beside threads, and Gymnasium's of a step after the end
+@pytest.mark.filterwarnings("ignore")  # of forks with threads, and Gymnasium's of steps after the end
 @pytest.mark.parametrize("options", list(OF_GYMNASIUM.values())[:2], ids=list(OF_GYMNASIUM)[:2])
 def test_async_vector_env_passes_in_all_modes_but_steps_ended_rows(options):
     check_vector_env(made("async", **options), num_steps=40, ignore={"ended rows"})
@@ -300,7 +300,7 @@ def test_cart_pole_vector_env_takes_no_list_of_seeds_and_its_rows_share_a_genera
     check_vector_env(make, modes=None, num_steps=60, ignore={"seed list", "independence"})
 
 
-# The faults again, in programs of their own, without the checker.
+# The same faults without the checker.
 
 
 @found_in
@@ -335,10 +335,10 @@ def test_fault_async_vector_env_without_shared_memory_resets_twice():
         envs.reset(seed=0)
         while not envs.step(np.array([0]))[2].any():
             pass
-        envs.reset(seed=0)  # by hand, after an end
+        envs.reset(seed=0)  # explicit reset after an end
         rewards[shared_memory] = float(envs.step(np.array([0]))[1][0])
         envs.close()
-    assert rewards == {True: 1.0, False: 0.0}  # 0.0: the step was swallowed by a reset without the seed
+    assert rewards == {True: 1.0, False: 0.0}  # 0.0: the step was a reset without the seed
 
 
 @found_in

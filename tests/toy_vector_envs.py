@@ -33,7 +33,7 @@ class WalkVectorEnv(VectorEnv):
         self.autoreset_mode = None if self.broken("attribute without mode") else mode
         self.single_observation_space = spaces.Box(np.float32([-2, 0]), np.float32([2, 50]))
         self.single_action_space = spaces.Discrete(2)
-        self.observation_space = batch_space(self.single_observation_space, num_envs + self.broken("batched for one more"))
+        self.observation_space = batch_space(self.single_observation_space, num_envs + self.broken("batched for one row more"))
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.position, self.steps = np.zeros(num_envs), np.zeros(num_envs, dtype=int)
         self.ended = np.zeros(num_envs, dtype=bool)
@@ -50,15 +50,15 @@ class WalkVectorEnv(VectorEnv):
         mask = self._mask(options)
         if seed is not None and not self.broken("seed not read"):
             self._seed(seed, mask)
-        if not self.broken("an end outlives reset"):
+        if not self.broken("reset keeps ends"):
             self.ended[mask] = False
         if self.broken("mask resets all"):
             mask = np.ones_like(mask)
-        if not (self.broken("mask resets nobody") and not mask.all()):
+        if not (self.broken("mask resets no rows") and not mask.all()):
             self._start(mask)
         self.kept_actions = None if mask.all() else self.kept_actions
         observation = self._observe()
-        if self.broken("unmasked rows as the caller has them"):
+        if self.broken("unmasked rows not copied"):
             observation[~mask] = self.returned[~mask]
         self.returned = observation
         return self._native(observation), {}
@@ -66,7 +66,7 @@ class WalkVectorEnv(VectorEnv):
     def step(self, actions):
         if self.broken("raises") and self.steps[0] == 3:
             raise ArithmeticError("the toy broke")
-        if self.mode is AutoresetMode.DISABLED and self.ended.any() and not self.broken("steps what ended"):
+        if self.mode is AutoresetMode.DISABLED and self.ended.any() and not self.broken("steps ended rows"):
             raise RuntimeError("step: expected a reset of what ended first")
         pending = self.ended & (self.mode is AutoresetMode.NEXT_STEP)
         pushes = self._pushes(actions)
@@ -83,7 +83,7 @@ class WalkVectorEnv(VectorEnv):
         infos = {"distance": distance, "_distance": np.ones(self.num_envs, dtype=bool)}
         if self.mode is AutoresetMode.SAME_STEP and self.ended.any():
             infos |= self._restart_with_finals()
-        if self.broken("resets by itself"):
+        if self.broken("resets without a call"):
             self._start(self.ended)
             self.ended = np.zeros_like(self.ended)
         if self.broken("flag at reset"):
@@ -116,7 +116,7 @@ class WalkVectorEnv(VectorEnv):
             raise TypeError(f"seed: expected an int, got {seed}")
         if self.broken("first seed for all rows"):
             seed = [seed[0]] * self.num_envs
-        if self.broken("one seed whatever is asked"):
+        if self.broken("seeds ignored"):
             seed = [0] * self.num_envs
         if self.broken("mask without seeds") and not mask.all():
             return
@@ -169,7 +169,7 @@ class WalkVectorEnv(VectorEnv):
         observation = np.stack([self.position.clip(-2, 2), self.steps], axis=1).astype(dtype)
         if self.broken("observation outside"):
             observation[self.steps == 2, 0] = 3
-        if self.broken("rounding by place"):
+        if self.broken("rounding by row"):
             observation[:, 0] += np.float32(1e-5) * np.arange(self.num_envs)
         if self.broken("observation without steps"):
             observation = observation[:, :1]

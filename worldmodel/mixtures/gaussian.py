@@ -365,7 +365,7 @@ class GaussianMixture:
             raise ValueError(f"x: expected shape {expected}, got {tuple(x.shape)}")
 
     def _align(self, temperature: Tensor) -> Tensor:
-        """Append dimensions of 1 to a temperature with a prefix of the batch shape: (..., 1)."""
+        """Reshape a temperature, whose shape is a prefix of the batch shape, to (..., 1)."""
         if temperature.shape != self.batch_shape[: temperature.ndim]:
             raise ValueError(
                 f"temperature: expected a shape that is a prefix of the batch shape {tuple(self.batch_shape)}, "

@@ -44,9 +44,9 @@ def keep_freed_memory() -> bool:
     """Make the C library keep freed memory for the rest of the process.
 
     By default glibc returns large blocks to the system at once, and the next block of that size
-    costs one page fault per 4 KB. This takes a fifth of the training time of M at the paper's Doom
-    size (dev/LOG.md). The process then keeps its peak memory until it ends. Call this from scripts
-    only; the library itself does not.
+    costs one page fault per 4 KB. These faults take a fifth of the training time of M at the
+    paper's Doom size (dev/LOG.md). After this call, the process keeps its peak memory until it
+    ends. Call this from scripts only; the library itself does not.
 
     Returns:
         True with glibc (most Linux systems); False elsewhere, where the call has no effect.

@@ -54,7 +54,7 @@ class ImageLayout:
         return image.permute(0, 3, 1, 2) if self.channel_axis == 0 else image
 
     def to_rgb(self, image: Tensor) -> Tensor:
-        """Convert images (N, *shape) to (N, H, W, 3); unless C = 3, show channel 0 as grey."""
+        """Convert images (N, *shape) to (N, H, W, 3); if C is not 3, channel 0 as grey."""
         last = self.to_channels_last(image)
         return last if self.channels == 3 else last[..., :1].expand(*last.shape[:-1], 3)
 

@@ -89,7 +89,7 @@ class Violation:
 
 
 class VectorEnvError(AssertionError):
-    """A vector environment breaks contracts; ``violations`` lists them."""
+    """Raised if a vector environment breaks contracts; ``violations`` lists them."""
 
     def __init__(self, violations: Sequence[Violation]):
         self.violations = list(violations)

@@ -31,7 +31,7 @@ def check_make(trial: Trial) -> Iterator[Finding]:
 
 
 def check_mode(trial: Trial) -> Iterator[Finding]:
-    """Check that the metadata, and an attribute autoreset_mode, name the autoreset mode."""
+    """Check the autoreset mode in the metadata and in the attribute autoreset_mode."""
     named = trial.env.metadata.get("autoreset_mode")
     expected = "a member of AutoresetMode" if trial.mode is None else str(trial.mode)
     if not isinstance(named, AutoresetMode) or trial.mode not in (None, named):
