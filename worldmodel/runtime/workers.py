@@ -146,7 +146,7 @@ def attempt_task(runner: Runner, task: int) -> tuple[bool, Any]:
 
 
 class _Worker:
-    """The parent's side of one worker process."""
+    """One worker process, as seen by the parent."""
 
     def __init__(self, payload: bytes):
         context = _context()
