@@ -1,7 +1,8 @@
-"""The picture every mixture density network starts with: an inverse that is not a function (Bishop 1994, section 5).
+"""Fit a mixture density network to the inverse of a sine (Bishop 1994, section 5).
 
-The data are x = y + 0.3 sin(2 pi y) + noise with y uniform in [0, 1]. From y to x that is easy; turned round, one x may come
-from three values of y, and a network that predicts one Gaussian can only put its mean between them.
+The data are x = y + 0.3 sin(2 pi y) + noise with y uniform in [0, 1]. Up to three values of y give
+the same x. A network that predicts one Gaussian puts its mean between them; a mixture of five
+represents all of them.
 
     python examples/inverse_sine.py --out inverse_sine.png
 """

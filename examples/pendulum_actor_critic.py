@@ -1,8 +1,10 @@
-"""An actor and a critic that learn Pendulum-v1 inside dreams only, by the gradient through them (after Hafner et al. 2020).
+"""Train actor and critic for Pendulum-v1 by gradients through dreams (after Hafner et al. 2020).
 
-Each round plays some real episodes (held random actions first, the actor with noise later), trains the world model on all of
-them, and trains the actor by backpropagation through imagined rollouts of a few steps, from states anywhere in the data.
-What lies beyond the horizon is the critic's guess: lambda returns. Reality is for collecting and for the score at the end.
+Each round collects real episodes (first with held random actions, later with the noisy actor),
+trains the world model on all of them, and trains the actor by backpropagation through imagined
+rollouts of a few steps that start at random states of the data. The critic estimates the value
+beyond the horizon (lambda returns). The real environment is used only for collecting and for the
+final score.
 
     OMP_NUM_THREADS=1 python examples/pendulum_actor_critic.py --seed 0 --out runs/pendulum-actor-critic
 """
@@ -26,8 +28,8 @@ from worldmodel.evaluation import Evaluation
 from worldmodel.models import State
 
 ENV, BATCH, HORIZON, DISCOUNT, LAMBDA = "Pendulum-v1", 128, 16, 0.98, 0.95
-NOISE = 0.2  # standard deviation of what is added to the actor's actions in collection, where actions go from -1 to 1
-TARGET_RATE = 0.02  # of the slow copy of the critic that looks beyond the horizon
+NOISE = 0.2  # standard deviation of the noise added to the actor's actions in [-1, 1] during collection
+TARGET_RATE = 0.02  # update rate of the target critic, a slow copy that gives the values of lambda returns
 
 
 def network(inputs: int, outputs: int, hidden: int = 64) -> nn.Sequential:
@@ -35,9 +37,9 @@ def network(inputs: int, outputs: int, hidden: int = 64) -> nn.Sequential:
 
 
 class Actor(nn.Module):
-    """Features -> action features in [-1, 1], with a gradient: what `imagine` wants."""
+    """Differentiable policy for `imagine`: features -> action features in [-1, 1]."""
 
-    features = "z"  # Pendulum's observation says everything; where it does not, "zh"
+    features = "z"  # enough for Pendulum, which is fully observed; otherwise use "zh"
 
     def __init__(self, world: wm.WorldModel):
         super().__init__()
@@ -45,12 +47,12 @@ class Actor(nn.Module):
         self.squash = world.action_features.squash
 
     def forward(self, features: Tensor) -> Tensor:
-        """Choose: features (..., F) -> action features (..., A)."""
+        """Return the action features (..., A) for features (..., F)."""
         return self.squash(self.network(features))
 
 
 class Player:
-    """The actor as a policy for dreams and reality: features -> actions of the space."""
+    """Policy for dreams and reality: features -> actions of the space."""
 
     features = Actor.features
 
@@ -59,12 +61,12 @@ class Player:
 
     @torch.no_grad()
     def __call__(self, features: Tensor, noise: float | Tensor = 0.0) -> Tensor:
-        """Choose without a gradient; ``noise`` is added to the action features."""
+        """Return the actions without a gradient; ``noise`` is added to the action features."""
         return self.world.action_features.unflatten(self.actor(features) + noise)
 
 
 class Explorer:
-    """The actor with noise as a policy for `wm.collect`: observation -> action; its randomness is the episode's."""
+    """Noisy actor as a policy for `wm.collect`: observation -> action."""
 
     def __init__(self, player: Player, description: str):
         self.player, self.description = player, description
@@ -74,32 +76,32 @@ class Explorer:
         self.rng = rng
 
     def __call__(self, observation: np.ndarray) -> np.ndarray:
-        """Encode, choose, add noise."""
+        """Return the action for one observation, with noise."""
         noise = torch.as_tensor(NOISE * self.rng.standard_normal((1, 1)), dtype=torch.float32)
         return self.player(self.player.world.encode(observation[None]), noise)[0].numpy()
 
 
 class Starts:
-    """M's state at every step of every real episode; imagined rollouts start at random ones of these."""
+    """States of M at every step of every real episode, from which imagined rollouts start."""
 
     @torch.no_grad()
     def __init__(self, world: wm.WorldModel, stores: list[Path]):
         episodes = [episode for path in stores for episode in wm.EpisodeStore.open(path)]
-        z = world.encode(np.stack([episode.observations for episode in episodes]))  # (N, L + 1, D): all are of one length
+        z = world.encode(np.stack([episode.observations for episode in episodes]))  # (N, L + 1, D); all lengths are equal
         action = world.action_features.flatten(np.stack([episode.actions for episode in episodes]))  # (N, L, A)
         *states, _ = primed_states(world.mdnrnn, z, action)
         self.z = z[:, :-1].transpose(0, 1).flatten(0, 1)  # (L * N, D)
         self.h, self.c = (torch.cat(part, dim=1) for part in zip(*states, strict=True))  # (layers, L * N, H)
 
     def draw(self, generator: torch.Generator) -> LatentState:
-        """A batch of states, uniformly from all."""
+        """Sample a batch of states uniformly."""
         index = torch.randint(len(self.z), (BATCH,), generator=generator)
         lstm = State(self.h[:, index], self.c[:, index])
         return LatentState(self.z[index], lstm, torch.ones(BATCH, dtype=torch.bool))
 
 
 class Learner:
-    """Actor, critic and the critic's slow copy, with their optimisers."""
+    """Actor, critic and target critic, with their optimisers."""
 
     def __init__(self, world: wm.WorldModel):
         self.actor = Actor(world)
@@ -108,12 +110,12 @@ class Learner:
         self.optimizers = [torch.optim.Adam(self.actor.parameters(), 1e-3), torch.optim.Adam(self.critic.parameters(), 1e-3)]
 
     def update(self, dreams: wm.Dreams, start: LatentState, generator: torch.Generator) -> float:
-        """One update of both on one batch of imagined rollouts; returns their mean return."""
+        """Update actor and critic on a batch of imagined rollouts; return its mean return."""
         dream = imagine(dreams, self.actor, HORIZON, generator=generator, start=start)
         reward = dream.reward / dreams.world.mdnrnn.reward_scale
         value = self.target(dream.features)[..., 0]
         returns = lambda_returns(reward, dream.continuation, value, discount=DISCOUNT, lambda_=LAMBDA)
-        counts = dream.survival.detach()  # a step behind a likely end counts for little
+        counts = dream.survival.detach()  # weight: probability that the dream has not terminated
         guess = self.critic(dream.features[:, :-1].detach())[..., 0]
         losses = (-(counts * returns).mean(), (counts * (guess - returns.detach()).square()).mean())
         for loss, optimizer in zip(losses, self.optimizers, strict=True):
@@ -128,8 +130,8 @@ class Learner:
 
 
 def run(out: Path, arguments: argparse.Namespace) -> tuple[Evaluation, list[float]]:
-    """All rounds; the final score, and each round's mean return of the episodes that its own data gave."""
-    torch.manual_seed(arguments.seed)  # the initial weights of actor and critic
+    """Run all rounds; return the final scores and the mean real return of each round."""
+    torch.manual_seed(arguments.seed)  # initial weights of actor and critic
     generator, stores, world, learner, collected = torch.Generator().manual_seed(arguments.seed), [], None, None, []
     for number in range(1, arguments.rounds + 1):
         policy = "repeat" if learner is None else Explorer(Player(learner.actor, world), f"actor of round {number - 1}")

@@ -1,14 +1,15 @@
-"""PPO that never sees the real CartPole: it learns in dreams, in one file and one loop, and is then scored in reality.
+"""Train PPO for CartPole in dreams only, in one file, and score it in the real environment.
 
-    python examples/ppo_dream.py                            # makes a world model from random play
-    python examples/ppo_dream.py --model runs/cartpole      # or takes one
+    python examples/ppo_dream.py                            # fits a world model to random play
+    python examples/ppo_dream.py --model runs/cartpole      # uses an existing world model
 
-Observations, actions, rewards and ends stay tensors on the world's device, and the loop copies nothing to the host. The dreams
-reset themselves in SAME_STEP mode: every row of a batch is then a step that counts, and ``final_obs`` is there for the value of
-what a truncated episode would have gone on to. In NEXT_STEP mode, Gymnasium's default, the row after each end is that of a
-reset, whose action and reward mean nothing, and every loss would have to mask it.
+All tensors stay on the world's device; the loop copies nothing to the host. The dreams use the
+autoreset mode SAME_STEP: every row of a batch is a step of an episode, and ``final_obs`` gives the
+value after a truncation. In NEXT_STEP mode, Gymnasium's default, the step after each end only
+resets. Its action and reward have no meaning, so every loss would need a mask.
 
-PPO: Schulman et al. 2017; details as in Huang et al. 2022, "The 37 Implementation Details of Proximal Policy Optimization".
+PPO: Schulman et al. 2017; details as in Huang et al. 2022, "The 37 Implementation Details of
+Proximal Policy Optimization".
 """
 
 from __future__ import annotations
@@ -25,19 +26,19 @@ from tqdm import tqdm
 
 import worldmodel as wm
 
-ENV, EPISODES = "CartPole-v1", 1000  # of random play
+ENV, EPISODES = "CartPole-v1", 1000  # episodes of random play
 MODEL = wm.MDNRNNConfig(hidden_size=64)
-TRAINING = wm.TrainingConfig(num_updates=800, learning_rate=1e-2, clip_norm=10.0)  # of M
+TRAINING = wm.TrainingConfig(num_updates=800, learning_rate=1e-2, clip_norm=10.0)  # training of M
 OBSERVATION, TEMPERATURE, HORIZON = "zh", (0.8, 1.2), 500
-NUM_DREAMS, ROLLOUT, TOTAL_STEPS = 256, 32, 2_400_000  # at once; steps of each between updates; steps of all together
+NUM_DREAMS, ROLLOUT, TOTAL_STEPS = 256, 32, 2_400_000  # dreams in parallel; steps of each per update; steps in total
 EPOCHS, MINIBATCHES, LEARNING_RATE, CLIP_NORM = 4, 4, 2e-3, 0.5
 GAMMA, GAE_LAMBDA, CLIP, ENTROPY, VALUE = 0.99, 0.95, 0.2, 0.005, 0.5
 
 
 class Agent(nn.Module):
-    """Features (B, F) -> the likeliest action (B,), which is what `worldmodel.evaluate` takes for a policy."""
+    """Policy for `worldmodel.evaluate`: features (B, F) -> the most likely action (B,)."""
 
-    features = OBSERVATION  # the kind that it acts on
+    features = OBSERVATION  # kind of features
 
     def __init__(self, size: int, num_actions: int):
         super().__init__()
@@ -57,14 +58,14 @@ def mlp(size: int, out: int, last_gain: float) -> nn.Sequential:
 
 @torch.no_grad()
 def collect(agent: Agent, dreams: wm.DreamVectorEnv, observation: Tensor, generator: torch.Generator):
-    """Dream T steps: T * B of (observation, action, log-probability, advantage, return); the next observation; the ends."""
+    """Step T times; return T * B samples for the update, the next observation and the ends."""
     rows = []
     for _ in range(ROLLOUT):
         log_probs = agent.actor(observation).log_softmax(dim=-1)  # (B, A)
         action = (log_probs - torch.empty_like(log_probs).exponential_(generator=generator).log()).argmax(dim=-1)
         after, reward, terminated, truncated, infos = dreams.step(action)
-        led_to = agent.critic(infos["final_obs"])[:, 0]  # in every row what the action led to, before any reset
-        target = reward + GAMMA * torch.where(terminated, 0.0, led_to)  # a truncated episode would have gone on
+        next_value = agent.critic(infos["final_obs"])[:, 0]  # final_obs: next observation of every row, before any reset
+        target = reward + GAMMA * torch.where(terminated, 0.0, next_value)  # truncation does not end the value
         log_prob, value = log_probs.gather(1, action[:, None])[:, 0], agent.critic(observation)[:, 0]
         rows.append((observation, action, log_prob, value, target, terminated | truncated))
         observation = after
@@ -88,12 +89,12 @@ def loss_of(
 
 
 def train(world: wm.WorldModel, *, seed: int) -> tuple[Agent, list[Tensor]]:
-    """Learn in dreams only; also the steps per end of an episode, for each update."""
+    """Train in dreams only; return the agent and the steps per episode end at each update."""
     dreams = wm.DreamVectorEnv(
         world, NUM_DREAMS, autoreset_mode="SameStep", tensors=True, check_actions=False,
         observation=OBSERVATION, temperature=TEMPERATURE, horizon=HORIZON,
     )  # fmt: skip
-    torch.manual_seed(seed)  # of the first weights
+    torch.manual_seed(seed)  # initial weights
     agent = Agent(dreams.single_observation_space.shape[0], dreams.single_action_space.n).to(world.device)
     optimizer = torch.optim.Adam(agent.parameters(), lr=LEARNING_RATE, eps=1e-5)
     updates = TOTAL_STEPS // (NUM_DREAMS * ROLLOUT)

@@ -48,8 +48,8 @@ def draw_pictures(experiment: Reproduction) -> None:
     longest = max(episodes, key=len)
     prefix = len(longest) // 2  # a scene in full swing, and M knows what came before
     found = {
-        "reconstructions": pictures.reconstructions(pictures.eye(world), np.stack(frames)),
-        "latents": pictures.traversals(pictures.eye(world), some, around=under_way),
+        "reconstructions": pictures.reconstructions(pictures.image_vision(world), np.stack(frames)),
+        "latents": pictures.traversals(pictures.image_vision(world), some, around=under_way),
         "dream": pictures.dream_strip(world, longest, prefix=prefix),
     }
     for name, picture in found.items():

@@ -1,4 +1,4 @@
-"""What all tests share."""
+"""Fixtures for all tests."""
 
 import argparse
 import runpy
@@ -12,12 +12,12 @@ SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 
 
 class Parsed(Exception):
-    """Carries what a script's parser made of its arguments out of the script, which then does nothing with them."""
+    """Carries the parsed arguments out of a script and stops it."""
 
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread():
-    """Small products are faster on one thread, by far where the cores are shared."""
+    """Use one thread, with which small matrix products are faster, especially on shared cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -26,7 +26,7 @@ def one_thread():
 
 @pytest.fixture
 def parse(monkeypatch):
-    """Parse a list of arguments by the parser of a script, which goes no further."""
+    """Return a function that runs only the argument parser of a script."""
     parse_args = argparse.ArgumentParser.parse_args
 
     def stop(parser):

@@ -1,4 +1,4 @@
-"""Files that are whole or absent."""
+"""Atomic writes, strict reads and output directories."""
 
 import json
 import os
@@ -46,21 +46,21 @@ def test_json_refuses_nan_and_writes_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"format": "f", "vers', "damaged or foreign"),
-        ("\udcff", "damaged or foreign"),
+        ('{"format": "f", "vers', "damaged file or another format"),
+        ("\udcff", "damaged file or another format"),
         ('{"format": "other", "version": 1}', "expected format 'f', got 'other'"),
         ("[1]", "expected format 'f', got None"),
         ('{"format": "f", "version": "1"}', "expected a version number"),
-        ('{"format": "f", "version": 2}', "newer worldmodel: upgrade"),
+        ('{"format": "f", "version": 2}', "newer worldmodel wrote it: upgrade"),
     ],
 )
-def test_json_of_another_kind_is_refused_in_words(tmp_path, text, message):
+def test_other_files_are_rejected_with_the_reason(tmp_path, text, message):
     (tmp_path / "a.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(ValueError, match=message):
         read_json(tmp_path / "a.json", format="f", version=1)
 
 
-def test_a_missing_file_is_said_to_be_missing(tmp_path):
+def test_a_missing_file_raises_file_not_found(tmp_path):
     with pytest.raises(FileNotFoundError, match="expected a f file, found none"):
         read_json(tmp_path / "a.json", format="f", version=1)
     with pytest.raises(FileNotFoundError, match="expected a safetensors file"):
@@ -78,11 +78,11 @@ def test_tensors_come_back_bit_by_bit(tmp_path):
         assert torch.equal(back[name], tensor)
 
 
-def test_a_cut_tensor_file_is_refused(tmp_path):
+def test_a_truncated_tensor_file_is_rejected(tmp_path):
     path = tmp_path / "t.safetensors"
     save_tensors(path, {"a": torch.zeros(10)})
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(ValueError, match="expected a whole safetensors file"):
+    with pytest.raises(ValueError, match="expected a safetensors file, got a damaged file"):
         load_tensors(path)
 
 
@@ -91,12 +91,12 @@ STAMP = json.dumps({"format": "worldmodel.test", "version": 1})
 
 
 @pytest.mark.parametrize("marker", [None, "{}", '{"name": "a web app"}', "[]", "no JSON"])
-def test_a_directory_that_holds_something_else_is_never_touched(tmp_path, marker):
+def test_a_directory_with_other_files_is_not_changed(tmp_path, marker):
     (tmp_path / "thesis.tex").write_text("years of work")
     if marker is not None:
         (tmp_path / "manifest.json").write_text(marker)
     for overwrite in (False, True):
-        with pytest.raises(FileExistsError, match="holds something else"):
+        with pytest.raises(FileExistsError, match="with other files"):
             prepare_directory(tmp_path, **OURS, overwrite=overwrite, replaces=("*",))
     with pytest.raises(FileExistsError, match="got a file"):
         prepare_directory(tmp_path / "thesis.tex", **OURS, overwrite=True)
@@ -114,10 +114,10 @@ def test_an_earlier_output_is_replaced_only_on_request(tmp_path):
     assert prepare_directory(tmp_path / "deep" / "new", **OURS).is_dir()
 
 
-def test_what_lies_beside_an_earlier_output_stops_its_replacement(tmp_path):
+def test_other_files_in_an_earlier_output_prevent_its_replacement(tmp_path):
     (tmp_path / "manifest.json").write_text(STAMP)
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match=r"got 'notes.txt' beside it; move that away"):
+    with pytest.raises(FileExistsError, match=r"got also 'notes.txt'; move it elsewhere"):
         prepare_directory(tmp_path, **OURS, overwrite=True, replaces=("manifest.json",))
     assert {path.name for path in prepare_directory(tmp_path, **OURS, overwrite=True).iterdir()} == {
         "manifest.json",
@@ -131,7 +131,7 @@ def test_the_working_directory_can_be_an_output(tmp_path, monkeypatch):
     assert list(prepare_directory(".", **OURS, overwrite=True, replaces=("manifest.json",)).iterdir()) == []
 
 
-def test_a_broken_link_is_refused_in_words(tmp_path):
+def test_a_broken_link_is_rejected(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     with pytest.raises(FileExistsError, match="broken link"):
         prepare_directory(tmp_path / "link", **OURS)
@@ -144,7 +144,7 @@ def test_temporaries_are_removed_and_nothing_else(tmp_path):
     assert sorted(os.listdir(tmp_path)) == [".c", "b.tmp"]
 
 
-def test_an_overwriting_that_was_killed_in_the_middle_can_be_done_again(tmp_path, monkeypatch):
+def test_an_interrupted_replacement_can_be_repeated(tmp_path, monkeypatch):
     (tmp_path / "round-1").mkdir()
     write_json(tmp_path / "a.json", {}, format="ours", version=1)
 

@@ -203,7 +203,7 @@ def gone(pid, seconds=5.0):
         ("raise", 2, r"ArithmeticError: the toy broke \(in step, toy_envs.py:\d+\)"),
         ("nan", 0, r"ValueError: episode 3 observations: expected finite numbers, got NaN or infinity at step 2"),
         ("nan", 2, r"ValueError: episode 3 observations: expected finite numbers, got NaN or infinity at step 2"),
-        ("die", 2, r"the worker process died \(exit code 7\)"),
+        ("die", 2, r"the worker process crashed \(exit code 7\)"),
     ],
 )
 def test_trouble_is_tried_again_then_listed_and_the_rest_goes_on(tmp_path, trouble, workers, error):
@@ -275,7 +275,7 @@ def invalid_policy(observation):
 
 
 def test_a_worker_that_cannot_start_is_said_to(tmp_path):
-    with pytest.raises(RuntimeError, match=r"expected a worker to read what it was sent, got .*no hope"):
+    with pytest.raises(RuntimeError, match=r"expected a worker to unpickle its tasks' runner, got .*no hope"):
         list(rollouts(CountEnv, Unreadable(), episode_ids=range(3), seed=0, workers=1))
 
 
@@ -396,7 +396,7 @@ def test_other_spaces_under_the_same_recipe_are_refused(tmp_path):
 def test_a_directory_with_something_else_is_never_touched(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     for overwrite in (False, True):
-        with pytest.raises(FileExistsError, match="holds something else"):
+        with pytest.raises(FileExistsError, match="with other files"):
             collect(CountEnv, out=tmp_path, num_episodes=1, run=RunConfig(overwrite=overwrite))
     assert os.listdir(tmp_path) == ["notes.txt"]
 

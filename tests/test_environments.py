@@ -1,7 +1,8 @@
-"""The whole way through the house, on four environments: what is learned is checked, not only that it runs.
+"""End-to-end tests on four environments: collection, training, dreams and controllers.
 
-Every world is fitted to random play, of a few seconds but for the slow tests. Tolerances are stated where they are used; they
-are wide enough for such small models, and far from what a model that learned nothing reaches.
+Each world model is fitted to random play, in a few seconds except in the slow tests. Tolerances are
+stated where they are used. They allow for small models, and a model that has learned nothing fails
+them.
 """
 
 import functools
@@ -24,7 +25,7 @@ from worldmodel.training import DataConfig, TrainingConfig, fit
 
 @dataclass(frozen=True)
 class Trial:
-    """A world model of an environment, and what is known of its training."""
+    """World model of an environment, with its data and training results."""
 
     env: object
     env_kwargs: dict
@@ -41,7 +42,7 @@ class Trial:
         return time_limit(EnvConfig(self.env, kwargs=self.env_kwargs))
 
     def random_play(self, num_dreams=256, num_episodes=60):
-        """Mean return and length of random play, dreamed and real."""
+        """Return the mean return and length of random play, dreamed and real."""
         real = Reality(self.world, EnvConfig(self.env, kwargs=self.env_kwargs, max_steps=self.horizon), num_episodes, seed=99)
         dreams = Dreams(self.world, num_dreams)
         means = []
@@ -67,7 +68,7 @@ class Trial:
 
 @pytest.fixture(scope="module")
 def trial(tmp_path_factory):
-    """Collect random play and fit a world model; each environment once."""
+    """Collect random play and fit a world model, once per environment."""
 
     @functools.cache
     def make(
@@ -112,7 +113,7 @@ def dict_env(trial):
 
 
 def reward_errors(trial):
-    """Mean squared error of M's expected reward on fresh episodes, one step ahead, and the variance of the rewards."""
+    """Return the mean squared error of M's one-step rewards on new episodes, and their variance."""
     errors, rewards = [], []
     for episode in rollouts(
         EnvConfig(trial.env, kwargs=trial.env_kwargs, max_steps=trial.horizon), episode_ids=range(5), seed=77
@@ -168,7 +169,7 @@ def test_a_dream_under_real_actions_follows_the_real_pendulum(pendulum):
     rollout = replay(Dreams(pendulum.world, 1, temperature=0.0), episode, prefix=10, horizon=10)
     truth = pendulum.world.encode(episode.observations)[10:21]
     dreamed_error = (rollout.z[0] - truth).square().mean()
-    assert dreamed_error < 0.2 * (truth[0] - truth).square().mean()  # standing still
+    assert dreamed_error < 0.2 * (truth[0] - truth).square().mean()  # error of a constant prediction
 
 
 @pytest.mark.slow
@@ -183,7 +184,7 @@ def test_a_controller_from_cartpole_dreams_balances_the_real_pole(trial):
 def test_a_controller_from_pendulum_dreams_improves_on_random_torque_in_the_dream(pendulum):
     (random_return, _), _ = pendulum.random_play()
     result = pendulum.evaluate(pendulum.search(generations=6), num_episodes=10)
-    assert result.dream.mean > random_return + 50  # in reality random play of 40 episodes teaches too little
+    assert result.dream.mean > random_return + 50  # 40 episodes of random play are not enough for reality
     assert result.real.lengths.tolist() == [100] * 10
 
 

@@ -1,4 +1,4 @@
-"""DreamEnv and DreamVectorEnv: Gymnasium's contracts, and one dream whatever stands beside it."""
+"""DreamEnv and DreamVectorEnv: Gymnasium's contracts, and independence of the rows."""
 
 import json
 import warnings
@@ -22,20 +22,20 @@ from worldmodel.testing import check_vector_env
 
 MODES = list(AutoresetMode)
 KINDS = ["z", "zh", "zhc", "decoded"]
-BOUNDED = spaces.Box(-50.0, 50.0, (2,), np.float32)  # Gymnasium's checker objects to spaces without bounds
+BOUNDED = spaces.Box(-50.0, 50.0, (2,), np.float32)  # Gymnasium's checker warns of spaces without bounds
 DICTS = (
     spaces.Dict({"push": spaces.Box(-1.0, 1.0, (2,), np.float32), "kind": spaces.Discrete(3)}),
     spaces.Dict({"place": spaces.Box(-9.0, 9.0, (2,), np.float32), "mode": spaces.Discrete(2)}),
 )
 
 
-def mortal_world(**arguments):
-    """A random world whose dreams end now and then."""
+def terminating_world(**arguments):
+    """Return a random world model whose dreams terminate sometimes."""
     return random_world(termination_bias=-1.0, **arguments)
 
 
 def play(env, steps, *, seed=0, actions=None):
-    """Observations, rewards and flags of ``steps`` steps with the same actions in every dream, stacked over time."""
+    """Step with the same actions in every dream; return observations, rewards, flags (T, ...)."""
     observations, _ = env.reset(seed=seed)
     rows = [(observations, np.zeros(env.num_envs), *np.zeros((2, env.num_envs), bool))]
     for t in range(steps):
@@ -45,7 +45,7 @@ def play(env, steps, *, seed=0, actions=None):
 
 
 def episodes_of(observations, rewards, terminations, truncations, row, mode):
-    """The episodes of one row of `play`, as lists of (observation, reward) without what a reset put between them."""
+    """Return the episodes of one row of `play` as lists of (observation, reward)."""
     episodes, fresh = [[]], True
     for t in range(len(rewards)):
         if mode is AutoresetMode.NEXT_STEP and t > 0 and (terminations[t - 1, row] or truncations[t - 1, row]):
@@ -85,15 +85,15 @@ def test_nested_spaces_pass_gymnasiums_checks_too(tmp_path, kind):
 @pytest.mark.parametrize("kind", ["zh", "decoded"])
 def test_every_contract_of_vector_environments_is_kept_in_all_modes(kind, tensors):
     options = {"observation": kind, "tensors": tensors, "horizon": 7, "temperature": (0.5, 1.5)}
-    world = mortal_world(observation_space=BOUNDED)
-    # Rows share matrix products, which some CPUs round by a row's place; of observations of some tens this is the last bits.
+    world = terminating_world(observation_space=BOUNDED)
+    # Some CPUs round matrix products differently for different rows, which changes the last bits of observations near 50.
     tolerance = 1e-3 if kind == "decoded" else 1e-5
     check_vector_env(lambda mode: DreamVectorEnv(world, 3, autoreset_mode=mode, **options), num_steps=40, tolerance=tolerance)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_observations_lie_in_their_space(kind):
-    env = DreamVectorEnv(mortal_world(observation_space=BOUNDED), 50, observation=kind, temperature=3.0)
+    env = DreamVectorEnv(terminating_world(observation_space=BOUNDED), 50, observation=kind, temperature=3.0)
     observations, _ = env.reset(seed=0)
     assert env.observation_space.contains(observations)
     for t in range(50):
@@ -103,7 +103,7 @@ def test_observations_lie_in_their_space(kind):
 
 @pytest.mark.parametrize("kind", ["z", "zh", "zhc", "decoded"])
 def test_a_world_in_double_precision_keeps_the_types_of_the_space(kind):
-    world = mortal_world().double()
+    world = terminating_world().double()
     env = DreamVectorEnv(world, 3, observation=kind, temperature=(0.5, 1.5), autoreset_mode="SameStep")
     tensors = DreamVectorEnv(world, 3, observation=kind, temperature=(0.5, 1.5), autoreset_mode="SameStep", tensors=True)
     assert env.observation_space.contains(env.reset(seed=0)[0])
@@ -125,7 +125,7 @@ def test_the_autoreset_mode_is_the_enum_in_metadata_and_attribute():
 
 
 def test_make_and_make_vec_take_json(tmp_path):
-    mortal_world().save_pretrained(tmp_path / "world")
+    terminating_world().save_pretrained(tmp_path / "world")
     text = json.dumps({"world": str(tmp_path / "world"), "temperature": [0.5, 1.5], "horizon": 5, "observation": "z"})
     single = gym.make("worldmodel:Dream-v0", **json.loads(text))
     assert isinstance(single.unwrapped, DreamEnv)
@@ -135,13 +135,13 @@ def test_make_and_make_vec_take_json(tmp_path):
     assert gym.make(single.spec.to_json() and single.spec).reset(seed=1)[0].tolist() == single.reset(seed=1)[0].tolist()
 
 
-# One dream, whatever stands beside it
+# Independence of the rows
 
 
 @pytest.mark.parametrize("mode", MODES[:2])
 @pytest.mark.parametrize("kind", ["zh", "decoded"])
-def test_a_dream_alone_is_row_0_of_many_and_row_i_with_the_seed_moved_on(mode, kind):
-    world = mortal_world()
+def test_a_dream_alone_is_row_0_of_many_and_row_i_with_seed_plus_i(mode, kind):
+    world = terminating_world()
     many = play(DreamVectorEnv(world, 5, autoreset_mode=mode, observation=kind), 40, seed=10)
     for row in (0, 3):
         alone = play(DreamVectorEnv(world, 1, autoreset_mode=mode, observation=kind), 40, seed=10 + row)
@@ -150,8 +150,8 @@ def test_a_dream_alone_is_row_0_of_many_and_row_i_with_the_seed_moved_on(mode, k
 
 
 def test_all_modes_and_the_single_environment_dream_the_same_episodes():
-    """Episode by episode, though the steps at which they begin differ."""
-    world, horizon = mortal_world(), 9
+    """Episodes are equal although they start at different steps."""
+    world, horizon = terminating_world(), 9
     next_step, same_step = (DreamVectorEnv(world, 1, autoreset_mode=mode, horizon=horizon) for mode in MODES[:2])
     disabled = DreamVectorEnv(world, 1, autoreset_mode=AutoresetMode.DISABLED, horizon=horizon)
     single = DreamEnv(world, horizon=horizon)
@@ -174,8 +174,8 @@ def test_all_modes_and_the_single_environment_dream_the_same_episodes():
         observations = [next_step.step(action)[0][0], rows[1][0][0], disabled.reset(options=reset)[0][0], single.reset()[0]]
 
 
-def test_a_dream_does_not_change_when_another_acts_otherwise_or_is_reset():
-    world = mortal_world()
+def test_a_dream_does_not_change_when_another_acts_differently_or_is_reset():
+    world = terminating_world()
     for mode in MODES[:2]:
         first, second = (DreamVectorEnv(world, 3, autoreset_mode=mode) for _ in range(2))
         for env in (first, second):
@@ -184,13 +184,13 @@ def test_a_dream_does_not_change_when_another_acts_otherwise_or_is_reset():
             same, other = np.array([t % 3, 0, 1]), np.array([t % 3, 2, t % 2])
             if t in (5, 6, 20):
                 second.reset(options={"reset_mask": np.array([False, True, False])}, seed=[None, 77, None])
-            calm, stirred = first.step(same), second.step(other)
-            for one, two in zip(calm[:4], stirred[:4], strict=True):
+            kept, changed = first.step(same), second.step(other)
+            for one, two in zip(kept[:4], changed[:4], strict=True):
                 assert np.array_equal(one[0], two[0])
 
 
-def test_seeds_as_a_list_reach_each_dream_and_none_goes_on():
-    world = mortal_world()
+def test_a_list_seeds_each_dream_and_none_continues_its_seed():
+    world = terminating_world()
     env = DreamVectorEnv(world, 3)
     first, _ = env.reset(seed=[5, 6, 5])
     assert np.array_equal(first[0], first[2])
@@ -203,7 +203,7 @@ def test_seeds_as_a_list_reach_each_dream_and_none_goes_on():
 
 
 def test_without_a_seed_two_environments_differ_and_the_global_seed_is_irrelevant():
-    world = mortal_world()
+    world = terminating_world()
     torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002 (the point)
     one = DreamVectorEnv(world, 8).reset()[0]
@@ -217,8 +217,8 @@ def test_without_a_seed_two_environments_differ_and_the_global_seed_is_irrelevan
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_the_dream_is_the_dream_of_the_core():
-    """At temperature 0 and by threshold nothing is drawn but the start, so the core must dream the same."""
+def test_the_environment_gives_the_dreams_of_the_class_dreams():
+    """At temperature 0 and with termination by threshold, only the start is random."""
     world = walk_world()
     env = DreamVectorEnv(world, 6, temperature=0.0, termination="threshold", autoreset_mode="Disabled", check_actions=False)
     observations, _ = env.reset(seed=3)
@@ -255,7 +255,7 @@ def test_next_step_ignores_the_action_after_an_end_and_gives_no_reward():
     assert seen > 4
 
 
-def test_same_step_gives_the_final_observation_and_starts_anew():
+def test_same_step_gives_the_final_observation_and_restarts():
     env = DreamVectorEnv(walk_world(), 4, temperature=0.0, autoreset_mode=AutoresetMode.SAME_STEP, horizon=6)
     env.reset(seed=0)
     seen = 0
@@ -292,14 +292,14 @@ def test_disabled_waits_for_a_reset_of_the_finished_rows():
 
 
 def test_the_horizon_truncates_and_a_terminated_dream_is_not_truncated():
-    env = DreamVectorEnv(mortal_world(), 200, horizon=4)
+    env = DreamVectorEnv(terminating_world(), 200, horizon=4)
     env.reset(seed=0)
     terminated, truncated = np.zeros(200, bool), np.zeros(200, bool)
     for t in range(1, 5):
         _, _, terminations, truncations, _ = env.step(np.zeros(200, dtype=int))
         if t < 4:
             assert not truncations.any()
-            break_rows = terminated  # these were reset in between and are at another step
+            break_rows = terminated  # these have been reset and are at another step
             terminated = terminated | terminations
         else:
             truncated = truncations
@@ -317,14 +317,14 @@ def test_the_horizon_is_by_default_the_limit_of_the_environment():
 
 
 @pytest.mark.parametrize(("asked", "horizon"), [(-1, 1000), (2000, 2000), (7, 7), (None, 500)])
-def test_the_horizon_is_the_limit_that_the_environment_was_made_with(asked, horizon):
+def test_the_horizon_is_the_step_limit_of_the_environment_of_the_data(asked, horizon):
     world = random_world()
     world.provenance = {"recipes": [{"env": "CartPole-v1", "env_kwargs": {"max_episode_steps": asked}}]}
     assert usual_horizon(world) == horizon == time_limit(EnvConfig("CartPole-v1", kwargs={"max_episode_steps": asked}))
 
 
-def test_a_range_of_temperatures_is_drawn_anew_for_each_episode():
-    env = DreamVectorEnv(mortal_world(), 300, temperature=(0.5, 2.0), autoreset_mode="SameStep")
+def test_each_episode_samples_a_temperature_from_the_range():
+    env = DreamVectorEnv(terminating_world(), 300, temperature=(0.5, 2.0), autoreset_mode="SameStep")
     _, infos = env.reset(seed=0)
     first = infos["temperature"]
     assert infos["_temperature"].all()
@@ -334,7 +334,7 @@ def test_a_range_of_temperatures_is_drawn_anew_for_each_episode():
     assert (infos["temperature"][terminations] != first[terminations]).all()
     assert (infos["temperature"][~terminations] == first[~terminations]).all()
     assert np.array_equal(infos["final_info"]["temperature"][terminations], first[terminations])
-    single = DreamEnv(mortal_world(), temperature=(0.5, 2.0))
+    single = DreamEnv(terminating_world(), temperature=(0.5, 2.0))
     assert single.reset(seed=7)[1]["temperature"] == pytest.approx(first[7])
 
 
@@ -352,7 +352,7 @@ def test_temperature_changes_the_dream_and_a_range_of_one_value_does_not():
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_tensors_hold_the_same_numbers(mode, kind):
-    world = mortal_world(termination_head=mode is not AutoresetMode.DISABLED)
+    world = terminating_world(termination_head=mode is not AutoresetMode.DISABLED)
     plain = DreamVectorEnv(world, 5, autoreset_mode=mode, observation=kind, temperature=(0.5, 1.0))
     tensors = DreamVectorEnv(world, 5, autoreset_mode=mode, observation=kind, temperature=(0.5, 1.0), tensors=True)
     one, two = plain.reset(seed=1), tensors.reset(seed=1)
@@ -374,16 +374,16 @@ def test_tensors_hold_the_same_numbers(mode, kind):
 @pytest.mark.parametrize("tensors", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("mode", MODES)
-def test_what_was_returned_is_the_callers_to_keep_and_to_change(tensors, kind, mode):
-    def run(meddle):
-        world = mortal_world(termination_head=mode is not AutoresetMode.DISABLED)
+def test_callers_may_keep_and_modify_returned_values(tensors, kind, mode):
+    def run(overwrite):
+        world = terminating_world(termination_head=mode is not AutoresetMode.DISABLED)
         env = DreamVectorEnv(world, 4, observation=kind, autoreset_mode=mode, tensors=tensors, temperature=(1.0, 2.0))
         results, copies = [env.reset(seed=0)], []
         for t in range(8):
             copies.append(
                 map_leaves(lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf.clone(), results[-1][0])
             )
-            if meddle:
+            if overwrite:
                 for leaf in (*results[-1][:4], *results[-1][-1].values()):
                     if isinstance(leaf, torch.Tensor | np.ndarray) and leaf.dtype != object:
                         leaf[:] = 1
@@ -392,18 +392,18 @@ def test_what_was_returned_is_the_callers_to_keep_and_to_change(tensors, kind, m
                 env.reset(options={"reset_mask": np.array([True, False, True, False])})
         return results, copies
 
-    calm, copies = run(meddle=False)
-    for result, copied in zip(calm, copies, strict=False):
+    kept, copies = run(overwrite=False)
+    for result, copied in zip(kept, copies, strict=False):
         assert same_bits(result[0], copied)
-    _, meddled = run(meddle=True)
-    assert all(same_bits(one, two) for one, two in zip(copies, meddled, strict=True))
+    _, overwritten = run(overwrite=True)
+    assert all(same_bits(one, two) for one, two in zip(copies, overwritten, strict=True))
 
 
 def test_rows_of_all_dreams_at_once_are_computed_as_on_a_gpu(monkeypatch):
-    """A GPU computes new values for all rows and selects; the result is the same."""
+    """On a GPU, new values are computed for all rows and then selected; the result is the same."""
     from worldmodel.envs import dream_env
 
-    world = mortal_world()
+    world = terminating_world()
     expected = play(DreamVectorEnv(world, 6, temperature=(0.5, 1.5)), 20)
     rows = dream_env.Rows
     monkeypatch.setattr(dream_env, "Rows", lambda mask: rows(mask, dense=True))
@@ -414,7 +414,7 @@ def test_rows_of_all_dreams_at_once_are_computed_as_on_a_gpu(monkeypatch):
 
 
 def distance_reward(observation, action, next_observation):
-    """For the test below, which names it."""
+    """Reward function that the test below imports by name."""
     return next_observation[:, 0] - observation[:, 0] + 100 * action
 
 
@@ -489,7 +489,7 @@ def test_without_a_render_mode_there_is_a_warning_and_no_picture():
         assert env.render() is None
 
 
-# Bad input
+# Invalid input
 
 
 @pytest.mark.parametrize(
@@ -532,12 +532,12 @@ def test_stepping_a_finished_single_dream_is_refused():
     env = DreamEnv(random_world(), horizon=1)
     env.reset(seed=0)
     env.step(0)
-    with pytest.raises(gym.error.ResetNeeded, match=r"expected no finished dream, got one; begin .* with reset\(\)"):
+    with pytest.raises(gym.error.ResetNeeded, match=r"expected a running dream, got a finished one; start .* with reset\(\)"):
         env.step(0)  # `reset` of a single environment takes no reset_mask
 
 
 def test_a_world_without_a_reward_head_needs_a_function():
-    with pytest.raises(ValueError, match=r"reward: expected a world model that predicts rewards.*reward_head=True"):
+    with pytest.raises(ValueError, match=r"reward: expected a world model with a reward head.*reward_head=True"):
         DreamVectorEnv(random_world(reward_head=False), 2)
     env = DreamVectorEnv(random_world(reward_head=False), 2, reward=lambda before, action, after: torch.ones(2))
     env.reset(seed=0)
@@ -545,7 +545,7 @@ def test_a_world_without_a_reward_head_needs_a_function():
 
 
 class BlindVision(StateNormalizer):
-    """A V that only encodes."""
+    """V without a decoder."""
 
     decode = None
 
@@ -623,14 +623,14 @@ def test_a_reward_of_another_shape_is_refused():
         ({"options": {"rest_mask": np.ones(3, dtype=bool)}}, ValueError, r"options: expected 'reset_mask' or nothing"),
     ],
 )
-def test_resets_that_make_no_sense_are_refused(arguments, error, message):
+def test_invalid_resets_are_rejected(arguments, error, message):
     env = DreamVectorEnv(random_world(), 3)
     env.reset(seed=0)
     with pytest.raises(error, match=message):
         env.reset(**arguments)
 
 
-def test_the_first_reset_is_of_all():
+def test_the_first_reset_must_reset_all_dreams():
     with pytest.raises(gym.error.ResetNeeded, match="expected a reset of all dreams first"):
         DreamVectorEnv(random_world(), 2).reset(options={"reset_mask": np.array([True, False])})
 
@@ -644,7 +644,7 @@ def test_options_are_checked_without_a_world():
     assert DreamOptions(temperature=np.array([0.5, 1.0])).temperature_range == (0.5, 1.0)
 
 
-def test_features_have_the_size_that_the_space_says():
+def test_features_have_the_size_of_the_space():
     world = random_world(hidden_size=7)
     for kind, size in {"z": 2, "zh": 9, "zhc": 16}.items():
         assert feature_size(world, kind) == size

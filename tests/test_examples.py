@@ -1,4 +1,4 @@
-"""The examples that train something are run, smaller, and what they learn is checked."""
+"""Reduced runs of the examples that train, with checks of what they learn."""
 
 import json
 import shlex
@@ -13,7 +13,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 @pytest.mark.slow
 def test_an_actor_trained_by_gradients_through_dreams_swings_the_real_pendulum(tmp_path):
-    """Without the critic's look beyond the horizon or without a right gradient it stays near random play."""
+    """Without the critic's values beyond the horizon, or with a wrong gradient, the actor stays near random play."""
     options = "--rounds 2 --updates 200 --world-updates 400 --test-episodes 30 --seed 7 --out runs"
     command = [sys.executable, "-W", "error", str(EXAMPLES / "pendulum_actor_critic.py"), *shlex.split(options)]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=900)

@@ -264,9 +264,9 @@ def test_an_earlier_run_is_replaced_only_on_request(walks, tmp_path):
 def test_what_is_not_a_run_is_never_touched(walks, tmp_path):
     (tmp_path / "precious.txt").write_text("mine")
     for run in (RunConfig(resume=False), RunConfig(), RunConfig(overwrite=True)):
-        with pytest.raises(FileExistsError, match="holds something else"):
+        with pytest.raises(FileExistsError, match="with other files"):
             small_fit(walks, tmp_path, run=run)
-    with pytest.raises(FileExistsError, match="holds something else"):
+    with pytest.raises(FileExistsError, match="with other files"):
         small_fit(walks, walks, run=RunConfig(overwrite=True))
     assert (tmp_path / "precious.txt").read_text() == "mine"
 
@@ -393,7 +393,7 @@ def test_an_untrained_termination_head_says_how_often_episodes_end(walks, tmp_pa
 
 def test_a_missing_device_does_not_cost_the_earlier_run(walks, tmp_path):
     small_fit(walks, tmp_path / "run")
-    with pytest.raises(ValueError, match="device: expected one that torch has here"):
+    with pytest.raises(ValueError, match="device: expected an available device"):
         small_fit(walks, tmp_path / "run", device="nonsense", run=RunConfig(overwrite=True))
     assert WorldModel.from_pretrained(tmp_path / "run").mdnrnn is not None
 

@@ -47,7 +47,7 @@ def test_the_layout_of_an_image_is_found(shape, expected):
     ],
     ids=str,
 )
-def test_what_is_no_image_is_not_taken_for_one(space):
+def test_other_spaces_are_not_images(space):
     assert not is_image(space)
     if isinstance(space, spaces.Box):
         with pytest.raises(ValueError, match="image 'eye': expected a Box of uint8"):
@@ -66,19 +66,19 @@ def test_area_weights_average_each_part_of_the_axis_once(size, new_size):
     torch.testing.assert_close(weights.sum(dim=0), torch.full((size,), new_size / size))
 
 
-def test_whole_ratios_are_block_means():
+def test_integer_ratios_are_block_means():
     image = torch.randint(0, 256, (2, 128, 192, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     expected = image.float().reshape(2, 64, 2, 64, 3, 3).mean(dim=(2, 4))
     torch.testing.assert_close(resize_by_area(image, 64, 64), expected)
 
 
-def test_half_precision_around_it_changes_nothing():
+def test_autocast_does_not_change_resizing():
     image = torch.randint(0, 256, (2, 24, 20, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     with torch.autocast("cpu", torch.bfloat16):
         found = resize_by_area(image, 64, 64)
     assert torch.equal(found, resize_by_area(image, 64, 64))
 
 
-def test_other_ratios_weigh_the_pixels_at_a_border_by_their_share():
+def test_other_ratios_weight_border_pixels_by_their_overlap():
     image = torch.tensor([0.0, 30.0, 90.0]).reshape(1, 1, 3, 1)
     torch.testing.assert_close(resize_by_area(image, 1, 2).flatten(), torch.tensor([10.0, 70.0]))

@@ -197,7 +197,7 @@ def test_nested_observations_and_actions_are_encoded():
     np.testing.assert_allclose(many.step(np.array([[0, 1], [2, 1]]))[0][1], awake.step(np.array([2, 1]))[0], atol=1e-6)
 
 
-def test_what_was_returned_is_the_callers_to_change():
+def test_callers_may_modify_returned_values():
     world = random_world()
     calm, stirred = (LatentEnv(WalkEnv(), world, features="z") for _ in range(2))
     one, two = calm.reset(seed=0)[0], stirred.reset(seed=0)[0]

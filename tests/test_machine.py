@@ -1,4 +1,4 @@
-"""What the machine is asked, and what it answers."""
+"""Fastest precision of a device, and memory that stays in the process."""
 
 import subprocess
 import sys
@@ -14,7 +14,7 @@ from worldmodel.runtime import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 counts = []
-for _ in range(6):  # a small block may lie in the way of the first few
+for _ in range(6):  # small blocks may prevent reuse at first
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.empty(64 * 2**20, dtype=torch.uint8).fill_(0)
     counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
@@ -31,7 +31,7 @@ def test_freed_memory_is_used_again_without_page_faults():
     assert faults("keep") < 100 < faults("return")
 
 
-def test_on_other_systems_nothing_happens(monkeypatch):
+def test_other_systems_are_not_changed(monkeypatch):
     monkeypatch.setattr(process.sys, "platform", "darwin")
     assert not keep_freed_memory()
 
@@ -39,13 +39,13 @@ def test_on_other_systems_nothing_happens(monkeypatch):
 @pytest.mark.parametrize(
     ("units", "expected"), [("amx_bf16", "bfloat16"), ("avx512_bf16", "bfloat16"), ("avx512_vnni", "float32")]
 )
-def test_a_cpu_is_fast_in_bfloat16_if_it_has_units_for_it(monkeypatch, units, expected):
+def test_bfloat16_is_fastest_on_a_cpu_with_units_for_it(monkeypatch, units, expected):
     found = dict.fromkeys(("amx_bf16", "avx512_bf16", "avx512_vnni"), False) | {units: True}
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found, raising=False)
     assert fast_precision(torch.device("cpu")) == expected
 
 
-def test_a_pytorch_that_cannot_say_means_float32(monkeypatch):
+def test_an_old_pytorch_means_float32(monkeypatch):
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     assert fast_precision(torch.device("cpu")) == "float32"
 

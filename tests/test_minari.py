@@ -1,4 +1,4 @@
-"""Episodes to and from Minari."""
+"""Copies of episodes to and from Minari datasets."""
 
 import builtins
 
@@ -14,7 +14,7 @@ from worldmodel.data import EnvConfig, EpisodeStore, collect, rollouts, verify
 
 @pytest.fixture
 def minari(tmp_path, monkeypatch):
-    """Minari with a data folder of its own."""
+    """Return Minari with a temporary data directory."""
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
     return pytest.importorskip("minari", reason="Minari is not installed (pip install worldmodel[minari])")
 
@@ -28,7 +28,7 @@ def narrow_env():
 
 
 @pytest.mark.parametrize("env", ["CartPole-v1", nested_env, image_env, narrow_env])
-def test_there_and_back_every_bit_is_the_same(tmp_path, minari, env):
+def test_a_round_trip_preserves_every_bit(tmp_path, minari, env):
     store = collect(EnvConfig(env, max_steps=6), out=tmp_path / "a", num_episodes=4, policy="repeat", seed=3)
     dataset = to_minari(store, "toy/there-v0")
     assert (dataset.total_episodes, dataset.total_steps) == (4, store.num_steps)
@@ -52,7 +52,7 @@ def test_ids_with_gaps_and_missing_seeds_survive(tmp_path, minari):
     assert back.fingerprint == store.fingerprint
 
 
-def test_minari_sees_the_episodes_as_they_are(tmp_path, minari):
+def test_minari_reads_the_same_episodes(tmp_path, minari):
     store = collect("CartPole-v1", out=tmp_path / "a", num_episodes=3)
     dataset = to_minari(store, "toy/seen-v0", env="CartPole-v1", metadata={"author": "us", "description": "a test"})
     assert dataset.env_spec.id == "CartPole-v1"
@@ -83,7 +83,7 @@ def foreign(minari, observation_space, *buffers):
         )
 
 
-def test_rows_wider_than_their_space_keep_every_digit(tmp_path, minari):
+def test_values_wider_than_their_space_keep_their_dtype(tmp_path, minari):
     rows = np.random.default_rng(0).standard_normal((5, 2))
     dataset = foreign(minari, spaces.Box(-1, 1, (2,), np.float32), buffer(minari, rows))
     store = from_minari(dataset, tmp_path / "s")
@@ -92,7 +92,7 @@ def test_rows_wider_than_their_space_keep_every_digit(tmp_path, minari):
     assert store.recipe == {"minari": "toy/foreign-v0"}
 
 
-def test_an_invalid_episode_is_kept_out_and_listed(tmp_path, minari):
+def test_an_invalid_episode_is_skipped_and_listed(tmp_path, minari):
     rows = np.zeros((4, 2))
     broken = rows.copy()
     broken[2] = np.nan
@@ -134,7 +134,7 @@ def test_unsupported_spaces_and_taken_directories_are_refused(tmp_path, minari):
     (tmp_path / "s").mkdir()
     (tmp_path / "s" / "mine").touch()
     dataset = foreign(minari, spaces.Box(-1, 1, (2,), np.float64), buffer(minari, np.zeros((4, 2))))
-    with pytest.raises(FileExistsError, match="holds something else"):
+    with pytest.raises(FileExistsError, match="with other files"):
         from_minari(dataset, tmp_path / "s", overwrite=True)
 
 

@@ -36,7 +36,7 @@ def make(kind, batch=(), *, k=K, d=D, dtype=torch.float64, seed=0):
 
 
 def oracle(mixture):
-    """The same distribution by `torch.distributions`; marginals of each dimension if it is per dimension."""
+    """Return the `torch.distributions` equivalent; the marginals if it is per dimension."""
     if mixture.per_dimension:
         components = Normal(mixture.mean.mT, mixture.log_scale.mT.exp())
         return MixtureSameFamily(Categorical(logits=mixture.log_weights.mT), components)
@@ -53,7 +53,7 @@ def oracle_log_prob(mixture, x):
 
 
 def draw(mixture, num_samples, temperature=1.0, seed=0):
-    """Independent draws (N, ..., D), by way of a mixture with a further batch dimension."""
+    """Sample independently (N, ..., D), from a mixture with an additional batch dimension."""
     parts = (mixture.log_weights, mixture.mean)
     log_weights, mean = (part.expand(num_samples, *part.shape) for part in parts)
     if mixture.scale_tril is None:
@@ -64,7 +64,7 @@ def draw(mixture, num_samples, temperature=1.0, seed=0):
 
 
 def tempered(mixture, tau):
-    """The analytic mixture of temperature tau: weights^(1/tau) normalised, covariance times tau."""
+    """Return the mixture at temperature tau: weights^(1/tau) normalised, covariance times tau."""
     dim = -2 if mixture.per_dimension else -1
     weights = mixture.log_weights.exp() ** (1 / tau)
     log_weights = (weights / weights.sum(dim, keepdim=True)).log()
@@ -74,7 +74,7 @@ def tempered(mixture, tau):
 
 
 def assert_same_mean(draws, expected, sigmas=5.0):
-    """The mean of N independent draws lies within so many of its standard errors."""
+    """Check that the mean of N independent samples lies within a number of its standard errors."""
     error = draws.std(dim=0) / math.sqrt(len(draws))
     assert ((draws.mean(dim=0) - expected).abs() <= sigmas * error + 1e-12).all()
 
@@ -293,7 +293,7 @@ def test_a_temperature_per_dream_equals_the_numbers_row_by_row(kind):
 @pytest.mark.parametrize("temperature", [1e-3, 1e-20, 1e-38, 1e-42, 1e-60])
 @pytest.mark.parametrize("as_tensor", [False, True])
 def test_a_tiny_temperature_picks_the_heaviest_of_each_row(temperature, as_tensor):
-    """Trap 4: one maximum for all rows, or none, underflows for the rows whose weights are spread out."""
+    """Trap 4: one maximum for all rows, or none, underflows for rows with small weights."""
     logits = torch.tensor([[-0.01, -5.0, -9.0], [-2.0, -1.2, -0.6], [-60.0, 0.0, -80.0], [-1.2, -1.0, -1.1]])
     log_weights = logits.log_softmax(-1)
     mixture = GaussianMixture(log_weights, torch.arange(12.0).reshape(4, 3, 1), torch.zeros(4, 1, 1))
@@ -303,9 +303,10 @@ def test_a_tiny_temperature_picks_the_heaviest_of_each_row(temperature, as_tenso
 
 
 def test_equal_weights_stay_equal_at_a_tiny_temperature():
-    """The quotient log pi / tau is huge; float32 would round away the noise that decides between equals.
+    """The quotient log pi / tau is huge; in float32 the noise would vanish next to it.
 
-    Trap 4: nor does it help to subtract a maximum that belongs to another row, as that of the last row here.
+    Trap 4: nor does it help to subtract a maximum that belongs to another row, as that of the last
+    row here.
     """
     n = 20_000
     logits = torch.cat([torch.zeros(n, 3), torch.tensor([[50.0, 0.0, 0.0]])])
@@ -318,7 +319,7 @@ def test_equal_weights_stay_equal_at_a_tiny_temperature():
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
-def test_groups_share_their_draws(kind, temperature):
+def test_groups_have_common_random_numbers(kind, temperature):
     one = make(kind, (3,))
     rows = one.sample(temperature, generator=seeded(4))
 
@@ -361,7 +362,7 @@ def test_impossible_components_are_never_drawn(dtype):
 
 
 def test_equals_are_drawn_equally_often_in_half_precision():
-    """With eight bits near 50 the noise of equals ties in every tenth draw, and a tie goes to the first."""
+    """With eight bits near 50, every tenth sample of equals ties, and the first wins."""
     index = categorical(torch.full((20_000, 2), 50.0, dtype=torch.bfloat16), generator=seeded())
     assert_same_mean(index.double(), torch.tensor(0.5))
 
@@ -405,7 +406,7 @@ def test_entropy_of_one_gaussian_is_the_closed_form_within_its_standard_error(ki
     torch.testing.assert_close(error, torch.full((4,), math.sqrt(D / 2 / 2000), dtype=torch.float64), rtol=0.15, atol=0)
 
 
-def test_the_parameters_of_the_caller_are_left_as_they_were():
+def test_the_parameters_of_the_caller_do_not_change():
     parts = [torch.zeros(2, 3), torch.ones(2, 3, 4), torch.zeros(2, 3, 4)]
     copies = [part.clone() for part in parts]
     mixture = GaussianMixture(*parts)
@@ -429,14 +430,14 @@ def test_the_parameters_of_the_caller_are_left_as_they_were():
         (((3,), (3, 4), (7, 3, 4)), r"log_scale: expected a shape that broadcasts to \(3, 4\), got \(7, 3, 4\)"),
     ],
 )
-def test_shapes_that_do_not_belong_together_are_refused(shapes, message):
+def test_inconsistent_shapes_are_rejected(shapes, message):
     with pytest.raises(ValueError, match=message):
         GaussianMixture(*(torch.zeros(shape) for shape in shapes))
 
 
 @pytest.mark.parametrize("shape", [(), (3, 3, 3), (2, 3), (3, 2)])
-def test_affine_refuses_what_would_change_the_batch_shape(shape):
-    """With B = K = D the weights of a mixture per dimension would pass for those of a joint one."""
+def test_affine_rejects_shapes_that_would_change_the_batch_shape(shape):
+    """With B = K = D, per-dimension weights would be taken for joint ones."""
     mixture = make("per_dimension", (3,), k=3, d=3)
     with pytest.raises(ValueError, match=r"shift: expected a shape that broadcasts to \(3, 3\), got"):
         mixture.affine(torch.zeros(shape), torch.ones(3))
@@ -444,7 +445,7 @@ def test_affine_refuses_what_would_change_the_batch_shape(shape):
         mixture.affine(torch.zeros(3), torch.ones(shape))
 
 
-def test_exactly_one_kind_of_scale_is_demanded():
+def test_exactly_one_kind_of_scale_is_required():
     for noise in ({}, {"log_scale": torch.zeros(3, 2), "scale_tril": torch.eye(2).expand(3, 2, 2)}):
         with pytest.raises(ValueError, match="log_scale, scale_tril: expected exactly one"):
             GaussianMixture(torch.zeros(3), torch.zeros(3, 2), **noise)
@@ -487,7 +488,7 @@ def test_groups_that_do_not_divide_the_batch_are_refused(num_groups):
 
 @pytest.mark.parametrize("kind", ["diagonal", "per_dimension"])
 def test_groups_of_a_single_mixture_are_refused(kind):
-    """K and D are no batch dimension: components that share their noise would not be drawn with their weights."""
+    """K and D are not batch dimensions: components need independent noise."""
     with pytest.raises(ValueError, match="num_groups: expected 1 for a mixture without batch dimensions, got 2"):
         make(kind, k=4, d=2).sample(num_groups=2)
 
@@ -498,6 +499,6 @@ def test_categorical_refuses_log_weights_without_components():
             categorical(bad)
 
 
-def test_entropy_refuses_a_single_draw():
+def test_entropy_needs_two_samples():
     with pytest.raises(ValueError, match="num_samples: expected an integer >= 2, got 1"):
         make("diagonal").entropy(1)

@@ -1,4 +1,4 @@
-"""Pictures and videos of a world of images."""
+"""Pictures and videos of an image world model."""
 
 import builtins
 
@@ -73,7 +73,7 @@ def test_a_row_shows_what_one_used_latent_does():
     assert picture.shape == (2 * 26 - 2, 5 * 22 - 2, 3)
     means = vision.encode(images)[0]
     z = means[10].repeat(5, 1)
-    z[:, means.var(dim=0).argmax()] = torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0])  # of the prior, whatever the images do
+    z[:, means.var(dim=0).argmax()] = torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0])  # in units of the prior
     expected = colour(vision, vision.decode(z))
     assert all((picture[:24, 22 * i : 22 * i + 20] == expected[i]).all() for i in range(5))
     assert (picture[:24, :20] != picture[:24, -20:]).any()
@@ -113,17 +113,17 @@ def test_frames_of_a_dream_and_of_an_episode_become_videos(world, episode, tmp_p
     assert b"ftyp" in (tmp_path / "dream.mp4").read_bytes()[:16]
 
 
-def test_a_real_frame_stands_beside_what_v_makes_of_it(world, episode):
+def test_a_real_frame_stands_next_to_its_reconstruction(world, episode):
     frames = list(real_frames(world, episode, at_once=4))
     assert (frames[5][:, :20] == episode.observations[5]).all()
     assert (frames[5][:, 22:] == world.vision.decode(world.vision.encode(episode.observations[5])[0]).numpy()).all()
 
 
-def test_bad_videos_are_refused_and_leave_nothing(tmp_path, monkeypatch):
+def test_invalid_frames_raise_and_leave_no_file(tmp_path, monkeypatch):
     pytest.importorskip("imageio_ffmpeg")
-    with pytest.raises(ValueError, match="expected at least one, got none"):
+    with pytest.raises(ValueError, match="expected at least one frame, got none"):
         write_video(tmp_path / "v.mp4", [])
-    with pytest.raises(ValueError, match="expected all of size"):
+    with pytest.raises(ValueError, match="expected equal shapes"):
         write_video(tmp_path / "v.mp4", [np.zeros((8, 8, 3), np.uint8), np.zeros((8, 9, 3), np.uint8)])
     for frame in (np.zeros((8, 8, 3)), np.zeros((8, 8, 4), np.uint8), np.zeros((2, 8, 8, 3), np.uint8)):
         with pytest.raises(ValueError, match=r"frames: expected uint8 of shape \(H, W, 3\) or \(H, W\), got"):

@@ -1,4 +1,4 @@
-"""The environments of the paper: what they give, how they end, what they say when something is missing."""
+"""The environments of the paper: frames, rewards, episode ends, errors for missing packages."""
 
 import builtins
 import sys
@@ -39,7 +39,7 @@ def play(env_id, seed, steps, **options):
 
 
 @pytest.mark.parametrize("shape", [(60, 80, 3), (3, 60, 80), (60, 80)], ids=str)
-def test_frames_become_small_in_their_own_layout(shape):
+def test_frames_are_resized_in_their_own_layout(shape):
     env = AreaResize(SpaceEnv(spaces.Box(0, 255, shape, np.uint8), spaces.Discrete(2)), size=20)
     observation, _ = env.reset(seed=0)
     assert env.observation_space.contains(observation)
@@ -57,11 +57,11 @@ def test_small_frames_are_means_of_the_large_ones_and_rows_below_are_cut_off():
     assert small["gear"] == expected["gear"]
 
 
-def test_what_has_no_image_is_not_resized():
-    with pytest.raises(ValueError, match="expected one image as observation"):
+def test_observations_without_exactly_one_image_are_rejected():
+    with pytest.raises(ValueError, match="expected an image observation"):
         AreaResize(SpaceEnv(spaces.Box(-1, 1, (3,)), spaces.Discrete(2)))
     image = spaces.Box(0, 255, (60, 80, 3), np.uint8)
-    with pytest.raises(ValueError, match="expected one image as observation or in a Dict"):
+    with pytest.raises(ValueError, match="expected an image observation, or a Dict with one image"):
         AreaResize(SpaceEnv(spaces.Tuple((image, spaces.Box(-1, 1, (3,)))), spaces.Discrete(2)))
 
 
@@ -71,13 +71,13 @@ def test_small_frames_are_collected_by_a_wrapper(tmp_path):
     assert store.read(0).observations.shape == (4, 64, 64, 3)
 
 
-def test_frames_that_change_their_size_are_a_failure_that_says_so(tmp_path):
+def test_frames_of_changing_size_are_a_failure_that_names_both_shapes(tmp_path):
     class Growing(SpaceEnv):
         def step(self, action):
             return (np.zeros((61, 80, 3), np.uint8), *super().step(action)[1:])
 
     with pytest.raises(
-        RuntimeError, match=r"expected values of one shape, got \(60, 80, 3\) at first and \(61, 80, 3\) at number 1"
+        RuntimeError, match=r"values: expected equal shapes, got \(60, 80, 3\) at index 0 and \(61, 80, 3\) at index 1"
     ):
         wm.collect(
             wm.EnvConfig(lambda: Growing(spaces.Box(0, 255, (60, 80, 3), np.uint8), spaces.Discrete(2)), max_steps=3),
@@ -86,23 +86,23 @@ def test_frames_that_change_their_size_are_a_failure_that_says_so(tmp_path):
         )
 
 
-# Missing parts
+# Missing packages
 
 
 @pytest.mark.parametrize(
     ("make", "module", "error", "message"),
     [
-        (paper.doom_take_cover, "vizdoom", ModuleNotFoundError("x"), r"vizdoom: not installed: .*worldmodel\[doom\]"),
-        (paper.car_racing, "Box2D", ModuleNotFoundError("x"), r"Box2D and pygame: not installed: .*worldmodel\[box2d\]"),
+        (paper.doom_take_cover, "vizdoom", ModuleNotFoundError("x"), r"vizdoom: expected the package .*worldmodel\[doom\]"),
+        (paper.car_racing, "Box2D", ModuleNotFoundError("x"), r"Box2D and pygame: expected the package .*worldmodel\[box2d\]"),
         (
             paper.doom_take_cover,
             "vizdoom",
             ImportError("libGL.so.1: cannot open shared object file"),
-            r"If libGL.so.1 is a system library, install it, on Debian and Ubuntu by `apt-get install",
+            r"If libGL.so.1 is a system library, install it \(on Debian and Ubuntu: `apt-get install",
         ),
     ],
 )
-def test_what_is_missing_is_named_with_the_way_to_get_it(make, module, error, message, monkeypatch):
+def test_a_missing_package_is_named_with_the_install_command(make, module, error, message, monkeypatch):
     real_import = builtins.__import__
 
     def broken_import(name, *args, **kwargs):
@@ -117,7 +117,7 @@ def test_what_is_missing_is_named_with_the_way_to_get_it(make, module, error, me
 
 @pytest.fixture
 def ldd(monkeypatch, tmp_path):
-    """Puts a shell script in the place of ldd, or takes it away, and forgets what was found out before."""
+    """Return a function that replaces ldd by a shell script, or removes it."""
 
     def put(script):
         monkeypatch.setenv("PATH", str(tmp_path))
@@ -130,13 +130,13 @@ def ldd(monkeypatch, tmp_path):
     paper._check_libraries.cache_clear()
 
 
-def test_a_library_that_the_game_lacks_is_an_error_before_it_starts(ldd, monkeypatch, tmp_path):
+def test_a_missing_system_library_raises_before_the_game_starts(ldd, monkeypatch, tmp_path):
     package, wrapper = ModuleType("vizdoom"), ModuleType("vizdoom.gymnasium_wrapper")
     package.__file__, package.gymnasium_wrapper = str(tmp_path / "__init__.py"), wrapper
     monkeypatch.setitem(sys.modules, "vizdoom", package)
     monkeypatch.setitem(sys.modules, "vizdoom.gymnasium_wrapper", wrapper)
     ldd(f'[ "$1" = {tmp_path}/vizdoom ] && echo "libm.so.6 => /lib/libm.so.6" && echo "libSDL2.so.0 => not found"')
-    for _ in range(2):  # it is said each time, and the game never started
+    for _ in range(2):  # each call raises, and the game never starts
         with pytest.raises(
             ImportError, match=r"load \(libSDL2.so.0: not found.*If libSDL2.so.0 is a system library, install it"
         ):
@@ -144,7 +144,7 @@ def test_a_library_that_the_game_lacks_is_an_error_before_it_starts(ldd, monkeyp
 
 
 @pytest.mark.parametrize("script", [None, "exit 1", "echo libm.so.6 =\\> /lib/libm.so.6", "printf '\\377'"])
-def test_a_game_starts_where_ldd_misses_nothing_or_cannot_say(ldd, script, tmp_path):
+def test_a_game_starts_if_ldd_finds_all_libraries_or_fails(ldd, script, tmp_path):
     ldd(script)
     paper._check_libraries(tmp_path / "vizdoom")
 
@@ -153,7 +153,7 @@ def test_a_game_starts_where_ldd_misses_nothing_or_cannot_say(ldd, script, tmp_p
 
 
 @pytest.mark.slow
-def test_doom_gives_small_frames_one_point_a_step_and_ends_by_death_with_the_last_screen():
+def test_doom_gives_small_frames_and_one_point_per_step_and_ends_with_the_last_screen():
     pytest.importorskip("vizdoom")
     frames, rewards, ends = play(DOOM, 2, 2100)
     assert frames.shape[1:] == (64, 64, 3)
@@ -197,8 +197,8 @@ def test_an_episode_is_a_function_of_its_seed(env_id):
 
 
 @pytest.mark.slow
-def test_random_play_lives_in_doom_as_long_as_in_the_paper():
-    """210 +- 108 there, over 100 episodes; here 219 +- 90. The mean of 100 must lie within 4 of its standard errors."""
+def test_random_play_survives_in_doom_as_long_as_in_the_paper():
+    """Paper: 210 +- 108 steps (100 episodes); here 219 +- 90. Tolerance: 4 standard errors."""
     pytest.importorskip("vizdoom")
     lengths = [len(episode) for episode in rollouts(DOOM, episode_ids=range(100), seed=0)]
     assert abs(np.mean(lengths) - 210) < 4 * 108 / 10

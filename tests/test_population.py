@@ -127,7 +127,7 @@ def test_a_worker_that_dies_names_generation_candidate_and_seeds():
     def make():
         return CountEnv(trouble="die", seeds=seeds[:1])
 
-    message = rf"generation 2, candidate [0-3]: .*\(seeds {seeds[0]}, {seeds[1]}\).*the worker process died \(exit code 7\)"
+    message = rf"generation 2, candidate [0-3]: .*\(seeds {seeds[0]}, {seeds[1]}\).*the worker process crashed \(exit code 7\)"
     with pytest.raises(RuntimeError, match=message):
         real_search(count_world(), make, num_workers=2)
 

@@ -1,4 +1,4 @@
-"""The example of PPO in dreams: its advantages, what it copies to the host (nothing), and that it learns."""
+"""The PPO example: its advantages, no copies to the host, and learning."""
 
 import importlib.util
 import json
@@ -19,7 +19,7 @@ PATH = Path(__file__).parent.parent / "examples" / "ppo_dream.py"
 
 @pytest.fixture
 def example(monkeypatch):
-    """The example with smaller numbers."""
+    """Return the example module with smaller numbers."""
     spec = importlib.util.spec_from_file_location("ppo_dream", PATH)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -1,4 +1,4 @@
-"""Pictures of observations: images as they are, classic control as the real environment draws it, bars for the rest."""
+"""Rendering of observations: images, classic control, and bars for the others."""
 
 import gymnasium as gym
 import numpy as np
@@ -28,14 +28,14 @@ def test_classic_control_is_drawn_as_the_real_environment_draws_itself(env_id):
     assert np.array_equal(first, env.render())
     for _ in range(5):
         observation, *_ = env.step(env.action_space.sample())
-    env.unwrapped.last_u = None  # Pendulum also draws its latest torque, which no observation tells of
+    env.unwrapped.last_u = None  # Pendulum also draws its last torque, which is not in the observation
     assert np.array_equal(renderer(observation), env.render())
     renderer.close()
     env.close()
 
 
 @pytest.mark.parametrize("shape", [(12, 10), (12, 10, 1), (12, 10, 3), (3, 12, 10), (1, 12, 10)])
-def test_an_image_is_shown_as_it_is(shape):
+def test_an_image_is_shown_unchanged(shape):
     space = spaces.Box(0, 255, shape, np.uint8)
     space.seed(0)
     image = space.sample()
@@ -75,7 +75,7 @@ def test_drawing_leaves_the_global_generators_alone():
     assert np.array_equal(np.random.get_state()[1], before[1])  # noqa: NPY002
 
 
-def test_what_a_wrapper_made_of_the_observations_is_not_drawn_as_a_state():
+def test_wrapped_observations_are_not_drawn_as_states():
     with gym.wrappers.FrameStackObservation(gym.make("CartPole-v1"), 2) as env:
         world = random_world(env.action_space, env.observation_space)
     world.provenance = {"recipes": [{"env": "CartPole-v1", "wrappers": ["FrameStackObservation"]}]}

@@ -1,4 +1,4 @@
-"""Gradients of draws against the inverted distribution function, exact moments, and float64; in the tails too."""
+"""Gradients of samples against the inverted CDF, exact moments and float64, also in the tails."""
 
 import math
 
@@ -12,20 +12,20 @@ from worldmodel.mixtures import GaussianMixture, reparameterize
 
 
 def parameters(mixture):
-    """Log-weights, means and scales of a mixture as leaves that want a gradient, and the mixture of them."""
+    """Return log-weights, means and scales that require gradients, and their mixture."""
     scale = mixture.log_scale if mixture.scale_tril is None else mixture.scale_tril
     leaves = [part.detach().clone().requires_grad_() for part in (mixture.log_weights, mixture.mean, scale)]
     return leaves, rebuild(mixture.scale_tril is not None, *leaves)
 
 
 def rebuild(full, log_weights, mean, scale):
-    """A mixture of raw parameters: any log-weights, which are then normalised, and scales (or factors) as they are."""
+    """Return the mixture of raw parameters; the log-weights are normalised here."""
     log_weights = log_weights.log_softmax(-2 if log_weights.ndim == mean.ndim else -1)
     return GaussianMixture(log_weights, mean, **({"scale_tril": scale} if full else {"log_scale": scale}))
 
 
 def conditional(d, before, log_weights, mean, covariance):
-    """Weights, means and sigmas of the mixture of number d given those before it, by Schur complements."""
+    """Return weights, means and sigmas of the mixture of z_d given z_{<d}, by Schur complements."""
     log_w, deviation = log_weights - log_weights.max(), before - mean[:, :d]
     mu, variance = mean[:, d].copy(), covariance[:, d, d].copy()
     if d > 0:
@@ -39,7 +39,7 @@ def conditional(d, before, log_weights, mean, covariance):
 
 
 def as_marginals(mixture):
-    """The mixture as NumPy arrays of joint mixtures of which each is inverted alone: one, or one per dimension."""
+    """Return the mixture as arrays of independent joint mixtures: one, or one per dimension."""
     log_weights, mean = mixture.log_weights.detach().numpy(), mixture.mean.detach().numpy()
     tril = mixture.log_scale.detach().exp().diag_embed() if mixture.scale_tril is None else mixture.scale_tril.detach()
     covariance = (tril @ tril.mT).numpy()
@@ -49,7 +49,7 @@ def as_marginals(mixture):
 
 
 def uniforms(mixture, z):
-    """The u in (0, 1)^D that the conditional distribution functions make of z."""
+    """Return the conditional CDFs at z: (D,) in (0, 1)."""
     z, u, at = z.detach().numpy(), [], 0
     for marginal in as_marginals(mixture):
         for d in range(marginal[1].shape[1]):
@@ -60,7 +60,7 @@ def uniforms(mixture, z):
 
 
 def invert(mixture, u):
-    """The z whose `uniforms` are u, by bisection."""
+    """Return the z whose `uniforms` are u, by bisection."""
     result, at = [], 0
     for marginal in as_marginals(mixture):
         z = np.zeros(0)
@@ -92,7 +92,7 @@ def test_rsample_draws_the_numbers_that_sample_draws(kind, temperature):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("tau", "seed"), [(1.0, 0), (1.0, 1), (0.4, 2), (2.0, 3)])
-def test_a_draw_moves_as_the_inverted_distribution_function_does(kind, tau, seed):
+def test_a_sample_has_the_derivative_of_the_inverted_cdf(kind, tau, seed):
     leaves, mixture = parameters(make(kind, seed=seed))
     full = kind == "full"
     z = mixture.rsample(tau, generator=seeded(seed))
@@ -118,7 +118,7 @@ def test_a_draw_moves_as_the_inverted_distribution_function_does(kind, tau, seed
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_one_component_moves_as_mean_plus_scale_times_noise(kind):
+def test_one_component_has_the_derivative_of_mean_plus_scale_times_noise(kind):
     leaves, mixture = parameters(make(kind, (5,), k=1))
     z = mixture.rsample(generator=seeded())
     log_weights, mean, scale = leaves
@@ -164,7 +164,7 @@ def test_factorisations_agree_for_one_dimension():
 
 
 def per_draw(mixture, function, draw, num_samples):
-    """Gradients of function(z), summed over D, for each of many draws: one (N, ...) tensor for each parameter."""
+    """Return the gradients of function(z), summed over D, for N samples: (N, ...) per parameter."""
     leaves, _ = parameters(mixture)
     many = [leaf.detach().expand(num_samples, *leaf.shape).clone().requires_grad_() for leaf in leaves]
     z = draw(rebuild(mixture.scale_tril is not None, *many))
@@ -196,7 +196,7 @@ def test_the_products_of_a_joint_draw_have_an_unbiased_gradient():
 
 @pytest.mark.parametrize("estimator", ["hard", "straight-through"])
 def test_choosing_a_component_would_bias_the_gradient_of_the_weights(estimator):
-    """What is not done here, and why: the same check as above, failed."""
+    """The alternatives to implicit reparameterisation fail the check above."""
 
     def draw(many):
         with torch.no_grad():
@@ -240,7 +240,7 @@ def test_float32_keeps_up_with_float64_far_in_the_tails(kind):
         assert (error < 2e-3 * size + 1e-5).all(), error / size  # y^2 / 2 of 40 sigma loses three digits
 
 
-def test_where_no_draw_falls_the_gradient_is_finite():
+def test_the_gradient_is_finite_where_the_density_underflows():
     mean = torch.tensor([[-1000.0], [1000.0]], requires_grad=True)
     log_weights, log_scale = torch.zeros(2, 1, requires_grad=True), torch.zeros(2, 1)
     for place in (-1e6, -1000.0, 0.0, 1.0, 1e6):
@@ -249,7 +249,7 @@ def test_where_no_draw_falls_the_gradient_is_finite():
 
 
 @pytest.mark.parametrize("kind", ["per_dimension", "diagonal", "full"])
-def test_an_impossible_component_has_no_gradient_and_spoils_none(kind):
+def test_an_impossible_component_has_no_gradient_and_does_not_affect_others(kind):
     (log_weights, mean, scale), mixture = parameters(make(kind, (50,)))
     impossible = torch.full_like(mixture.log_weights[:, :1], -torch.inf)
     possible = mixture.log_weights[:, 1:]
@@ -274,7 +274,7 @@ def test_an_impossible_component_has_no_gradient_and_spoils_none(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_temperature_zero_moves_with_the_heaviest_mean(kind):
+def test_temperature_zero_has_the_gradient_of_the_mode(kind):
     leaves, mixture = parameters(make(kind, (3,)))
     gradients = torch.autograd.grad(mixture.rsample(0.0).sum(), leaves)
     heaviest = mixture._stacked_log_weights().argmax(-2, keepdim=True).expand(3, 1, D)
@@ -301,7 +301,7 @@ def test_each_dream_has_the_gradient_of_its_own_temperature(kind):
             torch.testing.assert_close(mine[row], other[row], rtol=1e-6, atol=1e-7)
 
 
-def test_a_second_derivative_is_refused():
+def test_a_second_derivative_raises():
     leaves, mixture = parameters(make("diagonal"))
     (first,) = torch.autograd.grad(mixture.rsample(generator=seeded()).square().sum(), leaves[1], create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):

@@ -1,4 +1,4 @@
-"""The report's figure, and the quickstart as a user runs it."""
+"""The figure of a report, and the quickstart script."""
 
 import json
 import subprocess
@@ -49,7 +49,7 @@ def test_the_figure_shows_every_round_and_the_real_episode(tmp_path, test_fracti
     assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_dreams_are_drawn_until_they_end_and_reality_whatever_they_do():
+def test_dreams_are_drawn_until_they_end_and_reality_to_its_end():
     world = walk_world()
     with torch.no_grad():
         world.mdnrnn.termination_head.weight.zero_()

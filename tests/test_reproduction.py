@@ -162,7 +162,7 @@ def test_another_experiment_in_the_same_directory_is_refused(tmp_path):
         Reproduction(PRESET, tmp_path / "out", seed=1).run()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").touch()
-    with pytest.raises(FileExistsError, match="holds something else"):
+    with pytest.raises(FileExistsError, match="with other files"):
         Reproduction(PRESET, tmp_path / "other").run()
 
 

@@ -1,4 +1,4 @@
-"""SB3VecEnv against Stable-Baselines3's own DummyVecEnv and checks; an agent trained in dreams, scored in reality."""
+"""SB3VecEnv against DummyVecEnv and SB3's checks; agents trained in dreams, scored in reality."""
 
 import importlib
 import sys
@@ -25,12 +25,12 @@ from worldmodel.adapters.sb3 import SB3Policy, SB3VecEnv
 SAME_STEP = AutoresetMode.SAME_STEP
 
 
-def mortal_world(**arguments):
+def terminating_world(**arguments):
     return random_world(termination_bias=-1.0, **arguments)
 
 
 def dreams(world=None, num_envs=4, **options):
-    return SB3VecEnv(wm.DreamVectorEnv(world or mortal_world(), num_envs, autoreset_mode=SAME_STEP, **options))
+    return SB3VecEnv(wm.DreamVectorEnv(world or terminating_world(), num_envs, autoreset_mode=SAME_STEP, **options))
 
 
 def real_walks(make, num_envs=3):
@@ -38,7 +38,7 @@ def real_walks(make, num_envs=3):
 
 
 def assert_same(one, two):
-    """Observations, rewards, dones and infos, within what products of another batch size may differ by."""
+    """Compare observations, rewards, dones and infos up to the rounding of another batch size."""
     for a, b in zip(one[:3], two[:3], strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
         assert a.dtype == b.dtype
@@ -53,7 +53,7 @@ def assert_same_infos(one, two):
 
 
 def play_both(ours, theirs, steps, *, seed=5, choose=lambda k, t: k * t % 3):
-    """Step two VecEnvs side by side; how many episodes ended by each rule."""
+    """Compare two VecEnvs under the same actions; return the episode ends of each kind."""
     for env in (ours, theirs):
         env.seed(seed)
     np.testing.assert_allclose(ours.reset(), theirs.reset(), rtol=1e-5, atol=1e-5)
@@ -70,12 +70,12 @@ def play_both(ours, theirs, steps, *, seed=5, choose=lambda k, t: k * t % 3):
     return ends
 
 
-# The contract of a VecEnv: what DummyVecEnv gives for single environments, at once
+# The contract of a VecEnv: the same results as DummyVecEnv of single environments
 
 
 @pytest.mark.parametrize("options", [{}, {"temperature": (0.5, 1.5)}, {"observation": "decoded"}])
 def test_dreams_step_as_dummy_vec_env_steps_single_dreams(options):
-    world, options = mortal_world(), {"horizon": 3, **options}
+    world, options = terminating_world(), {"horizon": 3, **options}
     ends = play_both(dreams(world, **options), DummyVecEnv([lambda: wm.DreamEnv(world, **options)] * 4), 40)
     assert min(ends.values()) > 3
 
@@ -110,7 +110,7 @@ def test_infos_of_wrapped_environments_reach_each_row():
     assert episodes > 5
 
 
-def test_observations_and_infos_are_the_callers_to_keep():
+def test_callers_may_keep_observations_and_infos():
     env = dreams(temperature=(0.5, 1.5), horizon=3)
     env.seed(0)
     kept = [env.reset()]
@@ -125,7 +125,7 @@ def test_observations_and_infos_are_the_callers_to_keep():
     assert "mine" not in env.step(np.zeros(4, dtype=int))[3][0]
 
 
-def test_a_seed_serves_one_reset_and_the_episodes_go_on_after_it():
+def test_a_seed_applies_to_one_reset_and_later_resets_continue_it():
     env = dreams()
     assert env.seed(3) == [3, 4, 5, 6]
     first, second = env.reset(), env.reset()
@@ -158,7 +158,7 @@ def test_attributes_and_methods_are_those_of_the_vector_environment():
     assert len(env.env_method("reset", seed=1)) == 4
     assert env.env_is_wrapped(Monitor) == [False] * 4
     for call in (lambda: env.set_attr("note", 1, indices=[0]), lambda: env.env_method("reset", indices=2)):
-        with pytest.raises(ValueError, match="indices: expected None, as all 4 environments share one"):
+        with pytest.raises(ValueError, match="indices: expected None, because all 4 rows share one"):
             call()
 
 
@@ -176,25 +176,25 @@ def test_pictures_are_tiled():
 @pytest.mark.parametrize("kind", ["z", "zh", "zhc", "decoded"])
 def test_stable_baselines_check_env_finds_nothing(kind):
     bounded = spaces.Box(-50.0, 50.0, (2,), np.float32)
-    check_env(wm.DreamEnv(mortal_world(observation_space=bounded), observation=kind, horizon=5))
+    check_env(wm.DreamEnv(terminating_world(observation_space=bounded), observation=kind, horizon=5))
 
 
 def test_nested_observations_and_continuous_actions_train():
     place = spaces.Dict({"place": spaces.Box(-9.0, 9.0, (2,), np.float32), "mode": spaces.Discrete(2)})
-    world = mortal_world(action_space=spaces.Box(-1.0, 1.0, (2,), np.float32), observation_space=place)
+    world = terminating_world(action_space=spaces.Box(-1.0, 1.0, (2,), np.float32), observation_space=place)
     env = dreams(world, observation="decoded")
     A2C("MultiInputPolicy", env, n_steps=3, seed=0, device="cpu").learn(48)
-    with pytest.raises(ValueError, match="model: expected an agent for features of this world"):
+    with pytest.raises(ValueError, match="model: expected an agent on features of this world"):
         SB3Policy(A2C("MultiInputPolicy", env, device="cpu"), world)
 
 
-# Trouble
+# Invalid input
 
 
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED])
 def test_another_autoreset_mode_is_refused(mode):
     with pytest.raises(ValueError, match=r"env: expected the autoreset mode SAME_STEP, got .*autoreset_mode=\"SameStep\""):
-        SB3VecEnv(wm.DreamVectorEnv(mortal_world(), 2, autoreset_mode=mode))
+        SB3VecEnv(wm.DreamVectorEnv(terminating_world(), 2, autoreset_mode=mode))
 
 
 def test_tensors_are_refused():
@@ -215,7 +215,7 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch):
 
 @pytest.mark.parametrize("kind", ["z", "zh", "zhc"])
 def test_a_policy_knows_its_features_and_acts_as_the_agent_predicts(kind):
-    world = mortal_world()
+    world = terminating_world()
     model = A2C("MlpPolicy", dreams(world, observation=kind), seed=0, device="cpu")
     policy = SB3Policy(model, world)
     assert policy.features == kind
@@ -225,17 +225,19 @@ def test_a_policy_knows_its_features_and_acts_as_the_agent_predicts(kind):
 
 def test_an_agent_for_other_features_or_actions_is_refused():
     world = random_world(hidden_size=7)
-    model = A2C("MlpPolicy", dreams(mortal_world()), device="cpu")  # of 5 + 2 features, where this world has 2, 9 or 16
-    with pytest.raises(ValueError, match=r"model: .* \(2,\) for 'z', \(9,\) for 'zh', \(16,\) for 'zhc', got one for \(7,\)"):
+    model = A2C("MlpPolicy", dreams(terminating_world()), device="cpu")  # of 5 + 2 features, where this world has 2, 9 or 16
+    with pytest.raises(
+        ValueError, match=r"model: .* \(2,\) for 'z', \(9,\) for 'zh', \(16,\) for 'zhc', got one on shape \(7,\)"
+    ):
         SB3Policy(model, world)
-    with pytest.raises(ValueError, match=r"model: expected actions of Discrete\(2\), got Discrete\(3\)"):
+    with pytest.raises(ValueError, match=r"model: expected the action space Discrete\(2\), got Discrete\(3\)"):
         SB3Policy(model, random_world(action_space=spaces.Discrete(2)))
-    with pytest.raises(ValueError, match=r"features: expected \(B, 7\), which are 'zh', got \(3, 12\)"):
-        SB3Policy(model, mortal_world())(torch.zeros(3, 12))
+    with pytest.raises(ValueError, match=r"features: expected \(B, 7\) of kind 'zh', got \(3, 12\)"):
+        SB3Policy(model, terminating_world())(torch.zeros(3, 12))
 
 
 def test_a_policy_is_scored_in_dream_and_reality():
-    """The same agent scores the same by our evaluation and by Stable-Baselines3's, in a walk whose model is exact."""
+    """With an exact world model, our evaluation and Stable-Baselines3's give the same score."""
     world = walk_world()
     model = A2C("MlpPolicy", dreams(world, temperature=0.0), seed=1, device="cpu")
 
@@ -253,7 +255,7 @@ def test_a_policy_is_scored_in_dream_and_reality():
     assert ours.real.mean == pytest.approx(theirs, abs=8 * ours.real.std / 20**0.5)
 
 
-def test_an_agent_goes_on_learning_in_reality():
+def test_an_agent_continues_learning_in_reality():
     world = walk_world()
     model = A2C("MlpPolicy", dreams(world, 3), n_steps=4, seed=0, device="cpu").learn(24)
     before = model.policy.state_dict()["action_net.weight"].clone()
@@ -298,8 +300,8 @@ def test_ppo_trained_only_in_dreams_beats_random_play_in_reality(tmp_path):
     assert scores.real.mean > 200 > 5 * scores.random.mean
 
 
-def test_an_agent_of_switches_learns_in_dreams_and_acts_as_a_policy():
-    world = mortal_world(action_space=spaces.MultiBinary(3))
+def test_an_agent_with_multi_binary_actions_learns_in_dreams_and_acts_as_a_policy():
+    world = terminating_world(action_space=spaces.MultiBinary(3))
     model = PPO("MlpPolicy", dreams(world), n_steps=8, batch_size=8, n_epochs=1, device="cpu").learn(32)
     core = wm.Dreams(world, 4)
     actions = core.rollout(SB3Policy(model, world), 3, generator=core.generator(0)).actions

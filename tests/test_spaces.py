@@ -1,4 +1,4 @@
-"""Spaces <-> flat features, and their JSON."""
+"""Conversion of spaces to flat features and to JSON, and validation of batches."""
 
 import json
 
@@ -63,8 +63,8 @@ def test_unflatten_inverts_flatten_for_any_leading_dimensions(space):
 @pytest.mark.parametrize(
     "space", [spaces.Box(-1, 1, (3,)), spaces.Discrete(3), spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(2)], ids=str
 )
-def test_no_values_at_all_are_no_features(space):
-    """An episode's prefix of 0 steps has none, for example."""
+def test_empty_batches_flatten_to_empty_features(space):
+    """The actions of a prefix of 0 steps, for example."""
     flat = FlatSpace(space)
     values = np.zeros((2, 0, *space.shape), space.dtype)
     assert flat.flatten(values).shape == (2, 0, flat.size)
@@ -80,7 +80,7 @@ def test_discrete_becomes_one_hot_counted_from_its_start():
     np.testing.assert_array_equal(FlatSpace(spaces.Discrete(3, start=5)).flatten(np.array([5, 7])), [[1, 0, 0], [0, 0, 1]])
 
 
-def test_a_single_action_is_of_the_kind_that_environments_expect():
+def test_a_single_action_has_the_type_that_environments_expect():
     assert isinstance(to_numpy(FlatSpace(spaces.Discrete(3)).unflatten(torch.zeros(3))), np.int64)
     assert isinstance(to_numpy(FlatSpace(spaces.Box(-1, 1, ())).unflatten(torch.zeros(1))), np.ndarray)
 
@@ -100,7 +100,7 @@ def test_unflatten_stays_inside_the_space():
         (spaces.OneOf([spaces.Discrete(2)]), "Dict of the alternatives"),
     ],
 )
-def test_an_unsupported_space_is_named_with_its_place_and_the_nearest_supported_one(space, nearest):
+def test_an_unsupported_space_is_named_with_its_path_and_the_nearest_supported_one(space, nearest):
     with pytest.raises(TypeError, match=f"at 'a/0': expected Box.* got {type(space).__name__}; the nearest .*{nearest}"):
         FlatSpace(spaces.Dict({"a": spaces.Tuple([space])}))
 
@@ -136,7 +136,7 @@ def test_leaf_values_and_build_value_are_inverse():
     ],
     ids=str,
 )
-def test_sample_is_distributed_as_gymnasiums(space):
+def test_sample_has_the_distribution_of_gymnasiums_sample(space):
     n = 20_000
     space.seed(0)
     theirs = np.stack([space.sample() for _ in range(n)]).reshape(n, -1)
@@ -201,7 +201,7 @@ def test_a_batch_outside_the_space_is_refused_by_index_and_value(changes, error,
         FlatSpace(CHECKED).check(checked_batch(**changes), 3, name="actions")
 
 
-def test_a_batch_that_is_not_made_of_numbers_is_refused_by_name():
+def test_a_batch_that_is_not_numeric_is_rejected_by_name():
     for value in (None, "up", [[0, 1], [2]]):
         with pytest.raises(TypeError, match="value: expected an array or tensor of numbers"):
             FlatSpace(spaces.Discrete(3)).flatten(value)
@@ -210,7 +210,7 @@ def test_a_batch_that_is_not_made_of_numbers_is_refused_by_name():
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32, np.uint64])
-def test_unsigned_integers_are_numbers_like_any_other(dtype):
+def test_unsigned_integers_are_accepted(dtype):
     flat, value = FlatSpace(spaces.Discrete(3, start=1)), np.array([1, 3], dtype)
     flat.check(value, 2)
     assert torch.equal(flat.flatten(value), flat.flatten(value.astype(np.int64)))
@@ -229,7 +229,7 @@ def test_unsigned_integers_are_numbers_like_any_other(dtype):
         spaces.Box(0, np.inf, (2,), np.float64),
     ],
 )
-def test_what_unflatten_clips_lies_within_bounds_that_float32_does_not_have(space):
+def test_unflatten_clips_inside_bounds_that_float32_cannot_represent(space):
     flat = FlatSpace(space)
     for far in (-1e30, 1e30):
         assert space.contains(flat.unflatten(torch.full((2,), far)).numpy())

@@ -193,7 +193,7 @@ def test_a_store_goes_through_pickle(tmp_path):
 def test_a_directory_with_other_files_is_never_changed(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     for overwrite in (False, True):
-        with pytest.raises(FileExistsError, match="holds something else"):
+        with pytest.raises(FileExistsError, match="with other files"):
             create(tmp_path, overwrite=overwrite)
     assert os.listdir(tmp_path) == ["notes.txt"]
 
@@ -237,7 +237,7 @@ def test_a_newer_version_raises_and_is_left_unchanged(tmp_path, attempt):
     create(tmp_path, [0, 1])
     newer_manifest(tmp_path)
     before = (tmp_path / "manifest.json").read_bytes()
-    with pytest.raises(ValueError, match="newer worldmodel: upgrade"):
+    with pytest.raises(ValueError, match="newer worldmodel wrote it: upgrade"):
         attempt(tmp_path)
     assert (tmp_path / "manifest.json").read_bytes() == before
 
@@ -534,6 +534,6 @@ def test_reading_a_damaged_episode_raises(tmp_path):
 def test_other_files_in_a_store_prevent_its_replacement(tmp_path):
     create(tmp_path / "s", [0])
     (tmp_path / "s" / "notes.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match=r"got 'notes.txt' beside it"):
+    with pytest.raises(FileExistsError, match=r"got also 'notes.txt'"):
         create(tmp_path / "s", overwrite=True)
     assert len(EpisodeStore.open(tmp_path / "s")) == 1

@@ -1,4 +1,4 @@
-"""Streams: each row's numbers are a function of its seed, episode and draw alone, and look random by every test here."""
+"""Streams depend on seed, episode and draw only, and pass tests of randomness."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def test_uniform_numbers_are_never_0_or_1():
 
 @pytest.mark.parametrize("lag", [1, 2, 3, 16, 64])
 def test_neighbours_of_every_kind_are_uncorrelated(lag):
-    """Along a draw, from row to row, from draw to draw, from episode to episode; also between the squares."""
+    """Neighbours along a draw, and in row, draw and episode; also their squares."""
     rows, n = 1024, 256
     source = streams(rows)
     draws = torch.stack([source.normal_(torch.empty(rows, n)) for _ in range(lag + 1)])
@@ -50,7 +50,7 @@ def test_neighbours_of_every_kind_are_uncorrelated(lag):
 
 
 def test_bits_of_one_row_are_balanced():
-    """Each of the 23 bits of a uniform number is 0 or 1 with probability one half, for one row and many draws of one number."""
+    """Each of the 23 bits of a uniform number is 1 with probability 1/2, in many draws."""
     source = streams(1, first=12345)
     numbers = torch.stack([source.uniform_(torch.empty(1, 1)) for _ in range(20_000)]).flatten()
     bits = (numbers * 2**23).long().unsqueeze(1) >> torch.arange(23) & 1
@@ -72,7 +72,7 @@ def test_a_row_is_the_same_alone_and_among_many():
         assert torch.equal(together[42:43], alone.normal_(torch.empty(1, *shape)))
 
 
-def test_a_row_goes_on_from_a_counter_that_it_is_given():
+def test_a_row_continues_from_a_counter_that_it_is_given():
     one, other = streams(4), streams(4)
     for source in (one, other):
         source.uniform_(torch.empty(4, 3))
@@ -105,7 +105,7 @@ def test_reserved_numbers_are_those_of_one_draw_and_are_used_up_in_order():
     assert torch.equal(after, other.uniform_(torch.empty(4, 3)))
 
 
-def test_what_is_left_of_a_reserve_is_dropped():
+def test_the_rest_of_a_reserve_is_dropped():
     source, other = streams(2), streams(2)
     source.reserve(5)
     source.uniform_(torch.empty(2, 3))
@@ -115,12 +115,12 @@ def test_what_is_left_of_a_reserve_is_dropped():
 
 
 def test_numbers_are_pinned():
-    """The numbers may never change: a seed is a promise."""
+    """The numbers of a seed must never change."""
     pinned = [[0.8995528817176819, 0.9558950066566467], [0.932406485080719, 0.21254628896713257]]
     assert streams(2, first=5, episodes=1).uniform_(torch.empty(2, 2, dtype=torch.float64)).tolist() == pinned
 
 
-def test_the_global_generator_is_neither_read_nor_moved():
+def test_the_global_generator_is_neither_read_nor_advanced():
     torch.manual_seed(0)
     before = torch.get_rng_state()
     first = streams(3).exponential_(torch.empty(3, 2))

@@ -1,4 +1,4 @@
-"""The checker of vector environments: it passes what is right, and names what is wrong."""
+"""The checker of vector environments passes correct environments and names faults."""
 
 import random
 import re
@@ -23,7 +23,7 @@ def walk(fault="", **options):
 
 
 def violations(make, **options):
-    """What the checker finds."""
+    """Return the violations that the checker finds."""
     try:
         check_vector_env(make, **({"num_steps": 30} | options))
     except VectorEnvError as error:
@@ -45,8 +45,8 @@ def test_faults_are_found_behind_tensors():
     assert contracts(walk("neighbour's actions", tensors=True), modes=[SAME_STEP]) == {"independence"}
 
 
-FAULTS = [  # fault, modes in which it shows, the contracts that are broken, a part of each message
-    ("batched for one more", ALL, {"spaces"}, r"expected observation_space to be .*\(3, 2\).* got .*\(4, 2\).*batch_space"),
+FAULTS = [  # fault, modes that it affects, broken contracts, pattern of each message
+    ("batched for one row more", ALL, {"spaces"}, r"expected observation_space to be .*\(3, 2\).* got .*\(4, 2\).*batch_space"),
     ("no mode", ALL, {"autoreset_mode"}, "expected metadata.* got None"),
     ("mode as a string", ALL, {"autoreset_mode"}, "expected metadata.* got '(NextStep|SameStep|Disabled)'"),
     ("attribute without mode", ALL, {"autoreset_mode"}, "expected the attribute autoreset_mode .* got None"),
@@ -65,40 +65,50 @@ FAULTS = [  # fault, modes in which it shows, the contracts that are broken, a p
     ("rewards of NaN", ALL, {"values"}, "rewards at step 5: expected finite"),
     ("no mask in infos", ALL, {"infos"}, r"infos\['distance'\] at step 1: expected a mask infos\['_distance'\].* got none"),
     ("infos as a list", ALL, {"infos"}, "infos at step 1: expected one dict .* got list"),
-    ("resets by itself", (NEXT_STEP,), {"NEXT_STEP"}, "expected reward 0|belongs into that step, not into the ending one"),
+    ("resets without a call", (NEXT_STEP,), {"NEXT_STEP"}, "expected reward 0|reset in that step, not in the last step"),
     ("reward at reset", (NEXT_STEP,), {"NEXT_STEP"}, "the one after its end: expected reward 0"),
     (
         "flag at reset",
         (NEXT_STEP,),
         {"NEXT_STEP"},
-        "expected no flag.* truncated True|expected reward 0|ignore the row's action",
+        "expected no flag.* truncated True|expected reward 0|ignore the action",
     ),
-    ("action at reset", (NEXT_STEP,), {"NEXT_STEP"}, "to ignore the row's action, but with other actions"),
-    ("no reset at all", (NEXT_STEP,), {"NEXT_STEP"}, "expected the start of an episode, got the end's observation again"),
+    ("action at reset", (NEXT_STEP,), {"NEXT_STEP"}, "to ignore the action, but with other actions"),
+    ("no reset at all", (NEXT_STEP,), {"NEXT_STEP"}, "expected the start of an episode, got the last observation again"),
     ("no final_obs", (SAME_STEP,), {"SAME_STEP"}, r"final_obs at step \d+: expected infos\['final_obs'\] .* got the keys"),
     ("no final_info", (SAME_STEP,), {"SAME_STEP"}, "final_info at step"),
-    ("final_obs of all", (SAME_STEP,), {"SAME_STEP"}, r"expected infos\['_final_obs'\] to be the rows that ended"),
-    ("final_obs outside", (SAME_STEP,), {"SAME_STEP"}, "expected a single observation inside single_observation_space"),
+    ("final_obs of all", (SAME_STEP,), {"SAME_STEP"}, r"expected infos\['_final_obs'\] to mark the rows that ended"),
+    ("final_obs outside", (SAME_STEP,), {"SAME_STEP"}, "expected an observation of single_observation_space"),
     ("final_obs is the start", (SAME_STEP,), {"SAME_STEP"}, "expected final_obs to be the end.* for both"),
-    ("final_obs in a buffer", (SAME_STEP,), {"copies"}, r"infos\['final_obs'\] of step \d+: expected it to stay"),
-    ("steps what ended", (DISABLED,), {"ended rows"}, "expected step to raise after its end"),
-    ("mask resets nobody", (DISABLED,), {"reset_mask"}, "got the observation from before|to start anew from its seed"),
-    ("mask without seeds", (DISABLED,), {"reset_mask"}, "sub-environment 0, masked: expected to start anew from its seed"),
+    (
+        "final_obs in a buffer",
+        (SAME_STEP,),
+        {"copies"},
+        r"infos\['final_obs'\] of step \d+: expected the returned value to stay",
+    ),
+    ("steps ended rows", (DISABLED,), {"ended rows"}, "expected step to raise after the end of its episode"),
+    ("mask resets no rows", (DISABLED,), {"reset_mask"}, "got the observation from before the reset|to restart from its seed"),
+    ("mask without seeds", (DISABLED,), {"reset_mask"}, "sub-environment 0, masked: expected to restart from its seed"),
     ("mask not checked", (DISABLED,), {"reset_mask"}, r"expected an error for a mask that is not bool of shape \(3,\)"),
-    ("options changed", (DISABLED,), {"reset_mask"}, "expected reset to leave the caller's options"),
+    ("options changed", (DISABLED,), {"reset_mask"}, "expected reset to change nothing in the caller's options"),
     ("seed not read", ALL, {"same seed"}, "in a second new environment, but observation.* not tested in this mode"),
-    ("an end outlives reset", (NEXT_STEP,), {"reset"}, r"expected reset\(seed=0\) to leave nothing of the \d+ steps before"),
-    ("one seed whatever is asked", ALL, {"different seeds"}, "expected different runs from the seeds"),
+    ("reset keeps ends", (NEXT_STEP,), {"reset"}, r"expected reset\(seed=0\) to clear the state of the \d+ steps before"),
+    ("seeds ignored", ALL, {"different seeds"}, "expected different runs from the seeds"),
     ("int seeds all rows alike", ALL, {"seed list"}, r"sub-environment 1: expected reset\(seed=0\) to mean .*\[0, 1, 2\]"),
     ("no list of seeds", ALL, {"seed list"}, r"expected reset\(seed=\[0, 1, 2\]\) to be accepted, got TypeError"),
-    ("first seed for all rows", ALL, {"seed per row"}, "expected the seed 0 to do there what it does in sub-environment 0"),
-    ("row in the seed", ALL, {"seed per row"}, "expected the seed 0 to do there what it does in sub-environment 0"),
-    ("neighbour's actions", ALL, {"independence"}, "expected no change with the others' actions"),
-    ("one buffer", ALL, {"copies"}, "observation of step 0: expected it to stay as it was returned"),
-    ("state is the observation", ALL, {"copies"}, "the caller wrote into returned observations|expected it to stay"),
-    ("unmasked rows as the caller has them", (DISABLED,), {"copies"}, "after the caller wrote into the observation returned"),
-    ("actions changed", ALL, {"actions"}, "step 1: expected the caller's actions to stay as they were"),
-    ("actions kept", ALL, {"actions"}, "the caller writes into the actions after the step"),
+    ("first seed for all rows", ALL, {"seed per row"}, "expected the same run from seed 0 as in sub-environment 0"),
+    ("row in the seed", ALL, {"seed per row"}, "expected the same run from seed 0 as in sub-environment 0"),
+    ("neighbour's actions", ALL, {"independence"}, "expected no dependence on the actions of the others"),
+    ("one buffer", ALL, {"copies"}, "observation of step 0: expected the returned value to stay unchanged"),
+    (
+        "state is the observation",
+        ALL,
+        {"copies"},
+        "the caller wrote into returned observations|expected the returned value to stay",
+    ),
+    ("unmasked rows not copied", (DISABLED,), {"copies"}, "after the caller wrote into the observation returned"),
+    ("actions changed", ALL, {"actions"}, "step 1: expected the caller's actions to stay unchanged"),
+    ("actions kept", ALL, {"actions"}, "after the caller wrote into the actions of an earlier step"),
     ("closes once", ALL, {"close"}, "got RuntimeError.*closed already"),
 ]
 
@@ -111,10 +121,10 @@ def test_a_planted_fault_is_named(fault, modes, broken, words):
         assert all(violation.mode in (mode, None) and re.search(words, str(violation)) for violation in found), found
 
 
-def test_a_generator_that_rows_share_breaks_independence_and_says_who_ended():
+def test_a_generator_shared_by_rows_breaks_independence_and_the_message_names_the_end():
     found = violations(walk("starts from one generator"), modes=[NEXT_STEP])
     assert {violation.contract for violation in found} == {"seed per row", "independence"}
-    assert re.search(r"sub-environment \d had ended at step \d+ in one of them only", found[-1].message)
+    assert re.search(r"sub-environment \d had ended at step \d+ in only one of them", found[-1].message)
 
 
 def test_a_mask_that_resets_all_is_named_with_the_rows_that_should_have_stayed():
@@ -124,8 +134,8 @@ def test_a_mask_that_resets_all_is_named_with_the_rows_that_should_have_stayed()
 
 
 def test_disabled_that_resets_by_itself_is_named_by_its_own_runs_or_by_another_mode():
-    assert "DISABLED" in contracts(walk("resets by itself", noise=0), modes=[DISABLED])
-    found = violations(walk("resets by itself"), modes=[SAME_STEP, DISABLED])
+    assert "DISABLED" in contracts(walk("resets without a call", noise=0), modes=[DISABLED])
+    found = violations(walk("resets without a call"), modes=[SAME_STEP, DISABLED])
     assert "expected the same first episode in SAME_STEP and DISABLED" in found[-1].message
 
 
@@ -135,11 +145,11 @@ def test_episodes_of_another_length_in_another_mode_are_named():
     assert violation.mode is None
 
 
-def test_what_is_not_random_needs_no_different_seeds():
+def test_a_deterministic_environment_passes_different_seeds():
     check_vector_env(walk(noise=0, spread=0), num_steps=40)
 
 
-def test_a_mode_without_an_end_is_not_passed_in_silence():
+def test_a_mode_without_an_episode_end_is_a_violation():
     assert contracts(walk(), num_steps=4) == {"ends"}
     check_vector_env(walk(), num_steps=4, require_ends=False)
 
@@ -148,9 +158,9 @@ def test_one_row_is_not_enough_to_test_independence():
     assert contracts(walk(num_envs=1)) == {"independence"}
 
 
-def test_rounding_by_place_passes_with_a_tolerance():
-    assert contracts(walk("rounding by place")) == {"seed per row"}
-    check_vector_env(walk("rounding by place"), num_steps=40, tolerance=1e-4)
+def test_rounding_that_depends_on_the_row_passes_with_a_tolerance():
+    assert contracts(walk("rounding by row")) == {"seed per row"}
+    check_vector_env(walk("rounding by row"), num_steps=40, tolerance=1e-4)
 
 
 def test_another_seed_gives_other_actions_and_starts():
@@ -158,14 +168,14 @@ def test_another_seed_gives_other_actions_and_starts():
     assert len(messages) == 2
 
 
-def test_contracts_can_be_ignored_but_not_what_makes_it_impossible_to_go_on():
+def test_contracts_can_be_ignored_unless_they_end_the_check():
     check_vector_env(walk("closes once"), num_steps=40, ignore={"close"})
     check_vector_env(walk("longer in SAME_STEP"), num_steps=40, ignore={"modes"})
     assert contracts(walk("seed not read"), ignore={"same seed"}) == {"same seed"}
 
 
-def test_an_environment_that_reset_leaves_traces_in_is_checked_in_new_ones():
-    make = walk("an end outlives reset")
+def test_if_reset_does_not_clear_all_state_later_runs_use_new_environments():
+    make = walk("reset keeps ends")
     check_vector_env(make, modes=[NEXT_STEP], num_steps=40, ignore={"reset"})
 
 
@@ -177,7 +187,7 @@ def test_every_violation_of_every_mode_is_listed():
     assert isinstance(caught.value, AssertionError)
 
 
-def test_the_mode_is_read_from_an_environment_that_has_but_one():
+def test_without_modes_the_mode_is_read_from_the_metadata():
     check_vector_env(lambda: WalkVectorEnv(SAME_STEP), modes=None, num_steps=40)
     assert contracts(lambda: WalkVectorEnv(SAME_STEP, "no final_obs"), modes=None) == {"SAME_STEP"}
     assert contracts(lambda: WalkVectorEnv(SAME_STEP, "no mode"), modes=None) == {"autoreset_mode"}
@@ -209,12 +219,12 @@ def test_arguments_out_of_range_are_rejected(options, words):
         check_vector_env(walk(), **options)
 
 
-def test_what_is_no_vector_environment_is_rejected():
+def test_objects_that_are_not_vector_environments_are_rejected():
     with pytest.raises(TypeError, match=r"make: expected it to return a gymnasium.vector.VectorEnv, got DictEnv"):
         check_vector_env(lambda mode: DictEnv())
 
 
-def test_global_random_states_stay_as_they_were():
+def test_global_random_states_do_not_change():
     before = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()  # noqa: NPY002
     check_vector_env(walk(), num_steps=40)
     assert random.getstate() == before[0]
@@ -224,11 +234,11 @@ def test_global_random_states_stay_as_they_were():
 
 def test_every_contract_has_a_planted_fault():
     planted = set.union(*(broken for _, _, broken, _ in FAULTS))
-    assert planted | {"ends", "modes", "DISABLED"} == set(CONTRACTS)  # these three above
+    assert planted | {"ends", "modes", "DISABLED"} == set(CONTRACTS)  # tested above
 
 
 def made(vectorization, **options):
-    """Gymnasium's own vector environments of one of its environments."""
+    """Return a function that makes Gymnasium's vector environments in a mode."""
     return lambda mode: gym.make_vec(
         num_envs=2, vectorization_mode=vectorization, vector_kwargs={"autoreset_mode": mode}, **options
     )
@@ -254,7 +264,7 @@ def test_sync_vector_env_passes_with_dict_observations():
     check_vector_env(lambda mode: SyncVectorEnv([limited_dict_env] * 3, autoreset_mode=mode), num_steps=30)
 
 
-def test_rows_may_have_bounds_of_their_own_where_gymnasium_says_so():
+def test_rows_may_have_different_bounds_if_observation_mode_allows_it():
     def bounded(bound):
         space = gym.spaces.Box(-bound, bound, (4,), np.float32)
         return TransformObservation(gym.make("CartPole-v1"), lambda observation: observation, space)
@@ -265,9 +275,9 @@ def test_rows_may_have_bounds_of_their_own_where_gymnasium_says_so():
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # of forks beside threads, and Gymnasium's of a step after the end
+@pytest.mark.filterwarnings("ignore")  # of forks with threads, and Gymnasium's of steps after the end
 @pytest.mark.parametrize("options", list(OF_GYMNASIUM.values())[:2], ids=list(OF_GYMNASIUM)[:2])
-def test_async_vector_env_passes_in_all_modes_but_steps_what_ended(options):
+def test_async_vector_env_passes_in_all_modes_but_steps_ended_rows(options):
     check_vector_env(made("async", **options), num_steps=40, ignore={"ended rows"})
 
 
@@ -290,7 +300,7 @@ def test_cart_pole_vector_env_takes_no_list_of_seeds_and_its_rows_share_a_genera
     check_vector_env(make, modes=None, num_steps=60, ignore={"seed list", "independence"})
 
 
-# The faults again, in programs of their own, without the checker.
+# The same faults without the checker.
 
 
 @found_in
@@ -325,15 +335,15 @@ def test_fault_async_vector_env_without_shared_memory_resets_twice():
         envs.reset(seed=0)
         while not envs.step(np.array([0]))[2].any():
             pass
-        envs.reset(seed=0)  # by hand, after an end
+        envs.reset(seed=0)  # explicit reset after an end
         rewards[shared_memory] = float(envs.step(np.array([0]))[1][0])
         envs.close()
-    assert rewards == {True: 1.0, False: 0.0}  # 0.0: the step was swallowed by a reset without the seed
+    assert rewards == {True: 1.0, False: 0.0}  # 0.0: the step was a reset without the seed
 
 
 @found_in
 @pytest.mark.filterwarnings("ignore")
-def test_fault_async_vector_env_steps_what_ended_in_disabled_where_sync_raises():
+def test_fault_async_vector_env_steps_ended_rows_in_disabled_but_sync_raises():
     for vectorization, raises in (("sync", True), ("async", False)):
         envs = made(vectorization, id="CartPole-v1")(DISABLED)
         envs.reset(seed=0)

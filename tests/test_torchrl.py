@@ -1,4 +1,4 @@
-"""TorchRLEnv against TorchRL's own checks, rollouts and collectors; something small that learns in a dream."""
+"""TorchRLEnv with TorchRL's checks, rollouts and collectors; an agent that learns in a dream."""
 
 import importlib
 import sys
@@ -23,7 +23,7 @@ from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore", DeprecationWarning)  # TorchRL warns of parts of its own
+    warnings.simplefilter("ignore", DeprecationWarning)  # TorchRL warns of its own modules
     from torchrl.collectors import Collector
 
 from worldmodel.adapters.torchrl import TorchRLEnv
@@ -41,7 +41,7 @@ ACTIONS = [
 PLACES = spaces.Dict({"place": spaces.Box(-9.0, 9.0, (2,), np.float32), "mode": spaces.Discrete(2)})
 
 
-def mortal_world(action_space=None, observation_space=None):
+def terminating_world(action_space=None, observation_space=None):
     return random_world(action_space, observation_space, termination_bias=-1.0)
 
 
@@ -49,17 +49,17 @@ def mortal_world(action_space=None, observation_space=None):
 @pytest.mark.parametrize("kind", ["z", "zh", "zhc", "decoded"])
 @pytest.mark.parametrize("space", ACTIONS, ids=str)
 def test_torchrl_finds_nothing_wrong(space, kind, num_envs):
-    check_env_specs(TorchRLEnv(mortal_world(space), num_envs, observation=kind, horizon=5))
+    check_env_specs(TorchRLEnv(terminating_world(space), num_envs, observation=kind, horizon=5))
 
 
 def test_decoded_dicts_lie_under_the_observation():
-    env = TorchRLEnv(mortal_world(observation_space=PLACES), 3, observation="decoded", temperature=(0.5, 1.5))
+    env = TorchRLEnv(terminating_world(observation_space=PLACES), 3, observation="decoded", temperature=(0.5, 1.5))
     check_env_specs(env)
     assert env.reset()["observation", "place"].shape == (3, 2)
 
 
 def test_flags_have_a_column_and_a_rollout_resets_what_ended():
-    env = TorchRLEnv(mortal_world(), 5, horizon=4)
+    env = TorchRLEnv(terminating_world(), 5, horizon=4)
     env.set_seed(0)
     rollout = env.rollout(40, break_when_any_done=False)
     after = rollout["next"]
@@ -82,8 +82,8 @@ def test_a_partial_reset_leaves_the_other_dreams_alone():
     assert torch.equal((after["observation"] == before["observation"]).all(dim=1, keepdim=True), ~mask)
 
 
-def test_finished_dreams_stand_still_until_all_are_finished():
-    env = TorchRLEnv(mortal_world(), 4)
+def test_finished_dreams_do_not_change_until_all_are_finished():
+    env = TorchRLEnv(terminating_world(), 4)
     env.set_seed(1)
     rollout = env.rollout(50, break_when_any_done=False, break_when_all_done=True)
     done = rollout["next", "done"][..., 0]
@@ -97,8 +97,8 @@ def test_finished_dreams_stand_still_until_all_are_finished():
         assert torch.equal(last, last[:1].expand_as(last))
 
 
-def test_seeds_are_those_of_the_vector_environment_and_serve_one_reset():
-    world = mortal_world()
+def test_seeds_are_those_of_the_vector_environment_and_apply_to_one_reset():
+    world = terminating_world()
     env, plain = TorchRLEnv(world, 3), wm.DreamVectorEnv(world, 3)
     env.set_seed(7)
     assert np.array_equal(env.reset()["observation"].numpy(), plain.reset(seed=7)[0])
@@ -110,18 +110,18 @@ def test_seeds_are_those_of_the_vector_environment_and_serve_one_reset():
     assert (first == again).all()
 
 
-def test_what_was_returned_is_the_callers_to_change():
-    env = TorchRLEnv(mortal_world(), 3)
+def test_callers_may_modify_returned_values():
+    env = TorchRLEnv(terminating_world(), 3)
     action = TensorDict({"action": torch.zeros(3, dtype=torch.int64)}, batch_size=3)
 
-    def run(meddle):
+    def run(overwrite):
         env.set_seed(0)
         results = [env.reset()]
         for _ in range(6):
             given = action.clone().set("_reset", results[-1]["done"]) if results[-1]["done"].any() else None
             results.append(env.step(action.clone())["next"].clone(recurse=False) if given is None else env.reset(given))
             copied = results[-1].clone()
-            if meddle:
+            if overwrite:
                 for name in ("observation", "terminated", "truncated"):
                     results[-1][name].fill_(1)
             results[-1] = copied
@@ -138,7 +138,7 @@ def test_collectors_and_transforms_run():
 
 
 def test_gym_wrapper_takes_a_single_dream():
-    world = mortal_world()
+    world = terminating_world()
     env, plain = GymWrapper(wm.DreamEnv(world, horizon=5), categorical_action_encoding=True), wm.DreamEnv(world, horizon=5)
     check_env_specs(env)
     env.set_seed(3)
@@ -158,7 +158,7 @@ def test_gym_wrapper_takes_a_single_dream():
             assert np.array_equal(seen["observation"].numpy(), observation)
 
 
-# Trouble
+# Invalid input
 
 
 def step(env, *actions, **others):
@@ -166,7 +166,7 @@ def step(env, *actions, **others):
 
 
 def test_actions_outside_the_space_are_named():
-    env = TorchRLEnv(mortal_world(), 2)
+    env = TorchRLEnv(terminating_world(), 2)
     env.reset()
     with pytest.raises(ValueError, match=r"action\[1\]: expected a value of Discrete\(3\), got 3"):
         step(env, 0, 3)
@@ -193,14 +193,14 @@ def test_stepping_a_finished_dream_is_refused():
     "space", [spaces.Discrete(3, start=1), spaces.MultiDiscrete([[2, 3], [2, 2]]), spaces.Tuple([DISCRETE, DISCRETE])], ids=str
 )
 def test_spaces_that_torchrl_has_no_spec_for_are_refused(space):
-    with pytest.raises(TypeError, match="space: expected one that TorchRL has a spec for"):
-        TorchRLEnv(mortal_world(space), 2)
+    with pytest.raises(TypeError, match="space: expected a space with a TorchRL spec"):
+        TorchRLEnv(terminating_world(space), 2)
 
 
 def test_it_stays_on_the_device_of_its_world():
-    env = TorchRLEnv(mortal_world(), 2)
+    env = TorchRLEnv(terminating_world(), 2)
     assert env.to("cpu") is env
-    with pytest.raises(ValueError, match="device: expected the world's, cpu, got 'meta'"):
+    with pytest.raises(ValueError, match="device: expected the world's device, cpu, got 'meta'"):
         env.to("meta")
 
 
@@ -211,7 +211,7 @@ DEVICES = [
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_rollouts_stay_on_the_device_of_the_world_without_a_wait(device):
+def test_rollouts_stay_on_the_device_of_the_world_without_synchronisation(device):
     env = TorchRLEnv(walk_world().to(device), 6, check_actions=False, temperature=(0.0, 1.0))
     check_env_specs(env)
     seen, actions = env.reset(), torch.full((6,), 2, device=device)
@@ -241,7 +241,7 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:The env passed to Collector is missing:FutureWarning")  # of a key for recurrent policies
 def test_ppo_of_torchrl_learns_a_walk_in_its_dream():
-    """A walk pays x at each step and ends at x = 1; left alone at random it hardly moves."""
+    """The walk earns x at each step and terminates at x = 1; random actions hardly move it."""
     torch.manual_seed(0)
     env = TorchRLEnv(walk_world(), 64, temperature=0.0, horizon=10, observation="z")
     network = torch.nn.Sequential(torch.nn.Linear(2, 32), torch.nn.Tanh(), torch.nn.Linear(32, 3))
@@ -271,5 +271,5 @@ def test_ppo_of_torchrl_learns_a_walk_in_its_dream():
 
 @pytest.mark.parametrize("space", [spaces.Box(-1.0, 1.0, ()), spaces.Box(-1.0, 1.0, (2, 3))], ids=str)
 def test_boxes_of_any_shape_have_a_spec(space):
-    check_env_specs(TorchRLEnv(mortal_world(space), 3, horizon=5))
-    check_env_specs(TorchRLEnv(mortal_world(observation_space=space), 3, observation="decoded", horizon=5))
+    check_env_specs(TorchRLEnv(terminating_world(space), 3, horizon=5))
+    check_env_specs(TorchRLEnv(terminating_world(observation_space=space), 3, observation="decoded", horizon=5))

@@ -297,7 +297,7 @@ def test_resume_refuses_another_model_and_a_foreign_state(walks, tmp_path):
     with pytest.raises(ValueError, match=r"expected format 'worldmodel\.training', got None"):
         run(walks, tmp_path, config=config)
     (tmp_path / "state.safetensors").write_bytes(b"cut")
-    with pytest.raises(ValueError, match="expected a whole safetensors file"):
+    with pytest.raises(ValueError, match="expected a safetensors file, got a damaged file"):
         run(walks, tmp_path, config=config)
 
 

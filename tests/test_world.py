@@ -89,11 +89,11 @@ def test_fingerprint_tells_models_apart():
 
 def test_saving_replaces_only_an_earlier_world_and_only_on_request(saved, tmp_path):
     other = make_world(seed=1)
-    with pytest.raises(FileExistsError, match=r"already holds an earlier output \(world.json\)"):
+    with pytest.raises(FileExistsError, match=r"expected an empty directory, got an earlier output \(world.json\)"):
         other.save_pretrained(saved)
     other.save_pretrained(saved, overwrite=True)
     assert WorldModel.from_pretrained(saved).fingerprint == other.fingerprint
-    with pytest.raises(FileExistsError, match="holds something else"):
+    with pytest.raises(FileExistsError, match="with other files"):
         other.save_pretrained(tmp_path, overwrite=True)
 
 
@@ -133,7 +133,7 @@ def test_missing_files_are_named(saved, tmp_path):
 def test_cut_weights_are_refused(saved, keep):
     path = saved / "weights.safetensors"
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(ValueError, match=r"weights.safetensors: expected a whole safetensors file"):
+    with pytest.raises(ValueError, match=r"weights.safetensors: expected a safetensors file, got a damaged file"):
         WorldModel.from_pretrained(saved)
 
 
@@ -143,7 +143,7 @@ def test_a_flipped_bit_anywhere_in_the_weights_is_refused(saved, place):
     data = bytearray(path.read_bytes())
     data[int(place * len(data))] ^= 1
     path.write_bytes(data)
-    with pytest.raises(ValueError, match=r"digest of the weights|expected a whole safetensors file"):
+    with pytest.raises(ValueError, match=r"digest of the weights|expected a safetensors file, got a damaged file"):
         WorldModel.from_pretrained(saved)
 
 
@@ -280,5 +280,5 @@ def test_opening_a_world_leaves_the_global_generator_alone(saved):
 
 
 def test_a_device_that_is_not_there_is_named(saved):
-    with pytest.raises(ValueError, match=r"device: expected one that torch has here, such as 'cpu', got 'nonsense'"):
+    with pytest.raises(ValueError, match=r"device: expected an available device such as 'cpu', got 'nonsense'"):
         WorldModel.from_pretrained(saved, device="nonsense")

@@ -1,4 +1,4 @@
-"""Small stores of made-up episodes, for the tests."""
+"""Small stores of synthetic episodes for the tests."""
 
 import numpy as np
 from gymnasium import spaces
@@ -10,7 +10,7 @@ ACTION = spaces.Discrete(3)
 
 
 def labelled_episode(episode_id, steps, *, terminated=True):
-    """Observation t is [episode_id, t], the action t mod 3, the reward 100 episode_id + t."""
+    """Return observations [episode_id, t], actions t mod 3 and rewards 100 episode_id + t."""
     t = np.arange(steps + 1)
     last = t[:-1] == steps - 1
     return Episode(
@@ -24,7 +24,7 @@ def labelled_episode(episode_id, steps, *, terminated=True):
 
 
 def walking_episode(episode_id, steps):
-    """A walk that the action pushes back, leaves or pushes forth, with noise of 0.1; the reward is how far the push went."""
+    """Return a random walk to which the action adds -0.5, 0 or 0.5, which is the reward."""
     rng = np.random.default_rng(episode_id)
     action = rng.integers(3, size=steps)
     push = 0.5 * (action - 1)
@@ -41,7 +41,7 @@ def walking_episode(episode_id, steps):
 
 
 def write_store(path, episodes, *, observation_space=OBSERVATION, action_space=ACTION):
-    """A store of given episodes in one shard; none makes an empty store."""
+    """Write episodes to a store with one shard; no episodes make an empty store."""
     store = EpisodeStore.create(path, observation_space=observation_space, action_space=action_space)
     store.append(list(episodes))
     return store

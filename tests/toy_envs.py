@@ -1,4 +1,4 @@
-"""Tiny environments with known behaviour, for the tests."""
+"""Small environments with known behaviour for the tests."""
 
 import os
 import time
@@ -9,12 +9,12 @@ from gymnasium import spaces
 
 
 class DictEnv(gym.Env):
-    """A point that is pushed around on a square, in a mode that drifts one way or the other.
+    """Point on a square that the agent pushes, with a drift that depends on a random mode.
 
-    Observation: Dict(position in [-1, 1]^2, mode 0..2). Action: MultiDiscrete([3, 2]), push back, none or forth along the
-    first or second axis. Each step the position moves by 0.2 (push - 1) along the axis, by 0.05 (mode - 1) along both, and
-    by noise of 0.02; the mode changes to a random one with probability 0.1. The reward is 1 minus the distance from the
-    centre. Leaving the square terminates.
+    Observation: Dict(position in [-1, 1]^2, mode 0..2). Action: MultiDiscrete([3, 2]), the push (0,
+    1 or 2) and its axis. Each step adds 0.2 (push - 1) along the axis, 0.05 (mode - 1) along both
+    axes, and noise with a standard deviation of 0.02. With probability 0.1 the mode becomes a
+    random one. The reward is 1 minus the distance from the centre. Leaving the square terminates.
     """
 
     def __init__(self):
@@ -42,16 +42,17 @@ class DictEnv(gym.Env):
 
 
 class CountEnv(gym.Env):
-    """Counts its steps and ends after 3 to 6 of them, with trouble of a chosen kind in the episodes of some seeds.
+    """Step counter that terminates after 3 to 6 steps, with a fault in the episodes of some seeds.
 
-    The observation buffer is the same array at every step, as environments may do.
+    The observation is the same array at every step, as Gymnasium allows.
 
     Args:
-        trouble: "raise", "nan" or "die"; what happens at the second step of an episode with one of ``seeds``.
-        seeds: the seeds of reset that lead to trouble.
-        once: path of a file: trouble comes only while it does not exist, and makes it.
-        pids: path of a file to which each process that builds the environment adds its id.
-        delay: seconds that a step takes.
+        trouble: fault at the second step of an episode with one of ``seeds``: "raise" an error,
+            return "nan", or "die" (end the process).
+        seeds: reset seeds of the episodes with a fault.
+        once: path of a file that the first fault creates; if the file exists, there is no fault.
+        pids: path of a file to which each process that builds the environment appends its id.
+        delay: duration of a step in seconds.
     """
 
     observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float64)
@@ -75,7 +76,7 @@ class CountEnv(gym.Env):
     def step(self, action):
         time.sleep(self.delay)
         self.buffer[0] += 1
-        if self.troubled and self.buffer[0] == 2 and self._trouble_is_due():
+        if self.troubled and self.buffer[0] == 2 and self._is_trouble_due():
             if self.trouble == "raise":
                 raise ArithmeticError("the toy broke")
             if self.trouble == "die":
@@ -87,7 +88,7 @@ class CountEnv(gym.Env):
     def close(self):
         self.closed = True
 
-    def _trouble_is_due(self):
+    def _is_trouble_due(self):
         if self.once is None:
             return True
         if os.path.exists(self.once):
@@ -97,7 +98,7 @@ class CountEnv(gym.Env):
 
 
 class SpaceEnv(gym.Env):
-    """Draws everything from given spaces; never terminates by itself."""
+    """Environment that samples observations from a space and never terminates."""
 
     def __init__(self, observation_space, action_space):
         self.observation_space, self.action_space = observation_space, action_space
@@ -125,5 +126,5 @@ NESTED_ACTION = spaces.Tuple(
 
 
 def nested_env():
-    """An environment with every supported kind of space, nested."""
+    """Return an environment with every supported kind of space, nested."""
     return SpaceEnv(NESTED_OBSERVATION, NESTED_ACTION)

@@ -1,4 +1,4 @@
-"""An environment whose observations are pictures, and small stores of it, for the tests."""
+"""An environment with image observations, and small stores of its episodes, for the tests."""
 
 import gymnasium as gym
 import numpy as np
@@ -12,7 +12,7 @@ MIXED = spaces.Dict({"screen": COLOUR, "speed": spaces.Box(-np.inf, np.inf, (2,)
 
 
 class DotEnv(gym.Env):
-    """A bright dot on a dark field of 24x20 pixels; the action moves it left, not at all or right; it falls and ends below."""
+    """Bright dot that falls over a dark image; the action moves it by -2, 0 or 2 columns."""
 
     observation_space = COLOUR
     action_space = spaces.Discrete(3)

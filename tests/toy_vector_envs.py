@@ -1,4 +1,4 @@
-"""A small vector environment that keeps every contract, or breaks the one that it is told to."""
+"""A small vector environment that keeps all contracts, or has one chosen fault."""
 
 import numpy as np
 import torch
@@ -8,18 +8,19 @@ from gymnasium.vector.utils import batch_space
 
 
 class WalkVectorEnv(VectorEnv):
-    """Rows walk along a line by +-0.2 and a little noise; beyond +-1 an episode terminates, at ``limit`` steps it is truncated.
+    """Rows walk on a line in steps of +-0.2 plus noise.
 
-    Observation: (position, steps of the episode). Reward: 1 minus the distance from the centre. Info: that distance.
+    An episode terminates beyond +-1 and is truncated after ``limit`` steps. Observation: (position,
+    steps of the episode). Reward: 1 minus the distance from 0. Info: this distance.
 
     Args:
         mode: any of the three autoreset modes.
-        fault: what to do wrong; each place that does asks `broken`.
+        fault: name of the fault, see the calls of `broken`; "" has none.
         num_envs: number of rows.
-        limit: steps of an episode.
-        noise: standard deviation of a step's noise; with 0 only the starts are random.
-        spread: of the starts; with 0 and no noise, nothing is random.
-        tensors: whether to take and return torch tensors.
+        limit: maximum number of steps per episode.
+        noise: standard deviation of the noise of a step.
+        spread: starts are uniform in [-spread, spread].
+        tensors: accept and return torch tensors.
     """
 
     def __init__(self, mode, fault="", *, num_envs=3, limit=12, noise=0.05, spread=0.2, tensors=False):
@@ -32,7 +33,7 @@ class WalkVectorEnv(VectorEnv):
         self.autoreset_mode = None if self.broken("attribute without mode") else mode
         self.single_observation_space = spaces.Box(np.float32([-2, 0]), np.float32([2, 50]))
         self.single_action_space = spaces.Discrete(2)
-        self.observation_space = batch_space(self.single_observation_space, num_envs + self.broken("batched for one more"))
+        self.observation_space = batch_space(self.single_observation_space, num_envs + self.broken("batched for one row more"))
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.position, self.steps = np.zeros(num_envs), np.zeros(num_envs, dtype=int)
         self.ended = np.zeros(num_envs, dtype=bool)
@@ -49,15 +50,15 @@ class WalkVectorEnv(VectorEnv):
         mask = self._mask(options)
         if seed is not None and not self.broken("seed not read"):
             self._seed(seed, mask)
-        if not self.broken("an end outlives reset"):
+        if not self.broken("reset keeps ends"):
             self.ended[mask] = False
         if self.broken("mask resets all"):
             mask = np.ones_like(mask)
-        if not (self.broken("mask resets nobody") and not mask.all()):
+        if not (self.broken("mask resets no rows") and not mask.all()):
             self._start(mask)
         self.kept_actions = None if mask.all() else self.kept_actions
         observation = self._observe()
-        if self.broken("unmasked rows as the caller has them"):
+        if self.broken("unmasked rows not copied"):
             observation[~mask] = self.returned[~mask]
         self.returned = observation
         return self._native(observation), {}
@@ -65,7 +66,7 @@ class WalkVectorEnv(VectorEnv):
     def step(self, actions):
         if self.broken("raises") and self.steps[0] == 3:
             raise ArithmeticError("the toy broke")
-        if self.mode is AutoresetMode.DISABLED and self.ended.any() and not self.broken("steps what ended"):
+        if self.mode is AutoresetMode.DISABLED and self.ended.any() and not self.broken("steps ended rows"):
             raise RuntimeError("step: expected a reset of what ended first")
         pending = self.ended & (self.mode is AutoresetMode.NEXT_STEP)
         pushes = self._pushes(actions)
@@ -82,13 +83,13 @@ class WalkVectorEnv(VectorEnv):
         infos = {"distance": distance, "_distance": np.ones(self.num_envs, dtype=bool)}
         if self.mode is AutoresetMode.SAME_STEP and self.ended.any():
             infos |= self._restart_with_finals()
-        if self.broken("resets by itself"):
+        if self.broken("resets without a call"):
             self._start(self.ended)
             self.ended = np.zeros_like(self.ended)
         if self.broken("flag at reset"):
             truncated = truncated | pending
         self.returned = self._observe()
-        return self._native(self.returned), *self._spoilt(rewards, terminated, truncated, infos)
+        return self._native(self.returned), *self._with_faults(rewards, terminated, truncated, infos)
 
     def close(self):
         self.closings += 1
@@ -115,7 +116,7 @@ class WalkVectorEnv(VectorEnv):
             raise TypeError(f"seed: expected an int, got {seed}")
         if self.broken("first seed for all rows"):
             seed = [seed[0]] * self.num_envs
-        if self.broken("one seed whatever is asked"):
+        if self.broken("seeds ignored"):
             seed = [0] * self.num_envs
         if self.broken("mask without seeds") and not mask.all():
             return
@@ -127,9 +128,9 @@ class WalkVectorEnv(VectorEnv):
         pushes = 0.4 * np.asarray(actions) - 0.2
         if self.broken("neighbour's actions"):
             pushes = np.roll(pushes, 1)
-        if self.broken("actions kept"):  # a push is weaker the second time: as the actions of the step before are now
-            again = np.zeros(self.num_envs, dtype=bool) if self.kept_actions is None else self.kept_actions == actions
-            pushes, self.kept_actions = np.where(again & (self.steps > 0), 0.9 * pushes, pushes), actions
+        if self.broken("actions kept"):  # repeated actions push less; the earlier actions are read without a copy
+            repeated = np.zeros(self.num_envs, dtype=bool) if self.kept_actions is None else self.kept_actions == actions
+            pushes, self.kept_actions = np.where(repeated & (self.steps > 0), 0.9 * pushes, pushes), actions
         if self.broken("actions changed"):
             actions[0] = 1 - actions[0]
         return pushes
@@ -168,7 +169,7 @@ class WalkVectorEnv(VectorEnv):
         observation = np.stack([self.position.clip(-2, 2), self.steps], axis=1).astype(dtype)
         if self.broken("observation outside"):
             observation[self.steps == 2, 0] = 3
-        if self.broken("rounding by place"):
+        if self.broken("rounding by row"):
             observation[:, 0] += np.float32(1e-5) * np.arange(self.num_envs)
         if self.broken("observation without steps"):
             observation = observation[:, :1]
@@ -177,8 +178,8 @@ class WalkVectorEnv(VectorEnv):
             return self.buffer
         return observation
 
-    def _spoilt(self, rewards, terminated, truncated, infos):
-        """What else step returns, with the faults of its form."""
+    def _with_faults(self, rewards, terminated, truncated, infos):
+        """Return the other values of step, with the faults of their types and shapes."""
         if self.broken("rewards as a column"):
             rewards = rewards[:, None]
         if self.broken("rewards in int"):

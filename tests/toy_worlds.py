@@ -1,4 +1,4 @@
-"""World models with weights set by hand or at random, and an environment that one of them models exactly."""
+"""World models with random or hand-set weights, and an environment with an exact world model."""
 
 import gymnasium as gym
 import numpy as np
@@ -10,10 +10,11 @@ from worldmodel.spaces import FlatSpace
 
 
 class WalkEnv(gym.Env):
-    """A walk without chance but in its start: x += (action - 1) / 4, y += x / 8 (with x before the step).
+    """Walk with a random start and deterministic steps.
 
-    The reward is x - y / 2, both before the step; the walk terminates where x reaches 1. All numbers are short binary
-    fractions, so that float32 has them exactly.
+    A step is x += (action - 1) / 4 and y += x / 8 with x before the step. The reward is x - y / 2,
+    both before the step. The walk terminates when x reaches 1. All numbers are short binary
+    fractions, which float32 represents exactly.
     """
 
     observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float64)
@@ -33,7 +34,7 @@ class WalkEnv(gym.Env):
 def random_world(
     action_space=None, observation_space=None, *, seed=0, starts=7, vision_scale=1.0, termination_bias=0.0, **mdnrnn
 ):
-    """A world model with random weights; its start states are standard normal and differ from each other."""
+    """Return a world model with random weights and standard normal start states."""
     generator = torch.Generator().manual_seed(seed)
     vision = StateNormalizer(observation_space or spaces.Box(-np.inf, np.inf, (2,), np.float64))
     vision.scale.fill_(vision_scale)
@@ -45,7 +46,7 @@ def random_world(
             parameter.normal_(std=0.5, generator=generator)
         if model.termination_head is not None:
             model.termination_head.bias.fill_(termination_bias)
-    model.latent_low.fill_(-20.0)  # a random model diverges
+    model.latent_low.fill_(-20.0)  # dreams of a random model would diverge
     model.latent_high.fill_(20.0)
     start = torch.randn(starts, vision.latent_size, generator=generator)
     noiseless = torch.full_like(start, -torch.inf)
@@ -53,9 +54,10 @@ def random_world(
 
 
 def walk_world(**mdnrnn):
-    """The world model of `WalkEnv` that is exact at temperature 0, in latents z = ((x - 1/2) / (1/2), y / 2).
+    """Return a world model of `WalkEnv` that is exact at temperature 0.
 
-    Its LSTM has random weights, which the heads do not look at: so h tells whether the state was advanced rightly.
+    Latents are z = ((x - 1/2) / (1/2), y / 2). Its LSTM has random weights, so that h shows whether
+    the state was advanced correctly. The heads ignore h.
     """
     world = random_world(WalkEnv.action_space, WalkEnv.observation_space, num_components=1, **mdnrnn)
     world.vision.mean.copy_(torch.tensor([0.5, 0.0]))
@@ -65,13 +67,13 @@ def walk_world(**mdnrnn):
         for head in (model.latent_head.linear, model.reward_head.linear, model.termination_head):
             head.weight.zero_()
             head.bias.zero_()
-        logits = 2  # the first outputs of the latent head are one logit for each dimension's only component
+        logits = 2  # the first outputs of the latent head are the logits, one component for each dimension
         model.latent_head.linear.weight[logits, h + 2 :] = torch.tensor([-0.5, 0.0, 0.5])  # change of z_0 by each action
         model.latent_head.linear.weight[logits + 1, h] = 1 / 32
         model.latent_head.linear.bias[logits + 1] = 1 / 32
         model.reward_head.linear.weight[1, h : h + 2] = torch.tensor([0.5, -1.0])
         model.reward_head.linear.bias[1] = 0.5
-        # log-odds of a thousand and more, so that a drawn end is as certain as one by threshold
+        # log-odds beyond 1000, so that a sampled termination equals one by threshold
         model.termination_head.weight[0, h] = 0.5e5
         model.termination_head.weight[0, h + 2 :] = torch.tensor([-0.25e5, 0.0, 0.25e5])
         model.termination_head.bias[0] = (0.5 - 0.9) * 1e5
@@ -82,7 +84,7 @@ def walk_world(**mdnrnn):
 
 
 def same_bits(a, b):
-    """Whether two dataclasses, tuples or tensors hold exactly the same numbers."""
+    """Return whether two dataclasses, dicts, tuples, arrays or tensors hold the same bits."""
     if isinstance(a, torch.Tensor):
         return torch.equal(a, b)
     if isinstance(a, np.ndarray):

@@ -1,1 +1,1 @@
-"""Bridges to other libraries: one file each, imported only by who wants it, each behind an optional extra."""
+"""Adapters to other libraries: one module and one optional extra each. Import them explicitly."""

@@ -1,7 +1,9 @@
-"""Episodes to and from Minari, without loss: values, dtypes, ends, seeds and ids come back as they were.
+"""Copy episodes to and from Minari datasets (extra ``minari``).
 
-What Minari has and a store has not (infos, reset options) is left behind on the way in. What a store has and Minari has not
-(ids with gaps, recipe, dtypes of Discrete spaces) travels in the metadata of the dataset.
+The round trip of a store is lossless: values, dtypes, terminations, truncations, seeds and ids are
+preserved. What Minari lacks (ids with gaps, recipe, dtypes of Discrete spaces) is stored in the
+metadata of the dataset. What a store lacks (infos, reset options) is dropped when a dataset is
+read.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from worldmodel.spaces import build_value, leaf_values, leaves, space_from_json,
 if TYPE_CHECKING:
     import minari
 
-CHUNK_BYTES = 32 * 2**20  # what is held in memory at a time; also the size of a shard
+CHUNK_BYTES = 32 * 2**20  # size of the episodes in memory at a time; also the size of a shard
 
 _KEY = "worldmodel"
 _ID_KEY = "worldmodel_episode_id"
@@ -31,9 +33,9 @@ _ID_KEY = "worldmodel_episode_id"
 def from_minari(dataset: str | minari.MinariDataset, out: str | Path, *, overwrite: bool = False) -> EpisodeStore:
     """Copy a Minari dataset to a new store.
 
-    Values keep their dtype: where a dataset holds a wider one than its space says (float64 rows of a float32 Box), the
-    space of the store is widened to it. An episode that is not valid (NaN, an end in its middle) is kept out and listed in
-    ``store.failures``.
+    Values keep their dtype. If the dtype of the first episode is wider than its space (float64
+    values of a float32 Box), the store's space gets the wider dtype. Invalid episodes (NaN,
+    termination before the last step) are skipped and listed in ``store.failures``.
 
     Args:
         dataset: a dataset, or the id of a local one.
@@ -41,13 +43,14 @@ def from_minari(dataset: str | minari.MinariDataset, out: str | Path, *, overwri
         overwrite: replace an earlier store at ``out``.
 
     Returns:
-        The store. Its recipe is the one that `to_minari` wrote down, or else names the dataset.
+        The store. Its recipe is the one stored by `to_minari`, or else the id of the dataset.
 
     Raises:
         ImportError: if Minari is not installed.
-        FileExistsError: if ``out`` holds something.
+        FileExistsError: if ``out`` is not empty and may not be replaced.
         TypeError: if a space is not supported.
-        ValueError: if a later episode would not fit the dtypes of the first, or the dataset is empty.
+        ValueError: if the dataset is empty, or if the dtypes of the first episode cannot represent
+            the values of a later one.
     """
     minari = _import_minari()
     if isinstance(dataset, str):
@@ -77,26 +80,27 @@ def to_minari(
     env: str | gym.Env | gym.envs.registration.EnvSpec | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> minari.MinariDataset:
-    """Copy a store to a new local Minari dataset. Images are kept as they are, not as JPEG.
+    """Copy a store to a new local Minari dataset. Images are stored uncompressed, not as JPEG.
 
     Args:
         store: the episodes. Minari numbers them 0, 1, ... in the order of their ids.
-        dataset_id: like ``"cartpole/random-v0"``.
+        dataset_id: id of the dataset, such as ``"cartpole/random-v0"``.
         env: the environment, for Minari's ``recover_environment``; Minari builds it once.
-        metadata: further arguments of ``minari.create_dataset_from_buffers``: author, description, ...
+        metadata: further arguments of ``minari.create_dataset_from_buffers``: author, description,
+            ...
 
     Returns:
         The dataset.
 
     Raises:
         ImportError: if Minari is not installed.
-        ValueError: if there is such a dataset already, or its id is malformed.
+        ValueError: if the dataset exists already, or its id is malformed.
     """
     minari = _import_minari()
     with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", message=".* is set to None|env_spec is None", category=UserWarning
-        )  # advice to authors
+        )  # about missing metadata
         dataset = minari.create_dataset_from_buffers(
             dataset_id,
             [],
@@ -106,8 +110,8 @@ def to_minari(
             jpeg_encoding=False,
             **(metadata or {}),
         )
-    spaces_said = {name: space_to_json(getattr(store, name)) for name in ("observation_space", "action_space")}
-    dataset.storage.update_metadata({_KEY: json.dumps({"recipe": store.recipe, **spaces_said})})
+    described = {name: space_to_json(getattr(store, name)) for name in ("observation_space", "action_space")}
+    dataset.storage.update_metadata({_KEY: json.dumps({"recipe": store.recipe, **described})})
     for chunk in _chunks(store):
         first = dataset.storage.total_episodes
         dataset.update_dataset_from_buffer([_buffer(minari, episode) for episode in chunk])
@@ -126,8 +130,8 @@ def _import_minari() -> Any:
 
 
 def _episodes(dataset: minari.MinariDataset, store: EpisodeStore) -> Iterator[Episode]:
-    said = dataset.storage.get_episode_metadata(dataset.episode_indices)
-    for data, metadata in zip(dataset, said, strict=True):
+    stored = dataset.storage.get_episode_metadata(dataset.episode_indices)
+    for data, metadata in zip(dataset, stored, strict=True):
         seed = metadata.get("seed")
         yield Episode(
             observations=_cast(data.observations, store.observation_space),
@@ -141,7 +145,7 @@ def _episodes(dataset: minari.MinariDataset, store: EpisodeStore) -> Iterator[Ep
 
 
 def _valid(episodes: Iterable[Episode], store: EpisodeStore, failures: list[dict[str, Any]]) -> Iterator[Episode]:
-    """Pass on the valid episodes and note the others in ``failures``."""
+    """Yield the valid episodes and append the others to ``failures``."""
     for episode in episodes:
         try:
             check_episode(episode, store.observation_space, store.action_space)
@@ -152,7 +156,7 @@ def _valid(episodes: Iterable[Episode], store: EpisodeStore, failures: list[dict
 
 
 def _space(space: gym.Space[Any], ours: Mapping[str, Any] | None, value: Any) -> gym.Space[Any]:
-    """Return the space that `to_minari` wrote down, or else the dataset's, as wide as the dtypes of ``value``."""
+    """Return the space stored by `to_minari`, or else the dataset's space widened to ``value``."""
     if ours is not None:
         return space_from_json(ours)
     leaves(space)  # raises for an unsupported leaf
@@ -179,7 +183,7 @@ def _cast(value: Any, space: gym.Space[Any]) -> Any:
             cast[path] = rows.astype(leaf.dtype)
         if not np.array_equal(cast[path], rows, equal_nan=rows.dtype.kind == "f"):
             raise ValueError(
-                f"dataset{f' leaf {path!r}' if path else ''}: expected rows that {leaf.dtype} can hold, got {rows.dtype}"
+                f"dataset{f' leaf {path!r}' if path else ''}: expected values that {leaf.dtype} can represent, got {rows.dtype}"
             )
     return build_value(space, cast)
 

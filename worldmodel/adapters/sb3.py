@@ -1,7 +1,8 @@
-"""Stable-Baselines3 in dreams and in latent reality: any vector environment in SAME_STEP mode as SB3's `VecEnv`.
+"""Adapters to Stable-Baselines3 (extra ``sb3``).
 
-`SB3VecEnv` hands on what the environment gives, at once for all rows, and says in SB3's words how episodes ended. `SB3Policy`
-goes the other way: it makes a trained agent one that `worldmodel.evaluate` scores in dream and reality.
+`SB3VecEnv` wraps a vector environment, such as a batch of dreams, as an SB3 `VecEnv` for training.
+`SB3Policy` wraps a trained SB3 agent as a policy that `worldmodel.evaluate` scores in dreams and in
+the real environment.
 """
 
 from __future__ import annotations
@@ -28,16 +29,18 @@ except ImportError as error:
 
 
 class SB3VecEnv(VecEnv):
-    """A Gymnasium vector environment as Stable-Baselines3 wants it.
+    """Gymnasium vector environment as a Stable-Baselines3 `VecEnv`.
 
-    The info of row k holds what the environment says of k (in a dream with a range of temperatures, ``temperature``),
-    ``TimeLimit.truncated``, and at an episode's end ``terminal_observation``; ``reset_infos[k]`` is that of the new episode.
+    The info of row k holds the environment's infos of row k (``temperature`` in a dream with a
+    range of temperatures) and ``TimeLimit.truncated``. At the end of an episode it also holds
+    ``terminal_observation``, and ``reset_infos[k]`` holds the infos of the new episode.
 
     Args:
-        env: in SAME_STEP mode, with NumPy observations: `DreamVectorEnv`, `LatentVectorEnv`, or any other.
+        env: `DreamVectorEnv`, `LatentVectorEnv` or another vector environment, in SAME_STEP mode,
+            with NumPy observations.
 
     Raises:
-        ValueError: if the environment resets itself in another way, or gives tensors.
+        ValueError: if the autoreset mode is not SAME_STEP, or the environment returns tensors.
     """
 
     def __init__(self, env: VectorEnv[Any, Any, Any]):
@@ -54,7 +57,7 @@ class SB3VecEnv(VecEnv):
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
 
     def reset(self) -> Any:
-        """Begin an episode in every row, with the seeds and options that `seed` and `set_options` left for it.
+        """Start an episode in every row, with the seeds of `seed` and the options of `set_options`.
 
         Raises:
             ValueError: if the rows have different options.
@@ -69,11 +72,11 @@ class SB3VecEnv(VecEnv):
         return observations
 
     def step_async(self, actions: np.ndarray) -> None:
-        """Remember the actions (B, ...) for `step_wait`."""
+        """Store the actions (B, ...) for `step_wait`."""
         self._actions = _as_bits(actions, self.action_space)
 
     def step_wait(self) -> tuple[Any, np.ndarray, np.ndarray, list[dict[str, Any]]]:
-        """Step all rows: observations, rewards (B,) float32, dones (B,) and infos."""
+        """Step all rows; return observations, rewards (B,) float32, dones (B,) bool and infos."""
         observations, rewards, terminations, truncations, infos = self.env.step(self._actions)
         dones, rows = terminations | truncations, _split(infos, self.num_envs)
         for k in np.flatnonzero(dones):
@@ -88,54 +91,56 @@ class SB3VecEnv(VecEnv):
         self.env.close()
 
     def get_images(self) -> Sequence[np.ndarray | None]:
-        """One picture for each row; None without a render mode."""
+        """Render one picture per row; None without a render mode."""
         return self.env.render() or [None] * self.num_envs  # type: ignore[return-value]
 
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        """An attribute of the vector environment, which all rows share, once for each of ``indices``."""
+        """Return the attribute of the vector environment once for each of ``indices``."""
         return [getattr(self.env, attr_name)] * len(list(self._get_indices(indices)))
 
     def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
         """Set an attribute of the vector environment, for all rows.
 
         Raises:
-            ValueError: if ``indices`` are of some rows only.
+            ValueError: if ``indices`` are not all rows.
         """
         self._check_all(self._get_indices(indices), attr_name)
         setattr(self.env, attr_name, value)
 
     def env_method(self, method_name: str, *method_args: Any, indices: Any = None, **method_kwargs: Any) -> list[Any]:
-        """Call a method of the vector environment once; its result, which all rows share, once for each row.
+        """Call a method of the vector environment once; return its result, repeated for each row.
 
         Raises:
-            ValueError: if ``indices`` are of some rows only.
+            ValueError: if ``indices`` are not all rows.
         """
         self._check_all(self._get_indices(indices), method_name)
         return [getattr(self.env, method_name)(*method_args, **method_kwargs)] * self.num_envs
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: Any = None) -> list[bool]:
-        """Whether each of the single environments has such a wrapper; dreams are not made of single environments."""
+        """Return for each row whether its single environment has this wrapper; False in dreams."""
         single = getattr(self.env.unwrapped, "envs", None)
         return [single is not None and is_wrapped(single[k], wrapper_class) for k in self._get_indices(indices)]
 
     def _check_all(self, indices: Iterable[int], name: str) -> None:
         if sorted(indices) != list(range(self.num_envs)):
-            raise ValueError(f"indices: expected None, as all {self.num_envs} environments share one {name!r}, got {indices}")
+            raise ValueError(f"indices: expected None, because all {self.num_envs} rows share one {name!r}, got {indices}")
 
 
 class SB3Policy:
-    """A trained Stable-Baselines3 agent as a policy on features, for `evaluate`, `Dreams` and `Reality`.
+    """Trained SB3 agent as a policy on features, for `evaluate`, `Dreams` and `Reality`.
 
     Args:
-        model: an agent that was trained on features of the world: z, (z, h) or (z, h, c); their number tells which.
+        model: an agent trained on features of the world: z, (z, h) or (z, h, c). Their size
+            determines the kind.
         world: the world model.
-        deterministic: take the likeliest action, not a draw from torch's global generator.
+        deterministic: take the most likely action instead of sampling with torch's global
+            generator.
 
     Raises:
-        ValueError: if the agent's spaces are not those of the world.
+        ValueError: if the agent's spaces differ from those of the world.
 
     Attributes:
-        features: the kind of features that the agent was trained on.
+        features: kind of features on which the agent was trained.
     """
 
     features: FeatureKind
@@ -145,37 +150,37 @@ class SB3Policy:
         shape, actions = model.observation_space.shape, model.action_space
         if shape is None or len(shape) != 1 or shape[0] not in sizes:
             offered = ", ".join(f"({size},) for {kind!r}" for size, kind in sizes.items())
-            raise ValueError(f"model: expected an agent for features of this world, {offered}, got one for {shape}")
+            raise ValueError(f"model: expected an agent on features of this world, {offered}, got one on shape {shape}")
         if actions != world.action_space:
-            raise ValueError(f"model: expected actions of {world.action_space}, got {actions}")
+            raise ValueError(f"model: expected the action space {world.action_space}, got {actions}")
         self.features, self._size = sizes[shape[0]], shape[0]
         self._model, self._deterministic = model, deterministic
 
     def __call__(self, features: Tensor) -> Value:
-        """Choose actions for features (B, F).
+        """Return the actions for features (B, F).
 
         Raises:
-            ValueError: if F is not what the agent was trained on.
+            ValueError: if F is not the size on which the agent was trained.
         """
         if features.ndim != 2 or features.shape[1] != self._size:
-            raise ValueError(f"features: expected (B, {self._size}), which are {self.features!r}, got {tuple(features.shape)}")
+            raise ValueError(f"features: expected (B, {self._size}) of kind {self.features!r}, got {tuple(features.shape)}")
         actions, _ = self._model.predict(features.cpu().numpy(), deterministic=self._deterministic)
         return torch.as_tensor(_as_bits(actions, self._model.action_space), device=features.device)
 
 
 def _as_bits(actions: np.ndarray, space: gym.Space[Any]) -> np.ndarray:
-    """Actions as they are, but those of a MultiBinary space, which SB3 gives as floating-point zeros and ones, as integers."""
+    """Convert MultiBinary actions, which SB3 returns as floats, to integers."""
     return np.asarray(actions).astype(space.dtype) if isinstance(space, spaces.MultiBinary) else actions
 
 
 def _split(infos: dict[str, Any], num_rows: int) -> list[dict[str, Any]]:
-    """The infos of each row, where ``_name`` says which rows ``name`` is of; nested infos too."""
+    """Split infos, also nested ones, into one dict per row by their masks ``_name``."""
     rows: list[dict[str, Any]] = [{} for _ in range(num_rows)]
     for name, value in infos.items():
         if name.startswith("_"):
             continue
-        there = infos.get(f"_{name}", np.ones(num_rows, dtype=bool))
+        present = infos.get(f"_{name}", np.ones(num_rows, dtype=bool))
         values = _split(value, num_rows) if isinstance(value, dict) else value
-        for k in np.flatnonzero(there):
+        for k in np.flatnonzero(present):
             rows[k][name] = values[k]
     return rows

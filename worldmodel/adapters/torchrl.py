@@ -1,4 +1,4 @@
-"""TorchRL in dreams: `TorchRLEnv` is a batch of dreams as an `EnvBase`, on the world's device, without a copy to the host."""
+"""Adapter to TorchRL (extra ``torchrl``): a batch of dreams as an `EnvBase`."""
 
 from __future__ import annotations
 
@@ -27,24 +27,27 @@ except ImportError as error:
 class TorchRLEnv(EnvBase):  # type: ignore[misc]  # TorchRL has no types
     """B dreams as a TorchRL environment of batch size (B,).
 
-    Reads ``action`` and writes ``observation`` (the leaves of a Dict under it), ``reward``, ``done``, ``terminated`` and
-    ``truncated``, each flag (B, 1). Rows that ``_reset`` names begin their next episode, the others are left alone; rows that
-    ``_step`` leaves out stand still. Seeds are those of `DreamVectorEnv`: ``set_seed(s)`` gives dream i the seed s + i, from
-    the next full reset on.
+    A step reads ``action`` and writes ``observation`` (with the leaves of a Dict under it),
+    ``reward``, ``done``, ``terminated`` and ``truncated``, each (B, 1). A reset starts the next
+    episode of the rows in ``_reset`` and leaves the others unchanged. Finished rows that are not in
+    ``_step`` do not change. ``set_seed(s)`` gives dream i the seed s + i at the next full reset, as
+    in `DreamVectorEnv`.
 
     Args:
-        world: a world model, or the path of one.
-        num_envs: B.
-        check_actions: look at every action, and refuse to step a finished dream; each step then waits once for a GPU.
-        device: of a world model that is given as a path.
+        world: a world model, or its path.
+        num_envs: number B of dreams.
+        check_actions: validate every action, and raise if a finished dream is stepped. This
+            synchronises the GPU at each step.
+        device: device of a world model given as a path.
         **options: fields of `DreamOptions`.
 
     Raises:
-        ValueError: if an argument is out of range or the world model has no such head or decoder.
-        TypeError: if there is no such option, or a space has a Tuple, which TorchRL lacks.
+        ValueError: if an argument is out of range, or the world model lacks a required head or
+            decoder.
+        TypeError: if an option is unknown, or a space contains a Tuple, which TorchRL lacks.
 
     Attributes:
-        dreams: the `DreamVectorEnv` behind it.
+        dreams: the wrapped `DreamVectorEnv`.
     """
 
     def __init__(
@@ -63,8 +66,8 @@ class TorchRLEnv(EnvBase):  # type: ignore[misc]  # TorchRL has no types
         super().__init__(device=dreams.world.device, batch_size=torch.Size([num_envs]))
         self.dreams, self._check_actions = dreams, check_actions
         self._seed: int | None = None
-        never = torch.zeros(num_envs, 1, dtype=torch.bool, device=self.device)
-        self._terminated, self._truncated = never, never.clone()
+        no_rows = torch.zeros(num_envs, 1, dtype=torch.bool, device=self.device)
+        self._terminated, self._truncated = no_rows, no_rows.clone()
         flag = Categorical(2, shape=(1,), dtype=torch.bool, device=self.device)
         self.observation_spec = self._batched({"observation": _spec(dreams.single_observation_space, self.device)})
         self.action_spec = self._batched({"action": _spec(dreams.single_action_space, self.device)})
@@ -72,14 +75,14 @@ class TorchRLEnv(EnvBase):  # type: ignore[misc]  # TorchRL has no types
         self.done_spec = self._batched({name: flag.clone() for name in ("done", "terminated", "truncated")})
 
     def to(self, device: Any) -> TorchRLEnv:
-        """Return this environment, which stays where its world is.
+        """Return this environment if ``device`` is of the same type as the world's device.
 
         Raises:
-            ValueError: if that is on another kind of device.
+            ValueError: if ``device`` is of another type.
         """
         if torch.device(device).type != self.dreams.world.device.type:
             raise ValueError(
-                f"device: expected the world's, {self.dreams.world.device}, got {device!r}; open the world on that device"
+                f"device: expected the world's device, {self.dreams.world.device}, got {device!r}; open the world there"
             )
         return self
 
@@ -91,7 +94,7 @@ class TorchRLEnv(EnvBase):  # type: ignore[misc]  # TorchRL has no types
 
     def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: Any) -> TensorDictBase:
         if kwargs:
-            raise TypeError(f"reset: expected no arguments beside the tensordict, got {sorted(kwargs)}")
+            raise TypeError(f"reset: expected no arguments except the tensordict, got {sorted(kwargs)}")
         chosen = None if tensordict is None else tensordict.get("_reset", None)
         if chosen is None:
             observations, _ = self.dreams.reset(seed=self._seed)
@@ -115,16 +118,17 @@ class TorchRLEnv(EnvBase):  # type: ignore[misc]  # TorchRL has no types
         return self._result(observations, reward=reward.unsqueeze(-1))
 
     def _check_rows(self, stepped: Tensor | None) -> None:
-        """Refuse to step a finished dream, and to leave out another."""
-        over = self._terminated | self._truncated
-        stepped = torch.ones_like(over) if stepped is None else stepped.reshape(over.shape)
-        if bool((wrong := over & stepped).any()):
+        """Raise unless exactly the running dreams are stepped."""
+        done = self._terminated | self._truncated
+        stepped = torch.ones_like(done) if stepped is None else stepped.reshape(done.shape)
+        if bool((wrong := done & stepped).any()):
             raise gym.error.ResetNeeded(
                 f"step: expected no finished dream, got {wrong[:, 0].nonzero().flatten().tolist()}; reset them with "
                 '"_reset", as rollout(..., break_when_any_done=False) and the collectors do'
             )
-        if bool((wrong := ~over & ~stepped).any()):
-            raise ValueError(f"_step: expected all dreams that are not finished, got none of {wrong[:, 0].nonzero().tolist()}")
+        if bool((wrong := ~done & ~stepped).any()):
+            missing = wrong[:, 0].nonzero().flatten().tolist()
+            raise ValueError(f"_step: expected all dreams that are not finished, got a mask without {missing}")
 
     def _result(self, observations: Value, **values: Tensor) -> TensorDictBase:
         flags = {"terminated": self._terminated.clone(), "truncated": self._truncated.clone()}
@@ -133,10 +137,10 @@ class TorchRLEnv(EnvBase):  # type: ignore[misc]  # TorchRL has no types
 
 
 def _spec(space: gym.Space, device: torch.device) -> TensorSpec:
-    """TorchRL's word for a space.
+    """Convert a space to a TorchRL spec.
 
     Raises:
-        TypeError: if it has none.
+        TypeError: if TorchRL has no spec for the space.
     """
     if isinstance(space, spaces.Dict):
         return Composite({name: _spec(child, device) for name, child in space.spaces.items()}, device=device)
@@ -152,4 +156,4 @@ def _spec(space: gym.Space, device: torch.device) -> TensorSpec:
         return Bounded(low, high, shape=torch.Size(space.shape), device=device, dtype=dtype)
     if isinstance(space, spaces.Box):
         return Unbounded(space.shape, device=device, dtype=dtype)
-    raise TypeError(f"space: expected one that TorchRL has a spec for, choices that count from 0 and no Tuple, got {space}")
+    raise TypeError(f"space: expected a space with a TorchRL spec (no Tuple, discrete values from 0), got {space}")

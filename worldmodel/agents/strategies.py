@@ -1,14 +1,15 @@
-r"""Two gradient-free search strategies with the same ask-and-tell interface: CMA-ES and OpenAI-ES.
+r"""Gradient-free searches over weights with an ask-and-tell interface: CMA-ES and OpenAI-ES.
 
-CMA-ES (Hansen 2006, by the ``cma`` package) learns a full covariance, which suits up to a few hundred weights; its cost grows
-with the square of their number. OpenAI-ES (Salimans et al. 2017, arXiv:1703.03864) follows the gradient of the mean fitness of
-candidates with a fixed standard deviation sigma around the centre, estimated from mirrored pairs,
+CMA-ES (Hansen 2006, by the ``cma`` package) learns a full covariance. It suits up to some hundreds
+of weights; its cost grows with the square of their number.
 
 OpenAI-ES (Salimans et al. 2017, arXiv:1703.03864) suits thousands of weights. It samples candidates
 in mirrored pairs from a normal distribution of fixed standard deviation sigma and ascends the
 gradient of their expected fitness,
 
-and suits thousands of weights. Both maximise fitness.
+.. math:: g = \frac{1}{P \sigma} \sum_i u_i \epsilon_i.
+
+Both maximise fitness.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from worldmodel.spaces import Value, leaf_values, leaves
+from worldmodel.spaces import Value, leaf_bounds, leaf_values, leaves
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +115,7 @@ def _check_leaf(name: str, leaf: np.ndarray, space: gym.Space[Any]) -> None:
         return
     if not np.issubdtype(leaf.dtype, np.integer) and leaf.dtype != bool:
         raise ValueError(f"{name}: expected integers for {space}, got {leaf.dtype}")
-    low, high = _integer_range(space)
+    low, high = leaf_bounds(space)
     wrong = ((leaf < low) | (leaf > high)).reshape(len(leaf), -1).any(axis=1)
     if wrong.any():
         step = int(np.argmax(wrong))
@@ -133,11 +133,3 @@ def _fits(leaf: np.ndarray, dtype: np.dtype) -> bool:
     """Return True if the conversion keeps every value, as of int64 rows of a uint8 image."""
     with np.errstate(all="ignore"):
         return leaf.dtype.kind in "biuf" and np.array_equal(leaf.astype(dtype).astype(leaf.dtype), leaf)
-
-
-def _integer_range(space: gym.Space[Any]) -> tuple[np.ndarray | int, np.ndarray | int]:
-    if isinstance(space, spaces.Discrete):
-        return int(space.start), int(space.start) + int(space.n) - 1
-    if isinstance(space, spaces.MultiDiscrete):
-        return space.start, space.start + space.nvec - 1
-    return 0, 1

@@ -1,4 +1,4 @@
-"""TODO envs."""
+"""Gymnasium environments: dreams, real environments in latent space, and the environments of the paper."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Seeds of the episodes of a batch of environments: which rows a reset is of, and the random stream of each episode."""
+"""Parse autoreset modes."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from gymnasium.vector import AutoresetMode
 
 
 def autoreset_mode(value: AutoresetMode | str) -> AutoresetMode:
-    """Read an autoreset mode: the enum, its value ("NextStep") or its name ("NEXT_STEP").
+    """Parse an autoreset mode: a member, its value ("NextStep") or its name ("NEXT_STEP").
 
     Raises:
-        ValueError: if there is no such mode; names those that there are.
+        ValueError: if the mode is unknown. The message lists the modes.
     """
     for mode in AutoresetMode:
         if value in (mode, mode.value, mode.name):

@@ -1,9 +1,9 @@
-"""The dream as a Gymnasium environment: `DreamVectorEnv` steps thousands as one tensor, `DreamEnv` is one of them.
+"""Dreams as Gymnasium environments: `DreamVectorEnv` steps a batch, `DreamEnv` a single dream.
 
-An agent's author swaps the real environment for the dream by changing one line. Every episode is a function of its seed, its
-number and its actions, and of nothing else (see `worldmodel.rng.streams`): the same alone or among thousands, in any mode. Only
-rounding depends on the size of the batch, as that of a matrix product does.
-``gym.make("worldmodel:Dream-v0", world="runs/cartpole")`` and ``gym.make_vec`` make them too.
+Both replace the real environment in an agent's training code. Make them directly, or with
+``gym.make("worldmodel:Dream-v0", world="runs/cartpole")`` and ``gym.make_vec``. An episode depends
+only on its seed, its number and its actions (see `worldmodel.rng.streams`), in any batch and any
+autoreset mode. Only the rounding of matrix products depends on the batch size.
 """
 
 from __future__ import annotations
@@ -32,20 +32,22 @@ class DreamVectorEnv(VectorEnv[Value, Value, Any]):
     """B dreams as a Gymnasium vector environment.
 
     Args:
-        world: a world model, or the path of one.
-        num_envs: B.
-        autoreset_mode: NEXT_STEP, SAME_STEP or DISABLED, or the value or name of one ("NextStep", "NEXT_STEP").
-        tensors: observations, rewards, flags and infos stay tensors on the world's device, and actions may be such; nothing is
-            copied to the host but what ``check_actions`` looks at.
-        check_actions: look at every action, so that one outside the space is refused by index and value, and refuse to step a
-            finished dream in DISABLED mode. Each step then waits once for a GPU; False trusts the caller.
-        device: of a world model that is given as a path.
+        world: a world model, or its path.
+        num_envs: number B of dreams.
+        autoreset_mode: NEXT_STEP, SAME_STEP or DISABLED; a member, its value ("NextStep") or its
+            name ("NEXT_STEP").
+        tensors: return observations, rewards, flags and infos as tensors on the world's device, and
+            accept actions as such. Only ``check_actions`` then copies to the host.
+        check_actions: validate every action, and raise if a finished dream is stepped in DISABLED
+            mode. This synchronises the GPU at each step. False leaves invalid actions undetected.
+        device: device of a world model given as a path.
         render_mode: "rgb_array" or None.
         **options: fields of `DreamOptions`.
 
     Raises:
-        ValueError: if an argument is out of range or the world model has no such head or decoder.
-        TypeError: if there is no such option.
+        ValueError: if an argument is out of range, or the world model lacks a required head or
+            decoder.
+        TypeError: if an option is unknown.
     """
 
     def __init__(
@@ -95,18 +97,20 @@ class DreamVectorEnv(VectorEnv[Value, Value, Any]):
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: Mapping[str, Any] | None = None
     ) -> tuple[Value, dict[str, Any]]:
-        """Begin new episodes in all dreams, or in those of ``options["reset_mask"]`` (B,) bool.
+        """Start new episodes in all dreams, or in those of ``options["reset_mask"]`` (B,) bool.
 
         Args:
-            seed: an int s gives dream i the seed s + i; a list one seed each, or None. A dream without a seed goes on with
-                the next episode of the one it has, or has one drawn at the very first reset.
-            options: None, or a mapping with ``reset_mask``; it is not written to.
+            seed: an int s gives dream i the seed s + i; a list gives each dream a seed or None. A
+                dream without a new seed starts the next episode of its current one; at the first
+                reset, a random seed is sampled for it.
+            options: None, or a mapping with ``reset_mask``; it is not modified.
 
         Returns:
             Observations of all dreams, and infos.
 
         Raises:
-            ValueError: if seeds or mask are of another number of dreams, or there is another option.
+            gymnasium.error.ResetNeeded: if the first reset has a mask of some dreams only.
+            ValueError: if the number of seeds or the mask does not fit B, or an option is unknown.
         """
         rows = rows_to_reset(options, self.num_envs, self.world.device)
         if self._state is None and not bool(rows.all()):
@@ -121,7 +125,7 @@ class DreamVectorEnv(VectorEnv[Value, Value, Any]):
 
     @torch.no_grad()
     def step(self, actions: Value) -> tuple[Value, Any, Any, Any, dict[str, Any]]:
-        """Advance every dream by one step; see the autoreset mode for what follows an episode's end.
+        """Advance every dream by one step. Ended dreams reset according to the autoreset mode.
 
         Args:
             actions: a batch of B values of the action space, as arrays or tensors.
@@ -130,19 +134,21 @@ class DreamVectorEnv(VectorEnv[Value, Value, Any]):
             Observations, rewards (B,), terminations (B,), truncations (B,) and infos.
 
         Raises:
-            gymnasium.error.ResetNeeded: before the first reset, or for a finished dream in DISABLED mode.
-            ValueError: if the actions have another shape, or one lies outside of the space.
-            TypeError: if a choice is given as a floating-point number.
+            gymnasium.error.ResetNeeded: before the first reset, or for a finished dream in DISABLED
+                mode.
+            ValueError: if the actions have a wrong shape, or an action lies outside the space. The
+                message names the index and the value.
+            TypeError: if a discrete action is floating-point.
         """
         before, finished = self._check_step(actions), self._over
-        going = ~finished
-        state = LatentState(before.z, before.lstm, going)
+        running = ~finished
+        state = LatentState(before.z, before.lstm, running)
         action = self.world.action_features.flatten(actions)
         self._state, reward, terminated = self._dreams.step_features(state, action, generator=self._seeds.streams)
         if self._reward is not None:
             reward = self._reward_of(before.z, actions, self._state.z)
-        self._steps = self._steps + going
-        truncated = going & ~terminated & (self._steps >= self._horizon)
+        self._steps = self._steps + running
+        truncated = running & ~terminated & (self._steps >= self._horizon)
         self._over = terminated | truncated
         infos: dict[str, Any] = {}
         if self.autoreset_mode is AutoresetMode.SAME_STEP:
@@ -159,13 +165,13 @@ class DreamVectorEnv(VectorEnv[Value, Value, Any]):
         return self._observe(), reward.double().cpu().numpy(), *flags, infos
 
     def render(self) -> tuple[np.ndarray, ...] | None:
-        """Draw the decoded dreams, one (height, width, 3) uint8 image each; None without a render mode.
+        """Render the decoded dreams: one (H, W, 3) uint8 image each; None without a render mode.
 
         Raises:
             gymnasium.error.ResetNeeded: before the first reset.
         """
         if self.render_mode is None:
-            gym.logger.warn('render: expected render_mode="rgb_array" when the environment was made, got None')
+            gym.logger.warn('render: expected render_mode="rgb_array", got None; pass it when making the environment')
             return None
         if self._state is None:
             raise gym.error.ResetNeeded("render: expected reset() first")
@@ -175,12 +181,12 @@ class DreamVectorEnv(VectorEnv[Value, Value, Any]):
         return tuple(self._renderer(map_leaves(lambda leaf, k=k: leaf[k], decoded)) for k in range(self.num_envs))
 
     def close_extras(self, **kwargs: Any) -> None:
-        """Close what draws."""
+        """Close the renderer."""
         if self._renderer is not None:
             self._renderer.close()
 
     def _check_step(self, actions: Value) -> LatentState:
-        """The state from which to step, if it may be."""
+        """Validate a step and its actions, and return the current state."""
         if self._state is None:
             raise gym.error.ResetNeeded("step: expected reset() first")
         if self._check_actions:
@@ -193,7 +199,7 @@ class DreamVectorEnv(VectorEnv[Value, Value, Any]):
         return self._state
 
     def _reward_of(self, z: Tensor, actions: Value, next_z: Tensor) -> Tensor:
-        """Rewards by the function: (B,) float32, 0 for dreams that had finished before."""
+        """Evaluate the reward function: (B,) float32, 0 for dreams that had already finished."""
         assert self._reward is not None
         given = map_leaves(lambda leaf: torch.as_tensor(leaf, device=z.device), actions)
         rewards = self._reward(self.world.decode(z), given, self.world.decode(next_z))
@@ -204,7 +210,7 @@ class DreamVectorEnv(VectorEnv[Value, Value, Any]):
         return torch.where(self._over, 0.0, reward)
 
     def _begin(self, mask: Tensor) -> None:
-        """Begin the next episode in the rows of ``mask`` (B,) bool."""
+        """Start the next episode in the rows of ``mask`` (B,) bool."""
         rows = Rows(mask)
         if rows.count == 0:
             return
@@ -216,60 +222,63 @@ class DreamVectorEnv(VectorEnv[Value, Value, Any]):
         if self._ranged:
             low, high = self.options.temperature_range
             old_temperature = torch.as_tensor(self._dreams.temperature)
-            drawn = low + (high - low) * fill_uniform(old_temperature.new_empty(rows.count), streams)
-            self._dreams.temperature = rows.put(old_temperature, drawn)
+            sampled = low + (high - low) * fill_uniform(old_temperature.new_empty(rows.count), streams)
+            self._dreams.temperature = rows.put(old_temperature, sampled)
         self._steps = torch.where(mask, 0, self._steps)
         self._over = self._over & ~mask
         self._seeds.adopt(rows, streams)
 
     def _observe(self) -> Value:
-        """What the agent sees; fresh memory, so that it may keep or change it."""
+        """Return the observations in new memory, so that the caller may keep or modify them."""
         assert self._state is not None
         if self._kind == "decoded":
             observations = self.world.decode(self._state.z)
         else:
-            observations = latent_features(self._state.z, self._state.lstm, self._kind).float()  # as the space says
+            observations = latent_features(self._state.z, self._state.lstm, self._kind).float()  # dtype of the space
         return observations if self.tensors else to_numpy(observations)
 
     def _infos(self) -> dict[str, Any]:
-        """The temperature of each dream, where it is drawn."""
+        """Return the temperature of each dream if it is sampled per episode."""
         if not self._ranged:
             return {}
         temperature = torch.as_tensor(self._dreams.temperature).clone()
-        there = torch.ones_like(self._over)
-        infos = {"temperature": temperature, "_temperature": there}
+        infos = {"temperature": temperature, "_temperature": torch.ones_like(self._over)}
         return infos if self.tensors else {name: value.cpu().numpy() for name, value in infos.items()}
 
     def _final_infos(self, ended: Tensor) -> dict[str, Any]:
-        """``final_obs`` and ``final_info`` of dreams that ended: a batch of tensors, else an object each as in Gymnasium."""
+        """Return ``final_obs`` and ``final_info``, with masks, of the dreams that ended.
+
+        ``final_obs`` is a batch if ``tensors``, otherwise an array of objects as in Gymnasium.
+        """
         if self.tensors:
             infos = {"final_obs": self._observe(), "final_info": self._infos()}
             return infos | {f"_{name}": ended.clone() for name in infos}
-        there = ended.cpu().numpy()
-        if not there.any():
+        mask = ended.cpu().numpy()
+        if not mask.any():
             return {}
         observations, final = self._observe(), np.full(self.num_envs, None, dtype=object)
-        for k in np.flatnonzero(there):
+        for k in np.flatnonzero(mask):
             final[k] = map_leaves(lambda leaf, k=k: leaf[k].copy(), observations)
-        final_info = {name: (value & there if name.startswith("_") else value) for name, value in self._infos().items()}
-        return {"final_obs": final, "_final_obs": there, "final_info": final_info, "_final_info": there.copy()}
+        final_info = {name: (value & mask if name.startswith("_") else value) for name, value in self._infos().items()}
+        return {"final_obs": final, "_final_obs": mask, "final_info": final_info, "_final_info": mask.copy()}
 
 
 class DreamEnv(gym.Env[Value, Value]):
-    """One dream as a Gymnasium environment, in NumPy: row 0 of a `DreamVectorEnv`, with the same seeds and episodes.
+    """One dream as a Gymnasium environment: the same episodes as row 0 of a `DreamVectorEnv`.
 
     Args:
-        world: a world model, or the path of one.
-        device: of a world model that is given as a path.
+        world: a world model, or its path.
+        device: device of a world model given as a path.
         render_mode: "rgb_array" or None.
         **options: fields of `DreamOptions`.
 
     Raises:
-        ValueError: if an argument is out of range or the world model has no such head or decoder.
-        TypeError: if there is no such option.
+        ValueError: if an argument is out of range, or the world model lacks a required head or
+            decoder.
+        TypeError: if an option is unknown.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 30}  # noqa: RUF012 (as Gymnasium declares it)
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 30}  # noqa: RUF012 (Gymnasium declares it so)
 
     def __init__(
         self,
@@ -286,10 +295,15 @@ class DreamEnv(gym.Env[Value, Value]):
         self._seeded = False
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Value, dict[str, Any]]:
-        """Begin an episode: with a seed its first, without one the next of the seed it has (drawn if it has none).
+        """Start an episode.
+
+        Args:
+            seed: starts the first episode of this seed. None starts the next episode of the current
+                seed; at the first reset, a random seed is sampled.
+            options: must be empty.
 
         Raises:
-            ValueError: if there are options; it takes none.
+            ValueError: if there are options.
         """
         super().reset(seed=seed)
         if options:
@@ -305,29 +319,29 @@ class DreamEnv(gym.Env[Value, Value]):
 
         Raises:
             gymnasium.error.ResetNeeded: before the first reset or after the end of an episode.
-            ValueError: if the action lies outside of the space.
-            TypeError: if a choice is given as a floating-point number.
+            ValueError: if the action lies outside the space.
+            TypeError: if a discrete action is floating-point.
         """
         if bool(self._one._over.any()):
-            raise gym.error.ResetNeeded("step: expected no finished dream, got one; begin the next episode with reset()")
+            raise gym.error.ResetNeeded("step: expected a running dream, got a finished one; start an episode with reset()")
         observations, rewards, terminations, truncations, infos = self._one.step(stack_values([action]))
         return _first(observations), float(rewards[0]), bool(terminations[0]), bool(truncations[0]), _single_info(infos)
 
     def render(self) -> np.ndarray | None:
-        """Draw the decoded dream: (height, width, 3) uint8; None without a render mode."""
+        """Render the decoded dream: (height, width, 3) uint8; None without a render mode."""
         frames = self._one.render()
         return None if frames is None else frames[0]
 
     def close(self) -> None:
-        """Close what draws."""
+        """Close the renderer."""
         self._one.close()
 
 
 def _first(batch: Value) -> Value:
-    """Row 0 of a batch; a number for a Discrete space."""
+    """Return row 0 of a batch; a scalar for a Discrete space."""
     return map_leaves(lambda leaf: leaf[0], batch)
 
 
 def _single_info(infos: dict[str, Any]) -> dict[str, Any]:
-    """The infos of row 0, without the masks."""
+    """Return the infos of row 0, without the masks."""
     return {name: value[0].item() for name, value in infos.items() if not name.startswith("_")}

@@ -1,4 +1,4 @@
-"""What kind of dream an environment is, in words that are JSON-able, and what follows from them for a world model."""
+"""Options of dream environments, and their validation against a world model."""
 
 from __future__ import annotations
 
@@ -24,21 +24,25 @@ RewardFunction = Callable[[Value, Value, Value], Tensor]  # batches of (observat
 
 @dataclass(frozen=True, kw_only=True)
 class DreamOptions:
-    """What kind of dream an environment is; every field but a callable ``reward`` is JSON-able.
+    """Options of a dream environment, JSON-serialisable except a callable ``reward``.
 
     Args:
-        observation: what the agent sees: latents "z", the paper's features "zh" or "zhc", or the "decoded" observation in
-            the real environment's own space.
-        temperature: tau >= 0, or a range (low, high) from which each episode draws its own, uniformly.
-        termination: "sample" draws the end with probability p, "threshold" ends a dream when p > 0.5, as in the paper.
-        horizon: steps after which an episode is truncated; None takes the limit of the environment that the data came from.
-        reward: None takes M's reward head; else a function of batches of decoded (observation, action, next observation),
-            nested tensors in the spaces' own form, that returns rewards (B,); or its name, "module:function".
-        prefix_length: real steps that prime M before the dream begins; 0 starts at the first frames that the model keeps.
-        prefix_data: path of the store of episodes that the prefixes are taken from.
+        observation: observation of the agent: latents "z", the paper's features "zh" or "zhc", or
+            the "decoded" observation in the space of the real environment.
+        temperature: tau >= 0, or a range (low, high) from which each episode samples uniformly.
+        termination: "sample" terminates with probability p at each step, "threshold" if p > 0.5 as
+            in the paper.
+        horizon: steps after which an episode is truncated; None takes the limit of the environment
+            in which the data were collected.
+        reward: None uses M's reward head. Otherwise a function of batches of decoded (observation,
+            action, next observation), as nested tensors of the spaces, that returns rewards (B,);
+            or its name, "module:function".
+        prefix_length: number of real steps that prime M before the dream starts; 0 starts at the
+            first frames stored in the world model.
+        prefix_data: path of the store with the episodes for the prefixes.
 
     Raises:
-        ValueError: naming the field that is out of range.
+        ValueError: if a field is out of range. The message names the field.
     """
 
     observation: ObservationKind = "zh"
@@ -50,7 +54,7 @@ class DreamOptions:
     prefix_data: str | Path | None = None
 
     def __post_init__(self) -> None:
-        """Check every field that does not need the world model."""
+        """Validate all fields as far as possible without a world model."""
         if self.observation not in get_args(ObservationKind):
             raise ValueError(f"observation: expected one of {get_args(ObservationKind)}, got {self.observation!r}")
         low, high = self.temperature_range
@@ -71,7 +75,7 @@ class DreamOptions:
         """Lowest and highest temperature.
 
         Raises:
-            ValueError: if ``temperature`` is neither a number nor two.
+            ValueError: if ``temperature`` is neither a number nor a pair of numbers.
         """
         try:
             values = np.asarray(self.temperature, dtype=np.float64)
@@ -83,20 +87,21 @@ class DreamOptions:
         return low, high
 
     def start_bank(self, world: WorldModel) -> StartBank:
-        """Where the dreams begin.
+        """Return the start states of the dreams.
 
         Raises:
-            ValueError: if no episode is longer than the prefix, or the data are of another environment.
+            ValueError: if no episode is longer than the prefix, or the data are from another
+                environment.
         """
         if self.prefix_data is None:
             return StartBank.of(world)
         return StartBank.after_prefixes(world, self.prefix_data, self.prefix_length)
 
     def reward_function(self) -> RewardFunction | None:
-        """The function that gives the rewards; None where M's reward head does.
+        """Return the reward function, imported if it is given by name; None for M's reward head.
 
         Raises:
-            ValueError: if a name is not that of a function, "module:function".
+            ValueError: if the name is not "module:function" or cannot be imported.
         """
         if self.reward is None or callable(self.reward):
             return self.reward
@@ -110,28 +115,28 @@ class DreamOptions:
         return function
 
     def check_world(self, world: WorldModel) -> None:
-        """Refuse a world model without what these options need.
+        """Validate that a world model has the reward head and the decoder that these options need.
 
         Raises:
-            ValueError: naming what is missing and what to do.
+            ValueError: if one is missing. The message names the fix.
         """
         if self.reward is None and world.mdnrnn.reward_head is None:
             raise ValueError(
-                "reward: expected a world model that predicts rewards, got one without a reward head; fit it with "
-                "reward_head=True, or pass a reward function"
+                "reward: expected a world model with a reward head, got one without; fit it with reward_head=True, or pass "
+                "a reward function"
             )
         if self.observation == "decoded" or self.reward is not None:
             check_decoder(world)
 
 
 def check_decoder(world: WorldModel) -> None:
-    """Raise if the world model's V cannot turn z into an observation.
+    """Validate that the V of a world model has a decoder.
 
     Raises:
-        ValueError: naming the V.
+        ValueError: if it has none.
     """
     if not world.vision.has_decoder:
         raise ValueError(
-            f"world: expected a V with a decoder, got {type(world.vision).__name__} without one; observe 'z', 'zh' or 'zhc', "
-            "take rewards from the reward head, and do not render"
+            f"world: expected a V with a decoder, got {type(world.vision).__name__} without one; use observation 'z', 'zh' or "
+            "'zhc', take rewards from the reward head, and do not render"
         )

@@ -1,7 +1,8 @@
-"""The two environments of Ha & Schmidhuber (2018) as they are used there, and a wrapper that makes frames small.
+"""The two environments of Ha & Schmidhuber (2018), and a wrapper that resizes frames.
 
-Importing this module registers ``DoomTakeCover-v0`` and ``CarRacing64-v0`` with Gymnasium, so that they are known everywhere by
-``"worldmodel.environments:DoomTakeCover-v0"`` and ``"worldmodel.environments:CarRacing64-v0"``. Neither needs a display.
+Importing this module registers ``DoomTakeCover-v0`` and ``CarRacing64-v0`` with Gymnasium.
+``gym.make`` imports it for ids with the prefix ``"worldmodel.environments:"``, as in
+``"worldmodel.environments:DoomTakeCover-v0"``. Neither environment needs a display.
 """
 
 from __future__ import annotations
@@ -22,33 +23,33 @@ from gymnasium.utils import RecordConstructorArgs
 
 from worldmodel.spaces import Value, find_images, image_layout, resize_by_area
 
-SIZE = 64  # pixels to a side, what the paper's V sees
-DOOM_STEPS = 2100  # the longest episode: 60 seconds of 35 tics
+SIZE = 64  # height and width of the paper's frames, in pixels
+DOOM_STEPS = 2100  # longest episode: 60 seconds of 35 tics
 CAR_STEPS = 1000
-CAR_ROWS = 84  # of 96: below is the status bar
+CAR_ROWS = 84  # rows of 96 above the status bar
 DOOM_ACTIONS = ("left", "stay", "right")
-_TAKE_COVER_ACTIONS = (2, 0, 1)  # the same as VizDoom numbers them
+_TAKE_COVER_ACTIONS = (2, 0, 1)  # VizDoom's numbers of these actions
 
 
 class AreaResize(gym.ObservationWrapper, RecordConstructorArgs):
-    """Makes the image in an observation small, by area, before it is stored.
+    """Wrapper that resizes the image in an observation by area.
 
     Args:
-        env: its observation is an image, or a Dict with one.
-        size: new height and width.
-        rows: how many rows are kept, from the top; None keeps all. What is below is cut off first.
+        env: environment whose observation is an image, or a Dict with one image.
+        size: new height and width, in pixels.
+        rows: number of rows kept from the top before resizing; None keeps all.
 
     Raises:
-        ValueError: if the observation holds no image, or several.
+        ValueError: if the observation is not an image or a Dict with exactly one image.
     """
 
     def __init__(self, env: gym.Env, size: int = SIZE, rows: int | None = None):
         RecordConstructorArgs.__init__(self, size=size, rows=rows)
         gym.ObservationWrapper.__init__(self, env)
         found = find_images(env.observation_space)
-        whole = isinstance(env.observation_space, (spaces.Box, spaces.Dict))
-        if not whole or len(found) != 1 or "/" in found[0].path:
-            raise ValueError(f"env: expected one image as observation or in a Dict of it, got {env.observation_space}")
+        supported = isinstance(env.observation_space, (spaces.Box, spaces.Dict))
+        if not supported or len(found) != 1 or "/" in found[0].path:
+            raise ValueError(f"env: expected an image observation, or a Dict with one image, got {env.observation_space}")
         self._layout, self._size, self._rows = found[0], size, rows
         small = {None: (size, size), 0: (found[0].channels, size, size), 2: (size, size, found[0].channels)}
         space = spaces.Box(0, 255, small[found[0].channel_axis], np.uint8)
@@ -60,19 +61,22 @@ class AreaResize(gym.ObservationWrapper, RecordConstructorArgs):
         self._small = image_layout(space)
 
     def observation(self, observation: Value) -> Value:
-        """Return the observation with its image small."""
+        """Return the observation with its image resized."""
         if not self._layout.path:
-            return self._shrink(observation)
-        return {**observation, self._layout.path: self._shrink(observation[self._layout.path])}
+            return self._resize(observation)
+        return {**observation, self._layout.path: self._resize(observation[self._layout.path])}
 
-    def _shrink(self, frame: np.ndarray) -> np.ndarray:
+    def _resize(self, frame: np.ndarray) -> np.ndarray:
         image = self._layout.to_channels_last(torch.from_numpy(np.ascontiguousarray(frame)).unsqueeze(0))[:, : self._rows]
         small = resize_by_area(image, self._size, self._size).round_().to(torch.uint8)
         return self._small.from_channels_last(small)[0].contiguous().numpy()
 
 
 class _TakeCover(gym.Wrapper):
-    """The screen alone; actions from left to right; after the end, where VizDoom has no screen, the last one again."""
+    """Wrapper that returns only the screen and orders the actions as `DOOM_ACTIONS`.
+
+    VizDoom has no screen at the end of an episode; the last one is returned again.
+    """
 
     def __init__(self, env: gym.Env):
         super().__init__(env)
@@ -94,16 +98,18 @@ class _TakeCover(gym.Wrapper):
 
 
 def doom_take_cover(render_mode: str | None = None, size: int = SIZE) -> gym.Env:
-    """Make VizDoom's "take cover": dodge fireballs by moving left (0), staying (1) or moving right (2); 1 point per step lived.
+    """Make VizDoom's "take cover": dodge fireballs.
 
-    The screen is rendered at 160x120 and made small by area; a step is one tic. Registered with at most `DOOM_STEPS` steps.
+    The actions are left (0), stay (1) and right (2). The reward is 1 per step. The screen is
+    rendered at 160x120 and resized by area. A step is one tic. The registered environment has at
+    most `DOOM_STEPS` steps.
 
     Args:
         render_mode: None or "rgb_array".
-        size: height and width of the observation.
+        size: height and width of the observation, in pixels.
 
     Raises:
-        ImportError: if VizDoom is not installed, or a library that it needs.
+        ImportError: if VizDoom, or a system library that it needs, is not installed.
     """
     try:
         import vizdoom.gymnasium_wrapper
@@ -112,7 +118,7 @@ def doom_take_cover(render_mode: str | None = None, size: int = SIZE) -> gym.Env
     except ImportError as error:
         raise ImportError(_how_to_install("vizdoom", "doom", error)) from error
     del vizdoom  # importing it has registered the environment
-    settings = Path(tempfile.gettempdir()) / f"worldmodel-vizdoom-{os.getpid()}.ini"  # VizDoom's own choice is "./_vizdoom.ini"
+    settings = Path(tempfile.gettempdir()) / f"worldmodel-vizdoom-{os.getpid()}.ini"  # VizDoom's default is "./_vizdoom.ini"
     env = gym.make(
         "VizdoomTakeCover-v1",
         screen_resolution="RES_160X120",
@@ -125,14 +131,16 @@ def doom_take_cover(render_mode: str | None = None, size: int = SIZE) -> gym.Env
 
 
 def car_racing(render_mode: str | None = None, size: int = SIZE) -> gym.Env:
-    """Make Gymnasium's CarRacing-v3 with its three continuous actions, the status bar cut off and the rest made small by area.
+    """Make Gymnasium's CarRacing-v3 with three continuous actions and small frames.
+
+    The status bar is cut off, and the frame is resized by area.
 
     Args:
         render_mode: None or "rgb_array".
-        size: height and width of the observation.
+        size: height and width of the observation, in pixels.
 
     Raises:
-        ImportError: if Box2D is not installed, or a system library that it needs.
+        ImportError: if Box2D or pygame, or a system library that they need, is not installed.
     """
     try:
         import Box2D
@@ -146,23 +154,23 @@ def car_racing(render_mode: str | None = None, size: int = SIZE) -> gym.Env:
 
 @functools.cache
 def _check_libraries(program: Path) -> None:
-    """Ask ldd, where there is one, for the libraries of VizDoom's game: without one of them its start ends this process."""
+    """Raise if ldd reports a missing library, without which the game would end this process."""
     try:
-        said = subprocess.run(["ldd", program], capture_output=True, timeout=10, check=False).stdout.decode(errors="replace")
+        output = subprocess.run(["ldd", program], capture_output=True, timeout=10, check=False).stdout.decode(errors="replace")
     except (OSError, subprocess.SubprocessError):
         return
-    missing = re.search(r"(\S+) => not found", said)
+    missing = re.search(r"(\S+) => not found", output)
     if missing:
-        raise ImportError(f"{missing[1]}: not found, and the game needs it")
+        raise ImportError(f"{missing[1]}: not found, but needed by the game")
 
 
 def _how_to_install(library: str, extra: str, error: ImportError) -> str:
     if isinstance(error, ModuleNotFoundError):
-        return f"{library}: not installed: pip install worldmodel[{extra}]"
+        return f"{library}: expected the package to be installed; `pip install worldmodel[{extra}]`"
     missing = str(error).split(":")[0]
     return (
-        f"{library}: installed, but its library does not load ({error}). If {missing} is a system library, install it, on "
-        f"Debian and Ubuntu by `apt-get install libgl1 libsdl2-2.0-0 libopenal1`; if not, install {library} anew"
+        f"{library}: installed, but a library does not load ({error}). If {missing} is a system library, install it (on "
+        f"Debian and Ubuntu: `apt-get install libgl1 libsdl2-2.0-0 libopenal1`); otherwise reinstall {library}"
     )
 
 

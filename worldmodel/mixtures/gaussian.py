@@ -1,15 +1,16 @@
-r"""Gaussian mixtures over a vector x of D numbers: density, sampling with temperature, moments, CDF, entropy.
+r"""Gaussian mixtures over vectors: density, tempered sampling, moments, CDF and entropy.
 
-Two factorisations, which differ in their likelihoods:
+Two factorisations with different likelihoods:
 
-- **joint** (Bishop 1994): one K-component mixture over the whole vector,
+- **joint** (Bishop 1994): one K-component mixture over the vector,
   :math:`p(x) = \sum_k \pi_k \, N(x; \mu_k, \Sigma_k)`;
-- **per dimension** (Ha & Schmidhuber 2018): every dimension has its own K-component mixture,
+- **per dimension** (Ha & Schmidhuber 2018): one K-component mixture for each dimension,
   :math:`p(x) = \prod_d \sum_k \pi_{kd} \, N(x_d; \mu_{kd}, \sigma_{kd}^2)`.
 
-Batch dimensions stand left, then K, then D. Densities are exact, constants included, in nats, and computed in float32 or
-better whatever came in. `torch.distributions` is the oracle of the tests; it is not used here because its ``sample`` takes no
-generator and its mixtures know no temperature.
+Shapes are batch dimensions, then K, then D. Densities are exact, in nats, with constants included,
+and computed in float32 or better for any input dtype. The tests compare with `torch.distributions`,
+which is not used here because its ``sample`` takes no generator and its mixtures have no
+temperature.
 """
 
 from __future__ import annotations
@@ -28,15 +29,18 @@ HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 
 
 def categorical(log_weights: Tensor, *, dim: int = -1, num_groups: int = 1, generator: Source = None) -> Tensor:
-    """Draw one component index per mixture by the Gumbel-max trick.
+    """Sample one component index per mixture by the Gumbel-max trick.
 
-    argmax_k (log pi_k + g_k) with g_k standard Gumbel is exactly k with probability pi_k, for any normalisation of
-    ``log_weights``; unlike a search in the cumulative sum it cannot return K when rounding leaves the sum below 1.
+    argmax_k (log pi_k + g_k) with g_k standard Gumbel is exactly k with probability pi_k, for any
+    normalisation of ``log_weights``; unlike a search in the cumulative sum it cannot return K when
+    rounding leaves the sum below 1.
 
     Args:
-        log_weights: (..., K, ...) log-weights with K at ``dim``, normalised or not; -inf marks an impossible component.
+        log_weights: (..., K, ...) log-weights with K at ``dim``, normalised or not; -inf marks an
+            impossible component.
         dim: the component dimension.
-        num_groups: the first dimension is so many equal groups, which share their random numbers; see `shared_draws`.
+        num_groups: number of groups of the first dimension with common random numbers; see
+            `shared_draws`.
         generator: source of randomness, on the device of ``log_weights``.
 
     Returns:
@@ -47,24 +51,23 @@ def categorical(log_weights: Tensor, *, dim: int = -1, num_groups: int = 1, gene
     """
     if log_weights.ndim == 0 or log_weights.shape[dim] == 0:
         raise ValueError(f"log_weights: expected shape (..., K) with K >= 1, got {tuple(log_weights.shape)}")
-    log_weights = at_least_float32(log_weights)  # in half precision two Gumbel numbers tie too often
+    log_weights = at_least_float32(log_weights)  # in half precision, Gumbel numbers tie too often
     exponential = shared_draws(log_weights, num_groups, lambda noise: fill_exponential(noise, generator))
     return (log_weights - exponential.log_()).max(dim=dim).indices  # seven times as fast on a CPU as argmax (dev/LOG.md)
 
 
 def shared_draws(like: Tensor, num_groups: int, fill: Callable[[Tensor], Tensor]) -> Tensor:
-    """Draw noise in the shape of ``like``, the same for each of ``num_groups`` equal groups of its first dimension.
+    """Sample noise with common random numbers: the same for each group of the first dimension.
 
-    Candidates that are compared under common random numbers differ by what they do and not by their luck, which takes most of
-    the variance out of the comparison.
+    Comparing candidates under common random numbers removes most of the variance of the comparison.
 
     Args:
-        like: (num_groups * R, ...) gives shape, dtype and device.
-        num_groups: 1 means that every row has its own noise.
+        like: (num_groups * R, ...), determines shape, dtype and device.
+        num_groups: number of groups; 1 gives every row its own noise.
         fill: fills a tensor with noise in place and returns it.
 
     Returns:
-        Noise where row g * R + r is the same for all g.
+        (num_groups * R, ...) noise; row g * R + r is the same for all g.
 
     Raises:
         ValueError: if the first dimension is not a multiple of ``num_groups``.
@@ -78,11 +81,11 @@ def shared_draws(like: Tensor, num_groups: int, fill: Callable[[Tensor], Tensor]
 
 
 def check_temperature(temperature: float | Tensor) -> None:
-    """Refuse a temperature that is negative or not finite.
+    """Validate a temperature. Reads a tensor's values, which synchronises the GPU.
 
     Raises:
-        ValueError: naming the value.
-        TypeError: if it is neither a number nor a tensor.
+        ValueError: if a value is negative or not finite.
+        TypeError: if the temperature is neither a number nor a tensor.
     """
     if not isinstance(temperature, (Tensor, numbers.Real)):
         raise TypeError(f"temperature: expected a number or a tensor, got {temperature!r}")
@@ -94,18 +97,21 @@ def check_temperature(temperature: float | Tensor) -> None:
 class GaussianMixture:
     r"""A batch of K-component Gaussian mixtures over vectors of D numbers.
 
-    The shape of ``log_weights`` says which factorisation it is: (..., K) is joint, (..., K, D) is per dimension.
+    The shape of ``log_weights`` determines the factorisation: (..., K) is joint, (..., K, D) is per
+    dimension.
 
     Args:
         log_weights: (..., K) or (..., K, D) log of the component weights, normalised over K.
         mean: (..., K, D) component means.
-        log_scale: log of the standard deviations, any shape that broadcasts to (..., K, D): (..., K, D) is diagonal,
-            (..., K, 1) isotropic, (..., 1, 1) isotropic across clusters. Either this or ``scale_tril``.
-        scale_tril: (..., K, D, D) lower-triangular Cholesky factors L of full covariances :math:`\Sigma_k = L_k L_k^T`, with a
-            positive diagonal. Joint only.
+        log_scale: log of the standard deviations, broadcast to (..., K, D): (..., K, D) is
+            diagonal, (..., K, 1) is isotropic, (..., 1, 1) is isotropic and equal for all
+            components. Pass either this or ``scale_tril``.
+        scale_tril: (..., K, D, D) lower-triangular Cholesky factors L of full covariances
+            :math:`\Sigma_k = L_k L_k^T`, with a positive diagonal. Joint only.
 
     Raises:
-        ValueError: if the shapes do not belong together, or not exactly one of ``log_scale`` and ``scale_tril`` is given.
+        ValueError: if the shapes are inconsistent, or unless exactly one of ``log_scale`` and
+            ``scale_tril`` is given.
     """
 
     def __init__(self, log_weights: Tensor, mean: Tensor, log_scale: Tensor | None = None, *, scale_tril: Tensor | None = None):
@@ -127,7 +133,7 @@ class GaussianMixture:
         self.log_weights = at_least_float32(log_weights)
         self.mean = at_least_float32(mean)
         self.scale_tril = None if scale_tril is None else at_least_float32(scale_tril)
-        if log_scale is None:  # standard deviation of each dimension on its own: the norm of a row of L
+        if log_scale is None:  # marginal standard deviation of each dimension: the norm of a row of L
             assert self.scale_tril is not None
             self.log_scale = 0.5 * self.scale_tril.square().sum(dim=-1).log()  # (..., K, D)
         else:
@@ -135,47 +141,57 @@ class GaussianMixture:
 
     @property
     def batch_shape(self) -> torch.Size:
-        """The leading dimensions (...)."""
+        """Leading dimensions (...)."""
         return self.mean.shape[:-2]
 
     @property
     def num_components(self) -> int:
-        """K."""
+        """Number K of components."""
         return self.mean.shape[-2]
 
     @property
     def dim(self) -> int:
-        """D, the length of one vector."""
+        """Length D of one vector."""
         return self.mean.shape[-1]
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Exact log-density in nats, summed over D, constants included.
 
         Args:
-            x: (..., D), where (...) is the batch shape, or has further dimensions before it.
+            x: (..., D), where (...) is the batch shape, optionally preceded by further dimensions.
 
         Returns:
             (...).
 
         Raises:
-            ValueError: if ``x`` has another shape; nothing is broadcast silently.
+            ValueError: if ``x`` has another shape. Nothing is broadcast silently.
         """
         return torch.logsumexp(self._weighted_log_prob(x), dim=-2).sum(dim=-1)
 
     def responsibilities(self, x: Tensor) -> Tensor:
-        """Posterior probability of each component given ``x`` (..., D): (..., K) if joint, (..., K, D) if per dimension."""
+        """Return the posterior probability of each component given ``x``.
+
+        Args:
+            x: (..., D).
+
+        Returns:
+            (..., K) if joint, (..., K, D) if per dimension; sums to 1 over K.
+
+        Raises:
+            ValueError: if ``x`` has another shape.
+        """
         posterior = self._weighted_log_prob(x).softmax(dim=-2)
         return posterior if self.per_dimension else posterior[..., 0]
 
     def affine(self, shift: Tensor, scale: Tensor) -> GaussianMixture:
-        """The mixture of ``shift`` + ``scale`` * x, elementwise; log-densities change by -sum log scale, exactly.
+        """Return the mixture of ``shift`` + ``scale`` * x; log-densities change by -sum log scale.
 
         Args:
             shift: (..., D), broadcast over the batch shape.
             scale: (..., D), positive, broadcast over the batch shape.
 
         Raises:
-            ValueError: if a shape does not broadcast to (..., D); the mixture keeps its batch shape.
+            ValueError: if a shape does not broadcast to (..., D), where (...) is the batch shape.
         """
         expected = (*self.batch_shape, self.dim)
         for name, value in {"shift": shift, "scale": scale}.items():
@@ -189,67 +205,84 @@ class GaussianMixture:
         return GaussianMixture(self.log_weights, mean, scale_tril=scale.unsqueeze(-1) * self.scale_tril)
 
     def expectation(self) -> Tensor:
-        """Mean of the mixture: (..., D)."""
+        """Return the mean of the mixture: (..., D)."""
         return (self._stacked_log_weights().exp() * self.mean).sum(dim=-2)
 
     def variance(self) -> Tensor:
-        """Variance of each dimension under the mixture: (..., D)."""
+        """Return the variance of each dimension under the mixture: (..., D)."""
         deviation = self.mean - self.expectation().unsqueeze(-2)  # (..., K, D)
         return (self._stacked_log_weights().exp() * ((2 * self.log_scale).exp() + deviation.square())).sum(dim=-2)
 
     def cdf(self, x: Tensor) -> Tensor:
-        """P(X_d <= x_d) of each dimension on its own, for calibration. Takes ``x`` (..., D), returns (..., D)."""
+        """Return the marginal P(X_d <= x_d) of each dimension, for calibration.
+
+        Args:
+            x: (..., D).
+
+        Returns:
+            (..., D), in [0, 1].
+
+        Raises:
+            ValueError: if ``x`` has another shape.
+        """
         self._check_event(x)
         standardised = (x.unsqueeze(-2) - self.mean) * (-self.log_scale).exp()  # (..., K, D)
         return (self._stacked_log_weights().exp() * torch.special.ndtr(standardised)).sum(dim=-2)
 
     def mode(self) -> Tensor:
-        """The mode of the heaviest component (the first among equals), which is what temperature 0 means: (..., D)."""
+        """Return the mean of the component with the largest weight (the first of equals): (..., D).
+
+        It is the sample at temperature 0.
+        """
         return self._select(self.mean, self._stacked_log_weights().max(dim=-2).indices)
 
     def sample(self, temperature: float | Tensor = 1.0, *, num_groups: int = 1, generator: Source = None) -> Tensor:
-        """Draw one x per mixture at a temperature (Ha & Schmidhuber 2018, appendix; after Ha & Eck 2017).
+        """Sample one x per mixture at a temperature.
 
-        Log-weights are divided by tau and renormalised per mixture; the noise is multiplied by sqrt(tau). At tau = 0 the
-        result is `mode`.
+        Source: Ha & Schmidhuber 2018, appendix; after Ha & Eck 2017. Log-weights are divided by tau
+        and renormalised per mixture; the noise is multiplied by sqrt(tau). At tau = 0 the result is
+        `mode`.
 
         Args:
-            temperature: tau >= 0, a number, or a tensor whose shape is a prefix of the batch shape (one value per dream). The
-                values of a tensor are not checked here, as that would stall a GPU in a loop; see `check_temperature`.
-            num_groups: the first batch dimension is so many equal groups, which share their random numbers (common random
-                numbers); see `shared_draws`.
+            temperature: tau >= 0, a number, or a tensor whose shape is a prefix of the batch shape
+                (one value per dream). The values of a tensor are not validated, which would
+                synchronise the GPU; see `check_temperature`.
+            num_groups: number of groups of the first batch dimension with common random numbers;
+                see `shared_draws`.
             generator: source of randomness, on the device of the parameters.
 
         Returns:
             (..., D).
 
         Raises:
-            ValueError: if a number is negative or not finite, a tensor's shape does not fit, or ``num_groups`` does not divide
-                the first batch dimension.
+            ValueError: if a number is negative or not finite, if the shape of a tensor is not a
+                prefix of the batch shape, or if ``num_groups`` does not divide the first batch
+                dimension.
         """
         if num_groups != 1 and not self.batch_shape:
             raise ValueError(f"num_groups: expected 1 for a mixture without batch dimensions, got {num_groups}")
         log_weights = self._stacked_log_weights()  # (..., K, 1 or D)
-        log_weights = log_weights - log_weights.amax(dim=-2, keepdim=True)  # per row, so that no quotient loses the heaviest
-        coldest = torch.finfo(log_weights.dtype).tiny  # below it 1 / tau overflows
+        log_weights = log_weights - log_weights.amax(dim=-2, keepdim=True)  # so that the largest quotient is 0, not -inf
+        smallest = torch.finfo(log_weights.dtype).tiny  # below it, 1 / tau overflows
         if not isinstance(temperature, Tensor):
             check_temperature(temperature)
-            if temperature < coldest:
+            if temperature < smallest:
                 return self.mode()
             index = categorical(log_weights / temperature, dim=-2, num_groups=num_groups, generator=generator)
             return self._select(self.mean, index) + math.sqrt(temperature) * self._noise(index, num_groups, generator)
         tau = self._align(temperature)  # (..., 1)
-        warm = tau >= coldest
-        heated = log_weights / torch.where(warm, tau, 1.0).unsqueeze(-1)
-        index = categorical(heated, dim=-2, num_groups=num_groups, generator=generator)  # (..., 1 or D)
-        index = torch.where(warm, index, log_weights.max(dim=-2).indices)
+        positive = tau >= smallest
+        tempered = log_weights / torch.where(positive, tau, 1.0).unsqueeze(-1)
+        index = categorical(tempered, dim=-2, num_groups=num_groups, generator=generator)  # (..., 1 or D)
+        index = torch.where(positive, index, log_weights.max(dim=-2).indices)
         return self._select(self.mean, index) + tau.sqrt() * self._noise(index, num_groups, generator)
 
     def rsample(self, temperature: float | Tensor = 1.0, *, num_groups: int = 1, generator: Source = None) -> Tensor:
-        """Draw as `sample` does, the same numbers, with a gradient to weights, means and scales.
+        """Sample as `sample`, with gradients with respect to weights, means and scales.
 
-        The choice of component is summed out, so the gradient of an expectation is unbiased in the weights too; see
-        `worldmodel.mixtures.reparameterization`. At tau = 0 it is that of `mode`. It can be differentiated once.
+        The gradient marginalises over the component, so it is unbiased in the weights too; see
+        `worldmodel.mixtures.reparameterization`. At tau = 0 it is the gradient of `mode`. Only
+        first derivatives exist.
 
         Args:
             temperature: as in `sample`.
@@ -265,22 +298,22 @@ class GaussianMixture:
         with torch.no_grad():
             z = self.sample(temperature, num_groups=num_groups, generator=generator)
         tau = self._align(temperature if isinstance(temperature, Tensor) else z.new_full((), temperature))  # (..., 1)
-        warm = tau >= torch.finfo(z.dtype).tiny
-        heat = torch.where(warm, tau, 1.0).unsqueeze(-1)  # (..., 1, 1)
+        positive = tau >= torch.finfo(z.dtype).tiny
+        safe_tau = torch.where(positive, tau, 1.0).unsqueeze(-1)  # (..., 1, 1)
         log_weights = self._stacked_log_weights()  # (..., K, 1 or D)
-        log_weights = ((log_weights - log_weights.detach().amax(dim=-2, keepdim=True)) / heat).log_softmax(dim=-2)
+        log_weights = ((log_weights - log_weights.detach().amax(dim=-2, keepdim=True)) / safe_tau).log_softmax(dim=-2)
         log_weights = log_weights if self.per_dimension else log_weights[..., 0]
         if self.scale_tril is None:
-            moved = reparameterize(z, log_weights, self.mean, log_scale=self.log_scale + 0.5 * heat.log())
+            sample = reparameterize(z, log_weights, self.mean, log_scale=self.log_scale + 0.5 * safe_tau.log())
         else:
-            moved = reparameterize(z, log_weights, self.mean, scale_tril=self.scale_tril * heat.sqrt().unsqueeze(-1))
-        return torch.where(warm, moved, self.mode())
+            sample = reparameterize(z, log_weights, self.mean, scale_tril=self.scale_tril * safe_tau.sqrt().unsqueeze(-1))
+        return torch.where(positive, sample, self.mode())
 
     def entropy(self, num_samples: int = 1000, *, generator: Source = None) -> tuple[Tensor, Tensor]:
         """Estimate the differential entropy -E[log p(x)] by Monte Carlo.
 
         Args:
-            num_samples: number N of draws per mixture, at least 2.
+            num_samples: number N of samples per mixture, at least 2.
             generator: source of randomness, on the device of the parameters.
 
         Returns:
@@ -295,11 +328,11 @@ class GaussianMixture:
         return surprise.mean(dim=0), surprise.std(dim=0) / math.sqrt(num_samples)
 
     def _stacked_log_weights(self) -> Tensor:
-        """The log-weights as (..., K, 1) if joint and (..., K, D) if per dimension, so that both are reduced over dim -2."""
+        """Return the log-weights as (..., K, 1) if joint, (..., K, D) if per dimension."""
         return self.log_weights if self.per_dimension else self.log_weights.unsqueeze(-1)
 
     def _weighted_log_prob(self, x: Tensor) -> Tensor:
-        """Log of pi_k p_k(x): (..., K, 1) if joint, (..., K, D) if per dimension."""
+        """Return log(pi_k p_k(x)): (..., K, 1) if joint, (..., K, D) if per dimension."""
         self._check_event(x)
         deviation = x.unsqueeze(-2) - self.mean  # (..., K, D)
         if self.scale_tril is None:
@@ -314,17 +347,17 @@ class GaussianMixture:
         return self._stacked_log_weights() + log_density
 
     def _select(self, parameter: Tensor, index: Tensor) -> Tensor:
-        """Take component ``index`` (..., 1 or D) of ``parameter`` (..., K, D): (..., D)."""
+        """Select component ``index`` (..., 1 or D) of ``parameter`` (..., K, D): (..., D)."""
         return parameter.gather(-2, index.expand(*self.batch_shape, self.dim).unsqueeze(-2))[..., 0, :]
 
     def _noise(self, index: Tensor, num_groups: int, generator: Source) -> Tensor:
-        """Draw zero-mean noise of the components ``index`` (..., 1 or D): (..., D)."""
+        """Sample zero-mean noise from the components ``index`` (..., 1 or D): (..., D)."""
         epsilon = shared_draws(self.mean[..., 0, :], num_groups, lambda noise: fill_normal(noise, generator))
         if self.scale_tril is None:
             return self._select(self.log_scale, index).exp() * epsilon
         chosen = index.reshape(*self.batch_shape, 1, 1, 1).expand(*self.batch_shape, 1, self.dim, self.dim)
         factor = self.scale_tril.gather(-3, chosen)[..., 0, :, :]  # (..., D, D)
-        return (factor * epsilon.unsqueeze(-2)).sum(dim=-1)  # not @, which autocast would round to half precision
+        return (factor * epsilon.unsqueeze(-2)).sum(dim=-1)  # not @: autocast would use half precision
 
     def _check_event(self, x: Tensor) -> None:
         expected = (*self.batch_shape, self.dim)
@@ -332,7 +365,7 @@ class GaussianMixture:
             raise ValueError(f"x: expected shape {expected}, got {tuple(x.shape)}")
 
     def _align(self, temperature: Tensor) -> Tensor:
-        """Append dimensions of 1 to a temperature whose shape is a prefix of the batch shape: (..., 1)."""
+        """Reshape a temperature, whose shape is a prefix of the batch shape, to (..., 1)."""
         if temperature.shape != self.batch_shape[: temperature.ndim]:
             raise ValueError(
                 f"temperature: expected a shape that is a prefix of the batch shape {tuple(self.batch_shape)}, "
@@ -343,7 +376,7 @@ class GaussianMixture:
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """The tensor in float32 if it is in half precision, in which a likelihood means little; else as it is."""
+    """Convert tensors in half precision to float32; return others unchanged."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 

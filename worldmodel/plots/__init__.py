@@ -1,4 +1,4 @@
-"""TODO plots."""
+"""Figures, pictures and videos of world models and experiments."""
 
 from typing import TYPE_CHECKING
 

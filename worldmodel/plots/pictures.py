@@ -1,7 +1,7 @@
-"""Pictures of a world of images: reconstructions, the effect of each latent, and a dream next to the real episode.
+"""Pictures of image world models: reconstructions, latent traversals, dreams next to real episodes.
 
-All pictures are (height, width, 3) uint8; `worldmodel.plots.report.save_image` writes them, and
-`worldmodel.plots.video.write_video` makes a film of them.
+All pictures are (height, width, 3) uint8. `worldmodel.plots.save_image` writes one as PNG;
+`worldmodel.plots.write_video` writes a sequence of them as a video.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ GAP = 2  # white pixels between the pictures of a grid
 
 
 def image_vision(world: WorldModel) -> Vision:
-    """Return V of a world of images.
+    """Return V of an image world model.
 
     Raises:
         ValueError: if V does not encode and decode images.
@@ -34,15 +34,15 @@ def image_vision(world: WorldModel) -> Vision:
 
 
 def colour(vision: Vision, observations: Value) -> np.ndarray:
-    """The images of observations (N, ...) as (N, H, W, 3) uint8; where there are not three channels, the first as grey."""
+    """Convert the images of observations (N, ...) to RGB, (N, H, W, 3) uint8."""
     layout = vision.image_layout
-    assert layout is not None, "a V of images, as `image_vision` returns it"
+    assert layout is not None, "expected a V for images, as `image_vision` returns it"
     images = torch.as_tensor(leaf_values(observations)[layout.path]).cpu()
     return layout.to_rgb(images.reshape(-1, *layout.shape)).contiguous().numpy()
 
 
 def grid(rows: Sequence[np.ndarray], *, gap: int = GAP) -> np.ndarray:
-    """Lay rows of pictures (N, H, W, 3) out as one picture, with white gaps."""
+    """Arrange rows of pictures (N, H, W, 3) as one picture, with white gaps of ``gap`` pixels."""
     n, height, width, _ = rows[0].shape
     canvas = np.full((len(rows) * (height + gap) - gap, n * (width + gap) - gap, 3), 255, np.uint8)
     for i, row in enumerate(rows):
@@ -53,7 +53,7 @@ def grid(rows: Sequence[np.ndarray], *, gap: int = GAP) -> np.ndarray:
 
 
 def reconstructions(vision: Vision, observations: Value) -> np.ndarray:
-    """Originals above what V makes of them, by the mean of z; observations (N, ...)."""
+    """Draw observations (N, ...) above their reconstructions from the mean of z."""
     mean, _ = vision.encode(observations)
     return grid([colour(vision, observations), colour(vision, vision.decode(mean))])
 
@@ -68,16 +68,19 @@ def traversals(
     reach: float = 3.0,
     rows: int = 16,
 ) -> np.ndarray:
-    """What each used latent of the image does: a row each, an observation with that latent from -reach to reach.
+    """Draw one row per used latent of the image, with that latent varied in one observation.
+
+    Latents are sorted by the variance of their mean over the observations, largest first. A latent
+    counts as used if this variance exceeds `worldmodel.models.IN_USE`.
 
     Args:
         vision: V.
-        observations: (N, ...), over which the use of a latent is measured; those that vary most come first.
-        around: number of the observation that is changed; None takes the middle one.
-        most: so many latents at most; None shows all in use.
-        steps: pictures in a row.
-        reach: in standard deviations of the prior, which has mean 0 and variance 1: one episode may hardly move a latent.
-        rows: at most; what is left stands in further columns, to the right.
+        observations: (N, ...), over which the variance is measured.
+        around: index of the observation that is varied; None takes the middle one.
+        most: maximum number of latents; None shows all used ones.
+        steps: pictures per row.
+        reach: range of the latent, in standard deviations of the prior N(0, 1).
+        rows: maximum number of rows; further latents go to further columns, on the right.
     """
     mean, _ = vision.encode(observations)
     observation = mean[len(mean) // 2 if around is None else around]
@@ -105,16 +108,16 @@ def dream_strip(
     temperature: float = 1.0,
     seed: int = 0,
 ) -> np.ndarray:
-    """What really happened above a dream from the same start under the same actions, every few steps.
+    """Draw a real episode above a dream with the same start and the same actions.
 
     Args:
         world: V and M.
         episode: the real episode.
-        prefix: real steps that prime M before the dream begins.
-        every: steps between pictures.
-        pictures: how many, where the episode and the dream last so long.
-        temperature: of the dream.
-        seed: of the dream.
+        prefix: number of real steps that prime M before the dream starts.
+        every: steps between two pictures.
+        pictures: maximum number of pictures; fewer if the episode or the dream is shorter.
+        temperature: temperature of the dream.
+        seed: seed of the dream.
     """
     vision = image_vision(world)
     rollout = replay(Dreams(world, 1, temperature=temperature), episode, prefix=prefix, horizon=every * pictures, seed=seed)
@@ -125,16 +128,16 @@ def dream_strip(
 
 
 def dream_frames(dreams: Dreams, policy: Policy, *, horizon: int, seed: int) -> np.ndarray:
-    """One dream of a policy, decoded: (T, H, W, 3)."""
+    """Return the decoded frames of one dream under a policy: (T, H, W, 3) uint8."""
     rollout = dreams.variant(num_dreams=1).rollout(policy, horizon, generator=dreams.generator(seed))
     return colour(image_vision(dreams.world), dreams.world.decode(rollout.z[0, : int(rollout.lengths[0]) + 1]))
 
 
 def real_frames(world: WorldModel, episode: Episode, *, at_once: int = 256) -> Iterator[np.ndarray]:
-    """The frames of a real episode, each beside what V makes of it."""
+    """Yield real frames next to their reconstructions, encoding ``at_once`` frames at a time."""
     vision = image_vision(world)
     for first in range(0, len(episode) + 1, at_once):
         part: Any = map_leaves(lambda leaf, first=first: leaf[first : first + at_once], episode.observations)
         mean: Tensor = vision.encode(part)[0]
-        for real, seen in zip(colour(vision, part), colour(vision, vision.decode(mean)), strict=True):
-            yield grid([np.stack([real, seen])])
+        for real, reconstructed in zip(colour(vision, part), colour(vision, vision.decode(mean)), strict=True):
+            yield grid([np.stack([real, reconstructed])])

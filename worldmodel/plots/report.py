@@ -1,4 +1,4 @@
-"""Pictures of what a loop reached: how M learned, a dreamed trajectory beside the real one, dream against real scores."""
+"""Figures of `iterate`: training curves of M, trajectories, and dream and real scores."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from worldmodel.spaces import FlatSpace, Value
 from worldmodel.training import read_metrics
 
 REAL, DREAM, NEUTRAL = "#1b1b1b", "#d1495b", "#8d99ae"
-NUM_DREAMS = 256  # behind the quantiles of the dreamed trajectory
+NUM_DREAMS = 256  # dreams from which the quantiles of the trajectory are computed
 MAX_DIMENSIONS = 4  # dimensions of the observation that are drawn
-PANELS_IN_A_ROW = 4
+PANELS_PER_ROW = 4
 
 
 def draw_report(
     rounds: Sequence[Round], episode: Episode, *, target: float | None = None, horizon: int = 80, seed: int = 0
 ) -> Figure:
-    """Draw the three panels of a loop's report.
+    """Draw the training, a trajectory and the scores of the rounds of `iterate`, in three panels.
 
     Args:
-        rounds: the loop's rounds; the best one's world model dreams.
-        episode: a real episode of that round's controller, that no round was trained on.
-        target: mean real return that was to be reached.
-        horizon: steps of the trajectory that are drawn.
+        rounds: the rounds; the dreams use the world model of the best one.
+        episode: a real episode of that round's controller, not in any training data.
+        target: target of the mean real return.
+        horizon: number of steps of the trajectory to draw.
         seed: seed of the dreams.
     """
     world = WorldModel.from_pretrained(best_round(rounds).directory / "world")
@@ -51,14 +51,14 @@ def draw_report(
 
 
 def draw_training(axes: Axes, rounds: Sequence[Round]) -> None:
-    """Draw the held-out likelihood over the updates of each round, and the last round's trivial baselines."""
+    """Draw training and held-out losses of each round, and the baselines of the last round."""
     for round_ in rounds:
         rows = [row for row in read_metrics(round_.directory / "world" / "training") if "train/nll_per_dim" in row]
         updates, values = [row["update"] for row in rows], [row["train/nll_per_dim"] for row in rows]
         shade = 0.3 + 0.7 * round_.number / len(rounds)
         axes.plot(updates, values, color=DREAM, alpha=shade, linewidth=1, label=f"round {round_.number}, training")
         held_out = [(row["update"], row["test/nll_per_dim"]) for row in rows if "test/nll_per_dim" in row]
-        tested = [update for update, _ in held_out]  # empty where nothing was held out
+        tested = [update for update, _ in held_out]  # empty if nothing was held out
         values = [value for _, value in held_out]
         axes.plot(tested, values, "o", color=REAL, alpha=shade, markersize=4, label=f"round {round_.number}, held out")
     baselines = WorldModel.from_pretrained(rounds[-1].directory / "world").provenance["baselines"]
@@ -69,11 +69,19 @@ def draw_training(axes: Axes, rounds: Sequence[Round]) -> None:
 
 
 def draw_trajectory(axes: Sequence[Axes], world: WorldModel, episode: Episode, *, horizon: int, seed: int) -> None:
-    """Draw the real observations of an episode and dreams from its first frame under the same actions, one axes a dimension."""
+    """Draw the observations of a real episode and of dreams with the same start and actions.
+
+    Args:
+        axes: one for each dimension of the observation that is drawn.
+        world: V and M.
+        episode: the real episode.
+        horizon: maximum number of steps.
+        seed: seed of the dreams.
+    """
     rollout = replay(Dreams(world, NUM_DREAMS), episode, horizon=horizon, seed=seed)
     mode = replay(Dreams(world, 1, temperature=0.0, termination="threshold"), episode, horizon=horizon, seed=seed)
-    dreamed, most_likely = _lived(world, rollout), _lived(world, mode)  # (B, T + 1, F)
-    dreamed = dreamed[:, np.isfinite(dreamed[..., 0]).any(axis=0)]  # until the last of them ends
+    dreamed, most_likely = _until_end(world, rollout), _until_end(world, mode)  # (B, T + 1, F)
+    dreamed = dreamed[:, np.isfinite(dreamed[..., 0]).any(axis=0)]  # until the last dream ends
     lower, upper = np.nanquantile(dreamed, [0.05, 0.95], axis=0)
     real = _natural(world, episode.observations)[: horizon + 1]
     for i, panel in enumerate(axes):
@@ -89,14 +97,14 @@ def draw_trajectory(axes: Sequence[Axes], world: WorldModel, episode: Episode, *
     axes[-1].set_xlabel("step")
 
 
-def _lived(world: WorldModel, rollout: Rollout) -> np.ndarray:
-    """Dreamed observations (B, T + 1, F) in natural units; NaN after a dream's end, where z stands still."""
-    lived = np.pad(rollout.mask.cpu().numpy(), ((0, 0), (1, 0)), constant_values=True)[..., None]
-    return np.where(lived, _natural(world, world.decode(rollout.z)), np.nan)
+def _until_end(world: WorldModel, rollout: Rollout) -> np.ndarray:
+    """Return dreamed observations (B, T + 1, F) in natural units; NaN after the end of a dream."""
+    running = np.pad(rollout.mask.cpu().numpy(), ((0, 0), (1, 0)), constant_values=True)[..., None]
+    return np.where(running, _natural(world, world.decode(rollout.z)), np.nan)
 
 
 def draw_scores(axes: Axes, rounds: Sequence[Round], target: float | None) -> None:
-    """Draw each round's dream score against its real score, with standard deviations over episodes."""
+    """Draw the real score of each round over its dream score, with standard deviations."""
     low = min(round_.random.mean for round_ in rounds)
     high = max(max(round_.dream.mean, round_.real.mean) for round_ in rounds)
     axes.plot([low, high], [low, high], color=NEUTRAL, linewidth=1, label="dream = reality")
@@ -128,17 +136,18 @@ def save_figure(figure: Figure, path: str | Path) -> None:
 
 
 def save_image(picture: np.ndarray, path: str | Path, *, enlarge: int = 1) -> None:
-    """Write a picture (H, W, 3) of uint8 as PNG; each pixel becomes ``enlarge`` to a side."""
+    """Write a picture (H, W, 3) uint8 as PNG, enlarged by the integer factor ``enlarge``."""
     image.imsave(path, picture.repeat(enlarge, axis=0).repeat(enlarge, axis=1))
 
 
 def draw_learning(runs: Mapping[str, tuple[Path, str, str]]) -> Figure:
-    """Draw how trainings or searches went, one panel each, training and held out.
+    """Draw the learning curves of training runs or searches, one panel each: training and held out.
 
     Args:
-        runs: by title, the directory with a log, the name of the quantity in it, and what its updates are called.
+        runs: maps the title of a panel to (directory of the log, name of the metric, label of the x
+            axis).
     """
-    columns = min(PANELS_IN_A_ROW, len(runs))
+    columns = min(PANELS_PER_ROW, len(runs))
     lines = math.ceil(len(runs) / columns)
     figure = Figure(figsize=(4 * columns, 3.2 * lines), layout="constrained")
     for number, (title, (directory, name, unit)) in enumerate(runs.items(), start=1):
@@ -155,7 +164,7 @@ def draw_learning(runs: Mapping[str, tuple[Path, str, str]]) -> Figure:
 
 
 def _natural(world: WorldModel, observations: Value) -> np.ndarray:
-    """Features of observations in their own units: (..., F)."""
+    """Return the features of observations in the units of the observation: (..., F)."""
     space = FlatSpace(world.observation_space).to(world.device)
     return (space.flatten(observations) * space.half_range + space.center).cpu().numpy()
 

@@ -1,4 +1,4 @@
-"""Videos (mp4) of frames, by ffmpeg: extra ``video``."""
+"""Write frames as an mp4 video with ffmpeg (extra ``video``)."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], *, fps: int = 35
     """Write frames as an mp4 file (H.264).
 
     Args:
-        path: the file; an earlier one is replaced once the new one is whole.
-        frames: (H, W, 3), (H, W, 1) or (H, W) uint8 each, all of one size.
+        path: the file. An earlier file is replaced when the new one is complete.
+        frames: (H, W, 3), (H, W, 1) or (H, W) uint8 each, all of the same size.
         fps: frames per second.
-        enlarge: each pixel becomes so many to a side.
+        enlarge: integer factor by which frames are enlarged.
 
     Returns:
         The number of frames.
 
     Raises:
         ImportError: if imageio-ffmpeg is not installed.
-        ValueError: if there is no frame, or one is not such an array or has another size than the first.
+        ValueError: if there are no frames, or if a frame has a wrong dtype or shape or differs in
+            size from the first.
     """
     try:
         import imageio_ffmpeg
     except ImportError as error:
-        raise ImportError("imageio-ffmpeg is not installed: pip install worldmodel[video]") from error
+        raise ImportError("imageio_ffmpeg: expected the package to be installed; `pip install worldmodel[video]`") from error
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp.mp4")
     writer, count, shape = None, 0, None
@@ -40,11 +41,11 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], *, fps: int = 35
                 writer = imageio_ffmpeg.write_frames(str(temporary), size, fps=fps, macro_block_size=1, quality=6)
                 writer.send(None)
             if picture.shape != shape:
-                raise ValueError(f"frames: expected all of size {shape}, got {picture.shape} at number {count}")
+                raise ValueError(f"frames: expected equal shapes, got {shape} at index 0 and {picture.shape} at index {count}")
             writer.send(np.ascontiguousarray(picture))
             count += 1
         if writer is None:
-            raise ValueError("frames: expected at least one, got none")
+            raise ValueError("frames: expected at least one frame, got none")
         writer.close()
         temporary.replace(path)
     finally:
@@ -55,7 +56,7 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], *, fps: int = 35
 
 
 def _enlarged(frame: np.ndarray, factor: int) -> np.ndarray:
-    """(H, W, 3) with even sides, as the codec wants them."""
+    """Return a frame enlarged, as (H, W, 3) with even sides as the codec requires."""
     if frame.dtype != np.uint8 or not (frame.ndim == 2 or (frame.ndim == 3 and frame.shape[2] in (1, 3))):
         raise ValueError(f"frames: expected uint8 of shape (H, W, 3) or (H, W), got {frame.dtype} of shape {frame.shape}")
     if frame.ndim == 2 or frame.shape[-1] == 1:

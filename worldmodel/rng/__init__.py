@@ -1,4 +1,4 @@
-"""TODO rng."""
+"""Seeds of episodes and streams, and counter-based random numbers for batches."""
 
 from typing import TYPE_CHECKING
 

@@ -1,13 +1,14 @@
-"""Random numbers for a batch whose rows must not depend on each other: one counter-based stream per row.
+"""Random numbers for a batch with independent rows: one counter-based stream per row.
 
-A `torch.Generator` deals one sequence to a whole batch, so what row i gets depends on how many rows there are and on what
-was drawn for them. Here number j of draw n of row i is a hash of (seed of i, episode of i, n, j) and of nothing else: a
-dream draws the same alone or among thousands, whatever ends or is reset beside it, on a CPU or a GPU (the integers are the
-same bits).
+A `torch.Generator` yields one sequence for the batch, so the numbers of row i depend on the number
+of rows and on their earlier samples. Here, number j of draw n of row i is a hash of (seed of i,
+episode of i, n, j). A dream therefore samples the same numbers alone or among thousands, regardless
+of the other rows, on a CPU or a GPU (the integers are identical).
 
-Keys are 64 bits wide, from SplitMix64 (Steele, Lea & Flood 2014); a key becomes the 32-bit numbers of one draw by a
-multiplicative hash of its two halves and the number's index (finaliser: C. Wellons, "lowbias32"). On a CPU this takes a
-fifth of the time of `torch.Tensor.exponential_` (dev/LOG.md). Not for cryptography.
+Keys have 64 bits, from SplitMix64 (Steele, Lea & Flood 2014). The 32-bit numbers of a draw are a
+multiplicative hash of the two halves of the key and the number's index (finaliser: C. Wellons,
+"lowbias32"). On a CPU this takes a fifth of the time of `torch.Tensor.exponential_` (dev/LOG.md).
+Not for cryptography.
 """
 
 from __future__ import annotations
@@ -19,18 +20,19 @@ import torch
 from torch import Tensor
 
 GOLDEN_64, GOLDEN_32 = 0x9E3779B97F4A7C15, 0x9E3779B1  # odd, near 2^64 and 2^32 divided by the golden ratio
-SEED_FACTOR = 0xD1342543DE82EF95  # odd, so that seeds and episodes, both far below 2^64, never meet in seed * this + episode
+SEED_FACTOR = 0xD1342543DE82EF95  # odd, so that seed * SEED_FACTOR + episode differs for all (seed, episode) << 2^64
 
 
 class Streams:
-    """B streams of random numbers, all advanced by one draw whenever numbers are drawn.
+    """B streams of random numbers. Each draw advances all of them.
 
     Args:
-        seeds: (B,) int64, one per row; rows with equal seeds get equal numbers.
-        episodes: (B,) int64 or a number; another episode of a seed is another stream.
+        seeds: (B,) int64, one per row.
+        episodes: (B,) int64, or one number for all rows. Rows with equal seed and episode get equal
+            numbers.
 
     Attributes:
-        counter: (B,) int64, where each stream stands; rows of it may be exchanged with those of other streams.
+        counter: (B,) int64 positions of the streams. Rows may be replaced by rows of other streams.
     """
 
     def __init__(self, seeds: Tensor, episodes: Tensor | int = 0):
@@ -38,15 +40,16 @@ class Streams:
         self._reserved: Tensor | None = None
 
     def reserve(self, n: int) -> None:
-        """Draw n numbers per row at once, from which the next draws take theirs; an earlier reserve's rest is dropped.
+        """Sample n numbers per row in advance, for the next draws.
 
-        A draw costs some thirty operations however small it is, which is most of the time of a small model's step.
+        The rest of an earlier reserve is dropped. A draw of any size takes about thirty tensor
+        operations, which dominate the step of a small model.
         """
         self._reserved = None
         self._reserved = self._uniform(n)
 
     def uniform_(self, tensor: Tensor) -> Tensor:
-        """Fill ``tensor`` (B, ...) with numbers uniform in (0, 1), odd multiples of 2^-24, and return it.
+        """Fill ``tensor`` (B, ...) with uniform odd multiples of 2^-24 in (0, 1) and return it.
 
         Raises:
             ValueError: if the first dimension is not B.
@@ -56,16 +59,16 @@ class Streams:
         return tensor.copy_(self._uniform(tensor[0].numel()).reshape(tensor.shape))
 
     def exponential_(self, tensor: Tensor) -> Tensor:
-        """Fill ``tensor`` (B, ...) with standard exponentials, -log of `uniform_`, and return it."""
+        """Fill ``tensor`` (B, ...) with standard exponential numbers and return it."""
         return self.uniform_(tensor).log_().neg_()
 
     def normal_(self, tensor: Tensor) -> Tensor:
-        """Fill ``tensor`` (B, ...) with standard normals, by `box_muller`, and return it."""
+        """Fill ``tensor`` (B, ...) with standard normal numbers, by `box_muller`, and return it."""
         n = tensor[0].numel()
         return tensor.copy_(box_muller(self._uniform(n + n % 2))[:, :n].reshape(tensor.shape))
 
     def _uniform(self, n: int) -> Tensor:
-        """The next n numbers of each row: (B, n) float32 in (0, 1)."""
+        """Return the next n numbers of each row: (B, n) float32 in (0, 1)."""
         if self._reserved is not None and self._reserved.shape[1] >= n:
             numbers, self._reserved = self._reserved.tensor_split([n], dim=1)
             return numbers
@@ -76,26 +79,26 @@ class Streams:
         return _shift_right(_mix_32(bits), 9, 32).float().mul_(2.0**-23).add_(2.0**-24)  # exact: a 24th bit would round to 1
 
 
-Source = torch.Generator | Streams | None  # what random numbers come from; None is torch's global generator
+Source = torch.Generator | Streams | None  # source of random numbers; None is torch's global generator
 
 
 def fill_uniform(tensor: Tensor, source: Source) -> Tensor:
-    """Fill ``tensor`` in place with numbers uniform in [0, 1) and return it."""
+    """Fill ``tensor`` in place with uniform numbers in [0, 1) and return it."""
     return source.uniform_(tensor) if isinstance(source, Streams) else tensor.uniform_(generator=source)
 
 
 def fill_exponential(tensor: Tensor, source: Source) -> Tensor:
-    """Fill ``tensor`` in place with standard exponentials and return it."""
+    """Fill ``tensor`` in place with standard exponential numbers and return it."""
     return source.exponential_(tensor) if isinstance(source, Streams) else tensor.exponential_(generator=source)
 
 
 def fill_normal(tensor: Tensor, source: Source) -> Tensor:
-    """Fill ``tensor`` in place with standard normals and return it."""
+    """Fill ``tensor`` in place with standard normal numbers and return it."""
     return source.normal_(tensor) if isinstance(source, Streams) else tensor.normal_(generator=source)
 
 
 def box_muller(uniform: Tensor) -> Tensor:
-    """Turn an even number of independent uniforms in (0, 1), (..., 2 n), into as many standard normals (Box & Muller 1958)."""
+    """Convert uniform numbers in (0, 1) to normal ones: (..., 2 n) each (Box & Muller 1958)."""
     radius, angle = uniform.chunk(2, dim=-1)  # (..., n) each
     radius, angle = (-2.0 * radius.log()).sqrt(), 2 * math.pi * angle
     return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=-1)
@@ -103,7 +106,7 @@ def box_muller(uniform: Tensor) -> Tensor:
 
 @functools.lru_cache(maxsize=64)
 def _lane_hashes(n: int, device: torch.device) -> Tensor:
-    """A well mixed number for the index of each number of a draw: (n,) int32, never written to."""
+    """Hash of the index of each number of a draw: (n,) int32. Cached; do not write to it."""
     return _mix_32(torch.arange(n, dtype=torch.int32, device=device))
 
 
@@ -115,17 +118,17 @@ def _mix_64(x: Tensor) -> Tensor:
 
 
 def _mix_32(x: Tensor) -> Tensor:
-    """Mix int32 in place: a bijection."""
+    """Hash int32 numbers in place by a bijection (lowbias32)."""
     x.bitwise_xor_(_shift_right(x, 16, 32)).mul_(_signed(0x7FEB352D, 32))
     x.bitwise_xor_(_shift_right(x, 15, 32)).mul_(_signed(0x846CA68B, 32))
     return x.bitwise_xor_(_shift_right(x, 16, 32))
 
 
 def _shift_right(x: Tensor, by: int, width: int) -> Tensor:
-    """Shift as if ``x`` was unsigned; torch's shift of a negative number brings in ones."""
+    """Shift right as if ``x`` were unsigned; torch shifts ones into negative numbers."""
     return (x >> by).bitwise_and_((1 << (width - by)) - 1)
 
 
 def _signed(x: int, width: int) -> int:
-    """The signed integer of the same ``width`` bits."""
+    """Return the signed integer with the same ``width`` bits."""
     return x - (1 << width) if x >> (width - 1) else x

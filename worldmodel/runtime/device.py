@@ -1,18 +1,19 @@
-"""What the machine is good at: bfloat16 where it has units for it, and memory that stays with the process."""
+"""Availability and fastest precision of a device."""
 
 from __future__ import annotations
 
 import torch
 
 PRECISIONS = ("float32", "bfloat16", "auto")
-BFLOAT16_UNITS = ("amx_bf16", "avx512_bf16")  # names of torch.cpu.get_capabilities; products are 6 and 2.7 times as fast
+BFLOAT16_UNITS = ("amx_bf16", "avx512_bf16")  # keys of torch.cpu.get_capabilities; products 6 and 2.7 times as fast
 
 
 def fast_precision(device: torch.device) -> str:
-    """The precision in which matrix products are fastest: "bfloat16" where the device has units for it, else "float32".
+    """Return the precision with the fastest matrix products: "bfloat16" or "float32".
 
-    A CPU is asked by `torch.cpu.get_capabilities` for AMX and for AVX-512 BF16; where PyTorch is too old to say, it counts as
-    one without.
+    bfloat16 is the fastest if the hardware supports it. On a CPU, `torch.cpu.get_capabilities` is
+    searched for AMX and AVX-512 BF16. If PyTorch is too old to have this function, the answer is
+    "float32".
     """
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
@@ -39,13 +40,13 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 
 
 def check_device(device: str | torch.device) -> None:
-    """Refuse a device that this machine or this build of torch has not.
+    """Raise if the device is unavailable.
 
     Raises:
-        ValueError: naming the device.
+        ValueError: if this machine or this build of torch lacks the device.
     """
     try:
         torch.empty(0, device=device)
     except (AssertionError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"device: expected one that torch has here, such as 'cpu', got {str(device)!r} ({reason})") from error
+        raise ValueError(f"device: expected an available device such as 'cpu', got {str(device)!r} ({reason})") from error

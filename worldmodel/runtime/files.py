@@ -1,8 +1,9 @@
-"""Files that are whole or absent: atomic writes, strict reads, one stamp (format and version) in every JSON file.
+"""Atomic writes and strict reads of JSON and safetensors files.
 
-Weights are safetensors and everything else is readable JSON; there is no pickle, so nothing in a file can run code.
-A write goes to a temporary name in the same directory, is flushed to the disk and then renamed, so a reader sees the
-old file or the new one and never a half. The price is one fsync per file.
+Every JSON file carries a stamp: its format name and version. Weights are safetensors, everything
+else is JSON. Nothing is pickled, so reading a file cannot run code. A write goes to a temporary
+file in the same directory, is flushed to the disk and then renamed, so a reader sees the old file
+or the new one, never a partial one. This costs one fsync per file.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ TEMPORARY_SUFFIX = ".tmp"
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
-    """Write ``data`` to ``path`` atomically: temporary name, flush, fsync, rename, fsync of the directory."""
+    """Write ``data`` to ``path`` atomically: write and fsync a temporary file, then rename it."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
     try:
@@ -43,29 +44,30 @@ def write_bytes(path: str | Path, data: bytes) -> None:
 
 
 def write_json(path: str | Path, content: Mapping[str, Any], *, format: str, version: int) -> None:
-    """Write ``content`` as readable JSON, stamped with its format name and version.
+    """Write ``content`` as indented JSON, stamped with its format name and version, atomically.
 
     Raises:
-        ValueError: if ``content`` holds NaN or infinity, which JSON cannot say.
+        ValueError: if ``content`` contains NaN or infinity, which JSON cannot represent.
     """
     stamped = {"format": format, "version": version, **content}
     write_bytes(path, (json.dumps(stamped, indent=2, allow_nan=False) + "\n").encode())
 
 
 def read_json(path: str | Path, *, format: str, version: int) -> dict[str, Any]:
-    """Read JSON written by :func:`write_json` and check its stamp.
+    """Read JSON written by `write_json` and check its stamp.
 
     Args:
         path: the file.
-        format: the format name that the file must carry.
-        version: the newest version that the caller understands.
+        format: expected format name.
+        version: newest supported version.
 
     Returns:
-        The content, without the format name; ``"version"`` is kept, so that a reader can upgrade older files.
+        The content without ``"format"``. ``"version"`` remains, so that the caller can upgrade old
+        content.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file is not JSON, is not of this format, or is of a newer version.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if the file is not JSON, has another format, or has a newer version.
     """
     path = Path(path)
     if not path.is_file():
@@ -73,44 +75,53 @@ def read_json(path: str | Path, *, format: str, version: int) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: expected JSON of format {format!r}, got a damaged or foreign file ({error})") from error
+        raise ValueError(
+            f"{path}: expected JSON of format {format!r}, got a damaged file or another format ({error})"
+        ) from error
     check_stamp(content, path, format=format, version=version)
     del content["format"]
     return content
 
 
 def check_stamp(content: Any, path: Path, *, format: str, version: int) -> None:
-    """Refuse content that is not of a format, or of a newer version than ``version``.
+    """Validate the stamp of a file's content.
+
+    Args:
+        content: parsed JSON.
+        path: the file, named in error messages.
+        format: expected format name.
+        version: newest supported version.
 
     Raises:
-        ValueError: naming the file, what was expected and what was found.
+        ValueError: if the format differs, or if the version is missing, invalid or newer than
+            ``version``.
     """
     found = content.get("format") if isinstance(content, dict) else None
     if found != format:
-        raise ValueError(f"{path}: expected format {format!r}, got {found!r}; this is not one of our {format} files")
+        raise ValueError(f"{path}: expected format {format!r}, got {found!r}; pass a {format} file written by worldmodel")
     found_version = content.get("version")
     if not isinstance(found_version, int) or found_version < 1:
         raise ValueError(f"{path}: expected a version number from 1 to {version}, got {found_version!r}")
     if found_version > version:
         raise ValueError(
             f"{path}: expected {format} version {version} or older, got version {found_version}; "
-            "it was written by a newer worldmodel: upgrade with `pip install --upgrade worldmodel`"
+            "a newer worldmodel wrote it: upgrade with `pip install --upgrade worldmodel`"
         )
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write named tensors, from any device, and strings about them as one safetensors file, atomically."""
+    """Write named tensors on any device, and metadata, to one safetensors file, atomically."""
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_bytes(path, safetensors.torch.save(stored, dict(metadata or {})))
 
 
 def digest(path: str | Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+    """Return the SHA-256 of a file, in hexadecimal."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of names, shapes and values, in hexadecimal; the same on any device and in any order."""
+    """Return the hexadecimal SHA-256 of names, shapes and values, for any device and order."""
     result = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         result.update(f"{name} {tuple(tensor.shape)}".encode())
@@ -122,11 +133,11 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read a safetensors file.
 
     Returns:
-        The tensors, on the CPU, and the strings about them.
+        The tensors, on the CPU, and the metadata.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file is cut short or is not safetensors.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if the file is damaged or is not a safetensors file.
     """
     path = Path(path)
     if not path.is_file():
@@ -135,31 +146,32 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safetensors.safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 (no mapping)
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{path}: expected a whole safetensors file, got a damaged or foreign one ({error})") from error
+        raise ValueError(f"{path}: expected a safetensors file, got a damaged file or another format ({error})") from error
 
 
 def prepare_directory(
     path: str | Path, *, marker: str, format: str, overwrite: bool = False, replaces: Sequence[str] = ()
 ) -> Path:
-    """Make ``path`` an output directory without ever touching what belongs to somebody else.
+    """Create an output directory, or empty an earlier output, without deleting other files.
 
-    An absent or empty directory is fine. One that holds something is refused, unless ``overwrite`` is set *and* its
-    ``marker`` is a JSON file stamped with ``format``: then it is an earlier output of the same kind. Of that one only the
-    entries named in ``replaces`` are removed, and if it holds others too, it is refused.
+    A directory is an earlier output if its ``marker`` is a JSON file stamped with ``format``. It is
+    replaced only if ``overwrite`` is set. Any other directory must be absent or empty.
 
     Args:
-        path: the directory to create.
-        marker: name of the JSON file that tells our outputs of this kind.
+        path: the directory.
+        marker: name of the JSON file that identifies an earlier output.
         format: the format name in that file.
-        overwrite: replace an earlier output of the same kind.
-        replaces: patterns of the names of all that such an output consists of, removed before a new one is made. Empty leaves
-            everything as it is, for files to be replaced one by one.
+        overwrite: replace an earlier output.
+        replaces: name patterns of all entries of an earlier output, which are removed. If the
+            directory has other entries, nothing is removed and an error is raised. Empty removes
+            nothing; the caller then replaces the files one by one.
 
     Returns:
-        The directory, which exists, and is empty if ``replaces`` is given.
+        The directory. It exists, and is empty if ``replaces`` is given.
 
     Raises:
-        FileExistsError: if ``path`` is a file or holds something that may not be replaced.
+        FileExistsError: if ``path`` is a file, is not an earlier output, is one and ``overwrite``
+            is not set, or has entries that do not match ``replaces``.
     """
     path = Path(path)
     if (path.exists() or path.is_symlink()) and not path.is_dir():
@@ -167,16 +179,17 @@ def prepare_directory(
     entries = sorted(path.iterdir()) if path.is_dir() else []
     if entries:
         if not _is_stamped(path / marker, format):
-            raise FileExistsError(f"{path}: expected an empty directory, got one that holds something else; choose another")
+            raise FileExistsError(f"{path}: expected an empty directory, got one with other files; choose another directory")
         if not overwrite:
             raise FileExistsError(
-                f"{path}: already holds an earlier output ({marker}); pass overwrite (--overwrite) to replace it"
+                f"{path}: expected an empty directory, got an earlier output ({marker}); pass overwrite=True (--overwrite) "
+                "to replace it"
             )
-    foreign = [entry.name for entry in entries if replaces and not any(entry.match(pattern) for pattern in replaces)]
-    if foreign:
-        raise FileExistsError(f"{path}: expected nothing but an earlier output, got {foreign[0]!r} beside it; move that away")
-    last = sorted(entries, key=lambda entry: entry.name == marker)  # the marker: so what was killed here can be done again
-    for entry in last if replaces else []:
+    others = [entry.name for entry in entries if replaces and not any(entry.match(pattern) for pattern in replaces)]
+    if others:
+        raise FileExistsError(f"{path}: expected only an earlier output, got also {others[0]!r}; move it elsewhere")
+    marker_last = sorted(entries, key=lambda entry: entry.name == marker)  # so that an interrupted removal can be repeated
+    for entry in marker_last if replaces else []:
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
         else:
@@ -186,7 +199,7 @@ def prepare_directory(
 
 
 def _is_stamped(path: Path, format: str) -> bool:
-    """Whether a file is JSON of this format, of whatever version."""
+    """Return whether a file is JSON of this format, in any version."""
     try:
         return json.loads(path.read_bytes()).get("format") == format
     except (OSError, ValueError, AttributeError):
@@ -194,17 +207,17 @@ def _is_stamped(path: Path, format: str) -> bool:
 
 
 def discard_unfinished(directory: str | Path, *, marker: str) -> None:
-    """Remove what a stage that was killed while it wrote left of its directory, if ``marker``, written last, is not there."""
+    """Remove a directory without ``marker``, the file that a stage writes last."""
     if Path(directory).is_dir() and not (Path(directory) / marker).is_file():
         shutil.rmtree(directory)
 
 
 def remove_temporaries(path: str | Path, *, name: str = "*") -> None:
-    """Remove the temporary files that writers killed in the middle of :func:`write_bytes` left directly in ``path``.
+    """Remove the temporary files that interrupted calls of `write_bytes` left in a directory.
 
     Args:
-        path: a directory.
-        name: of the file that was to be written; all by default.
+        path: the directory; subdirectories are not searched.
+        name: name or pattern of the files that were being written; all by default.
     """
     for leftover in Path(path).glob(f".{name}.*{TEMPORARY_SUFFIX}"):
         with contextlib.suppress(FileNotFoundError):
@@ -212,20 +225,20 @@ def remove_temporaries(path: str | Path, *, name: str = "*") -> None:
 
 
 def require_disk(path: Path, needed: float, content: str, *, replaced: int = 0, remedy: str) -> None:
-    """Refuse what the disk cannot hold.
+    """Raise if the disk has too little free space.
 
     Args:
-        path: a directory, there already or to be made.
-        needed: bytes that are to be written.
-        content: what they are, in words.
-        replaced: bytes that go before they are written.
-        remedy: what to do, in words.
+        path: the output directory; it need not exist.
+        needed: bytes to be written.
+        content: description of these bytes for the error message.
+        replaced: bytes that will be removed first.
+        remedy: the fix, for the error message.
 
     Raises:
-        OSError: naming the bytes needed and free.
+        OSError: if ``needed`` exceeds the free space. The message names both, in GiB.
     """
-    there = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
-    free = shutil.disk_usage(there).free + replaced
+    existing = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(existing).free + replaced
     if needed > free:
         raise OSError(
             f"{path}: expected {needed / 2**30:,.2f} GiB of free disk for {content}, got {free / 2**30:,.2f} GiB; {remedy}"

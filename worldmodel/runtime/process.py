@@ -1,4 +1,4 @@
-"""Ctrl-C that waits for the end of a step, so that long work can save a whole state before it stops."""
+"""Defer Ctrl-C to the end of a step, and keep freed memory in the process."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ import sys
 import threading
 from collections.abc import Iterator
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
-LARGEST_INT = 2**31 - 1
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from malloc.h
+MAX_INT = 2**31 - 1
 
 
 @contextlib.contextmanager
 def interrupt_between_steps() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C into a flag, so that no step is left half done; a second one interrupts at once.
+    """Set a flag at the first Ctrl-C instead of interrupting; interrupt immediately at the second.
 
-    In a thread other than the main one, where no signal arrives, the flag is never set.
+    The caller checks the flag between steps, so that it can save a consistent state and stop. In
+    threads other than the main one, which receive no signals, the flag is never set.
+
+    Yields:
+        The flag.
     """
     requested = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -37,18 +41,19 @@ def interrupt_between_steps() -> Iterator[threading.Event]:
 
 
 def keep_freed_memory() -> bool:
-    """Let the C library keep what is freed, for the rest of the process, rather than give it back to the system.
+    """Make the C library keep freed memory for the rest of the process.
 
-    By default it gives back every large block at once, and the next one of the same size is paid for again by a page fault for
-    each 4 KB: a fifth of the time of training M at the paper's Doom size (dev/LOG.md). The price is that a process keeps the
-    most memory that it ever used. For scripts, which own their process; nothing in this package calls it.
+    By default glibc returns large blocks to the system at once, and the next block of that size
+    costs one page fault per 4 KB. These faults take a fifth of the training time of M at the
+    paper's Doom size (dev/LOG.md). After this call, the process keeps its peak memory until it
+    ends. Call this from scripts only; the library itself does not.
 
     Returns:
-        Whether it did: True with glibc (most of Linux), False elsewhere, where nothing happens.
+        True with glibc (most Linux systems); False elsewhere, where the call has no effect.
     """
     if not sys.platform.startswith("linux"):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    return all(mallopt(parameter, LARGEST_INT) == 1 for parameter in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD))
+    return all(mallopt(parameter, MAX_INT) == 1 for parameter in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD))

@@ -1,7 +1,8 @@
-"""Tasks in processes that may raise, die or be interrupted, without the rest being lost.
+"""Run tasks in worker processes that may raise or crash, without losing the other tasks.
 
-Each worker has a pipe of its own and works through its tasks in order, so when it dies it is known which task killed it.
-The parent hears of a death by the process's sentinel, blames that task, hands the others on and starts a fresh worker.
+Each worker has its own pipe and does its tasks in order, so a crash can be attributed to one task.
+The parent detects a crash by the process's sentinel, counts a failure of that task, returns the
+others to the queue and starts a new worker.
 """
 
 from __future__ import annotations
@@ -24,75 +25,76 @@ import torch
 
 from worldmodel.runtime.integers import check_integer
 
-PREFETCH = 2  # tasks in a worker's hands: one that it works on, one that hides the way of the next
-STOP_SECONDS = 2.0  # time for a worker to close what it holds, before it is ended
+PREFETCH = 2  # tasks per worker: the running one, and the next one to hide the latency of the pipe
+STOP_SECONDS = 2.0  # grace period in which a worker closes its resources before it is terminated
 
 _NO_START = (
-    "expected a worker process to start, got exit code {code}; a script that uses workers must keep its own calls under "
-    '`if __name__ == "__main__":`, and what is sent to workers must be importable there'
+    "workers: expected a worker process to start, got exit code {code}; put the script's calls under "
+    '`if __name__ == "__main__":`, and define what is sent to workers in importable modules'
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerConfig:
-    """Worker processes.
+    """Number of worker processes, and attempts per task.
 
     Args:
-        num_workers: 0 works in this process; n >= 1 in n processes. Then a script needs ``if __name__ == "__main__":``.
-        attempts: how often a task is tried that raises or ends its worker.
+        num_workers: number of processes; 0 runs tasks in this process. With 1 or more, a script
+            needs ``if __name__ == "__main__":``.
+        attempts: maximum number of attempts at a task that raises or crashes its worker.
 
     Raises:
         TypeError: if a number is not an integer.
-        ValueError: if ``num_workers`` is below 0 or ``attempts`` below 1.
+        ValueError: if ``num_workers`` is below 0 or ``attempts`` is below 1.
     """
 
     num_workers: int = 0
     attempts: int = 2
 
     def __post_init__(self) -> None:
-        """Check both numbers."""
+        """Validate both numbers."""
         for name, least in {"num_workers": 0, "attempts": 1}.items():
             object.__setattr__(self, name, check_integer(getattr(self, name), name, least=least))
 
     @classmethod
     def of(cls, workers: int | WorkerConfig) -> WorkerConfig:
-        """Read an argument that is a number of workers or a configuration."""
+        """Convert a number of workers to a configuration; return a configuration unchanged."""
         return workers if isinstance(workers, WorkerConfig) else cls(num_workers=workers)
 
     def run(self, runner: Runner, tasks: Sequence[int]) -> Generator[tuple[int, int, Any]]:
-        """Do all tasks, in this process or in workers; see `run_in_processes` for what is yielded."""
+        """Run all tasks, in this process or in workers; yields as `run_in_processes`."""
         if self.num_workers == 0:
             return run_here(runner, tasks, attempts=self.attempts)
         return run_in_processes(runner, tasks, num_workers=self.num_workers, attempts=self.attempts)
 
 
 class Runner(Protocol):
-    """What a worker gets a copy of."""
+    """Runs tasks. Each worker process gets its own copy."""
 
     def run(self, task: int) -> Any:
-        """Do one task; may raise."""
+        """Run one task and return its result; may raise."""
 
     def close(self) -> None:
-        """Let go of what was opened."""
+        """Release all resources."""
 
 
 def run_in_processes(
     runner: Runner, tasks: Sequence[int], *, num_workers: int, attempts: int
 ) -> Generator[tuple[int, int, Any]]:
-    """Do all tasks in worker processes, each with its own copy of ``runner``.
+    """Run all tasks in worker processes, each with its own copy of ``runner``.
 
     Args:
-        runner: sent by cloudpickle.
-        tasks: all different.
-        num_workers: at least 1.
-        attempts: how often a task is tried that raises or kills its worker.
+        runner: sent to the workers by cloudpickle.
+        tasks: numbers of the tasks, all different.
+        num_workers: number of processes, at least 1.
+        attempts: maximum number of attempts at a task that raises or crashes its worker.
 
     Yields:
-        (task, attempts made, outcome) in the order of completion; the outcome of a task that never succeeded is its last
-        error, a string.
+        (task, attempts made, outcome) in the order of completion. The outcome is the result, or the
+        last error as a string if no attempt succeeded.
 
     Raises:
-        RuntimeError: if a worker cannot even start.
+        RuntimeError: if a worker cannot start.
     """
     payload = cloudpickle.dumps(runner)
     waiting = deque(tasks)
@@ -110,7 +112,7 @@ def run_in_processes(
                         yield task, tried[task], outcome
                     else:
                         waiting.appendleft(task)
-                if worker.dead:
+                if worker.ended:
                     waiting.extendleft(reversed(worker.tasks))
                     worker.stop()
                     pool[index] = _Worker(payload)
@@ -122,7 +124,7 @@ def run_in_processes(
 
 
 def run_here(runner: Runner, tasks: Sequence[int], *, attempts: int) -> Generator[tuple[int, int, Any]]:
-    """Do all tasks in this process, in order, and yield as `run_in_processes` does; the runner is closed at the end."""
+    """Run all tasks in this process; yields as `run_in_processes`, then closes the runner."""
     try:
         for task in tasks:
             tried, succeeded = 0, False
@@ -135,43 +137,43 @@ def run_here(runner: Runner, tasks: Sequence[int], *, attempts: int) -> Generato
 
 
 def attempt_task(runner: Runner, task: int) -> tuple[bool, Any]:
-    """Try a task: (True, its result), or (False, the error in words with the place where it was raised)."""
+    """Run a task once: (True, result), or (False, message with the location of the error)."""
     try:
         return True, runner.run(task)
-    except Exception as error:  # whatever an environment or a policy raises is reported, and must not end the others
+    except Exception as error:  # environments and policies may raise anything; the other tasks must still run
         place = traceback.extract_tb(error.__traceback__)[-1]
         return False, f"{type(error).__name__}: {error} (in {place.name}, {os.path.basename(place.filename)}:{place.lineno})"
 
 
 class _Worker:
-    """The parent's side of one worker process."""
+    """One worker process, as seen by the parent."""
 
     def __init__(self, payload: bytes):
         context = _context()
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(theirs, payload), daemon=True)
+        self.connection, worker_connection = context.Pipe()
+        self.process = context.Process(target=_work, args=(worker_connection, payload), daemon=True)
         self.process.start()
-        theirs.close()
+        worker_connection.close()
         self.tasks: deque[int] = deque()
-        self.started = self.dead = False
+        self.started = self.ended = False
 
     def feed(self, waiting: deque[int]) -> None:
-        """Hand over tasks until the worker has enough."""
+        """Send tasks until the worker has `PREFETCH`."""
         while waiting and len(self.tasks) < PREFETCH:
             try:
                 self.connection.send(waiting[0])
             except OSError:
-                return  # it died; `receive` finds out
+                return  # the process has ended; `receive` handles it
             self.tasks.append(waiting.popleft())
 
     def receive(self) -> Generator[tuple[int, bool, Any]]:
-        """Yield what has come: (task, succeeded, outcome). A death counts as the failure of the task it was at."""
-        ended = not self.process.is_alive()  # asked before the pipe is emptied, so that its last words are heard
+        """Yield finished tasks: (task, succeeded, outcome). A crash fails the running task."""
+        ended = not self.process.is_alive()  # checked before reading the pipe, so that the last results are not lost
         try:
             while self.connection.poll():
                 task, succeeded, outcome = self.connection.recv()
                 if task is None and not succeeded:
-                    raise RuntimeError(f"expected a worker to read what it was sent, got {outcome}")
+                    raise RuntimeError(f"workers: expected a worker to unpickle its tasks' runner, got {outcome}")
                 self.started = True
                 if task is not None:
                     self.tasks.popleft()
@@ -180,15 +182,15 @@ class _Worker:
             ended = True
         if not ended:
             return
-        self.dead = True
+        self.ended = True
         self.process.join(STOP_SECONDS)
         if not self.started:
             raise RuntimeError(_NO_START.format(code=self.process.exitcode))
         if self.tasks:
-            yield self.tasks.popleft(), False, f"the worker process died (exit code {self.process.exitcode})"
+            yield self.tasks.popleft(), False, f"the worker process crashed (exit code {self.process.exitcode})"
 
     def stop(self) -> None:
-        """End the worker: it leaves by itself once its pipe is closed, unless it is in the middle of something long."""
+        """Close the pipe, so that the worker exits; terminate it after `STOP_SECONDS`."""
         self.connection.close()
         self.process.join(STOP_SECONDS)
         if self.process.is_alive():
@@ -196,7 +198,7 @@ class _Worker:
             self.process.join()
 
 
-def _context() -> Any:  # a ForkServerContext or a SpawnContext, which share no useful base in the type stubs
+def _context() -> Any:  # ForkServerContext or SpawnContext; the type stubs have no common base with Process and Pipe
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -205,8 +207,8 @@ def _context() -> Any:  # a ForkServerContext or a SpawnContext, which share no 
 
 
 def _work(connection: Connection, payload: bytes) -> None:
-    """Run in the worker: do tasks until the pipe closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's matter
+    """Run tasks until the pipe closes, in the worker process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     try:

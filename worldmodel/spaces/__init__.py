@@ -1,4 +1,4 @@
-"""TODO spaces."""
+"""Gymnasium spaces: nested values, flat features, images, validation and JSON."""
 
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from worldmodel.spaces.nested import stack_values as stack_values
     from worldmodel.spaces.nested import to_numpy as to_numpy
     from worldmodel.spaces.validation import as_numbers as as_numbers
+    from worldmodel.spaces.validation import leaf_bounds as leaf_bounds
 else:
     __getattr__, __dir__, __all__ = attach(
         __name__,
@@ -31,6 +32,6 @@ else:
             "images": "ImageLayout area_weights find_images image_layout is_image refuse_float_images resize_by_area",
             "json": "space_from_json space_to_json",
             "nested": "Value build_value leaf_values leaves map_leaves stack_values to_numpy",
-            "validation": "as_numbers",
+            "validation": "as_numbers leaf_bounds",
         },
     )

@@ -1,7 +1,8 @@
-"""Gymnasium spaces <-> flat float feature vectors, as torch tensors with any leading dimensions.
+"""Convert between values of Gymnasium spaces and flat feature vectors.
 
-A value of a space is what the environment gives: an array, or a dict or tuple of values. `FlatSpace` turns batches of
-such values into one float32 vector each and back. Networks see only these vectors; environments see only values.
+A value of a space is an array, or a dict or tuple of values. `FlatSpace` converts each value of a
+batch to one float32 vector, and back. Networks see only these vectors; environments see only
+values.
 """
 
 from __future__ import annotations
@@ -15,23 +16,26 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from worldmodel.spaces.nested import Value, build_value, leaf_values, leaves
-from worldmodel.spaces.validation import as_numbers, check_kind, check_leaf, check_range
+from worldmodel.spaces.validation import as_numbers, check_kind, check_leaf, check_range, leaf_bounds
 
-WIDEST_SCALED_RANGE = 1e6  # Box dimensions with wider bounds count as unbounded: "3.4e38" means "no bound" in practice
+MAX_SCALED_RANGE = 1e6  # wider Box dimensions count as unbounded: bounds of 3.4e38 mean "no bound" in practice
 
 
 class FlatSpace(nn.Module):
-    """The map between a space's values and flat feature vectors of ``size`` floats.
+    """Map between the values of a space and flat feature vectors of ``size`` floats.
 
-    Discrete and MultiDiscrete become one-hot vectors, MultiBinary zeros and ones, Box its numbers; a Box dimension with
-    finite bounds is scaled linearly from [low, high] to [-1, 1]. Leaves of a Dict or Tuple are concatenated in the space's
-    order. A module only so that its constants follow the model to a device; it has no weights and saves none.
+    Discrete and MultiDiscrete become one-hot vectors, MultiBinary becomes zeros and ones, and Box
+    keeps its numbers. A Box dimension with finite bounds is scaled linearly from [low, high] to
+    [-1, 1]. The leaves of a Dict or Tuple are concatenated in the order of the space.
+
+    This is a module so that its constants move to a device with the model. It has no weights, and
+    its constants are not in the state dict.
 
     Args:
         space: Box, Discrete, MultiDiscrete, MultiBinary, or a Dict or Tuple of them.
 
     Raises:
-        TypeError: if the space holds an unsupported one.
+        TypeError: if the space contains an unsupported space.
     """
 
     center: Tensor
@@ -49,14 +53,14 @@ class FlatSpace(nn.Module):
         self._leaves = leaves(space)
         self._sizes = [_leaf_size(leaf) for _, leaf in self._leaves]
         self.size = sum(self._sizes)
-        bounds = [_leaf_bounds(leaf, size) for (_, leaf), size in zip(self._leaves, self._sizes, strict=True)]
+        bounds = [_feature_bounds(leaf, size) for (_, leaf), size in zip(self._leaves, self._sizes, strict=True)]
         low, high = (torch.as_tensor(np.concatenate(part), dtype=torch.float64) for part in zip(*bounds, strict=True))
-        inner_low, inner_high = -_round_down(-low), _round_down(high)  # what is clipped to them is then within the exact ones
+        inner_low, inner_high = -_round_down(-low), _round_down(high)  # float32 bounds inside the exact ones
         representable = inner_low <= inner_high
         is_box = self._per_feature(lambda leaf: isinstance(leaf, spaces.Box))
         is_binary = self._per_feature(lambda leaf: isinstance(leaf, spaces.MultiBinary))
         is_integer = self._per_feature(lambda leaf: np.issubdtype(leaf.dtype, np.integer))
-        scaled = is_box & (high > low) & (high - low <= WIDEST_SCALED_RANGE)
+        scaled = is_box & (high > low) & (high - low <= MAX_SCALED_RANGE)
         constants = {
             "center": torch.where(scaled, (low + high) / 2, 0.0),
             "half_range": torch.where(scaled, (high - low) / 2, 1.0),
@@ -68,24 +72,26 @@ class FlatSpace(nn.Module):
         for name, mask in {"is_box": is_box, "is_binary": is_binary, "bounded": scaled, "is_integer": is_integer}.items():
             self.register_buffer(name, mask, persistent=False)
 
-    def _per_feature(self, question: Callable[[gym.Space], bool]) -> Tensor:
-        """Answer a question about each leaf for each of its features: (size,) bool."""
+    def _per_feature(self, predicate: Callable[[gym.Space], bool]) -> Tensor:
+        """Evaluate a predicate on each leaf and repeat it for the leaf's features: (size,) bool."""
         return torch.cat(
-            [torch.full((n,), bool(question(leaf))) for (_, leaf), n in zip(self._leaves, self._sizes, strict=True)]
+            [torch.full((n,), bool(predicate(leaf))) for (_, leaf), n in zip(self._leaves, self._sizes, strict=True)]
         )
 
     def flatten(self, value: Value) -> Tensor:
-        """Turn a batch of values into features.
+        """Convert a batch of values to features.
 
         Args:
-            value: a value of the space with any leading dimensions (...), the same for every leaf; arrays or tensors.
+            value: arrays or tensors, nested as the space, with leading dimensions (...) that are
+                the same for every leaf.
 
         Returns:
             (..., size) float32, on the device of this module.
 
         Raises:
-            ValueError: if a leaf is missing or does not end in its space's shape.
-            TypeError: if a leaf is not made of numbers, or a choice is a boolean.
+            ValueError: if a leaf is missing, or its last dimensions differ from the shape of its
+                space.
+            TypeError: if a leaf is not numeric, or a Discrete or MultiDiscrete leaf is boolean.
         """
         given = leaf_values(value)
         parts = []
@@ -97,16 +103,18 @@ class FlatSpace(nn.Module):
         return (torch.cat(parts, dim=-1) - self.center) / self.half_range  # (..., size)
 
     def check(self, value: Value, batch_size: int, *, name: str = "value") -> None:
-        """Refuse what is not a batch of B values of the space. Looks at every number, which stalls a GPU.
+        """Validate a batch of B values of the space. This synchronises the GPU.
 
         Args:
-            value: anything.
+            value: the batch to validate.
             batch_size: B.
-            name: what it is called in the message.
+            name: name of the batch in error messages.
 
         Raises:
-            ValueError: if a leaf is missing, has another shape, or holds a value outside the space; names its index and value.
-            TypeError: if a leaf is not made of numbers, or a choice is given as a floating-point number or a boolean.
+            ValueError: if a leaf is missing or has a wrong shape, or if a value lies outside the
+                space. The message names the index and the value.
+            TypeError: if a leaf is not numeric, if a leaf of integers is floating-point, or if a
+                Discrete or MultiDiscrete leaf is boolean.
         """
         given = leaf_values(value)
         if sorted(given) != sorted(path for path, _ in self._leaves):
@@ -116,16 +124,18 @@ class FlatSpace(nn.Module):
             check_leaf(leaf, as_numbers(given[path], where), batch_size, where)
 
     def check_choices(self, value: Value, *, name: str = "value", values: bool = True) -> None:
-        """Refuse choices (all but Box) that are floating-point numbers or, if ``values`` are looked at, outside of their space.
+        """Validate the leaves that are not Box: their dtypes and, if ``values``, their ranges.
 
         Args:
-            value: what `flatten` takes, with at least one leading dimension.
-            name: what it is called in the message.
-            values: look at every number, which stalls a GPU.
+            value: as in `flatten`, with at least one leading dimension.
+            name: name of the batch in error messages.
+            values: also check the range of every number, which synchronises the GPU.
 
         Raises:
-            ValueError: if a value lies outside; names its index and value.
-            TypeError: if a leaf is not made of numbers, or a choice is given as a floating-point number or a boolean.
+            ValueError: if a value lies outside its space. The message names the index and the
+                value.
+            TypeError: if a leaf is not numeric or is floating-point, or if a Discrete or
+                MultiDiscrete leaf is boolean.
         """
         given = leaf_values(value)
         for path, leaf in self._leaves:
@@ -137,17 +147,20 @@ class FlatSpace(nn.Module):
                     check_range(leaf, tensor, where)
 
     def squash(self, outputs: Tensor) -> Tensor:
-        """Turn a network's outputs (..., size) into features: tanh for Box, a step at 0 for MultiBinary, else as they are.
+        """Convert network outputs (..., size) to features (..., size).
 
-        `unflatten` then reads them as is usual: argmax for Discrete and MultiDiscrete, the bounds at tanh = -1 and 1 for Box.
+        Box outputs pass through tanh, MultiBinary outputs through a step at 0; the others are
+        unchanged. `unflatten` then maps tanh = -1 and 1 to the bounds of a Box and takes the argmax
+        for Discrete and MultiDiscrete.
         """
         return torch.where(self.is_box, outputs.tanh(), torch.where(self.is_binary, (outputs > 0).to(outputs.dtype), outputs))
 
     def sample(self, num_samples: int, *, generator: torch.Generator | None = None) -> Value:
-        """Draw values as Gymnasium's ``Space.sample`` does, as nested tensors (num_samples, ...).
+        """Sample nested tensors (num_samples, ...) as Gymnasium's ``Space.sample`` does.
 
-        Uniform where the space is discrete or bounded; a Box dimension with one bound is that bound plus or minus a standard
-        exponential, one with none (or with bounds wider than `WIDEST_SCALED_RANGE`) a standard normal.
+        Discrete spaces and bounded Box dimensions are uniform. A Box dimension with one bound is
+        that bound plus or minus a standard exponential. A Box dimension without bounds, or with
+        bounds wider than `MAX_SCALED_RANGE`, is standard normal.
         """
         shape = (num_samples, self.size)
         uniform = torch.empty(shape, device=self.low.device).uniform_(generator=generator)
@@ -155,13 +168,16 @@ class FlatSpace(nn.Module):
         natural = torch.empty(shape, device=self.low.device).normal_(generator=generator)
         natural = torch.where(torch.isfinite(self.low) & torch.isinf(self.high), self.low + exponential, natural)
         natural = torch.where(torch.isinf(self.low) & torch.isfinite(self.high), self.high - exponential, natural)
-        widened = self.half_range + 0.5 * self.is_integer  # rounding then gives the ends as much as what lies between
+        widened = self.half_range + 0.5 * self.is_integer  # so that rounding gives both ends the full probability
         natural = torch.where(self.bounded, self.center + (2 * uniform - 1) * widened, natural)
         features = (natural - self.center) / self.half_range
-        return self.unflatten(torch.where(self.is_box, features, uniform))  # largest of n uniforms: a uniform choice of n
+        return self.unflatten(torch.where(self.is_box, features, uniform))  # argmax of n uniforms is uniform over n
 
     def unflatten(self, features: Tensor) -> Value:
-        """Turn features into the nearest values of the space: largest entry, threshold 0.5, clipping to the bounds.
+        """Convert features to the nearest values of the space.
+
+        Takes the argmax for Discrete and MultiDiscrete, thresholds MultiBinary at 0.5, and clips
+        Box to its bounds.
 
         Args:
             features: (..., size) float.
@@ -182,7 +198,7 @@ class FlatSpace(nn.Module):
 
 
 def _round_down(bound: Tensor) -> Tensor:
-    """The largest float32 number that is not above a float64 one, in float64."""
+    """Round float64 numbers down to the nearest float32 numbers; the result is float64."""
     nearest = bound.float()
     return torch.where(nearest.double() > bound, nearest.nextafter(torch.full_like(nearest, -torch.inf)), nearest).double()
 
@@ -195,9 +211,11 @@ def _leaf_size(space: gym.Space) -> int:
     return int(np.prod(space.shape or (), dtype=int))
 
 
-def _leaf_bounds(space: gym.Space, size: int) -> tuple[np.ndarray, np.ndarray]:
+def _feature_bounds(space: gym.Space, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Bounds of a leaf's features before scaling, float64 (size,) each: finite only for Box."""
     if isinstance(space, spaces.Box):
-        return space.low.reshape(-1).astype(np.float64), space.high.reshape(-1).astype(np.float64)
+        low, high = (bound.reshape(-1).astype(np.float64) for bound in leaf_bounds(space))
+        return low, high
     return np.full(size, -np.inf), np.full(size, np.inf)
 
 
@@ -222,7 +240,7 @@ def _flatten_leaf(space: gym.Space, value: Tensor, name: str) -> Tensor:
 
 
 def _one_hot(index: Tensor, n: int) -> Tensor:
-    return (index.unsqueeze(-1) == torch.arange(n, device=index.device)).float()  # unlike F.one_hot: no sync on a GPU
+    return (index.unsqueeze(-1) == torch.arange(n, device=index.device)).float()  # F.one_hot would synchronise the GPU
 
 
 def _unflatten_leaf(space: gym.Space, part: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
-"""Images in a space: which leaf is one, where its channels are; and resizing by area.
+"""Find the images in a space, convert their layouts, and resize them by area.
 
-An image is a Box of uint8 with two or three dimensions: (height, width), (height, width, channels) or (channels, height,
-width). The channel axis is the first or last one, whichever is shorter than the other two. What is tiny (a side below
-`SMALLEST_SIDE`), or has no such axis, as a board of 12 x 12 x 12 has not, is a vector of numbers like any other.
+An image is a uint8 Box of shape (height, width), (height, width, channels) or (channels, height,
+width). The channel axis is the first or the last one, and it is shorter than the other two. A Box
+with a side below `MIN_IMAGE_SIDE`, or without such an axis (a board of 12 x 12 x 12), counts as a
+vector.
 """
 
 from __future__ import annotations
@@ -18,20 +19,20 @@ from torch import Tensor
 
 from worldmodel.spaces.nested import leaves
 
-SMALLEST_SIDE = 8
-SMALLEST_FLOAT_SIDE = 32  # a matrix of floats with such sides is an image in the wrong dtype rather than a vector
+MIN_IMAGE_SIDE = 8  # pixels
+MIN_FLOAT_IMAGE_SIDE = 32  # a float matrix with such sides is probably an image in the wrong dtype
 
 
 @dataclass(frozen=True)
 class ImageLayout:
-    """How an image lies in an array.
+    """Position, size and channel axis of an image in a space.
 
     Args:
-        path: of the leaf in its space, as in `worldmodel.spaces.nested.leaves`.
+        path: path of the leaf in its space, as in `worldmodel.spaces.leaves`.
         height: H, in pixels.
         width: W, in pixels.
         channels: C; 1 for grey, 3 for colour.
-        channel_axis: 0 or 2; None where there is no such axis.
+        channel_axis: 0 or 2; None if the image has no channel axis.
     """
 
     path: str
@@ -41,19 +42,19 @@ class ImageLayout:
     channel_axis: int | None
 
     def to_channels_last(self, image: Tensor) -> Tensor:
-        """Turn images (N, *shape of the leaf) into (N, H, W, C)."""
+        """Convert images (N, *shape) to (N, H, W, C)."""
         if self.channel_axis is None:
             return image.unsqueeze(-1)
         return image.permute(0, 2, 3, 1) if self.channel_axis == 0 else image
 
     def from_channels_last(self, image: Tensor) -> Tensor:
-        """Turn images (N, H, W, C) into (N, *shape of the leaf)."""
+        """Convert images (N, H, W, C) to (N, *shape)."""
         if self.channel_axis is None:
             return image[..., 0]
         return image.permute(0, 3, 1, 2) if self.channel_axis == 0 else image
 
     def to_rgb(self, image: Tensor) -> Tensor:
-        """Turn images (N, *shape of the leaf) into (N, H, W, 3); where there are not three channels, the first as grey."""
+        """Convert images (N, *shape) to (N, H, W, 3); if C is not 3, channel 0 as grey."""
         last = self.to_channels_last(image)
         return last if self.channels == 3 else last[..., :1].expand(*last.shape[:-1], 3)
 
@@ -68,30 +69,30 @@ class ImageLayout:
 
 
 def is_image(space: gym.Space) -> bool:
-    """Whether a leaf space is an image: a Box of uint8 with the shape of one."""
+    """Return whether a leaf space is an image: a uint8 Box with the shape of an image."""
     return isinstance(space, spaces.Box) and space.dtype == np.uint8 and has_image_shape(space.shape)
 
 
-def has_image_shape(shape: tuple[int, ...], *, smallest_side: int = SMALLEST_SIDE) -> bool:
-    """Whether a shape has two or three dimensions, channels first or last, and sides of at least ``smallest_side``."""
+def has_image_shape(shape: tuple[int, ...], *, min_side: int = MIN_IMAGE_SIDE) -> bool:
+    """Return whether a shape is (H, W), (H, W, C) or (C, H, W), with C < H, W >= ``min_side``."""
     if len(shape) == 2:
-        return min(shape) >= smallest_side
+        return min(shape) >= min_side
     if len(shape) != 3:
         return False
     channels, side, _ = sorted(shape)
-    return channels < side >= smallest_side and shape[1] != channels
+    return channels < side >= min_side and shape[1] != channels
 
 
 def image_layout(space: spaces.Box, path: str = "") -> ImageLayout:
-    """Find out how an image lies in its array.
+    """Return the layout of an image space.
 
     Raises:
-        ValueError: if it is none.
+        ValueError: if the space is not an image.
     """
     if not is_image(space):
         raise ValueError(
             f"image {path!r}: expected a Box of uint8 with shape (height, width), (height, width, channels) or (channels, "
-            f"height, width) and sides of at least {SMALLEST_SIDE}, got {space}"
+            f"height, width) and sides of at least {MIN_IMAGE_SIDE}, got {space}"
         )
     if len(space.shape) == 2:
         return ImageLayout(path, *space.shape, channels=1, channel_axis=None)
@@ -102,40 +103,58 @@ def image_layout(space: spaces.Box, path: str = "") -> ImageLayout:
 
 
 def find_images(space: gym.Space) -> list[ImageLayout]:
-    """The images among the leaves of a space."""
+    """Return the layouts of all images among the leaves of a space."""
     return [image_layout(leaf, path) for path, leaf in leaves(space) if isinstance(leaf, spaces.Box) and is_image(leaf)]
 
 
 def refuse_float_images(space: gym.Space) -> None:
-    """Refuse what looks like an image in floats, of which V would make a vector of thousands of numbers.
+    """Raise if a leaf looks like an image in floats, which V would encode as a huge vector.
 
     Raises:
-        ValueError: naming the leaf, and what to do.
+        ValueError: if a float Box has the shape of an image. The message names the leaf and the
+            fix.
     """
     for path, leaf in leaves(space):
         shape = leaf.shape or ()
-        side = SMALLEST_FLOAT_SIDE if len(shape) == 2 else SMALLEST_SIDE
-        if isinstance(leaf, spaces.Box) and leaf.dtype.kind == "f" and has_image_shape(shape, smallest_side=side):
+        side = MIN_FLOAT_IMAGE_SIDE if len(shape) == 2 else MIN_IMAGE_SIDE
+        if isinstance(leaf, spaces.Box) and leaf.dtype.kind == "f" and has_image_shape(shape, min_side=side):
             raise ValueError(
                 f"observation {path!r}: expected images as uint8 and vectors with one dimension, got floats of shape {shape}; "
-                "collect frames of uint8 (gymnasium.wrappers.TransformObservation), or flatten it if a vector is meant "
-                "(gymnasium.wrappers.FlattenObservation; one part of several: TransformObservation)"
+                "for images, collect uint8 frames (gymnasium.wrappers.TransformObservation); for vectors, flatten the "
+                "observation (gymnasium.wrappers.FlattenObservation, or TransformObservation for one leaf of several)"
             )
 
 
 @functools.lru_cache(maxsize=16)
 def area_weights(size: int, new_size: int) -> Tensor:
-    """(new_size, size) float32: what share each old pixel has in each new one by the length of their overlap; rows sum to 1."""
+    """Weight of each old pixel in each new pixel along one axis, proportional to their overlap.
+
+    Args:
+        size: number of old pixels.
+        new_size: number of new pixels.
+
+    Returns:
+        (new_size, size) float32; rows sum to 1.
+    """
     edges = np.arange(new_size + 1) * (size / new_size)
     overlap = np.minimum(edges[1:, None], np.arange(1, size + 1)) - np.maximum(edges[:-1, None], np.arange(size))
     return torch.as_tensor(overlap.clip(min=0) * (new_size / size), dtype=torch.float32)
 
 
 def resize_by_area(image: Tensor, height: int, width: int) -> Tensor:
-    """Average images (N, H, W, C) over the area of each new pixel, exactly, whatever the ratio: (N, height, width, C) float32.
+    """Average images over the area of each new pixel, exactly for any ratio of sizes.
 
-    ``interpolate(mode="area")`` of torch does so for whole ratios only; otherwise it counts pixels at the border twice.
-    Autocast does not reach in here: half precision would put what V is trained on off by up to two steps of 1/255.
+    ``torch.nn.functional.interpolate(mode="area")`` is exact for integer ratios only; otherwise it
+    counts pixels at the borders twice. Autocast is disabled here: half precision would change V's
+    training images by up to 2/255.
+
+    Args:
+        image: (N, H, W, C).
+        height: new height, in pixels.
+        width: new width, in pixels.
+
+    Returns:
+        (N, height, width, C) float32.
     """
     with torch.autocast(image.device.type, enabled=False):
         return _resized(image.float(), height, width)

@@ -13,7 +13,11 @@ from worldmodel.spaces.nested import leaves
 
 
 def space_to_json(space: gym.Space) -> dict[str, Any]:
-    """Describe a supported space as JSON-able data. Infinite bounds become the strings "inf" and "-inf"."""
+    """Return a JSON-serialisable description of a space. Infinite bounds become "inf" and "-inf".
+
+    Raises:
+        TypeError: if the space contains an unsupported space.
+    """
     if isinstance(space, spaces.Dict):
         return {"type": "Dict", "spaces": {key: space_to_json(child) for key, child in space.spaces.items()}}
     if isinstance(space, spaces.Tuple):
@@ -31,10 +35,10 @@ def space_to_json(space: gym.Space) -> dict[str, Any]:
 
 
 def space_from_json(data: Mapping[str, Any]) -> gym.Space:
-    """Build the space that :func:`space_to_json` described; the result equals the original.
+    """Build a space from its description by `space_to_json`; the result equals the original space.
 
     Raises:
-        ValueError: if the description is of an unknown type.
+        ValueError: if the type in the description is unknown.
     """
     kind = data.get("type")
     if kind == "Dict":
@@ -43,7 +47,7 @@ def space_from_json(data: Mapping[str, Any]) -> gym.Space:
         return spaces.Tuple([space_from_json(child) for child in data["spaces"]])
     if kind == "Discrete":
         dtype = data.get("dtype", "int64")
-        other_dtype = {} if dtype == "int64" else {"dtype": np.dtype(dtype).type}  # Gymnasium before 1.3 has no such argument
+        other_dtype = {} if dtype == "int64" else {"dtype": np.dtype(dtype).type}  # an argument since Gymnasium 1.3
         return spaces.Discrete(data["n"], start=data["start"], **other_dtype)
     if kind == "MultiDiscrete":
         return spaces.MultiDiscrete(data["nvec"], start=data["start"], dtype=np.dtype(data["dtype"]).type)
@@ -59,8 +63,8 @@ def space_from_json(data: Mapping[str, Any]) -> gym.Space:
 def _bound_to_json(bound: np.ndarray) -> Any:
     uniform = bound.size > 0 and bool((bound == bound.flat[0]).all())
     values = [bound.flat[0].item()] if uniform else bound.reshape(-1).tolist()
-    said = [value if np.isfinite(value) else ("inf" if value > 0 else "-inf") for value in values]
-    return said[0] if uniform else said
+    numbers = [value if np.isfinite(value) else ("inf" if value > 0 else "-inf") for value in values]
+    return numbers[0] if uniform else numbers
 
 
 def _bound_from_json(bound: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 Value = Any  # np.ndarray | Tensor | dict[str, Value] | tuple[Value, ...]: a space's value, or a batch of values
 
-_NEAREST = {
+_NEAREST_SUPPORTED = {
     "Text": "MultiDiscrete over character codes",
     "Graph": "Dict of fixed-size Box arrays for nodes and edges",
     "Sequence": "Box of a fixed maximal length with a mask",
@@ -21,27 +21,33 @@ _NEAREST = {
 
 
 def stack_values(values: Sequence[Value]) -> Value:
-    """Stack equally nested values along a new leading dimension: N values -> nested arrays (N, ...). Copies.
+    """Stack N equally nested values along a new leading dimension: nested arrays (N, ...), copied.
 
     Raises:
-        ValueError: if a leaf changes its shape; names both shapes and where.
+        ValueError: if the shapes of a leaf differ. The message names both shapes and the index.
     """
     return map_leaves(_stack, *values)
 
 
 def _stack(*leaf: Any) -> np.ndarray:
     parts = [np.asarray(part) for part in leaf]
-    for number, part in enumerate(parts):
+    for index, part in enumerate(parts):
         if part.shape != parts[0].shape:
-            raise ValueError(f"expected values of one shape, got {parts[0].shape} at first and {part.shape} at number {number}")
+            raise ValueError(
+                f"values: expected equal shapes, got {parts[0].shape} at index 0 and {part.shape} at index {index}"
+            )
     return np.stack(parts)
 
 
 def leaves(space: gym.Space, path: str = "") -> list[tuple[str, gym.Space]]:
-    """List the leaf spaces in a fixed order with their paths: ``""`` for a bare space, else e.g. ``"arm/angle"``, ``"0"``.
+    """List the leaf spaces with their paths, in the order of the space.
+
+    The path of a bare space is ``""``; others are such as ``"arm/angle"`` (Dict) and ``"0"``
+    (Tuple).
 
     Raises:
-        TypeError: if a leaf is not Box, Discrete, MultiDiscrete or MultiBinary; the message names the nearest that is.
+        TypeError: if a leaf is not Box, Discrete, MultiDiscrete or MultiBinary, or has no numbers.
+            The message names the path and the nearest supported space.
     """
     children: list[tuple[str, gym.Space]] | None = None
     if isinstance(space, spaces.Dict):
@@ -52,7 +58,7 @@ def leaves(space: gym.Space, path: str = "") -> list[tuple[str, gym.Space]]:
         return [leaf for key, child in children for leaf in leaves(child, f"{path}/{key}" if path else key)]
     if not isinstance(space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
         kind = type(space).__name__
-        nearest = _NEAREST.get(kind, "Box")
+        nearest = _NEAREST_SUPPORTED.get(kind, "Box")
         raise TypeError(
             f"space{f' at {path!r}' if path else ''}: expected Box, Discrete, MultiDiscrete, MultiBinary, or a Dict or Tuple "
             f"of them, got {kind}; the nearest supported space is {nearest}: wrap the environment to convert it"
@@ -63,7 +69,7 @@ def leaves(space: gym.Space, path: str = "") -> list[tuple[str, gym.Space]]:
 
 
 def map_leaves(function: Callable[..., Any], *values: Value) -> Value:
-    """Apply ``function`` to the leaves of equally nested values, keeping the dicts and tuples around them."""
+    """Apply ``function`` to the leaves of equally nested values; keep the nesting."""
     first = values[0]
     if isinstance(first, Mapping):
         return {key: map_leaves(function, *(value[key] for value in values)) for key in first}
@@ -73,7 +79,7 @@ def map_leaves(function: Callable[..., Any], *values: Value) -> Value:
 
 
 def leaf_values(value: Value, path: str = "") -> dict[str, Any]:
-    """Flatten a nested value to ``{path: leaf}`` with the paths of :func:`leaves`."""
+    """Flatten a nested value to ``{path: leaf}`` with the paths of `leaves`."""
     if isinstance(value, Mapping):
         items = list(value.items())
     elif isinstance(value, tuple):
@@ -87,7 +93,7 @@ def leaf_values(value: Value, path: str = "") -> dict[str, Any]:
 
 
 def build_value(space: gym.Space, leaf: Mapping[str, Any], path: str = "") -> Value:
-    """Nest ``{path: leaf}`` as ``space`` does: the inverse of :func:`leaf_values`."""
+    """Nest ``{path: leaf}`` as ``space`` is nested: the inverse of `leaf_values`."""
     if isinstance(space, spaces.Dict):
         return {k: build_value(child, leaf, f"{path}/{k}" if path else k) for k, child in space.spaces.items()}
     if isinstance(space, spaces.Tuple):
@@ -96,10 +102,10 @@ def build_value(space: gym.Space, leaf: Mapping[str, Any], path: str = "") -> Va
 
 
 def to_numpy(value: Value) -> Value:
-    """Turn the tensors in a nested value into arrays; a single integer becomes a NumPy scalar, as environments expect."""
+    """Convert tensors in a nested value to arrays, and integers of shape () to NumPy scalars."""
     return map_leaves(lambda leaf: _leaf_to_numpy(leaf) if isinstance(leaf, Tensor) else leaf, value)
 
 
 def _leaf_to_numpy(leaf: Tensor) -> np.ndarray | np.generic:
     array = leaf.detach().cpu().numpy()
-    return array if leaf.is_floating_point() else array[()]  # a Box of shape () wants an array, a Discrete a number
+    return array if leaf.is_floating_point() else array[()]  # a Box of shape () contains arrays, a Discrete scalars

@@ -1,4 +1,4 @@
-"""Whether a batch of values belongs to a leaf of a space, and what to say where it does not."""
+"""Validate batched values against a leaf of a space."""
 
 from __future__ import annotations
 
@@ -10,14 +10,21 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-WIDENED = {torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: torch.int64}  # torch computes with few of these
+SIGNED_DTYPE = {torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: torch.int64}  # of ill-supported dtypes
 
 
 def as_numbers(value: Any, name: str) -> Tensor:
-    """Turn an array, a tensor or nested lists into a tensor, where they are; unsigned integers of 16 bits and more as signed.
+    """Convert an array, a tensor or nested lists to a tensor of real numbers, on the same device.
+
+    Unsigned integers of 16 bits and more become signed integers, because torch supports few
+    operations on the unsigned ones.
+
+    Args:
+        value: an array, a tensor or nested lists.
+        name: name of the value in error messages.
 
     Raises:
-        TypeError: if it is not made of real numbers; ``name`` is what it is called in the message.
+        TypeError: if the value is not numeric, or is complex.
     """
     try:
         tensor = torch.as_tensor(value)
@@ -25,15 +32,16 @@ def as_numbers(value: Any, name: str) -> Tensor:
         raise TypeError(f"{name}: expected an array or tensor of numbers, got {value!r} ({error})") from error
     if tensor.is_complex():
         raise TypeError(f"{name}: expected real numbers, got {tensor.dtype}")
-    return tensor.to(WIDENED.get(tensor.dtype, tensor.dtype))
+    return tensor.to(SIGNED_DTYPE.get(tensor.dtype, tensor.dtype))
 
 
 def check_leaf(space: gym.Space, value: Tensor, batch_size: int, name: str) -> None:
-    """Refuse what is not a batch of B values of a leaf.
+    """Validate a batch (B, ...) of values of a leaf: shape, dtype and range.
 
     Raises:
-        ValueError: if it has another shape, or a value lies outside; names its index and value.
-        TypeError: as `check_kind`.
+        ValueError: if the shape is wrong, or a value lies outside the space. The message names the
+            index and the value.
+        TypeError: if the dtype is wrong; see `check_kind`.
     """
     expected = (batch_size, *(space.shape or ()))
     if value.shape != expected:
@@ -43,10 +51,11 @@ def check_leaf(space: gym.Space, value: Tensor, batch_size: int, name: str) -> N
 
 
 def check_kind(space: gym.Space, value: Tensor, name: str) -> None:
-    """Refuse floating-point numbers where the space has integers, and booleans for a choice, which no environment takes.
+    """Validate the kind of dtype of values of a leaf.
 
     Raises:
-        TypeError: naming the space and the dtype.
+        TypeError: if the values are floating-point in a space of integers, or boolean in a Discrete
+            or MultiDiscrete space. The message names the space and the dtype.
     """
     wrong = value.dtype is torch.bool and isinstance(space, (spaces.Discrete, spaces.MultiDiscrete))
     if wrong or (value.dtype.is_floating_point and not np.issubdtype(space.dtype, np.floating)):
@@ -54,12 +63,13 @@ def check_kind(space: gym.Space, value: Tensor, name: str) -> None:
 
 
 def check_range(space: gym.Space, value: Tensor, name: str) -> None:
-    """Refuse values (B, ...) outside of the space; looks at every number, which stalls a GPU.
+    """Validate the range of values (B, ...) of a leaf. This synchronises the GPU.
 
     Raises:
-        ValueError: naming the index and the value.
+        ValueError: if a value lies outside the space or is NaN. The message names the index and the
+            value.
     """
-    low, high = _value_bounds(space)
+    low, high = leaf_bounds(space)
     if isinstance(low, np.ndarray):
         low, high = (as_numbers(bound, name).to(value.device) for bound in (low, high))
     inside = (value >= low) & (value <= high)  # False for NaN
@@ -68,13 +78,20 @@ def check_range(space: gym.Space, value: Tensor, name: str) -> None:
         raise ValueError(f"{name}[{row}]: expected a value of {space}, got {value[row].tolist()}")
 
 
-def _value_bounds(space: gym.Space) -> tuple[Any, Any]:
-    """Smallest and largest value of a leaf, as numbers or in its shape."""
+def leaf_bounds(space: gym.Space) -> tuple[Any, Any]:
+    """Return the smallest and the largest value of a leaf space, both inclusive.
+
+    Args:
+        space: Box, Discrete, MultiDiscrete or MultiBinary.
+
+    Returns:
+        Arrays of the leaf's shape for Box and MultiDiscrete, ints for Discrete and MultiBinary.
+    """
     if isinstance(space, spaces.Box):
         return space.low, space.high
     if isinstance(space, spaces.MultiBinary):
         return 0, 1
     assert isinstance(space, (spaces.Discrete, spaces.MultiDiscrete))
     if isinstance(space, spaces.Discrete):
-        return int(space.start), int(space.start + space.n) - 1
+        return int(space.start), int(space.start) + int(space.n) - 1
     return space.start, space.start + space.nvec - 1

@@ -1,4 +1,4 @@
-"""A conformance checker for Gymnasium vector environments, of which Gymnasium has none. See `check_vector_env`."""
+"""Conformance checker for Gymnasium vector environments; see `check_vector_env`."""
 
 from worldmodel.testing.checker import CONTRACTS, VectorEnvError, Violation, check_vector_env
 

@@ -1,4 +1,4 @@
-"""The contracts of the three autoreset modes, and that they agree: each a function that yields findings about a trial."""
+"""Checks of the three autoreset modes: functions that yield findings about a trial."""
 
 from __future__ import annotations
 
@@ -13,39 +13,42 @@ from worldmodel.testing.trial import OTHER_SEED, Finding, Trial
 
 
 def check_next_step(trial: Trial) -> Iterator[Finding]:
-    """The step after an end is a reset and nothing else."""
+    """Check NEXT_STEP: the step after the end of an episode only resets."""
     if trial.mode is not AutoresetMode.NEXT_STEP or not trial.ends():
         return
     moments, ends = trial.played.moments, trial.ends()
     after = [(t + 1, i, moments[t + 1][i]) for t, i in ends]
     where = "sub-environment {}, step {}, the one after its end: "
     for t, i, moment in [(t, i, moment) for t, i, moment in after if moment.reward != 0][:1]:
-        yield "NEXT_STEP", where.format(i, t) + f"expected reward 0, as it only resets, got {moment.reward}"
+        yield "NEXT_STEP", where.format(i, t) + f"expected reward 0, because the step only resets, got {moment.reward}"
     for t, i, moment in [(t, i, moment) for t, i, moment in after if moment.ended][:1]:
         got = f"terminated {moment.terminated} and truncated {moment.truncated}"
-        yield "NEXT_STEP", where.format(i, t) + f"expected no flag, as it only resets, got {got}"
+        yield "NEXT_STEP", where.format(i, t) + f"expected no flag, because the step only resets, got {got}"
     if trial.moves() and all(same(moments[t][i].observation, moments[t + 1][i].observation) for t, i in ends):
         t, i = ends[0]
-        got = short(moments[t][i].observation)
-        yield "NEXT_STEP", where.format(i, t + 1) + f"expected the start of an episode, got the end's observation again, {got}"
+        got = f"got the last observation again, {short(moments[t][i].observation)}"
+        yield "NEXT_STEP", where.format(i, t + 1) + f"expected the start of an episode, {got}"
     if "independence" not in trial.broken:
-        yield from _action_is_ignored(trial)
+        yield from _check_action_is_ignored(trial)
 
 
-def _action_is_ignored(trial: Trial) -> Iterator[Finding]:
+def _check_action_is_ignored(trial: Trial) -> Iterator[Finding]:
     choices, others = trial.draw(), trial.draw(salt=1)
     for t, i in trial.ends():  # choices[t] is the action of step t + 1
         choices[t][i] = next((row[i] for row in others[t:] + others[:t] if not same(row[i], choices[t][i])), choices[t][i])
     changed = trial.play(trial.seed, choices)
     for row, difference in trial.compared_rows(changed):
-        expected = "expected the step after an end to ignore the row's action, but with other actions there"
-        remedy = "the reset belongs into that step, not into the ending one"
+        expected = "expected the step after an end to ignore the action, but with other actions at that step"
+        remedy = "reset in that step, not in the last step of the episode"
         yield "NEXT_STEP", f"sub-environment {row}: {expected} {difference}; {remedy}"
         return
 
 
 def check_same_step(trial: Trial) -> Iterator[Finding]:
-    """The ending step shows the next start, and final_obs the end; masks and keys are inspected call by call."""
+    """Check SAME_STEP: final_obs is the end of an episode, the observation the start of the next.
+
+    `worldmodel.testing.inspection` checks the masks and keys of the infos.
+    """
     if trial.mode is not AutoresetMode.SAME_STEP:
         return
     moments, ends = trial.played.moments, trial.ends()
@@ -53,12 +56,12 @@ def check_same_step(trial: Trial) -> Iterator[Finding]:
     if finals and trial.moves() and all(same(moments[t][i].final, moments[t][i].observation) for t, i in finals):
         t, i = finals[0]
         got = f"got {short(moments[t][i].final)} for both; copy the final observation before the reset"
-        expected = "expected final_obs to be the end of one episode and the observation to be the start of the next"
+        expected = "expected final_obs to be the end of one episode and the observation the start of the next"
         yield "SAME_STEP", f"sub-environment {i}, step {t}: {expected}, {got}"
 
 
 def check_ended_rows(trial: Trial) -> Iterator[Finding]:
-    """In DISABLED, an ended sub-environment cannot be stepped."""
+    """Check DISABLED: stepping an ended sub-environment raises."""
     if trial.mode is not AutoresetMode.DISABLED or not trial.ends():
         return
     trial.renew()
@@ -66,16 +69,19 @@ def check_ended_rows(trial: Trial) -> Iterator[Finding]:
     record.reset(trial.seed)
     choices = iter(trial.draw())
     while not any(moment.ended for moment in record.moments[-1]):
-        record.step(next(choices), revive=False)
+        record.step(next(choices), reset_ended=False)
     row = next(i for i, moment in enumerate(record.moments[-1]) if moment.ended)
-    if not _raises(record.step, next(choices), revive=False):
-        expected = "expected step to raise after its end, until a reset with a mask"
+    if not _raises(record.step, next(choices), reset_ended=False):
+        expected = "expected step to raise after the end of its episode, until a reset with a mask"
         yield "ended rows", f"sub-environment {row}: {expected}, got no error"
     trial.renew()
 
 
 def check_disabled(trial: Trial) -> Iterator[Finding]:
-    """Where a reset in place of the ending step shows what that step showed, that step was a reset."""
+    """Check DISABLED: the last step of an episode does not reset.
+
+    If a reset in place of the last step returns the observation of that step, the step was a reset.
+    """
     if trial.mode is not AutoresetMode.DISABLED:
         return
     choices, suspects = trial.draw(), []
@@ -88,12 +94,12 @@ def check_disabled(trial: Trial) -> Iterator[Finding]:
         suspects.append((t, i, trial.same(start, trial.played.moments[t][i].observation)))
     if suspects and all(alike for _, _, alike in suspects):
         t, i, _ = suspects[0]
-        got = f"got the start of the next one, {short(trial.played.moments[t][i].observation)}"
+        got = f"got the start of the next episode, {short(trial.played.moments[t][i].observation)}"
         yield "DISABLED", f"sub-environment {i}, step {t}: expected the end of the episode, {got}"
 
 
 def check_reset_mask(trial: Trial) -> Iterator[Finding]:
-    """Masked rows are reset, the others are not."""
+    """Check DISABLED: reset with a mask resets the masked rows and no others."""
     if trial.mode is not AutoresetMode.DISABLED:
         return
     yield from unmasked_rows_stay(trial.played)
@@ -101,15 +107,15 @@ def check_reset_mask(trial: Trial) -> Iterator[Finding]:
     if ends and trial.moves() and all(same(moments[t][i].observation, moments[t][i].restart) for t, i in ends):
         t, i = ends[0]
         expected = "expected reset with its mask to start the next episode"
-        got = f"got the observation from before, {short(moments[t][i].restart)}"
+        got = f"got the observation from before the reset, {short(moments[t][i].restart)}"
         yield "reset_mask", f"sub-environment {i}, step {t}: {expected}, {got}"
     if trial.played.changed_options is not None:
         got = short(trial.played.changed_options)
-        yield "reset_mask", f"expected reset to leave the caller's options, but for popping 'reset_mask', got {got}"
+        yield "reset_mask", f"expected reset to change nothing in the caller's options except 'reset_mask', got {got}"
 
 
 def unmasked_rows_stay(record: Recorder) -> Iterator[Finding]:
-    """Reset with a mask returns the other rows' observations as they were."""
+    """Check that reset with a mask returns the observations of the other rows unchanged."""
     for t, rows in enumerate(record.moments):
         for i, moment in enumerate(rows):
             if moment.restart is not None and not moment.ended and not same(moment.restart, moment.observation):
@@ -120,7 +126,7 @@ def unmasked_rows_stay(record: Recorder) -> Iterator[Finding]:
 
 
 def check_reset_mask_with_seeds(trial: Trial) -> Iterator[Finding]:
-    """Masked rows go on by their seeds, the others as without the reset."""
+    """Check that masked rows restart from their seeds and the others continue unchanged."""
     if trial.mode is not AutoresetMode.DISABLED or not trial.takes_seed_lists or trial.broken & {"independence", "reset"}:
         return
     n, half = trial.env.num_envs, trial.num_steps // 2
@@ -134,16 +140,16 @@ def check_reset_mask_with_seeds(trial: Trial) -> Iterator[Finding]:
     for i in range(n):
         start = [Moment(observation=shown[i])]
         if mask[i] and (difference := trial.difference(fresh.rows_of(i), start + mixed.rows_of(i)[half + 1 :])):
-            expected = f"to start anew from its seed {seeds[i]}, as reset(seed={seeds}) does"
+            expected = f"to restart from its seed {seeds[i]}, as reset(seed={seeds}) does"
             yield "reset_mask", f"sub-environment {i}, masked: expected {expected}, but {difference}"
             return
         if not mask[i] and (difference := trial.difference(trial.played.rows_of(i), mixed.rows_of(i))):
-            yield "reset_mask", f"sub-environment {i}, not masked: expected to go on as without the reset, but {difference}"
+            yield "reset_mask", f"sub-environment {i}, not masked: expected to continue as without the reset, but {difference}"
             return
 
 
 def check_wrong_masks(trial: Trial) -> Iterator[Finding]:
-    """A mask of another shape or dtype raises; one that names nobody raises or does nothing."""
+    """Check that an invalid mask raises, and that an all-false mask raises or does nothing."""
     if trial.mode is not AutoresetMode.DISABLED:
         return
     n = trial.env.num_envs
@@ -158,21 +164,21 @@ def check_wrong_masks(trial: Trial) -> Iterator[Finding]:
     record, shown = trial.record(), []
     before = record.reset(trial.seed)
     if not _raises(lambda: shown.append(record.reset(mask=np.zeros(n, dtype=bool)))) and not same(shown[0], before):
-        yield "reset_mask", "expected an error, or no reset, for a mask that names no sub-environment, got other observations"
+        yield "reset_mask", "expected an error or no reset for a mask that is all False, got other observations"
     trial.renew()
 
 
 def _raises(function: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:
-    """Call for the sake of the error."""
+    """Return whether a call raises."""
     try:
         function(*args, **kwargs)
-    except Exception:  # of any kind: Gymnasium names none
+    except Exception:  # Gymnasium specifies no type
         return True
     return False
 
 
 def compare_modes(trials: Sequence[Trial]) -> Iterator[str]:
-    """Each row's first episode, which no reset precedes, must not depend on the mode."""
+    """Check that the first episode of each row, before any autoreset, is the same in every mode."""
     sound = [
         t for t in trials if t.first is not None and not t.broken & {"same seed", "independence", "infos", t.known_mode.name}
     ]
@@ -181,12 +187,15 @@ def compare_modes(trials: Sequence[Trial]) -> Iterator[str]:
             pairs = (_first_episode(t.played.rows_of(row)) for t in (sound[0], trial))
             if difference := trial.difference(*pairs):
                 a, b = (t.mode.name for t in (sound[0], trial) if t.mode)
-                yield f"sub-environment {row}: expected the same first episode in {a} and {b}, but {difference}, in that order"
+                yield f"sub-environment {row}: expected the same first episode in {a} and {b} (in this order), but {difference}"
                 break
 
 
 def _first_episode(rows: Sequence[Moment]) -> list[Moment]:
-    """As any mode must show it: the last observation of the episode in its last step."""
+    """Return the moments of the first episode in a form that is the same in every mode.
+
+    The observation of the last moment is the last one of the episode, before any reset.
+    """
     length = next((t + 1 for t, moment in enumerate(rows) if moment.ended), len(rows))
     return [
         Moment(observation=m.last_of_episode, reward=m.reward, terminated=m.terminated, truncated=m.truncated)

@@ -1,9 +1,10 @@
-"""The front of the checker: its arguments, its list of contracts, its verdict.
+"""Check a vector environment against the contracts of Gymnasium.
 
-An environment is played many times with drawn actions, and compared: what each call returns with the spaces, what happens at an
-episode's end with the autoreset mode, and whole runs with one another, bit by bit. Sources of the contracts: the documentation
-of `gymnasium.vector.VectorEnv` and of the autoreset modes (https://farama.org/Vector-Autoreset-Mode); where these are silent,
-what `SyncVectorEnv` does.
+The checker runs an environment many times with random actions. It compares the returned values with
+the spaces, the behaviour at the end of episodes with the autoreset mode, and runs with each other,
+bit by bit. Sources of the contracts: the documentation of `gymnasium.vector.VectorEnv` and of the
+autoreset modes (https://farama.org/Vector-Autoreset-Mode), and the behaviour of `SyncVectorEnv`
+where these are silent.
 """
 
 from __future__ import annotations
@@ -17,32 +18,32 @@ from worldmodel.testing import autoreset, contracts
 from worldmodel.testing.trial import Check, Trial
 
 CONTRACTS = {
-    "spaces": "num_envs counts the sub-environments; the batched spaces are `batch_space` of the single ones",
-    "autoreset_mode": "metadata['autoreset_mode'] is the enum, and the attribute autoreset_mode, where there is one, equals it",
-    "errors": "reset and step with actions of the action space raise nothing",
-    "shapes": "reset returns 2 values and step 5; observations are nested and shaped as their space, the others (num_envs,)",
-    "dtypes": "observations have their space's dtype, rewards are floating-point, flags are bool",
+    "spaces": "num_envs is an int >= 1; the batched spaces equal `batch_space` of the single spaces",
+    "autoreset_mode": "metadata['autoreset_mode'] is an AutoresetMode; an attribute autoreset_mode equals it",
+    "errors": "reset and step do not raise for actions of the action space",
+    "shapes": "reset returns 2 values and step 5; observations have the structure of their space, the others (num_envs,)",
+    "dtypes": "observations have the dtype of their space, rewards are floating-point, flags are bool",
     "values": "observations lie in their space, rewards are finite",
-    "infos": "one dict; each key has a mask '_key' that says which sub-environments it holds for",
+    "infos": "infos is one dict; each key has a mask '_key' of the sub-environments for which it is valid",
     "ends": "an episode ended within the steps, so that the contract of the mode could be tested",
-    "NEXT_STEP": "the step after an end ignores the row's action, earns 0, raises no flag and shows the next episode's start",
-    "SAME_STEP": "the ending step shows the next episode's start; final_obs and final_info, with masks, hold the end",
-    "DISABLED": "nothing resets by itself",
+    "NEXT_STEP": "the step after an end ignores the action, returns reward 0, no flags and the start of the next episode",
+    "SAME_STEP": "the last step returns the start of the next episode; final_obs and final_info, with masks, hold the end",
+    "DISABLED": "no sub-environment resets without a call of reset",
     "ended rows": "in DISABLED, stepping an ended sub-environment before its reset raises",
-    "reset_mask": "in DISABLED, resets the masked sub-environments, by their seeds, and no other; a wrong mask raises",
+    "reset_mask": "in DISABLED, reset affects exactly the masked sub-environments and uses their seeds; a wrong mask raises",
     "modes": "the first episode of each sub-environment is the same in every mode",
     "same seed": "two new environments give the same run from the same seed",
-    "reset": "reset with a seed leaves nothing of what was before: a used environment then runs as a new one",
+    "reset": "reset with a seed clears all state: a used environment then runs like a new one",
     "different seeds": "if anything is random, different seeds give different runs",
-    "seed list": "reset takes a list of seeds, one per sub-environment; the int s means [s, s + 1, ...]",
+    "seed list": "reset accepts a list of seeds, one per sub-environment; the int s means [s, s + 1, ...]",
     "seed per row": "a seed gives the same run in every sub-environment",
-    "independence": "what a sub-environment does depends on no other's actions or ends",
-    "copies": "what was returned does not change later, and writing into it changes nothing",
-    "actions": "step does not write into the caller's actions, and does not need them afterwards",
+    "independence": "a sub-environment does not depend on the actions or episode ends of the others",
+    "copies": "returned values do not change later, and writing into them changes nothing",
+    "actions": "step does not write into the caller's actions and does not read them after it returns",
     "close": "close can be called twice",
 }
 
-_CHECKS: list[tuple[str, Check, set[str]]] = [  # what an error counts for, the check, findings that end the trial
+_CHECKS: list[tuple[str, Check, set[str]]] = [  # contract of an error in the check, check, findings that end the trial
     ("autoreset_mode", contracts.check_make, {"autoreset_mode"}),
     ("autoreset_mode", contracts.check_mode, set()),
     ("autoreset_mode", contracts.check_mode_is_known, {"autoreset_mode"}),
@@ -73,8 +74,9 @@ class Violation:
 
     Args:
         contract: a key of `CONTRACTS`.
-        mode: in which mode; None where modes were compared or the environment's own is unknown.
-        message: what is broken, where, expected and actual, and the remedy where one is known.
+        mode: the autoreset mode; None if modes were compared or the mode of the environment is
+            unknown.
+        message: place, expected and actual values, and a fix if one is known.
     """
 
     contract: str
@@ -87,13 +89,13 @@ class Violation:
 
 
 class VectorEnvError(AssertionError):
-    """All that a vector environment was found to break, in ``violations``."""
+    """Raised if a vector environment breaks contracts; ``violations`` lists them."""
 
     def __init__(self, violations: Sequence[Violation]):
         self.violations = list(violations)
         lines = "".join(f"\n  {number}. {violation}" for number, violation in enumerate(violations, start=1))
         super().__init__(
-            f"expected a vector environment as Gymnasium describes it, found {len(violations)} violation(s):{lines}"
+            f"expected a vector environment that keeps Gymnasium's contracts, found {len(violations)} violation(s):{lines}"
         )
 
 
@@ -107,25 +109,29 @@ def check_vector_env(
     require_ends: bool = True,
     ignore: Collection[str] = (),
 ) -> None:
-    """Raise a `VectorEnvError` that lists every violation found, or return.
+    """Check a vector environment and raise one error that lists all violations.
 
-    A mode takes about twelve runs of ``num_steps`` steps. Three or four sub-environments are enough; with one, independence
-    cannot be tested, which is a violation. Actions are drawn from the seed alone; no global random state is read or changed.
+    Each mode takes about twelve runs of ``num_steps`` steps. Three or four sub-environments are
+    enough. A single one is a violation, because independence cannot be tested. Actions depend on
+    ``seed`` only; no global random state is read or changed.
 
     Args:
-        make: builds a new environment, always of the same kind: called with one `AutoresetMode`, or without arguments if
-            ``modes`` is None.
-        modes: the modes to check; None for an environment that has but one, which its metadata names.
-        num_steps: steps of a run, >= 2; enough for random actions to end an episode.
-        seed: of the actions and, with the numbers that follow it, of the sub-environments.
-        tolerance: absolute difference between two runs that does not count. 0 means bit for bit, and is right unless rows are
-            computed together, as in a matrix product, where rounding may depend on a row's place.
-        require_ends: whether it is a violation that no episode ended, so that the contract of the mode was not tested. False
-            is for environments that never end.
-        ignore: keys of `CONTRACTS` to leave out of the verdict; what makes it impossible to go on is reported all the same.
+        make: builds a new, identical environment; called with an `AutoresetMode`, or without
+            arguments if ``modes`` is None.
+        modes: the modes to check; None checks only the mode in the environment's metadata.
+        num_steps: steps per run, >= 2; enough for random actions to end an episode.
+        seed: seed of the actions; sub-environment i is seeded with ``seed + i``.
+        tolerance: absolute difference between two runs that counts as equal. Use 0 (bit for bit)
+            unless rows are computed together, as in a matrix product, where rounding may depend on
+            the row.
+        require_ends: report a violation if no episode ended, so that the contract of the mode was
+            not tested. Pass False for environments whose episodes never end.
+        ignore: keys of `CONTRACTS` whose violations are not reported, except those that end the
+            check.
 
     Raises:
-        VectorEnvError: if a contract is broken; it names contract, mode, sub-environment, expected and actual.
+        VectorEnvError: if a contract is broken. The message names contract, mode, sub-environment,
+            expected and actual values.
         ValueError: if an argument is out of range.
         TypeError: if ``make`` does not return a `gymnasium.vector.VectorEnv`.
     """
@@ -134,7 +140,7 @@ def check_vector_env(
     if unknown := set(ignore) - set(CONTRACTS):
         raise ValueError(f"ignore: expected some of {list(CONTRACTS)}, got {sorted(unknown)}")
     if modes is not None and (not modes or not all(isinstance(mode, AutoresetMode) for mode in modes)):
-        raise ValueError(f"modes: expected members of AutoresetMode, or None for the environment's own, got {modes!r}")
+        raise ValueError(f"modes: expected members of AutoresetMode, or None for the environment's mode, got {modes!r}")
     trials = [Trial(make, mode, num_steps, seed, tolerance, require_ends) for mode in ([None] if modes is None else modes)]
     found = [violation for trial in trials for violation in _run(trial, set(ignore))]
     found += [Violation("modes", None, message) for message in autoreset.compare_modes(trials) if "modes" not in ignore]
@@ -143,12 +149,12 @@ def check_vector_env(
 
 
 def _run(trial: Trial, ignore: set[str]) -> Iterator[Violation]:
-    """Check contract after contract; some end the trial where they are broken, as the later ones would mean nothing."""
+    """Run all checks in order; stop at a violation that makes the later checks meaningless."""
     try:
-        for contract, check, vital in _CHECKS:
+        for contract, check, fatal in _CHECKS:
             for name, message in trial.findings(contract, check):
-                if name in vital:
-                    yield Violation(name, trial.mode, f"{message}; what comes after this contract was not tested in this mode")
+                if name in fatal:
+                    yield Violation(name, trial.mode, f"{message}; the contracts after this one were not tested in this mode")
                     return
                 if name not in ignore:
                     yield Violation(name, trial.mode, message)

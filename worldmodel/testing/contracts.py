@@ -1,4 +1,4 @@
-"""The contracts of a vector environment in any mode: each a function that yields findings about a trial."""
+"""Checks of a vector environment in any mode: functions that yield findings about a trial."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from worldmodel.testing.trial import OTHER_SEED, Finding, NotAVectorEnvError, Tr
 
 
 def check_make(trial: Trial) -> Iterator[Finding]:
-    """The environment can be made."""
+    """Check that the environment can be made."""
     try:
         env = trial.env
     except Exception as error:
         call = "make()" if trial.mode is None else f"make({trial.mode})"
-        remedy = "leave modes that it does not support out of `modes`"
+        remedy = "remove unsupported modes from `modes`"
         yield "autoreset_mode", f"expected {call} to return an environment, got {error!r}; {remedy}"
     else:
         if not isinstance(env, VectorEnv):
@@ -31,7 +31,7 @@ def check_make(trial: Trial) -> Iterator[Finding]:
 
 
 def check_mode(trial: Trial) -> Iterator[Finding]:
-    """The environment names its mode, in the metadata and wherever else."""
+    """Check the autoreset mode in the metadata and in the attribute autoreset_mode."""
     named = trial.env.metadata.get("autoreset_mode")
     expected = "a member of AutoresetMode" if trial.mode is None else str(trial.mode)
     if not isinstance(named, AutoresetMode) or trial.mode not in (None, named):
@@ -45,13 +45,13 @@ def check_mode(trial: Trial) -> Iterator[Finding]:
 
 
 def check_mode_is_known(trial: Trial) -> Iterator[Finding]:
-    """Without a mode there is nothing to hold the environment to."""
+    """Check that the mode is known; the later checks depend on it."""
     if trial.mode is None:
-        yield "autoreset_mode", "expected to learn the mode from the metadata, or from `modes`"
+        yield "autoreset_mode", "expected the mode in the metadata or in `modes`, got neither"
 
 
 def check_spaces(trial: Trial) -> Iterator[Finding]:
-    """num_envs, and single and batched spaces that agree."""
+    """Check num_envs, and that the batched spaces match the single ones."""
     env = trial.env
     if not isinstance(env.num_envs, (int, np.integer)) or env.num_envs < 1:
         yield "spaces", f"expected num_envs to be an int >= 1, got {env.num_envs!r}"
@@ -68,12 +68,12 @@ def check_spaces(trial: Trial) -> Iterator[Finding]:
             yield "spaces", f"expected {name} to be {short(expected)}, got {short(batched)}; {remedy}"
 
 
-class _UnsoundError(Exception):
-    """What was returned cannot be taken apart."""
+class _WrongShapesError(Exception):
+    """A returned value has a wrong structure, so it cannot be split into rows."""
 
 
 def check_first_run(trial: Trial) -> Iterator[Finding]:
-    """Shapes, dtypes, values and infos of every call of one run, which becomes the one to compare with."""
+    """Check the return values of every call of a run, to which later runs are compared."""
     found: dict[tuple[str, str], str] = {}
 
     def inspect(step: int, returned: Any) -> None:
@@ -82,67 +82,67 @@ def check_first_run(trial: Trial) -> Iterator[Finding]:
         for contract, what, message in findings:
             found.setdefault((contract, what), f"{what} at step {step}: {message}")
             if contract == "shapes":
-                raise _UnsoundError
+                raise _WrongShapesError
 
     failure: Exception | None = None
     try:
         trial.first = trial.play(trial.seed, inspect=inspect)
-    except _UnsoundError:
+    except _WrongShapesError:
         pass
     except Exception as error:
         failure = error
     yield from ((contract, message) for (contract, _), message in found.items())
     if failure is not None:
-        raise failure  # in its turn, behind what was found before it
+        raise failure  # after the findings that precede it
 
 
 def check_ends(trial: Trial) -> Iterator[Finding]:
-    """An episode ended, so that the contract of the mode was tested."""
+    """Check that an episode ended, so that the contract of the mode was tested."""
     if trial.require_ends and not trial.ends():
         expected = f"expected an episode to end within {trial.num_steps - 1} steps, got none, so this mode was hardly tested"
-        remedy = "make shorter episodes (max_episode_steps), raise num_steps, or say require_ends=False if it never ends"
+        remedy = "shorten episodes (max_episode_steps), raise num_steps, or pass require_ends=False if episodes never end"
         yield "ends", f"{expected}; {remedy}"
 
 
 def check_same_seed(trial: Trial) -> Iterator[Finding]:
-    """Two new environments give the same run."""
+    """Check that two new environments give the same run from the same seed."""
     trial.renew()
     for row, difference in trial.compared_rows(trial.play(trial.seed)):
         expected = "expected the same run in a second new environment"
-        remedy = "reset(seed=...) must seed every generator that is drawn from"
+        remedy = "reset(seed=...) must seed every random generator"
         yield "same seed", f"sub-environment {row}: {expected}, but {difference}; {remedy}"
         return
 
 
 def check_reset(trial: Trial) -> Iterator[Finding]:
-    """A used environment gives the run of a new one, also right after an end."""
+    """Check that a used environment runs like a new one after a reset, even right after an end."""
     trial.renew()
     record = trial.record()
     record.reset(trial.seed + OTHER_SEED)
     for actions in trial.draw():
-        record.step(actions, revive=False)
+        record.step(actions, reset_ended=False)
         if any(moment.ended for moment in record.moments[-1]):
             break
     used = trial.play(trial.seed)
     for row, difference in trial.compared_rows(used):
-        expected = f"expected reset(seed={trial.seed}) to leave nothing of the {len(record.moments) - 1} steps before"
+        expected = f"expected reset(seed={trial.seed}) to clear the state of the {len(record.moments) - 1} steps before"
         yield "reset", f"sub-environment {row}: {expected}, but compared with a new environment {difference}"
         trial.always_new = True
         return
 
 
 def check_different_seeds(trial: Trial) -> Iterator[Finding]:
-    """Unless nothing is random."""
+    """Check that different seeds give different runs, unless nothing is random."""
     other = trial.play(trial.seed + OTHER_SEED)
     if not any(trial.compared_rows(other)) and any(trial.compared_rows(trial.play())):
         expected = f"expected different runs from the seeds {trial.seed} and {trial.seed + OTHER_SEED}"
-        yield "different seeds", f"{expected}, got the same, though without a seed runs differ"
+        yield "different seeds", f"{expected}, got the same, although runs without a seed differ"
 
 
 def check_seed_list(trial: Trial) -> Iterator[Finding]:
-    """A list of seeds, what an int stands for, and that no row has a share in its seed."""
+    """Check lists of seeds: int s means [s, s + 1, ...]; a seed gives the same run in any row."""
     seeds, n = trial.seeds, trial.env.num_envs
-    remedy = "give each sub-environment a generator of its own, seeded by its entry, as SyncVectorEnv and AsyncVectorEnv do"
+    remedy = "give each sub-environment its own generator, seeded by its entry, as SyncVectorEnv and AsyncVectorEnv do"
     try:
         listed = trial.play(seeds)
         trial.takes_seed_lists = True
@@ -158,16 +158,16 @@ def check_seed_list(trial: Trial) -> Iterator[Finding]:
     for row in range(n):
         other = (row + 1) % n
         if found := trial.difference(listed.rows_of(row), rolled.rows_of(other)):
-            expected = f"the seed {seeds[row]} to do there what it does in sub-environment {row}"
+            expected = f"the same run from seed {seeds[row]} as in sub-environment {row}"
             yield "seed per row", f"sub-environment {other}: expected {expected}, but {found}; {remedy}"
             return
 
 
 def check_independence(trial: Trial) -> Iterator[Finding]:
-    """A row's run stays when the actions, and with them the ends, of all others change."""
+    """Check that the run of a row does not depend on the actions and ends of the others."""
     n = trial.env.num_envs
     if n == 1:
-        yield "independence", "expected at least 2 sub-environments to test it, got 1; let `make` build more"
+        yield "independence", "expected at least 2 sub-environments, got 1; let `make` build more"
         return
     choices, others = trial.draw(), trial.draw(salt=1)
     for row in sorted({0, n // 2, n - 1}):
@@ -176,48 +176,49 @@ def check_independence(trial: Trial) -> Iterator[Finding]:
         if difference := trial.difference(trial.played.rows_of(row), changed.rows_of(row)):
             got = f"{difference}{_ends_before(difference.step, row, trial.played, changed)}"
             remedy = "give each its own random generator and state"
-            yield "independence", f"sub-environment {row}: expected no change with the others' actions, but {got}; {remedy}"
+            expected = "expected no dependence on the actions of the others"
+            yield "independence", f"sub-environment {row}: {expected}, but {got}; {remedy}"
             return
 
 
 def _ends_before(step: int, row: int, left: Recorder, right: Recorder) -> str:
-    """In words: which other sub-environment had ended in one run only, latest, before a difference."""
+    """Describe the latest end of another row, up to a step, that is in only one of two runs."""
     for t in range(step, -1, -1):
         for i, (one, other) in enumerate(zip(left.moments[t], right.moments[t], strict=True)):
             if i != row and one.ended != other.ended:
-                return f" (sub-environment {i} had ended at step {t} in one of them only)"
+                return f" (sub-environment {i} had ended at step {t} in only one of them)"
     return ""
 
 
 def check_copies(trial: Trial) -> Iterator[Finding]:
-    """What was returned is the caller's."""
+    """Check that returned values are copies, unaffected by later calls and free to overwrite."""
     if changed := trial.played.changed_since():
-        expected = "expected it to stay as it was returned, got it changed by later calls"
+        expected = "expected the returned value to stay unchanged, but later calls changed it"
         yield "copies", f"{changed[1]} of step {changed[0]}: {expected}; return a copy"
-    meddled = trial.play(trial.seed, meddle=overwrite)
-    stray = next(unmasked_rows_stay(meddled), None)
-    for row, difference in trial.compared_rows(meddled):
-        what = "the caller wrote into returned observations"
-        yield "copies", f"sub-environment {row}: expected no change when {what}, but {difference}; return a copy"
+    overwritten = trial.play(trial.seed, after_return=overwrite)
+    stray = next(unmasked_rows_stay(overwritten), None)
+    for row, difference in trial.compared_rows(overwritten):
+        cause = "after the caller wrote into returned observations"
+        yield "copies", f"sub-environment {row}: expected no change {cause}, but {difference}; return a copy"
         return
     if stray and "reset_mask" not in trial.broken:
         yield "copies", f"{stray[1]}, after the caller wrote into the observation returned before; return a copy"
 
 
 def check_actions(trial: Trial) -> Iterator[Finding]:
-    """The actions are the caller's."""
+    """Check that step neither writes into the caller's actions nor reads them after it returns."""
     if trial.played.changed_actions is not None:
         step = trial.played.changed_actions
-        yield "actions", f"step {step}: expected the caller's actions to stay as they were, got them changed; work on a copy"
-    meddled = trial.play(trial.seed, meddle_actions=overwrite)
-    for row, difference in trial.compared_rows(meddled):
-        what = "the caller writes into the actions after the step"
-        yield "actions", f"sub-environment {row}: expected no change when {what}, but {difference}; keep a copy"
+        yield "actions", f"step {step}: expected the caller's actions to stay unchanged, got them changed; work on a copy"
+    overwritten = trial.play(trial.seed, after_step=overwrite)
+    for row, difference in trial.compared_rows(overwritten):
+        cause = "after the caller wrote into the actions of an earlier step"
+        yield "actions", f"sub-environment {row}: expected no change {cause}, but {difference}; keep a copy"
         return
 
 
 def check_close(trial: Trial) -> Iterator[Finding]:
-    """Twice is as good as once."""
+    """Check that close can be called twice."""
     trial.env.reset(seed=trial.seed)
     trial.env.close()
     trial.env.close()

@@ -1,6 +1,7 @@
-"""What `reset` and `step` of a vector environment return, looked at one call at a time: shapes, dtypes, bounds, infos.
+"""Check the return values of single calls of `reset` and `step`: shapes, dtypes, bounds, infos.
 
-Each function yields findings: the contract that is broken, what breaks it, and expected against actual in words.
+Each function yields findings: the broken contract, the value that breaks it, and "expected X, got
+Y".
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
+from worldmodel.spaces import leaf_bounds
 from worldmodel.testing.recording import short, snapshot
 
-Finding = tuple[str, str, str]  # contract, what, "expected X, got Y"
+Finding = tuple[str, str, str]  # contract, name of the value, "expected X, got Y"
 
 
 def inspect_reset(env: VectorEnv, returned: Any) -> Iterator[Finding]:
-    """Look at what `reset` returned."""
+    """Check the return value of `reset`."""
     if not isinstance(returned, tuple) or len(returned) != 2:
         yield "shapes", "reset", f"expected a tuple (observations, infos), got {short(returned)}"
         return
@@ -29,7 +31,7 @@ def inspect_reset(env: VectorEnv, returned: Any) -> Iterator[Finding]:
 
 
 def inspect_step(env: VectorEnv, mode: AutoresetMode, returned: Any) -> Iterator[Finding]:
-    """Look at what `step` returned."""
+    """Check the return value of `step`."""
     if not isinstance(returned, tuple) or len(returned) != 5:
         expected = "a tuple (observations, rewards, terminations, truncations, infos)"
         yield "shapes", "step", f"expected {expected}, got {short(returned)}"
@@ -48,7 +50,7 @@ def inspect_step(env: VectorEnv, mode: AutoresetMode, returned: Any) -> Iterator
 
 
 def as_array(value: Any) -> Any:
-    """An array or tensor as an array; None for anything else."""
+    """Copy an array or tensor to an array; return None for other values."""
     return snapshot(value) if isinstance(value, (np.ndarray, Tensor)) else None
 
 
@@ -80,7 +82,7 @@ def _inspect_leaf(space: gym.Space, value: Any, what: str) -> Iterator[Finding]:
         yield "shapes", what, f"expected an array of shape {space.shape}, got {got}"
         return
     if array.dtype != space.dtype:
-        yield "dtypes", what, f"expected dtype {space.dtype} as its space has, got {array.dtype}"
+        yield "dtypes", what, f"expected dtype {space.dtype} of its space, got {array.dtype}"
     outside = _outside(space, array)
     if outside.any():
         row = int(outside.argmax())
@@ -89,24 +91,22 @@ def _inspect_leaf(space: gym.Space, value: Any, what: str) -> Iterator[Finding]:
 
 
 def _outside(space: gym.Space, array: np.ndarray) -> np.ndarray:
-    """Which rows of a leaf lie outside its batched space; NaN does."""
-    if isinstance(space, spaces.Box):
-        inside = (array >= space.low) & (array <= space.high)
-    elif isinstance(space, spaces.MultiDiscrete):
-        inside = (array >= space.start) & (array < space.start + space.nvec)
-    else:
-        inside = (array == 0) | (array == 1)
+    """Return which rows of a leaf lie outside its batched space or are NaN: (num_envs,) bool."""
+    low, high = leaf_bounds(space)
+    inside = (array >= low) & (array <= high)
+    if not isinstance(space, spaces.Box):
+        inside &= array == np.floor(array)
     return np.asarray(~inside.reshape(len(array), -1).all(axis=1))
 
 
 def _inspect_numbers(name: str, value: Any, num_envs: int) -> Iterator[Finding]:
-    """Look at the rewards or at one kind of flags."""
+    """Check the rewards, the terminations or the truncations."""
     array = as_array(value)
     if array is None or array.shape != (num_envs,):
         got = f"{type(value).__name__} {short(value)}" if array is None else f"shape {array.shape}"
         yield "shapes", name, f"expected an array of shape ({num_envs},), got {got}"
     elif name != "rewards" and array.dtype != np.bool_:
-        yield "dtypes", name, f"expected dtype bool, got {array.dtype}; ~{name} is wrong otherwise"
+        yield "dtypes", name, f"expected dtype bool, got {array.dtype}; ~{name} is wrong for other dtypes"
     elif name == "rewards" and not np.issubdtype(array.dtype, np.floating):
         yield "dtypes", name, f"expected a floating-point dtype, got {array.dtype}"
     elif name == "rewards" and not np.isfinite(array).all():
@@ -114,7 +114,7 @@ def _inspect_numbers(name: str, value: Any, num_envs: int) -> Iterator[Finding]:
 
 
 def _inspect_infos(infos: Any, num_envs: int) -> Iterator[Finding]:
-    """Each key has a mask ``_key`` (num_envs,) bool beside it, and a value for each sub-environment."""
+    """Check that each key of the infos has a mask ``_key`` and one value per sub-environment."""
     if not isinstance(infos, Mapping):
         yield "infos", "infos", f"expected one dict for all sub-environments, got {type(infos).__name__}"
         return
@@ -124,36 +124,36 @@ def _inspect_infos(infos: Any, num_envs: int) -> Iterator[Finding]:
         mask = as_array(infos.get(f"_{key}"))
         if mask is None or mask.shape != (num_envs,) or mask.dtype != np.bool_:
             got = "none" if f"_{key}" not in infos else short(infos[f"_{key}"])
-            expected = f"a mask infos['_{key}'], bool of shape ({num_envs},), that says which sub-environments have it"
+            expected = f"a mask infos['_{key}'] of the sub-environments that have it, bool of shape ({num_envs},)"
             yield "infos", f"infos[{key!r}]", f"expected {expected}, got {got}"
         if not isinstance(value, Mapping) and (not hasattr(value, "__len__") or len(value) != num_envs):
             yield "infos", f"infos[{key!r}]", f"expected one value for each of {num_envs} sub-environments, got {short(value)}"
 
 
 def _inspect_finals(env: VectorEnv, infos: Mapping[str, Any], ended: np.ndarray) -> Iterator[Finding]:
-    """SAME_STEP: final_obs and final_info, with masks, of exactly the rows that ended."""
+    """Check SAME_STEP: exactly the rows that ended have final_obs and final_info, with masks."""
     for key in ("final_obs", "final_info"):
         mask = as_array(infos.get(f"_{key}"))
         if ended.any() and key not in infos:
-            expected = f"infos[{key!r}] for the sub-environments {np.flatnonzero(ended).tolist()}, which ended"
+            expected = f"infos[{key!r}] for the ended sub-environments {np.flatnonzero(ended).tolist()}"
             yield "SAME_STEP", key, f"expected {expected}, got the keys {sorted(infos)}"
         elif mask is not None and not np.array_equal(mask, ended):
-            yield "SAME_STEP", key, f"expected infos['_{key}'] to be the rows that ended, {ended}, got {mask}"
+            yield "SAME_STEP", key, f"expected infos['_{key}'] to mark the rows that ended, {ended}, got {mask}"
     finals = infos.get("final_obs")
     if finals is None or not ended.any():
         return
     if isinstance(finals, Mapping) or not hasattr(finals, "__getitem__"):
-        yield "SAME_STEP", "final_obs", f"expected infos['final_obs'][i] to be that of row i, got {type(finals).__name__}"
+        yield "SAME_STEP", "final_obs", f"expected infos['final_obs'][i] to belong to row i, got {type(finals).__name__}"
         return
     for row in np.flatnonzero(ended):
         final = snapshot(finals[row])
         if differing_rows(env) or env.single_observation_space.contains(final):
             continue
         got = f"{short(final)} in sub-environment {row}"
-        yield "SAME_STEP", "final_obs", f"expected a single observation inside single_observation_space, got {got}"
+        yield "SAME_STEP", "final_obs", f"expected an observation of single_observation_space, got {got}"
         return
 
 
 def differing_rows(env: VectorEnv) -> bool:
-    """Whether the sub-environments' spaces may differ in their bounds, as Gymnasium's ``observation_mode`` allows."""
+    """Return whether ``observation_mode`` allows sub-environments with different bounds."""
     return getattr(env.unwrapped, "observation_mode", "same") != "same"

@@ -1,6 +1,6 @@
-"""Play a vector environment with given actions and keep, by copy, what each sub-environment showed; compare such records.
+"""Record runs of a vector environment with given actions, and compare the records.
 
-Nothing here judges. Environments that return torch tensors get tensors and are recorded as NumPy arrays.
+Records hold copies as NumPy arrays. Environments that return torch tensors also receive tensors.
 """
 
 from __future__ import annotations
@@ -26,15 +26,16 @@ Choices = list[list[Any]]  # [step][sub-environment]: an action of the single ac
 
 @dataclass(frozen=True, kw_only=True)
 class Moment:
-    """What one sub-environment showed at one step.
+    """Values returned for one sub-environment at one step.
 
     Args:
-        observation: as `reset` (step 0) or `step` returned it.
-        reward: 0 at step 0.
-        terminated: as `step` returned it.
-        truncated: as `step` returned it.
-        final: the row's ``infos["final_obs"]`` at an end in SAME_STEP.
-        restart: in DISABLED, the observation that the `reset` with a mask after this step returned, for every row if for one.
+        observation: observation from `reset` (step 0) or `step`.
+        reward: reward from `step`; 0 at step 0.
+        terminated: flag from `step`.
+        truncated: flag from `step`.
+        final: in SAME_STEP, the row's ``infos["final_obs"]`` at the end of an episode.
+        restart: in DISABLED, the observation from the `reset` with a mask after this step. If any
+            row was reset, all rows have one.
     """
 
     observation: Any
@@ -46,18 +47,25 @@ class Moment:
 
     @property
     def ended(self) -> bool:
-        """Whether the episode ended with this step."""
+        """Whether the episode ended at this step."""
         return self.terminated or self.truncated
 
     @property
     def last_of_episode(self) -> Any:
-        """The observation at an end, before any reset."""
+        """Observation before any reset in this step."""
         return self.observation if self.final is None else self.final
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Where two records of a sub-environment first differ."""
+    """First difference between two records of a sub-environment.
+
+    Args:
+        step: step of the difference.
+        what: name of the value, such as ``"observation['angle']"``.
+        left: the value in the first record.
+        right: the value in the second record.
+    """
 
     step: int
     what: str
@@ -69,14 +77,15 @@ class Difference:
 
 
 class Recorder:
-    """One run of a vector environment, recorded.
+    """Recorder of one run of a vector environment.
 
     Args:
         env: the environment; its observations may be arrays or tensors.
-        mode: in DISABLED, `step` resets what ended with a mask.
-        inspect: called with the step and what `reset` or `step` returned, before it is taken apart; may raise.
-        meddle: called with each observation that was returned, as an agent that writes into it would be.
-        meddle_actions: the same for the actions, after the step.
+        mode: in DISABLED, `step` also resets the rows that ended, with a mask.
+        inspect: called with the step and the return value of `reset` or `step`, before it is split
+            into rows; may raise.
+        after_return: called with each returned observation; may write into it, as an agent may.
+        after_step: called with the actions after each step; may write into them.
     """
 
     def __init__(
@@ -85,19 +94,19 @@ class Recorder:
         mode: AutoresetMode,
         *,
         inspect: Callable[[int, Any], None] | None = None,
-        meddle: Callable[[Any], None] | None = None,
-        meddle_actions: Callable[[Any], None] | None = None,
+        after_return: Callable[[Any], None] | None = None,
+        after_step: Callable[[Any], None] | None = None,
     ):
         self.env, self.mode = env, mode
         self.moments: list[list[Moment]] = []  # [step][sub-environment]; step 0 is the reset
-        self.kept: list[tuple[int, str, Any, Any]] = []  # step, name, what the environment returned, a copy of it
-        self.changed_actions: int | None = None  # the first step that wrote into the caller's actions
-        self.changed_options: Any = None  # what `reset` left of the caller's options, if more than the mask is gone
-        self._inspect, self._meddle, self._meddle_actions = inspect, meddle, meddle_actions
-        self._device: torch.device | None = None  # that of an environment that returns tensors
+        self.returned: list[tuple[int, str, Any, Any]] = []  # step, name, returned value, a copy of it
+        self.changed_actions: int | None = None  # first step that wrote into the caller's actions
+        self.changed_options: Any = None  # the caller's options, if `reset` changed more than the mask
+        self._inspect, self._after_return, self._after_step = inspect, after_return, after_step
+        self._device: torch.device | None = None  # device of returned tensors; None for arrays
 
     def reset(self, seed: Seed = None, mask: np.ndarray | None = None) -> list[Any]:
-        """Reset all sub-environments, or those of the mask (num_envs,); returns each one's observation."""
+        """Reset all rows, or those of the mask (num_envs,) bool; return all observations."""
         given: dict[str, Any] = {} if seed is None else {"seed": seed}
         options = {} if mask is None else {"reset_mask": self.native(mask.copy())}
         if options:
@@ -110,14 +119,14 @@ class Recorder:
             self._inspect(step, returned)
         observation = returned[0]
         self._device = _device(observation)
-        self.kept.append((step, "observation", observation, snapshot(observation)))
+        self.returned.append((step, "observation", observation, snapshot(observation)))
         rows = self._rows(observation)
         if mask is None:
             self.moments.append([Moment(observation=row) for row in rows])
         return rows
 
-    def step(self, choices: Sequence[Any], *, revive: bool = True) -> None:
-        """Step with one action per sub-environment; in DISABLED, reset what ended unless ``revive`` is false."""
+    def step(self, choices: Sequence[Any], *, reset_ended: bool = True) -> None:
+        """Step with one action per row; in DISABLED, then reset ended rows if ``reset_ended``."""
         space = self.env.single_action_space
         empty: Any = create_empty_array(space, len(choices))
         actions = self.native(concatenate(space, choices, empty))
@@ -125,18 +134,18 @@ class Recorder:
         returned = self.env.step(actions)
         if self.changed_actions is None and not same(snapshot(actions), before):
             self.changed_actions = len(self.moments)
-        if self._meddle_actions:
-            self._meddle_actions(actions)
+        if self._after_step:
+            self._after_step(actions)
         if self._inspect:
             self._inspect(len(self.moments), returned)
-        self.moments.append(self._take_apart(*returned))
+        self.moments.append(self._split(*returned))
         ended = np.array([moment.ended for moment in self.moments[-1]])
-        if revive and self.mode is AutoresetMode.DISABLED and ended.any():
+        if reset_ended and self.mode is AutoresetMode.DISABLED and ended.any():
             restarts = self.reset(mask=ended)
             self.moments[-1] = [replace(m, restart=start) for m, start in zip(self.moments[-1], restarts, strict=True)]
 
     def native(self, value: Any) -> Any:
-        """Arrays as the environment takes them: tensors on its device where it returns tensors."""
+        """Convert arrays to tensors on the device of the environment, if it returns tensors."""
         if self._device is None:
             return value
         return map_leaves(
@@ -144,24 +153,24 @@ class Recorder:
         )
 
     def rows_of(self, index: int) -> list[Moment]:
-        """All moments of one sub-environment."""
+        """Return all moments of one sub-environment."""
         return [moments[index] for moments in self.moments]
 
     def changed_since(self) -> tuple[int, str] | None:
-        """The first returned value that is no longer what it was when it was returned: its step and name."""
-        return next(((step, name) for step, name, value, then in self.kept if not same(snapshot(value), then)), None)
+        """Return step and name of the first returned value that later changed; None if none did."""
+        return next(((step, name) for step, name, value, then in self.returned if not same(snapshot(value), then)), None)
 
     def _rows(self, observation: Any) -> list[Any]:
         rows = list(iterate(self.env.observation_space, snapshot(observation)))
-        if self._meddle:
-            self._meddle(observation)
+        if self._after_return:
+            self._after_return(observation)
         return rows
 
-    def _take_apart(self, observation: Any, rewards: Any, terminated: Any, truncated: Any, infos: Any) -> list[Moment]:
+    def _split(self, observation: Any, rewards: Any, terminated: Any, truncated: Any, infos: Any) -> list[Moment]:
         returned = {"observation": observation, "rewards": rewards, "terminations": terminated, "truncations": truncated}
         if isinstance(infos, Mapping) and "final_obs" in infos:
             returned["infos['final_obs']"] = infos["final_obs"]
-        self.kept += [(len(self.moments), name, value, snapshot(value)) for name, value in returned.items()]
+        self.returned += [(len(self.moments), name, value, snapshot(value)) for name, value in returned.items()]
         rewards, terminated, truncated = snapshot(rewards), snapshot(terminated), snapshot(truncated)
         return [
             Moment(
@@ -176,7 +185,7 @@ class Recorder:
 
 
 def play(env: VectorEnv, mode: AutoresetMode, seed: Seed, choices: Iterable[Sequence[Any]], **hooks: Any) -> Recorder:
-    """Reset with a seed and take all of the ``choices``; ``hooks`` are those of `Recorder`."""
+    """Record a run: reset with a seed, step with all ``choices``; ``hooks`` go to `Recorder`."""
     recorder = Recorder(env, mode, **hooks)
     recorder.reset(seed)
     for actions in choices:
@@ -185,19 +194,24 @@ def play(env: VectorEnv, mode: AutoresetMode, seed: Seed, choices: Iterable[Sequ
 
 
 def draw_choices(space: gym.Space, num_steps: int, num_envs: int, seed: int) -> Choices:
-    """Draw actions of a single action space, from nothing but the seed."""
-    space = copy.deepcopy(space)  # its generator is not the environment's
+    """Sample actions of a single action space; they depend on the seed only."""
+    space = copy.deepcopy(space)  # so that the environment's generator is not used
     space.seed(seed)
     return [[space.sample() for _ in range(num_envs)] for _ in range(num_steps)]
 
 
 def first_difference(left: Sequence[Moment], right: Sequence[Moment], tolerance: float = 0.0) -> Difference | None:
-    """Find where two records of a sub-environment first differ, as far as both go; None if nowhere.
+    """Find the first difference between two records of a sub-environment.
+
+    Records of different length are compared up to the end of the shorter one.
 
     Args:
-        left: one record.
-        right: the other.
-        tolerance: the absolute difference of numbers that does not count.
+        left: the first record.
+        right: the second record.
+        tolerance: absolute difference that counts as equal.
+
+    Returns:
+        The difference, or None if there is none.
     """
     for step, (one, other) in enumerate(zip(left, right, strict=False)):
         names = {name: name for name in ("reward", "terminated", "truncated", "observation")} | {"final_obs": "final"}
@@ -211,7 +225,7 @@ def first_difference(left: Sequence[Moment], right: Sequence[Moment], tolerance:
 
 
 def _narrow(name: str, left: Any, right: Any, tolerance: float) -> tuple[str, Any, Any]:
-    """The first part of two different nested values that differs, and its name."""
+    """Return the name and values of the first different part of two nested values."""
     if isinstance(left, Mapping) and isinstance(right, Mapping) and left.keys() == right.keys():
         key = next(key for key in left if not same(left[key], right[key], tolerance))
         return _narrow(f"{name}[{key!r}]", left[key], right[key], tolerance)
@@ -223,7 +237,7 @@ def _narrow(name: str, left: Any, right: Any, tolerance: float) -> tuple[str, An
 
 
 def same(left: Any, right: Any, tolerance: float = 0.0) -> bool:
-    """Whether two nested values are equal, NaN to NaN; numbers up to ``tolerance``."""
+    """Return whether two nested values are equal, up to ``tolerance``; NaN equals NaN."""
     if isinstance(left, Mapping):
         return (
             isinstance(right, Mapping) and left.keys() == right.keys() and all(same(left[k], right[k], tolerance) for k in left)
@@ -246,7 +260,7 @@ def same(left: Any, right: Any, tolerance: float = 0.0) -> bool:
 
 
 def snapshot(value: Any) -> Any:
-    """Copy a nested value; tensors become NumPy arrays."""
+    """Copy a nested value; convert tensors to NumPy arrays."""
     if isinstance(value, Tensor):
         return value.detach().cpu().numpy().copy()
     if isinstance(value, Mapping):
@@ -262,7 +276,7 @@ def snapshot(value: Any) -> Any:
 
 
 def overwrite(value: Any) -> None:
-    """Write other numbers into the arrays and tensors of a nested value, where they can be written."""
+    """Overwrite the writeable arrays and tensors of a nested value with other numbers."""
     if isinstance(value, Mapping):
         value = tuple(value.values())
     if isinstance(value, tuple):
@@ -271,11 +285,11 @@ def overwrite(value: Any) -> None:
     elif isinstance(value, Tensor):
         value.detach()[...] = value != 1
     elif isinstance(value, np.ndarray) and value.flags.writeable:
-        value[...] = value != 1  # ones become zeros, all else ones
+        value[...] = value != 1  # 1 becomes 0, other numbers become 1
 
 
 def short(value: Any) -> str:
-    """A value in one short line."""
+    """Format a value as one line of at most 120 characters."""
     return textwrap.shorten(" ".join(str(value).split()), 120, placeholder=" ...")
 
 
