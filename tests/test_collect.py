@@ -546,7 +546,7 @@ def test_the_scripts_collect_verify_and_repair(tmp_path, monkeypatch, capsys):
     os.remove("s/manifest.json")
     code, said, _ = call("store", "verify", "s")
     assert (code, said.splitlines()[-1]) == (1, "1 problems")
-    assert call("store", "repair", "s")[1].endswith("1 problems mended\n")
+    assert call("store", "repair", "s")[1].endswith("1 problems repaired\n")
     assert "episodes           3" in call("store", "info", "s")[1]
     assert call("store", "info", "nowhere")[0] == 2
 

@@ -11,7 +11,7 @@ from worldmodel.agents import Controller
 from worldmodel.dream import StartBank
 from worldmodel.experiments import CAR_RACING, DOOM, PRESETS, Preset, small
 
-SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
+CLI = Path(__file__).resolve().parent.parent / "worldmodel" / "cli"
 PATHS = {  # what no preset says
     "collect": "--out o",
     "train_vae": "--data d --out o",
@@ -73,9 +73,9 @@ def other(value):
 
 
 def test_every_script_with_a_preset_is_tested():
-    assert {
-        path.stem for path in SCRIPTS.glob("*.py") if f'parse_with_preset(parser, "{path.stem}")' in path.read_text()
-    } == set(PATHS)
+    assert {path.stem for path in CLI.glob("*.py") if f'parse_with_preset(parser, "{path.stem}")' in path.read_text()} == set(
+        PATHS
+    )
 
 
 @pytest.mark.parametrize(("name", "script"), STEPS)

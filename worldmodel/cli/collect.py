@@ -1,38 +1,47 @@
-"""Collect real episodes from a Gymnasium environment into a store; the same command goes on where it stopped."""
+"""Collect real episodes from a Gymnasium environment into a store. The same command resumes an interrupted collection."""
 
 from __future__ import annotations
 
 import argparse
 import time
 
-from bars import Bar
-from command import add_device, add_environment, choose_device, parse_with_preset, run
-from encoder import add_encoder, open_vision
-
 import worldmodel as wm
+from worldmodel.cli.options import (
+    add_device,
+    add_encoder,
+    add_environment,
+    choose_device,
+    open_vision,
+    parse_with_preset,
+    program,
+    show,
+)
 from worldmodel.data import POLICIES, CollectionProgress
 from worldmodel.models import Encoder
+from worldmodel.runtime import Reporter
 
 
 def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--env", required=True, help='Gymnasium id, e.g. CartPole-v1, or "module:Id-v0" of another package')
     parser.add_argument(
-        "--out", required=True, help="directory of the store; absent, empty, or an earlier run of the same recipe"
+        "--out", required=True, help="directory of the store; an earlier collection there with the same options is continued"
     )
-    parser.add_argument("--episodes", type=int, required=True, help="how many episodes the store shall hold")
+    parser.add_argument("--episodes", type=int, required=True, help="number of episodes in the finished store")
     parser.add_argument(
         "--policy",
         default="random",
         choices=(*POLICIES, "controller"),
-        help="uniform; held 1..10 steps; held 1..100; sweeps (Discrete); random walk (Box); a trained controller",
+        help="repeat holds an action for 1..10 steps, repeat-long for 1..100; sweep: Discrete only; brownian: Box only; "
+        "controller: the agent of --controller",
     )
     parser.add_argument("--model", help="world model directory, for --policy controller")
     parser.add_argument("--controller", help="controller directory, for --policy controller")
-    parser.add_argument("--workers", type=int, default=0, help="processes; 0 runs in this one; the result is the same")
-    parser.add_argument("--seed", type=int, default=0, help="episode k depends on (seed, k) only")
+    parser.add_argument("--workers", type=int, default=0, help="worker processes; 0: none; the result is the same")
+    parser.add_argument("--seed", type=int, default=0, help="seed; episode k depends on (seed, k) only")
     parser.add_argument(
-        "--overwrite", action="store_true", help="replace an earlier store at --out; nothing else is ever replaced"
+        "--overwrite", action="store_true", help="replace an earlier store in OUT; anything else there is an error"
     )
     add_environment(parser)
     add_encoder(parser, required=False)
@@ -41,6 +50,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def choose_policy(args: argparse.Namespace) -> str | wm.LatentPolicy:
+    """Return the name of the policy, or the agent of ``--controller`` as a policy."""
     if args.policy != "controller":
         return args.policy
     if not (args.model and args.controller):
@@ -52,17 +62,19 @@ def choose_policy(args: argparse.Namespace) -> str | wm.LatentPolicy:
     return wm.LatentPolicy(world, wm.Controller.from_pretrained(args.controller, device=device))
 
 
+@program(resume="Finished episodes are kept; the same command resumes the collection.")
 def main() -> None:
+    """Run the command."""
     args = parse_arguments()
     began, steps = time.monotonic(), 0
-    with Bar("collect", "episode") as bar:
+    with Reporter() as bars:
 
-        def show(progress: CollectionProgress) -> None:
+        def report(progress: CollectionProgress) -> None:
             nonlocal steps
             steps = progress.steps
-            bar.show(
-                progress.episodes, progress.total, steps_per_s=steps / (time.monotonic() - began), failures=progress.failures
-            )
+            rate = steps / (time.monotonic() - began)
+            done, total = progress.episodes, progress.total
+            show(bars, "collect", done, total, "episode", steps_per_s=rate, failures=progress.failures)
 
         store = wm.collect(
             args.env,
@@ -75,7 +87,7 @@ def main() -> None:
             env_kwargs=args.env_kwargs,
             encoder=Encoder(open_vision(args), dtype=args.dtype, precision=args.precision) if args.vision else None,
             overwrite=args.overwrite,
-            on_progress=show,
+            on_progress=report,
         )
     print(f"episodes     {len(store)}")
     print(f"steps        {store.num_steps}")
@@ -85,7 +97,3 @@ def main() -> None:
     for failure in store.failures:
         print(f"  episode {failure['episode_id']} (seed {failure['seed']}): {failure['error']}")
     print(f"store: {store.path}")
-
-
-if __name__ == "__main__":
-    run(main, resume="What is whole is kept; the same command goes on.")

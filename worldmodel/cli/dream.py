@@ -7,29 +7,37 @@ import time
 from pathlib import Path
 
 import numpy as np
-from command import add_device, add_dreams, choose_device, run
 
 import worldmodel as wm
-from worldmodel.dream import RandomActions
+from worldmodel.cli.options import add_device, add_dreams, choose_device, program
+from worldmodel.dream import Policy, RandomActions
 from worldmodel.spaces import leaf_values, to_numpy
 
 
 def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--model", required=True, help="world model directory")
     parser.add_argument("--controller", help="controller directory; without it actions are uniformly random")
-    parser.add_argument("--num-dreams", type=int, default=1024, help="dreams at once")
-    parser.add_argument("--horizon", type=int, default=200, help="steps at most")
-    parser.add_argument("--temperature", type=float, default=1.0, help="0 is the mode, 1 what M learned, more is harder")
+    parser.add_argument("--num-dreams", type=int, default=1024, help="number of dreams")
+    parser.add_argument("--horizon", type=int, default=200, help="maximum number of steps")
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=1.0,
+        help="of the dreams; 0: the most probable next z; 1: as M predicts; above 1: more random",
+    )
     add_dreams(parser)
-    parser.add_argument("--out", required=True, help="file to write; its arrays are described at the end of the run")
+    parser.add_argument("--out", required=True, help=".npz file to write; the program lists its arrays at the end")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     parser.add_argument("--seed", type=int, default=0, help="seed of the dreams")
     add_device(parser)
     return parser.parse_args()
 
 
+@program()
 def main() -> None:
+    """Run the command."""
     args = parse_arguments()
     out = Path(args.out)
     if out.suffix != ".npz":
@@ -42,10 +50,11 @@ def main() -> None:
         world, args.num_dreams, temperature=args.temperature, termination=args.termination, precision=args.precision
     )
     generator = dreams.generator(args.seed)
-    policy = RandomActions(world, generator=generator)
+    policy: Policy = RandomActions(world, generator=generator)
     if args.controller:
-        policy = wm.Controller.from_pretrained(args.controller, device=device)
-        policy.check_world(world)
+        controller = wm.Controller.from_pretrained(args.controller, device=device)
+        controller.check_world(world)
+        policy = controller
     began = time.monotonic()
     rollout = dreams.rollout(policy, args.horizon, generator=generator)
     seconds = time.monotonic() - began
@@ -65,7 +74,3 @@ def main() -> None:
 def nested(name: str, value: object) -> dict[str, np.ndarray]:
     """Name the arrays of a nested value ``name`` or ``name/path``."""
     return {f"{name}/{path}".rstrip("/"): leaf for path, leaf in leaf_values(to_numpy(value)).items()}
-
-
-if __name__ == "__main__":
-    run(main)

@@ -1,6 +1,6 @@
 """Encode the frames of a store with a trained V: mean and log-variance of z, in a store that M trains on.
 
-The same command goes on where it stopped, also after more episodes were collected.
+The same command resumes an interrupted encoding, and encodes episodes that were collected since.
 """
 
 from __future__ import annotations
@@ -8,28 +8,29 @@ from __future__ import annotations
 import argparse
 import time
 
-from bars import Bar
-from command import add_device, run
-from encoder import add_encoder, open_vision
-
 import worldmodel as wm
+from worldmodel.cli.options import add_device, add_encoder, open_vision, program, show
+from worldmodel.runtime import Reporter
 
 
 def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--data", required=True, help="directory that scripts/collect.py wrote")
-    parser.add_argument("--out", help="directory for the encoded store; None puts it beside the frames, DATA-encoded")
+    parser.add_argument("--data", required=True, help="directory written by scripts/collect.py")
+    parser.add_argument("--out", help="directory of the encoded store; None: DATA-encoded")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier encoded store")
     add_encoder(parser, required=True)
     add_device(parser)
     return parser.parse_args()
 
 
+@program(resume="Encoded episodes are kept; the same command resumes the encoding.")
 def main() -> None:
+    """Run the command."""
     args = parse_arguments()
     vision = open_vision(args)
     began = time.monotonic()
-    with Bar("encode", "episode") as bar:
+    with Reporter() as bars:
         store = wm.encode_store(
             args.data,
             vision=vision,
@@ -37,11 +38,7 @@ def main() -> None:
             dtype=args.dtype,
             precision=args.precision,
             overwrite=args.overwrite,
-            on_progress=bar.show,
+            on_progress=lambda done, total: show(bars, "encode", done, total, "episode"),
         )
     print(f"episodes  {len(store)}\nsteps     {store.num_steps}\nseconds   {time.monotonic() - began:.1f}")
     print(f"V         {vision.fingerprint}\nstore: {store.path}")
-
-
-if __name__ == "__main__":
-    run(main, resume="What is encoded is kept; the same command goes on.")

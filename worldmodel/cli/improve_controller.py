@@ -1,29 +1,42 @@
-"""Improve a controller by PPO in short dreams that begin in the midst of real episodes, and write it as a directory."""
+"""Improve a controller by PPO in short dreams that start within real episodes, and write it as a directory."""
 
 from __future__ import annotations
 
 import argparse
 
-from bars import Bar
-from command import add_device, add_dreams, choose_device, parse_with_preset, run
-from fields import add_fields, read_fields
-
 import worldmodel as wm
 from worldmodel.agents import CONTROLLER_FILE, CONTROLLER_FORMAT, PPOIteration
+from worldmodel.cli.options import (
+    add_device,
+    add_dreams,
+    add_fields,
+    choose_device,
+    parse_with_preset,
+    program,
+    read_fields,
+    show,
+)
 from worldmodel.dream import StartBank, score, usual_horizon
-from worldmodel.runtime import prepare_directory
+from worldmodel.runtime import Reporter, prepare_directory
 
 
 def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--model", required=True, help="world model directory")
-    parser.add_argument("--controller", required=True, help="controller directory to begin with")
-    parser.add_argument("--data", required=True, help="store of the episodes that dreams begin in, encoded or not")
+    parser.add_argument("--controller", required=True, help="directory of the controller to improve")
+    parser.add_argument("--data", required=True, help="store of the episodes in which dreams start, encoded or not")
     parser.add_argument("--out", required=True, help="directory for the improved controller")
-    parser.add_argument("--temperature", type=float, default=1.0, help="of the dreams; above 1 they are harder than M thinks")
+    parser.add_argument(
+        "--temperature", type=float, default=1.0, help="of the dreams; above 1 they are more random than M predicts"
+    )
     add_dreams(parser)
-    parser.add_argument("--num-dreams", type=int, default=1024, help="short dreams at once")
-    parser.add_argument("--whole-horizon", type=int, help="longest whole dream of a test; None: that of the data's environment")
+    parser.add_argument("--num-dreams", type=int, default=1024, help="number of short dreams")
+    parser.add_argument(
+        "--whole-horizon",
+        type=int,
+        help="maximum length of a complete test dream; None: the time limit of the data's environment",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier controller in OUT")
     parser.add_argument("--seed", type=int, default=0, help="seed of starts and dreams")
     add_fields(parser, wm.PPOConfig)
@@ -32,7 +45,9 @@ def parse_arguments() -> argparse.Namespace:
     return parse_with_preset(parser, "improve_controller")
 
 
+@program(resume="OUT holds the best controller tested so far; if none was tested, it is unchanged.")
 def main() -> None:
+    """Run the command."""
     args = parse_arguments()
     world = wm.WorldModel.from_pretrained(args.model, device=choose_device(args.device))
     controller = wm.Controller.from_pretrained(args.controller, device=world.device)
@@ -44,11 +59,12 @@ def main() -> None:
         world, args.data, seed=args.seed, **read_fields(args, StartBank.along, leave_out=("world", "data", "seed"))
     )
     prepare_directory(args.out, marker=CONTROLLER_FILE, format=CONTROLLER_FORMAT, overwrite=args.overwrite)
-    with Bar("PPO", "iteration") as bar:
+    with Reporter() as bars:
 
         def report(found: PPOIteration) -> None:
-            bar.show(found.number, found.total, ends_per_1000=found.ends, best_test=found.best_test)
-            if found.test is not None:  # what is best so far is kept, whatever comes
+            metrics = {"ends_per_1000": found.ends, "best_test": found.best_test}
+            show(bars, "PPO", found.number, found.total, "iteration", **metrics)
+            if found.test is not None:  # save the best so far, in case the run is interrupted
                 found.controller.save_pretrained(args.out, overwrite=True)
 
         wm.ppo(controller, dreams, starts, config=config, horizon=horizon, seed=args.seed, on_iteration=report)
@@ -57,7 +73,3 @@ def main() -> None:
         scores = score(dreams.variant(num_dreams=1024), one, horizon=horizon, seed=args.seed + 1)
         print(f"dream return {name:6}  {scores} at temperature {args.temperature:g}")
     print(f"controller: {args.out}")
-
-
-if __name__ == "__main__":
-    run(main, resume="OUT holds the best controller tested so far; if none was, what it held before.")

@@ -1,12 +1,11 @@
-"""Look at a store of episodes: what it holds, whether it is whole, and what can be mended."""
+"""Inspect a store of episodes: print its content, verify it, or repair it."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
-from command import run
-
+from worldmodel.cli.options import program
 from worldmodel.data import EpisodeStore, Problem, repair, verify
 
 
@@ -15,9 +14,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in (
-        ("info", "print what the store holds"),
-        ("verify", "read every byte and list what is wrong; exit code 1 if anything is"),
-        ("repair", "keep all that is whole, move damaged files to the folder damaged/, mend the manifest"),
+        ("info", "print a summary of the store"),
+        ("verify", "read every byte and list the problems; exit code 1 if there is one"),
+        ("repair", "keep undamaged episodes, move damaged files to the folder damaged/, and rewrite the manifest"),
     ):
         commands.add_parser(name, help=text, description=text).add_argument("path", help="directory of the store")
     return parser.parse_args()
@@ -44,6 +43,7 @@ def print_info(store: EpisodeStore) -> None:
     print(f"fingerprint        {store.fingerprint}")
 
 
+@program()
 def main() -> None:
     """Run the command."""
     arguments = parse_arguments()
@@ -52,10 +52,6 @@ def main() -> None:
         return
     problems = (verify if arguments.command == "verify" else repair)(arguments.path)
     print_problems(problems)
-    print(f"{len(problems)} problems" + (" mended" if problems and arguments.command == "repair" else ""))
+    print(f"{len(problems)} problems" + (" repaired" if problems and arguments.command == "repair" else ""))
     if problems and arguments.command == "verify":
         sys.exit(1)
-
-
-if __name__ == "__main__":
-    run(main)

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import argparse
 
-from bars import Bar
-from command import add_device, choose_device, parse_with_preset, run
-from fields import add_fields, read_fields
-
 import worldmodel as wm
-from worldmodel.runtime import keep_freed_memory
+from worldmodel.cli.options import add_device, add_fields, choose_device, parse_with_preset, program, read_fields, show
+from worldmodel.runtime import Reporter, keep_freed_memory
+from worldmodel.training import TrainingProgress
 
 
 def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument(
-        "--data", nargs="+", required=True, help="directories that scripts/collect.py wrote, of one environment"
+        "--data", nargs="+", required=True, help="directories written by scripts/collect.py, all of one environment"
     )
-    parser.add_argument("--out", required=True, help="directory for V; its training state goes to OUT/training")
-    parser.add_argument("--initial", help="directory of a V to start from; its sizes are kept, their options have no effect")
+    parser.add_argument("--out", required=True, help="directory for V; the training state is in OUT/training")
+    parser.add_argument("--initial", help="directory of a V to start from; its sizes are kept and the options for them ignored")
     parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard scalars (extra: tensorboard)")
-    parser.add_argument("--resume", action="store_true", help="go on with an interrupted run in OUT; give the same options")
+    parser.add_argument("--resume", action="store_true", help="resume an interrupted run in OUT, with the same options")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier run in OUT")
     parser.add_argument("--seed", type=int, default=0, help="seed of the split, the weights and the order of the frames")
     add_device(parser)
@@ -30,11 +29,18 @@ def parse_arguments() -> argparse.Namespace:
     return parse_with_preset(parser, "train_vae")
 
 
+@program(resume="The same command with --resume resumes the training.")
 def main() -> None:
+    """Run the command."""
     args = parse_arguments()
     keep_freed_memory()
     initial = wm.ConvVAE.from_pretrained(args.initial) if args.initial else None
-    with Bar("train V", "update") as bar:
+    with Reporter() as bars:
+
+        def report(p: TrainingProgress) -> None:
+            metrics = {"squared_error": p.metrics["squared_error"], "held_out": p.test_metrics.get("squared_error")}
+            show(bars, "train V", p.update, p.num_updates, "update", **metrics)
+
         vision = wm.train_vae(
             args.data,
             out=args.out,
@@ -47,9 +53,7 @@ def main() -> None:
             resume=args.resume,
             overwrite=args.overwrite,
             tensorboard=args.tensorboard,
-            on_progress=lambda p: bar.show(
-                p.update, p.num_updates, squared_error=p.metrics["squared_error"], held_out=p.test_metrics.get("squared_error")
-            ),
+            on_progress=report,
         )
     training, latents = vision.provenance["training"], vision.provenance["latents"]
     print("held-out frames")
@@ -58,7 +62,3 @@ def main() -> None:
     print(f"latents: {latents['size']}, in use over these frames {latents['in_use']}, kept {latents['kept']}")
     print(f"updates {training['updates']}, best at {training['best_update']}, {training['seconds']:.1f} s")
     print(f"V: {args.out}")
-
-
-if __name__ == "__main__":
-    run(main, resume="The same command with --resume goes on.")
