@@ -19,7 +19,7 @@ from toy_worlds import random_world
 import worldmodel as wm
 from worldmodel.experiments import presets
 
-SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 WIDE = spaces.Box(np.arange(-40.0, 0), np.arange(40.0), dtype=np.float64)  # is printed in several lines
 SHORT = "--num-updates 2 --evaluate-every 2 --max-test-batches 1"
 

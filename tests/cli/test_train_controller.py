@@ -13,7 +13,7 @@ from toy_worlds import random_world
 
 from worldmodel.agents import Controller, DreamPopulation
 
-SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
 
 @pytest.fixture

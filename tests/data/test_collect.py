@@ -523,7 +523,7 @@ def test_ctrl_c_ends_the_workers_without_a_word_from_them(tmp_path):
 
 
 def test_the_scripts_collect_verify_and_repair(tmp_path, monkeypatch, capsys):
-    scripts = Path(__file__).resolve().parent.parent / "scripts"
+    scripts = Path(__file__).resolve().parents[2] / "scripts"
     monkeypatch.syspath_prepend(scripts)
     monkeypatch.chdir(tmp_path)
 

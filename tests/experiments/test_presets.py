@@ -11,7 +11,7 @@ from worldmodel.agents import Controller
 from worldmodel.dream import StartBank
 from worldmodel.experiments import CAR_RACING, DOOM, PRESETS, Preset, small
 
-CLI = Path(__file__).resolve().parent.parent / "worldmodel" / "cli"
+CLI = Path(__file__).resolve().parents[2] / "worldmodel" / "cli"
 PATHS = {  # what no preset says
     "collect": "--out o",
     "train_vae": "--data d --out o",
