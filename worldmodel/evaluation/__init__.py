@@ -1,4 +1,15 @@
-"""TODO evaluation."""
+"""Scores of agents in the real environment, in dreams and against random play; faithfulness of dreams.
+
+`evaluate` scores one agent everywhere. `probe` asks whether dreams rank fixed policies as the real environment does, which
+tells whether a search in these dreams can succeed. Evaluation uses agents, dreams and data, and none of them imports it, so
+no score can leak into training.
+
+Example:
+    >>> from gymnasium.spaces import Discrete
+    >>> from worldmodel.evaluation import fixed_policies
+    >>> list(fixed_policies(Discrete(2), names=["left", "right"]))[:3]
+    ['always left', 'always right', 'uniform']
+"""
 
 from typing import TYPE_CHECKING
 
