@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from worldmodel.evaluation.faithfulness import Probe as Probe
     from worldmodel.evaluation.faithfulness import fixed_policies as fixed_policies
     from worldmodel.evaluation.faithfulness import probe as probe
-    from worldmodel.evaluation.replay import replay as replay
+    from worldmodel.evaluation.replaying import replay as replay
 else:
     __getattr__, __dir__, __all__ = attach(
         __name__,
         {
             "evaluating": "Evaluation evaluate",
             "faithfulness": "Probe fixed_policies probe",
-            "replay": "replay",
+            "replaying": "replay",
         },
     )
