@@ -219,7 +219,8 @@ from pathlib import Path
 sys.path[:0] = {tests!r}
 import torch
 import test_training
-from worldmodel.data import EpisodeStore
+from worldmodel import checkpoint
+from worldmodel.store import EpisodeStore
 torch.set_num_threads(1)
 replace, writes = os.replace, 0
 def kill(progress):
