@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
+from harness import write_result
 
 import worldmodel as wm
 
@@ -28,7 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--updates", type=int, default=600, help="optimiser steps of each run")
     parser.add_argument("--seeds", type=int, default=2, help="runs per variant")
-    parser.add_argument("--out", required=True, help="JSON file for the numbers")
+    parser.add_argument("--out", required=True, help="directory for result.json")
     args = parser.parse_args()
     torch.set_num_threads(1)
     rows = []
@@ -44,7 +44,7 @@ def main() -> None:
                 means = {term: float(np.mean([run[term] for run in runs])) if term in runs[0] else None for term in TERMS}
                 rows.append({"env": env, "variant": variant, **means})
                 print(f"{env:<12} {variant:<22}" + "".join(f"{means[term] or 0.0:>10.3f}" for term in TERMS), flush=True)
-    Path(args.out).write_text(json.dumps({"updates": args.updates, "seeds": args.seeds, "rows": rows}, indent=2) + "\n")
+    write_result(args.out, {"updates": args.updates, "seeds": args.seeds, "rows": rows})
 
 
 def train(data: Path, out: Path, updates: int, seed: int, fields: dict[str, object]) -> dict[str, float]:

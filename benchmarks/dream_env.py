@@ -12,19 +12,14 @@ time.
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import shlex
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
 from gymnasium import spaces
-from known_process import machine
+from harness import fastest, write_result
 
 import worldmodel as wm
 from worldmodel.models import MDNRNN, StateNormalizer
@@ -76,21 +71,6 @@ def variants(world: wm.WorldModel, num_actions: int) -> dict[str, Callable[[], o
     return steps
 
 
-def measure(steps: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Return milliseconds per step of each variant: the fastest of many short runs in turns."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    rng = np.random.default_rng(0)
-    for _ in range(repeats):
-        for name in rng.permutation(list(steps)):
-            step = steps[name]
-            step()  # warms up the caches
-            began = time.perf_counter()
-            for _ in range(STEPS):
-                step()
-            times[name].append((time.perf_counter() - began) / STEPS * 1e3)
-    return {name: min(values) for name, values in times.items()}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", required=True, help="directory for result.json and result.md")
@@ -101,25 +81,18 @@ def main() -> None:
     rows = {}
     for name, (latent_size, num_actions, hidden_size) in SIZES.items():
         world = make_world(latent_size, num_actions, hidden_size)
-        milliseconds = measure(variants(world, num_actions), arguments.repeats)
+        steps = variants(world, num_actions)
+        seconds = fastest(steps, repeats=arguments.repeats, calls=STEPS, warm_up=1, shuffle=True)
+        milliseconds = {variant: 1e3 * value for variant, value in seconds.items()}
         rows[name] = {"milliseconds": milliseconds, "ratio": milliseconds["env"] / milliseconds["core"]}
         print(f"{name:<24} core {milliseconds['core']:6.2f} ms, ratio {rows[name]['ratio']:.3f}", flush=True)
-    out = Path(arguments.out)
-    out.mkdir(parents=True, exist_ok=True)
-    content = {
-        "command": shlex.join(["python", "benchmarks/dream_env.py", *sys.argv[1:]]),
-        **machine(),
-        "num_dreams": NUM_DREAMS,
-        "target": TARGET,
-        "rows": rows,
-    }
-    (out / "result.json").write_text(json.dumps(content, indent=2) + "\n")
     columns = list(next(iter(rows.values()))["milliseconds"])
     lines = [f"| size | {' | '.join(f'{column}, ms' for column in columns)} | env / core |", "|---" * (len(columns) + 2) + "|"]
     for name, row in rows.items():
         numbers = " | ".join(f"{row['milliseconds'][column]:.2f}" for column in columns)
         lines.append(f"| {name} | {numbers} | {row['ratio']:.2f} |")
-    (out / "result.md").write_text("\n".join(lines) + "\n")
+    content = {"num_dreams": NUM_DREAMS, "target": TARGET, "rows": rows}
+    write_result(arguments.out, content, markdown="\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import tempfile
 import time
 from pathlib import Path
 
 import torch
+from harness import print_row
 
 import worldmodel as wm
 
@@ -70,7 +70,7 @@ def main() -> None:
     torch.set_num_threads(1)
     for seed in arguments.seeds:
         with tempfile.TemporaryDirectory() as out:
-            print(json.dumps(run(arguments.env, arguments.policy, seed, Path(out))), flush=True)
+            print_row(run(arguments.env, arguments.policy, seed, Path(out)))
 
 
 if __name__ == "__main__":

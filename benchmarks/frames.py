@@ -15,20 +15,17 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import os
-import shlex
-import sys
 import tempfile
-import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import minari
 import numpy as np
+import torch
 import zstandard
-from known_process import machine
+from harness import fastest, write_result
 from PIL import Image
 
 from worldmodel.adapters.minari import to_minari
@@ -77,13 +74,9 @@ def some_frames(path: str) -> np.ndarray:
     return np.concatenate(windows)[:FRAMES]
 
 
-def best(function: Callable[[], None], repeats: int = 3) -> float:
-    seconds = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        function()
-        seconds.append(time.perf_counter() - began)
-    return min(seconds)
+def best(function: Callable[[], object]) -> float:
+    """Seconds of the fastest of three calls."""
+    return fastest({"call": function}, repeats=3)["call"]
 
 
 def measure(frames: np.ndarray, codec: Codec, chunk: int) -> dict[str, float]:
@@ -150,6 +143,7 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", required=True, metavar="NAME=STORE", help="stores of 64x64 frames")
     parser.add_argument("--out", required=True, help="directory for result.json")
     args = parser.parse_args()
+    torch.set_num_threads(1)
     result = {}
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
@@ -165,8 +159,7 @@ def main() -> None:
             for form, row in on_disk(path, Path(work).resolve()).items():
                 result[f"{name}, {form}"] = row
                 print(f"{name:<6}{form:<12}  {', '.join(f'{key} {value:,.0f}' for key, value in row.items())}", flush=True)
-    header = {"command": shlex.join(["python", *sys.argv]), **machine(), "threads": 1}
-    (out / "result.json").write_text(json.dumps(header | {"rows": result}, indent=2) + "\n")
+    write_result(out, {"rows": result})
 
 
 if __name__ == "__main__":

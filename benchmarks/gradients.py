@@ -13,13 +13,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import gymnasium as gym
 import torch
-from known_process import machine
+from harness import fastest, write_result
 from torch import Tensor, nn
 
 import worldmodel as wm
@@ -60,17 +58,6 @@ def estimates(distance: float, generator: torch.Generator) -> dict[str, dict[str
     return result
 
 
-def fastest(**works: Callable[[], object]) -> dict[str, float]:
-    """Return seconds of the fastest of several runs of each function, run in turns."""
-    times: dict[str, list[float]] = {name: [] for name in works}
-    for _ in range(REPEATS):
-        for name, work in works.items():
-            begin = time.perf_counter()
-            work()
-            times[name].append(time.perf_counter() - begin)
-    return {name: min(seconds) for name, seconds in times.items()}
-
-
 def world_of(**mdnrnn: object) -> wm.WorldModel:
     """Build a world with random weights, 4 latents and 2 actions."""
     vision = StateNormalizer(gym.spaces.Box(-1.0, 1.0, (4,)))
@@ -92,11 +79,12 @@ def costs(**mdnrnn: object) -> dict[str, float]:
     def forward() -> Tensor:
         return imagine(dreams, policy, HORIZON, generator=generator).reward.sum()
 
-    seconds = fastest(
-        rollout=lambda: dreams.rollout(act, HORIZON, generator=generator),
-        imagine=forward,
-        with_backward=lambda: forward().backward(),
-    )
+    works = {
+        "rollout": lambda: dreams.rollout(act, HORIZON, generator=generator),
+        "imagine": forward,
+        "with_backward": lambda: forward().backward(),
+    }
+    seconds = fastest(works, repeats=REPEATS)
     return {name: round(value / seconds["rollout"], 2) for name, value in seconds.items()}
 
 
@@ -109,8 +97,6 @@ def main() -> None:
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
     result = {
-        "command": f"python benchmarks/gradients.py --out {arguments.out}",
-        **machine(),
         "estimates": {distance: estimates(float(distance), generator) for distance in (1, 2, 4, 6, 8)},
         "costs": {
             "per dimension": costs(),
@@ -118,8 +104,7 @@ def main() -> None:
             "joint, full": costs(factorization="joint", noise_type="full"),
         },
     }
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    write_result(arguments.out, result)
     print(json.dumps(result, indent=2))
 
 

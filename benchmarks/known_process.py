@@ -15,18 +15,14 @@ independent.
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import os
-import platform
-import shlex
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from harness import write_result
 from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal, Normal
 
@@ -143,25 +139,8 @@ def run(
     return measure(process, model, num_sequences=4096, seed=seed + 1_000_000)
 
 
-def machine() -> dict[str, str | int | None]:
-    """Describe the machine and the software: CPU model, cores, versions, commit."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line for line in lines if line.startswith("model name")]
-    describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    commit = subprocess.run(describe, capture_output=True, text=True, check=False)
-    return {
-        "cpu": names[0].split(":", 1)[1].strip() if names else platform.processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "commit": commit.stdout.strip() if commit.returncode == 0 else None,
-    }
-
-
-def to_markdown(rows: list[dict[str, str | float]], header: dict[str, object]) -> str:
-    """Format the rows as a Markdown table in nats per dimension, followed by ``header``."""
+def to_markdown(rows: list[dict[str, str | float]]) -> str:
+    """Format the rows as a Markdown table, in nats per dimension."""
     lines = [
         "# NLL against the entropy of a known process",
         "",
@@ -175,7 +154,7 @@ def to_markdown(rows: list[dict[str, str | float]], header: dict[str, object]) -
         f"| {row['gap']:.4f} ± {row['gap_se']:.4f} | {row['seconds']:.0f} |"
         for row in rows
     ]
-    return "\n".join([*lines, "", *(f"- {name}: {value}" for name, value in header.items()), ""])
+    return "\n".join(lines)
 
 
 def main() -> int:
@@ -187,7 +166,6 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    header = {"command": shlex.join(["python", *sys.argv]), **machine()}
     rows: list[dict[str, str | float]] = []
     for factorization in Factorization:
         for noise_type in NoiseType:
@@ -196,9 +174,7 @@ def main() -> int:
             seconds = time.perf_counter() - start
             rows.append({"factorization": factorization.value, "noise_type": noise_type.value, **result, "seconds": seconds})
             print(f"{factorization.value:14s} {noise_type.value:26s} gap {result['gap']:.4f} +- {result['gap_se']:.4f}")
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "result.json").write_text(json.dumps({**header, "target": TARGET, "rows": rows}, indent=2) + "\n")
-    (arguments.out / "result.md").write_text(to_markdown(rows, header))
+    write_result(arguments.out, {"target": TARGET, "rows": rows}, markdown=to_markdown(rows))
     print(f"wrote {arguments.out / 'result.json'} and {arguments.out / 'result.md'}")
     return 0 if all(float(row["gap"]) < TARGET for row in rows) else 1
 

@@ -10,13 +10,13 @@ only the last call.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from harness import print_row
 
 import worldmodel as wm
 from worldmodel.dream import Scores
@@ -92,7 +92,7 @@ def main() -> None:
     for seed in arguments.seeds:
         with tempfile.TemporaryDirectory() as temporary:
             out = (arguments.out or Path(temporary)) / f"{arguments.env}-{seed}"
-            print(json.dumps(run(arguments.env, seed, out)), flush=True)
+            print_row(run(arguments.env, seed, out))
 
 
 if __name__ == "__main__":

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
-from pathlib import Path
 
 import torch
-from known_process import machine
+from harness import write_result
 
 from worldmodel.mixtures import Factorization
 from worldmodel.models import MDNRNN, MDNRNNConfig
@@ -58,17 +56,8 @@ def main() -> None:
         rows.append([difference(config, steps=args.steps, dtype=dtype) for dtype in (torch.float32, torch.float64)])
     worst = [max(column) for column in zip(*rows, strict=True)]
     print(f"{len(rows)} configurations, {args.steps} steps: float32 {worst[0]:.2e}, float64 {worst[1]:.2e}")
-    Path(args.out).mkdir(parents=True, exist_ok=True)
-    command = f"python benchmarks/sequence_step.py --out {args.out}"
-    content = {
-        "command": command,
-        **machine(),
-        "configurations": len(rows),
-        "steps": args.steps,
-        "float32": worst[0],
-        "float64": worst[1],
-    }
-    (Path(args.out) / "result.json").write_text(json.dumps(content, indent=2) + "\n")
+    content = {"configurations": len(rows), "steps": args.steps, "float32": worst[0], "float64": worst[1]}
+    write_result(args.out, content)
 
 
 if __name__ == "__main__":

@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 from pathlib import Path
 
 import torch
-from known_process import machine
+from harness import write_result
 
 from worldmodel.models import MDNRNN, DataStatistics, MDNRNNConfig, SequenceBatch
 from worldmodel.training import calibrate_termination, termination_logits, termination_scores
@@ -93,9 +92,7 @@ def main() -> None:
                 calibrate_termination(model, [held_out])
                 found.append(row | {"calibrated": True} | termination_scores(*termination_logits(model, [test])))
                 print(*found[-2:], sep="\n", flush=True)
-    args.out.mkdir(parents=True, exist_ok=True)
-    content = {"command": f"python benchmarks/termination.py --out {args.out}", **machine(), "rows": found}
-    (args.out / "result.json").write_text(json.dumps(content, indent=2) + "\n")
+    write_result(args.out, {"rows": found})
 
 
 if __name__ == "__main__":

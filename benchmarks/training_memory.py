@@ -18,7 +18,6 @@ import argparse
 import json
 import os
 import resource
-import shlex
 import signal
 import subprocess
 import sys
@@ -29,7 +28,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from gymnasium import spaces
-from known_process import machine
+from harness import write_result
 
 from worldmodel.data import Episode, EpisodeStore
 from worldmodel.models import WORLD_FILE, MDNRNNConfig, WorldModel
@@ -157,15 +156,14 @@ def main() -> int:
         return 0
     if arguments.out is None:
         parser.error("--out: expected a directory")
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    result = {"command": shlex.join(["python", *sys.argv]), **machine(), "threads": 1}
+    torch.set_num_threads(1)
     memory = [measure_memory(arguments.temporary, size, arguments.updates) for size in arguments.megabytes]
     growth = float(memory[1]["peak_rss_mb"]) / float(memory[0]["peak_rss_mb"]) - 1
-    result |= {"memory": memory, "growth": round(growth, 4), "tolerance": TOLERANCE}
+    result: dict[str, object] = {"memory": memory, "growth": round(growth, 4), "tolerance": TOLERANCE}
     print(json.dumps(result, indent=2), flush=True)
     kills = measure_kills(arguments.temporary, arguments.updates)
     print(json.dumps(kills, indent=2))
-    (arguments.out / "result.json").write_text(json.dumps(result | {"kills": kills}, indent=2) + "\n")
+    write_result(arguments.out, result | {"kills": kills})
     lossless = all(
         kills[name] for name in ("nothing_saved_was_lost", "same_weights_as_never_killed", "same_log_as_never_killed")
     )

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import shlex
 import subprocess
 import sys
 import time
@@ -23,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from known_process import machine
+from harness import fastest, write_result
 from torch import Tensor
 
 from worldmodel.models import MDNRNN, MDNRNNConfig, SequenceBatch, mdnrnn
@@ -79,13 +78,8 @@ def updates(model: MDNRNN, batch: SequenceBatch) -> dict[str, Callable[[], None]
 def measure(size: str, rounds: int, clock: Callable[[], float]) -> dict[str, float]:
     """Return steps per second of each variant: the best of several rounds in turns."""
     model, batch = make(size)
-    best = dict.fromkeys(VARIANTS, float("inf"))
-    for _ in range(rounds):
-        for name, update in updates(model, batch).items():
-            start = clock()
-            update()
-            best[name] = min(best[name], clock() - start)
-    return {name: batch.weight / seconds for name, seconds in best.items()}
+    seconds = fastest(updates(model, batch), repeats=rounds, clock=clock)
+    return {name: batch.weight / value for name, value in seconds.items()}
 
 
 def child(size: str, rounds: int, threads: int, clock: str, keep: bool) -> dict[str, float]:
@@ -112,7 +106,7 @@ def main() -> None:
     if args.size:
         print(json.dumps(measure(args.size, args.rounds, CLOCKS[args.clock])))
         return
-    content: dict[str, object] = {"command": shlex.join(["python", *sys.argv]), **machine()}
+    content: dict[str, object] = {}
     for size in SIZES:
         rounds = args.rounds if size != "cartpole" else 20 * args.rounds
         rows = {f"{name}, memory {'kept' if keep else 'returned'}": speed for keep in (False, True)
@@ -124,8 +118,7 @@ def main() -> None:
         for name, speed in rows.items():
             print(f"{size:12s} {name:36s} {speed:8.0f} steps/s, {speed / base:.2f}", flush=True)
         if args.out:  # after each size, as the benchmark takes minutes
-            args.out.mkdir(parents=True, exist_ok=True)
-            (args.out / "result.json").write_text(json.dumps(content, indent=2) + "\n")
+            write_result(args.out, content)
 
 
 if __name__ == "__main__":

@@ -10,21 +10,16 @@ CPU times, the best of several rounds in turns, so that the ratios also hold on 
 from __future__ import annotations
 
 import argparse
-import json
-import shlex
-import sys
 import time
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import torch
 from gymnasium import spaces
-from known_process import machine
+from harness import fastest, write_result
 from torch import Tensor
 
 from worldmodel.models import ConvVAE, FrameBatch, VAEConfig
-
-ROUNDS = 6
 
 
 class ObviousVAE(ConvVAE):
@@ -45,39 +40,36 @@ class ObviousVAE(ConvVAE):
         return self.mean_head(features).float(), self.log_variance_head(features).float()
 
 
-def seconds_of_a_step(vision: ConvVAE, optimizer: torch.optim.Optimizer, batch: FrameBatch, bfloat16: bool) -> float:
-    began = time.process_time()
+def step(vision: ConvVAE, optimizer: torch.optim.Optimizer, batch: FrameBatch, bfloat16: bool) -> None:
+    """Do one update."""
     with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
         loss, _ = vision.loss(batch, generator=torch.Generator().manual_seed(0))
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
-    return time.process_time() - began
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", required=True, help="directory for result.json")
-    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--batch-size", type=int, default=256, help="frames of a step")
+    parser.add_argument("--repeats", type=int, default=6, help="timed steps of each variant")
     args = parser.parse_args()
     torch.set_num_threads(1)
     space, config = spaces.Box(0, 255, (64, 64, 3), np.uint8), VAEConfig(latent_size=64)
     models = {"V": ConvVAE(space, config), "the obvious way": ObviousVAE(space, config)}
     optimizers = {name: torch.optim.Adam(model.parameters(), lr=1e-5) for name, model in models.items()}
     batch = FrameBatch(torch.randint(0, 256, (args.batch_size, 64, 64, 3), dtype=torch.uint8))
-    found: dict[str, float] = {}
-    for _ in range(ROUNDS):
-        for name, model in models.items():
-            for precision in ("float32", "bfloat16"):
-                took = seconds_of_a_step(model, optimizers[name], batch, precision == "bfloat16")
-                key = f"{name}, {precision}"
-                found[key] = max(found.get(key, 0.0), args.batch_size / took)
+    works = {
+        f"{name}, {precision}": partial(step, model, optimizers[name], batch, precision == "bfloat16")
+        for name, model in models.items()
+        for precision in ("float32", "bfloat16")
+    }
+    seconds = fastest(works, repeats=args.repeats, clock=time.process_time)
+    found = {name: args.batch_size / value for name, value in seconds.items()}
     for name, speed in found.items():
         print(f"{name:<28}{speed:>8.0f} images per second of CPU time")
-    out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
-    header = {"command": shlex.join(["python", *sys.argv]), **machine(), "threads": 1}
-    (out / "result.json").write_text(json.dumps(header | {"rows": found}, indent=2) + "\n")
+    write_result(args.out, {"rows": found})
 
 
 if __name__ == "__main__":

@@ -1,64 +1,6 @@
-"""Train V for images on one or several stores of episodes and write it as a directory."""
+"""Train V on the images of one or several stores; options: ``python scripts/train_vae.py --help``."""
 
-from __future__ import annotations
-
-import argparse
-
-from bars import Bar
-from command import add_device, choose_device, parse_with_preset, run
-from fields import add_fields, read_fields
-
-import worldmodel as wm
-from worldmodel.runtime import keep_freed_memory
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument(
-        "--data", nargs="+", required=True, help="directories that scripts/collect.py wrote, of one environment"
-    )
-    parser.add_argument("--out", required=True, help="directory for V; its training state goes to OUT/training")
-    parser.add_argument("--initial", help="directory of a V to start from; its sizes are kept, their options have no effect")
-    parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard scalars (extra: tensorboard)")
-    parser.add_argument("--resume", action="store_true", help="go on with an interrupted run in OUT; give the same options")
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier run in OUT")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the split, the weights and the order of the frames")
-    add_device(parser)
-    add_fields(parser, wm.VAEConfig)
-    add_fields(parser, wm.FrameConfig)
-    add_fields(parser, wm.TrainingConfig)
-    return parse_with_preset(parser, "train_vae")
-
-
-def main() -> None:
-    args = parse_arguments()
-    keep_freed_memory()
-    initial = wm.ConvVAE.from_pretrained(args.initial) if args.initial else None
-    with Bar("train V", "update") as bar:
-        vision = wm.train_vae(
-            args.data,
-            out=args.out,
-            config=None if initial else wm.VAEConfig(**read_fields(args, wm.VAEConfig)),
-            frame_config=wm.FrameConfig(**read_fields(args, wm.FrameConfig)),
-            training_config=wm.TrainingConfig(**read_fields(args, wm.TrainingConfig)),
-            initial=initial,
-            seed=args.seed,
-            device=choose_device(args.device),
-            resume=args.resume,
-            overwrite=args.overwrite,
-            tensorboard=args.tensorboard,
-            on_progress=lambda p: bar.show(
-                p.update, p.num_updates, squared_error=p.metrics["squared_error"], held_out=p.test_metrics.get("squared_error")
-            ),
-        )
-    training, latents = vision.provenance["training"], vision.provenance["latents"]
-    print("held-out frames")
-    for name, value in training["best_metrics"].items():
-        print(f"  {name.replace('_', ' '):<18}  {value:.3f}")
-    print(f"latents: {latents['size']}, in use over these frames {latents['in_use']}, kept {latents['kept']}")
-    print(f"updates {training['updates']}, best at {training['best_update']}, {training['seconds']:.1f} s")
-    print(f"V: {args.out}")
-
+from worldmodel.cli.train_vae import main
 
 if __name__ == "__main__":
-    run(main, resume="The same command with --resume goes on.")
+    main()

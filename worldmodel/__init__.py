@@ -1,6 +1,15 @@
-"""Recurrent world models: collect, train, dream, act, and compare with reality.
+"""Recurrent world models: collect, train, dream, act, and compare with the real environment.
 
-See the README for the tour, and the modules' docstrings for the mathematics.
+The most used names are here, everything else in the packages (docs/architecture.md lists them and where to find what). Names
+are imported on first use, so that ``import worldmodel`` imports neither torch nor matplotlib.
+
+Example:
+    >>> import tempfile
+    >>> import worldmodel as wm
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     store = wm.collect("CartPole-v1", out=directory, num_episodes=2, seed=0)
+    >>> len(store)
+    2
 """
 
 from typing import TYPE_CHECKING

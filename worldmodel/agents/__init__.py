@@ -1,4 +1,18 @@
-"""TODO agents."""
+"""Agents and how they are improved: controllers, evolution, policy gradients.
+
+An agent maps latent features to actions. `evolve` searches its weights by the return of complete episodes, `ppo` by
+gradients in short dreams. Agents and Gymnasium environments do not import each other: a policy maps features to actions, a
+world steps, and both meet in the dream package.
+
+Example:
+    >>> import numpy as np
+    >>> from worldmodel.agents import OpenAIES
+    >>> search = OpenAIES(np.zeros(2), sigma=0.5, population=64, seed=0)
+    >>> for _ in range(100):
+    ...     search.tell(-np.square(search.ask() - 1.0).sum(axis=1))  # the best weights are (1, 1)
+    >>> bool(np.abs(search.mean - 1.0).max() < 0.3)
+    True
+"""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,17 @@
-"""TODO data."""
+"""Real episodes: how they are collected, stored, verified and read.
+
+`collect` plays an environment and writes an `EpisodeStore`, a directory that survives kills and can be resumed, verified and
+repaired. ``rollouts`` yields episodes without storing them. This package does not import models: a store of encoded
+episodes knows V only by its fingerprint, so data outlives any model.
+
+Example:
+    >>> from worldmodel.data import rollouts
+    >>> (episode,) = rollouts("CartPole-v1", "random", episode_ids=[0], seed=0)
+    >>> episode.observations.shape[0] == len(episode) + 1
+    True
+    >>> bool(episode.terminations[-1] or episode.truncations[-1])
+    True
+"""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,16 @@
-"""TODO dream."""
+"""Many episodes at once in a world model, without Gymnasium: dreams, and M's state along real episodes.
+
+`Dreams` steps a batch of latent states through M, `Reality` steps real environments behind the same interface, and
+`LatentTracker` follows M's state on real observations, for example on a robot. An agent therefore acts in all three
+unchanged. Training does not appear here: a dream needs weights, not how they were made.
+
+Example:
+    >>> import torch
+    >>> from worldmodel.dream import lambda_returns
+    >>> reward, continuation, value = torch.ones(3), torch.ones(3), torch.zeros(4)
+    >>> lambda_returns(reward, continuation, value, discount=0.5, lambda_=1.0)
+    tensor([1.7500, 1.5000, 1.0000])
+"""
 
 from typing import TYPE_CHECKING
 

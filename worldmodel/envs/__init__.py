@@ -1,4 +1,18 @@
-"""Gymnasium environments: dreams, real environments in latent space, and the environments of the paper."""
+"""Gymnasium environments made from a world model, and the real ones of the paper.
+
+`DreamEnv` and `DreamVectorEnv` are dreams behind the Gymnasium interface, so that any reinforcement learning library can
+train in them; `LatentEnv` and `LatentVectorEnv` wrap a real environment and return M's features as observations. The steps
+themselves are computed in the dream package. Environments do not import agents.
+
+Example:
+    >>> import gymnasium as gym
+    >>> import numpy as np
+    >>> from worldmodel.envs import AreaResize
+    >>> camera = gym.Env()
+    >>> camera.observation_space = gym.spaces.Box(0, 255, (96, 96, 3), np.uint8)
+    >>> AreaResize(camera, size=64).observation_space.shape
+    (64, 64, 3)
+"""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,15 @@
-"""TODO evaluation."""
+"""Scores of agents in the real environment, in dreams and against random play; faithfulness of dreams.
+
+`evaluate` scores one agent everywhere. `probe` asks whether dreams rank fixed policies as the real environment does, which
+tells whether a search in these dreams can succeed. Evaluation uses agents, dreams and data, and none of them imports it, so
+no score can leak into training.
+
+Example:
+    >>> from gymnasium.spaces import Discrete
+    >>> from worldmodel.evaluation import fixed_policies
+    >>> list(fixed_policies(Discrete(2), names=["left", "right"]))[:3]
+    ['always left', 'always right', 'uniform']
+"""
 
 from typing import TYPE_CHECKING
 
@@ -11,7 +22,7 @@ if TYPE_CHECKING:
     from worldmodel.evaluation.faithfulness import Probe as Probe
     from worldmodel.evaluation.faithfulness import fixed_policies as fixed_policies
     from worldmodel.evaluation.faithfulness import probe as probe
-    from worldmodel.evaluation.replay import replay as replay
+    from worldmodel.evaluation.replaying import replay as replay
 else:
     __getattr__, __dir__, __all__ = attach(
         __name__,
@@ -19,6 +30,6 @@ else:
             "config": "EvaluationConfig",
             "evaluating": "Evaluation evaluate",
             "faithfulness": "Probe fixed_policies probe",
-            "replay": "replay",
+            "replaying": "replay",
         },
     )

@@ -1,4 +1,16 @@
-"""TODO experiments."""
+"""Complete experiments: the loop of collecting, training and evaluating, and the experiments of the paper.
+
+`iterate` repeats the loop until a target is reached; `Reproduction` runs an experiment of Ha & Schmidhuber (2018) with the
+numbers of a `Preset`. Both record every stage and resume after an interruption. Only presets and the order of stages live
+here: each stage is one call of a lower package.
+
+Example:
+    >>> from worldmodel.experiments import PRESETS
+    >>> sorted(PRESETS)
+    ['car-racing', 'doom']
+    >>> PRESETS["doom"].options("train_vae")["latent_size"]
+    64
+"""
 
 from typing import TYPE_CHECKING
 

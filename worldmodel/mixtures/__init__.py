@@ -1,4 +1,19 @@
-"""TODO mixtures."""
+"""Gaussian mixtures and the network heads that predict them.
+
+A head owns its loss, its sampling, the meaning of temperature, and its number of random draws. It maps features to a
+distribution and does not know where the features come from: `MixtureDensityNetwork` puts a head on a plain network, the
+models package puts one on an LSTM. The formulas are in ``gaussian.py`` and ``heads.py``.
+
+Example:
+    >>> import torch
+    >>> from worldmodel.mixtures import GaussianMixture
+    >>> mean = torch.tensor([[-1.0], [2.0]])  # K = 2 components, D = 1
+    >>> mixture = GaussianMixture(torch.tensor([0.25, 0.75]).log(), mean, torch.zeros(2, 1))
+    >>> mixture.expectation()
+    tensor([1.2500])
+    >>> mixture.sample(temperature=0.0)  # the mode of the heaviest component
+    tensor([2.])
+"""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,18 @@
-"""TODO models."""
+"""V, M, and the world model that joins them.
+
+V (`Vision`) maps an observation to a latent vector z and back: `StateNormalizer` for vectors, `ConvVAE` for images. M
+(`MDNRNN`) predicts the next z, the reward and the termination from z and the action. `WorldModel` is both, with the
+environment's spaces and start states, and is what is saved and loaded. Models know nothing of training or of dreams.
+
+Example:
+    >>> import numpy as np
+    >>> from gymnasium.spaces import Box
+    >>> from worldmodel.models import StateNormalizer
+    >>> vision = StateNormalizer(Box(-np.inf, np.inf, (1,), np.float32))
+    >>> mean, log_variance = vision.fit([np.array([[1.0], [3.0]])]).encode(np.array([[2.0], [3.0]]))
+    >>> mean.flatten()
+    tensor([0., 1.])
+"""
 
 from typing import TYPE_CHECKING
 

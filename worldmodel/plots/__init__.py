@@ -1,4 +1,16 @@
-"""Figures, pictures and videos of world models and experiments."""
+"""Figures, pictures and films for people.
+
+``report.py`` draws curves and scores with matplotlib, ``pictures.py`` lays out reconstructions and dreams as images,
+``video.py`` writes films. Nothing below imports this package, so training and dreams run without a display and without
+matplotlib.
+
+Example:
+    >>> import numpy as np
+    >>> from worldmodel.plots import grid
+    >>> row = np.zeros((3, 8, 8, 3), np.uint8)  # three pictures
+    >>> grid([row, row], gap=2).shape
+    (18, 28, 3)
+"""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,18 @@
-"""Seeds of episodes and streams, and counter-based random numbers for batches."""
+"""Random numbers: streams that keep the rows of a batch independent, and seeds derived from one seed.
+
+A `torch.Generator` serves a whole batch, so the numbers of one row depend on the other rows. `Streams` gives each row its
+own sequence. All stream numbers are listed in ``seeds.py``, so that no two uses share random numbers by accident. Nothing
+here reads the global random state.
+
+Example:
+    >>> import torch
+    >>> from worldmodel.rng import Streams, derive_seed
+    >>> alone, batch = Streams(torch.tensor([7])), Streams(torch.tensor([5, 7]))
+    >>> bool(alone.normal_(torch.empty(1, 3))[0].equal(batch.normal_(torch.empty(2, 3))[1]))
+    True
+    >>> derive_seed(0, 1) == derive_seed(0, 2)
+    False
+"""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,15 @@
-"""TODO runtime."""
+"""Files, processes, devices and progress: what a long run needs whatever it computes.
+
+Files are written atomically and as JSON or safetensors; a run records its arguments, so that a later call can resume it;
+tasks run in worker processes that may raise or be killed; progress goes to tqdm bars and to a callback. Nothing here knows
+about environments or models, so every other package may use it.
+
+Example:
+    >>> from worldmodel.runtime import Progress, Reporter
+    >>> with Reporter(bars=False, listener=lambda p: print(p.stage, p.done, "of", p.total)) as report:
+    ...     report(Progress("collect", 3, 10, unit="episode"))
+    collect 3 of 10
+"""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,18 @@
-"""Gymnasium spaces: nested values, flat features, images, validation and JSON."""
+"""Gymnasium spaces and their values: nested, flattened, stored as JSON, with images or without.
+
+The library supports Box, Discrete, MultiDiscrete, MultiBinary, and Dict and Tuple of them. Code that asks which kind of
+space it has belongs here; other packages see paths of leaves, or vectors. Spaces know neither episodes nor models.
+
+Example:
+    >>> import torch
+    >>> from gymnasium.spaces import Box, Dict, Discrete
+    >>> from worldmodel.spaces import FlatSpace, leaves
+    >>> space = Dict({"arm": Box(-1.0, 1.0, (2,)), "grip": Discrete(3)})
+    >>> [path for path, _ in leaves(space)]
+    ['arm', 'grip']
+    >>> FlatSpace(space).flatten({"arm": torch.zeros(1, 2), "grip": torch.tensor([1])})
+    tensor([[0., 0., 0., 1., 0.]])
+"""
 
 from typing import TYPE_CHECKING
 

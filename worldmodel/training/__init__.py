@@ -1,4 +1,14 @@
-"""TODO training."""
+"""Training of V and M: `fit` for a world model, `train_vae` for images, `encode_store` in between.
+
+One loop (``loop.py``) trains both; it saves its state, resumes to the same bits, and stops at a non-finite loss. Training
+and dreams do not import each other: a dream needs weights, not how they were made.
+
+Example:
+    >>> from worldmodel.training import TrainingConfig, learning_rate
+    >>> config = TrainingConfig(num_updates=100, warmup_updates=10, learning_rate=1e-3, final_learning_rate=1e-4)
+    >>> [f"{learning_rate(config, update):.0e}" for update in (0, 9, 99)]
+    ['1e-04', '1e-03', '1e-04']
+"""
 
 from typing import TYPE_CHECKING
 

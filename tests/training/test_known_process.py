@@ -11,7 +11,7 @@ from worldmodel.mixtures import Factorization, NoiseType
 
 @pytest.fixture
 def known_process(monkeypatch):
-    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield importlib.import_module("known_process")

@@ -547,7 +547,7 @@ def test_ctrl_c_ends_the_workers_without_a_word_from_them(tmp_path):
 
 
 def test_the_scripts_collect_verify_and_repair(tmp_path, monkeypatch, capsys):
-    scripts = Path(__file__).resolve().parent.parent / "scripts"
+    scripts = Path(__file__).resolve().parents[2] / "scripts"
     monkeypatch.syspath_prepend(scripts)
     monkeypatch.chdir(tmp_path)
 
@@ -570,7 +570,7 @@ def test_the_scripts_collect_verify_and_repair(tmp_path, monkeypatch, capsys):
     os.remove("s/manifest.json")
     code, said, _ = call("store", "verify", "s")
     assert (code, said.splitlines()[-1]) == (1, "1 problems")
-    assert call("store", "repair", "s")[1].endswith("1 problems mended\n")
+    assert call("store", "repair", "s")[1].endswith("1 problems repaired\n")
     assert "episodes           3" in call("store", "info", "s")[1]
     assert call("store", "info", "nowhere")[0] == 2
 

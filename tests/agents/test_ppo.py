@@ -24,7 +24,7 @@ from worldmodel.models import feature_size
 from worldmodel.rng import PPO_TEST_STREAM, derive_seed
 from worldmodel.runtime import RunConfig
 
-SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 PLACES = {"model": "world", "controller": "before", "data": "data", "out": "after"}
 SHORT = PPOConfig(iterations=3, steps=4, horizon=6, critic_size=8, test_every=2, test_dreams=16)
 

@@ -16,7 +16,7 @@ import worldmodel as wm
 from worldmodel.data import rollouts
 from worldmodel.plots import draw_report, draw_trajectory, save_figure
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SMALL = {"max_rounds": 2, "first_episodes": 6, "controller_episodes": 3, "population": 4, "rollouts": 2, "generations": 2}
 
 

@@ -211,10 +211,11 @@ def test_an_error_in_the_listener_loses_nothing_that_was_saved(walks, tmp_path, 
     assert_same_run(tmp_path, *run(walks, tmp_path), whole)
 
 
+TESTS = [str(path) for path in Path(__file__).parents[:2]]
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {tests!r}
 import torch
 import test_training
 from worldmodel.data import EpisodeStore
@@ -242,7 +243,7 @@ test_training.run(EpisodeStore.open({store!r}), {out!r}, run=RunConfig(on_progre
 )
 def test_kill_9_and_resume_equals_never_stopping(walks, tmp_path, whole, at, file, write, saved):
     out = tmp_path / "run"
-    script = KILLED.format(tests=str(Path(__file__).parent), at=at, file=file, write=write, store=str(walks.path), out=str(out))
+    script = KILLED.format(tests=TESTS, at=at, file=file, write=write, store=str(walks.path), out=str(out))
     killed = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     if saved:

@@ -13,7 +13,7 @@ from toy_worlds import random_world
 
 from worldmodel.agents import Controller, DreamPopulation
 
-SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_ctrl_c_and_resume_give_the_controller_of_a_run_that_was_not_stopped(tra
     assert "interrupted after 2 generations" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         train("c")  # neither resumed nor overwritten
-    assert "--resume goes on with it" in capsys.readouterr().err
+    assert "pass --resume to resume it" in capsys.readouterr().err
     assert torch.equal(weights(train("c", "--resume")), weights(whole))
     assert len(calls) == 4
     other = ("--method", "openai-es", "--hidden-size", "3")

@@ -11,8 +11,13 @@ from worldmodel.dream import StartBank
 from worldmodel.experiments import CAR_RACING, DOOM, PRESETS, Preset, small
 from worldmodel.experiments.reproduction import _search_configs
 
+<<<<<<< HEAD:tests/test_presets.py
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 PATHS = {  # arguments that no preset holds
+=======
+CLI = Path(__file__).resolve().parents[2] / "worldmodel" / "cli"
+PATHS = {  # what no preset says
+>>>>>>> wt-cli:tests/experiments/test_presets.py
     "collect": "--out o",
     "train_vae": "--data d --out o",
     "train_mdnrnn": "--data d --out o",
@@ -73,9 +78,9 @@ def other(value):
 
 
 def test_every_script_with_a_preset_is_tested():
-    assert {
-        path.stem for path in SCRIPTS.glob("*.py") if f'parse_with_preset(parser, "{path.stem}")' in path.read_text()
-    } == set(PATHS)
+    assert {path.stem for path in CLI.glob("*.py") if f'parse_with_preset(parser, "{path.stem}")' in path.read_text()} == set(
+        PATHS
+    )
 
 
 @pytest.mark.parametrize(("name", "script"), STEPS)

@@ -17,9 +17,10 @@ from toy_images import COLOUR, DotEnv
 from toy_worlds import random_world
 
 import worldmodel as wm
+from worldmodel.cli import reproduce
 from worldmodel.experiments import presets
 
-SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 WIDE = spaces.Box(np.arange(-40.0, 0), np.arange(40.0), dtype=np.float64)  # is printed in several lines
 SHORT = "--num-updates 2 --evaluate-every 2 --max-test-batches 1"
 
@@ -134,7 +135,7 @@ def test_a_preset_gives_the_numbers_and_options_beside_it_win(run, monkeypatch, 
 
 def test_the_doom_experiment_ends_with_its_table_pictures_and_films(run, monkeypatch, tmp_path, capsys):
     pytest.importorskip("imageio_ffmpeg")
-    monkeypatch.setattr(presets, "DOOM", replace(PRESET, env="Dot-v0", test_episodes=2))
+    monkeypatch.setattr(reproduce, "DOOM", replace(PRESET, env="Dot-v0", test_episodes=2))
     run("reproduce_doom", "--out out --workers 0 --device cpu")
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names >= {"table.md", "results.json", "curves.png", "reconstructions.png", "latents.png", "dream.png"}
@@ -147,8 +148,8 @@ def test_the_doom_experiment_ends_with_its_table_pictures_and_films(run, monkeyp
 
 def test_an_experiment_without_ppo_has_a_small_scale(run, monkeypatch, tmp_path):
     car = replace(PRESET, env="Dot-v0", test_episodes=2, ppo=None, temperatures=(1.0,), dream_precision="auto", solved=900.0)
-    monkeypatch.setattr(presets, "CAR_RACING", car)
-    monkeypatch.setattr("experiment.small", lambda preset: replace(preset, searches=1))
+    monkeypatch.setattr(reproduce, "CAR_RACING", car)
+    monkeypatch.setattr(reproduce, "small", lambda preset: replace(preset, searches=1))
     run("reproduce_car_racing", "--out out --scale small --workers 0 --no-video --device cpu")
     assert "0 of 1 agents have a mean above 900" in (tmp_path / "out" / "table.md").read_text()
     names = {path.name for path in (tmp_path / "out").iterdir()}

@@ -1,15 +1,13 @@
-"""The script that runs the loop: its options, its files, and that the same command goes on."""
+"""The program that runs the loop: its options, its files, and that it resumes after Ctrl-C."""
 
 import json
-import runpy
 import sys
-from pathlib import Path
 
 import pytest
 
+from worldmodel.cli import iterate as cli
 from worldmodel.experiments import IterationConfig, iteration
 
-SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 SMALL = (
     "--env CartPole-v1 --max-rounds 2 --first-policy repeat --first-episodes 6 --controller-episodes 3 "
     "--exploration 0.1 --hidden-size 4 --num-components 2 --window 8 --batch-size 8 --num-updates 6 --evaluate-every 3 "
@@ -19,32 +17,34 @@ SMALL = (
 
 
 @pytest.fixture
-def script(monkeypatch):
-    """The script's functions, with the command line given."""
-    monkeypatch.syspath_prepend(SCRIPTS)
-
-    def load(options, run_name="script"):
-        monkeypatch.setattr(sys, "argv", ["iterate.py", *options.split()])
-        return runpy.run_path(str(SCRIPTS / "iterate.py"), run_name=run_name)
-
-    return load
+def command_line(monkeypatch):
+    """Sets the command line."""
+    return lambda options: monkeypatch.setattr(sys, "argv", ["iterate.py", *options.split()])
 
 
+<<<<<<< HEAD:tests/test_iterate_script.py
 def test_without_options_the_configuration_is_that_of_the_library(script):
     functions = script("--env CartPole-v1 --out x")
     config, default = functions["read_config"](functions["parse_arguments"]()), IterationConfig()
     assert config == default
+=======
+def test_without_options_the_configuration_is_that_of_the_library(command_line):
+    command_line("--env CartPole-v1 --out x")
+    config, default = cli.read_config(cli.parse_arguments()), IterationConfig()
+    assert {name: config.mdnrnn[name] for name in default.mdnrnn} == dict(default.mdnrnn)
+    assert dataclasses.replace(config, mdnrnn=default.mdnrnn) == default
+>>>>>>> wt-cli:tests/cli/test_iterate_script.py
 
 
-def test_every_option_reaches_the_configuration(script):
-    functions = script(f"--out x {SMALL}")
-    config = functions["read_config"](functions["parse_arguments"]())
+def test_every_option_reaches_the_configuration(command_line):
+    command_line(f"--out x {SMALL}")
+    config = cli.read_config(cli.parse_arguments())
     assert (config.max_rounds, config.exploration, config.features, config.controller_hidden_size) == (2, 0.1, "z", 3)
     assert (config.method, config.openai_es.learning_rate, config.training_config.learning_rate) == ("openai-es", 0.1, 1e-2)
     assert (config.mdnrnn.hidden_size, config.data_config.window, config.training_config.num_updates) == (4, 8, 6)
 
 
-def test_it_goes_on_after_ctrl_c_and_leaves_a_table_and_a_summary(script, tmp_path, monkeypatch, capsys):
+def test_it_goes_on_after_ctrl_c_and_leaves_a_table_and_a_summary(command_line, tmp_path, monkeypatch, capsys):
     options = f"--out {tmp_path / 'loop'} --seed 1 {SMALL}"
     evaluate, calls = iteration.evaluate, []
 
@@ -55,15 +55,18 @@ def test_it_goes_on_after_ctrl_c_and_leaves_a_table_and_a_summary(script, tmp_pa
         return evaluate(*arguments, **fields)
 
     monkeypatch.setattr(iteration, "evaluate", interrupt)
+    command_line(options)
     with pytest.raises(SystemExit) as stopped:
-        script(options, "__main__")
+        cli.main()
     assert stopped.value.code == 130
-    assert "The same command goes on" in capsys.readouterr().err
+    assert "The same command, without --overwrite, resumes" in capsys.readouterr().err
     calls.clear()
+    command_line(f"{options} --overwrite")
     with pytest.raises(SystemExit):
-        script(f"{options} --overwrite", "__main__")
-    assert "The same command without --overwrite goes on" in capsys.readouterr().err
-    script(options, "__main__")
+        cli.main()
+    capsys.readouterr()
+    command_line(options)
+    cli.main()
     assert len(calls) == 3  # round 1 was not run again
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines if line[:1].isdigit()] == ["1", "2"]
