@@ -71,11 +71,9 @@ def anchors(page: Path) -> set[str]:
 
 
 @pytest.mark.slow
-@every_page
-def test_python_blocks_run_in_order(page, tmp_path):
-    program = "\n".join(blocks(page, "python"))
-    if not program:
-        return
+@pytest.mark.parametrize("name", [name for name, page in zip(NAMES, PAGES, strict=True) if blocks(page, "python")])
+def test_python_blocks_run_in_order(name, tmp_path):
+    program = "\n".join(blocks(ROOT / name, "python"))
     for word, (package, extra) in EXTRAS.items():
         if word in program:
             pytest.importorskip(package, reason=f"needs worldmodel[{extra}]")
