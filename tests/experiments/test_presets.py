@@ -11,13 +11,8 @@ from worldmodel.dream import StartBank
 from worldmodel.experiments import CAR_RACING, DOOM, PRESETS, Preset, small
 from worldmodel.experiments.reproduction import _search_configs
 
-<<<<<<< HEAD:tests/test_presets.py
-SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
-PATHS = {  # arguments that no preset holds
-=======
 CLI = Path(__file__).resolve().parents[2] / "worldmodel" / "cli"
-PATHS = {  # what no preset says
->>>>>>> wt-cli:tests/experiments/test_presets.py
+PATHS = {  # arguments that no preset holds
     "collect": "--out o",
     "train_vae": "--data d --out o",
     "train_mdnrnn": "--data d --out o",
