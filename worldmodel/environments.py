@@ -1,4 +1,4 @@
-"""Former home of `worldmodel.envs.paper`, kept because environment ids such as "worldmodel.environments:DoomTakeCover-v0" name it."""
+"""Former home of `worldmodel.envs.paper`, which environment ids such as "worldmodel.environments:DoomTakeCover-v0" name."""
 
 from worldmodel.envs.paper import AreaResize, car_racing, doom_take_cover
 

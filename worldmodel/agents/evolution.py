@@ -82,6 +82,8 @@ class SearchConfig:
             raise ValueError(f"sigma: expected a positive finite number, got {self.sigma}")
         if self.method not in METHODS:
             raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {self.method!r}")
+        if self.method == "openai-es" and self.population % 2:
+            raise ValueError(f"population: expected an even number for openai-es, got {self.population}")
         object.__setattr__(self, "sigma", float(self.sigma))
         if self.target is not None:
             if not math.isfinite(self.target):

@@ -6,19 +6,21 @@ import argparse
 import time
 
 import worldmodel as wm
+from worldmodel.agents import load_agent
 from worldmodel.cli.options import (
     add_device,
     add_encoder,
     add_environment,
     choose_device,
+    environment,
     open_vision,
     parse_with_preset,
     program,
-    show,
+    run_config,
 )
-from worldmodel.data import POLICIES, CollectionProgress
+from worldmodel.data import POLICIES
 from worldmodel.models import Encoder
-from worldmodel.runtime import Reporter
+from worldmodel.runtime import Progress
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -59,7 +61,7 @@ def choose_policy(args: argparse.Namespace) -> str | wm.LatentPolicy:
         )
     device = choose_device(args.device)
     world = wm.WorldModel.from_pretrained(args.model, device=device)
-    return wm.LatentPolicy(world, wm.Controller.from_pretrained(args.controller, device=device))
+    return wm.LatentPolicy(world, load_agent(args.controller, device=device))
 
 
 @program(resume="Finished episodes are kept; the same command resumes the collection.")
@@ -67,28 +69,21 @@ def main() -> None:
     """Run the command."""
     args = parse_arguments()
     began, steps = time.monotonic(), 0
-    with Reporter() as bars:
 
-        def report(progress: CollectionProgress) -> None:
-            nonlocal steps
-            steps = progress.steps
-            rate = steps / (time.monotonic() - began)
-            done, total = progress.episodes, progress.total
-            show(bars, "collect", done, total, "episode", steps_per_s=rate, failures=progress.failures)
+    def count(progress: Progress) -> None:
+        nonlocal steps
+        steps = int(progress.metrics["steps"])
 
-        store = wm.collect(
-            args.env,
-            out=args.out,
-            num_episodes=args.episodes,
-            policy=choose_policy(args),
-            seed=args.seed,
-            num_workers=args.workers,
-            max_steps=args.max_steps,
-            env_kwargs=args.env_kwargs,
-            encoder=Encoder(open_vision(args), dtype=args.dtype, precision=args.precision) if args.vision else None,
-            overwrite=args.overwrite,
-            on_progress=report,
-        )
+    store = wm.collect(
+        environment(args),
+        out=args.out,
+        num_episodes=args.episodes,
+        policy=choose_policy(args),
+        seed=args.seed,
+        workers=args.workers,
+        encoder=Encoder(open_vision(args), dtype=args.dtype, precision=args.precision) if args.vision else None,
+        run=run_config(args, count),
+    )
     print(f"episodes     {len(store)}")
     print(f"steps        {store.num_steps}")
     print(f"mean length  {store.lengths.mean():.1f} +- {store.lengths.std():.1f}")

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 import worldmodel as wm
+from worldmodel.agents import check_agent, load_agent
 from worldmodel.cli.options import add_device, add_dreams, choose_device, program
 from worldmodel.dream import Policy, RandomActions
 from worldmodel.spaces import leaf_values, to_numpy
@@ -52,9 +53,7 @@ def main() -> None:
     generator = dreams.generator(args.seed)
     policy: Policy = RandomActions(world, generator=generator)
     if args.controller:
-        controller = wm.Controller.from_pretrained(args.controller, device=device)
-        controller.check_world(world)
-        policy = controller
+        policy = check_agent(load_agent(args.controller, device=device), world)
     began = time.monotonic()
     rollout = dreams.rollout(policy, args.horizon, generator=generator)
     seconds = time.monotonic() - began

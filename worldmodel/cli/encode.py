@@ -9,8 +9,7 @@ import argparse
 import time
 
 import worldmodel as wm
-from worldmodel.cli.options import add_device, add_encoder, open_vision, program, show
-from worldmodel.runtime import Reporter
+from worldmodel.cli.options import add_device, add_encoder, open_vision, program, run_config
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -30,15 +29,13 @@ def main() -> None:
     args = parse_arguments()
     vision = open_vision(args)
     began = time.monotonic()
-    with Reporter() as bars:
-        store = wm.encode_store(
-            args.data,
-            vision=vision,
-            out=args.out or f"{args.data.rstrip('/')}-encoded",
-            dtype=args.dtype,
-            precision=args.precision,
-            overwrite=args.overwrite,
-            on_progress=lambda done, total: show(bars, "encode", done, total, "episode"),
-        )
+    store = wm.encode_store(
+        args.data,
+        vision=vision,
+        out=args.out or f"{args.data.rstrip('/')}-encoded",
+        dtype=args.dtype,
+        precision=args.precision,
+        run=run_config(args),
+    )
     print(f"episodes  {len(store)}\nsteps     {store.num_steps}\nseconds   {time.monotonic() - began:.1f}")
     print(f"V         {vision.fingerprint}\nstore: {store.path}")

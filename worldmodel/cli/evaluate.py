@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import worldmodel as wm
+from worldmodel.agents import load_agent
 from worldmodel.cli.options import (
     add_device,
     add_dreams,
     add_environment,
     choose_device,
+    environment,
     parse_with_preset,
     program,
-    show,
 )
-from worldmodel.evaluation import Evaluation, Probe
-from worldmodel.runtime import Reporter, write_bytes
+from worldmodel.evaluation import Evaluation, EvaluationConfig, Probe
+from worldmodel.runtime import write_bytes
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -49,36 +50,34 @@ def score_controller(args: argparse.Namespace, world: wm.WorldModel) -> tuple[Ev
     """Score ``--controller``; return its scores and the content of ``--out``."""
     if args.controller is None or len(args.temperature) != 1:
         raise ValueError("--controller, --temperature: expected a controller and one temperature, or --probe")
-    controller = wm.Controller.from_pretrained(args.controller, device=world.device)
-    with Reporter() as bars:
-        evaluation = wm.evaluate(
-            controller,
-            world,
-            **options(args),
-            temperature=args.temperature[0],
-            on_step=lambda steps, alive: show(bars, "evaluate", steps, None, "step", episodes_running=alive),
-        )
+    agent = load_agent(args.controller, device=world.device)
+    evaluation = wm.evaluate(agent, world, env=environment(args), config=evaluation_config(args), seed=args.seed)
     content = {name: getattr(evaluation, name).to_json() for name in ("real", "dream", "random")}
     return evaluation, {"temperature": args.temperature[0], "seed": args.seed, **content}
 
 
 def score_fixed_policies(args: argparse.Namespace, world: wm.WorldModel) -> tuple[Probe, dict[str, Any]]:
     """Score fixed policies; return their scores and the content of ``--out``."""
-    with Reporter() as bars:
-        found = wm.probe(
-            world,
-            **options(args),
-            temperatures=args.temperature,
-            num_workers=args.workers,
-            on_policy=lambda done, total: show(bars, "probe", done, total, "score"),
-        )
+    found = wm.probe(
+        world,
+        env=environment(args),
+        temperatures=args.temperature,
+        config=evaluation_config(args),
+        seed=args.seed,
+        workers=args.workers,
+    )
     return found, {"seed": args.seed, **found.to_json()}
 
 
-def options(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the options that both kinds of scores share."""
-    names = ("env", "seed", "max_steps", "env_kwargs", "termination", "precision", "num_dreams")
-    return {"num_episodes": args.episodes} | {name: getattr(args, name) for name in names}
+def evaluation_config(args: argparse.Namespace) -> EvaluationConfig:
+    """Build the configuration that both kinds of scores share."""
+    return EvaluationConfig(
+        num_episodes=args.episodes,
+        num_dreams=args.num_dreams,
+        temperature=args.temperature[0],
+        termination=args.termination,
+        precision=args.precision,
+    )
 
 
 @program()

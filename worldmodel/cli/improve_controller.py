@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 import worldmodel as wm
-from worldmodel.agents import CONTROLLER_FILE, CONTROLLER_FORMAT, PPOIteration
+from worldmodel.agents import CONTROLLER_FILE, CONTROLLER_FORMAT, load_agent
 from worldmodel.cli.options import (
     add_device,
     add_dreams,
@@ -14,10 +14,9 @@ from worldmodel.cli.options import (
     parse_with_preset,
     program,
     read_fields,
-    show,
 )
 from worldmodel.dream import StartBank, score, usual_horizon
-from worldmodel.runtime import Reporter, prepare_directory
+from worldmodel.runtime import Progress, RunConfig, prepare_directory
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -50,7 +49,7 @@ def main() -> None:
     """Run the command."""
     args = parse_arguments()
     world = wm.WorldModel.from_pretrained(args.model, device=choose_device(args.device))
-    controller = wm.Controller.from_pretrained(args.controller, device=world.device)
+    controller = load_agent(args.controller, device=world.device)
     kind = {"temperature": args.temperature, "termination": args.termination, "precision": args.precision}
     dreams = wm.Dreams(world, args.num_dreams, **kind)
     horizon = args.whole_horizon or usual_horizon(world)
@@ -59,16 +58,12 @@ def main() -> None:
         world, args.data, seed=args.seed, **read_fields(args, StartBank.along, leave_out=("world", "data", "seed"))
     )
     prepare_directory(args.out, marker=CONTROLLER_FILE, format=CONTROLLER_FORMAT, overwrite=args.overwrite)
-    with Reporter() as bars:
 
-        def report(found: PPOIteration) -> None:
-            metrics = {"ends_per_1000": found.ends, "best_test": found.best_test}
-            show(bars, "PPO", found.number, found.total, "iteration", **metrics)
-            if found.test is not None:  # save the best so far, in case the run is interrupted
-                found.controller.save_pretrained(args.out, overwrite=True)
+    def save(progress: Progress) -> None:
+        if "test" in progress.metrics:  # save the best so far, in case the run is interrupted
+            progress.result.save_pretrained(args.out, overwrite=True)
 
-        wm.ppo(controller, dreams, starts, config=config, horizon=horizon, seed=args.seed, on_iteration=report)
-    best = wm.Controller.from_pretrained(args.out, device=world.device)
+    best = wm.ppo(controller, dreams, starts, config=config, horizon=horizon, seed=args.seed, run=RunConfig(on_progress=save))
     for name, one in (("before", controller), ("after", best)):
         scores = score(dreams.variant(num_dreams=1024), one, horizon=horizon, seed=args.seed + 1)
         print(f"dream return {name:6}  {scores} at temperature {args.temperature:g}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,24 @@ from typing import Any
 import torch
 
 import worldmodel as wm
-from worldmodel.agents import OpenAIESConfig
-from worldmodel.cli.options import add_device, add_environment, add_fields, choose_device, program, read_fields, show
-from worldmodel.experiments import Round, StageProgress, summarize
-from worldmodel.runtime import Reporter
+from worldmodel.agents import ControllerConfig, OpenAIESConfig
+from worldmodel.cli.options import (
+    add_device,
+    add_environment,
+    add_fields,
+    choose_device,
+    environment,
+    program,
+    read_fields,
+    run_config,
+)
+from worldmodel.experiments import Round, summarize
 
-PARTS = ("mdnrnn", "data_config", "training_config", "openai_es")  # configurations with options of their own
-FROM_DATA = ("latent_size", "action_size", "termination_head")  # `fit` reads these from the data
-UNITS = {"collect": "episode", "train": "update", "dream": "generation", "evaluate": "step"}  # of the stages of a round
+PARTS = ("mdnrnn", "data_config", "training_config", "controller", "search")  # configurations with options of their own
+FROM_DATA = ("termination_head",)  # `fit` reads this from the data
+LOOPS = ("openai_es", "target")  # fields of a search that are options of their own, or of the loop
 PATIENCE = ("patience",)  # of M's training; the option is that of the controller's search
+STAGES = ("collect", "train", "dream", "evaluate")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -36,8 +45,11 @@ def parse_arguments() -> argparse.Namespace:
     add_device(parser)
     defaults = wm.IterationConfig()
     add_fields(parser, wm.IterationConfig, leave_out=PARTS)
+    add_fields(parser, ControllerConfig, leave_out=("hidden_size",))
+    add_fields(parser, ControllerConfig, leave_out=("features", "bias", "ordered"), prefix="controller_")
+    add_fields(parser, wm.SearchConfig, leave_out=LOOPS, defaults=asdict(defaults.search))
     add_fields(parser, OpenAIESConfig, prefix="es_")
-    add_fields(parser, wm.MDNRNNConfig, leave_out=FROM_DATA, defaults=defaults.mdnrnn)
+    add_fields(parser, wm.MDNRNNConfig, leave_out=FROM_DATA, defaults=asdict(defaults.mdnrnn))
     add_fields(parser, wm.DataConfig, defaults=asdict(defaults.data_config))
     add_fields(parser, wm.TrainingConfig, leave_out=PATIENCE, defaults=asdict(defaults.training_config))
     return parser.parse_args()
@@ -45,10 +57,13 @@ def parse_arguments() -> argparse.Namespace:
 
 def read_config(args: argparse.Namespace) -> wm.IterationConfig:
     """Build the configuration from the options."""
+    climbing = OpenAIESConfig(**read_fields(args, OpenAIESConfig, prefix="es_"))
+    kind = read_fields(args, ControllerConfig, leave_out=("hidden_size",)) | {"hidden_size": args.controller_hidden_size}
     return wm.IterationConfig(
-        **read_fields(args, wm.IterationConfig),
-        openai_es=OpenAIESConfig(**read_fields(args, OpenAIESConfig, prefix="es_")),
-        mdnrnn=read_fields(args, wm.MDNRNNConfig),
+        **read_fields(args, wm.IterationConfig, leave_out=PARTS),
+        controller=ControllerConfig(**kind),
+        search=wm.SearchConfig(**read_fields(args, wm.SearchConfig, leave_out=LOOPS), openai_es=climbing),
+        mdnrnn=wm.MDNRNNConfig(**read_fields(args, wm.MDNRNNConfig)),
         data_config=wm.DataConfig(**read_fields(args, wm.DataConfig)),
         training_config=wm.TrainingConfig(**read_fields(args, wm.TrainingConfig, leave_out=PATIENCE)),
     )
@@ -60,25 +75,16 @@ def main() -> None:
     args = parse_arguments()
     torch.set_num_threads(1)  # small matrices: a second thread gains little, and costs much on a busy machine
     began = time.monotonic()
-    with Reporter() as bars:
-        rounds = wm.iterate(
-            args.env,
-            out=args.out,
-            target=args.target,
-            config=read_config(args),
-            seed=args.seed,
-            device=choose_device(args.device),
-            max_steps=args.max_steps,
-            env_kwargs=args.env_kwargs,
-            overwrite=args.overwrite,
-            on_progress=show_stages(bars),
-        )
+    rounds = wm.iterate(
+        environment(args),
+        out=args.out,
+        target=args.target,
+        config=read_config(args),
+        seed=args.seed,
+        device=choose_device(args.device),
+        run=run_config(args),
+    )
     report(rounds, args.out, target=args.target, seed=args.seed, seconds=time.monotonic() - began)
-
-
-def show_stages(bars: Reporter) -> Callable[[StageProgress], None]:
-    """Make a callback that shows the progress of the loop, with one bar per stage of a round."""
-    return lambda p: show(bars, f"round {p.round}: {p.stage:<8}", p.done, p.total, UNITS[p.stage], **p.facts)
 
 
 def report(rounds: Sequence[Round], out: str | Path, *, target: float | None, seed: int, seconds: float) -> None:
@@ -91,11 +97,11 @@ def report(rounds: Sequence[Round], out: str | Path, *, target: float | None, se
 
 
 def _print_table(rounds: Sequence[Round], summary: dict[str, Any]) -> None:
-    stages = "".join(f"{stage + ' s':>12}" for stage in UNITS)
+    stages = "".join(f"{stage + ' s':>12}" for stage in STAGES)
     print(f"\n{'round':<6}{'dream score':>18}{'real score':>18}{'random':>18}{stages}")
     for round_ in rounds:
         scores = [f"{scores.mean:.1f} +- {scores.std:.1f}" for scores in (round_.dream, round_.real, round_.random)]
-        seconds = "".join(f"{round_.seconds[stage]:>12.1f}" for stage in UNITS)
+        seconds = "".join(f"{round_.seconds[stage]:>12.1f}" for stage in STAGES)
         print(f"{round_.number:<6}{scores[0]:>18}{scores[1]:>18}{scores[2]:>18}{seconds}")
     episodes, target = len(rounds[0].real.returns), summary["target"]
     print(

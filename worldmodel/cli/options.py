@@ -16,10 +16,10 @@ from typing import Any
 import gymnasium as gym
 import torch
 
-import worldmodel as wm
+from worldmodel.data import EnvConfig
 from worldmodel.experiments import PRESETS
-from worldmodel.models import DTYPES
-from worldmodel.runtime import Progress, Reporter
+from worldmodel.models import DTYPES, Vision
+from worldmodel.runtime import Listener, RunConfig
 
 USER_ERRORS = (ValueError, TypeError, OSError, RuntimeError, ImportError, gym.error.Error)
 
@@ -48,19 +48,17 @@ def program(*, resume: str = "") -> Callable[[Callable[[], None]], Callable[[], 
     return decorate
 
 
-def show(reporter: Reporter, stage: str, done: int, total: int | None, unit: str, /, **metrics: float | None) -> None:
-    """Pass progress on to bars, from a function whose callback does not take a `Progress` record yet.
+def run_config(args: argparse.Namespace, on_progress: Listener | None = None) -> RunConfig:
+    """Build the configuration of a run from the options; ``--resume`` takes precedence over ``--overwrite``."""
+    resume = getattr(args, "resume", False)
+    return RunConfig(
+        overwrite=args.overwrite and not resume, tensorboard=getattr(args, "tensorboard", False), on_progress=on_progress
+    )
 
-    Args:
-        reporter: shows the bars.
-        stage: name of the stage.
-        done: units of work done.
-        total: units of work in all; None if unknown.
-        unit: name of one unit.
-        **metrics: the latest numbers; those that are None are left out.
-    """
-    numbers = {name: value for name, value in metrics.items() if value is not None}
-    reporter(Progress(stage, done, total, unit, numbers))
+
+def environment(args: argparse.Namespace) -> EnvConfig:
+    """Build the environment of ``--env``, ``--env-kwargs`` and ``--max-steps``."""
+    return EnvConfig(args.env, kwargs=args.env_kwargs, max_steps=args.max_steps)
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
@@ -114,9 +112,9 @@ def add_encoder(parser: argparse.ArgumentParser, *, required: bool) -> None:
     )
 
 
-def open_vision(args: argparse.Namespace) -> wm.ConvVAE:
+def open_vision(args: argparse.Namespace) -> Vision:
     """Open the V of ``--vision`` on the device of ``--device``."""
-    return wm.ConvVAE.from_pretrained(args.vision, device=choose_device(args.device))
+    return Vision.from_pretrained(args.vision, device=choose_device(args.device))
 
 
 def choose_device(name: str) -> torch.device:

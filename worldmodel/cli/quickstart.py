@@ -10,13 +10,12 @@ import gymnasium as gym
 import torch
 
 import worldmodel as wm
-from worldmodel.cli.iterate import report, show_stages
-from worldmodel.cli.options import add_device, choose_device, program
+from worldmodel.cli.iterate import report
+from worldmodel.cli.options import add_device, choose_device, program, run_config
 from worldmodel.data import EpisodeFailure, rollouts
 from worldmodel.experiments import best_round
 from worldmodel.plots import draw_report, save_figure
 from worldmodel.rng import EVALUATION_STREAM, derive_seed
-from worldmodel.runtime import Reporter
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -40,17 +39,15 @@ def main() -> None:
     torch.set_num_threads(1)  # small matrices: a second thread gains little, and costs much on a busy machine
     began = time.monotonic()
     target = gym.spec(args.env).reward_threshold
-    with Reporter() as bars:
-        rounds = wm.iterate(
-            args.env,
-            out=args.out,
-            target=target,
-            config=wm.IterationConfig(max_rounds=args.max_rounds),
-            seed=args.seed,
-            device=choose_device(args.device),
-            overwrite=args.overwrite,
-            on_progress=show_stages(bars),
-        )
+    rounds = wm.iterate(
+        args.env,
+        out=args.out,
+        target=target,
+        config=wm.IterationConfig(max_rounds=args.max_rounds),
+        seed=args.seed,
+        device=choose_device(args.device),
+        run=run_config(args),
+    )
     best = best_round(rounds)
     world = wm.WorldModel.from_pretrained(best.directory / "world")
     policy = wm.LatentPolicy(world, wm.Controller.from_pretrained(best.directory / "controller"))

@@ -13,14 +13,12 @@ from pathlib import Path
 import numpy as np
 
 import worldmodel as wm
-from worldmodel.cli.options import add_device, choose_device, program, show
+from worldmodel.cli.options import add_device, choose_device, program
 from worldmodel.envs import DOOM_ACTIONS
 from worldmodel.experiments import CAR_RACING, DOOM, Preset, Reproduction, small
 from worldmodel.plots import draw_learning, pictures, save_figure, save_image, write_video
-from worldmodel.runtime import Reporter, keep_freed_memory
+from worldmodel.runtime import keep_freed_memory
 
-UNITS = {"collect": "episode", "train": "update", "encode": "episode", "probe": "policy"}  # by a stage's first word
-UNITS |= {"search": "generation", "PPO": "iteration", "test": "episode"}
 FILM_STEPS = 700  # of the dream and of the real episode: 20 seconds at Doom's 35 steps per second
 EPISODES_SHOWN = 10  # number of held-out episodes in the pictures
 FRAMES_APART = 10  # steps between the frames from which the latents in use are found
@@ -73,19 +71,17 @@ def reproduce(args: argparse.Namespace, preset: Preset, action_names: tuple[str,
         raise ImportError("--video: imageio-ffmpeg is not installed: pip install worldmodel[video], or give --no-video")
     keep_freed_memory()
     device = choose_device(args.device)
-    with Reporter() as bars:
-        experiment = Reproduction(
-            small(preset) if args.scale == "small" else preset,
-            Path(args.out),
-            seed=args.seed,
-            device=device,
-            num_workers=args.workers,
-            episodes=args.episodes,
-            action_names=action_names,
-            commit=commit(),
-            on_progress=lambda stage, done, total, metrics: show(bars, stage, done, total, UNITS[stage.split()[0]], **metrics),
-        )
-        results = experiment.run(about={"command": shlex.join(["python", *sys.argv]), "device": str(device)})
+    experiment = Reproduction(
+        small(preset) if args.scale == "small" else preset,
+        Path(args.out),
+        seed=args.seed,
+        device=device,
+        workers=args.workers,
+        episodes=args.episodes,
+        action_names=action_names,
+        commit=commit(),
+    )
+    results = experiment.run(about={"command": shlex.join(["python", *sys.argv]), "device": str(device)})
     best = results["best_temperature"]
     draw(experiment, best, video=args.video)
     print((experiment.out / "probe.txt").read_text())
@@ -117,7 +113,7 @@ def learning(experiment: Reproduction, temperature: float) -> dict[str, tuple[Pa
     }
     for tau in preset.temperatures:
         logs[f"controller, tau {tau:g}"] = (out / f"temperature-{tau:g}", "return", "generation")
-    if preset.ppo is not None:
+    if preset.improvement is not None:
         logs[f"PPO, tau {temperature:g}"] = (out / f"temperature-{temperature:g}" / "ppo", "terminations_per_1000", "iteration")
     return logs
 

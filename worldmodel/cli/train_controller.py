@@ -6,23 +6,32 @@ import argparse
 from pathlib import Path
 
 import worldmodel as wm
-from worldmodel.agents import CONTROLLER_FILE, CONTROLLER_FORMAT, SEARCH_FILE, Generation, OpenAIESConfig, RealPopulation
+from worldmodel.agents import (
+    CONTROLLER_FILE,
+    CONTROLLER_FORMAT,
+    SEARCH_FILE,
+    ControllerConfig,
+    OpenAIESConfig,
+    RealPopulation,
+    load_agent,
+)
 from worldmodel.cli.options import (
     add_device,
     add_dreams,
     add_environment,
     add_fields,
     choose_device,
+    environment,
     parse_with_preset,
     program,
     read_fields,
-    show,
+    run_config,
 )
 from worldmodel.dream import score, time_limit, usual_horizon
-from worldmodel.runtime import Reporter, prepare_directory
+from worldmodel.evaluation import EvaluationConfig
+from worldmodel.runtime import Progress, prepare_directory
 
-NO_OPTIONS = ("worlds", "openai_es", "initial", "seed", "log", "resume", "on_generation")
-DEFAULTS = {"population": 32, "generations": 50, "patience": 3, "horizon": None, "test_dreams": None}
+DEFAULTS = {"population": 32, "generations": 50, "patience": 3, "test_dreams": None}
 TEST_DREAMS, TEST_EPISODES = 1024, 64
 
 
@@ -42,10 +51,14 @@ def parse_arguments() -> argparse.Namespace:
     add_environment(parser)
     parser.add_argument("--rollouts", type=int, default=8, help="dreams, or real episodes, per candidate")
     parser.add_argument("--initial", help="directory of a controller to start from; its architecture is kept")
-    parser.add_argument("--resume", action="store_true", help="resume an interrupted search in OUT, with the same options")
+    parser.add_argument(
+        "--resume", action="store_true", help="resume even with --overwrite; an interrupted search is resumed anyway"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier controller in OUT")
     parser.add_argument("--seed", type=int, default=0, help="seed of the search and of its episodes")
-    add_fields(parser, wm.evolve, leave_out=NO_OPTIONS, defaults=DEFAULTS)
+    parser.add_argument("--horizon", type=int, help="longest episode, in steps; None: the limit of the environment")
+    add_fields(parser, wm.SearchConfig, leave_out=("openai_es",), defaults=DEFAULTS)
+    add_fields(parser, ControllerConfig)
     add_fields(parser, OpenAIESConfig)
     add_device(parser)
     return parse_with_preset(parser, "train_controller")
@@ -54,21 +67,15 @@ def parse_arguments() -> argparse.Namespace:
 def prepare(args: argparse.Namespace) -> Path:
     """Prepare OUT before the search, and return the path of the search's log."""
     log = Path(args.out).with_name(f"{Path(args.out).name}.{SEARCH_FILE}")  # next to OUT, which holds only a controller
-    if args.resume and log.exists():  # --overwrite took effect when this search started
+    if log.exists() and (args.resume or not args.overwrite):  # --overwrite took effect when this search started
         return log
-    if log.exists() and not args.overwrite:
-        raise FileExistsError(
-            f"{log}: expected no earlier search, got one; pass --resume to resume it, or --overwrite to start again"
-        )
     prepare_directory(args.out, marker=CONTROLLER_FILE, format=CONTROLLER_FORMAT, overwrite=args.overwrite)
-    if args.overwrite:
-        log.unlink(missing_ok=True)
     return log
 
 
 @program(
     resume="OUT holds the best controller tested so far; if none was tested, it is unchanged. "
-    "The same command with --resume resumes the search."
+    "The same command, without --overwrite, resumes the search."
 )
 def main() -> None:
     """Run the command."""
@@ -78,29 +85,28 @@ def main() -> None:
     kind = {"temperature": args.temperature, "termination": args.termination, "precision": args.precision}
     dreams = wm.Dreams(world, args.population * args.rollouts, **kind)
     worlds: wm.Dreams | RealPopulation = dreams
-    options = {"max_steps": args.max_steps, "env_kwargs": args.env_kwargs}
     if args.env:
-        worlds = RealPopulation(world, args.env, rollouts=args.rollouts, num_workers=args.workers, **options)
+        worlds = RealPopulation(world, environment(args), rollouts=args.rollouts, workers=args.workers)
     if args.horizon is None:
-        args.horizon = time_limit(args.env, **options) if args.env else usual_horizon(world)
+        args.horizon = time_limit(environment(args)) if args.env else usual_horizon(world)
     if args.test_dreams is None:
         args.test_dreams = TEST_EPISODES if args.env else TEST_DREAMS
-    args.initial = wm.Controller.from_pretrained(args.initial, device=device) if args.initial else None
+    climbing = OpenAIESConfig(**read_fields(args, OpenAIESConfig))
+    config = wm.SearchConfig(**read_fields(args, wm.SearchConfig, leave_out=("openai_es",)), openai_es=climbing)
+    start = load_agent(args.initial, device=device) if args.initial else ControllerConfig(**read_fields(args, ControllerConfig))
     log = prepare(args)
-    with Reporter() as bars:
 
-        def report(generation: Generation) -> None:
-            metrics = {"best": generation.best, "mean": generation.mean, "best_test": generation.best_test}
-            show(bars, "search", generation.number, generation.total, "generation", **metrics)
-            if generation.test is not None:  # save the best so far, in case the search is interrupted
-                generation.controller.save_pretrained(args.out, overwrite=True)
+    def save(progress: Progress) -> None:
+        if "test" in progress.metrics:  # save the best so far, in case the search is interrupted
+            progress.result.save_pretrained(args.out, overwrite=True)
 
-        config = OpenAIESConfig(**read_fields(args, OpenAIESConfig))
-        controller = wm.evolve(worlds, openai_es=config, log=log, on_generation=report, **read_fields(args, wm.evolve))
+    run = run_config(args, save)
+    controller = wm.evolve(worlds, start, config=config, horizon=args.horizon, seed=args.seed, log=log, run=run)
     controller.save_pretrained(args.out, overwrite=True)
     print(f"parameters    {controller.num_parameters}")
     if args.env:
-        print(wm.evaluate(controller, world, env=args.env, num_episodes=TEST_EPISODES, seed=args.seed, **options))
+        tested = EvaluationConfig(num_episodes=TEST_EPISODES)
+        print(wm.evaluate(controller, world, env=environment(args), config=tested, seed=args.seed))
     elif world.mdnrnn.reward_head is not None:
         scores = score(dreams.variant(num_dreams=1024), controller, horizon=args.horizon, seed=args.seed)
         print(f"dream return  {scores} at temperature {args.temperature:g}")

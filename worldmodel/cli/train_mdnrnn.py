@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 
 import worldmodel as wm
-from worldmodel.cli.options import add_device, add_fields, choose_device, parse_with_preset, program, read_fields, show
-from worldmodel.runtime import Reporter, keep_freed_memory
-from worldmodel.training import TrainingProgress
+from worldmodel.cli.options import add_device, add_fields, choose_device, parse_with_preset, program, read_fields, run_config
+from worldmodel.models import Vision
+from worldmodel.runtime import keep_freed_memory
 
-FROM_DATA = ("latent_size", "action_size", "termination_head")  # `fit` reads these from the data
+FROM_DATA = ("termination_head",)  # `fit` reads this from the data
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -24,9 +24,9 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--vision", help="directory written by scripts/train_vae.py; required for images")
     parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard scalars (extra: tensorboard)")
-    calibrate = "calibrate termination probabilities on held-out episodes"
-    parser.add_argument("--calibrate", action=argparse.BooleanOptionalAction, default=False, help=calibrate)
-    parser.add_argument("--resume", action="store_true", help="resume an interrupted run in OUT, with the same options")
+    parser.add_argument(
+        "--resume", action="store_true", help="resume even with --overwrite; an interrupted run is resumed anyway"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier run in OUT")
     parser.add_argument("--seed", type=int, default=0, help="seed of the split, the weights and the batches")
     add_device(parser)
@@ -36,35 +36,25 @@ def parse_arguments() -> argparse.Namespace:
     return parse_with_preset(parser, "train_mdnrnn")
 
 
-@program(resume="The same command with --resume resumes the training.")
+@program(resume="The same command, without --overwrite, resumes the training.")
 def main() -> None:
     """Run the command."""
     args = parse_arguments()
     keep_freed_memory()
     device = choose_device(args.device)
     initial = wm.WorldModel.from_pretrained(args.initial, device=device) if args.initial else None
-    with Reporter() as bars:
-
-        def report(p: TrainingProgress) -> None:
-            metrics = {"nll_per_dim": p.metrics["nll_per_dim"], "held_out": p.test_metrics.get("nll_per_dim")}
-            show(bars, "train M", p.update, p.num_updates, "update", **metrics)
-
-        world = wm.fit(
-            args.data,
-            out=args.out,
-            seed=args.seed,
-            device=device,
-            data_config=wm.DataConfig(**read_fields(args, wm.DataConfig)),
-            training_config=wm.TrainingConfig(**read_fields(args, wm.TrainingConfig)),
-            vision=wm.ConvVAE.from_pretrained(args.vision) if args.vision else None,
-            initial=initial,
-            resume=args.resume,
-            overwrite=args.overwrite,
-            tensorboard=args.tensorboard,
-            calibrate=args.calibrate,
-            on_progress=report,
-            **({} if initial else read_fields(args, wm.MDNRNNConfig)),
-        )
+    world = wm.fit(
+        args.data,
+        out=args.out,
+        config=None if initial else wm.MDNRNNConfig(**read_fields(args, wm.MDNRNNConfig)),
+        data_config=wm.DataConfig(**read_fields(args, wm.DataConfig)),
+        training_config=wm.TrainingConfig(**read_fields(args, wm.TrainingConfig)),
+        vision=Vision.from_pretrained(args.vision) if args.vision else None,
+        initial=initial,
+        seed=args.seed,
+        device=device,
+        run=run_config(args),
+    )
     print_summary(world, args.out)
 
 

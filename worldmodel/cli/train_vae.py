@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 
 import worldmodel as wm
-from worldmodel.cli.options import add_device, add_fields, choose_device, parse_with_preset, program, read_fields, show
-from worldmodel.runtime import Reporter, keep_freed_memory
-from worldmodel.training import TrainingProgress
+from worldmodel.cli.options import add_device, add_fields, choose_device, parse_with_preset, program, read_fields, run_config
+from worldmodel.runtime import keep_freed_memory
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -19,42 +18,35 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--out", required=True, help="directory for V; the training state is in OUT/training")
     parser.add_argument("--initial", help="directory of a V to start from; its sizes are kept and the options for them ignored")
     parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard scalars (extra: tensorboard)")
-    parser.add_argument("--resume", action="store_true", help="resume an interrupted run in OUT, with the same options")
+    parser.add_argument(
+        "--resume", action="store_true", help="resume even with --overwrite; an interrupted run is resumed anyway"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier run in OUT")
     parser.add_argument("--seed", type=int, default=0, help="seed of the split, the weights and the order of the frames")
     add_device(parser)
     add_fields(parser, wm.VAEConfig)
     add_fields(parser, wm.FrameConfig)
-    add_fields(parser, wm.TrainingConfig)
+    add_fields(parser, wm.TrainingConfig, leave_out=("calibrate",))
     return parse_with_preset(parser, "train_vae")
 
 
-@program(resume="The same command with --resume resumes the training.")
+@program(resume="The same command, without --overwrite, resumes the training.")
 def main() -> None:
     """Run the command."""
     args = parse_arguments()
     keep_freed_memory()
     initial = wm.ConvVAE.from_pretrained(args.initial) if args.initial else None
-    with Reporter() as bars:
-
-        def report(p: TrainingProgress) -> None:
-            metrics = {"squared_error": p.metrics["squared_error"], "held_out": p.test_metrics.get("squared_error")}
-            show(bars, "train V", p.update, p.num_updates, "update", **metrics)
-
-        vision = wm.train_vae(
-            args.data,
-            out=args.out,
-            config=None if initial else wm.VAEConfig(**read_fields(args, wm.VAEConfig)),
-            frame_config=wm.FrameConfig(**read_fields(args, wm.FrameConfig)),
-            training_config=wm.TrainingConfig(**read_fields(args, wm.TrainingConfig)),
-            initial=initial,
-            seed=args.seed,
-            device=choose_device(args.device),
-            resume=args.resume,
-            overwrite=args.overwrite,
-            tensorboard=args.tensorboard,
-            on_progress=report,
-        )
+    vision = wm.train_vae(
+        args.data,
+        out=args.out,
+        config=None if initial else wm.VAEConfig(**read_fields(args, wm.VAEConfig)),
+        frame_config=wm.FrameConfig(**read_fields(args, wm.FrameConfig)),
+        training_config=wm.TrainingConfig(**read_fields(args, wm.TrainingConfig)),
+        initial=initial,
+        seed=args.seed,
+        device=choose_device(args.device),
+        run=run_config(args),
+    )
     training, latents = vision.provenance["training"], vision.provenance["latents"]
     print("held-out frames")
     for name, value in training["best_metrics"].items():

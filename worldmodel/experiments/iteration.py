@@ -30,9 +30,7 @@ import torch
 from worldmodel.agents import (
     CONTROLLER_FILE,
     SEARCH_FILE,
-    ControllerConfig,
     LatentPolicy,
-    SearchConfig,
     check_agent,
     evolve,
     has_agent,
@@ -209,19 +207,10 @@ class _Loop:
 
     def _search(self, number: int, world: WorldModel) -> Agent:
         config = self.config
-        search = SearchConfig(
-            generations=config.generations,
-            population=config.population,
-            sigma=config.sigma,
-            method=config.method,
-            openai_es=config.openai_es,
-            patience=config.patience,
-            test_dreams=config.test_dreams,
-        )
         found: Agent = evolve(
-            Dreams(world, config.population * config.rollouts, temperature=config.temperature),
-            ControllerConfig(features=config.features, hidden_size=config.controller_hidden_size),
-            config=search,
+            Dreams(world, config.search.population * config.rollouts, temperature=config.temperature),
+            config.controller,
+            config=config.search,
             horizon=time_limit(self.env),
             seed=self.seed,
             log=self.out / f"round-{number}" / SEARCH_FILE,

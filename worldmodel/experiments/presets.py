@@ -94,7 +94,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from worldmodel.agents import PPOConfig
+from worldmodel.agents import ControllerConfig, PPOConfig, SearchConfig
 from worldmodel.data import EnvMaker
 from worldmodel.dream import DreamPrecision, TerminationRule
 from worldmodel.envs import CAR_STEPS, DOOM_STEPS
@@ -160,7 +160,8 @@ class Preset:
         small_episodes: number of episodes to collect for `small`, 150,000 to 200,000 steps.
         vision: training of V.
         dynamics: training of M.
-        controller: arguments of the search of the controller, those of `ControllerConfig` and `SearchConfig`.
+        controller: kind of controller.
+        search: numbers of the search of the controller.
         rollouts: dreams per candidate of the search.
         improvement: training of the controller by PPO after the search; None skips it.
         termination: rule that ends dreams.
@@ -182,7 +183,8 @@ class Preset:
     small_episodes: int = 200
     vision: VisionPreset
     dynamics: DynamicsPreset
-    controller: Mapping[str, Any] = field(default_factory=dict)
+    controller: ControllerConfig
+    search: SearchConfig
     rollouts: int = 16
     improvement: ImprovementPreset | None = None
     termination: TerminationRule = "threshold"
@@ -200,6 +202,7 @@ class Preset:
         collect = {"env": self.env, "max_steps": self.max_steps, "policy": self.policy, "episodes": self.num_episodes}
         dreams = {"termination": self.termination, "precision": self.dream_precision}
         vision, dynamics, improvement = self.vision, self.dynamics, self.improvement
+        search = {name: value for name, value in asdict(self.search).items() if name != "openai_es"}
         parts: dict[str, dict[str, Any]] = {
             "collect": collect,
             "train_vae": asdict(vision.config) | asdict(vision.frames) | vision.training.identity(),
@@ -207,7 +210,7 @@ class Preset:
             | dynamics.data.identity()
             | dynamics.training.identity()
             | {"calibrate": dynamics.training.calibrate},
-            "train_controller": dict(self.controller) | {"rollouts": self.rollouts} | dreams,
+            "train_controller": asdict(self.controller) | search | {"rollouts": self.rollouts} | dreams,
             "improve_controller": {}
             if improvement is None
             else asdict(improvement.ppo) | dict(improvement.starts) | dreams | {"num_dreams": improvement.num_dreams},
@@ -217,7 +220,7 @@ class Preset:
 
 
 _SMALL_VAE_UPDATES = {"adam": 1_800, "muon": 1_200}
-_SEARCH = {"population": 64, "sigma": 0.1, "generations": 20, "test_every": 5, "test_dreams": 1024, "patience": 2}
+_SEARCH = SearchConfig(population=64, sigma=0.1, generations=20, test_every=5, test_dreams=1024, patience=2)
 _FRAMES = FrameConfig(batch_size=128)
 _VAE_TRAINING = TrainingConfig(
     num_updates=12_000,
@@ -263,15 +266,8 @@ DOOM = Preset(
         training=replace(_MDNRNN_TRAINING, num_updates=2_000, calibrate=True),
     ),
     termination="sample",
-    controller={
-        **_SEARCH,
-        "generations": 3,
-        "test_every": 3,
-        "features": "zhc",
-        "bias": False,
-        "ordered": True,
-        "target": 0.98 * DOOM_STEPS,
-    },
+    controller=ControllerConfig(features="zhc", bias=False, ordered=True),
+    search=replace(_SEARCH, generations=3, test_every=3, target=0.98 * DOOM_STEPS),
     improvement=ImprovementPreset(
         ppo=PPOConfig(
             iterations=300, horizon=300, discount=0.997, gae_lambda=0.97, entropy=0.01, test_every=75, test_dreams=512
@@ -303,7 +299,8 @@ CAR_RACING = Preset(
         data=DataConfig(window=999, batch_size=100, test_fraction=0.05),
         training=_MDNRNN_TRAINING,
     ),
-    controller={**_SEARCH, "features": "zh", "bias": True},
+    controller=ControllerConfig(features="zh", bias=True),
+    search=_SEARCH,
     rollouts=16,
     solved=900.0,
 )
@@ -332,13 +329,9 @@ def small(preset: Preset) -> Preset:
             data=data,
             training=replace(dynamics.training, num_updates=350, evaluate_every=50),
         ),
-        controller={
-            **preset.controller,
-            "generations": max(3, preset.controller["generations"] // 2),
-            "population": 32,
-            "test_dreams": 256,
-            "patience": 2,
-        },
+        search=replace(
+            preset.search, generations=max(3, preset.search.generations // 2), population=32, test_dreams=256, patience=2
+        ),
         rollouts=8,
         improvement=improvement,
         temperatures=preset.temperatures if len(preset.temperatures) == 1 else (0.1, 1.0, 1.15),

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,8 @@ import torch
 from worldmodel.agents import (
     CONTROLLER_FILE,
     SEARCH_FILE,
-    ControllerConfig,
     LatentPolicy,
     RealPopulation,
-    SearchConfig,
     evolve,
     has_agent,
     load_agent,
@@ -234,8 +232,7 @@ class Reproduction:
             return load_agent(directory / "evolved", device=self.device)
         files.discard_unfinished(directory / "evolved", marker=CONTROLLER_FILE)
         directory.mkdir(exist_ok=True)
-        dreams = self._dreams(temperature, self.preset.rollouts * self.preset.controller["population"])
-        kind, search = _search_configs(self.preset.controller)
+        dreams = self._dreams(temperature, self.preset.rollouts * self.preset.search.population)
         done = _last_generation(directory)
         with (
             self.stages.timed(f"search {stage}"),
@@ -251,8 +248,8 @@ class Reproduction:
 
             controller = evolve(
                 dreams,
-                kind,
-                config=search,
+                self.preset.controller,
+                config=self.preset.search,
                 horizon=self.preset.max_steps,
                 seed=self._seed(repeat),
                 log=directory / SEARCH_FILE,
@@ -382,15 +379,6 @@ class Reproduction:
                 name=stage,
                 on_progress=report,
             )
-
-
-def _search_configs(arguments: Mapping[str, Any]) -> tuple[ControllerConfig, SearchConfig]:
-    """Split a preset's arguments of a search into the kind of controller and the numbers of the search."""
-    kind = {field.name for field in fields(ControllerConfig)}
-    return (
-        ControllerConfig(**{name: value for name, value in arguments.items() if name in kind}),
-        SearchConfig(**{name: value for name, value in arguments.items() if name not in kind}),
-    )
 
 
 def _held_out(provenance: Mapping[str, Any]) -> dict[str, Any]:
