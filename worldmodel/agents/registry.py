@@ -54,7 +54,7 @@ def register_agent(marker: str) -> Callable[[AgentClass], AgentClass]:
     return register
 
 
-def load_agent(path: str | Path, *, device: str | torch.device = "cpu") -> Agent:
+def load_agent(path: str | Path, *, device: str | torch.device = "cpu") -> Any:
     """Open a directory that an agent's ``save_pretrained`` wrote.
 
     Args:
@@ -71,8 +71,7 @@ def load_agent(path: str | Path, *, device: str | torch.device = "cpu") -> Agent
             f"{path}: expected an agent ({' or '.join(sorted(_REGISTRY))}), found none; for an agent of your own class, import "
             "the module that registers it first (worldmodel.agents.register_agent)"
         )
-    agent: Agent = _REGISTRY[marker].from_pretrained(path, device=device)
-    return agent
+    return _REGISTRY[marker].from_pretrained(path, device=device)
 
 
 def has_agent(path: str | Path) -> bool:
