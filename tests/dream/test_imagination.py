@@ -37,9 +37,9 @@ class Policy(nn.Module):
 
     def __init__(self, world, features="zh"):
         super().__init__()
-        config = world.mdnrnn.config
+        model = world.mdnrnn
         self.features = features
-        self.linear = nn.Linear(config.latent_size + config.hidden_size * (len(features) - 1), config.action_size)
+        self.linear = nn.Linear(model.latent_size + model.config.hidden_size * (len(features) - 1), model.action_size)
         with torch.no_grad():
             for parameter in self.linear.parameters():
                 parameter.normal_(std=0.5, generator=generator(8))
