@@ -448,7 +448,9 @@ def test_prefixes_prime_the_state(tmp_path):
 def test_prefixes_longer_than_all_episodes_are_refused(tmp_path):
     world = random_world()
     write_store(tmp_path / "data", [walking_episode(0, 3)], observation_space=world.observation_space)
-    with pytest.raises(ValueError, match=r"prefix_length: expected at least 1 and episodes of .* longest episode of 3 steps"):
+    with pytest.raises(
+        ValueError, match=r"prefix_length: expected at least 1 and less than the longest episode of .*, 3 steps, got 3"
+    ):
         DreamVectorEnv(world, 1, prefix_length=3, prefix_data=tmp_path / "data")
 
 

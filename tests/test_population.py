@@ -152,7 +152,7 @@ def test_a_real_search_resumes_to_the_same_bits(tmp_path):
 def test_a_real_population_refuses_what_does_not_fit():
     with pytest.raises(ValueError, match="rollouts: expected an integer >= 1, got 0"):
         RealPopulation(walk_world(), WalkEnv, rollouts=0)
-    with pytest.raises(ValueError, match="num_workers: expected 0 or more, got -1"):
+    with pytest.raises(ValueError, match="num_workers: expected an integer >= 0, got -1"):
         RealPopulation(walk_world(), WalkEnv, num_workers=-1)
     with pytest.raises(ValueError, match="observation space"):
         RealPopulation(walk_world(), "CartPole-v1")

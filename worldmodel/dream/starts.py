@@ -70,8 +70,8 @@ class StartBank:
         long_enough = [index for index, steps in enumerate(episodes.lengths) if steps > length]
         if length < 1 or not long_enough:
             raise ValueError(
-                f"prefix_length: expected at least 1 and episodes of {data} that go on after it, got {length} "
-                f"and a longest episode of {episodes.lengths.max()} steps"
+                f"prefix_length: expected at least 1 and less than the longest episode of {data}, "
+                f"{episodes.lengths.max()} steps, got {length}"
             )
         count = min(len(long_enough), MAX_PREFIXES)
         chosen = [long_enough[number * len(long_enough) // count] for number in range(count)]
