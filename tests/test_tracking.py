@@ -100,7 +100,7 @@ def test_m_advances_exactly_once_per_step(monkeypatch):
     tracker.reset()
     states = follow(tracker, seen, done)
     assert len(calls) == 5
-    z = torch.as_tensor(seen, dtype=torch.float32).transpose(0, 1)
+    z = torch.as_tensor(seen, dtype=torch.float32).transpose(0, 1)  # (1, 6, 2)
     expected = primed_states(world.mdnrnn, z, torch.eye(3)[done].transpose(0, 1))
     assert all(same_bits(state.lstm, lstm) for state, lstm in zip(states, expected, strict=True))
 
@@ -188,6 +188,25 @@ def test_the_noise_of_running_episodes_does_not_depend_on_those_that_ended():
         runs.append([tracker.observe(seen[t + 1], done[t]).z[0] for t in (1, 2)])
     for one, two in zip(*runs, strict=True):
         torch.testing.assert_close(one, two)
+
+
+@pytest.mark.parametrize("with_generator", [False, True])
+def test_rows_computed_as_on_a_gpu_give_the_same_states(monkeypatch, with_generator):
+    """A GPU computes new values for all rows and selects; a generator then serves all rows, so the noise is another."""
+    world, seen, done, runs = random_world(), observations(6, rows=3), actions(5, rows=3), []
+    rows = tracking.Rows
+    for dense in (None, True):
+        monkeypatch.setattr(tracking, "Rows", lambda mask, dense=dense: rows(mask, dense=dense))
+        tracker, source = LatentTracker(world, 3), {"generator": torch.Generator().manual_seed(0)} if with_generator else {}
+        tracker.reset(seed=2)
+        follow(tracker, seen[:3], done[:2], **source)
+        tracker.end(np.array([False, True, True]))
+        tracker.observe(seen[3], done[2], **source)
+        tracker.reset(mask=torch.tensor([False, True, False]))
+        tracker.observe(seen[4], done[3], **source)
+        runs.append(tracker.observe(seen[5], done[4], **source))
+    assert same_bits(*runs)
+    assert runs[0].alive.tolist() == [True, True, False]
 
 
 def test_what_cannot_be_followed_is_refused():

@@ -126,7 +126,7 @@ def test_boxes_have_a_centre_and_corners():
     assert policies["axis 1 high"].real(None).tolist() == [0.0, 1.0]
     world = random_world(spaces.Box(-1, 1, (2,), np.float32))
     dreamed = policies["axis 1 high"].dreamed(world, torch.Generator())
-    assert dreamed(torch.zeros(4, 2)).tolist() == [[0.0, 1.0]] * 4
+    assert dreamed.act(Dreams(world, 4).start(generator=torch.Generator())).tolist() == [[0.0, 1.0]] * 4
 
 
 def test_actions_have_the_names_that_are_given():
@@ -146,12 +146,12 @@ def test_actions_have_the_names_that_are_given():
 def test_sweeps_go_from_end_to_end_in_dreams_as_in_reality_and_begin_anew_with_an_episode():
     world = random_world(spaces.Discrete(3, start=1))
     sweeps = fixed_policies(world.action_space)["sweeps of 20"]
-    expected = ([1] * 20 + [3] * 20) * 3
+    expected, state = ([1] * 20 + [3] * 20) * 3, Dreams(world, 4).start(generator=torch.Generator())
     for steps in (120, 50):
         sweeps.real.reset(np.random.default_rng(0))
         assert [sweeps.real(None) for _ in range(steps)] == expected[:steps]
         actions = sweeps.dreamed(world, torch.Generator())
-        assert torch.stack([actions(torch.zeros(4, 2)) for _ in range(steps)]).tolist() == [[a] * 4 for a in expected[:steps]]
+        assert torch.stack([actions.act(state) for _ in range(steps)]).tolist() == [[a] * 4 for a in expected[:steps]]
     assert CyclicPolicy([3])(None) == 3
 
 

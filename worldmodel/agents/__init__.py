@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from worldmodel.agents.evolution import SearchConfig as SearchConfig
     from worldmodel.agents.evolution import evolve as evolve
     from worldmodel.agents.latent_policy import LatentPolicy as LatentPolicy
+    from worldmodel.agents.policy_gradient import DifferentiableAgent as DifferentiableAgent
     from worldmodel.agents.policy_gradient import PPOConfig as PPOConfig
     from worldmodel.agents.policy_gradient import ppo as ppo
     from worldmodel.agents.population import AgentGroups as AgentGroups
@@ -54,7 +55,7 @@ else:
             "controller": "CONTROLLER_FILE CONTROLLER_FORMAT Controller ControllerConfig WEIGHTS_FILE",
             "evolution": "SEARCH_FILE SearchConfig evolve",
             "latent_policy": "LatentPolicy",
-            "policy_gradient": "PPOConfig ppo",
+            "policy_gradient": "DifferentiableAgent PPOConfig ppo",
             "population": "AgentGroups ControllerBatch DreamPopulation RealPopulation",
             "registry": "check_agent has_agent load_agent register_agent",
             "strategies": "METHODS Method OpenAIES OpenAIESConfig centred_ranks estimate_gradient make_strategy",

@@ -40,7 +40,7 @@ CLIP_NORM = 1.0  # largest norm of the agent's gradient
 
 
 class DifferentiableAgent(Agent, Protocol):
-    """What `ppo` needs of an agent, besides being an nn.Module.
+    """Protocol of the agents that `ppo` improves, in addition to nn.Module.
 
     It acts on features alone, without a state of its own. For a Discrete space with n actions, ``outputs`` has n columns
     (logits), or one if the agent has an attribute ``ordered`` that is True (see `worldmodel.agents.ControllerConfig`). For a

@@ -99,7 +99,7 @@ class LatentTracker:
             return self.state
         running = Rows(self._alive, dense=False) if self._any_ended else None
         if running is not None:
-            observation = map_leaves(lambda leaf: running.take(torch.as_tensor(leaf, device=self._alive.device)), observation)
+            observation = _take_rows(observation, self._alive)
         check_finite(observation, rows=None if running is None else running.index)
         mean, log_variance = self.world.vision.encode(observation)  # (B, D), or those of the running episodes
         expected = self.num_episodes if running is None else running.count
@@ -164,6 +164,14 @@ class LatentTracker:
         if rows.shape != self._alive.shape:
             raise ValueError(f"mask: expected shape ({self.num_episodes},), got {tuple(rows.shape)}")
         return rows
+
+
+def _take_rows(observation: Value, mask: Tensor) -> Value:
+    """Select rows of a batch of arrays or tensors, which stay what they are, on their device."""
+    rows = mask.cpu()
+    return map_leaves(
+        lambda leaf: leaf[rows.to(leaf.device)] if isinstance(leaf, Tensor) else np.asarray(leaf)[rows.numpy()], observation
+    )
 
 
 def primed_states(mdnrnn: MDNRNN, z: Tensor, action: Tensor, state: State | None = None) -> Iterator[State]:
