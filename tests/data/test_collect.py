@@ -428,7 +428,6 @@ def test_an_unsupported_space_is_refused_with_the_nearest_and_nothing_is_made(tm
 def test_arguments_out_of_range_are_refused():
     for options, message in (
         ({"workers": -1}, "num_workers: expected an integer >= 0, got -1"),
-        ({"max_steps": 0}, "max_steps: expected an integer >= 1, got 0"),
         ({"policy": "greedy"}, "policy: expected one of"),
         ({"seed": -1}, "seed: expected an integer >= 0, got -1"),
     ):
@@ -447,6 +446,11 @@ def test_descriptions_are_stable_names():
     assert describe(invalid_policy) == "test_collect.invalid_policy"
     assert describe(CountEnv()) == "toy_envs.CountEnv"
     assert describe(functools.partial(invalid_policy, 3)) == "test_collect.invalid_policy(*[3], **{})"
+
+
+def test_a_limit_below_one_step_is_refused():
+    with pytest.raises(ValueError, match="max_steps: expected an integer >= 1, got 0"):
+        EnvConfig(CountEnv, max_steps=0)
 
 
 def test_every_kind_of_space_can_be_collected(tmp_path):
