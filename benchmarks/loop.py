@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,9 @@ SHARED = {
     "max_rounds": 4,
     "first_policy": "repeat",
     "exploration": 0.1,
-    "features": "z",
-    "controller_hidden_size": 16,
-    "population": 32,
-    "sigma": 0.5,
-    "patience": None,
-    "test_dreams": 128,
+    "controller": wm.ControllerConfig(features="z", hidden_size=16),
 }
+SEARCH = wm.SearchConfig(population=32, sigma=0.5, patience=None, test_dreams=128)
 RECIPES: dict[str, dict[str, Any]] = {
     "Pendulum-v1": {
         **SHARED,
@@ -41,7 +38,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "mdnrnn": wm.MDNRNNConfig(hidden_size=32, num_components=3),
         "training_config": wm.TrainingConfig(num_updates=1000, learning_rate=1e-2, clip_norm=10.0),
         "rollouts": 8,
-        "generations": 90,
+        "search": replace(SEARCH, generations=90),
     },
     "LunarLander-v3": {
         **SHARED,
@@ -50,7 +47,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "mdnrnn": wm.MDNRNNConfig(hidden_size=64, num_components=3),
         "training_config": wm.TrainingConfig(num_updates=1200, learning_rate=1e-2, clip_norm=10.0),
         "rollouts": 4,
-        "generations": 40,
+        "search": replace(SEARCH, generations=40),
     },
 }
 TARGETS = {"Pendulum-v1": -200.0, "LunarLander-v3": 200.0}  # validation score at which a run stops

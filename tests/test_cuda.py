@@ -21,7 +21,7 @@ from toy_data import walking_episode, write_store
 from toy_images import DotEnv, dot_store
 from toy_worlds import WalkEnv, walk_world
 
-from worldmodel.agents import Controller, LatentPolicy, PPOConfig, RealPopulation, evolve, ppo
+from worldmodel.agents import Controller, LatentPolicy, PPOConfig, RealPopulation, SearchConfig, evolve, ppo
 from worldmodel.data import EnvConfig, rollouts
 from worldmodel.dream import Dreams, RandomActions, StartBank, imagine, lambda_returns
 from worldmodel.envs import DreamVectorEnv, LatentVectorEnv
@@ -289,10 +289,8 @@ def test_iterate_trains_and_dreams_on_the_device(tmp_path, device, losses, monke
         mdnrnn=SMALL,
         data_config=DATA,
         training_config=TRAINING,
-        population=4,
+        search=SearchConfig(population=4, generations=2, test_dreams=8),
         rollouts=2,
-        generations=2,
-        test_dreams=8,
         validation_episodes=2,
         test_episodes=3,
     )

@@ -147,7 +147,9 @@ def test_the_doom_experiment_ends_with_its_table_pictures_and_films(run, monkeyp
 
 
 def test_an_experiment_without_ppo_has_a_small_scale(run, monkeypatch, tmp_path):
-    car = replace(PRESET, env="Dot-v0", test_episodes=2, ppo=None, temperatures=(1.0,), dream_precision="auto", solved=900.0)
+    car = replace(
+        PRESET, env="Dot-v0", test_episodes=2, improvement=None, temperatures=(1.0,), dream_precision="auto", solved=900.0
+    )
     monkeypatch.setattr(reproduce, "CAR_RACING", car)
     monkeypatch.setattr(reproduce, "small", lambda preset: replace(preset, searches=1))
     run("reproduce_car_racing", "--out out --scale small --workers 0 --no-video --device cpu")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from worldmodel.agents import CONTROLLER_FILE, Controller, OpenAIESConfig, evolve
+from worldmodel.agents import CONTROLLER_FILE, Controller, ControllerConfig, OpenAIESConfig, SearchConfig, evolve
 from worldmodel.data import EnvConfig, EpisodeStore
 from worldmodel.dream import Scores
 from worldmodel.experiments import SCORES_FILE, IterationConfig, Round, best_round, iterate, iteration, summarize
@@ -25,9 +25,8 @@ TINY = IterationConfig(
     mdnrnn=MDNRNNConfig(hidden_size=4, num_components=2),
     data_config=DataConfig(window=8, batch_size=8, test_fraction=0.2),
     training_config=TrainingConfig(num_updates=6, learning_rate=1e-2, evaluate_every=3),
-    population=4,
+    search=SearchConfig(population=4, generations=2, patience=2, test_dreams=256),
     rollouts=2,
-    generations=2,
     test_episodes=3,
 )
 SHORT = {"max_episode_steps": 15}
@@ -182,7 +181,7 @@ def test_overwrite_starts_anew_but_never_removes_what_is_not_a_loop(whole, tmp_p
 
 
 @pytest.mark.parametrize(
-    "name", ["max_rounds", "first_episodes", "controller_episodes", "rollouts", "generations", "test_episodes"]
+    "name", ["max_rounds", "first_episodes", "controller_episodes", "rollouts", "validation_episodes", "test_episodes"]
 )
 def test_numbers_out_of_range_are_refused(name):
     with pytest.raises(ValueError, match=f"{name}: expected an integer >= 1, got 0"):
@@ -193,16 +192,10 @@ def test_numbers_out_of_range_are_refused(name):
     ("fields", "message"),
     [
         ({"max_rounds": 0}, "max_rounds: expected an integer >= 1, got 0"),
-        ({"population": 1}, "population: expected an integer >= 2, got 1"),
-        ({"test_dreams": 2.5}, "test_dreams: expected an integer >= 1, got 2.5"),
+        ({"test_episodes": 2.5}, "test_episodes: expected an integer >= 1, got 2.5"),
         ({"temperature": -1.0}, "temperature: expected finite values >= 0"),
-        ({"sigma": 0.0}, "sigma: expected a positive finite number"),
         ({"exploration": 1.5}, "exploration: expected a probability from 0 to 1, got 1.5"),
-        ({"features": "h"}, "features: expected one of z, zh, zhc, got 'h'"),
-        ({"method": "sga"}, "method: expected one of cma, openai-es, got 'sga'"),
-        ({"method": "openai-es", "population": 5}, "population: expected an even number for openai-es, got 5"),
         ({"patience_rounds": 0}, "patience_rounds: expected an integer >= 1, got 0"),
-        ({"controller_hidden_size": 0}, "controller_hidden_size: expected an integer >= 1, got 0"),
         ({"first_policy": "wise"}, "first_policy: expected one of random, repeat, repeat-long, sweep, brownian, got 'wise'"),
     ],
 )
@@ -256,8 +249,9 @@ def changed(**fields):
 
 
 def test_the_search_is_the_one_that_was_asked_for(tmp_path):
-    chosen = changed(max_rounds=1, features="z", controller_hidden_size=3, method="openai-es", patience=None)
-    slow = dataclasses.replace(chosen, openai_es=OpenAIESConfig(learning_rate=1e-6))
+    search = dataclasses.replace(TINY.search, method="openai-es", patience=None)
+    chosen = changed(max_rounds=1, controller=ControllerConfig(features="z", hidden_size=3), search=search)
+    slow = dataclasses.replace(chosen, search=dataclasses.replace(search, openai_es=OpenAIESConfig(learning_rate=1e-6)))
     found = []
     for name, config in (("loop", chosen), ("slow", slow)):
         run(tmp_path / name, config=config)
@@ -265,7 +259,10 @@ def test_the_search_is_the_one_that_was_asked_for(tmp_path):
         assert (found[-1].features, found[-1].hidden_size) == ("z", 3)
         _, metadata = load_tensors(tmp_path / name / "round-1" / "search.safetensors")
         assert json.loads(metadata["log"])["search"]["method"] == "openai-es"
-    rates = [json.loads((tmp_path / name / "iteration.json").read_text())["config"]["openai_es"] for name in ("loop", "slow")]
+    rates = [
+        json.loads((tmp_path / name / "iteration.json").read_text())["config"]["search"]["openai_es"]
+        for name in ("loop", "slow")
+    ]
     assert [rate["learning_rate"] for rate in rates] == [0.03, 1e-6]
 
 
@@ -295,7 +292,7 @@ def test_another_trainer_takes_the_place_of_evolution_and_resumes(tmp_path):
             controller.layers[0].bias[1] = len(calls)
         return controller
 
-    arguments = {"train_agent": train_agent, "config": changed(generations=1)}
+    arguments = {"train_agent": train_agent, "config": changed(search=dataclasses.replace(TINY.search, generations=1))}
     first = run(tmp_path / "loop", **arguments)
     assert calls[0][0] is None
     assert calls[1][0].layers[0].bias[1] == 1.0  # the controller of the round before
@@ -305,7 +302,7 @@ def test_another_trainer_takes_the_place_of_evolution_and_resumes(tmp_path):
     assert outcome(run(tmp_path / "loop", **arguments)) == outcome(first)
     assert len(calls) == 2
     with pytest.raises(FileExistsError, match="expected train_agent "):
-        run(tmp_path / "loop", config=changed(generations=1))
+        run(tmp_path / "loop", config=changed(search=dataclasses.replace(TINY.search, generations=1)))
 
 
 def test_an_agent_that_cannot_be_opened_again_is_refused(tmp_path):

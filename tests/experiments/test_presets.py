@@ -9,7 +9,6 @@ from gymnasium import spaces
 from worldmodel.agents import Controller
 from worldmodel.dream import StartBank
 from worldmodel.experiments import CAR_RACING, DOOM, PRESETS, Preset, small
-from worldmodel.experiments.reproduction import _search_configs
 
 CLI = Path(__file__).resolve().parents[2] / "worldmodel" / "cli"
 PATHS = {  # arguments that no preset holds
@@ -26,17 +25,16 @@ OTHER = {"sample": "threshold", "threshold": "sample", "auto": "float32"}
 
 @pytest.mark.parametrize("preset", [*PRESETS.values(), *map(small, PRESETS.values())])
 def test_every_field_of_a_preset_is_an_argument_of_its_function(preset):
-    _search_configs(preset.controller)
     assert preset.env.startswith("worldmodel.environments:")
-    assert preset.rollouts * preset.controller["population"] > 0
+    assert preset.rollouts * preset.search.population > 0
     starts = {} if preset.improvement is None else preset.improvement.starts
     assert set(starts) <= set(inspect.signature(StartBank.along).parameters)
 
 
 def test_the_sizes_equal_those_of_the_paper():
     doom, car = spaces.Discrete(3), spaces.Box(-1, 1, (3,))
-    kind = {name: DOOM.controller[name] for name in ("features", "bias", "ordered")}
-    assert Controller(64 + 2 * 512, doom, **kind).num_parameters == 1088
+    kind = DOOM.controller
+    assert Controller(64 + 2 * 512, doom, features=kind.features, bias=kind.bias, ordered=kind.ordered).num_parameters == 1088
     assert Controller(32 + 256, car, features="zh", bias=True).num_parameters == 867
     assert (DOOM.vision.config.latent_size, CAR_RACING.vision.config.latent_size) == (64, 32)
     assert (DOOM.dynamics.mdnrnn.hidden_size, CAR_RACING.dynamics.mdnrnn.hidden_size) == (512, 256)

@@ -9,7 +9,7 @@ import pytest
 from toy_images import DotEnv
 
 import worldmodel as wm
-from worldmodel.agents import population
+from worldmodel.agents import ControllerConfig, SearchConfig, population
 from worldmodel.dream import Scores
 from worldmodel.experiments import DOOM, DynamicsPreset, ImprovementPreset, Preset, Reproduction, Stages, VisionPreset, table
 
@@ -27,7 +27,8 @@ PRESET = Preset(
         data=wm.DataConfig(window=8, batch_size=4, test_fraction=0.2),
         training=TRAINING,
     ),
-    controller={"population": 4, "generations": 2, "test_every": 1, "test_dreams": 8, "features": "zhc", "ordered": True},
+    controller=ControllerConfig(features="zhc", ordered=True),
+    search=SearchConfig(population=4, generations=2, test_every=1, test_dreams=8),
     rollouts=2,
     improvement=ImprovementPreset(
         ppo=wm.PPOConfig(iterations=2, steps=2, horizon=4, critic_size=4, minibatches=1, test_every=1, test_dreams=4),

@@ -17,7 +17,7 @@ from worldmodel.data import rollouts
 from worldmodel.plots import draw_report, draw_trajectory, save_figure
 
 ROOT = Path(__file__).parents[2]
-SMALL = {"max_rounds": 2, "first_episodes": 6, "controller_episodes": 3, "population": 4, "rollouts": 2, "generations": 2}
+SMALL = {"max_rounds": 2, "first_episodes": 6, "controller_episodes": 3, "rollouts": 2}
 
 
 @pytest.mark.parametrize("test_fraction", [0.2, 0.0])
@@ -27,7 +27,7 @@ def test_the_figure_shows_every_round_and_the_real_episode(tmp_path, test_fracti
         mdnrnn=wm.MDNRNNConfig(hidden_size=4, num_components=2),
         data_config=wm.DataConfig(window=8, batch_size=8, test_fraction=test_fraction),
         training_config=wm.TrainingConfig(num_updates=20, evaluate_every=10),
-        test_dreams=4,
+        search=wm.SearchConfig(population=4, generations=2, test_dreams=4),
         validation_episodes=2,
         test_episodes=2,
     )

@@ -26,7 +26,7 @@ from worldmodel.agents import (
     ppo,
     register_agent,
 )
-from worldmodel.data import collect, rollouts
+from worldmodel.data import EnvConfig, collect, rollouts
 from worldmodel.dream import (
     Agent,
     CyclicActions,
@@ -40,13 +40,15 @@ from worldmodel.dream import (
     as_agent,
     score,
 )
-from worldmodel.evaluation import evaluate
+from worldmodel.evaluation import EvaluationConfig, evaluate
 from worldmodel.experiments import IterationConfig, iterate
-from worldmodel.models import feature_size
+from worldmodel.models import MDNRNNConfig, feature_size
 from worldmodel.runtime import RunConfig
 from worldmodel.training import DataConfig, TrainingConfig
 
 QUIET = RunConfig(progress=False)
+
+SHORT_WALK = EnvConfig(WalkEnv, max_steps=9)
 
 
 @register_agent("pacer.json")
@@ -174,11 +176,11 @@ def test_recorded_cyclic_and_repeated_actions_begin_again_with_every_rollout():
 @pytest.mark.parametrize("agent", [Pacer(), Memory(), right], ids=["recurrent", "module", "function"])
 def test_any_agent_is_evaluated_and_collects(tmp_path, agent):
     world = walk_world()
-    result = evaluate(agent, world, env=WalkEnv, num_episodes=4, num_dreams=8, max_steps=9)
+    result = evaluate(agent, world, env=SHORT_WALK, config=EvaluationConfig(num_episodes=4, num_dreams=8))
     assert len(result.real.returns) == 4
     policy = LatentPolicy(world, agent, description="toy")
-    store = collect(WalkEnv, out=tmp_path / "data", num_episodes=3, policy=policy, seed=0, max_steps=9)
-    rollout = Reality(world, WalkEnv, 3, seed=0, max_steps=9).rollout(agent, 9, generator=generator())
+    store = collect(SHORT_WALK, out=tmp_path / "data", num_episodes=3, policy=policy, seed=0)
+    rollout = Reality(world, SHORT_WALK, 3, seed=0).rollout(agent, 9, generator=generator())
     for k, episode in enumerate(store):
         assert episode.actions.tolist() == rollout.actions[k][rollout.mask[k]].tolist()
 
@@ -186,7 +188,7 @@ def test_any_agent_is_evaluated_and_collects(tmp_path, agent):
 def test_a_latent_policy_resets_the_agent_with_each_episode_and_shows_it_explored_steps():
     agent = Pacer()
     policy = LatentPolicy(walk_world(), agent, exploration=0.5)
-    episodes = list(rollouts(WalkEnv, policy, episode_ids=range(3), seed=0, max_steps=9))
+    episodes = list(rollouts(SHORT_WALK, policy, episode_ids=range(3), seed=0))
     assert agent.episodes == [1, 1, 1]
     followed = [action == t % 3 for episode in episodes for t, action in enumerate(episode.actions)]
     assert 0.3 < np.mean(followed) < 1.0  # it counts the steps at which its action was replaced
@@ -231,7 +233,7 @@ def test_a_search_of_a_module_resumes_to_the_same_bits(tmp_path):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_module_is_searched_in_the_real_environment(workers):
     world = walk_world()
-    real = RealPopulation(world, WalkEnv, rollouts=2, num_workers=workers, max_steps=12)
+    real = RealPopulation(world, EnvConfig(WalkEnv, max_steps=12), rollouts=2, workers=workers)
     found = search_in(real, Memory(), generations=2, population=4, test_dreams=4, sigma=0.5, horizon=12)
     assert isinstance(found, Memory)
     played = real.score(Pacer(), episodes=3, horizon=12, seed=0, name="test")  # an agent without weights is scored too
@@ -282,13 +284,13 @@ def test_iterate_takes_any_agent(tmp_path):
         patience_rounds=None,
         first_episodes=8,
         controller_episodes=3,
-        mdnrnn={"hidden_size": 4, "num_components": 2},
+        mdnrnn=MDNRNNConfig(hidden_size=4, num_components=2),
         data_config=DataConfig(window=4, batch_size=4, test_fraction=0.2),
         training_config=TrainingConfig(num_updates=4),
         validation_episodes=2,
         test_episodes=2,
     )
-    rounds = iterate(WalkEnv, out=tmp_path / "loop", config=config, train_agent=train_agent, max_steps=9)
+    rounds = iterate(SHORT_WALK, out=tmp_path / "loop", config=config, train_agent=train_agent)
     assert len(rounds) == 2
     assert isinstance(seen[1], Pacer)
     assert load_agent(rounds[1].directory / "controller").first == 2
