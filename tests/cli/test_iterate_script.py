@@ -30,8 +30,14 @@ def test_without_options_the_configuration_is_that_of_the_library(command_line):
 def test_every_option_reaches_the_configuration(command_line):
     command_line(f"--out x {SMALL}")
     config = cli.read_config(cli.parse_arguments())
-    assert (config.max_rounds, config.exploration, config.features, config.controller_hidden_size) == (2, 0.1, "z", 3)
-    assert (config.method, config.openai_es.learning_rate, config.training_config.learning_rate) == ("openai-es", 0.1, 1e-2)
+    assert (config.max_rounds, config.exploration, config.controller.features, config.controller.hidden_size) == (
+        2,
+        0.1,
+        "z",
+        3,
+    )
+    assert (config.search.method, config.search.openai_es.learning_rate) == ("openai-es", 0.1)
+    assert config.training_config.learning_rate == 1e-2
     assert (config.mdnrnn.hidden_size, config.data_config.window, config.training_config.num_updates) == (4, 8, 6)
 
 

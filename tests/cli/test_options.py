@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from worldmodel.cli.options import add_fields, program, read_fields, show
+from worldmodel.cli.options import add_fields, program, read_fields
 from worldmodel.models import VAEConfig
-from worldmodel.runtime import Reporter
 
 SCRIPTS = sorted((Path(__file__).resolve().parents[2] / "scripts").glob("*.py"))
 
@@ -50,15 +49,6 @@ def test_options_come_from_the_fields_of_a_configuration():
     add_fields(parser, VAEConfig)
     assert VAEConfig(**read_fields(parser.parse_args([]), VAEConfig)) == VAEConfig()
     assert VAEConfig(**read_fields(parser.parse_args(["--latent-size", "7"]), VAEConfig)).latent_size == 7
-
-
-def test_progress_without_a_number_leaves_it_out():
-    seen = []
-    with Reporter(bars=False, listener=seen.append) as reporter:
-        show(reporter, "train", 3, 10, "update", loss=0.5, held_out=None)
-    (record,) = seen
-    assert (record.stage, record.done, record.total, record.unit) == ("train", 3, 10, "update")
-    assert record.metrics == {"loss": 0.5}
 
 
 @pytest.mark.slow

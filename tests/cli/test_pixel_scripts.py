@@ -85,7 +85,10 @@ def test_collecting_with_a_v_by_the_script_stores_what_encoding_would(run, capsy
         ("--env Dot-v0 --vision data", "error: data/vision.json: expected .*"),
         ("--env CartPole-v1 --vision vae", r"error: observation_space: expected V's .*, got Box.* \(4,\), float32\)"),
         ("--env Wide-v0 --vision vae", r"error: observation_space: expected V's .*, got Box.* \(40,\), float64\)"),
-        ("--env Dot-v0 --vision vae --out data", "error: data: expected an earlier collection of the same recipe, .*"),
+        (
+            "--env Dot-v0 --vision vae --out data",
+            "error: data: expected encoded_with None, as in the run that is there, got .*",
+        ),
     ],
 )
 def test_a_v_that_does_not_fit_is_one_line_on_stderr_and_nothing_is_made(run, capsys, options, complaint):
@@ -116,7 +119,7 @@ def test_a_probe_plays_in_as_many_processes_as_it_is_told_and_gives_the_same(run
     env = gym.make("CartPole-v1")
     random_world(env.action_space, env.observation_space).save_pretrained("world")
     probe, workers = wm.probe, []
-    monkeypatch.setattr(wm, "probe", lambda *args, **kwargs: workers.append(kwargs["num_workers"]) or probe(*args, **kwargs))
+    monkeypatch.setattr(wm, "probe", lambda *args, **kwargs: workers.append(kwargs["workers"]) or probe(*args, **kwargs))
     for number in (0, 2):
         numbers = f"--episodes 3 --num-dreams 2 --max-steps 20 --workers {number} --out {number}.json"
         run("evaluate", f"--model world --env CartPole-v1 --probe {numbers} --device cpu")

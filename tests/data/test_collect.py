@@ -98,7 +98,7 @@ def test_episode_seeds_differ_within_a_run_and_between_runs():
     assert all(0 <= seed < 2**31 for seed in seeds(0, 10**6, seed=2**40))
     assert not set(seeds(*range(1000))) & set(seeds(*range(1000), seed=1))
     for seed, episode_id in ((-1, 0), (0, -1)):
-        with pytest.raises(ValueError, match="expected numbers >= 0"):
+        with pytest.raises(ValueError, match="expected integers >= 0"):
             episode_seed(seed, episode_id)
 
 
@@ -375,7 +375,7 @@ def test_another_recipe_is_refused_with_both_values_and_the_ways_out(tmp_path):
             collect(**({"env": CountEnv, "out": tmp_path, "num_episodes": 3, "seed": 3} | changes))
     with pytest.raises(FileExistsError, match=r"expected env toy_envs.CountEnv, .* got CartPole-v1"):
         collect("CartPole-v1", out=tmp_path, num_episodes=3, seed=3)
-    with pytest.raises(FileExistsError, match="already holds an earlier output"):
+    with pytest.raises(FileExistsError, match="got an earlier output"):
         collect(CountEnv, out=tmp_path, num_episodes=3, seed=3, run=RunConfig(resume=False))
     assert EpisodeStore.open(tmp_path).fingerprint == before
     assert len(collect(CountEnv, out=tmp_path, num_episodes=3, seed=4, run=RunConfig(overwrite=True))) == 3
@@ -433,7 +433,7 @@ def test_arguments_out_of_range_are_refused():
     ):
         with pytest.raises(ValueError, match=message):
             rollouts(CountEnv, **({"episode_ids": [0], "seed": 0} | options))
-    with pytest.raises(ValueError, match="num_episodes: expected at least 1, got 0"):
+    with pytest.raises(ValueError, match="num_episodes: expected an integer >= 1, got 0"):
         collect(CountEnv, out="nowhere", num_episodes=0)
     with pytest.raises(TypeError, match="env: expected a Gymnasium id or a constructor, got int"):
         rollouts(3, episode_ids=[0], seed=0)

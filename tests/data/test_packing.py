@@ -12,7 +12,7 @@ from gymnasium import spaces
 from test_store import assert_same, flip, shard_paths
 from toy_images import DotEnv
 
-from worldmodel.data import Episode, EpisodeStore, collect, compression, pack, repair, shards, unpack, verify
+from worldmodel.data import EnvConfig, Episode, EpisodeStore, collect, compression, pack, repair, shards, unpack, verify
 from worldmodel.rng import episode_seed
 from worldmodel.runtime import RunConfig
 
@@ -228,15 +228,15 @@ def test_the_disk_is_judged_by_several_episodes_and_not_by_the_first(tmp_path, m
     free = 16 * 15 * frame  # the mean is 14 frames in the first case, 28 in the second; the first alone says 61 and 2
     monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - free, free))
     made, kwargs = [], {"seed": episode_seed(0, 0), "length": first, "others": others}
-    options = {"num_workers": workers, "env_kwargs": kwargs, "on_progress": made.append}
+    env, options = EnvConfig(NoiseEnv, kwargs=kwargs), {"workers": workers, "run": RunConfig(on_progress=made.append)}
     if fits:
-        assert len(collect(NoiseEnv, out=tmp_path, num_episodes=16, **options)) == 16
+        assert len(collect(env, out=tmp_path, num_episodes=16, **options)) == 16
         assert len(made) == 16  # none was played twice
         return
     with pytest.raises(OSError, match="GiB of free disk for 16 episodes, judging by 8 of them, got"):
-        collect(NoiseEnv, out=tmp_path, num_episodes=16, **options)
+        collect(env, out=tmp_path, num_episodes=16, **options)
     assert shard_paths(tmp_path) == []
-    assert len(collect(NoiseEnv, out=tmp_path, num_episodes=7, **options)) == 7  # judged by all of them, which fit
+    assert len(collect(env, out=tmp_path, num_episodes=7, **options)) == 7  # judged by all of them, which fit
 
 
 def test_only_so_much_waits_until_the_disk_is_judged(tmp_path, monkeypatch):
@@ -247,7 +247,7 @@ def test_only_so_much_waits_until_the_disk_is_judged(tmp_path, monkeypatch):
 
 def test_ctrl_c_keeps_the_episodes_by_which_the_disk_is_not_judged_yet(tmp_path):
     def interrupt(progress):
-        if progress.episodes == 3:
+        if progress.done == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -176,7 +176,7 @@ def test_an_observation_that_is_not_finite_names_episode_and_row():
     broken = functools.partial(
         gym.wrappers.TransformObservation, func=lambda o: o / 0, observation_space=WalkEnv.observation_space
     )
-    reality = Reality(walk_world(), WalkEnv, 2, seed=0, wrappers=[broken])
+    reality = Reality(walk_world(), EnvConfig(WalkEnv, wrappers=[broken]), 2, seed=0)
     with (
         np.errstate(all="ignore"),
         pytest.raises(RuntimeError, match=r"reset episode 0 .*expected finite numbers, got NaN or infinity in row 0"),

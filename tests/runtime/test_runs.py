@@ -48,7 +48,7 @@ def test_overwrite_replaces_a_run_whatever_resume_says(tmp_path, resume):
 
 def test_overwrite_leaves_a_directory_that_holds_something_else(tmp_path):
     (tmp_path / "thesis.tex").write_text("mine")
-    with pytest.raises(FileExistsError, match="holds something else"):
+    with pytest.raises(FileExistsError, match="with other files"):
         prepare(tmp_path, {"seed": 1}, overwrite=True)
 
 
@@ -121,7 +121,12 @@ def test_collect_train_vae_encode_and_fit_report_their_stages(tmp_path):
     assert_told(seen, "encode", "episode", 3)
     seen.clear()
     data_config = wm.DataConfig(window=4, batch_size=2)
-    options = {"vision": vision, "data_config": data_config, "training_config": TRAINING, "hidden_size": 4}
+    options = {
+        "vision": vision,
+        "data_config": data_config,
+        "training_config": TRAINING,
+        "config": wm.MDNRNNConfig(hidden_size=4),
+    }
     wm.fit(tmp_path / "z", out=tmp_path / "world", run=listener(seen), **options)
     assert_told(seen, "train M", "update", 2)
     assert seen[-1].metrics.keys() >= {"nll_per_dim", "held_out/nll_per_dim"}
@@ -161,7 +166,7 @@ def test_a_bar_shows_on_a_terminal_and_is_silent_without_one(monkeypatch):
 def test_a_store_may_be_refused_instead_of_continued(tmp_path):
     write_store(tmp_path / "data", [labelled_episode(0, 3)])
     wm.collect("CartPole-v1", out=tmp_path / "s", num_episodes=1)
-    with pytest.raises(FileExistsError, match="already holds an earlier output"):
+    with pytest.raises(FileExistsError, match="got an earlier output"):
         wm.collect("CartPole-v1", out=tmp_path / "s", num_episodes=2, run=RunConfig(resume=False))
 
 
