@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 import worldmodel as wm
 from worldmodel.dream import imagine
+from worldmodel.mixtures import GaussianMixture
 from worldmodel.models import MDNRNN, StateNormalizer
 
 DRAWS, DREAMS, HORIZON, REPEATS = 1_000_000, 1024, 16, 15
@@ -38,7 +39,7 @@ def estimates(distance: float, generator: torch.Generator) -> dict[str, dict[str
     logits = weights.log().repeat(DRAWS, 1).requires_grad_()
     log_weights = logits.log_softmax(-1)
     many = mean.expand(DRAWS, 2, 1)
-    mixture = wm.GaussianMixture(log_weights, many, torch.zeros_like(many))
+    mixture = GaussianMixture(log_weights, many, torch.zeros_like(many))
     exact = -3 / 16 * distance**2  # E[z^2] = 1 + w_1 distance^2, and w_1 changes with the first logit by -w_0 w_1
     with torch.no_grad():
         index = torch.multinomial(weights, DRAWS, replacement=True, generator=generator)

@@ -27,12 +27,10 @@ if TYPE_CHECKING:
     from worldmodel.agents.latent_policy import LatentPolicy as LatentPolicy
     from worldmodel.agents.policy_gradient import PPOConfig as PPOConfig
     from worldmodel.agents.policy_gradient import ppo as ppo
-    from worldmodel.agents.registry import load_agent as load_agent
     from worldmodel.data.collecting import collect as collect
     from worldmodel.data.env_factory import EnvConfig as EnvConfig
     from worldmodel.data.store import EpisodeStore as EpisodeStore
     from worldmodel.dream.dreams import Dreams as Dreams
-    from worldmodel.dream.tracking import LatentTracker as LatentTracker
     from worldmodel.envs.dream_env import DreamEnv as DreamEnv
     from worldmodel.envs.dream_env import DreamVectorEnv as DreamVectorEnv
     from worldmodel.envs.latent_env import LatentEnv as LatentEnv
@@ -42,7 +40,6 @@ if TYPE_CHECKING:
     from worldmodel.evaluation.faithfulness import probe as probe
     from worldmodel.experiments.iteration import iterate as iterate
     from worldmodel.experiments.iteration_config import IterationConfig as IterationConfig
-    from worldmodel.mixtures.gaussian import GaussianMixture as GaussianMixture
     from worldmodel.mixtures.network import MixtureDensityNetwork as MixtureDensityNetwork
     from worldmodel.models.mdnrnn_config import MDNRNNConfig as MDNRNNConfig
     from worldmodel.models.vae import ConvVAE as ConvVAE
@@ -63,12 +60,10 @@ else:
             "agents.evolution": "SearchConfig evolve",
             "agents.latent_policy": "LatentPolicy",
             "agents.policy_gradient": "PPOConfig ppo",
-            "agents.registry": "load_agent",
             "data.collecting": "collect",
             "data.env_factory": "EnvConfig",
             "data.store": "EpisodeStore",
             "dream.dreams": "Dreams",
-            "dream.tracking": "LatentTracker",
             "envs.dream_env": "DreamEnv DreamVectorEnv",
             "envs.latent_env": "LatentEnv LatentVectorEnv",
             "evaluation.config": "EvaluationConfig",
@@ -76,7 +71,6 @@ else:
             "evaluation.faithfulness": "probe",
             "experiments.iteration": "iterate",
             "experiments.iteration_config": "IterationConfig",
-            "mixtures.gaussian": "GaussianMixture",
             "mixtures.network": "MixtureDensityNetwork",
             "models.mdnrnn_config": "MDNRNNConfig",
             "models.vae": "ConvVAE VAEConfig",

@@ -16,7 +16,7 @@ FIELDS = [
     *((wm.EvaluationConfig, name) for name in ("num_episodes", "num_dreams")),
     *(
         (wm.IterationConfig, name)
-        for name in ("max_rounds", "first_episodes", "population", "test_episodes", "patience_rounds")
+        for name in ("max_rounds", "first_episodes", "rollouts", "test_episodes", "patience_rounds")
     ),
     *((WorkerConfig, name) for name in ("num_workers", "attempts")),
     (DreamOptions, "horizon"),

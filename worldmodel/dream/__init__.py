@@ -17,6 +17,9 @@ from typing import TYPE_CHECKING
 from worldmodel.lazy import attach
 
 if TYPE_CHECKING:
+    from worldmodel.dream.agent import Agent as Agent
+    from worldmodel.dream.agent import LatentState as LatentState
+    from worldmodel.dream.agent import Policy as Policy
     from worldmodel.dream.dreams import DreamPrecision as DreamPrecision
     from worldmodel.dream.dreams import Dreams as Dreams
     from worldmodel.dream.dreams import TerminationRule as TerminationRule
@@ -27,10 +30,7 @@ if TYPE_CHECKING:
     from worldmodel.dream.imagination import Imagination as Imagination
     from worldmodel.dream.imagination import imagine as imagine
     from worldmodel.dream.imagination import lambda_returns as lambda_returns
-    from worldmodel.dream.latent_world import Agent as Agent
     from worldmodel.dream.latent_world import BatchedWorld as BatchedWorld
-    from worldmodel.dream.latent_world import LatentState as LatentState
-    from worldmodel.dream.latent_world import Policy as Policy
     from worldmodel.dream.latent_world import Rollout as Rollout
     from worldmodel.dream.policies import CyclicActions as CyclicActions
     from worldmodel.dream.policies import FeaturePolicy as FeaturePolicy
@@ -51,11 +51,12 @@ else:
     __getattr__, __dir__, __all__ = attach(
         __name__,
         {
+            "agent": "Agent LatentState Policy",
             "dreams": "DreamPrecision Dreams TerminationRule",
             "half_precision_step": "FastStep",
             "horizon": "DEFAULT_HORIZON time_limit usual_horizon",
             "imagination": "Imagination imagine lambda_returns",
-            "latent_world": "Agent BatchedWorld LatentState Policy Rollout",
+            "latent_world": "BatchedWorld Rollout",
             "policies": "CyclicActions FeaturePolicy RandomActions RecordedActions RepeatedActions as_agent",
             "reality": "Reality",
             "scores": "Scores score",

@@ -12,8 +12,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from worldmodel.dream.agent import LatentState, Policy
 from worldmodel.dream.half_precision_step import FastStep, applies
-from worldmodel.dream.latent_world import BatchedWorld, Drawn, LatentState, Policy
+from worldmodel.dream.latent_world import BatchedWorld, Drawn
 from worldmodel.dream.policies import as_agent
 from worldmodel.dream.tracking import primed_states
 from worldmodel.mixtures import check_temperature, shared_draws

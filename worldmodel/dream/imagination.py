@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from worldmodel.dream.agent import LatentState
 from worldmodel.dream.dreams import Dreams
-from worldmodel.dream.latent_world import LatentState
 from worldmodel.models import FeatureKind
 from worldmodel.runtime import check_integer
 

@@ -8,59 +8,20 @@ from __future__ import annotations
 
 import abc
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from worldmodel.dream.agent import LatentState, Policy
 from worldmodel.dream.policies import as_agent
-from worldmodel.models import FeatureKind, State, WorldModel, latent_features
+from worldmodel.models import State, WorldModel
 from worldmodel.runtime import Listener, Progress, check_integer
 from worldmodel.spaces import Value, map_leaves
 
 CHECK_EVERY = 16  # steps between checks whether any world is still running: each check synchronises a GPU
-
-
-@dataclass(frozen=True)
-class LatentState:
-    """State of B episodes, dreamed or real.
-
-    Args:
-        z: (B, D) latents.
-        lstm: M's state, h and c of all layers, (num_layers, B, H) each, which has consumed everything before ``z``.
-        alive: (B,) bool, False once an episode has ended.
-    """
-
-    z: Tensor
-    lstm: State
-    alive: Tensor
-
-    def features(self, kind: FeatureKind = "zh") -> Tensor:
-        """Concatenate z, (z, h) or (z, h, c) of the LSTM's last layer: (B, F)."""
-        return latent_features(self.z, self.lstm, kind)
-
-
-@runtime_checkable
-class Agent(Protocol):
-    """Chooses actions from the state of B episodes, in dreams and in the real environment alike.
-
-    It may also have ``check_world(world)``, which raises if the agent was not made for the world.
-    """
-
-    def reset(self, num_episodes: int) -> None:
-        """Begin B = ``num_episodes`` episodes; clears the agent's own state, if it has one."""
-
-    def act(self, state: LatentState) -> Value:
-        """Return a batch of B actions, called once per step. Actions of episodes that have ended are ignored."""
-
-    def save_pretrained(self, path: str | Path, *, overwrite: bool = False) -> None:
-        """Write the agent as a directory."""
-
-
-Policy = Agent | Callable[[Tensor], Value]  # an agent, or a function of features (B, F); see `as_agent`
 
 
 @dataclass(frozen=True)

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from worldmodel.data import CyclicPolicy
+from worldmodel.dream.agent import Agent, LatentState
 from worldmodel.models import FEATURE_KINDS, FeatureKind, WorldModel
 from worldmodel.spaces import Value, map_leaves
-
-if TYPE_CHECKING:
-    from worldmodel.dream.latent_world import Agent, LatentState
 
 METHODS = ("reset", "act", "save_pretrained")  # of an agent
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from worldmodel.data import EnvConfig, EnvMaker
-from worldmodel.dream.latent_world import BatchedWorld, LatentState
+from worldmodel.dream.agent import LatentState
+from worldmodel.dream.latent_world import BatchedWorld
 from worldmodel.dream.tracking import LatentTracker, check_finite
 from worldmodel.models import WorldModel
 from worldmodel.rng import episode_seed

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from worldmodel.dream.latent_world import BatchedWorld, Policy
+from worldmodel.dream.agent import Policy
+from worldmodel.dream.latent_world import BatchedWorld
 from worldmodel.runtime import Listener
 
 

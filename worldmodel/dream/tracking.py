@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldmodel.dream.latent_world import LatentState
+from worldmodel.dream.agent import LatentState
 from worldmodel.dream.seeding import EpisodeSeeds, Rows
 from worldmodel.models import MDNRNN, State, WorldModel, draw_latent
 from worldmodel.spaces import Value, as_numbers, leaf_values, map_leaves
