@@ -111,7 +111,7 @@ def test_it_learns_a_walk_and_the_same_seed_learns_the_same(example, monkeypatch
 
 
 def test_the_command_makes_a_world_learns_and_adds_a_line_of_scores(example, monkeypatch, tmp_path, capsys):
-    small = {"EPISODES": 20, "HIDDEN_SIZE": 8, "TRAINING": wm.TrainingConfig(num_updates=3)}
+    small = {"EPISODES": 20, "MODEL": wm.MDNRNNConfig(hidden_size=8), "TRAINING": wm.TrainingConfig(num_updates=3)}
     for name, value in small.items():
         monkeypatch.setattr(example, name, value)
     for seed in (3, 4):

@@ -447,7 +447,7 @@ def test_a_policy_that_writes_into_what_it_sees_changes_no_dream(kind):
 def test_numpy_integers_are_seeds_of_dreams_and_negative_ones_are_refused():
     dreams = Dreams(random_world(), 3)
     assert torch.equal(*(dreams.start(generator=dreams.generator(seed)).z for seed in (3, np.int64(3))))
-    with pytest.raises(ValueError, match="seed: expected a number >= 0, got -1"):
+    with pytest.raises(ValueError, match="seed: expected an integer >= 0, got -1"):
         derive_seed(-1, 2)
 
 

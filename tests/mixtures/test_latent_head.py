@@ -211,7 +211,7 @@ def test_dreams_in_groups_share_random_numbers():
 
 
 def test_half_precision_is_for_heads_that_support_raw_outputs(monkeypatch):
-    monkeypatch.setattr("worldmodel.dream.dreams.fast_precision", lambda device: "bfloat16")
+    monkeypatch.setattr("worldmodel.runtime.device.fast_precision", lambda device: "bfloat16")
     assert Dreams(random_world(latent_head="LaplaceHead"), 4, precision="auto").precision == "float32"
     assert Dreams(random_world(latent_head="GaussianHead"), 4, precision="auto").precision == "bfloat16"
     with pytest.raises(ValueError, match="a latent head that supports raw outputs"):

@@ -14,10 +14,7 @@ FIELDS = [
     *((wm.FrameConfig, name) for name in ("batch_size", "min_length")),
     *((wm.VAEConfig, name) for name in ("latent_size", "crop_top", "crop_bottom", "crop_left", "crop_right")),
     *((wm.EvaluationConfig, name) for name in ("num_episodes", "num_dreams")),
-    *(
-        (wm.IterationConfig, name)
-        for name in ("max_rounds", "first_episodes", "rollouts", "test_episodes", "patience_rounds")
-    ),
+    *((wm.IterationConfig, name) for name in ("max_rounds", "first_episodes", "rollouts", "test_episodes", "patience_rounds")),
     *((WorkerConfig, name) for name in ("num_workers", "attempts")),
     (DreamOptions, "horizon"),
 ]

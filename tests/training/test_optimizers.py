@@ -10,6 +10,7 @@ import torch
 from test_training import CONFIG, assert_same_run, make_model, run, walks  # noqa: F401
 from torch import nn
 
+from worldmodel.runtime import RunConfig
 from worldmodel.training import TrainingConfig, make_optimizer, orthogonalize
 
 MUON = replace(CONFIG, optimizer="muon")
@@ -120,7 +121,7 @@ def test_a_closure_is_called_with_gradients():
 @pytest.mark.parametrize("at", [8, 30])
 def test_ctrl_c_and_resuming_with_muon_equals_an_uninterrupted_run(walks, tmp_path, at):  # noqa: F811
     def stop(progress):
-        if progress.update == at:
+        if progress.done == at:
             os.kill(os.getpid(), signal.SIGINT)
 
     def model():
@@ -128,8 +129,8 @@ def test_ctrl_c_and_resuming_with_muon_equals_an_uninterrupted_run(walks, tmp_pa
 
     result, trained = run(walks, tmp_path / "whole", model=model(), config=MUON)
     with pytest.raises(KeyboardInterrupt):
-        run(walks, tmp_path / "parts", model=model(), config=MUON, on_progress=stop)
-    parts = run(walks, tmp_path / "parts", model=model(), config=MUON, resume=True)
+        run(walks, tmp_path / "parts", model=model(), config=MUON, run=RunConfig(on_progress=stop))
+    parts = run(walks, tmp_path / "parts", model=model(), config=MUON)
     assert_same_run(tmp_path / "parts", *parts, (tmp_path / "whole", result, trained))
     _, by_adam = run(walks, tmp_path / "adam", model=model())
     assert not torch.equal(by_adam.lstm.weight_hh_l0, trained.lstm.weight_hh_l0)
@@ -139,7 +140,7 @@ def test_a_run_with_muon_is_not_resumed_with_adam(walks, tmp_path):  # noqa: F81
     model = make_model(hidden_size=16)
     run(walks, tmp_path, model=model, config=replace(MUON, num_updates=6))
     with pytest.raises(ValueError, match="optimizer"):
-        run(walks, tmp_path, model=model, config=replace(CONFIG, num_updates=6), resume=True)
+        run(walks, tmp_path, model=model, config=replace(CONFIG, num_updates=6))
 
 
 def test_unknown_names_raise():
