@@ -104,8 +104,8 @@ def evolve(
     """Search the weights of an agent, in dreams only or in the real environment.
 
     The centre of the search is tested at the start and every few generations, always on the same episodes, and the best centre
-    is returned: the best candidate of a generation was also lucky, its centre was not. The paper's CarRacing search is a
-    `RealPopulation` with 16 rollouts, ``test_every=25`` and the other defaults.
+    is returned. The score of the best candidate of a generation is biased by its selection; that of the centre is not. The
+    paper's CarRacing search is a `RealPopulation` with 16 rollouts, ``test_every=25`` and the other defaults.
 
     Args:
         worlds: dreams, whose number is the population times the dreams of each candidate; or a `RealPopulation`.

@@ -1,7 +1,7 @@
-"""Real episodes into a store: resumable, and nothing is lost that was whole.
+"""Collect real episodes into a store; an interrupted collection resumes.
 
-The episodes come from `rollouts` in any order and are written a shard at a time; a collection that was interrupted or
-killed goes on with exactly the missing ones.
+The episodes come from `rollouts` in any order and are written a shard at a time. After an interruption or a kill, exactly
+the missing episodes are collected.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ GIVE_UP_AFTER = 10  # failures without a success: then every episode fails
 
 
 class EpisodeEncoder(Protocol):
-    """What stores something else in the place of observations; `worldmodel.models.encoded.Encoder` is one."""
+    """Replaces observations before they are stored; `worldmodel.models.Encoder` is one."""
 
     @property
     def observation_space(self) -> gym.Space:
-        """Space of what is stored."""
+        """Space of the stored observations."""
 
     def check(self, observation_space: gym.Space) -> None:
-        """Refuse observations of another space than it encodes."""
+        """Raise unless it encodes observations of this space."""
 
     def recipe(self, source: Mapping[str, Any]) -> dict[str, Any]:
-        """The recipe of what is stored, of episodes of recipe ``source``."""
+        """Return the recipe of the stored episodes, given the recipe of the original ones."""
 
     def encode(self, episode: Episode) -> Episode:
-        """The episode as it is stored."""
+        """Return the episode as it is stored."""
 
 
 def collect(

@@ -1,8 +1,8 @@
-"""Real episodes, one by one: any Gymnasium environment and any policy, in this process or in many, with the same result.
+"""Play real episodes: any Gymnasium environment and policy, in this process or in workers, with the same result.
 
 Episode k is a pure function of (seed, k): the environment is reset with `episode_seed` and the policy with a generator of
-its own, so the result does not depend on the number of workers. What raises or kills its worker is tried once more with a
-fresh environment and then reported, and the rest goes on.
+its own, so the result does not depend on the number of workers. An episode that raises or kills its worker
+is tried again with a new environment and then reported; the other episodes continue.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from worldmodel.spaces import leaves, map_leaves, stack_values
 
 @dataclass(frozen=True)
 class EpisodeFailure:
-    """An episode that could not be made: its id, the seed of its reset, the last error in words, and the attempts."""
+    """A failed episode: its id, the seed of its reset, the message of the last error, and the number of attempts."""
 
     episode_id: int
     seed: int
@@ -82,7 +82,7 @@ class Runner:
         self._env: gym.Env | None = None
 
     def recipe(self) -> dict[str, Any]:
-        """Describe what makes the episodes what they are."""
+        """Return everything that the episodes depend on, as JSON-serialisable data."""
         return {
             **{name: self._env_recipe[name] for name in ("env", "env_kwargs", "wrappers")},
             "policy": describe(self._policy),
@@ -150,7 +150,7 @@ class Runner:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the environment: the copy builds its own."""
+        """Leave out the environment; the copy builds its own."""
         return {key: value for key, value in self.__dict__.items() if key not in ("_env", "_act")} | {"_env": None}
 
 

@@ -39,7 +39,7 @@ class Dreams(BatchedWorld):
         termination: "sample" draws the end with probability p; "threshold" ends a dream when p > 0.5, as in the paper.
             Temperature does not touch it. dev/LOG.md has the measurement behind the default.
         num_groups: the dreams are so many equal groups that share their start states and random numbers, for comparing
-            candidates under common random numbers: dream g * R + r has the luck of dream r.
+            candidates under common random numbers: dream g * R + r has the random numbers of dream r.
         precision: "float32"; "bfloat16" for the matrix products of M, by `FastStep`, which at the paper's sizes is several
             times as fast where the device has units for it, and works on a copy of M's weights as they are now; "auto" for
             the latter where device and M allow it. A seed dreams one dream in the one and another in the other.
@@ -78,7 +78,7 @@ class Dreams(BatchedWorld):
         self._fast = FastStep(world.mdnrnn) if self.precision == "bfloat16" else None
 
     def variant(self, *, num_dreams: int | None = None, num_groups: int = 1) -> Dreams:
-        """The same world, temperature and termination with another number of dreams or groups."""
+        """Return dreams of the same world, temperature and termination with another number of dreams or groups."""
         return Dreams(
             self.world,
             self.batch_size if num_dreams is None else num_dreams,
@@ -90,7 +90,7 @@ class Dreams(BatchedWorld):
 
     @torch.no_grad()
     def start(self, *, generator: torch.Generator) -> LatentState:
-        """Start every dream at the first frame of a real episode, drawn from the world model's bank."""
+        """Start every dream at the first frame of a real episode, sampled from the world model's bank."""
         world, once = self.world, self.batch_size // self.num_groups
         index = torch.randint(world.start_mean.shape[0], (once,), generator=generator, device=world.device)
         z = draw_latent(world.start_mean[index], world.start_log_variance[index], generator=generator)
@@ -154,7 +154,7 @@ class Dreams(BatchedWorld):
 
     @torch.no_grad()
     def draw(self, state: LatentState, action: Tensor, *, generator: torch.Generator | Streams) -> Drawn:
-        """`step_features` before it is decided whether the dream ends with the step: the end has its log-odds."""
+        """Advance as `step_features` does, but return termination log-odds instead of a decision."""
         if isinstance(generator, Streams):
             generator.reserve(self._numbers_per_step)
         return (self._draw if self._fast is None else self._draw_fast)(state, action, generator)
@@ -191,14 +191,14 @@ class Dreams(BatchedWorld):
         return (logit <= 0).to(logit.dtype) if self.termination == "threshold" else torch.sigmoid(-logit)
 
     def _draw(self, state: LatentState, action: Tensor, generator: torch.Generator | Streams) -> Drawn:
-        """Every dream's next z and state, those that have ended as they were."""
+        """Return the next z and state of every dream; those of terminated dreams do not change."""
         prediction, lstm = self.world.mdnrnn.step(state.z, action, state.lstm)
         z = self.bound(prediction.latent.sample(self.temperature, num_groups=self.num_groups, generator=generator))
         expected = None if prediction.reward is None else self.expected_reward(prediction.reward.expectation())
         return Drawn(*_unless_ended(state, z, lstm), expected, prediction.termination_logit)
 
     def _draw_fast(self, state: LatentState, action: Tensor, generator: torch.Generator | Streams) -> Drawn:
-        """`_draw` in half precision. On a CPU only the dreams that live are computed; a GPU would have to be waited for."""
+        """Sample in half precision; on a CPU only running dreams are computed, as finding them synchronises a GPU."""
         assert self._fast is not None
         head, rows_of = self.world.mdnrnn.latent_head, state.z.new_empty
         uniform, normal = rows_of(self.batch_size, head.num_uniforms), rows_of(self.batch_size, head.num_normals)
@@ -231,11 +231,11 @@ class Dreams(BatchedWorld):
         return self.world.mdnrnn.latent_head.numbers_per_sample + 1
 
     def bound(self, z: Tensor) -> Tensor:
-        """Keep latents (B, D) within what a dream may reach; see `DataStatistics`."""
+        """Clip latents (B, D) to the bounds of dreams; see `DataStatistics`."""
         return z.clamp(self.world.mdnrnn.latent_low, self.world.mdnrnn.latent_high)
 
     def expected_reward(self, reward: Tensor) -> Tensor:
-        """What M expects as reward (B, 1), within the bounds of dreams (B,)."""
+        """Clip expected rewards (B, 1) to the bounds of dreams: (B,)."""
         return reward.clamp(self.world.mdnrnn.reward_low, self.world.mdnrnn.reward_high)[:, 0]
 
     def _alive(self, z: Tensor, lstm: State) -> LatentState:
@@ -248,7 +248,7 @@ class Dreams(BatchedWorld):
 
 
 def _unless_ended(state: LatentState, z: Tensor, lstm: State) -> tuple[Tensor, State]:
-    """The new z and state of the dreams that live, the old ones of those that have ended."""
+    """Keep the previous state of terminated dreams."""
     alive = state.alive.unsqueeze(-1)
     kept = State(*(torch.where(alive, new, old) for new, old in zip(lstm, state.lstm, strict=True)))
     return torch.where(alive, z, state.z), kept

@@ -1,9 +1,9 @@
-"""A question to a dream whose answer is known: does it rank fixed policies as reality does?
+"""Compare the ranking of fixed policies in dreams with their ranking in the real environment.
 
-A search in a dream finds what the dream rewards. Whether that is what reality rewards is asked before the search, by policies
-that need no training: each action held for ever, uniformly random actions, random actions that are held for some steps or for
-many, and sweeps from the first choice to the last and back. A dream that does not tell them apart, or ranks them otherwise, is
-not ready, whatever its likelihood.
+A search in dreams finds what dreams reward. The probe tests before the search whether reality rewards the same. Its policies
+need no training: each action held constant, uniformly random actions, random actions with short and long holds, and sweeps
+from the first choice to the last and back. Dreams that do not distinguish these policies, or rank them differently, are not
+ready, whatever their likelihood.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ SWEEPS = (20, 60, 100)  # steps that the first and the last choice are held for 
 
 @dataclass(frozen=True)
 class FixedPolicy:
-    """A policy that needs no training, for both worlds: ``dreamed`` makes it from a generator."""
+    """A policy that needs no training, for reality and dreams; ``dreamed`` makes the latter from a generator."""
 
     real: RealPolicy
     dreamed: Dreamed
 
 
 def fixed_policies(action_space: gym.Space, names: Sequence[str] | None = None) -> dict[str, FixedPolicy]:
-    """The policies of a probe by their names.
+    """Return the policies of a probe by their names.
 
     Args:
         action_space: of a Discrete one the actions are held for ever if they are `MOST_ACTIONS` at most, and the first and the
@@ -102,7 +102,7 @@ def _repeated(max_repeat: int) -> Dreamed:
 
 @dataclass(frozen=True)
 class Probe:
-    """What fixed policies score, to be printed or read.
+    """Scores of fixed policies; its text is a table.
 
     Args:
         real: scores in reality by the policy's name.
@@ -113,7 +113,7 @@ class Probe:
     dreams: Mapping[float, Mapping[str, Scores]]
 
     def rank_correlation(self, temperature: float) -> float:
-        """Spearman's correlation of the policies' mean scores in a dream and in reality; 1 if the ranks are the same."""
+        """Return Spearman's correlation of the mean scores in dreams and in reality; 1 if the ranks are equal."""
         dreamed = [self.dreams[temperature][name].mean for name in self.real]
         ranks = [centred_ranks(np.array(means)) for means in ([scores.mean for scores in self.real.values()], dreamed)]
         if min(rank.std() for rank in ranks) == 0:
@@ -121,11 +121,11 @@ class Probe:
         return float(np.corrcoef(ranks)[0, 1])
 
     def unready(self) -> list[float]:
-        """Temperatures whose dreams do not rank the policies as reality does: a correlation below `READY`."""
+        """Return the temperatures with a rank correlation below `READY`."""
         return [tau for tau in self.dreams if self.rank_correlation(tau) < READY]
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, as JSON-able data."""
+        """Return all scores as JSON-serialisable data."""
         dreams = [
             {
                 "temperature": temperature,
@@ -205,7 +205,7 @@ def probe(
 
 
 def _real_scores(episodes: Iterable[Episode | EpisodeFailure]) -> Scores:
-    """The scores of episodes in the order of their numbers, whichever was done first."""
+    """Return the scores of episodes in the order of their ids."""
     played: dict[int, tuple[float, int]] = {}
     for episode in episodes:
         if isinstance(episode, EpisodeFailure):

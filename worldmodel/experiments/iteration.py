@@ -1,16 +1,15 @@
-"""The paper's iterative procedure: collect, train M, search a controller in the dream, look at reality, collect with it, again.
+"""Iterative procedure of the paper: collect, train M, search a controller in dreams, evaluate it, and repeat with its data.
 
-Round 1 collects with a random policy; each later round adds episodes of the latest controller, so that M learns what that
-controller makes of the world. Every round trains M anew on all data. The loop ends when the real score on validation episodes
-reaches the target, or has not improved for so many rounds.
+Round 1 collects with a random policy; each later round adds episodes of the latest controller, so that M learns the states
+that the controller visits. Every round trains M from scratch on all data. The loop ends when the real score on validation
+episodes reaches the target, or has not improved for `IterationConfig.patience_rounds` rounds.
 
-Each stage leaves its result in ``out``, and a stage that is complete is not run again, so an interrupted loop goes on where it
-stood::
+Each stage writes its result to ``out``, and a complete stage is not run again. So an interrupted loop resumes::
 
     out/iteration.json         the configuration
     out/round-1/data           a store of episodes
     out/round-1/world          a world model directory, with its training log
-    out/round-1/search.safetensors   the state of the controller's search, which goes on from there
+    out/round-1/search.safetensors   the state of the controller's search
     out/round-1/controller     a controller directory
     out/round-1/scores.json    real, dreamed and random returns, seconds per stage
 """
@@ -114,7 +113,7 @@ def _arguments(
 
 
 def _check(env: EnvConfig, config: IterationConfig, seed: int, device: str | torch.device) -> None:
-    """Raise what the stages would, before an earlier run is overwritten."""
+    """Raise the errors of the stages now, before an earlier run is overwritten."""
     check_device(device)
     with contextlib.closing(Runner(env, config.first_policy, seed=derive_seed(seed, COLLECT_STREAM, 1))) as runner:
         runner.spaces()
@@ -134,7 +133,7 @@ class _Loop:
     report: Listener
 
     def round(self, number: int) -> Round:
-        """Run what is not yet complete of a round."""
+        """Run the incomplete stages of a round."""
         directory = self.out / f"round-{number}"
         if not (directory / SCORES_FILE).is_file():
             times = [time.monotonic()]
@@ -157,7 +156,7 @@ class _Loop:
         return Round(number=number, directory=directory, seconds=content["seconds"], **scores)
 
     def _collect(self, number: int) -> None:
-        """Episodes of the first policy, then those of the controller before."""
+        """Collect episodes with the first policy or, in later rounds, with the latest controller."""
         before = self.out / f"round-{number - 1}"
         policy: str | LatentPolicy = self.config.first_policy
         if number > 1:
@@ -175,7 +174,7 @@ class _Loop:
         )
 
     def _train(self, number: int) -> WorldModel:
-        """M, from scratch, on the episodes of all rounds so far."""
+        """Train M from scratch on the episodes of all rounds so far."""
         path = self.out / f"round-{number}" / "world"
         if (path / WORLD_FILE).is_file():
             return WorldModel.from_pretrained(path, device=self.device)
@@ -230,7 +229,7 @@ class _Loop:
         return controller
 
     def _evaluate(self, number: int, world: WorldModel, controller: Agent) -> tuple[Scores, Evaluation]:
-        """The controller on validation episodes; and on others in reality and in the dream. No data set holds any of them."""
+        """Score the controller on validation episodes, and on others in reality and in dreams; no store holds any of them."""
         seed = derive_seed(self.seed, VALIDATE_STREAM)
         reality = Reality(world, self.env, self.config.validation_episodes, seed=seed)
         with contextlib.closing(reality):

@@ -119,7 +119,7 @@ def has_stalled(rounds: Sequence[Round], patience_rounds: int | None) -> bool:
 
 
 def summarize(rounds: Sequence[Round], *, target: float | None = None) -> dict[str, Any]:
-    """Say as JSON-able data what a loop reached: the best round's paths, whether the target was met, and every round's scores.
+    """Summarise a loop as JSON-serialisable data: the best round's paths, whether the target was met, and every round's scores.
 
     Raises:
         ValueError: if there is no round.

@@ -1,12 +1,12 @@
-"""An experiment of the paper from one call: data, V, M, a probe, a controller for each temperature, tests, a table.
+"""Reproduce an experiment of the paper: data, V, M, probe, a controller for each temperature, tests, table.
 
-Each stage leaves its result in ``out``, and a stage that is complete is not run again, so an interrupted experiment goes on
-where it stood, training and search within a stage too::
+Each stage writes its result to ``out``, and a complete stage is not run again. So an interrupted experiment resumes, also
+within training and search::
 
     out/experiment.json          the preset and the seed
     out/episodes                 a store of random episodes
     out/vae                      V
-    out/encoded                  the episodes, encoded by it
+    out/encoded                  the episodes, encoded by V
     out/world                    V and M
     out/probe.json               fixed policies in dream and reality, at each temperature
     out/temperature-1.15         the search, its log, the controller (after PPO, if the preset has it), its scores
@@ -56,7 +56,7 @@ OUTPUTS = (  # pictures and films are the program's
 
 @dataclass(frozen=True)
 class Reproduction:
-    """An experiment in a directory. `run` does all; each stage can be called alone once those before it are done.
+    """An experiment in a directory. `run` runs all stages; a stage can be called alone once the earlier ones are complete.
 
     Args:
         preset: every number of it.
@@ -82,7 +82,7 @@ class Reproduction:
     run_config: RunConfig = field(default_factory=RunConfig)
 
     def run(self, *, about: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Do what is not done yet.
+        """Run the stages that are not complete.
 
         Args:
             about: written into the results, such as the command.
@@ -115,11 +115,11 @@ class Reproduction:
 
     @property
     def data(self) -> Path:
-        """Where the random episodes are."""
+        """Directory of the random episodes."""
         return self.episodes or self.out / "episodes"
 
     def collect(self) -> None:
-        """Random episodes.
+        """Collect random episodes.
 
         Raises:
             ValueError: if an earlier collection has more than the experiment asks for.
@@ -139,7 +139,7 @@ class Reproduction:
             raise ValueError(f"episodes: expected {preset.num_episodes} at most, got {len(store)} in {self.data}")
 
     def train_vae(self) -> Vision:
-        """V."""
+        """Train V."""
         vision = self.preset.vision
         with self.stages.timed("train V"), self.run_config.reporter() as report:
             return train_vae(
@@ -154,7 +154,7 @@ class Reproduction:
             )
 
     def encode(self) -> None:
-        """Mean and log-variance of each frame."""
+        """Encode each frame as mean and log-variance."""
         vision = Vision.from_pretrained(self.out / "vae", device=self.device)
         with self.stages.timed("encode"), self.run_config.reporter() as report:
             encode_store(
@@ -166,7 +166,7 @@ class Reproduction:
             )
 
     def train_mdnrnn(self) -> WorldModel:
-        """M, on the encoded episodes."""
+        """Train M on the encoded episodes."""
         dynamics = self.preset.dynamics
         with self.stages.timed("train M"), self.run_config.reporter() as report:
             return fit(
@@ -283,7 +283,7 @@ class Reproduction:
             )
 
     def test(self, temperature: float, repeat: int = 0) -> None:
-        """Score a controller in its dream and in reality, on episodes that taught it nothing; each ``repeat`` has its own."""
+        """Score a controller in dreams and in reality, on episodes of no training; each ``repeat`` has its own."""
         path, stage = self._directory(temperature, repeat) / "scores.json", self._stage(temperature, repeat)
         if path.is_file():
             return
@@ -296,11 +296,11 @@ class Reproduction:
         write_scores(path, found)
 
     def best_temperature(self) -> float:
-        """The temperature whose first controller scored highest in reality; its repeats alone owe nothing to that choice."""
+        """Return the temperature whose first controller scored highest in reality; this does not bias its repeats."""
         return max(self.preset.temperatures, key=lambda tau: self._scores(tau)["real"]["mean"])
 
     def world(self) -> WorldModel:
-        """The world model."""
+        """Open the world model."""
         return WorldModel.from_pretrained(self.out / "world", device=self.device)
 
     def controller(self, temperature: float, repeat: int = 0) -> Agent:
@@ -308,7 +308,7 @@ class Reproduction:
         return load_agent(self._directory(temperature, repeat) / "controller", device=self.device)
 
     def agent_episode(self, temperature: float) -> Episode:
-        """An episode of the controller in reality, none of those that it is scored on."""
+        """Play one real episode with the controller, not one of the test episodes."""
         policy = LatentPolicy(self.world(), self.controller(temperature))
         seed = derive_seed(self.seed, VIDEO_STREAM)
         (result,) = rollouts(self.env, policy, episode_ids=[0], seed=seed)
@@ -317,7 +317,7 @@ class Reproduction:
         return result
 
     def held_out_episodes(self, most: int) -> list[Episode]:
-        """The first random episodes that V has not learned from."""
+        """Return the first random episodes that were held out from V's training."""
         frames = self.preset.vision.frames
         episodes = EpisodeCollection.open(self.data, min_length=frames.min_length)
         _, held_out = split_episodes(len(episodes), test_fraction=frames.test_fraction, seed=self.seed)
@@ -348,7 +348,7 @@ class Reproduction:
 
     @property
     def stages(self) -> Stages:
-        """What each stage took."""
+        """Seconds and commits of each stage."""
         return Stages(self.out, self.commit)
 
     def _stage(self, temperature: float, repeat: int) -> str:
@@ -382,10 +382,10 @@ class Reproduction:
 
 
 def _held_out(provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """What a training reached on held-out data."""
+    """Return the best held-out metrics of a training."""
     return dict(provenance["training"]["best_metrics"])
 
 
 def _last_generation(directory: Path) -> int:
-    """Keep the whole log of an interrupted search; where there is no search to go on with, none of it."""
+    """Return the last update to keep in the log: all of them if a search is resumed, else none."""
     return 2**31 if (directory / SEARCH_FILE).is_file() else 0

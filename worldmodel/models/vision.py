@@ -25,7 +25,7 @@ from worldmodel.rng import Source, fill_normal
 from worldmodel.runtime import Registry, UnknownClassError, check_device, digest_tensors, files
 from worldmodel.spaces import ImageLayout, Value, space_from_json, space_to_json
 
-VISION_FORMAT, VISION_VERSION = "worldmodel.vision", 2  # in version 1 the fingerprint was of the whole configuration
+VISION_FORMAT, VISION_VERSION = "worldmodel.vision", 2  # version 1 fingerprints the complete configuration
 VISION_FILE, VISION_WEIGHTS = "vision.json", "vision.safetensors"
 UNNAMED_CLASS = "ConvVAE"  # class of a `VISION_FILE` that names none
 

@@ -1,4 +1,4 @@
-"""From stores of episodes to a trained V for images, in one call.
+"""Train V for images on stores of episodes.
 
 Frames are dealt in random order as a pure function of (seed, epoch, number of the batch), like windows are for M. Neighbouring
 frames are stored together, so they are read as windows of `WINDOW` steps, many windows of random episodes at a time (a *pool*),
@@ -116,7 +116,7 @@ def _new_vae(episodes: EpisodeCollection, config: VAEConfig | None, initial: Con
 
 
 def _fit_vectors(vision: ConvVAE, episodes: EpisodeCollection, which: np.ndarray) -> None:
-    """Standardise what stands beside the image, over the episodes ``which``."""
+    """Fit the standardisation of the vector part of the observations to the episodes ``which``."""
     if vision.vectors is not None:
         observations = (leaf_values(episodes.read(int(index)).observations) for index in which)
         vision.vectors.fit({path: each[path] for path in each if path != vision.layout.path} for each in observations)
@@ -125,7 +125,7 @@ def _fit_vectors(vision: ConvVAE, episodes: EpisodeCollection, which: np.ndarray
 def _frame_data(
     episodes: EpisodeCollection, split: tuple[np.ndarray, np.ndarray], options: Mapping[str, Any]
 ) -> tuple[FrameData, FrameData | None]:
-    """Training and held-out frames; the latter None where the split holds nothing out."""
+    """Return training and held-out frames; the latter is None if the split holds nothing out."""
     train, test = split
     held_out = FrameData(episodes, test, shuffle=False, **options) if len(test) else None
     return FrameData(episodes, train, **options), held_out
@@ -133,7 +133,7 @@ def _frame_data(
 
 @torch.no_grad()
 def _without_idle_latents(vision: ConvVAE, batches: Iterable[FrameBatch]) -> tuple[ConvVAE, dict[str, int]]:
-    """V without the latents that say less than `VAEConfig.min_nats` of these images; the one that says most stays always.
+    """Remove the latents with a KL below `VAEConfig.min_nats` on these images; the one with the largest KL always stays.
 
     Returns:
         V, and the number of latents that it had (``size``), of those in use (a posterior mean whose variance over these images

@@ -1,4 +1,4 @@
-"""From stores of episodes to a world model in one call: fit V, train M, keep the start states, write the directory."""
+"""Train a world model on stores of episodes: fit V, train M, keep start states, write the directory."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def _new_parts(
     vision: Vision | type[Vision] | None,
     encoded: Vision | None,
 ) -> tuple[Vision, MDNRNN]:
-    """V, a copy of the given one or one that is not yet fitted, and M with fresh weights."""
+    """Return V (a copy of the given one, or a new one that is not fitted) and M with new weights."""
     space = episodes.observation_space
     if vision is None and find_images(space):
         raise ValueError(
@@ -177,19 +177,19 @@ def _new_parts(
 
 
 def _trained_v(initial: WorldModel | None, vision: Vision | type[Vision] | None) -> Vision | None:
-    """The V that encoded data must belong to."""
+    """Return the V that encoded data must belong to."""
     if initial is not None:
         return initial.vision
     return vision if isinstance(vision, Vision) else None
 
 
 def _any_terminates(episodes: EpisodeCollection) -> bool:
-    """Whether any episode ends by termination."""
+    """Return whether any episode terminates."""
     return any(bool(episodes.read(i, int(episodes.lengths[i]) - 1).terminations[-1]) for i in range(len(episodes)))
 
 
 def _spread(num_episodes: int) -> list[int]:
-    """At most `MAX_START_STATES` indices of episodes, spread evenly over all."""
+    """Return at most `MAX_START_STATES` indices of episodes, spread evenly."""
     count = min(num_episodes, MAX_START_STATES)
     return [number * num_episodes // count for number in range(count)]
 
@@ -201,7 +201,7 @@ def _parts_of(
     vision: Vision | type[Vision] | None,
     encoded: Vision | None,
 ) -> tuple[Vision, MDNRNN]:
-    """Copies of V and M of a world model that fits the data."""
+    """Return copies of V and M of a world model that fits the data."""
     if vision is not None:
         raise ValueError("vision: expected none beside an initial world model, which brings its own")
     space = episodes.observation_space if encoded is None else initial.observation_space
@@ -216,7 +216,7 @@ def _parts_of(
 
 
 def _build_world(episodes: EpisodeCollection, vision: Vision, model: MDNRNN, reader: Vision) -> WorldModel:
-    """V, M and the first observations of at most `MAX_START_STATES` episodes, spread evenly over all."""
+    """Combine V, M and the first observations of at most `MAX_START_STATES` episodes, spread evenly."""
     firsts = [episodes.read(i, 0, 1).observations for i in _spread(len(episodes))]
     parts = [reader.encode(map_leaves(lambda leaf: leaf[:1], first)) for first in firsts]
     mean, log_variance = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -231,7 +231,7 @@ def _sequence_data(
     config: DataConfig,
     seed: int,
 ) -> tuple[SequenceData, SequenceData | None]:
-    """Training and held-out batches; the latter None where the split holds nothing out."""
+    """Return training and held-out batches; the latter is None if the split holds nothing out."""
     resident = config.resident
     if resident is None:
         resident = encoded_bytes(episodes, reader, action_space) <= RESIDENT_BYTES
@@ -257,14 +257,14 @@ def _sequence_data(
 
 
 def _statistics_batches(data: SequenceData, seed: int = 0) -> Iterator[SequenceBatch]:
-    """A bounded number of batches, always the same, for statistics of the data."""
+    """Return a bounded number of batches, always the same, for statistics of the data."""
     generator = torch.Generator(data.action_space.low.device).manual_seed(seed)
     return itertools.islice(data.epoch(0, generator=generator), STATISTICS_BATCHES)
 
 
 @torch.no_grad()
 def _set_statistics(model: MDNRNN, data: SequenceData) -> None:
-    """Give M the statistics of its data; its termination head then begins at the rate of endings rather than at p = 1/2."""
+    """Set M's statistics from the data, and the initial termination probability to the rate in the data."""
     model.set_statistics(DataStatistics.of(_statistics_batches(data)))
     if model.termination_head is None:
         return
@@ -276,7 +276,7 @@ def _set_statistics(model: MDNRNN, data: SequenceData) -> None:
 def _baselines(
     model: MDNRNN, train: SequenceData, test: SequenceData | None, config: TrainingConfig, seed: int
 ) -> dict[str, float]:
-    """Score the baselines on what the model is evaluated on; without held-out data on the training data."""
+    """Score the baselines on the batches of the model's evaluation, or on training data if there are none."""
     unit = model.change_scale if model.config.predict_change else torch.ones_like(model.change_scale)
     scored = (
         _statistics_batches(train)
@@ -287,7 +287,7 @@ def _baselines(
 
 
 def _calibrate(world: WorldModel, test: SequenceData | None, seed: int) -> dict[str, dict[str, float]] | None:
-    """Calibrate the termination head on all held-out episodes; None where there are none, or nothing terminates."""
+    """Calibrate the termination head on all held-out episodes; return None if there are none, or no head."""
     if test is None or world.mdnrnn.termination_head is None:
         return None
     return calibrate_termination(world.mdnrnn, loop.held_out_batches(test, test.num_batches(0), seed=seed, device=world.device))
@@ -296,7 +296,7 @@ def _calibrate(world: WorldModel, test: SequenceData | None, seed: int) -> dict[
 def _provenance(
     episodes: EpisodeCollection, arguments: dict[str, Any], result: TrainingResult, scores: dict[str, float]
 ) -> dict[str, Any]:
-    """Where a world model comes from, as JSON-able data."""
+    """Return the origin of a world model as JSON-serialisable data."""
     kept = ("data_fingerprint", "seed", "data_config", "training_config", "initial")
     return {
         "recipes": [store.recipe for store in episodes.stores],

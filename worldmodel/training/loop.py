@@ -1,7 +1,7 @@
 """One training loop for V and M: precision, clipping, schedule, checkpoints, resuming, early stopping.
 
-A run is a pure function of the data, the configuration and the seed, on one device. Its whole state (weights, moments of the
-optimiser, the generator, where it stands) is one safetensors file, replaced atomically; stopping at any moment and resuming
+A run is a pure function of the data, the configuration and the seed, on one device. Its complete state (weights, moments of the
+optimiser, generator, position in the data) is one safetensors file, replaced atomically; stopping at any moment and resuming
 gives the same bits as never stopping. That is why learning rates are functions of the update and batches of (seed, epoch,
 index), and why Ctrl-C takes effect between updates only.
 """
@@ -40,18 +40,18 @@ STATE_FILE, BEST_FILE = "state.safetensors", "best.safetensors"
 
 
 class Batch(Protocol):
-    """What a model's loss takes; ``weight`` is the number of examples that its averages are over."""
+    """Batch for a model's loss; ``weight`` is the number of examples in its averages."""
 
     @property
     def weight(self) -> int:
-        """Examples that count."""
+        """Number of examples that count in the loss."""
 
 
 class Model(Protocol):
-    """What is trained is an `nn.Module` that has this loss."""
+    """Loss that a trained `nn.Module` must have."""
 
     def loss(self, batch: Any, *, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """The scalar to minimise, and its terms, each an average over the ``weight`` examples of the batch."""
+        """Return the scalar to minimise and its terms, averaged over the ``weight`` examples of the batch."""
 
 
 class TrainingData(Protocol):
@@ -66,7 +66,7 @@ class TrainingData(Protocol):
 
 @dataclass
 class _RunState:
-    """What, beside tensors, a resumed run must know."""
+    """State of a run in addition to its tensors."""
 
     update: int = 0
     epoch: int = 0
@@ -79,7 +79,7 @@ class _RunState:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """How a run ended.
+    """Result of a run.
 
     Args:
         updates: updates done, fewer than asked for after early stopping.
@@ -145,7 +145,7 @@ def train(
 
 
 def held_out_batches(data: TrainingData, most: int, *, seed: int, device: torch.device) -> Iterator[Any]:
-    """Yield the held-out batches that every evaluation of a run is over: the same windows, and the same draws of their latents.
+    """Yield the held-out batches of every evaluation of a run: the same windows, with the same samples of their latents.
 
     Args:
         data: held-out batches.
@@ -186,7 +186,7 @@ def _run_to_the_end(run: _Run, log: MetricsLog, interrupted: threading.Event, re
 
 
 class _Run:
-    """A model being trained, with everything that its state file holds."""
+    """A model in training, with everything that its state file holds."""
 
     def __init__(
         self,
@@ -256,7 +256,7 @@ class _Run:
 
     @torch.no_grad()
     def evaluate(self) -> None:
-        """Average the loss over the held-out batches, always with the same draws, and keep the best weights."""
+        """Average the loss over the held-out batches, always with the same samples, and keep the best weights."""
         if self.test_data is None:
             return
         self.model.eval()
@@ -282,7 +282,7 @@ class _Run:
             state.stale_evaluations += 1
 
     def save(self) -> None:
-        """Write the whole state as one file, atomically."""
+        """Write the complete state as one file, atomically."""
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         for number, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{name}": tensor for name, tensor in moments.items()}
@@ -323,7 +323,7 @@ class _Run:
         return norm
 
     def _stop(self, where: str, values: Mapping[str, Tensor]) -> NoReturn:
-        """Save the state and name what is not finite."""
+        """Save the state and raise an error that names the terms that are not finite."""
         self.save()
         culprits = ", ".join(f"{name} = {value.item()}" for name, value in values.items() if not value.isfinite())
         raise NonFiniteLossError(
