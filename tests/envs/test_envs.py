@@ -614,8 +614,8 @@ def test_a_reward_of_another_shape_is_refused():
     ("arguments", "error", "message"),
     [
         ({"seed": [1, 2]}, ValueError, "seed: expected an integer or a list of 3, got a list of 2"),
-        ({"seed": -1}, ValueError, "seed: expected 0 <= seed"),
-        ({"seed": [1, 2, 2.5]}, TypeError, "seed: expected integers, got 2.5"),
+        ({"seed": -1}, ValueError, "seed: expected an integer >= 0, got -1"),
+        ({"seed": [1, 2, 2.5]}, TypeError, "seed: expected an integer >= 0, got 2.5"),
         ({"options": {"reset_mask": np.array([True, False])}}, ValueError, r"reset_mask: expected shape \(3,\)"),
         ({"options": {"reset_mask": np.zeros(3, dtype=bool)}}, ValueError, "at least one True"),
         ({"options": {"reset_mask": np.ones(3)}}, TypeError, "reset_mask: expected booleans"),

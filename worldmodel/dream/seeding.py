@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from worldmodel.rng import Streams
+from worldmodel.runtime import check_integer
 from worldmodel.spaces import as_numbers
 
 LARGEST_SEED = 2**62  # s + i stays an int64
@@ -121,8 +122,7 @@ def rows_to_reset(options: Mapping[str, Any] | None, num_rows: int, device: torc
 
 
 def _checked(seed: Any) -> int:
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
-        raise TypeError(f"seed: expected integers, got {seed!r}")
-    if not 0 <= seed < LARGEST_SEED:
-        raise ValueError(f"seed: expected 0 <= seed < 2^62, got {seed}")
-    return int(seed)
+    seed = check_integer(seed, "seed", least=0)
+    if seed >= LARGEST_SEED:
+        raise ValueError(f"seed: expected an integer below 2^62, got {seed}")
+    return seed

@@ -24,6 +24,7 @@ from torch import Tensor
 from worldmodel.dream.agent import LatentState
 from worldmodel.dream.seeding import EpisodeSeeds, Rows
 from worldmodel.models import MDNRNN, State, WorldModel, draw_latent
+from worldmodel.runtime import check_integer
 from worldmodel.spaces import Value, as_numbers, leaf_values, map_leaves
 
 
@@ -35,12 +36,12 @@ class LatentTracker:
         num_episodes: B.
 
     Raises:
-        ValueError: if ``num_episodes`` is below 1.
+        TypeError: if ``num_episodes`` is not an integer.
+        ValueError: if it is below 1.
     """
 
     def __init__(self, world: WorldModel, num_episodes: int = 1):
-        if num_episodes < 1:
-            raise ValueError(f"num_episodes: expected an integer >= 1, got {num_episodes}")
+        num_episodes = check_integer(num_episodes, "num_episodes", least=1)
         self.world, self.num_episodes = world, num_episodes
         self._seeds = EpisodeSeeds(num_episodes, world.device)
         self._z = world.start_mean.new_zeros(num_episodes, world.vision.latent_size)

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from worldmodel.mixtures.reparameterization import reparameterize
 from worldmodel.rng import Source, fill_exponential, fill_normal
+from worldmodel.runtime import check_integer
 
 HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 
@@ -322,8 +323,7 @@ class GaussianMixture:
         Raises:
             ValueError: if ``num_samples`` is below 2.
         """
-        if num_samples < 2:
-            raise ValueError(f"num_samples: expected an integer >= 2, got {num_samples}")
+        num_samples = check_integer(num_samples, "num_samples", least=2)
         surprise = torch.stack([-self.log_prob(self.sample(generator=generator)) for _ in range(num_samples)])
         return surprise.mean(dim=0), surprise.std(dim=0) / math.sqrt(num_samples)
 

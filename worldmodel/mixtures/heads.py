@@ -41,6 +41,7 @@ from torch import Tensor, nn
 
 from worldmodel.mixtures.gaussian import HALF_LOG_TWO_PI, GaussianMixture, at_least_float32
 from worldmodel.mixtures.latent_head import LatentHead
+from worldmodel.runtime import check_integer
 
 LARGEST_LOG_VARIANCE = 80.0  # of the network's raw output: e^80 is still finite in float32
 BELOW_ONE = 1 - 2.0**-22  # a uniform number times this times a sum is less than the sum, in float32 too
@@ -112,8 +113,7 @@ class MixtureHead(LatentHead):
     ):
         super().__init__()
         for name, value in {"in_features": in_features, "dim": dim, "num_components": num_components}.items():
-            if value < 1:
-                raise ValueError(f"{name}: expected an integer >= 1, got {value}")
+            check_integer(value, name, least=1)
         self.dim = dim
         self.num_components = num_components
         self.factorization = Factorization(factorization)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from worldmodel.mixtures.gaussian import GaussianMixture
 from worldmodel.mixtures.heads import Factorization, MixtureHead, NoiseType
+from worldmodel.runtime import check_integer
 
 
 class MixtureDensityNetwork(nn.Module):
@@ -50,8 +51,7 @@ class MixtureDensityNetwork(nn.Module):
             "n_components": n_components,
             "hidden_dim": hidden_dim,
         }.items():
-            if value < 1:
-                raise ValueError(f"{name}: expected an integer >= 1, got {value}")
+            check_integer(value, name, least=1)
         self.dim_in = dim_in
         self.hidden = nn.Sequential(nn.Linear(dim_in, hidden_dim), nn.Tanh(), nn.Linear(hidden_dim, hidden_dim), nn.Tanh())
         self.head = MixtureHead(
