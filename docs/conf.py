@@ -1,6 +1,7 @@
 """Sphinx configuration: `make docs` builds the pages of this folder into build/docs."""
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,9 @@ from typing import Any
 import jupytext
 from docutils import nodes
 from myst_parser.parsers.sphinx_ import MystParser
+from pygments.lexers.special import TextLexer
 from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -41,7 +44,10 @@ autodoc_mock_imports = [name for name in ("stable_baselines3", "tensordict", "to
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 nitpicky = True
-nitpick_ignore_regex = [("py:.*", r"(?!worldmodel\.).*")]  # names of other libraries, and type aliases
+nitpick_ignore_regex = [
+    ("py:.*", r"(?!worldmodel\.).*"),  # names of other libraries, and type aliases
+    ("py:class", r"worldmodel\..*\.(EpisodeEncoder|TrainingData|V)"),  # protocols and a type variable that no package exports
+]
 
 
 class Notebook(MystParser):
@@ -53,6 +59,15 @@ class Notebook(MystParser):
         """Parse a notebook as the Markdown page that jupytext makes of it."""
         notebook = jupytext.reads(inputstring, fmt="py:percent")
         super().parse(jupytext.writes(notebook, fmt="md"), document)
+
+
+class PublicNames(SphinxDirective):
+    """A list of links to the names that ``worldmodel`` itself exports."""
+
+    def run(self) -> list[nodes.Node]:
+        """Return one paragraph of links; each leads to the page of the package that defines the name."""
+        names = sorted(worldmodel.__all__, key=str.lower)
+        return self.parse_text_to_nodes(", ".join(f":py:obj:`~worldmodel.{name}`" for name in names) + ".")
 
 
 def resolve_public_name(app: Sphinx, env: Any, node: nodes.Element, content: nodes.Element) -> nodes.Element | None:
@@ -67,8 +82,16 @@ def resolve_public_name(app: Sphinx, env: Any, node: nodes.Element, content: nod
     return python.resolve_xref(env, node["refdoc"], app.builder, "obj", homes[0], node, content)
 
 
+def escape_stars(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Escape the star of a shape such as (N, *shape), which is no emphasis."""
+    lines[:] = [re.sub(r"(?<=[(\s])\*(?=\w[^*]*$)", r"\\*", line) for line in lines]
+
+
 def setup(app: Sphinx) -> None:
     """Register notebooks as sources, and links to public names."""
     app.add_source_suffix(".py", "notebook")
     app.add_source_parser(Notebook)
+    app.add_lexer("levels", TextLexer)
+    app.add_directive("public-names", PublicNames)
     app.connect("missing-reference", resolve_public_name)
+    app.connect("autodoc-process-docstring", escape_stars)

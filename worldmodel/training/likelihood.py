@@ -111,12 +111,10 @@ def calibrate_termination(model: MDNRNN, batches: Iterable[SequenceBatch]) -> di
             terminations.
 
     Returns:
-        - ``before`` and ``after``: `termination_scores` without and with calibration, by two-fold
-          cross-validation.
-        - ``fitted``: ``scale`` a and ``shift`` b, fitted on all steps.
-
-        If a half has fewer than `MIN_TERMINATIONS` terminations, the model stays unchanged, and
-        the scale is 1 and the shift 0.
+        Three records. ``before`` and ``after`` are `termination_scores` without and with
+        calibration, by two-fold cross-validation. ``fitted`` holds ``scale`` a and ``shift`` b,
+        fitted on all steps. If a half has fewer than `MIN_TERMINATIONS` terminations, the model
+        stays unchanged, and the scale is 1 and the shift 0.
 
     Raises:
         ValueError: if M has no termination head.

@@ -1,0 +1,6 @@
+# %% [markdown]
+# # first_dream
+# text
+
+# %%
+x = 1

@@ -1,0 +1,6 @@
+# %% [markdown]
+# # mixtures
+# text
+
+# %%
+x = 1

@@ -1,0 +1,6 @@
+# %% [markdown]
+# # trust
+# text
+
+# %%
+x = 1
