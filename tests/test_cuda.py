@@ -23,7 +23,7 @@ from toy_worlds import WalkEnv, walk_world
 
 from worldmodel.agents import Controller, LatentPolicy, PPOConfig, RealPopulation, SearchConfig, evolve, ppo
 from worldmodel.data import EnvConfig, rollouts
-from worldmodel.dream import Dreams, RandomActions, StartBank, imagine, lambda_returns
+from worldmodel.dream import Dreams, RandomActions, StartBank, StartConfig, imagine, lambda_returns
 from worldmodel.envs import DreamVectorEnv, LatentVectorEnv
 from worldmodel.evaluation import EvaluationConfig, evaluate, probe
 from worldmodel.experiments import IterationConfig, iterate, iteration
@@ -342,7 +342,7 @@ def test_ppo_learns_on_the_device_in_dreams_from_real_states(walks, tmp_path, de
         training_config=replace(TRAINING, calibrate=True),
         config=SMALL,
     )
-    starts = StartBank.along(world, walks, num_states=20, nearest=1, farthest=5)
+    starts = StartBank.along(world, walks, config=StartConfig(num_states=20, nearest=1, farthest=5))
     dreams = Dreams(world, 8, termination="sample")
     controller = Controller(feature_size(world, "zh"), world.action_space)
     config = PPOConfig(iterations=2, steps=3, horizon=4, critic_size=4, minibatches=2, test_every=1, test_dreams=4)

@@ -147,5 +147,5 @@ def test_without_minari_the_error_names_the_extra(tmp_path, monkeypatch):
         return original(name, *arguments, **options)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ImportError, match=r"pip install worldmodel\[minari\]"):
+    with pytest.raises(ImportError, match=r"pip install 'worldmodel\[minari\]'"):
         from_minari("any", tmp_path)

@@ -136,7 +136,7 @@ def test_invalid_frames_raise_and_leave_no_file(tmp_path, monkeypatch):
         return real_import(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ImportError, match=r"pip install worldmodel\[video\]"):
+    with pytest.raises(ImportError, match=r"pip install 'worldmodel\[video\]'"):
         write_video(tmp_path / "v.mp4", [np.zeros((8, 8, 3), np.uint8)])
     assert list(tmp_path.iterdir()) == []
 

@@ -526,7 +526,7 @@ def test_tensorboard_gets_the_rows_of_the_log(walks, tmp_path):
 
 def test_tensorboard_missing_says_how_to_install_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(ImportError, match=r"pip install worldmodel\[tensorboard\]"):
+    with pytest.raises(ImportError, match=r"pip install 'worldmodel\[tensorboard\]'"):
         MetricsLog(tmp_path, 0, tensorboard=True)
 
 

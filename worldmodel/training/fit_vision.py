@@ -18,7 +18,7 @@ import torch
 
 from worldmodel.data import EpisodeCollection, split_episodes
 from worldmodel.models import IN_USE, VISION_FILE, VISION_WEIGHTS, ConvVAE, FrameBatch, VAEConfig, divergence
-from worldmodel.runtime import RunConfig, check_device, runs
+from worldmodel.runtime import RunConfig, choose_device, runs
 from worldmodel.spaces import leaf_values
 from worldmodel.training import loop
 from worldmodel.training.config import FrameConfig, TrainingConfig
@@ -68,7 +68,7 @@ def train_vae(
     run = run or RunConfig()
     if training_config.calibrate:
         raise ValueError("calibrate: expected False, as V has no termination probabilities, got True; give it to fit")
-    check_device(device)
+    device = choose_device(device)
     episodes = EpisodeCollection.open(data, min_length=frame_config.min_length)
     vision = _new_vae(episodes, config, initial, seed)
     arguments: dict[str, Any] = {"data_fingerprint": episodes.fingerprint, "seed": seed, "device": torch.device(device).type}

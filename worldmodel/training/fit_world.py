@@ -28,7 +28,7 @@ from worldmodel.models import (
     encoded_bytes,
     encoded_form,
 )
-from worldmodel.runtime import RunConfig, check_device, runs
+from worldmodel.runtime import RunConfig, choose_device, runs
 from worldmodel.spaces import FlatSpace, find_images, map_leaves, refuse_float_images
 from worldmodel.training import likelihood, loop
 from worldmodel.training.config import DataConfig, TrainingConfig
@@ -84,7 +84,7 @@ def fit(
         KeyboardInterrupt: on Ctrl-C, after the state has been saved; the same call resumes.
     """
     data_config, training_config, run = data_config or DataConfig(), training_config or TrainingConfig(), run or RunConfig()
-    check_device(device)
+    device = choose_device(device)
     episodes = EpisodeCollection.open(data, min_length=data_config.min_length)
     encoded = encoded_form(episodes.stores, _trained_v(initial, vision))
     if initial is None:
