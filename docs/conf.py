@@ -20,7 +20,7 @@ import worldmodel  # noqa: E402
 
 project = "worldmodel"
 author = "The worldmodel authors"
-copyright = f"2026, {author}"  # noqa: A001
+copyright = f"2026, {author}"
 version = release = worldmodel.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax", "sphinx_copybutton"]
@@ -40,7 +40,9 @@ autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
-autodoc_mock_imports = [name for name in ("stable_baselines3", "tensordict", "torchrl") if importlib.util.find_spec(name) is None]
+autodoc_mock_imports = [
+    name for name in ("stable_baselines3", "tensordict", "torchrl") if importlib.util.find_spec(name) is None
+]
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 nitpicky = True
