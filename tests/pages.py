@@ -35,7 +35,7 @@ def blocks(page: Path, *languages: str) -> list[str]:
 
 def all_blocks(page: Path) -> list[tuple[str, str]]:
     """Return every code block of a page as (language, code)."""
-    return re.findall(r"^```(\S*)\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    return re.findall(r"^```([^\s`]*)[^\n]*\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE)
 
 
 def shell_commands(block: str) -> list[list[str]]:
