@@ -308,7 +308,7 @@ def test_load_agent_opens_what_any_registered_class_saved(tmp_path):
     assert torch.equal(weights(load_agent(tmp_path / "controller")), weights(controller))
 
 
-def test_a_directory_without_an_agent_is_refused(tmp_path):
+def test_a_directory_without_an_agent_is_rejected(tmp_path):
     for path in (tmp_path, tmp_path / "nothing"):
         with pytest.raises(
             FileNotFoundError, match=r"expected an agent \(controller\.json or .*found none; for an agent of your own"
@@ -316,7 +316,7 @@ def test_a_directory_without_an_agent_is_refused(tmp_path):
             load_agent(path)
 
 
-def test_a_class_that_cannot_be_registered_is_refused():
+def test_a_class_that_cannot_be_registered_is_rejected():
     with pytest.raises(
         ValueError, match=r"marker: expected a file name of its own for Logits, got 'controller.json' of Controller"
     ):
@@ -335,7 +335,7 @@ class Half:
         pass
 
 
-def test_what_is_no_agent_is_refused_by_what_it_lacks():
+def test_an_object_that_is_no_agent_raises_with_the_missing_methods():
     world = random_world()
     with pytest.raises(TypeError, match="got int without reset, act, save_pretrained"):
         check_agent(3, world)

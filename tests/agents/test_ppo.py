@@ -97,7 +97,7 @@ def test_advantages_are_those_of_the_definition():
 
 
 @pytest.mark.parametrize(("termination", "bias"), [("threshold", -50.0), ("sample", -2.0)])
-def test_dreams_end_or_are_cut_off_and_begin_anew_from_the_starts(termination, bias):
+def test_dreams_terminate_or_are_truncated_and_restart_from_the_starts(termination, bias):
     controller, dreams, starts = make(random_world(termination_bias=bias), termination=termination)
     learner = _Learner(controller, dreams, starts, PPOConfig(steps=20, horizon=5), 0)
     steps, ends = learner._dream()
@@ -116,7 +116,7 @@ def test_dreams_end_or_are_cut_off_and_begin_anew_from_the_starts(termination, b
         assert abs(early - ends) < 0.5 * ends  # each end that was to be expected has come; not all fall between two starts
 
 
-def test_returns_come_to_what_ends_by_probability_come_to():
+def test_weighted_returns_equal_the_mean_of_returns_with_sampled_terminations():
     world = random_world(termination_bias=-2.0)
     world.mdnrnn.reward_mean.fill_(3.0)
     controller, dreams, starts = make(world, num_dreams=32_768, termination="sample")
@@ -139,7 +139,7 @@ def test_returns_come_to_what_ends_by_probability_come_to():
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_what_may_end_counts_by_the_probability_that_it_goes_on(precision):
+def test_returns_are_weighted_by_the_continuation_probability(precision):
     world = random_world(termination_bias=-2.0)
     controller, _, starts = make(world)
     dreams = Dreams(world, 8, termination="sample", precision=precision)
@@ -162,7 +162,7 @@ def test_the_critic_learns_what_steps_are_worth():
     assert explained[-1] > max(0.5, explained[0])
 
 
-def test_what_is_always_the_same_is_explained():
+def test_constant_returns_have_a_finite_explained_variance():
     world = random_world(termination_head=False)
     for parameter in world.mdnrnn.reward_head.parameters():
         torch.nn.init.zeros_(parameter)
@@ -186,7 +186,7 @@ def test_features_are_scaled_by_what_the_agent_sees_of_them():
     assert (scale[2:] == 1.0).all()  # M's state, which is 0 in first frames
 
 
-def test_a_controller_that_is_too_sure_is_made_less_so():
+def test_a_controller_with_large_outputs_is_scaled_down():
     controller, dreams, starts = make(bias=True, ordered=False)
     torch.nn.init.normal_(controller.layers[0].weight, std=100.0, generator=torch.Generator().manual_seed(0))
     learner = _Learner(copy.deepcopy(controller), dreams, starts, SHORT, 0)
@@ -209,7 +209,7 @@ def test_the_seed_decides_and_the_given_controller_stays():
     assert ["test" not in i.metrics for i in runs[0]] == [True, False, False]  # every second, and the last
 
 
-def test_what_is_returned_is_never_worse_in_the_test_than_the_start():
+def test_the_result_is_never_worse_in_the_test_than_the_start():
     controller, dreams, starts = make(temperature=0.0)
     with torch.no_grad():
         controller.layers[0].bias.copy_(torch.tensor([0.0, 0.0, 9.0]))  # always forth
@@ -241,7 +241,7 @@ def test_a_temperature_for_each_dream():
     assert isinstance(ppo(controller, dreams, starts, config=SHORT, horizon=8), Controller)
 
 
-def test_what_cannot_be_learned_in_is_refused():
+def test_dreams_unsuited_to_learning_are_rejected():
     controller, dreams, starts = make()
     with pytest.raises(ValueError, match=r"num_groups: expected 1 \(no common random numbers\), got 4"):
         ppo(controller, dreams.variant(num_groups=4), starts)

@@ -41,7 +41,7 @@ def test_every_option_reaches_the_configuration(command_line):
     assert (config.mdnrnn.hidden_size, config.data_config.window, config.training_config.num_updates) == (4, 8, 6)
 
 
-def test_it_goes_on_after_ctrl_c_and_leaves_a_table_and_a_summary(command_line, tmp_path, monkeypatch, capsys):
+def test_it_resumes_after_ctrl_c_and_writes_a_table_and_a_summary(command_line, tmp_path, monkeypatch, capsys):
     options = f"--out {tmp_path / 'loop'} --seed 1 {SMALL}"
     evaluate, calls = iteration.evaluate, []
 

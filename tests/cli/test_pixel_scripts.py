@@ -91,7 +91,7 @@ def test_collecting_with_a_v_by_the_script_stores_what_encoding_would(run, capsy
         ),
     ],
 )
-def test_a_v_that_does_not_fit_is_one_line_on_stderr_and_nothing_is_made(run, capsys, options, complaint):
+def test_an_unsuitable_v_is_one_line_on_stderr_and_nothing_is_written(run, capsys, options, complaint):
     if "Wide-v0" not in gym.registry:
         gym.register("Wide-v0", lambda: SpaceEnv(WIDE, spaces.Discrete(2)))
     run("collect", "--env Dot-v0 --episodes 3 --out data")
@@ -115,7 +115,7 @@ def test_a_probe_needs_no_controller_and_a_score_does(run, capsys):
     assert "expected a controller and one temperature, or --probe" in capsys.readouterr().err
 
 
-def test_a_probe_plays_in_as_many_processes_as_it_is_told_and_gives_the_same(run, monkeypatch):
+def test_a_probe_gives_the_same_in_any_number_of_processes(run, monkeypatch):
     env = gym.make("CartPole-v1")
     random_world(env.action_space, env.observation_space).save_pretrained("world")
     probe, workers = wm.probe, []
@@ -127,7 +127,7 @@ def test_a_probe_plays_in_as_many_processes_as_it_is_told_and_gives_the_same(run
     assert Path("0.json").read_text() == Path("2.json").read_text()
 
 
-def test_a_preset_gives_the_numbers_and_options_beside_it_win(run, monkeypatch, tmp_path):
+def test_options_override_the_numbers_of_a_preset(run, monkeypatch, tmp_path):
     monkeypatch.setitem(presets.PRESETS, "doom", replace(PRESET, env="Dot-v0"))
     run("collect", "--preset doom --out data --episodes 4")
     store = wm.EpisodeStore.open(tmp_path / "data")

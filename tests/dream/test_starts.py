@@ -23,7 +23,7 @@ def places(world, bank):
 
 
 @pytest.mark.parametrize("encoded", [False, True])
-def test_the_state_is_what_the_episode_made_of_it(tmp_path, encoded):
+def test_the_state_is_that_of_m_primed_on_the_episode(tmp_path, encoded):
     world = make(tmp_path)
     data = tmp_path / "data"
     if encoded:
@@ -39,7 +39,7 @@ def test_the_state_is_what_the_episode_made_of_it(tmp_path, encoded):
         assert torch.allclose(bank.lstm.c[:, number], lstm.c[:, 0], atol=1e-5)
 
 
-def test_the_steps_are_those_that_were_asked_for(tmp_path):
+def test_the_steps_are_the_requested_ones(tmp_path):
     lengths = (9, 4, 30, 17)
     world = make(tmp_path, lengths)
     part = {"first_frames": 0.0, "before_ends": 1.0, "nearest": 5, "farthest": 7}
@@ -58,7 +58,7 @@ def test_episodes_that_were_cut_off_have_no_end_to_learn_from(tmp_path):
     assert len(StartBank.along(world, tmp_path / "data", num_states=50, first_frames=0.1, before_ends=0.3)) == 35
 
 
-def test_parts_never_come_to_more_than_the_whole(tmp_path):
+def test_the_parts_never_add_up_to_more_than_the_total(tmp_path):
     assert len(StartBank.along(make(tmp_path), tmp_path / "data", num_states=3, first_frames=0.5, before_ends=0.5)) == 3
 
 
@@ -87,7 +87,7 @@ def test_times_that_few_episodes_reach_count_less():
     assert shares[10:] == pytest.approx(1 / 2)  # of 1 in 50
 
 
-def test_episodes_that_come_to_late_times_prime_m_first():
+def test_late_times_come_from_many_long_episodes_in_order_of_length():
     lengths = np.array([10] * 6000 + [200] * 500)
     chosen = _choose_episodes(lengths, "times", np.random.default_rng(0))
     assert len(set(chosen)) == 2000
@@ -114,13 +114,13 @@ def test_the_seed_decides(tmp_path):
         {"even": "time"},
     ],
 )
-def test_numbers_out_of_range_are_refused(tmp_path, numbers):
+def test_numbers_out_of_range_are_rejected(tmp_path, numbers):
     world = make(tmp_path)
     with pytest.raises(ValueError, match=": expected"):
         StartBank.along(world, tmp_path / "data", **numbers)
 
 
-def test_data_of_another_environment_are_refused(tmp_path):
+def test_data_of_another_environment_are_rejected(tmp_path):
     make(tmp_path)
     with pytest.raises(ValueError, match="expected the world model's observation space"):
         StartBank.along(random_world(), tmp_path / "data")

@@ -170,7 +170,7 @@ def reality_seed(reality):
     return episode_seed(reality._seed, 0)
 
 
-def test_draws_of_z_follow_the_seed_and_leave_the_environments_own_alone():
+def test_samples_of_z_depend_on_the_seed_and_do_not_change_those_of_the_environment():
     world = noisy_world()
     one, two = LatentEnv(WalkEnv(), world, features="z"), LatentEnv(WalkEnv(), world, features="z")
     first = one.reset(seed=1)[0], one.step(1)[0], one.reset()[0]
@@ -214,13 +214,13 @@ def test_a_world_may_be_given_by_its_path(tmp_path):
     assert LatentVectorEnv(SyncVectorEnv([WalkEnv]), str(tmp_path / "world")).num_envs == 1
 
 
-def test_an_environment_that_breaks_is_named():
+def test_an_environment_that_raises_is_named():
     broken = gym.wrappers.TransformObservation(WalkEnv(), lambda observation: observation * np.nan, WalkEnv.observation_space)
     with pytest.raises(ValueError, match="observation: expected finite numbers, got NaN or infinity in row 0"):
         LatentEnv(broken, random_world()).reset(seed=0)
 
 
-def test_another_environment_and_unknown_features_are_refused():
+def test_another_environment_and_unknown_features_are_rejected():
     world = random_world()
     with pytest.raises(ValueError, match="env: expected the world model's observation space"):
         LatentEnv(gym.make("CartPole-v1"), world)
@@ -230,7 +230,7 @@ def test_another_environment_and_unknown_features_are_refused():
         LatentEnv(WalkEnv(), world, features="hz")
 
 
-def test_a_vector_environment_that_hides_its_mode_is_refused():
+def test_a_vector_environment_that_hides_its_mode_is_rejected():
     env = SyncVectorEnv([WalkEnv])
     del env.metadata["autoreset_mode"]
     with pytest.raises(ValueError, match="metadata"):

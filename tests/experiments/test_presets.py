@@ -94,7 +94,7 @@ def test_options_override_the_preset(parse, name, script):
     assert {option: arguments[option] for option in options} == options
 
 
-def test_an_option_that_a_script_lacks_is_an_error_and_not_swallowed(parse, monkeypatch):
+def test_an_option_that_a_script_lacks_is_an_error(parse, monkeypatch):
     monkeypatch.setattr(Preset, "options", lambda preset, part: {"latent_sise": 3, "latent_size": 3})
     with pytest.raises(KeyError, match="latent_sise"):
         parse("train_vae.py", [*PATHS["train_vae"].split(), "--preset", "doom"])

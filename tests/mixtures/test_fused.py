@@ -79,7 +79,7 @@ def test_loss_and_gradients_are_those_of_log_prob_and_autograd(fields, chunk, mo
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_float32_is_as_near_to_the_old_way_as_rounding_allows(dtype):
+def test_float32_equals_the_loss_by_autograd_up_to_rounding(dtype):
     model, batch = make(dtype), make_batch(dtype)
     loss, expected = model.loss(batch)[0], old_way(model, batch)
     assert loss.dtype == dtype
@@ -96,7 +96,7 @@ def test_float32_is_as_near_to_the_old_way_as_rounding_allows(dtype):
         (Factorization.PER_DIMENSION, NoiseType.ISOTROPIC_ACROSS_CLUSTERS),
     ],
 )
-def test_other_mixtures_keep_the_path_of_autograd(factorization, noise_type):
+def test_other_mixtures_are_trained_by_autograd(factorization, noise_type):
     level = 0.5 if noise_type is NoiseType.FIXED else None
     model, batch = make(factorization=factorization, noise_type=noise_type, fixed_noise_level=level), make_batch()
     assert not model.latent_head.supports_raw
