@@ -1,4 +1,4 @@
-"""Everything that takes a device works on a GPU, and what it makes lies there.
+"""Everything that takes a device works on a GPU and keeps its tensors there.
 
 Each test runs on the CPU too, so that its body is known to be right where there is no GPU. Every one is a smoke test: what the
 numbers must be is tested elsewhere, on the CPU.
@@ -364,7 +364,7 @@ def test_a_world_of_images_is_trained_and_encoded_on_the_device(tmp_path, device
         training_config=replace(config, optimizer="muon"),
         device=device,
     )
-    assert vision.latent_size == 1  # the others say less and are cut off
+    assert vision.latent_size == 1  # the latents with less information are removed
     assert kinds(*vision.state_dict().values()) == {device}
     store = encode_store(tmp_path / "frames", vision=vision, out=tmp_path / "encoded")
     assert len(store) == 6

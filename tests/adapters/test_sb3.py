@@ -237,7 +237,7 @@ def test_an_agent_for_other_features_or_actions_is_rejected():
 
 
 def test_a_policy_is_scored_in_dream_and_reality():
-    """With an exact world model, our evaluation and Stable-Baselines3's give the same score."""
+    """With an exact world model, `evaluate` and Stable-Baselines3's evaluation give the same score."""
     world = walk_world()
     model = A2C("MlpPolicy", dreams(world, temperature=0.0), seed=1, device="cpu")
 

@@ -23,7 +23,7 @@ from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore", DeprecationWarning)  # TorchRL warns of its own modules
+    warnings.simplefilter("ignore", DeprecationWarning)  # TorchRL uses its own deprecated modules
     from torchrl.collectors import Collector
 
 from worldmodel.adapters.torchrl import TorchRLEnv

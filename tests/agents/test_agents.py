@@ -1,4 +1,4 @@
-"""Agents of any kind: a recurrent one, a module and a plain function go wherever a controller goes."""
+"""Recurrent agents, modules and plain functions are accepted wherever a controller is."""
 
 import json
 from pathlib import Path
@@ -78,7 +78,7 @@ class Pacer:
 
 @register_agent("memory.pt")
 class Memory(nn.Module):
-    """A module with a state of its own: logits from z and a trace of past z."""
+    """A module with a state: logits from z and a decaying sum of past z."""
 
     def __init__(self, size=2, num_actions=3):
         super().__init__()
@@ -106,7 +106,7 @@ class Memory(nn.Module):
 
 
 class Logits(nn.Module):
-    """A differentiable agent without hooks, as `ppo` takes it."""
+    """A minimal differentiable agent for `ppo`."""
 
     features = "z"
 

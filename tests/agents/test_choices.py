@@ -1,4 +1,4 @@
-"""The distributions over a controller's actions, against SciPy, torch.distributions and counts of draws."""
+"""Distributions over a controller's actions, against SciPy, torch.distributions and counts of samples."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def test_ordered_choices_are_parts_of_a_logistic_distribution(n, breadth):
     bounds = np.arctanh(2 * np.arange(1, n) / n - 1)
     below = scipy.stats.logistic.cdf((bounds - OUTPUTS.numpy()) / breadth)
     expected = np.diff(below, axis=1, prepend=0.0, append=1.0)
-    assert np.allclose(choices.log_probs(OUTPUTS).exp().numpy(), expected, atol=1e-7)  # but for the least probability
+    assert np.allclose(choices.log_probs(OUTPUTS).exp().numpy(), expected, atol=1e-7)  # except for the smallest probability
 
 
 def test_unordered_choices_are_a_softmax():

@@ -1,4 +1,4 @@
-"""The controller, and its way into the real environment."""
+"""Controllers: actions, saving, and play in the real environment."""
 
 import functools
 import json
@@ -93,7 +93,7 @@ def test_only_the_hidden_layer_starts_at_random_and_from_its_generator():
     a, b, other = (make(generator=generator(seed)) for seed in (1, 1, 2))
     assert torch.equal(weights(a), weights(b))
     assert not torch.equal(weights(a), weights(other))
-    assert a.layers[0].weight.std().item() == pytest.approx(400**-0.5, rel=0.02)  # 20,000 draws: 4 standard errors
+    assert a.layers[0].weight.std().item() == pytest.approx(400**-0.5, rel=0.02)  # 20,000 samples: 4 standard errors
     assert not a.layers[0].bias.any()
     assert not weights(a.layers[1]).any()
     assert not weights(make()).any()

@@ -1,4 +1,4 @@
-"""The evolutionary search: what it finds, what it refuses, and that it resumes."""
+"""Evolutionary search: results, errors and resuming."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ def test_evolve_finds_a_controller_that_beats_zero_weights():
     zero = Controller(feature_size(world, "zh"), world.action_space)  # always pushes left: below -10 in 12 steps
     (before, _), (after, _) = (tests.score(c, 12, generator=generator(9)) for c in (zero, best))
     assert before.mean() < -10
-    assert after.mean() > 4  # the best there is stays just below x = 1: up to 0.75 a step, less y / 2
+    assert after.mean() > 4  # the optimal policy stays just below x = 1 and earns up to 0.75 per step, less y / 2
     assert [g.done for g in seen] == list(range(1, 26))
     assert ["test" in g.metrics for g in seen] == [g.done % 3 == 0 or g.done == 25 for g in seen]
     best_tests = [g.metrics["best_test"] for g in seen]
@@ -82,7 +82,7 @@ def test_evolve_never_returns_less_than_it_was_given():
     good = search(world, generations=25, sigma=0.5)
     scores = []
     kept = search(world, initial=good, generations=3, sigma=50.0, on_generation=lambda g: scores.append(g.metrics))
-    assert scores[-1]["test"] < scores[-1]["best_test"]  # such a wild step only makes it worse
+    assert scores[-1]["test"] < scores[-1]["best_test"]  # so large a step makes it worse
     assert torch.equal(weights(kept), weights(good))
 
 
@@ -99,7 +99,7 @@ def test_evolve_leaves_the_initial_controller_alone_and_takes_its_kind():
 def test_patience_ends_a_search_without_progress():
     world = random_world(reward_head=True)
     world.mdnrnn.reward_low.fill_(1.0)
-    world.mdnrnn.reward_high.fill_(1.0)  # whatever is done, 1 a step
+    world.mdnrnn.reward_high.fill_(1.0)  # any action earns 1 per step
     world.mdnrnn.termination_head.bias.data.fill_(-50.0)
     seen = []
     search(world, generations=30, patience=2, test_every=2, on_generation=seen.append)
@@ -110,7 +110,7 @@ def test_patience_ends_a_search_without_progress():
 def test_a_target_ends_a_search_at_the_test_that_reaches_it(tmp_path):
     world = random_world(reward_head=True)
     world.mdnrnn.reward_low.fill_(1.0)
-    world.mdnrnn.reward_high.fill_(1.0)  # whatever is done, 1 a step
+    world.mdnrnn.reward_high.fill_(1.0)  # any action earns 1 per step
     world.mdnrnn.termination_head.bias.data.fill_(-50.0)
     seen, again = [], []
     arguments = {"generations": 9, "test_every": 2, "log": tmp_path / "log"}
@@ -119,7 +119,7 @@ def test_a_target_ends_a_search_at_the_test_that_reaches_it(tmp_path):
     (tmp_path / "log").unlink()
     seen.clear()
     search(world, **arguments, target=12, on_generation=seen.append)
-    assert [generation.done for generation in seen] == [1, 2]  # the start reached it too, and is no reason not to search
+    assert [generation.done for generation in seen] == [1, 2]  # although the start already scores 12
     search(world, **arguments, target=12, on_generation=again.append)
     assert again == []
 
@@ -185,10 +185,10 @@ def test_a_search_killed_after_any_generation_resumes_to_the_same_bits(tmp_path,
 
     def keep(generation):
         whole.append(record(generation))
-        shutil.copy(tmp_path / "log", tmp_path / f"log-{generation.done}")  # what a kill leaves, until the next write
+        shutil.copy(tmp_path / "log", tmp_path / f"log-{generation.done}")  # the log that a kill at this point would leave
 
     best = search(**arguments, log=tmp_path / "log", on_generation=keep)
-    assert same_bits(weights(best), weights(search(**arguments)))  # a log changes nothing
+    assert same_bits(weights(best), weights(search(**arguments)))  # writing a log does not change the result
     assert len({one["metrics"]["best_test"] for one in whole}) > 1
     for number in range(1, 8):
         resumed = []

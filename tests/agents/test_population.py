@@ -1,4 +1,4 @@
-"""What a population earns: many controllers as one batch of dreams, or in real episodes over processes."""
+"""Fitness of populations: many controllers as one batch of dreams, or in real episodes over worker processes."""
 
 import gymnasium as gym
 import numpy as np
@@ -165,7 +165,7 @@ def test_a_real_population_rejects_unsuitable_arguments():
 
 def test_a_controller_on_z_learns_cartpole_in_the_real_environment():
     env = gym.make("CartPole-v1")
-    world = random_world(env.action_space, env.observation_space)  # its M predicts nothing: only V's z is looked at
+    world = random_world(env.action_space, env.observation_space)  # M is untrained: the controller uses only V's z
     real = RealPopulation(world, "CartPole-v1", rollouts=2)
     zero = Controller(feature_size(world, "z"), world.action_space, features="z")
     found = search_in(real, generations=12, population=16, sigma=0.5, features="z", test_dreams=10, horizon=200, seed=0)

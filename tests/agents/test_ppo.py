@@ -1,4 +1,4 @@
-"""PPO in short dreams: its advantages against sums written out, what it learns in a world that is known, its bounds."""
+"""PPO in short dreams: advantages against explicit sums, learning in an exact world, and limits of its arguments."""
 
 import copy
 import math
@@ -54,7 +54,7 @@ def test_it_learns_to_walk(kind):
     generator = dreams.generator(5)
     before, _ = dreams.score(controller, 8, generator=generator)
     after, _ = dreams.score(found, 8, generator=generator)
-    assert after.mean() > before.mean() + 1.0  # reward is where it stands, and it stood still
+    assert after.mean() > before.mean() + 1.0  # the reward is the position, which did not change
     assert [number for number, test in enumerate(tests, 1) if test is not None] == [20, 40, 60]
 
 
@@ -76,7 +76,7 @@ def test_entropy_that_is_paid_for_is_kept():
         found = []
         ppo(controller, dreams, starts, config=config, horizon=8, on_iteration=found.append)
         left.append(found[-1].metrics["entropy"])
-    assert left[0] < left[1] - 0.3  # of ln 3 at most
+    assert left[0] < left[1] - 0.3  # the maximum is ln 3
 
 
 def test_advantages_are_those_of_the_definition():
@@ -105,7 +105,7 @@ def test_dreams_terminate_or_are_truncated_and_restart_from_the_starts(terminati
     at_start = (z[:, :, None] - starts.mean).abs().amax(dim=-1).amin(dim=-1) < 1e-5  # (T, B); no noise in this V
     assert at_start[0].all()
     begun = [at_start[:, b].nonzero()[:, 0] for b in range(32)]
-    assert all(steps[1] <= 5 for steps in begun)  # some are older than others when they begin
+    assert all(steps[1] <= 5 for steps in begun)  # the dreams begin at different ages
     lasted = torch.cat([steps[1:].diff() for steps in begun])
     if termination == "threshold":
         assert ends == 0
@@ -113,7 +113,7 @@ def test_dreams_terminate_or_are_truncated_and_restart_from_the_starts(terminati
     else:
         assert (lasted <= 5).all()
         early = (lasted < 5).sum().item()
-        assert abs(early - ends) < 0.5 * ends  # each end that was to be expected has come; not all fall between two starts
+        assert abs(early - ends) < 0.5 * ends  # the expected number of terminations occurred; not all lie between two starts
 
 
 def test_weighted_returns_equal_the_mean_of_returns_with_sampled_terminations():
@@ -212,7 +212,7 @@ def test_the_seed_decides_and_the_given_controller_stays():
 def test_the_result_is_never_worse_in_the_test_than_the_start():
     controller, dreams, starts = make(temperature=0.0)
     with torch.no_grad():
-        controller.layers[0].bias.copy_(torch.tensor([0.0, 0.0, 9.0]))  # always forth
+        controller.layers[0].bias.copy_(torch.tensor([0.0, 0.0, 9.0]))  # always forward
     reckless = PPOConfig(iterations=2, steps=2, horizon=2, learning_rate=1e3, test_every=1, test_dreams=16)
     found = []
     kept = ppo(controller, dreams, starts, config=reckless, horizon=8, on_iteration=found.append)
@@ -284,6 +284,6 @@ def test_the_script_improves_a_controller_and_says_so(tmp_path, monkeypatch, cap
     assert "dream return before" in printed
     assert "dream return after" in printed
     assert Controller.from_pretrained(tmp_path / "after").size == 9
-    with pytest.raises(SystemExit):  # it is there already
+    with pytest.raises(SystemExit):  # the output exists already
         runpy.run_path(str(SCRIPTS / "improve_controller.py"), run_name="__main__")
     assert "overwrite" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The scripts for worlds of images, one after the other, and the presets' option."""
+"""The scripts for image worlds, one after the other, and the option --preset."""
 
 import json
 import re
@@ -101,7 +101,7 @@ def test_an_unsuitable_v_is_one_line_on_stderr_and_nothing_is_written(run, capsy
     with pytest.raises(SystemExit) as exit_code:
         run("collect", f"--episodes 3 --device cpu --out new {options}")
     assert exit_code.value.code == 2
-    assert re.fullmatch(complaint, capsys.readouterr().err.splitlines()[-1])  # beside it there is but the bar
+    assert re.fullmatch(complaint, capsys.readouterr().err.splitlines()[-1])  # all other output is the progress bar
     assert not Path("new").exists()
     assert wm.EpisodeStore.open("data").fingerprint == before
 

@@ -1,4 +1,4 @@
-"""Real episodes: determinism, workers, trouble, interruption, resuming."""
+"""Collection of real episodes: determinism, workers, failures, interruption, resuming."""
 
 import functools
 import importlib
@@ -233,7 +233,7 @@ def test_a_failure_that_does_not_recur_loses_nothing(tmp_path, trouble, workers)
 
 
 class BreakingEnv(CountEnv):
-    """Breaks for good at its third episode: only a fresh one works again."""
+    """Fails in every episode from its third; a new instance works again."""
 
     resets = 0
 
@@ -280,7 +280,7 @@ def test_a_worker_that_cannot_start_is_reported(tmp_path):
 
 
 class Unreadable:
-    """A policy that arrives broken."""
+    """A policy that cannot be unpickled in a worker."""
 
     def __call__(self, observation):
         return 0
@@ -480,7 +480,7 @@ if __name__ == "__main__":
 
 
 def start_collection(tmp_path, workers):
-    """Start a collection in a process of its own and return that when the store holds some of the episodes."""
+    """Start a collection in a new process; return the process once the store holds some of the episodes."""
     script, out = tmp_path / "killed.py", tmp_path / "store"
     script.write_text(KILLED)
     process = subprocess.Popen(
@@ -499,14 +499,14 @@ def start_collection(tmp_path, workers):
 
 
 def assert_resumes(tmp_path):
-    """Check that the collection is part of the way and goes on to what an uninterrupted one gives."""
+    """Check that the collection is incomplete and resumes to the same store as an uninterrupted one."""
     out = tmp_path / "store"
     kept = EpisodeStore.open(out)
     assert 20 <= len(kept) < 400
     assert {problem.kind for problem in verify(out)} <= {"orphan", "temporary"}
     assert all(gone(pid) for pid in set((tmp_path / "pids").read_text().split()))
 
-    @functools.wraps(CountEnv, updated=())  # the same recipe, but in a hurry
+    @functools.wraps(CountEnv, updated=())  # the same recipe, without delays
     def fast(**kwargs):
         return CountEnv()
 

@@ -203,7 +203,7 @@ def test_a_collection_that_the_disk_cannot_hold_raises_before_it_starts(tmp_path
 
 
 class NoiseEnv(DotEnv):
-    """Frames that cannot be packed; the episode that resets with a given seed has another length than all others."""
+    """Frames of noise, which do not compress; the episode with the given seed differs in length from all others."""
 
     def __init__(self, seed, length, others):
         self.special, self.length, self.others = seed, length, others
@@ -231,16 +231,16 @@ def test_the_needed_disk_space_is_estimated_from_several_episodes(tmp_path, monk
     env, options = EnvConfig(NoiseEnv, kwargs=kwargs), {"workers": workers, "run": RunConfig(on_progress=made.append)}
     if fits:
         assert len(collect(env, out=tmp_path, num_episodes=16, **options)) == 16
-        assert len(made) == 16  # none was played twice
+        assert len(made) == 16  # no episode was collected twice
         return
     with pytest.raises(OSError, match="GiB of free disk for 16 episodes, judging by 8 of them, got"):
         collect(env, out=tmp_path, num_episodes=16, **options)
     assert shard_paths(tmp_path) == []
-    assert len(collect(env, out=tmp_path, num_episodes=7, **options)) == 7  # judged by all of them, which fit
+    assert len(collect(env, out=tmp_path, num_episodes=7, **options)) == 7  # the estimate from all episodes fits
 
 
 def test_only_a_bounded_amount_waits_for_the_estimate_of_the_disk_space(tmp_path, monkeypatch):
-    monkeypatch.setattr(collect_module, "FLUSH_BYTES", 1)  # eight are worth more than eight bytes each, so the first is written
+    monkeypatch.setattr(collect_module, "FLUSH_BYTES", 1)  # exceeded by the first episode, which is then written
     store = collect(DotEnv, out=tmp_path, num_episodes=3)
     assert len(shard_paths(tmp_path)) == len(store) == 3
 

@@ -1,4 +1,4 @@
-"""Dreams: starts, prefixes, temperature, groups, ends, heads that are missing, and what is refused."""
+"""Dreams: starts, prefixes, temperature, groups, terminations, missing heads, and errors."""
 
 import copy
 
@@ -21,7 +21,7 @@ def generator(seed=0):
 
 
 def by_features(features):
-    """A deterministic policy that looks at everything it is given."""
+    """A deterministic policy that depends on all features."""
     return (10 * features.sum(dim=-1)).round().long() % 3
 
 
@@ -188,7 +188,7 @@ def test_a_temperature_per_dream_equals_scalar_runs_row_by_row():
     together = Dreams(world, 4, temperature=temperature).rollout(ones, 6, generator=generator())
     for row, tau in enumerate(temperature.tolist()):
         alone = Dreams(world, 4, temperature=tau).rollout(ones, 6, generator=generator())
-        if tau == 0:  # draws nothing, so its generator stands elsewhere; nothing that is drawn matters to it either
+        if tau == 0:  # samples no noise: its generator advances differently, and no sampled number affects it
             alone = Dreams(world, 4, temperature=torch.zeros(4)).rollout(ones, 6, generator=generator())
         steps = min(alone.mask.shape[1], together.mask.shape[1])
         torch.testing.assert_close(together.z[row, : steps + 1], alone.z[row, : steps + 1], rtol=0, atol=1e-6)
@@ -197,7 +197,7 @@ def test_a_temperature_per_dream_equals_scalar_runs_row_by_row():
 @pytest.mark.parametrize("factorization", ["per_dimension", "joint"])
 @pytest.mark.parametrize("size", [2, 3])
 def test_a_step_uses_up_the_numbers_that_it_reserves(factorization, size):
-    """So that a dream's step takes one draw of its stream."""
+    """Dreams reserve the numbers of a step in one call per stream."""
     space = spaces.Box(-np.inf, np.inf, (size,))
     dreams = Dreams(random_world(observation_space=space, factorization=factorization), 3)
     streams = Streams(torch.arange(3))
@@ -237,7 +237,7 @@ def test_groups_share_start_states_and_random_numbers():
     for field in vars(rollout).values():
         first, *others = field.chunk(3)
         assert all(torch.equal(first, other) for other in others)
-    assert len(rollout.z[:4, 1].unique(dim=0)) == 4  # within a group luck differs
+    assert len(rollout.z[:4, 1].unique(dim=0)) == 4  # the random numbers differ within a group
 
 
 def test_one_group_of_r_dreams_is_the_first_group_of_many():
@@ -404,7 +404,7 @@ def test_random_actions_are_uniform_over_the_space():
 def test_dreams_are_on_the_device_of_the_world():
     world = random_world().to("cuda")
     dreams = Dreams(world, 8, temperature=torch.ones(8), num_groups=2, termination="sample")
-    torch.cuda.set_sync_debug_mode("error")  # a step must not stall the GPU
+    torch.cuda.set_sync_debug_mode("error")  # a step must not synchronise the GPU
     try:
         state = dreams.start(generator=dreams.generator(0))
         policy = RandomActions(world, generator=dreams.generator(1))

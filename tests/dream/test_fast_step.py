@@ -1,4 +1,4 @@
-"""The fast step of a dream: the mathematics of `MDNRNN.step` and `GaussianMixture.sample`, and dreams made of it."""
+"""`FastStep` computes what `MDNRNN.step` and `GaussianMixture.sample` compute, also in complete dreams."""
 
 import math
 

@@ -51,7 +51,7 @@ class Policy(nn.Module):
 
 
 class Uniforms:
-    """Stands in for `GaussianMixture.rsample`: first it notes the uniforms behind each draw, then it draws by them."""
+    """Replaces `GaussianMixture.rsample`: first records the uniform numbers of each sample, then samples with them again."""
 
     def __init__(self):
         self.noted, self.replay, self.rsample = [], None, GaussianMixture.rsample
@@ -72,7 +72,7 @@ def row_of(mixture, b):
 
 
 def objective(dream):
-    """A number that all parts of a trajectory enter."""
+    """Return a scalar that depends on every part of a trajectory."""
     return (dream.survival * dream.reward).sum() + 0.1 * dream.z[:, -1].square().sum() + dream.features[:, -1].sum()
 
 

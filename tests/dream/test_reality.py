@@ -1,4 +1,4 @@
-"""The real environment as an agent sees a dream: seeds, ends, encodings, trouble, and spaces of every kind."""
+"""`Reality`: seeds, episode ends, encodings, failing environments, and spaces of every kind."""
 
 import functools
 
@@ -48,7 +48,7 @@ def test_observation_buffers_that_an_environment_reuses_do_not_leak():
 
 
 class Counted(gym.Wrapper):
-    """Counts resets and steps, and refuses a step after the end."""
+    """Counts resets and steps, and raises if it is stepped after the end."""
 
     log: list["Counted"] = []  # noqa: RUF012 (one list for all)
 
@@ -193,7 +193,7 @@ def test_a_state_that_is_not_the_latest_is_rejected():
 
 
 class BrokenReset(WalkEnv):
-    """Raises where it is reset."""
+    """Raises when it is reset."""
 
     def reset(self, *, seed=None, options=None):
         raise OSError("no such level")

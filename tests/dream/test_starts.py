@@ -1,4 +1,4 @@
-"""States from within real episodes: M's state must be what the episode makes of it, and the steps those that were asked for."""
+"""Start states from within real episodes: M is primed on the preceding steps, and the requested steps are chosen."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def make(tmp_path, lengths=(9, 4, 30, 17), *, terminated=True):
 
 
 def places(world, bank):
-    """Episode and step of each state, which the made-up observations spell out."""
+    """Return episode and step of each state, which the synthetic observations contain."""
     return [tuple(row) for row in world.decode(bank.mean).round().int().tolist()]
 
 
@@ -76,7 +76,7 @@ def test_times_are_spread_evenly():
     assert np.bincount(at[~dying]) == pytest.approx(200, abs=60)  # 4.2 standard deviations of 14
     assert np.bincount(which[~dying & (at < 10)], minlength=12) == pytest.approx(2000 / 12, abs=55)
     ends = np.bincount(at[dying], minlength=30)
-    assert ends[9] == pytest.approx(3000 * 0.75 / 1.75, abs=120)  # of 12 that came to step 9, 9 died; of 3 at 29 all
+    assert ends[9] == pytest.approx(3000 * 0.75 / 1.75, abs=120)  # 9 of 12 episodes end at step 9, and 3 of 3 at 29
     assert ends[9] + ends[29] == 3000
 
 

@@ -67,7 +67,7 @@ def test_the_example_of_the_module_runs_on_a_robot_without_gymnasium():
 
 @pytest.mark.parametrize("kind", ["z", "zh", "zhc"])
 def test_it_gives_the_states_of_lockstep_and_of_a_wrapped_environment(kind):
-    world, plan = random_world(), actions(4) % 2  # never right, so it does not terminate
+    world, plan = random_world(), actions(4) % 2  # never moves right, so it does not terminate
     reality, wrapped, env = Reality(world, WalkEnv, 1, seed=5), LatentEnv(WalkEnv(), world, features=kind), WalkEnv()
     tracker = LatentTracker(world)
     tracker.reset(seed=SEED)

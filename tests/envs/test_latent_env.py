@@ -1,4 +1,4 @@
-"""LatentEnv and LatentVectorEnv: reality as an agent sees a dream, step by step."""
+"""LatentEnv and LatentVectorEnv: features of the real environment equal those of dreams, step by step."""
 
 import functools
 
@@ -26,7 +26,7 @@ def make_walk():
 
 
 def starting_where(world, observation):
-    """The world with one start: where reality has just begun."""
+    """Return the world with one start state, that of the real environment."""
     world.start_mean, world.start_log_variance = (part.unsqueeze(0) for part in world.vision.encode(np.asarray(observation)))
     return world
 
@@ -64,7 +64,7 @@ def test_dream_and_reality_give_the_same_features_step_by_step(kind, seed):
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
 @pytest.mark.parametrize("vector", [SyncVectorEnv, AsyncVectorEnv])
 def test_the_vector_form_gives_the_features_of_single_environments(mode, vector):
-    """Through several episodes, in which M's state begins anew each time."""
+    """Several episodes; M's state is reset at the start of each."""
     world = noisy_world()
     together = LatentVectorEnv(vector([make_walk] * 3, autoreset_mode=mode), world, features="zhc")
     alone = [LatentEnv(make_walk(), world, features="zhc") for _ in range(3)]
@@ -188,7 +188,7 @@ def test_nested_observations_and_actions_are_encoded():
     env = DictEnv()
     world = random_world(env.action_space, env.observation_space)
     awake = LatentEnv(env, world)
-    checked = gym.wrappers.PassiveEnvChecker(awake)  # complains by warnings, which are errors here
+    checked = gym.wrappers.PassiveEnvChecker(awake)  # Gymnasium only warns; warnings are errors in these tests
     checked.reset(seed=0)
     checked.step(checked.action_space.sample())
     many = LatentVectorEnv(SyncVectorEnv([DictEnv] * 2), world)

@@ -1,4 +1,4 @@
-"""Scores in dreams and in reality, how they print, and the replay of a real episode in a dream."""
+"""Scores in dreams and in reality, their printed form, and the replay of a real episode in a dream."""
 
 import dataclasses
 import json
@@ -70,7 +70,7 @@ def test_an_exact_world_scores_in_dreams_as_in_reality():
     for length in np.unique(result.real.lengths):
         real, dream = (np.unique(part.returns[part.lengths == length]) for part in (result.real, result.dream))
         np.testing.assert_allclose(real, dream)
-    assert result.random.lengths.mean() > result.real.lengths.mean()  # straight to the right is the shortest way out
+    assert result.random.lengths.mean() > result.real.lengths.mean()  # always right terminates soonest
     assert len(result.real.returns) == len(result.random.returns) == 40
     assert len(result.dream.returns) == 400
 

@@ -1,4 +1,4 @@
-"""Fixed policies in dream and reality, and the order that both give them."""
+"""Probe: scores of fixed policies in dreams and in reality, and the correlation of their ranks."""
 
 import numpy as np
 import pytest
@@ -89,7 +89,7 @@ def test_progress_is_reported():
 
 
 def test_repeated_actions_are_held_from_1_to_10_steps_each_row_for_itself():
-    world = random_world(spaces.Box(-1, 1, (), np.float32))  # no two draws are the same
+    world = random_world(spaces.Box(-1, 1, (), np.float32))  # no two sampled actions are the same
     policy = RepeatedActions(world, generator=torch.Generator().manual_seed(0))
     state = Dreams(world, 200).start(generator=torch.Generator().manual_seed(1))
     actions = torch.stack([policy.act(state) for _ in range(100)], dim=1)  # (200, 100)
@@ -108,7 +108,7 @@ def test_long_holds_are_as_long_in_dreams_as_in_reality():
     actions = torch.stack([dreamed.act(state) for _ in range(1000)], dim=1)
     lengths = torch.cat([torch.unique_consecutive(row, return_counts=True)[1][:-1] for row in actions])
     assert lengths.max() == policy.real.max_repeat == 100
-    assert abs(lengths.float().mean() - 50) < 5  # 50.5, less what the last, cut hold leaves out
+    assert abs(lengths.float().mean() - 50) < 5  # 50.5, less the truncated part of the last hold
 
 
 def test_boxes_have_a_centre_and_corners():

@@ -1,4 +1,4 @@
-"""The iterative procedure: its stages, its interruption, its files, and what it refuses."""
+"""`iterate`: stages, interruption, files and errors."""
 
 import dataclasses
 import json
@@ -39,7 +39,7 @@ def run(out, **arguments):
 
 
 def outcome(rounds: list[Round]):
-    """Everything of the rounds but how long they took and where they lie."""
+    """Return all results of the rounds except durations and paths."""
     return [{key: value for key, value in one.to_json().items() if key != "seconds"} for one in rounds]
 
 
@@ -51,7 +51,7 @@ def weights(directory):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A loop that ran through, and the stages it reported."""
+    """An uninterrupted loop, and the stages that it reported."""
     out, seen = tmp_path_factory.mktemp("loop") / "whole", []
     return out, run(out, run=RunConfig(on_progress=seen.append)), seen
 

@@ -1,4 +1,4 @@
-"""A whole experiment in small: its stages, its table, and going on after an interruption."""
+"""A complete experiment at a small scale: stages, table, and resuming after an interruption."""
 
 import json
 import time
@@ -86,7 +86,7 @@ def test_an_experiment_runs_to_its_table_and_is_not_run_again(tmp_path):
     again = replace(experiment, commit="later").run()
     assert not calls
     assert again["temperatures"] == results["temperatures"]
-    assert again["stages"] == results["stages"]  # of which none was worked at
+    assert again["stages"] == results["stages"]  # no stage ran again
     assert before == {path: path.read_bytes() for path in (tmp_path / "out").rglob("scores.json")}
     assert experiment.agent_episode(1.15).observations.shape[1:] == (24, 20, 3)
 
@@ -120,7 +120,7 @@ def test_the_seed_decides_and_no_two_test_episodes_share_one(whole, tmp_path, mo
     monkeypatch.setattr(population, "EPISODES_A_TASK", 9)
     other = Reproduction(PRESET, tmp_path / "out", seed=1).run()
     assert other["random"] != whole["random"]
-    lengths = other["temperatures"][0]["real"]["lengths"]  # of how high the dot starts, whatever the agent does
+    lengths = other["temperatures"][0]["real"]["lengths"]  # depends on the start of the dot only, not on the actions
     assert lengths != whole["temperatures"][0]["real"]["lengths"]
     assert lengths[:9] != lengths[9:]
 

@@ -167,7 +167,7 @@ def test_steps_that_do_not_count_may_hold_anything():
 @pytest.mark.parametrize("short", [False, True])
 def test_half_precision_is_for_products_only(short):
     model, batch = make(torch.float32), make_batch(torch.float32)
-    if short:  # rows whose steps after some point do not count, as short episodes are padded
+    if short:  # rows with masked steps at the end, as short episodes are padded
         counted = torch.arange(T) < torch.tensor([[4], [T], [0], [2]])
         batch = dataclasses.replace(batch, mask=counted)
     expected = old_way(model, batch)

@@ -52,7 +52,7 @@ class Laplace:
 
 
 class LaplaceHead(LatentHead):
-    """Only what every head must have."""
+    """A head with the required members only."""
 
     def __init__(self, in_features, dim):
         super().__init__()

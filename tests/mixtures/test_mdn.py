@@ -1,4 +1,4 @@
-"""Heads give mixtures of the promised structure, and a small network finds a known conditional density."""
+"""Heads return mixtures of the documented structure, and a small network learns a known conditional density."""
 
 import itertools
 import math

@@ -283,7 +283,7 @@ def test_every_weight_gets_a_finite_gradient(factorization, noise_type):
         assert (parameter.grad != 0).any(), name
 
 
-# what each switch means
+# options of the configuration
 
 
 def test_a_predicted_change_is_added_to_z_in_units_of_its_scale():
@@ -301,7 +301,7 @@ def test_without_skip_the_heads_see_nothing_but_h():
     for skip in (False, True):
         model, batch = make(skip=skip, predict_change=False), make_batch()
         assert model.latent_head.linear.in_features == H + skip * (D + A)
-        for weight in model.lstm.parameters():  # h is 0 whatever comes in
+        for weight in model.lstm.parameters():  # h is 0 for every input
             nn.init.zeros_(weight)
         z = batch.z[:, :-1]
         for inputs in ((z, torch.zeros_like(batch.action)), (torch.zeros_like(z), batch.action)):

@@ -136,7 +136,7 @@ def test_gradients_reach_mean_and_log_variance_and_are_finite_without_noise():
     assert (log_variance.grad[:2] != 0).all()
 
 
-# A V that only this file knows
+# A V defined in this file
 
 FITTING = {
     "config": MDNRNNConfig(hidden_size=4, num_components=2),

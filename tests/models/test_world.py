@@ -1,4 +1,4 @@
-"""The world model as a directory: round trip, damage, and that nothing in it can run code."""
+"""World models on disk: round trip, damage, and no code in files."""
 
 import ast
 import json

@@ -1,4 +1,4 @@
-"""Streams depend on seed, episode and draw only, and pass tests of randomness."""
+"""Streams depend on seed, episode and call only, and pass tests of randomness."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def test_uniform_numbers_are_never_0_or_1():
 
 @pytest.mark.parametrize("lag", [1, 2, 3, 16, 64])
 def test_neighbours_of_every_kind_are_uncorrelated(lag):
-    """Neighbours along a draw, and in row, draw and episode; also their squares."""
+    """Neighbours within a call, and by row, call and episode; also their squares."""
     rows, n = 1024, 256
     source = streams(rows)
     draws = torch.stack([source.normal_(torch.empty(rows, n)) for _ in range(lag + 1)])
@@ -50,7 +50,7 @@ def test_neighbours_of_every_kind_are_uncorrelated(lag):
 
 
 def test_bits_of_one_row_are_balanced():
-    """Each of the 23 bits of a uniform number is 1 with probability 1/2, in many draws."""
+    """Each of the 23 bits of a uniform number is 1 with probability 1/2, over many calls."""
     source = streams(1, first=12345)
     numbers = torch.stack([source.uniform_(torch.empty(1, 1)) for _ in range(20_000)]).flatten()
     bits = (numbers * 2**23).long().unsqueeze(1) >> torch.arange(23) & 1

@@ -1,4 +1,4 @@
-"""Long runs: what is resumed, replaced or refused, whether two runs are the same, and how progress is reported."""
+"""Long runs: resuming, replacing, comparison of arguments, and progress records."""
 
 import io
 import sys
@@ -21,7 +21,7 @@ def prepare(path, arguments, **run):
     return prepare_run(path, arguments, **ABOUT, run=RunConfig(**run))
 
 
-# Resume, replace, refuse
+# Resume, replace, reject
 
 
 def test_a_run_is_resumed_by_default(tmp_path):

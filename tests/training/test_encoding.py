@@ -1,4 +1,4 @@
-"""Encoded stores: what is written, with which V, how M trains on them."""
+"""Encoded stores: contents, checks of V, and training of M on them."""
 
 import shutil
 
@@ -163,7 +163,7 @@ def with_free_disk(monkeypatch, free):
 
 
 def shard_bytes(store):
-    """What lies in a store's shards, headers left out."""
+    """Return the bytes of a store's shards, without headers."""
     return sum(shard.size - shard.offsets[0] for shard in store._shards)
 
 

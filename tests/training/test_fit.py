@@ -1,4 +1,4 @@
-"""From stores to a world model in one call: what it learns, writes, resumes and refuses."""
+"""`fit`: statistics, files, determinism, resuming and errors."""
 
 import importlib
 import json
@@ -36,7 +36,7 @@ def small_fit(data, out, **options):
 
 @pytest.fixture(scope="module")
 def whole(walks, tmp_path_factory):
-    """A run that nothing interrupted: its directory and its world."""
+    """An uninterrupted run: its directory and its world."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("runs") / "whole"
@@ -54,7 +54,7 @@ def interrupted(walks, out, at=10, **options):
         small_fit(walks, out, **options, run=RunConfig(on_progress=interrupt_at(at)))
 
 
-# What it learns
+# Results
 
 
 def test_calibration_scales_the_termination_head_on_held_out_episodes_and_is_in_the_provenance(tmp_path):
@@ -130,7 +130,7 @@ def test_normaliser_and_statistics_see_training_episodes_only(tmp_path):
     assert one.provenance["baselines"] != two.provenance["baselines"]  # which are scored on what is held out
 
 
-# Sameness
+# Determinism
 
 
 def test_same_arguments_same_bits_whatever_the_global_seed(walks, tmp_path, whole):
@@ -197,7 +197,7 @@ def test_episodes_of_one_step_are_enough(tmp_path):
     assert world.start_mean.shape[0] == 5
 
 
-# Going on
+# Resuming
 
 
 @pytest.mark.parametrize("at", [5, 10, 20])
@@ -342,7 +342,7 @@ def test_a_small_matrix_of_floats_is_a_vector(tmp_path):
     assert small_fit(tmp_path / "data", tmp_path / "run").vision.latent_size == 31 * 40
 
 
-# Nothing to train on
+# Missing or empty data
 
 
 def test_empty_and_missing_data_are_named(tmp_path):

@@ -1,4 +1,4 @@
-"""The training loop: what it saves, resumes, stops for, clips, schedules and keeps."""
+"""The training loop: saving, resuming, stopping, clipping, learning rates and choice of weights."""
 
 import itertools
 import json
@@ -46,7 +46,7 @@ class Number:
 
 @dataclass
 class Numbers:
-    """The same list of batches in every epoch; remembers which were asked for."""
+    """The same list of batches in every epoch; records which were read."""
 
     batches: list
 
@@ -62,7 +62,7 @@ class Numbers:
 
 
 class Parabola(nn.Module):
-    """Two weights that are pulled to the batch's number."""
+    """Two weights with a squared error to the batch's number."""
 
     def __init__(self, start=0.0):
         super().__init__()
@@ -133,7 +133,7 @@ def run(store, out, *, model=None, config=CONFIG, data=None, **options):
 
 @pytest.fixture(scope="module")
 def whole(walks, tmp_path_factory):
-    """A run that nothing interrupted: its directory, result and model."""
+    """An uninterrupted run: its directory, result and model."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("whole")
@@ -160,7 +160,7 @@ def assert_same_run(out, result, model, whole):
     assert read_metrics(out) == read_metrics(expected_out)
 
 
-# Stopping and going on
+# Stopping and resuming
 
 
 def test_training_depends_on_its_seed_only(walks, tmp_path, whole):
