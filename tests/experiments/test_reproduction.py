@@ -10,7 +10,7 @@ from toy_images import DotEnv
 
 import worldmodel as wm
 from worldmodel.agents import ControllerConfig, SearchConfig, population
-from worldmodel.dream import Scores
+from worldmodel.dream import Scores, StartConfig
 from worldmodel.experiments import DOOM, DynamicsPreset, ImprovementPreset, Preset, Reproduction, Stages, VisionPreset, table
 
 TRAINING = wm.TrainingConfig(num_updates=2, evaluate_every=2, max_test_batches=1)
@@ -33,7 +33,7 @@ PRESET = Preset(
     improvement=ImprovementPreset(
         ppo=wm.PPOConfig(iterations=2, steps=2, horizon=4, critic_size=4, minibatches=1, test_every=1, test_dreams=4),
         num_dreams=8,
-        starts={"num_states": 20, "nearest": 1, "farthest": 5},
+        starts=StartConfig(num_states=20, nearest=1, farthest=5),
     ),
     termination="sample",
     dream_precision="float32",

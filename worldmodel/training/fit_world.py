@@ -158,7 +158,7 @@ def _new_parts(
     if vision is None and find_images(space):
         raise ValueError(
             f"vision: expected a trained V, as the observations are images ({space}), got none; train one with train_vae "
-            "(scripts/train_vae.py) and give it as vision (--vision)"
+            "(worldmodel train-vae) and give it as vision (--vision)"
         )
     if vision is None:
         refuse_float_images(space)
