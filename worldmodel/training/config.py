@@ -6,8 +6,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from worldmodel.runtime import PRECISIONS, check_integers
-from worldmodel.training.optimizers import OPTIMIZERS
+from worldmodel.runtime import PRECISIONS, Precision, check_integers
+from worldmodel.training.optimizers import OPTIMIZERS, Optimizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +41,11 @@ class TrainingConfig:
     warmup_updates: int = 0
     clip_norm: float | None = 10.0
     clip_value: float | None = None
-    precision: str = "float32"
+    precision: Precision = "float32"
     evaluate_every: int = 200
     max_test_batches: int = 50
     patience: int | None = None
-    optimizer: str = "adam"
+    optimizer: Optimizer = "adam"
     calibrate: bool = False
 
     def __post_init__(self) -> None:
