@@ -29,6 +29,8 @@ exclude_patterns = ["conf.py"]
 html_theme = "furo"
 html_title = f"worldmodel {release}"
 html_copy_source = False
+html_static_path = ["_static"]
+html_css_files = ["wide.css"]
 
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 4
@@ -84,9 +86,10 @@ def resolve_public_name(app: Sphinx, env: Any, node: nodes.Element, content: nod
     return python.resolve_xref(env, node["refdoc"], app.builder, "obj", homes[0], node, content)
 
 
-def escape_stars(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Escape the star of a shape such as (N, *shape), which is no emphasis."""
+def escape_docstring(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Escape the star of (N, *shape), which is no emphasis, and the letter of "hidden_size: H.", which numbers no list."""
     lines[:] = [re.sub(r"(?<=[(\s])\*(?=\w[^*]*$)", r"\\*", line) for line in lines]
+    lines[:] = [re.sub(r"^(\s*:\w+ [^:]+:\s+)(?=[A-Za-z]\.(\s|$))", r"\1\\", line) for line in lines]
 
 
 def setup(app: Sphinx) -> None:
@@ -96,4 +99,4 @@ def setup(app: Sphinx) -> None:
     app.add_lexer("levels", TextLexer)
     app.add_directive("public-names", PublicNames)
     app.connect("missing-reference", resolve_public_name)
-    app.connect("autodoc-process-docstring", escape_stars)
+    app.connect("autodoc-process-docstring", escape_docstring)

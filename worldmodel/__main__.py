@@ -1,5 +1,5 @@
 """``python -m worldmodel``: the program ``worldmodel``."""
 
-from worldmodel.cli.main import main
+from worldmodel.cli import main
 
-main()
+main.main()

@@ -50,14 +50,14 @@ def test_ctrl_c_and_resume_give_the_controller_of_a_run_that_was_not_stopped(tra
     assert {path.name for path in (tmp_path / "c").iterdir()} == {"controller.json", "controller.safetensors"}
 
 
-def test_the_real_environment_serves_as_well(train):
+def test_the_search_also_works_in_the_real_environment(train):
     found = [train(f"c{workers}", "--env", "CartPole-v1", "--workers", str(workers), "--features", "z") for workers in (0, 1)]
     assert weights(found[0]).any()
     assert torch.equal(weights(found[0]), weights(found[1]))
 
 
 @pytest.mark.parametrize("option", ["--horizon", "--test-dreams"])
-def test_a_zero_is_refused_and_not_taken_for_the_default(train, option):
+def test_a_zero_is_rejected_and_is_not_the_default(train, option):
     code, said = train("c", option, "0")
     assert code == 2
     assert "expected an integer >= 1, got 0" in said

@@ -41,7 +41,7 @@ def test_the_state_is_what_the_episode_made_of_it(tmp_path, encoded):
         assert torch.allclose(bank.lstm.c[:, number], lstm.c[:, 0], atol=1e-5)
 
 
-def test_the_steps_are_those_that_were_asked_for(tmp_path):
+def test_the_steps_have_the_requested_distances_before_the_end(tmp_path):
     lengths = (9, 4, 30, 17)
     world = make(tmp_path, lengths)
     part = {"first_frames": 0.0, "before_ends": 1.0, "nearest": 5, "farthest": 7}
@@ -57,7 +57,7 @@ def test_the_steps_are_those_that_were_asked_for(tmp_path):
     assert (firsts.mean[:, None] == world.start_mean).all(dim=2).any(dim=1).all()
 
 
-def test_episodes_that_were_cut_off_have_no_end_to_learn_from(tmp_path):
+def test_truncated_episodes_have_no_steps_before_a_termination(tmp_path):
     world = make(tmp_path, terminated=False)
     assert (
         len(StartBank.along(world, tmp_path / "data", config=StartConfig(num_states=50, first_frames=0.1, before_ends=0.3)))
@@ -128,13 +128,13 @@ def test_the_seed_decides(tmp_path):
         {"even": "time"},
     ],
 )
-def test_numbers_out_of_range_are_refused(tmp_path, numbers):
+def test_numbers_out_of_range_are_rejected(tmp_path, numbers):
     world = make(tmp_path)
     with pytest.raises(ValueError, match=": expected"):
         StartBank.along(world, tmp_path / "data", config=StartConfig(**numbers))
 
 
-def test_data_of_another_environment_are_refused(tmp_path):
+def test_data_of_another_environment_are_rejected(tmp_path):
     make(tmp_path)
     with pytest.raises(ValueError, match="expected the world model's observation space"):
         StartBank.along(random_world(), tmp_path / "data")

@@ -17,7 +17,7 @@ PATHS = {  # options that no preset holds
     "train-mdnrnn": "--data d --out o",
     "train-controller": "--model m --out o",
     "improve-controller": "--model m --controller c --data d --out o",
-    "evaluate": "--model m --probe",
+    "evaluate": "--model m",
 }
 CHANGED = {
     "episodes",

@@ -197,8 +197,8 @@ class _Search:
         if self._log is not None and self._log.exists():
             if not run.resume:
                 raise FileExistsError(
-                    f"{self._log}: expected no file, got an earlier search; resume it (--resume), overwrite it (--overwrite), "
-                    "or choose another file"
+                    f"{self._log}: expected no file, got an earlier search; resume it (RunConfig(resume=True)), overwrite it "
+                    "(--overwrite), or choose another file"
                 )
             self._replay(self._log)
         else:

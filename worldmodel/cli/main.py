@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from worldmodel.cli.options import Command
 
 COMMANDS = {  # words: module, class, summary
-    "quickstart": ("quickstart", "Quickstart", "train for CartPole in dreams, score in reality (3 minutes)"),
+    "quickstart": ("quickstart", "Quickstart", "train for CartPole in dreams, score in reality"),
     "collect": ("collect", "Collect", "collect real episodes from a Gymnasium environment"),
     "train-vae": ("train_vae", "TrainVae", "train V on episodes of images"),
     "encode": ("encode", "Encode", "encode episodes of images with V"),
@@ -37,7 +37,7 @@ COMMANDS = {  # words: module, class, summary
     "info": ("info", "Info", "versions, devices and extras; or how a run was made"),
 }
 ALIASES = {"store info": "store inspect"}  # of earlier versions
-SHELLS = ("bash", "zsh", "tcsh")
+SHELLS = ("bash", "zsh")
 
 
 def help_screen() -> str:

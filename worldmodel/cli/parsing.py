@@ -73,10 +73,12 @@ def one_line(text: str) -> str:
         content = line.strip().strip("│").strip()
         if line.lstrip().startswith(("╭", "╰")):
             continue
-        if content and set(content) == {"─"}:
+        if len(content) > 3 and set(content) <= {"─", "-"}:
             sections.append([])
         elif content:
             sections[-1].append(content)
+    if not text.lstrip().startswith("╭"):  # where the terminal has no such characters, the title is a section
+        del sections[0]
     message = " ".join(sections[0])
     for pattern, replacement in REWORDED:
         message, changed = re.subn(pattern, replacement, message)
@@ -94,7 +96,7 @@ def completion(shell: str, commands: Mapping[str, type[Command]]) -> str:
     """Return a script that completes commands and options in a shell.
 
     Args:
-        shell: "bash", "zsh" or "tcsh".
+        shell: "bash" or "zsh".
         commands: class of each command by its words, such as "store verify".
     """
     tree: dict[str, dict[str, type[Command]]] = {}

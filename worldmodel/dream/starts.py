@@ -188,7 +188,7 @@ class StartBank:
     def draw(self, streams: Streams, batch_size: int) -> tuple[Tensor, State]:
         """Sample a start state for each of B rows: z (B, D) and M's state."""
         size = self.mean.shape[1]
-        uniform = streams.uniform_(self.mean.new_empty(batch_size, 1 + size + size % 2))  # one draw: each has a fixed cost
+        uniform = streams.uniform_(self.mean.new_empty(batch_size, 1 + size + size % 2))  # one call: each has a fixed cost
         index = (uniform[:, 0] * len(self)).long()  # (B,); uniform < 1, so never N
         return self.take(index, box_muller(uniform[:, 1:])[:, :size])
 

@@ -1,8 +1,8 @@
 """Files, processes, devices and progress: what a long run needs whatever it computes.
 
 Files are written atomically and as JSON or safetensors; a run records its arguments, so that a later call can resume it;
-tasks run in worker processes that may raise or be killed; progress goes to tqdm bars and to a callback. Nothing here knows
-about environments or models, so every other package may use it.
+tasks run in worker processes that may raise or be killed; progress goes to tqdm bars and to a callback. Nothing here
+depends on environments or models, so every other package may use it.
 
 Example:
     >>> from worldmodel.runtime import Progress, Reporter

@@ -103,7 +103,7 @@ def train_vae(
 def _new_vae(episodes: EpisodeCollection, config: VAEConfig | None, initial: ConvVAE | None, seed: int) -> ConvVAE:
     if initial is not None:
         if config is not None:
-            raise ValueError("config: expected none beside an initial V, which brings its own")
+            raise ValueError("config: expected None with an initial V, which has its own")
         if initial.observation_space != episodes.observation_space:
             expected, actual = episodes.observation_space, initial.observation_space
             raise ValueError(f"initial: expected a V of the observation space {expected}, got one of {actual}")
