@@ -89,7 +89,7 @@ def resolve_public_name(app: Sphinx, env: Any, node: nodes.Element, content: nod
 def escape_docstring(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Escape the star of (N, *shape), which is no emphasis, and the letter of "hidden_size: H.", which numbers no list."""
     lines[:] = [re.sub(r"(?<=[(\s])\*(?=\w[^*]*$)", r"\\*", line) for line in lines]
-    lines[:] = [re.sub(r"^(\s*:\w+ [^:]+:\s+)(?=[A-Za-z]\.(\s|$))", r"\1\\", line) for line in lines]
+    lines[:] = [re.sub(r"^(\s*(?::\w+ [^:]+:)?\s+)(?=[A-Za-z]\.(\s|$))", r"\1\\", line) for line in lines]
 
 
 def setup(app: Sphinx) -> None:

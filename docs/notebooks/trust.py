@@ -85,6 +85,13 @@ controller = wm.evolve(dreams, config=search, horizon=200, seed=0)
 scores = wm.evaluate(controller, world, env=wm.EnvConfig("CartPole-v1", max_steps=200), config=few, seed=1)
 print(scores)
 
+# %% [markdown]
+# ```text
+# dream (temperature 1)  200.0 +- 0.0 (256 episodes, standard error 0.0)
+# reality                200.0 +- 0.0 (20 episodes, standard error 0.0)
+# random in reality      23.6 +- 12.0 (20 episodes, standard error 2.8)
+# ```
+
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3), layout="constrained")
 for name, real in ranking.real.items():
@@ -98,12 +105,6 @@ right.set(title="the controller", ylabel="mean score, at most 200")
 figure.savefig("trust.png", dpi=110)
 
 # %% [markdown]
-# ```text
-# dream (temperature 1)  200.0 +- 0.0 (256 episodes, standard error 0.0)
-# reality                200.0 +- 0.0 (20 episodes, standard error 0.0)
-# random in reality      23.6 +- 12.0 (20 episodes, standard error 2.8)
-# ```
-#
 # ![Scores of fixed policies in dreams and in reality, and of the controller](../images/trust.png)
 #
 # Left: points near the line are policies whose dreamed score is right. Right: the controller's score
