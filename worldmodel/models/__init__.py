@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from worldmodel.models.features import feature_size as feature_size
     from worldmodel.models.features import feature_space as feature_space
     from worldmodel.models.features import latent_features as latent_features
+    from worldmodel.models.layout import find_layout as find_layout
+    from worldmodel.models.layout import vision_for as vision_for
     from worldmodel.models.lstm import HalfPrecisionLayer as HalfPrecisionLayer
     from worldmodel.models.lstm import LayerNormLSTM as LayerNormLSTM
     from worldmodel.models.lstm import activate_gates as activate_gates
@@ -46,9 +48,9 @@ if TYPE_CHECKING:
     from worldmodel.models.mdnrnn import State as State
     from worldmodel.models.mdnrnn_config import MDNRNNConfig as MDNRNNConfig
     from worldmodel.models.state_normalizer import StateNormalizer as StateNormalizer
-    from worldmodel.models.vae import IN_USE as IN_USE
     from worldmodel.models.vae import ConvVAE as ConvVAE
     from worldmodel.models.vae import FrameBatch as FrameBatch
+    from worldmodel.models.vae import IN_USE as IN_USE
     from worldmodel.models.vae import VAEConfig as VAEConfig
     from worldmodel.models.vae import divergence as divergence
     from worldmodel.models.vision import VISION_FILE as VISION_FILE
@@ -69,6 +71,7 @@ else:
                 "encoded_form encoded_with gather"
             ),
             "features": "FEATURE_KINDS FeatureKind feature_size feature_space latent_features",
+            "layout": "find_layout vision_for",
             "lstm": "HalfPrecisionLayer LayerNormLSTM activate_gates run_lstm stack_weights",
             "mdnrnn": "MDNRNN Prediction State",
             "mdnrnn_config": "MDNRNNConfig",

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from worldmodel.spaces.nested import leaf_values as leaf_values
     from worldmodel.spaces.nested import leaves as leaves
     from worldmodel.spaces.nested import map_leaves as map_leaves
+    from worldmodel.spaces.nested import map_paths as map_paths
     from worldmodel.spaces.nested import stack_values as stack_values
     from worldmodel.spaces.nested import to_numpy as to_numpy
     from worldmodel.spaces.validation import as_numbers as as_numbers
@@ -45,7 +46,7 @@ else:
             "flat": "FlatSpace",
             "images": "ImageLayout area_weights find_images image_layout is_image refuse_float_images resize_by_area",
             "json": "space_from_json space_to_json",
-            "nested": "Value build_value leaf_values leaves map_leaves stack_values to_numpy",
+            "nested": "Value build_value leaf_values leaves map_leaves map_paths stack_values to_numpy",
             "validation": "as_numbers leaf_bounds",
         },
     )

@@ -78,6 +78,15 @@ def map_leaves(function: Callable[..., Any], *values: Value) -> Value:
     return function(*values)
 
 
+def map_paths(function: Callable[[str, Any], Any], value: Value, path: str = "") -> Value:
+    """Apply ``function`` to path and leaf of every leaf of a nested value; keep the nesting."""
+    if isinstance(value, Mapping):
+        return {key: map_paths(function, child, f"{path}/{key}" if path else key) for key, child in value.items()}
+    if isinstance(value, tuple):
+        return tuple(map_paths(function, child, f"{path}/{i}" if path else str(i)) for i, child in enumerate(value))
+    return function(path, value)
+
+
 def leaf_values(value: Value, path: str = "") -> dict[str, Any]:
     """Flatten a nested value to ``{path: leaf}`` with the paths of `leaves`."""
     if isinstance(value, Mapping):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from worldmodel.mixtures import LatentLayout
 from worldmodel.runtime import PRECISIONS, check_integers
 from worldmodel.training.optimizers import OPTIMIZERS
 
@@ -120,9 +122,12 @@ class DataConfig:
         min_length: episodes of fewer steps are left out.
         resident: True keeps the encoded data on the device (fast, if they fit), False reads windows from disk as they come (any
             size), None decides by size. The result is the same.
+        kinds: kinds of leaves of the observation, or of numbers of a leaf, that `fit` shall not find from the data:
+            "gear=choice", "state[0:3]=continuous" (see `worldmodel.models.find_layout`). A mapping is accepted, too.
+        layout: the complete layout of z, in place of the one that `fit` finds; None finds it.
 
     Raises:
-        TypeError: if a number is not an integer.
+        TypeError: if a number is not an integer, or ``layout`` is no `LatentLayout`.
         ValueError: naming the field that is out of range.
     """
 
@@ -132,13 +137,41 @@ class DataConfig:
     test_fraction: float = 0.1
     min_length: int = 1
     resident: bool | None = None
+    kinds: tuple[str, ...] | Mapping[str, str] = ()
+    layout: LatentLayout | None = None
 
     def __post_init__(self) -> None:
         """Check every field."""
         check_integers(self, {"window": 1, "burn_in": 0, "batch_size": 1, "min_length": 1})
         if not 0 <= self.test_fraction < 1:
             raise ValueError(f"test_fraction: expected a number in [0, 1), got {self.test_fraction}")
+        object.__setattr__(self, "kinds", _kinds(self.kinds))
+        if self.layout is not None and not isinstance(self.layout, LatentLayout):
+            raise TypeError(f"layout: expected a LatentLayout or None, got {self.layout!r}")
+        if self.kinds and self.layout is not None:
+            raise ValueError(f"kinds, layout: expected one of them, got both: {self.kinds} and {self.layout}")
+
+    def kinds_by_leaf(self) -> dict[str, str]:
+        """Return ``kinds`` as a mapping."""
+        return {key: kind for key, _, kind in (entry.rpartition("=") for entry in self.kinds)}
 
     def identity(self) -> dict[str, Any]:
-        """Return what the batches depend on, for the record of a run; ``resident`` changes no result and is left out."""
-        return {name: value for name, value in asdict(self).items() if name != "resident"}
+        """Return what the batches depend on, for the record of a run.
+
+        ``resident`` changes no result and is left out, as are ``kinds`` and ``layout`` if they are not given.
+        """
+        fields = {name: getattr(self, name) for name in DataConfig.__dataclass_fields__ if name != "resident"}
+        kinds, layout = fields.pop("kinds"), fields.pop("layout")
+        given = ({"kinds": list(kinds)} if kinds else {}) | ({"layout": layout.to_json()} if layout is not None else {})
+        return fields | given
+
+
+def _kinds(given: Any) -> tuple[str, ...]:
+    """Return kinds by leaf as strings "leaf=kind", from a mapping, a string with commas, or such strings."""
+    if isinstance(given, Mapping):
+        given = [f"{key}={getattr(kind, 'value', kind)}" for key, kind in given.items()]
+    entries = tuple(part.strip() for part in (given.split(",") if isinstance(given, str) else given) if part)
+    for entry in entries:
+        if not isinstance(entry, str) or "=" not in entry:
+            raise ValueError(f"kinds: expected entries such as 'gear=choice', got {entry!r}")
+    return entries
