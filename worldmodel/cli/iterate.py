@@ -50,7 +50,7 @@ def parse_arguments() -> argparse.Namespace:
     add_fields(parser, wm.SearchConfig, leave_out=LOOPS, defaults=asdict(defaults.search))
     add_fields(parser, OpenAIESConfig, prefix="es_")
     add_fields(parser, wm.MDNRNNConfig, leave_out=FROM_DATA, defaults=asdict(defaults.mdnrnn))
-    add_fields(parser, wm.DataConfig, defaults=asdict(defaults.data_config))
+    add_fields(parser, wm.DataConfig, leave_out=("layout",), defaults=asdict(defaults.data_config))
     add_fields(parser, wm.TrainingConfig, leave_out=PATIENCE, defaults=asdict(defaults.training_config))
     return parser.parse_args()
 

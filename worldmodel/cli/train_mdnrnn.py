@@ -31,7 +31,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="seed of the split, the weights and the batches")
     add_device(parser)
     add_fields(parser, wm.MDNRNNConfig, leave_out=FROM_DATA)
-    add_fields(parser, wm.DataConfig)
+    add_fields(parser, wm.DataConfig, leave_out=("layout",))
     add_fields(parser, wm.TrainingConfig)
     return parse_with_preset(parser, "train_mdnrnn")
 

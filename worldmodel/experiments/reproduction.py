@@ -96,6 +96,8 @@ class Reproduction:
             KeyboardInterrupt: on Ctrl-C; the same call resumes.
         """
         numbers = asdict(self.preset) | {"env": describe(self.preset.env), "seed": self.seed}
+        data = self.preset.dynamics.data
+        numbers["dynamics"]["data"] = {"resident": data.resident} | data.identity()
         about_run: dict[str, Any] = {"marker": EXPERIMENT_FILE, "format": EXPERIMENT_FORMAT, "version": EXPERIMENT_VERSION}
         runs.prepare_run(self.out, numbers, **about_run, replaces=OUTPUTS, run=self.run_config)
         for stage in (self.collect, self.train_vae, self.encode, self.train_mdnrnn, self.probe):

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from worldmodel.mixtures.discrete_heads import ChoiceHead as ChoiceHead
     from worldmodel.mixtures.discrete_heads import OneHot as OneHot
     from worldmodel.mixtures.discrete_heads import Segments as Segments
-    from worldmodel.mixtures.gaussian import GaussianMixture as GaussianMixture
     from worldmodel.mixtures.gaussian import HALF_LOG_TWO_PI as HALF_LOG_TWO_PI
+    from worldmodel.mixtures.gaussian import GaussianMixture as GaussianMixture
     from worldmodel.mixtures.gaussian import at_least_float32 as at_least_float32
     from worldmodel.mixtures.gaussian import categorical as categorical
     from worldmodel.mixtures.gaussian import check_temperature as check_temperature

@@ -1,7 +1,7 @@
 """One head for a z of several kinds of parts: a sub-head for each kind; constants are copied and have none.
 
-The densities are predicted by the head that `MDNRNNConfig.latent_head` names. The likelihood is a product over the sub-heads: of
-densities and probabilities, so its parts are reported by kind (`CompositeDistribution.log_probs`).
+The densities are predicted by the head that `MDNRNNConfig.latent_head` names. The likelihood is a product over the sub-heads,
+of densities and of probabilities, so its parts are reported by kind (`CompositeDistribution.log_probs`).
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ class SubHead(NamedTuple):
             ``mixed_nats_per_dim`` (nats per dimension with an atom, with respect to the mixed measure).
         head: the head.
         columns: the numbers of z that it predicts.
-        count: how many random variables these are.
+        num_variables: how many random variables these are.
     """
 
     metric: str
     head: LatentHead
     columns: Columns
-    count: int
+    num_variables: int
 
 
 class StackedLinear(nn.Module):
@@ -96,15 +96,11 @@ class CompositeDistribution:
     @torch.no_grad()
     def sample(self, temperature: float | Tensor = 1.0, *, num_groups: int = 1, generator: Source = None) -> Tensor:
         """Sample (..., D); see `LatentDistribution.sample`. Constants are copied bit for bit."""
-        return self._join(
-            [part.sample(temperature, num_groups=num_groups, generator=generator) for _, part, _ in self.parts]
-        )
+        return self._join([part.sample(temperature, num_groups=num_groups, generator=generator) for _, part, _ in self.parts])
 
     def rsample(self, temperature: float | Tensor = 1.0, *, num_groups: int = 1, generator: Source = None) -> Tensor:
         """Sample the same numbers as `sample`, with gradients; those through choices and bits are straight-through."""
-        return self._join(
-            [part.rsample(temperature, num_groups=num_groups, generator=generator) for _, part, _ in self.parts]
-        )
+        return self._join([part.rsample(temperature, num_groups=num_groups, generator=generator) for _, part, _ in self.parts])
 
     def affine(self, shift: Tensor, scale: Tensor) -> CompositeDistribution:
         """Shift and scale the densities; choices and bits stay, and constants become ``shift``."""
@@ -133,9 +129,7 @@ class CompositeHead(LatentHead, registered=False):
         density: makes the head of the densities from F, their number and ``config``.
     """
 
-    def __init__(
-        self, in_features: int, layout: LatentLayout, config: Any, density: Callable[[int, int, Any], LatentHead]
-    ):
+    def __init__(self, in_features: int, layout: LatentLayout, config: Any, density: Callable[[int, int, Any], LatentHead]):
         super().__init__()
         self.layout, self.dim = layout, layout.latent_size
         found = {

@@ -1,7 +1,7 @@
 """`LatentLayout`: the parts of z, the kind of each, and where it lies in z.
 
-A part is a run of numbers of z that one kind of head predicts. `worldmodel.models.find_layout` makes a layout from an observation
-space and data; `worldmodel.mixtures.CompositeHead` predicts z with one head per kind.
+A part is a run of numbers of z that one kind of head predicts. `worldmodel.models.find_layout` makes a layout from an
+observation space and data; `worldmodel.mixtures.CompositeHead` predicts z with one head per kind.
 
 ====================  ==============================================================  ====================================
 `PartKind`            meaning                                                         predicted by
@@ -167,7 +167,7 @@ class LatentLayout:
             ValueError: if a part is damaged.
             TypeError: if a part has another field or lacks one.
         """
-        return cls(tuple(LatentPart(**{**row, **({"values": tuple(row["values"])} if "values" in row else {})}) for row in rows))
+        return cls(tuple(LatentPart(**row) for row in rows))
 
     def __str__(self) -> str:
         """Describe all parts in a line each; equal neighbours of one leaf are joined."""

@@ -61,9 +61,7 @@ class UnchangedOrDensity:
     def sample(self, temperature: float | Tensor = 1.0, *, num_groups: int = 1, generator: Source = None) -> Tensor:
         """Sample (..., D); see `LatentDistribution.sample`."""
         changed = self._changed(temperature, num_groups, generator)
-        return torch.where(
-            changed > 0, self.density.sample(temperature, num_groups=num_groups, generator=generator), self.atom
-        )
+        return torch.where(changed > 0, self.density.sample(temperature, num_groups=num_groups, generator=generator), self.atom)
 
     def rsample(self, temperature: float | Tensor = 1.0, *, num_groups: int = 1, generator: Source = None) -> Tensor:
         """Sample the same numbers as `sample`: pathwise gradients through the density, straight-through ones through p."""
@@ -151,7 +149,10 @@ class UnchangedHead(LatentHead, registered=False):
         row, column = (~unchanged).nonzero(as_tuple=True)
         chosen = [part[row, :, column].unsqueeze(-1) for part in parameters]  # (M, K, 1) each
         if len(row):
-            nll = nll + raw_mixture_nll(*chosen, target[row, column].unsqueeze(-1), self.min_scale, gradient=gradient)
+            weights, mean, log_scale = chosen
+            nll = nll + raw_mixture_nll(
+                weights, mean, log_scale, target[row, column].unsqueeze(-1), self.min_scale, gradient=gradient
+            )
         if gradient:
             logits.sigmoid_().sub_(unchanged.to(raw.dtype))
             for part, slope in zip(parameters, chosen, strict=True):
@@ -165,11 +166,17 @@ class UnchangedHead(LatentHead, registered=False):
 
     def sample_raw(self, raw: Tensor, *, temperature: float | Tensor, uniform: Tensor, normal: Tensor) -> Tensor:
         """Sample changes (B, D); see `LatentHead.sample_raw`."""
-        logits, *parameters = self._split_raw(raw)
+        logits, weights, mean, log_scale = self._split_raw(raw)
         tau = torch.as_tensor(temperature, dtype=raw.dtype, device=raw.device).reshape(-1, 1)
         changed = bernoulli(-logits, tau, uniform[:, : self.dim])
         change = sample_raw_mixture(
-            *parameters, self.min_scale, temperature=temperature, uniform=uniform[:, self.dim :], normal=normal
+            weights,
+            mean,
+            log_scale,
+            self.min_scale,
+            temperature=temperature,
+            uniform=uniform[:, self.dim :],
+            normal=normal,
         )
         return torch.where(changed > 0, change, 0.0)
 

@@ -118,13 +118,13 @@ class Evidence:
         self._check_range(values, episode)
         same = values[1:] == values[:-1]
         self.unchanged += same.sum(axis=0)
-        for column in np.flatnonzero(~same.all(axis=0)):
+        for column in np.flatnonzero(~same.all(axis=0)).tolist():
             if self.within[column] is None:
                 step = int(same[:, column].argmin()) + 1
                 self.within[column] = self._change(values[step - 1, column], values[step, column], step, episode)
         self._first = values[0].copy() if self._first is None else self._first
         differs = values != self._first
-        for column in np.flatnonzero(differs.any(axis=0)):
+        for column in np.flatnonzero(differs.any(axis=0)).tolist():
             if self.across[column] is None:
                 step = int(differs[:, column].argmax())
                 self.across[column] = self._change(self._first[column], values[step, column], step, episode)
@@ -141,10 +141,8 @@ class Evidence:
         name = f"observation {self.leaf.path!r}" if self.leaf.path else "observation"
         if not np.isfinite(values).all():
             step, column = (int(part[0]) for part in np.nonzero(~np.isfinite(values)))
-            raise ValueError(
-                f"{name}: expected finite numbers, got {values[step, column]} at step {step} of episode {episode}"
-            )
-        slack = 0.0
+            raise ValueError(f"{name}: expected finite numbers, got {values[step, column]} at step {step} of episode {episode}")
+        slack = np.zeros_like(self._low)
         if self.leaf.is_box:
             with np.errstate(over="ignore"):
                 width = self._high - self._low
@@ -164,4 +162,3 @@ class Evidence:
     @staticmethod
     def _change(before: Any, after: Any, step: int, episode: int) -> Change:
         return Change(float(before), float(after), step, episode)
-

@@ -23,8 +23,8 @@ from worldmodel.models.mdnrnn_config import MDNRNNConfig
 class LatentFrame(nn.Module):
     """Convert between z and what the latent head predicts: z_{t+1} = origin + unit * prediction.
 
-    Densities predict the change in units of `DataStatistics.change_scale` (with ``predict_change``; else z itself), as do numbers
-    that are mostly unchanged. Choices and bits are predicted as they are. Constants are copied from z_t.
+    Densities predict the change in units of `DataStatistics.change_scale` (with ``predict_change``; else z itself), as do
+    numbers that are mostly unchanged. Choices and bits are predicted as they are. Constants are copied from z_t.
 
     Args:
         latent_size: D.

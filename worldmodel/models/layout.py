@@ -70,8 +70,8 @@ def find_layout(
             its discrete space; the message names the value and the fix.
 
     Warns:
-        UserWarning: if numbers lie outside of a bounded Box, if values of a float Box look like choices, or if integers take too
-            many values to be choices.
+        UserWarning: if numbers lie outside of a bounded Box, if values of a float Box look like choices, or if integers take
+            too many values to be choices.
     """
     vectors = None if vision is None else vision.vector_part
     if vision is not None and vectors is None:
@@ -97,7 +97,8 @@ def find_layout(
     result = LatentLayout(tuple(parts))
     if layout is not None and layout.latent_size != result.latent_size:
         raise ValueError(
-            f"layout: expected a z of {result.latent_size} numbers for the observation space, got {layout.latent_size}\n{layout}"
+            f"layout: expected one of {result.latent_size} numbers for the observation space, got one of "
+            f"{layout.latent_size}:\n{layout}"
         )
     return result
 
@@ -151,7 +152,7 @@ def _from_layout(found: Sequence[Leaf], layout: LatentLayout) -> dict[str, dict[
         if part.path not in declared:
             raise ValueError(f"layout: expected leaves of the observation, {sorted(declared)}, got {part.path!r}")
         chosen = _Declared(part.kind, part.values)
-        declared[part.path] |= {index: chosen for index in range(part.first, part.first + part.count)}
+        declared[part.path] |= dict.fromkeys(range(part.first, part.first + part.count), chosen)
     for leaf in found:
         missing = sorted(set(range(leaf.count)) - set(declared[leaf.path]))
         if missing or len(declared[leaf.path]) > leaf.count:
@@ -207,7 +208,7 @@ def _decide(evidence: Evidence, declared: Mapping[int, _Declared], vectors: Stat
     one_hot = sum(len(each.values) for each in decided if each.values is not None)
     if one_hot > MAX_ONE_HOT:
         warnings.warn(
-            f"{name}: its {leaf.count} integers have {one_hot} values, too many to be choices (at most {MAX_ONE_HOT}): they are "
+            f"{name}: expected at most {MAX_ONE_HOT} values of all its {leaf.count} integers, got {one_hot}: they are "
             "predicted as real numbers and rounded; declare those that matter as choices (kinds)",
             stacklevel=4,
         )

@@ -216,9 +216,7 @@ class MDNRNN(nn.Module):
         by_kind, reward, termination = self._losses_by_kind(batch, generator)
         return StepLosses(torch.stack(by_kind).sum(dim=0) if by_kind else torch.zeros_like(reward), reward, termination)
 
-    def _losses_by_kind(
-        self, batch: SequenceBatch, generator: torch.Generator | None
-    ) -> tuple[list[Tensor], Tensor, Tensor]:
+    def _losses_by_kind(self, batch: SequenceBatch, generator: torch.Generator | None) -> tuple[list[Tensor], Tensor, Tensor]:
         """Losses of each step, (B, T) each: of the latent by kind, of the reward and of the termination."""
         prediction, _ = self(batch.z[:, :-1], batch.action, generator=generator)
         after = batch.z[:, 1:]

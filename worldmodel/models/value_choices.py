@@ -39,7 +39,9 @@ class ValueChoices(nn.Module):
         chosen = {features[i]: number for number, i in enumerate(order)}
         self._segments = Segments([len(each) for each in values])
         self.latent_size = flat_space.size - len(chosen) + self._segments.total
-        plain, hot, position = [], [], 0  # places in z
+        plain: list[int] = []  # places in z
+        hot: list[int] = []
+        position = 0
         for feature in range(flat_space.size):
             size = len(values[chosen[feature]]) if feature in chosen else 1
             (hot if feature in chosen else plain).extend(range(position, position + size))
@@ -50,7 +52,9 @@ class ValueChoices(nn.Module):
         exact = torch.full((len(values), self._segments.longest), torch.inf, dtype=torch.float64)
         for row, each in enumerate(values):
             exact[row, : len(each)] = torch.tensor(each, dtype=torch.float64)
-        centre, half_range = (part[self.features].double().unsqueeze(-1) for part in (flat_space.center, flat_space.half_range))
+        centre, half_range = (
+            part[self._index("features")].double().unsqueeze(-1) for part in (flat_space.center, flat_space.half_range)
+        )
         known = (exact - centre) / half_range
         gaps = known.diff(dim=-1).nan_to_num(torch.inf).amin(dim=-1) if known.shape[1] > 1 else torch.ones(len(values))
         for row, (path, index) in enumerate(self._keys):  # recorded values may lie outside of their space

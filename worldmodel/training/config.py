@@ -137,7 +137,7 @@ class DataConfig:
     test_fraction: float = 0.1
     min_length: int = 1
     resident: bool | None = None
-    kinds: tuple[str, ...] | Mapping[str, str] = ()
+    kinds: tuple[str, ...] = ()
     layout: LatentLayout | None = None
 
     def __post_init__(self) -> None:
