@@ -27,7 +27,7 @@ def faults(choice):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="page faults are counted on Linux")
-def test_freed_memory_is_used_again_without_page_faults():
+def test_freed_memory_is_reused_without_page_faults():
     assert faults("keep") < 100 < faults("return")
 
 

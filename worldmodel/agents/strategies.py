@@ -19,6 +19,8 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from worldmodel.runtime import missing_extra
+
 Method = Literal["cma", "openai-es"]
 METHODS = ("cma", "openai-es")
 
@@ -100,7 +102,7 @@ class CMAES:
         try:
             import cma  # here, as it takes seconds to import
         except ImportError as error:
-            raise ImportError("cma is not installed: pip install worldmodel[cma]; or use method='openai-es'") from error
+            raise missing_extra("search", advice="or use method='openai-es'") from error
         rng = np.random.default_rng(seed)
         options = {
             "popsize": population,

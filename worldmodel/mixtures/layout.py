@@ -147,6 +147,14 @@ class LatentLayout:
         """Return the indices in z of all parts of some kinds, ascending."""
         return [column for part in self.parts if part.kind in kinds for column in range(part.start, part.stop)]
 
+    def kinds(self) -> dict[str, str]:
+        """Return the kind of each part by name, as `worldmodel.models.find_layout` takes them; images are left out."""
+        parts = (part for part in self.parts if part.kind is not PartKind.IMAGE)
+        return {
+            part.name: part.kind.value if part.values is None else f"{part.kind.value}({', '.join(map(repr, part.values))})"
+            for part in parts
+        }
+
     def choice_sizes(self) -> list[int]:
         """Return the number of values of each choice, in the order of z."""
         return [part.size for part in self.parts if part.kind is PartKind.CHOICE]

@@ -51,7 +51,7 @@ def find_layout(
     vision: Vision | None = None,
     *,
     kinds: Mapping[str, str] | None = None,
-    layout: LatentLayout | None = None,
+    complete: bool = False,
 ) -> LatentLayout:
     """Find the layout of z for a V and data, in one pass over the episodes.
 
@@ -60,13 +60,15 @@ def find_layout(
         vision: a trained V; its z is given, so that numbers of a Box cannot become one-hot. None is for the `StateNormalizer`
             that `vision_for` makes of the layout.
         kinds: kinds by leaf ("gear"), or by numbers of a leaf ("state[3]", "state[0:3]"; "[3]" if the observation is one Box).
-        layout: a complete layout, checked against the data instead of found.
+            A choice among numbers may list its values, "choice(1, 2.5)"; else they are those in the data. `LatentLayout.kinds`
+            gives those of a layout.
+        complete: whether ``kinds`` must name every number, so that nothing is found from the data, which are only checked.
 
     Returns:
         The layout. If V has no vectors (`Vision.vector_part`), it is one part.
 
     Raises:
-        ValueError: if ``kinds`` or ``layout`` contradicts the spaces or the data, or an observation is not finite or outside of
+        ValueError: if ``kinds`` contradicts the spaces or the data, or an observation is not finite or outside of
             its discrete space; the message names the value and the fix.
 
     Warns:
@@ -75,13 +77,15 @@ def find_layout(
     """
     vectors = None if vision is None else vision.vector_part
     if vision is not None and vectors is None:
-        if kinds or layout:
-            raise ValueError(f"kinds, layout: expected none for {type(vision).__name__}, which encodes no vectors")
+        if kinds:
+            raise ValueError(f"kinds: expected none for {type(vision).__name__}, which encodes no vectors, got {dict(kinds)}")
         kind = PartKind.IMAGE if vision.image_layout is not None else PartKind.CONTINUOUS
         return LatentLayout((LatentPart(name="", kind=kind, start=0, size=vision.latent_size),))
     space = episodes.observation_space if vectors is None else vectors.observation_space
     found = [Leaf(path, leaf) for path, leaf in leaves(space)]
-    declared = _declared(found, kinds or {}) if layout is None else _from_layout(found, layout)
+    declared = _declared(found, kinds or {})
+    if complete:
+        _require_all(found, declared)
     evidence = _collect(episodes, found, declared, vision)
     offset = 0 if vision is None else vision.image_latent_size
     parts = []
@@ -94,13 +98,7 @@ def find_layout(
         for part in _parts(leaf, decided):
             start = parts[-1].stop if parts else 0
             parts.append(LatentPart(**{**part, "start": start}))
-    result = LatentLayout(tuple(parts))
-    if layout is not None and layout.latent_size != result.latent_size:
-        raise ValueError(
-            f"layout: expected one of {result.latent_size} numbers for the observation space, got one of "
-            f"{layout.latent_size}:\n{layout}"
-        )
-    return result
+    return LatentLayout(tuple(parts))
 
 
 def vision_for(space: Any, layout: LatentLayout) -> StateNormalizer:
@@ -123,14 +121,26 @@ def _declared(found: Sequence[Leaf], kinds: Mapping[str, str]) -> dict[str, dict
             stop = int(match["stop"] or first + 1)
         if not 0 <= first < stop <= leaf.count:
             raise ValueError(f"kinds: expected numbers 0 to {leaf.count - 1} of {path!r}, got {key!r}")
-        try:
-            chosen = PartKind(kind)
-        except ValueError as error:
-            raise ValueError(f"kinds[{key!r}]: expected one of {_allowed(leaf)}, got {kind!r}") from error
-        if chosen.value not in _allowed(leaf):
-            raise ValueError(f"kinds[{key!r}]: expected one of {_allowed(leaf)} for {leaf.space}, got {chosen.value!r}")
-        declared[path] |= {index: _Declared(chosen) for index in range(first, stop)}
+        chosen = _read_kind(key, kind, leaf)
+        declared[path] |= dict.fromkeys(range(first, stop), chosen)
     return declared
+
+
+def _read_kind(key: str, given: str, leaf: Leaf) -> _Declared:
+    """Read a kind, with the values of a choice in parentheses."""
+    name, _, listed = str(getattr(given, "value", given)).partition("(")
+    name = name.strip()
+    if name not in _allowed(leaf):
+        raise ValueError(f"kinds[{key!r}]: expected one of {_allowed(leaf)} for {leaf.space}, got {given!r}")
+    if not listed:
+        return _Declared(PartKind(name))
+    try:
+        values = tuple(sorted({float(value) for value in listed.removesuffix(")").split(",")}))
+    except ValueError as error:
+        raise ValueError(f"kinds[{key!r}]: expected numbers in parentheses, as in 'choice(1, 2.5)', got {given!r}") from error
+    if name != PartKind.CHOICE.value or not leaf.is_box:
+        raise ValueError(f"kinds[{key!r}]: expected values only of a choice among numbers of a Box, got {given!r}")
+    return _Declared(PartKind.CHOICE, values)
 
 
 def _allowed(leaf: Leaf) -> list[str]:
@@ -143,21 +153,12 @@ def _allowed(leaf: Leaf) -> list[str]:
     return [kind.value for kind in kinds]
 
 
-def _from_layout(found: Sequence[Leaf], layout: LatentLayout) -> dict[str, dict[int, _Declared]]:
-    """Return what a complete layout says about the numbers of each leaf."""
-    declared: dict[str, dict[int, _Declared]] = {leaf.path: {} for leaf in found}
-    for part in layout.parts:
-        if part.kind is PartKind.IMAGE:
-            continue
-        if part.path not in declared:
-            raise ValueError(f"layout: expected leaves of the observation, {sorted(declared)}, got {part.path!r}")
-        chosen = _Declared(part.kind, part.values)
-        declared[part.path] |= dict.fromkeys(range(part.first, part.first + part.count), chosen)
+def _require_all(found: Sequence[Leaf], declared: Mapping[str, Mapping[int, _Declared]]) -> None:
     for leaf in found:
-        missing = sorted(set(range(leaf.count)) - set(declared[leaf.path]))
-        if missing or len(declared[leaf.path]) > leaf.count:
-            raise ValueError(f"layout: expected a part for each of the {leaf.count} numbers of {leaf.path!r}, got {layout}")
-    return declared
+        if missing := sorted(set(range(leaf.count)) - set(declared[leaf.path])):
+            raise ValueError(
+                f"layout: expected a kind for each number of the observation, got none for {leaf.name(missing[0])!r}"
+            )
 
 
 def _collect(

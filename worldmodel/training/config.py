@@ -1,4 +1,4 @@
-"""How a training goes: its numbers, and the learning rate of each update."""
+"""Configuration of a training and of its data, and the learning rate of each update."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class TrainingConfig:
         clip_value: largest absolute value of each entry of the gradient (the authors' way); None does not clip values.
         precision: "float32", "bfloat16" for matrix products alone, or "auto" for the latter where the device has units for it.
         evaluate_every: updates between evaluations on held-out data.
-        max_test_batches: an evaluation takes at most so many batches, spread evenly over the held-out data and always the same,
+        max_test_batches: maximum number of batches in an evaluation, spread evenly over the held-out data and always the same,
             so that its cost does not grow with the data.
-        patience: stop after so many evaluations without improvement; None never stops early.
+        patience: number of evaluations without improvement after which training stops; None never stops early.
         optimizer: "adam", or "muon", with which V and M need fewer updates (see `worldmodel.training.optimizers`).
         calibrate: after the training of M, calibrate its termination probabilities on the held-out episodes (see
             `calibrate_termination`); V has none.
@@ -123,11 +123,12 @@ class DataConfig:
         resident: True keeps the encoded data on the device (fast, if they fit), False reads windows from disk as they come (any
             size), None decides by size. The result is the same.
         kinds: kinds of leaves of the observation, or of numbers of a leaf, that `fit` shall not find from the data:
-            "gear=choice", "state[0:3]=continuous" (see `worldmodel.models.find_layout`). A mapping is accepted, too.
-        layout: the complete layout of z, in place of the one that `fit` finds; None finds it.
+            "gear=choice", "state[0:3]=continuous", "gear=choice(1, 2.5)" (see `worldmodel.models.find_layout`). A mapping is
+            accepted, too.
+        layout: the same for every number of the observation, so that `fit` finds nothing. A `LatentLayout` is accepted, too.
 
     Raises:
-        TypeError: if a number is not an integer, or ``layout`` is no `LatentLayout`.
+        TypeError: if a number is not an integer.
         ValueError: naming the field that is out of range.
     """
 
@@ -138,22 +139,21 @@ class DataConfig:
     min_length: int = 1
     resident: bool | None = None
     kinds: tuple[str, ...] = ()
-    layout: LatentLayout | None = None
+    layout: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check every field."""
         check_integers(self, {"window": 1, "burn_in": 0, "batch_size": 1, "min_length": 1})
         if not 0 <= self.test_fraction < 1:
             raise ValueError(f"test_fraction: expected a number in [0, 1), got {self.test_fraction}")
-        object.__setattr__(self, "kinds", _kinds(self.kinds))
-        if self.layout is not None and not isinstance(self.layout, LatentLayout):
-            raise TypeError(f"layout: expected a LatentLayout or None, got {self.layout!r}")
-        if self.kinds and self.layout is not None:
+        for name in ("kinds", "layout"):
+            object.__setattr__(self, name, _kinds(getattr(self, name), name))
+        if self.kinds and self.layout:
             raise ValueError(f"kinds, layout: expected one of them, got both: {self.kinds} and {self.layout}")
 
     def kinds_by_leaf(self) -> dict[str, str]:
-        """Return ``kinds`` as a mapping."""
-        return {key: kind for key, _, kind in (entry.rpartition("=") for entry in self.kinds)}
+        """Return ``kinds`` or ``layout`` as a mapping."""
+        return {key: kind for key, _, kind in (entry.rpartition("=") for entry in self.kinds or self.layout)}
 
     def identity(self) -> dict[str, Any]:
         """Return what the batches depend on, for the record of a run.
@@ -162,16 +162,16 @@ class DataConfig:
         """
         fields = {name: getattr(self, name) for name in DataConfig.__dataclass_fields__ if name != "resident"}
         kinds, layout = fields.pop("kinds"), fields.pop("layout")
-        given = ({"kinds": list(kinds)} if kinds else {}) | ({"layout": layout.to_json()} if layout is not None else {})
-        return fields | given
+        return fields | ({"kinds": list(kinds)} if kinds else {}) | ({"layout": list(layout)} if layout else {})
 
 
-def _kinds(given: Any) -> tuple[str, ...]:
-    """Return kinds by leaf as strings "leaf=kind", from a mapping, a string with commas, or such strings."""
+def _kinds(given: Any, name: str) -> tuple[str, ...]:
+    """Return kinds by leaf as strings "leaf=kind", from a layout, a mapping, or such strings."""
+    given = given.kinds() if isinstance(given, LatentLayout) else given
     if isinstance(given, Mapping):
         given = [f"{key}={getattr(kind, 'value', kind)}" for key, kind in given.items()]
-    entries = tuple(part.strip() for part in (given.split(",") if isinstance(given, str) else given) if part)
+    entries = (given,) if isinstance(given, str) else tuple(given)
     for entry in entries:
         if not isinstance(entry, str) or "=" not in entry:
-            raise ValueError(f"kinds: expected entries such as 'gear=choice', got {entry!r}")
+            raise ValueError(f"{name}: expected entries such as 'gear=choice', got {entry!r}")
     return entries

@@ -31,7 +31,7 @@ from worldmodel.models import (
     find_layout,
     vision_for,
 )
-from worldmodel.runtime import RunConfig, check_device, runs
+from worldmodel.runtime import RunConfig, choose_device, runs
 from worldmodel.spaces import FlatSpace, find_images, map_leaves, refuse_float_images
 from worldmodel.training import likelihood, loop
 from worldmodel.training.config import DataConfig, TrainingConfig
@@ -43,7 +43,7 @@ FIT_FORMAT, FIT_VERSION, FIT_FILE = "worldmodel.fit", 1, "fit.json"
 OUTPUTS = (FIT_FILE, WORLD_FILE, WEIGHTS_FILE, "training", ".*.tmp")
 RUN: dict[str, Any] = {"marker": FIT_FILE, "format": FIT_FORMAT, "version": FIT_VERSION, "replaces": OUTPUTS}
 MAX_START_STATES = 2_000
-STATISTICS_BATCHES = 100  # the data's statistics and the baselines are fitted on so many batches at most
+STATISTICS_BATCHES = 100  # maximum number of batches for the statistics of the data and the baselines
 
 
 def fit(
@@ -89,7 +89,7 @@ def fit(
         KeyboardInterrupt: on Ctrl-C, after the state has been saved; the same call resumes.
     """
     data_config, training_config, run = data_config or DataConfig(), training_config or TrainingConfig(), run or RunConfig()
-    check_device(device)
+    device = choose_device(device)
     episodes = EpisodeCollection.open(data, min_length=data_config.min_length)
     encoded = encoded_form(episodes.stores, _trained_v(initial, vision))
     if initial is None:
@@ -185,12 +185,12 @@ def _vision_and_layout(
     episodes: EpisodeCollection, vision: Vision | type[Vision] | None, data_config: DataConfig
 ) -> tuple[Vision, LatentLayout]:
     """Return V on the CPU (a copy of the given one, or a new one that is not fitted) and the layout of its z."""
-    kinds, layout = data_config.kinds_by_leaf(), data_config.layout
+    kinds, complete = data_config.kinds_by_leaf(), bool(data_config.layout)
     if vision is None or vision is StateNormalizer:
-        layout = find_layout(episodes, kinds=kinds, layout=layout)
+        layout = find_layout(episodes, kinds=kinds, complete=complete)
         return vision_for(episodes.observation_space, layout), layout
     v = copy.deepcopy(vision).cpu() if isinstance(vision, Vision) else vision.from_config(episodes.observation_space, {})
-    return v, find_layout(episodes, v, kinds=kinds, layout=layout)
+    return v, find_layout(episodes, v, kinds=kinds, complete=complete)
 
 
 def _trained_v(initial: WorldModel | None, vision: Vision | type[Vision] | None) -> Vision | None:
@@ -221,7 +221,7 @@ def _parts_of(
 ) -> tuple[Vision, MDNRNN, LatentLayout]:
     """Return copies of V and M of a world model that fits the data, and its layout."""
     if vision is not None:
-        raise ValueError("vision: expected none beside an initial world model, which brings its own")
+        raise ValueError("vision: expected None with an initial world model, which has its own")
     space = episodes.observation_space if encoded is None else initial.observation_space
     initial.check_spaces(space, episodes.action_space, source=", ".join(str(store.path) for store in episodes.stores))
     if config is not None:
@@ -230,10 +230,10 @@ def _parts_of(
         raise ValueError(
             "initial: expected a world model with a termination head, as episodes of the data terminate, got one without"
         )
-    if data_config.kinds or data_config.layout is not None:
+    if data_config.kinds or data_config.layout:
         raise ValueError("kinds, layout: expected none with an initial world model, which has its own layout")
     if initial.mdnrnn.layout is not None:
-        find_layout(episodes, initial.vision, layout=initial.layout)  # raises if the data contradict it
+        find_layout(episodes, initial.vision, kinds=initial.layout.kinds(), complete=True)  # raises if the data contradict it
     return copy.deepcopy(initial.vision).cpu(), copy.deepcopy(initial.mdnrnn).cpu(), initial.layout
 
 
