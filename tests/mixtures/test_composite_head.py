@@ -125,7 +125,7 @@ def test_the_likelihood_of_an_unchanged_number_is_a_probability_and_that_of_a_ch
         (ChoiceHead(F, SIZES), one_hot(SIZES, N)),
         (ChoiceHead(F, [4, 4]), one_hot([4, 4], N)),
         (BitsHead(F, 3), torch.randint(2, (N, 3), generator=generator()).double()),
-        (UnchangedHead(F, 2, 3, 0.2), torch.randn(N, 2, generator=generator()).double() * (torch.arange(2 * N) % 3 == 0).reshape(N, 2)),
+        (UnchangedHead(F, 2, 3, 0.2), torch.randn(N, 2, generator=generator()).double() * (torch.arange(N) % 3 == 0).unsqueeze(1)),
         (UnchangedHead(F, 2, 3, 0.2), torch.zeros(N, 2).double()),
     ],
     ids=["ragged choices", "equal choices", "bits", "some unchanged", "all unchanged"],
@@ -213,7 +213,11 @@ def test_temperature_0_gives_the_mode_and_a_temperature_per_row_is_that_of_the_r
     assert z.shape == cold.shape
 
 
-@pytest.mark.parametrize("fields", [{}, {"predict_change": False}, {"reward_head": False}, {"noise_type": "full", "factorization": "joint"}], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"predict_change": False}, {"reward_head": False}, {"noise_type": "full", "factorization": "joint"}],
+    ids=str,
+)
 def test_the_loss_of_a_layout_is_a_sum_of_likelihoods_by_kind(fields):
     model, batch = make_model(**fields), make_batch()
     assert model.latent_head.supports_raw is (fields.get("noise_type") != "full")
