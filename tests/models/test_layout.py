@@ -11,7 +11,7 @@ from worldmodel.data import Episode, EpisodeCollection
 from worldmodel.mixtures import PartKind
 from worldmodel.models import ConvVAE, StateNormalizer, VAEConfig, find_layout, vision_for
 from worldmodel.models.evidence import Evidence, Leaf
-from worldmodel.spaces import leaf_values, leaves, map_leaves, map_paths, to_numpy
+from worldmodel.spaces import leaf_values, leaves, map_leaves, take_row, to_numpy
 
 ACTION = spaces.Discrete(2)
 STEPS = 60
@@ -139,17 +139,17 @@ def test_integers_of_too_many_values_are_rounded_instead(tmp_path):
 @pytest.mark.parametrize(
     ("kinds", "message"),
     [
-        ({"state": "episode_constant"}, r"expected observation 'state\[0\]' to be constant within each episode, as declared, got .*"
-         r" at step 1 of episode 0; declare it as another kind, such as kinds=\{'state\[0\]': 'continuous'\}"),
-        ({"task": "constant"}, r"expected observation 'task' to be the same in all data, as declared, got -1 and then 0 at step 0 of"
-         r" episode 1.*kinds=\{'task': 'choice'\}"),
+        ({"state": "episode_constant"}, r"expected observation 'state\[0\]' to be constant within each episode, as declared,"
+         r" got .* at step 1 of episode 0; declare it as another kind, such as kinds=\{'state\[0\]': 'continuous'\}"),
+        ({"task": "constant"}, r"expected observation 'task' to be the same in all data, as declared, got -1 and then 0"
+         r" at step 0 of episode 1.*kinds=\{'task': 'choice'\}"),
         ({"state[2]": "choice"}, r"expected at most 256 values of observation 'state\[2\]', a choice, got more"),
-        ({"gear": "choice(1, 2.5)"}, r"expected observation 'gear' to be one of \[1.0, 2.5\], got 7 in the data; add the value"),
+        ({"gear": "choice(1, 2.5)"}, r"expected observation 'gear' to be one of \[1.0, 2.5\], got 7 in the data; add"),
         ({"gears": "choice"}, r"kinds: expected leaves of the observation, \['bits', .*\], got 'gears'"),
         ({"state[3]": "continuous"}, r"kinds: expected numbers 0 to 2 of 'state', got 'state\[3\]'"),
         ({"task": "bits"}, r"kinds\['task'\]: expected one of \['choice', 'episode_constant', 'constant'\] for Discrete"),
         ({"gear": "integer"}, r"kinds\['gear'\]: expected one of .*'choice'.* for Box.* got 'integer'"),
-        ({"gear": "choice(a)"}, r"kinds\['gear'\]: expected numbers in parentheses, as in 'choice\(1, 2.5\)', got 'choice\(a\)'"),
+        ({"gear": "choice(a)"}, r"kinds\['gear'\]: expected numbers in parentheses, .*, got 'choice\(a\)'"),
         ({"task": "choice(1)"}, r"kinds\['task'\]: expected values only of a choice among numbers of a Box"),
     ],
     ids=lambda value: str(value)[:40],
@@ -270,12 +270,6 @@ def random_space(rng, depth=0):
     return spaces.Tuple(children) if kind == 6 else spaces.Dict({f"k{i}": child for i, child in enumerate(children)})
 
 
-def numbers_as_arrays(space, value):
-    """Return a value whose Box leaves of shape () are arrays, as Gymnasium requires."""
-    boxes = {path for path, leaf in leaves(space) if isinstance(leaf, spaces.Box)}
-    return map_paths(lambda path, leaf: np.asarray(leaf) if path in boxes else leaf, value)
-
-
 @pytest.mark.parametrize("seed", range(300))
 def test_what_dreams_decode_to_is_contained_in_the_space(seed, tmp_path):
     rng = np.random.default_rng(seed)
@@ -292,7 +286,8 @@ def test_what_dreams_decode_to_is_contained_in_the_space(seed, tmp_path):
     z, _ = vision.encode(episodes.read(0).observations)
     noise = torch.as_tensor(rng.normal(size=(50, layout.latent_size)) * 10.0 ** rng.integers(-3, 6), dtype=torch.float32)
     for latent in (z, noise, torch.zeros(1, layout.latent_size)):
-        for row in latent:
-            value = numbers_as_arrays(space, to_numpy(vision.decode(row)))
+        decoded = to_numpy(vision.decode(latent))
+        for row in range(len(latent)):
+            value = take_row(space, decoded, row)
             assert space.contains(value), (space, value)
     assert [path for path, _ in leaves(space)] == list(dict.fromkeys(part.path for part in layout.parts))

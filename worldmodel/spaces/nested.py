@@ -110,6 +110,12 @@ def build_value(space: gym.Space, leaf: Mapping[str, Any], path: str = "") -> Va
     return leaf[path]
 
 
+def take_row(space: gym.Space, batch: Value, row: int) -> Value:
+    """Return a row of a batch of arrays as ``space`` contains it: an array for Box, also of shape (), a scalar for Discrete."""
+    boxes = {path for path, leaf in leaves(space) if isinstance(leaf, spaces.Box)}
+    return map_paths(lambda path, leaf: leaf[row, ...] if path in boxes else leaf[row], batch)
+
+
 def to_numpy(value: Value) -> Value:
     """Convert tensors in a nested value to arrays, and integers of shape () to NumPy scalars."""
     return map_leaves(lambda leaf: _leaf_to_numpy(leaf) if isinstance(leaf, Tensor) else leaf, value)
