@@ -97,6 +97,8 @@ class Reproduction:
             KeyboardInterrupt: on Ctrl-C; the same call resumes.
         """
         numbers = asdict(self.preset) | {"env": describe(self.preset.env), "seed": self.seed}
+        data = self.preset.dynamics.data
+        numbers["dynamics"]["data"] = {"resident": data.resident} | data.identity()
         about_run: dict[str, Any] = {"marker": EXPERIMENT_FILE, "format": EXPERIMENT_FORMAT, "version": EXPERIMENT_VERSION}
         with contextlib.closing(Runner(self.env, self.preset.policy, seed=self.seed)) as runner:
             runner.spaces()  # raise now if the environment cannot be made, before anything is written
