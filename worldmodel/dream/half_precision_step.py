@@ -64,7 +64,7 @@ class FastStep:
             sample = sample.mul_(model.change_scale).add_(z)
         reward = logit = None
         if model.reward_head is not None:
-            reward = model.reward_head.raw_expectation(next(outputs)) * model.reward_scale + model.reward_mean
+            reward = model.reward_head.raw_expectation(next(outputs), model.reward_mean, model.reward_scale)
         if model.termination_head is not None:
             logit = model.termination_head.raw_logit(next(outputs))
         return Drawn(sample, lstm, reward, logit)

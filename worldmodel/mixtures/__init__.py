@@ -34,9 +34,12 @@ if TYPE_CHECKING:
     from worldmodel.mixtures.latent_head import LatentDistribution as LatentDistribution
     from worldmodel.mixtures.latent_head import LatentHead as LatentHead
     from worldmodel.mixtures.latent_head import latent_head_class as latent_head_class
+    from worldmodel.mixtures.mixed import MixedDistribution as MixedDistribution
     from worldmodel.mixtures.network import MixtureDensityNetwork as MixtureDensityNetwork
     from worldmodel.mixtures.reparameterization import reparameterize as reparameterize
-    from worldmodel.mixtures.scalar_heads import RewardHead as RewardHead
+    from worldmodel.mixtures.reward_head import RewardDistribution as RewardDistribution
+    from worldmodel.mixtures.reward_head import RewardHead as RewardHead
+    from worldmodel.mixtures.reward_head import check_atoms as check_atoms
     from worldmodel.mixtures.scalar_heads import TerminationHead as TerminationHead
 else:
     __getattr__, __dir__, __all__ = attach(
@@ -45,8 +48,10 @@ else:
             "gaussian": "GaussianMixture HALF_LOG_TWO_PI at_least_float32 categorical check_temperature shared_draws",
             "heads": "Factorization MixtureHead NoiseType check_noise soft_floor",
             "latent_head": "LatentDistribution LatentHead latent_head_class",
+            "mixed": "MixedDistribution",
             "network": "MixtureDensityNetwork",
             "reparameterization": "reparameterize",
-            "scalar_heads": "RewardHead TerminationHead",
+            "reward_head": "RewardDistribution RewardHead check_atoms",
+            "scalar_heads": "TerminationHead",
         },
     )

@@ -1,14 +1,14 @@
 r"""M, the MDN-RNN of Ha & Schmidhuber (2018): an LSTM whose output parameterises a distribution over the next step.
 
 From :math:`(z_t, a_t)` and its state the LSTM computes :math:`h_{t+1}`. Linear heads on it give
-:math:`p(z_{t+1} \mid h_{t+1})`, a Gaussian over the reward :math:`r_t` and the log-odds that the episode terminates with this
+:math:`p(z_{t+1} \mid h_{t+1})`, a distribution over the reward :math:`r_t` and the log-odds that the episode terminates with this
 step. A sequence (`MDNRNN.forward`) and one step of a dream (`MDNRNN.step`) are the same mathematics with the same weights.
 
 Two choices differ from the paper's code:
 
 - The latent head predicts the *change* z_{t+1} - z_t, in units of its standard deviation over the data, unless
   ``predict_change`` is False. The density is still that of z_{t+1}. dev/LOG.md has the measurement behind the default.
-- The reward head is a Gaussian too, so that it has a likelihood.
+- The reward head has a likelihood: atoms for rewards that recur exactly, and a mixture for the others.
 
 M does not know what kind of head predicts z: that is a `worldmodel.mixtures.LatentHead`, named by `MDNRNNConfig.latent_head`.
 """
@@ -21,7 +21,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from worldmodel.mixtures import GaussianMixture, LatentDistribution, RewardHead, TerminationHead, fused, latent_head_class
+from worldmodel.mixtures import (
+    LatentDistribution,
+    RewardDistribution,
+    RewardHead,
+    TerminationHead,
+    fused,
+    latent_head_class,
+)
 from worldmodel.models.batch import DataStatistics, SequenceBatch
 from worldmodel.models.lstm import LayerNormLSTM, run_lstm, runs_in_loop
 from worldmodel.models.mdnrnn_config import MDNRNNConfig
@@ -41,12 +48,13 @@ class Prediction:
 
     Args:
         latent: distribution over z_{t+1}, batch shape (...).
-        reward: Gaussian over r_t as a one-component mixture over one number, batch shape (...); None without the head.
+        reward: distribution over r_t, over one number, batch shape (...): a `GaussianMixture`, or a `MixedDistribution` if M has
+            ``reward_atoms``; None without the head.
         termination_logit: (...) log-odds that the episode terminates with this step; None without the head.
     """
 
     latent: LatentDistribution
-    reward: GaussianMixture | None
+    reward: RewardDistribution | None
     termination_logit: Tensor | None
 
 
@@ -93,15 +101,20 @@ class MDNRNN(nn.Module):
             check_integer(size, name, least=1) for name, size in (("latent_size", latent_size), ("action_size", action_size))
         )
         config = config or MDNRNNConfig()
-        if config.termination_head is None:
-            config = replace(config, termination_head=True)
+        config = replace(
+            config,
+            termination_head=True if config.termination_head is None else config.termination_head,
+            reward_components=1 if config.reward_components is None else config.reward_components,
+            reward_atoms=config.reward_atoms or (),
+        )
         self.latent_size, self.action_size, self.config = latent_size, action_size, config
         input_size = latent_size + action_size
-        lstm = LayerNormLSTM if config.layer_norm else nn.LSTM
-        self.lstm = lstm(input_size, config.hidden_size, config.num_layers, batch_first=True)
+        sizes = input_size, config.hidden_size, config.num_layers
+        self.lstm = LayerNormLSTM(*sizes, eps=config.layer_norm_eps) if config.layer_norm else nn.LSTM(*sizes, batch_first=True)
         features = config.hidden_size + (input_size if config.skip else 0)
         self.latent_head = latent_head_class(config.latent_head).from_config(features, latent_size, config)
-        self.reward_head = RewardHead(features, config.min_scale) if config.reward_head else None
+        reward = {"num_components": config.reward_components, "atoms": config.reward_atoms}
+        self.reward_head = RewardHead(features, config.min_scale, **reward) if config.reward_head else None
         self.termination_head = TerminationHead(features, config.termination_weight) if config.termination_head else None
         statistics = DataStatistics.neutral(latent_size)
         for name, value in vars(statistics).items():
@@ -115,7 +128,7 @@ class MDNRNN(nn.Module):
     def from_config(cls, data: dict[str, Any]) -> MDNRNN:
         """Make a model with fresh weights from what `config_to_json` returned."""
         fields = dict(data)
-        return cls(fields.pop("latent_size"), fields.pop("action_size"), MDNRNNConfig(**fields))
+        return cls(fields.pop("latent_size"), fields.pop("action_size"), MDNRNNConfig.from_json(fields))
 
     def set_statistics(self, statistics: DataStatistics) -> None:
         """Set the units of the heads and the bounds of dreams, usually from the training data.
@@ -239,9 +252,10 @@ class MDNRNN(nn.Module):
         output = _dropout(output, config.output_dropout, self.training, generator)
         origin, unit = (before, self.change_scale) if config.predict_change else (0.0, torch.ones_like(self.change_scale))
         target = ((batch.z[:, 1:] - origin) / unit)[mask]  # (N, D)
-        terms = [fused.LossTerm(self.latent_head, target, divisor=self.latent_size)]
+        terms, reward_share = [fused.LossTerm(self.latent_head, target, divisor=self.latent_size)], 0.0
         if self.reward_head is not None:
-            reward = ((batch.reward - self.reward_mean) / self.reward_scale)[mask].unsqueeze(-1)
+            reward = self.reward_head.targets(batch.reward[mask], self.reward_mean, self.reward_scale)
+            reward_share = self.reward_head.density_share(reward)
             terms.append(fused.LossTerm(self.reward_head, reward))
         if self.termination_head is not None:
             terminated = batch.terminated[mask].to(before.dtype)
@@ -251,7 +265,7 @@ class MDNRNN(nn.Module):
         parts, zero = iter(found.unbind()), found.new_zeros(())
         present = (True, self.reward_head is not None, self.termination_head is not None)
         sums = torch.stack([next(parts) if here else zero for here in present])
-        volume = unit.log().sum(), self.reward_scale.log().sum() * config.reward_head  # densities are of z and r, not in units
+        volume = unit.log().sum(), self.reward_scale.log().sum() * reward_share  # densities are of z and r, not in units
         sums = sums + len(target) * torch.stack([*volume, torch.zeros_like(volume[0])])
         return total + len(target) * (volume[0] / self.latent_size + volume[1]), sums
 
@@ -292,7 +306,7 @@ class MDNRNN(nn.Module):
         latent = self.latent_head(h)
         if self.config.predict_change:
             latent = latent.affine(z, self.change_scale)
-        reward = None if self.reward_head is None else self.reward_head(h).affine(self.reward_mean, self.reward_scale)
+        reward = None if self.reward_head is None else self.reward_head(h, self.reward_mean, self.reward_scale)
         logit = None
         if self.termination_head is not None:
             logit = self.termination_head(_damped(h, termination_gradient))

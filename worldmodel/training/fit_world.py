@@ -34,6 +34,7 @@ from worldmodel.training import likelihood, loop
 from worldmodel.training.config import DataConfig, TrainingConfig
 from worldmodel.training.likelihood import calibrate_termination
 from worldmodel.training.loop import TrainingResult
+from worldmodel.training.reward_atoms import check_rewards_of, read_rewards, set_base_rates, with_reward_fields
 from worldmodel.training.windows import RESIDENT_BYTES, SequenceData, WindowSampler
 
 FIT_FORMAT, FIT_VERSION, FIT_FILE = "worldmodel.fit", 1, "fit.json"
@@ -169,6 +170,7 @@ def _new_parts(
     config = config or MDNRNNConfig()
     if config.termination_head is None:
         config = replace(config, termination_head=_any_terminates(episodes))
+    config = with_reward_fields(config, episodes)
     with torch.random.fork_rng(devices=[]):  # torch's initialisers take no generator: borrow the CPU's and give it back
         torch.default_generator.manual_seed(seed)
         made = vision if isinstance(vision, Vision) else (vision or StateNormalizer).from_config(space, {})
@@ -212,6 +214,8 @@ def _parts_of(
         raise ValueError(
             "initial: expected a world model with a termination head, as episodes of the data terminate, got one without"
         )
+    if initial.mdnrnn.config.reward_components == 0:
+        check_rewards_of(initial.mdnrnn.config.reward_atoms, 0, read_rewards(episodes))
     return copy.deepcopy(initial.vision).cpu(), copy.deepcopy(initial.mdnrnn).cpu()
 
 
@@ -264,8 +268,9 @@ def _statistics_batches(data: SequenceData, seed: int = 0) -> Iterator[SequenceB
 
 @torch.no_grad()
 def _set_statistics(model: MDNRNN, data: SequenceData) -> None:
-    """Set M's statistics from the data, and the initial termination probability to the rate in the data."""
-    model.set_statistics(DataStatistics.of(_statistics_batches(data)))
+    """Set M's statistics from the data, and the initial probabilities of terminations and atoms to the rates in the data."""
+    model.set_statistics(DataStatistics.of(_statistics_batches(data), atoms=model.config.reward_atoms or ()))
+    set_base_rates(model, _statistics_batches(data))
     if model.termination_head is None:
         return
     counts = torch.tensor([[(b.terminated & b.mask).sum().item(), b.mask.sum().item()] for b in _statistics_batches(data)])
