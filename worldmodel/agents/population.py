@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from worldmodel.agents.controller import Controller
 from worldmodel.data import EnvConfig, EnvMaker, env_maker
-from worldmodel.dream import Agent, Dreams, LatentState, Reality, Scores, score
+from worldmodel.dream import Agent, Dreams, LatentState, Reality, Scores, check_rewards, score
 from worldmodel.models import State, WorldModel
 from worldmodel.rng import derive_seed, episode_seed
 from worldmodel.runtime import Listener, Progress, WorkerConfig, check_integer
@@ -51,15 +51,12 @@ class DreamPopulation:
         population: P.
 
     Raises:
-        ValueError: if the world has no reward head, there is one temperature per dream, or P does not divide their number.
+        ValueError: if there are no rewards or constant ones, there is one temperature per dream, or P does not divide their
+            number.
     """
 
     def __init__(self, dreams: Dreams, population: int):
-        if dreams.world.mdnrnn.reward_head is None:
-            raise ValueError(
-                "dreams: expected a world model that predicts rewards, got one without a reward head; "
-                "fit it with reward_head=True"
-            )
+        check_rewards(dreams.world, dreams.reward)
         if dreams.batch_size % population:
             raise ValueError(f"population: expected a divisor of the number of dreams {dreams.batch_size}, got {population}")
         if isinstance(dreams.temperature, Tensor) and dreams.temperature.ndim > 0:
@@ -69,12 +66,16 @@ class DreamPopulation:
     def recipe(self) -> dict[str, Any]:
         """Return everything that the scores depend on, as JSON-serialisable data."""
         dreams = self._dreams
+        later: dict[str, Any] = {} if dreams.reward is None else {"reward": dreams.reward.name}
+        if dreams.reward_mode != "expected":
+            later["reward_mode"] = dreams.reward_mode
         return {
             "worlds": "dreams",
             "num_dreams": dreams.batch_size,
             "temperature": float(dreams.temperature),
             "termination": dreams.termination,
             "precision": dreams.precision,
+            **later,  # left out where they have the value that they had in earlier versions
         }
 
     def fitness(self, agent: Any, candidates: Tensor, *, horizon: int, seed: int, name: str) -> np.ndarray:

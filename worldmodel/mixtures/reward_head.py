@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,12 +41,22 @@ class RewardHead(nn.Module):
 
     def __init__(self, in_features: int, min_scale: float, *, num_components: int = 1, atoms: Sequence[float] = ()):
         super().__init__()
-        self.min_scale, self.num_components = min_scale, check_integer(num_components, "num_components", least=0 if atoms else 1)
+        self.min_scale, self.num_components = (
+            min_scale,
+            check_integer(num_components, "num_components", least=0 if atoms else 1),
+        )
         values = torch.tensor(check_atoms(atoms), dtype=torch.float32)
         self._num_logits = len(values) + (self.num_components > 0) if atoms else 0
         self.linear = nn.Linear(in_features, self._num_logits + 3 * self.num_components)
         self.register_buffer("atoms", values, persistent=False)  # `MDNRNNConfig.reward_atoms` holds them
-        self.register_buffer("frequencies", torch.full((self._num_logits,), 1 / max(1, self._num_logits)), persistent=bool(atoms))
+        self.register_buffer(
+            "frequencies", torch.full((self._num_logits,), 1 / max(1, self._num_logits)), persistent=bool(atoms)
+        )
+
+    @classmethod
+    def from_config(cls, in_features: int, config: Any) -> RewardHead:
+        """Make a head with fresh weights from the fields of an `MDNRNNConfig`."""
+        return cls(in_features, config.min_scale, num_components=config.reward_components, atoms=config.reward_atoms)
 
     @property
     def numbers_per_sample(self) -> int:

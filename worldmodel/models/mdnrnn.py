@@ -1,8 +1,8 @@
 r"""M, the MDN-RNN of Ha & Schmidhuber (2018): an LSTM whose output parameterises a distribution over the next step.
 
 From :math:`(z_t, a_t)` and its state the LSTM computes :math:`h_{t+1}`. Linear heads on it give
-:math:`p(z_{t+1} \mid h_{t+1})`, a distribution over the reward :math:`r_t` and the log-odds that the episode terminates with this
-step. A sequence (`MDNRNN.forward`) and one step of a dream (`MDNRNN.step`) are the same mathematics with the same weights.
+:math:`p(z_{t+1} \mid h_{t+1})`, a distribution over the reward :math:`r_t` and the log-odds that the episode terminates with
+this step. A sequence (`MDNRNN.forward`) and one step of a dream (`MDNRNN.step`) are the same mathematics with the same weights.
 
 Two choices differ from the paper's code:
 
@@ -48,8 +48,8 @@ class Prediction:
 
     Args:
         latent: distribution over z_{t+1}, batch shape (...).
-        reward: distribution over r_t, over one number, batch shape (...): a `GaussianMixture`, or a `MixedDistribution` if M has
-            ``reward_atoms``; None without the head.
+        reward: distribution over r_t, over one number, batch shape (...): a `GaussianMixture`, or a `MixedDistribution` if M
+            has ``reward_atoms``; None without the head.
         termination_logit: (...) log-odds that the episode terminates with this step; None without the head.
     """
 
@@ -113,8 +113,7 @@ class MDNRNN(nn.Module):
         self.lstm = LayerNormLSTM(*sizes, eps=config.layer_norm_eps) if config.layer_norm else nn.LSTM(*sizes, batch_first=True)
         features = config.hidden_size + (input_size if config.skip else 0)
         self.latent_head = latent_head_class(config.latent_head).from_config(features, latent_size, config)
-        reward = {"num_components": config.reward_components, "atoms": config.reward_atoms}
-        self.reward_head = RewardHead(features, config.min_scale, **reward) if config.reward_head else None
+        self.reward_head = RewardHead.from_config(features, config) if config.reward_head else None
         self.termination_head = TerminationHead(features, config.termination_weight) if config.termination_head else None
         statistics = DataStatistics.neutral(latent_size)
         for name, value in vars(statistics).items():
@@ -144,6 +143,11 @@ class MDNRNN(nn.Module):
                 raise ValueError(f"{name}: expected positive finite numbers, got {value}")
         for name, value in vars(statistics).items():  # all or none
             getattr(self, name).copy_(value)
+
+    @property
+    def mean_reward(self) -> float:
+        """Mean reward of the training data; 0 without a reward head."""
+        return 0.0 if self.reward_head is None else self.reward_head.mean_reward(self.reward_mean).item()
 
     def initial_state(self, batch_size: int) -> State:
         """Return the state at the start of every episode, zeros: (num_layers, B, H) each."""
@@ -252,7 +256,8 @@ class MDNRNN(nn.Module):
         output = _dropout(output, config.output_dropout, self.training, generator)
         origin, unit = (before, self.change_scale) if config.predict_change else (0.0, torch.ones_like(self.change_scale))
         target = ((batch.z[:, 1:] - origin) / unit)[mask]  # (N, D)
-        terms, reward_share = [fused.LossTerm(self.latent_head, target, divisor=self.latent_size)], 0.0
+        terms = [fused.LossTerm(self.latent_head, target, divisor=self.latent_size)]
+        reward_share: Tensor | float = 0.0
         if self.reward_head is not None:
             reward = self.reward_head.targets(batch.reward[mask], self.reward_mean, self.reward_scale)
             reward_share = self.reward_head.density_share(reward)

@@ -11,7 +11,10 @@ from worldmodel.mixtures import Factorization, NoiseType, check_atoms, check_noi
 from worldmodel.runtime import check_integer, check_integers
 
 DEFAULT_LATENT_HEAD = "MixtureHead"
-LAYER_NORM_EPS, EARLIER_LAYER_NORM_EPS = 1e-12, 1e-5  # TensorFlow's, and PyTorch's, which files without the field were made with
+LAYER_NORM_EPS, EARLIER_LAYER_NORM_EPS = (
+    1e-12,
+    1e-5,
+)  # TensorFlow's, and PyTorch's, which files without the field were made with
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +45,7 @@ class MDNRNNConfig:
             rare, and an LSTM that gets the full gradient may memorise them. `MDNRNN.step`, through which policies learn, has
             the full gradient.
         layer_norm: normalise the gates and the cell, as the authors' code can; slower, as it loops over time in Python.
-        layer_norm_eps: added to the variances of ``layer_norm``; the default is TensorFlow's. Files without the field have 1e-5.
+        layer_norm_eps: added to the variances of ``layer_norm``; the default is TensorFlow's. Files without it have 1e-5.
         input_dropout: probability of zeroing an input of the LSTM, in training.
         output_dropout: probability of zeroing an output of the LSTM, in training.
         latent_head: class name of the head that predicts z: a subclass of `worldmodel.mixtures.LatentHead`.

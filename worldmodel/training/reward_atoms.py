@@ -19,8 +19,8 @@ MOST_VALUES = 16  # if there are no more different values than this, all are ato
 def find_atoms(rewards: np.ndarray) -> tuple[float, ...]:
     """Find the rewards that recur exactly.
 
-    A value is an atom if it makes up 1 % of the steps or more and occurs 50 times. If there are at most 16 different values, and
-    at least twice as many steps as values, all are atoms.
+    A value is an atom if it makes up 1 % of the steps or more and occurs 50 times. If there are at most 16 different values,
+    and at least twice as many steps as values, all are atoms.
 
     Args:
         rewards: (N,) rewards, compared as float32 numbers.
@@ -62,8 +62,8 @@ def check_rewards_of(atoms: tuple[float, ...] | None, components: int | None, re
         others = np.setdiff1d(rewards, np.array(atoms, dtype=np.float32))
         if len(others):
             raise ValueError(
-                f"rewards: expected values of reward_atoms {atoms}, as the model has no density for others (reward_components=0), "
-                f"got {others[0]}; fit a new model on all data, or set reward_components"
+                f"rewards: expected values of reward_atoms {atoms}, as the model has no density for others "
+                f"(reward_components=0), got {others[0]}; fit a new model on all data, or set reward_components"
             )
 
 
