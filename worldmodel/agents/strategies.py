@@ -19,6 +19,8 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from worldmodel.runtime import check_integers
+
 Method = Literal["cma", "openai-es"]
 METHODS = ("cma", "openai-es")
 
@@ -58,6 +60,7 @@ class OpenAIESConfig:
 
     def __post_init__(self) -> None:
         """Validate every field."""
+        check_integers(self, {})
         if not 0 < self.learning_rate < float("inf"):
             raise ValueError(f"learning_rate: expected a positive finite number, got {self.learning_rate}")
         if not 0 <= self.weight_decay < float("inf"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from worldmodel.mixtures import Factorization, NoiseType, check_atoms, check_noise
@@ -78,9 +78,9 @@ class MDNRNNConfig:
 
     def __post_init__(self) -> None:
         """Check every field."""
+        check_integers(self, dict.fromkeys(("hidden_size", "num_layers", "num_components"), 1))
         object.__setattr__(self, "factorization", Factorization(self.factorization))
         object.__setattr__(self, "noise_type", NoiseType(self.noise_type))
-        check_integers(self, dict.fromkeys(("hidden_size", "num_layers", "num_components"), 1))
         for name in ("input_dropout", "output_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected a probability in [0, 1), got {getattr(self, name)}")
@@ -108,21 +108,27 @@ class MDNRNNConfig:
 
         Files of earlier versions have no such fields, and the fingerprint of a world model is a digest of this data.
         """
-        fields = {name: getattr(value, "value", value) for name, value in asdict(self).items()}
+        values = {name: getattr(value, "value", value) for name, value in asdict(self).items()}
         earlier: dict[str, tuple[Any, ...]] = {
             "latent_head": (DEFAULT_LATENT_HEAD,),
             "reward_components": (None, 1),
             "reward_atoms": (None, ()),
         }
-        for name, values in earlier.items():
-            if fields[name] in values:
-                del fields[name]
+        for name, same in earlier.items():
+            if values[name] in same:
+                del values[name]
         if not self.layer_norm or self.layer_norm_eps == EARLIER_LAYER_NORM_EPS:
-            del fields["layer_norm_eps"]
-        return fields
+            del values["layer_norm_eps"]
+        return values
+
+    def identity(self) -> dict[str, Any]:
+        """Return all fields for the record of a run, without the later ones that have their default."""
+        later = ("reward_components", "reward_atoms", "layer_norm_eps")
+        defaults = {field.name: field.default for field in fields(self)}
+        return {name: value for name, value in asdict(self).items() if name not in later or value != defaults[name]}
 
     @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> MDNRNNConfig:
+    def from_json(cls, data: Mapping[str, Any]) -> MDNRNNConfig:
         """Make a configuration from the output of `to_json`, of this version or an earlier one."""
-        earlier = {"layer_norm_eps": EARLIER_LAYER_NORM_EPS} if fields.get("layer_norm") else {}
-        return cls(**{**earlier, **fields})
+        earlier = {"layer_norm_eps": EARLIER_LAYER_NORM_EPS} if data.get("layer_norm") else {}
+        return cls(**{**earlier, **data})
