@@ -173,7 +173,7 @@ class MDNRNN(nn.Module):
         """
         output, state = self._run(z, action, state, generator)
         output = _dropout(output, self.config.output_dropout, self.training, generator)
-        return self._predict(z, action, output, termination_gradient=self.config.termination_gradient), state
+        return self._predict(z, action, output, damped=True), state
 
     def step(self, z: Tensor, action: Tensor, state: State) -> tuple[Prediction, State]:
         """Predict one step for ``z`` (B, D) and ``action`` (B, A), batch shape (B,): `forward` with T = 1, without dropout."""
@@ -261,7 +261,7 @@ class MDNRNN(nn.Module):
         if self.reward_head is not None:
             reward = self.reward_head.targets(batch.reward[mask], self.reward_mean, self.reward_scale)
             reward_share = self.reward_head.density_share(reward)
-            terms.append(fused.LossTerm(self.reward_head, reward))
+            terms.append(fused.LossTerm(self.reward_head, reward, feature_gradient=self.reward_head.feature_gradient))
         if self.termination_head is not None:
             terminated = batch.terminated[mask].to(before.dtype)
             terms.append(fused.LossTerm(self.termination_head, terminated, feature_gradient=config.termination_gradient))
@@ -305,16 +305,18 @@ class MDNRNN(nn.Module):
         """Inputs of the heads: h_{t+1} (..., H), followed by z_t (..., D) and a_t (..., A) with skip connections."""
         return torch.cat([h, z, action], dim=-1) if self.config.skip else h
 
-    def _predict(self, z: Tensor, action: Tensor, h: Tensor, *, termination_gradient: float = 1.0) -> Prediction:
-        """Apply the heads."""
+    def _predict(self, z: Tensor, action: Tensor, h: Tensor, *, damped: bool = False) -> Prediction:
+        """Apply the heads; ``damped`` reduces the gradients of the reward and the termination with respect to the features."""
         h = self._features(z, action, h)
         latent = self.latent_head(h)
         if self.config.predict_change:
             latent = latent.affine(z, self.change_scale)
-        reward = None if self.reward_head is None else self.reward_head(h, self.reward_mean, self.reward_scale)
-        logit = None
+        reward = logit = None
+        if self.reward_head is not None:
+            seen = _damped(h, self.reward_head.feature_gradient if damped else 1.0)
+            reward = self.reward_head(seen, self.reward_mean, self.reward_scale)
         if self.termination_head is not None:
-            logit = self.termination_head(_damped(h, termination_gradient))
+            logit = self.termination_head(_damped(h, self.config.termination_gradient if damped else 1.0))
         return Prediction(latent, reward, logit)
 
 
