@@ -28,7 +28,7 @@ from worldmodel.models import (
     encoded_bytes,
     encoded_form,
 )
-from worldmodel.runtime import RunConfig, check_device, runs
+from worldmodel.runtime import RunConfig, check_device, files, runs
 from worldmodel.spaces import FlatSpace, find_images, map_leaves, refuse_float_images
 from worldmodel.training import likelihood, loop
 from worldmodel.training.config import DataConfig, TrainingConfig
@@ -89,7 +89,7 @@ def fit(
     episodes = EpisodeCollection.open(data, min_length=data_config.min_length)
     encoded = encoded_form(episodes.stores, _trained_v(initial, vision))
     if initial is None:
-        v, model = _new_parts(episodes, seed, config, vision, encoded)
+        v, model = _new_parts(episodes, seed, _decided(config, episodes, Path(out), run), vision, encoded)
     else:
         v, model = _parts_of(initial, episodes, config, vision, encoded)
     arguments = _arguments(episodes, seed, torch.device(device), vision, model, initial, data_config, training_config)
@@ -150,7 +150,7 @@ def _arguments(
 def _new_parts(
     episodes: EpisodeCollection,
     seed: int,
-    config: MDNRNNConfig | None,
+    config: MDNRNNConfig,
     vision: Vision | type[Vision] | None,
     encoded: Vision | None,
 ) -> tuple[Vision, MDNRNN]:
@@ -167,15 +167,22 @@ def _new_parts(
         raise ValueError(f"vision: expected a class that is fitted in one pass, got {vision.__name__}; train it and give the V")
     if isinstance(vision, Vision) and encoded is None and vision.observation_space != space:
         raise ValueError(f"vision: expected a V of the observation space {space}, got one of {vision.observation_space}")
-    config = config or MDNRNNConfig()
-    if config.termination_head is None:
-        config = replace(config, termination_head=_any_terminates(episodes))
-    config = with_reward_fields(config, episodes)
     with torch.random.fork_rng(devices=[]):  # torch's initialisers take no generator: borrow the CPU's and give it back
         torch.default_generator.manual_seed(seed)
         made = vision if isinstance(vision, Vision) else (vision or StateNormalizer).from_config(space, {})
         v = copy.deepcopy(made).cpu()
         return v, MDNRNN(v.latent_size, FlatSpace(episodes.action_space).size, config)
+
+
+def _decided(config: MDNRNNConfig | None, episodes: EpisodeCollection, out: Path, run: RunConfig) -> MDNRNNConfig:
+    """Decide the fields of M's configuration that depend on the data."""
+    config = config or MDNRNNConfig()
+    if config.termination_head is None:
+        config = replace(config, termination_head=_any_terminates(episodes))
+    resumed = None
+    if run.resume and not run.overwrite and (out / FIT_FILE).is_file():
+        resumed = files.read_json(out / FIT_FILE, format=FIT_FORMAT, version=FIT_VERSION).get("mdnrnn")
+    return with_reward_fields(config, episodes, resumed=resumed)
 
 
 def _trained_v(initial: WorldModel | None, vision: Vision | type[Vision] | None) -> Vision | None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,14 +35,23 @@ def find_atoms(rewards: np.ndarray) -> tuple[float, ...]:
     return tuple(values.tolist())
 
 
-def with_reward_fields(config: MDNRNNConfig, episodes: EpisodeCollection) -> MDNRNNConfig:
+def with_reward_fields(
+    config: MDNRNNConfig, episodes: EpisodeCollection, *, resumed: Mapping[str, Any] | None = None
+) -> MDNRNNConfig:
     """Decide ``reward_atoms`` and ``reward_components`` where they are None, from all rewards of the data.
+
+    Args:
+        config: the configuration.
+        episodes: the data.
+        resumed: recorded configuration of M of the run that is resumed, if any; an earlier version's has the Gaussian head.
 
     Raises:
         ValueError: if ``reward_components`` is 0 and a reward of the data is none of ``reward_atoms``.
     """
     if not config.reward_head:
         return config
+    if resumed is not None and not {"reward_atoms", "reward_components"} & set(resumed):
+        return replace(config, reward_atoms=config.reward_atoms or (), reward_components=config.reward_components or 1)
     rewards = read_rewards(episodes)
     atoms = find_atoms(rewards) if config.reward_atoms is None else config.reward_atoms
     others = np.setdiff1d(rewards, np.array(atoms, dtype=np.float32))
