@@ -21,8 +21,8 @@ from worldmodel.mixtures.mixed import MixedDistribution
 from worldmodel.runtime import check_integer
 
 RewardDistribution = GaussianMixture | MixedDistribution
-# Factor of the gradient of the reward's loss with respect to the LSTM. The sharp density of a rare reward has gradients that are
-# many times those of z; with a factor of 1 they cost z up to 0.03 nats per dimension, and the reward gains nothing (dev/LOG.md).
+# Factor of the gradient of the reward's loss with respect to the LSTM. The sharp density of a rare reward has gradients that
+# are many times those of z; a factor of 1 costs z up to 0.03 nats per dimension, and the reward gains little (dev/LOG.md).
 FEATURE_GRADIENT = 0.1
 
 
@@ -63,7 +63,7 @@ class RewardHead(nn.Module):
 
     @property
     def feature_gradient(self) -> float:
-        """Factor of the loss's gradient with respect to the LSTM in training; 1 for a plain Gaussian, as in earlier versions."""
+        """Factor of the loss's gradient with respect to the LSTM in training; 1 for the Gaussian of earlier versions."""
         return FEATURE_GRADIENT if self._num_logits or self.num_components > 1 else 1.0
 
     @property
