@@ -63,6 +63,9 @@ OPTIONS = [
     {"num_layers": 2},
     {"layer_norm": True},
     {"min_scale": 1.0},
+    {"reward_components": 3},
+    {"reward_atoms": (0.5, 1.5), "reward_components": 2},
+    {"reward_atoms": (0.5, 1.5), "reward_components": 2, "termination_head": False, "layer_norm": True},
 ]
 
 
