@@ -131,5 +131,5 @@ def test_a_reward_that_the_model_cannot_predict_is_refused(tmp_path):
     changed = [walking_episode(i, 20) for i in range(8)]
     changed[3].rewards[2] = 9.0
     other = write_store(tmp_path / "others", changed).path
-    with pytest.raises(ValueError, match="got 9.0; fit a new model on all data"):
+    with pytest.raises(ValueError, match=r"got 9.0; fit a new model on all data"):
         fit(other, out=tmp_path / "again", initial=world, data_config=DATA, training_config=training)
