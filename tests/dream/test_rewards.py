@@ -99,7 +99,7 @@ def test_a_step_with_sampled_rewards_takes_the_random_numbers_that_it_reserves(p
     assert torch.equal(after, one.counter)  # one call made all numbers
 
 
-def test_an_unknown_mode_is_refused():
+def test_an_unknown_mode_is_rejected():
     with pytest.raises(ValueError, match="reward_mode: expected one of expected, sampled, got 'mean'"):
         Dreams(random_world(), 2, reward_mode="mean")
     with pytest.raises(ValueError, match="reward_mode: expected one of"):
@@ -166,7 +166,7 @@ def test_a_dream_that_has_ended_gets_no_reward_from_a_function():
         (lambda *_: torch.tensor([1, torch.inf, 1, 1]), "got inf at index 1"),
     ],
 )
-def test_a_reward_of_another_shape_or_that_is_not_finite_is_refused(function, message):
+def test_a_reward_of_another_shape_or_that_is_not_finite_is_rejected(function, message):
     world = random_world()
     dreams = Dreams(world, 4, reward=function)
     with pytest.raises(ValueError, match=message):
@@ -177,7 +177,7 @@ def test_a_reward_of_another_shape_or_that_is_not_finite_is_refused(function, me
         env.step(np.ones(4, dtype=np.int64))
 
 
-def test_a_function_can_be_given_by_name_and_others_are_refused():
+def test_a_function_can_be_given_by_name_and_others_are_rejected():
     assert load_reward("math:dist") is math.dist
     for wrong in ("nowhere:function", "math:pi", 3):
         with pytest.raises(ValueError, match="reward: expected"):
@@ -217,7 +217,7 @@ def test_the_log_of_a_search_holds_what_pays_its_rewards(tmp_path):
         ({"termination_head": False}, 1.0, "whose data had the reward 1 at every step"),
     ],
 )
-def test_a_search_on_absent_or_constant_rewards_is_refused(fields, value, message):
+def test_a_search_on_absent_or_constant_rewards_is_rejected(fields, value, message):
     world = random_world(BOX, **fields)
     if value is not None:
         world.mdnrnn.reward_low.fill_(value)

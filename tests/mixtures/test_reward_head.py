@@ -171,12 +171,12 @@ def test_atoms_are_stored_as_float32_numbers_in_ascending_order():
         check_atoms((math.inf,))
 
 
-def test_a_head_without_atoms_and_components_is_refused():
+def test_a_head_without_atoms_and_components_is_rejected():
     with pytest.raises(ValueError, match="num_components: expected an integer >= 1, got 0"):
         RewardHead(4, 0.05, num_components=0)
 
 
-def test_shapes_that_do_not_fit_are_refused():
+def test_shapes_that_do_not_fit_are_rejected():
     with pytest.raises(ValueError, match=r"log_weights, atoms: expected shapes \(\.\.\., 2\)"):
         MixedDistribution(torch.zeros(3), torch.zeros(2))
     with pytest.raises(ValueError, match=r"x: expected shape \(1,\), got \(2,\)"):

@@ -121,7 +121,7 @@ def test_fields_that_are_given_are_kept(tmp_path):
     assert (world.mdnrnn.config.reward_atoms, world.mdnrnn.config.reward_components) == ((), 2)
 
 
-def test_a_reward_that_the_model_cannot_predict_is_refused(tmp_path):
+def test_a_reward_that_the_model_cannot_predict_is_rejected(tmp_path):
     with pytest.raises(ValueError, match=r"rewards: expected values of reward_atoms \(0.0,\), .*got 10.0; fit a new model"):
         coin_world(tmp_path, reward_atoms=(0.0,), reward_components=0)
     store = write_store(tmp_path / "walks", [walking_episode(i, 20) for i in range(8)]).path
