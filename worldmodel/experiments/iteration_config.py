@@ -9,7 +9,7 @@ from typing import Any
 
 from worldmodel.agents import ControllerConfig, SearchConfig
 from worldmodel.data import POLICIES
-from worldmodel.dream import Reward, Scores, load_reward, reward_name
+from worldmodel.dream import Scores, load_reward, reward_name
 from worldmodel.mixtures import check_temperature
 from worldmodel.models import MDNRNNConfig
 from worldmodel.runtime import check_integers
@@ -35,8 +35,8 @@ class IterationConfig:
         controller: kind of controller.
         search: numbers of the search of the controller.
         temperature: temperature of the dreams of the search.
-        reward: a function that replaces all rewards, dreamed and real, or its name, "module:function"; see
-            `worldmodel.dream.rewards`. A ``train_agent`` must give it to its own dreams.
+        reward: name "module:function" of a function that replaces all rewards, dreamed and real; from Python also the function
+            itself. See `worldmodel.dream.rewards`. A ``train_agent`` must give it to its own dreams.
         rollouts: dreams per candidate of the search.
         validation_episodes: real episodes that decide when to stop and which round was best.
         test_episodes: other real episodes, for the reported score of each round.
@@ -62,7 +62,7 @@ class IterationConfig:
         default_factory=lambda: SearchConfig(population=24, generations=30, patience=2, test_dreams=256)
     )
     temperature: float = 1.0
-    reward: Reward | None = None
+    reward: str | None = None
     rollouts: int = 8
     validation_episodes: int = 30
     test_episodes: int = 100

@@ -35,7 +35,7 @@ class MDNRNNConfig:
             alone.
         reward_head: predict the reward.
         reward_components: components of the mixture of the rewards that are no atoms; 0 if the atoms are all rewards there are.
-            None: `fit` takes `REWARD_COMPONENTS`, or 0 if the atoms make up its data; an `MDNRNN` that is made directly has 1.
+            None: `fit` takes 5, or 0 if the atoms make up its data; an `MDNRNN` that is made directly has 1.
         reward_atoms: rewards that recur exactly and get a probability of their own, as float32 numbers. None: `fit` finds them
             (see `find_atoms`); an `MDNRNN` that is made directly has none.
         termination_head: predict whether the episode terminates (truncation is not termination). None: `fit` adds the head if
