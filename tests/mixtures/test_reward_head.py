@@ -181,3 +181,20 @@ def test_shapes_that_do_not_fit_are_rejected():
         MixedDistribution(torch.zeros(3), torch.zeros(2))
     with pytest.raises(ValueError, match=r"x: expected shape \(1,\), got \(2,\)"):
         MixedDistribution(torch.zeros(2), torch.tensor([0.0, 1.0])).log_prob(torch.zeros(2))
+
+
+def test_rare_large_rewards_do_not_raise_the_floor_of_the_others():
+    torch.manual_seed(0)
+    noise = torch.cat([0.1 * torch.randn(100_000), torch.full((200,), 100.0)])
+    head = RewardHead(4, 0.03, num_components=3)
+    assert "log_floor" in head.state_dict()
+    head.set_floor(noise, noise.std().reshape(1))
+    nn.init.zeros_(head.linear.weight)
+    nn.init.constant_(head.linear.bias, -50.0)
+    sigma = head(torch.zeros(4), 0.0, noise.std()).log_scale.exp()
+    torch.testing.assert_close(sigma, torch.full_like(sigma, 0.03 * 0.1), rtol=0.02, atol=0)
+    one = RewardHead(4, 0.03, num_components=3)
+    for others in ([-1.0, 0.0, 1.0], [0.0, 0.0, 0.0, 5.0], []):  # never above min_scale, nor 0
+        one.set_floor(torch.tensor(others), torch.tensor([0.5]))
+        assert one.log_floor.exp().item() == pytest.approx(0.03)
+    assert "log_floor" not in RewardHead(4, 0.03).state_dict()

@@ -2,8 +2,9 @@ r"""M's head for the reward: atoms (values that recur exactly) and a Gaussian mi
 
 With one component and no atoms it is a plain Gaussian. The raw outputs are, in this order, the logits of the A atoms and of the
 density (A + 1, or A if there is no density, or none if there is no atom), then K logits, K means and K raw log-scales of the
-mixture. Its parameters are in the units that `MDNRNN` keeps, ``reward_mean`` and ``reward_scale``; sigma has the floor of
-`worldmodel.mixtures.soft_floor` in these units. Atoms are in the reward's own unit and have no floor.
+mixture. Its parameters are in the units that `MDNRNN` keeps, ``reward_mean`` and ``reward_scale``; sigma has a soft floor in
+these units (see `worldmodel.mixtures.soft_floor`), which `RewardHead.set_floor` lowers if rare large rewards inflate the unit.
+Atoms are in the reward's own unit and have no floor.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ RewardDistribution = GaussianMixture | MixedDistribution
 # Factor of the gradient of the reward's loss with respect to the LSTM. The sharp density of a rare reward has gradients that
 # are many times those of z; a factor of 1 costs z up to 0.03 nats per dimension, and the reward gains little (dev/LOG.md).
 FEATURE_GRADIENT = 0.1
+SMALLEST_RATIO = 1e-3  # of the robust deviation to the standard deviation, for the floor of sigma
 
 
 class RewardHead(nn.Module):
@@ -31,7 +33,7 @@ class RewardHead(nn.Module):
 
     Args:
         in_features: F, size of the features.
-        min_scale: floor of the mixture's standard deviations, in units of ``reward_scale``.
+        min_scale: floor of the mixture's standard deviations, in units of ``reward_scale``; see `set_floor`.
         num_components: K, components of the mixture; 0 if the atoms are all rewards there are.
         atoms: A different numbers that are predicted exactly; they are stored as float32 numbers, in ascending order.
 
@@ -41,6 +43,7 @@ class RewardHead(nn.Module):
 
     atoms: Tensor
     frequencies: Tensor
+    log_floor: Tensor
 
     def __init__(self, in_features: int, min_scale: float, *, num_components: int = 1, atoms: Sequence[float] = ()):
         super().__init__()
@@ -56,6 +59,10 @@ class RewardHead(nn.Module):
             "frequencies", torch.full((self._num_logits,), 1 / max(1, self._num_logits)), persistent=bool(atoms)
         )
 
+        self._flexible = self._num_logits > 0 or self.num_components > 1  # more than the Gaussian of earlier versions
+        floor = torch.full((1,), math.log(min_scale))
+        self.register_buffer("log_floor", floor, persistent=self._flexible and self.num_components > 0)
+
     @classmethod
     def from_config(cls, in_features: int, config: Any) -> RewardHead:
         """Make a head with fresh weights from the fields of an `MDNRNNConfig`."""
@@ -64,7 +71,7 @@ class RewardHead(nn.Module):
     @property
     def feature_gradient(self) -> float:
         """Factor of the loss's gradient with respect to the LSTM in training; 1 for the Gaussian of earlier versions."""
-        return FEATURE_GRADIENT if self._num_logits or self.num_components > 1 else 1.0
+        return FEATURE_GRADIENT if self._flexible else 1.0
 
     @property
     def numbers_per_sample(self) -> int:
@@ -86,6 +93,23 @@ class RewardHead(nn.Module):
             k = self.num_components
             spread = torch.special.ndtri((torch.arange(k, dtype=torch.float64) + 0.5) / k)
             self.linear.bias[self._num_logits + k : self._num_logits + 2 * k] = spread.to(self.linear.bias)
+
+    @torch.no_grad()
+    def set_floor(self, others: Tensor, scale: Tensor) -> None:
+        """Set the floor of sigma to ``min_scale`` times a robust deviation of the rewards that are no atoms.
+
+        Rare large rewards increase the standard deviation, in whose units the mixture is, but not the noise of the others. The
+        robust deviation is 1.48 times the median absolute one, which is the standard deviation of a Gaussian.
+
+        Args:
+            others: (N,) rewards that are no atoms.
+            scale: (1,) their standard deviation. The floor is at most ``min_scale`` times it, also if half of the rewards are
+                equal, whose robust deviation is 0.
+        """
+        if len(others) and "log_floor" in self.state_dict():
+            deviation = 1.4826 * (others - others.median()).abs().median()
+            ratio = torch.where(deviation > 0, (deviation / scale).clamp(min=SMALLEST_RATIO, max=1.0), 1.0)
+            self.log_floor.copy_(math.log(self.min_scale) + ratio.log())
 
     def mean_reward(self, density_mean: Tensor) -> Tensor:
         """Return the mean reward of the data, (1,), given that of the rewards that are no atoms, (1,)."""
@@ -109,7 +133,7 @@ class RewardHead(nn.Module):
         choice, logits, centers, raw_log_scale = self._split(raw)
         if not self.num_components:
             return MixedDistribution(choice.log_softmax(dim=-1), self.atoms)
-        log_scale = soft_floor(raw_log_scale, self.min_scale)
+        log_scale = self._with_floor(raw_log_scale)
         density = GaussianMixture(logits.log_softmax(dim=-1), centers.unsqueeze(-1), log_scale.unsqueeze(-1))
         density = density.affine(*(torch.as_tensor(x, dtype=raw.dtype, device=raw.device).reshape(1) for x in (mean, scale)))
         return MixedDistribution(choice.log_softmax(dim=-1), self.atoms, density) if len(self.atoms) else density
@@ -188,7 +212,8 @@ class RewardHead(nn.Module):
         """Loss of raw outputs (N, 3 K) of the mixture and values (N, 1)."""
         parts = (part.unsqueeze(-1) for part in raw.split([self.num_components] * 3, dim=1))
         logits, mean, raw_log_scale = parts
-        return raw_mixture_nll(logits, mean, raw_log_scale, target, self.min_scale, gradient=gradient)
+        floor = self.log_floor.exp() if self._flexible else self.min_scale
+        return raw_mixture_nll(logits, mean, raw_log_scale, target, floor, gradient=gradient)
 
     def _outcomes(self, raw: Tensor, mean: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Log-weights, means and sigmas (N, A + K) of all atoms, whose sigma is 0, and components."""
@@ -196,13 +221,18 @@ class RewardHead(nn.Module):
         atoms = self.atoms.to(raw.dtype).expand(len(raw), -1)
         if not self.num_components:
             return choice.log_softmax(dim=-1), atoms, torch.zeros_like(atoms)
-        sigma = soft_floor(raw_log_scale, self.min_scale).exp() * scale
+        sigma = self._with_floor(raw_log_scale).exp() * scale
         log_weights = logits.log_softmax(dim=-1)
         if not self._num_logits:
             return log_weights, centers * scale + mean, sigma
         choice = choice.log_softmax(dim=-1)
         joint = torch.cat([choice[:, :-1], choice[:, -1:] + log_weights], dim=-1)
         return joint, torch.cat([atoms, centers * scale + mean], dim=-1), torch.cat([torch.zeros_like(atoms), sigma], dim=-1)
+
+    def _with_floor(self, raw_log_scale: Tensor) -> Tensor:
+        if not self._flexible:
+            return soft_floor(raw_log_scale, self.min_scale)
+        return 0.5 * torch.logaddexp(2 * raw_log_scale, 2 * self.log_floor)
 
     def _split(self, raw: Tensor) -> tuple[Tensor, ...]:
         """Views of raw outputs (..., O): the choice of an atom, and logits, means and raw log-scales of the mixture."""

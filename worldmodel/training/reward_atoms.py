@@ -84,13 +84,17 @@ def read_rewards(episodes: EpisodeCollection) -> np.ndarray:
 
 @torch.no_grad()
 def set_base_rates(model: MDNRNN, batches: Iterable[SequenceBatch]) -> None:
-    """Set the initial probabilities of the reward head to the frequencies in batches."""
+    """Set the initial probabilities of the reward head to the frequencies in batches, and its floor to their noise."""
     head = model.reward_head
     if head is None:
         return
     counts = torch.zeros(len(head.atoms) + 1, dtype=torch.float64, device=head.atoms.device)
+    others = []
     for batch in batches:
-        index = (batch.reward[batch.mask].unsqueeze(-1) == head.atoms).double()  # (N, A)
-        counts[:-1] += index.sum(dim=0)
-        counts[-1] += len(index) - index.sum()
+        reward = batch.reward[batch.mask]
+        equal = reward.unsqueeze(-1) == head.atoms  # (N, A)
+        others.append(reward[~equal.any(dim=-1)])
+        counts[:-1] += equal.sum(dim=0)
+        counts[-1] += len(others[-1])
     head.set_base_rates(counts)
+    head.set_floor(torch.cat(others), model.reward_scale)
