@@ -8,7 +8,7 @@ import torch
 from gymnasium import spaces
 from toy_worlds import WalkEnv, random_world, walk_world
 
-from worldmodel.agents import PPOConfig, SearchConfig, evolve, ppo
+from worldmodel.agents import Controller, PPOConfig, RealPopulation, SearchConfig, evolve, ppo
 from worldmodel.dream import Dreams, LatentReward, RandomActions, Reality, StartBank, imagine, load_reward
 from worldmodel.envs import DreamVectorEnv
 from worldmodel.evaluation import EvaluationConfig, evaluate
@@ -275,6 +275,20 @@ def test_a_function_pays_real_steps_too():
     state = latent.start(generator=generator())
     after, reward, _ = latent.step(state, np.array([0, 1, 2]), generator=generator())
     torch.testing.assert_close(reward, after.z[:, 0] - state.z[:, 0])
+
+
+def test_a_search_in_the_real_environment_takes_a_function():
+    world = walk_world()
+    worlds = RealPopulation(world, WalkEnv, rollouts=2, reward=distance)
+    assert worlds.recipe()["reward"] == "test_rewards:distance"
+    scores = [
+        RealPopulation(world, WalkEnv, rollouts=2, reward=reward).score(
+            Controller.for_world(world, None), episodes=2, horizon=5, seed=0, name="test"
+        )
+        for reward in (distance, lambda before, action, after: torch.full((2,), 3.0))
+    ]
+    np.testing.assert_array_equal(scores[1].returns, 3.0 * scores[1].lengths)
+    assert not np.array_equal(scores[0].returns, scores[1].returns)
 
 
 def test_evaluation_shows_the_spread_of_sampled_returns_next_to_the_real_one():
