@@ -133,8 +133,8 @@ def evolve(
         The agent of the best test, on the device of the world.
 
     Raises:
-        ValueError: if a number is out of range, the world has no reward head, the agent was not made for this world, or ``log``
-            holds another search.
+        ValueError: if a number is out of range, there are no rewards or constant ones, the agent was not made for this world,
+            or ``log`` holds another search.
         TypeError: if ``agent`` is not an agent with parameters, or a number is not an integer.
         FileExistsError: if ``log`` exists and may be neither resumed nor overwritten.
         KeyboardInterrupt: after the generation in which Ctrl-C was pressed.

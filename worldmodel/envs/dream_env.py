@@ -25,7 +25,7 @@ from worldmodel.envs.options import DreamOptions, check_decoder
 from worldmodel.envs.rendering import ObservationRenderer
 from worldmodel.models import State, WorldModel, feature_space, latent_features, open_world
 from worldmodel.rng import fill_uniform
-from worldmodel.spaces import Value, as_numbers, map_leaves, stack_values, take_row, to_numpy
+from worldmodel.spaces import Value, map_leaves, stack_values, take_row, to_numpy
 
 
 class DreamVectorEnv(VectorEnv[Value, Value, Any]):
@@ -76,10 +76,17 @@ class DreamVectorEnv(VectorEnv[Value, Value, Any]):
         low, high = self.options.temperature_range
         self._ranged = low < high
         temperature = torch.full((max(1, num_envs),), low, device=self.world.device) if self._ranged else low
-        self._dreams = Dreams(self.world, num_envs, temperature=temperature, termination=self.options.termination)
+        chosen = self.options
+        self._dreams = Dreams(
+            self.world,
+            num_envs,
+            temperature=temperature,
+            termination=chosen.termination,
+            reward=chosen.reward,
+            reward_mode=chosen.reward_mode,
+        )
         self._kind = self.options.observation
         self._horizon = usual_horizon(self.world) if self.options.horizon is None else self.options.horizon
-        self._reward = self.options.reward_function()
         self._bank = self.options.start_bank(self.world)
         self.single_action_space = self.world.action_space
         self.single_observation_space = (
@@ -144,9 +151,8 @@ class DreamVectorEnv(VectorEnv[Value, Value, Any]):
         running = ~finished
         state = LatentState(before.z, before.lstm, running)
         action = self.world.action_features.flatten(actions)
-        self._state, reward, terminated = self._dreams.step_features(state, action, generator=self._seeds.streams)
-        if self._reward is not None:
-            reward = self._reward_of(before.z, actions, self._state.z)
+        streams = self._seeds.streams
+        self._state, reward, terminated = self._dreams.step_features(state, action, generator=streams, actions=actions)
         self._steps = self._steps + running
         truncated = running & ~terminated & (self._steps >= self._horizon)
         self._over = terminated | truncated
@@ -197,17 +203,6 @@ class DreamVectorEnv(VectorEnv[Value, Value, Any]):
                     'options={"reset_mask": terminations | truncations}'
                 )
         return self._state
-
-    def _reward_of(self, z: Tensor, actions: Value, next_z: Tensor) -> Tensor:
-        """Evaluate the reward function: (B,) float32, 0 for dreams that had already finished."""
-        assert self._reward is not None
-        given = map_leaves(lambda leaf: torch.as_tensor(leaf, device=z.device), actions)
-        rewards = self._reward(self.world.decode(z), given, self.world.decode(next_z))
-        reward = as_numbers(rewards, "reward").to(z.device, torch.float32)
-        if reward.shape != self._over.shape:
-            expected, got = tuple(self._over.shape), tuple(reward.shape)
-            raise ValueError(f"reward: expected a function that returns shape {expected}, got {got}")
-        return torch.where(self._over, 0.0, reward)
 
     def _begin(self, mask: Tensor) -> None:
         """Start the next episode in the rows of ``mask`` (B,) bool."""

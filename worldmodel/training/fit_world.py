@@ -31,12 +31,13 @@ from worldmodel.models import (
     find_layout,
     vision_for,
 )
-from worldmodel.runtime import RunConfig, choose_device, runs
+from worldmodel.runtime import RunConfig, choose_device, files, runs
 from worldmodel.spaces import FlatSpace, find_images, map_leaves, refuse_float_images
 from worldmodel.training import likelihood, loop
 from worldmodel.training.config import DataConfig, TrainingConfig
 from worldmodel.training.likelihood import calibrate_termination
 from worldmodel.training.loop import TrainingResult
+from worldmodel.training.reward_atoms import check_rewards_of, read_rewards, set_base_rates, with_reward_fields
 from worldmodel.training.windows import RESIDENT_BYTES, SequenceData, WindowSampler
 
 FIT_FORMAT, FIT_VERSION, FIT_FILE = "worldmodel.fit", 1, "fit.json"
@@ -93,7 +94,7 @@ def fit(
     episodes = EpisodeCollection.open(data, min_length=data_config.min_length)
     encoded = encoded_form(episodes.stores, _trained_v(initial, vision))
     if initial is None:
-        v, model, layout = _new_parts(episodes, seed, config, vision, encoded, data_config)
+        v, model, layout = _new_parts(episodes, seed, _decided(config, episodes, Path(out), run), vision, encoded, data_config)
     else:
         v, model, layout = _parts_of(initial, episodes, config, vision, encoded, data_config)
     arguments = _arguments(episodes, seed, torch.device(device), vision, model, initial, data_config, training_config)
@@ -154,7 +155,7 @@ def _arguments(
 def _new_parts(
     episodes: EpisodeCollection,
     seed: int,
-    config: MDNRNNConfig | None,
+    config: MDNRNNConfig,
     vision: Vision | type[Vision] | None,
     encoded: Vision | None,
     data_config: DataConfig,
@@ -172,9 +173,6 @@ def _new_parts(
         raise ValueError(f"vision: expected a class that is fitted in one pass, got {vision.__name__}; train it and give the V")
     if isinstance(vision, Vision) and encoded is None and vision.observation_space != space:
         raise ValueError(f"vision: expected a V of the observation space {space}, got one of {vision.observation_space}")
-    config = config or MDNRNNConfig()
-    if config.termination_head is None:
-        config = replace(config, termination_head=_any_terminates(episodes))
     with torch.random.fork_rng(devices=[]):  # torch's initialisers take no generator: borrow the CPU's and give it back
         torch.default_generator.manual_seed(seed)
         v, layout = _vision_and_layout(episodes, vision, data_config)
@@ -191,6 +189,17 @@ def _vision_and_layout(
         return vision_for(episodes.observation_space, layout), layout
     v = copy.deepcopy(vision).cpu() if isinstance(vision, Vision) else vision.from_config(episodes.observation_space, {})
     return v, find_layout(episodes, v, kinds=kinds, complete=complete)
+
+
+def _decided(config: MDNRNNConfig | None, episodes: EpisodeCollection, out: Path, run: RunConfig) -> MDNRNNConfig:
+    """Decide the fields of M's configuration that depend on the data."""
+    config = config or MDNRNNConfig()
+    if config.termination_head is None:
+        config = replace(config, termination_head=_any_terminates(episodes))
+    resumed = None
+    if run.resume and not run.overwrite and (out / FIT_FILE).is_file():
+        resumed = files.read_json(out / FIT_FILE, format=FIT_FORMAT, version=FIT_VERSION).get("mdnrnn")
+    return with_reward_fields(config, episodes, resumed=resumed)
 
 
 def _trained_v(initial: WorldModel | None, vision: Vision | type[Vision] | None) -> Vision | None:
@@ -230,6 +239,8 @@ def _parts_of(
         raise ValueError(
             "initial: expected a world model with a termination head, as episodes of the data terminate, got one without"
         )
+    if initial.mdnrnn.config.reward_components == 0:
+        check_rewards_of(initial.mdnrnn.config.reward_atoms, 0, read_rewards(episodes))
     if data_config.kinds or data_config.layout:
         raise ValueError("kinds, layout: expected none with an initial world model, which has its own layout")
     if initial.mdnrnn.layout is not None:
@@ -286,8 +297,10 @@ def _statistics_batches(data: SequenceData, seed: int = 0) -> Iterator[SequenceB
 
 @torch.no_grad()
 def _set_statistics(model: MDNRNN, data: SequenceData, layout: LatentLayout) -> None:
-    """Set M's statistics from the data, and the initial termination probability to the rate in the data."""
-    model.set_statistics(DataStatistics.of(_statistics_batches(data), layout))
+    """Set M's statistics from the data, and the initial probabilities of terminations and atoms to the rates in the data."""
+    atoms = model.config.reward_atoms or ()
+    model.set_statistics(DataStatistics.of(_statistics_batches(data), layout, atoms=atoms))
+    set_base_rates(model, _statistics_batches(data))
     if model.termination_head is None:
         return
     counts = torch.tensor([[(b.terminated & b.mask).sum().item(), b.mask.sum().item()] for b in _statistics_batches(data)])
