@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from worldmodel.lazy import attach
 
 if TYPE_CHECKING:
+    from worldmodel.models.action_units import ActionUnits as ActionUnits
     from worldmodel.models.batch import DataStatistics as DataStatistics
     from worldmodel.models.batch import SequenceBatch as SequenceBatch
     from worldmodel.models.encoded import DTYPES as DTYPES
@@ -46,9 +47,9 @@ if TYPE_CHECKING:
     from worldmodel.models.mdnrnn import State as State
     from worldmodel.models.mdnrnn_config import MDNRNNConfig as MDNRNNConfig
     from worldmodel.models.state_normalizer import StateNormalizer as StateNormalizer
-    from worldmodel.models.vae import IN_USE as IN_USE
     from worldmodel.models.vae import ConvVAE as ConvVAE
     from worldmodel.models.vae import FrameBatch as FrameBatch
+    from worldmodel.models.vae import IN_USE as IN_USE
     from worldmodel.models.vae import VAEConfig as VAEConfig
     from worldmodel.models.vae import divergence as divergence
     from worldmodel.models.vision import VISION_FILE as VISION_FILE
@@ -63,6 +64,7 @@ else:
     __getattr__, __dir__, __all__ = attach(
         __name__,
         {
+            "action_units": "ActionUnits",
             "batch": "DataStatistics SequenceBatch",
             "encoded": (
                 "DTYPES EncodedObservations EncodedSteps Encoder encode_all encode_episodes encoded_bytes "

@@ -194,7 +194,8 @@ def encode_all(episodes: EpisodeCollection, vision: Vision, action_space: FlatSp
 
 def encoded_bytes(episodes: EpisodeCollection, vision: Vision, action_space: FlatSpace) -> int:
     """Return the bytes that the result of `encode_all` takes: two latents, action, reward and termination of each step."""
-    return int(episodes.lengths.sum() + len(episodes)) * (2 * 4 * vision.latent_size + 4 * action_space.size + 5)
+    action_bytes = 8 if action_space.exact and action_space.needs_float64 else 4
+    return int(episodes.lengths.sum() + len(episodes)) * (2 * 4 * vision.latent_size + action_bytes * action_space.size + 5)
 
 
 def gather(

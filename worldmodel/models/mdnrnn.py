@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel.mixtures import GaussianMixture, LatentDistribution, RewardHead, TerminationHead, fused, latent_head_class
+from worldmodel.models.action_units import ActionUnits
 from worldmodel.models.batch import DataStatistics, SequenceBatch
 from worldmodel.models.lstm import LayerNormLSTM, run_lstm, runs_in_loop
 from worldmodel.models.mdnrnn_config import MDNRNNConfig
@@ -106,6 +107,7 @@ class MDNRNN(nn.Module):
         statistics = DataStatistics.neutral(latent_size)
         for name, value in vars(statistics).items():
             self.register_buffer(name, value)
+        self.action_units = ActionUnits(action_size)
 
     def config_to_json(self) -> dict[str, Any]:
         """Return the constructor arguments as JSON-serialisable data, the sizes first."""
@@ -144,7 +146,7 @@ class MDNRNN(nn.Module):
 
         Args:
             z: (B, T, D).
-            action: (B, T, A) action features.
+            action: (B, T, A) action features, in their own units; `ActionUnits` standardises them.
             state: state before the first step; zeros if None.
             generator: source of dropout's randomness, in training only.
 
@@ -154,13 +156,15 @@ class MDNRNN(nn.Module):
         Raises:
             ValueError: if a shape does not fit.
         """
+        action = self.action_units(action, z.dtype)
         output, state = self._run(z, action, state, generator)
         output = _dropout(output, self.config.output_dropout, self.training, generator)
         return self._predict(z, action, output, termination_gradient=self.config.termination_gradient), state
 
     def step(self, z: Tensor, action: Tensor, state: State) -> tuple[Prediction, State]:
         """Predict one step for ``z`` (B, D) and ``action`` (B, A), batch shape (B,): `forward` with T = 1, without dropout."""
-        state = self.advance(z, action, state)
+        action = self.action_units(action, z.dtype)
+        state = self._advance(z, action, state)
         return self._predict(z, action, state.h[-1]), state
 
     def advance(self, z: Tensor, action: Tensor, state: State) -> State:
@@ -169,6 +173,10 @@ class MDNRNN(nn.Module):
         Raises:
             ValueError: if a shape does not fit.
         """
+        return self._advance(z, self.action_units(action, z.dtype), state)
+
+    def _advance(self, z: Tensor, action: Tensor, state: State) -> State:
+        """`advance` with standardised actions."""
         self._check_inputs(z, action, "B")
         inputs = torch.cat([z, action], dim=-1)
         if isinstance(self.lstm, LayerNormLSTM):
@@ -235,7 +243,8 @@ class MDNRNN(nn.Module):
         if runs_in_loop(self.lstm, batch.z.device):
             batch, lengths = batch.longest_first()
         before, config, mask = batch.z[:, :-1], self.config, batch.mask
-        output, _ = self._run(before, batch.action, None, generator, lengths)
+        action = self.action_units(batch.action, before.dtype)
+        output, _ = self._run(before, action, None, generator, lengths)
         output = _dropout(output, config.output_dropout, self.training, generator)
         origin, unit = (before, self.change_scale) if config.predict_change else (0.0, torch.ones_like(self.change_scale))
         target = ((batch.z[:, 1:] - origin) / unit)[mask]  # (N, D)
@@ -246,7 +255,7 @@ class MDNRNN(nn.Module):
         if self.termination_head is not None:
             terminated = batch.terminated[mask].to(before.dtype)
             terms.append(fused.LossTerm(self.termination_head, terminated, feature_gradient=config.termination_gradient))
-        features = self._features(before, batch.action, output).flatten(0, 1)
+        features = self._features(before, action, output).flatten(0, 1)
         total, found = fused.heads_loss(features, mask.flatten().nonzero()[:, 0], terms)
         parts, zero = iter(found.unbind()), found.new_zeros(())
         present = (True, self.reward_head is not None, self.termination_head is not None)

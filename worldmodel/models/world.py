@@ -61,7 +61,7 @@ class WorldModel(nn.Module):
         super().__init__()
         self.vision = vision
         self.mdnrnn = mdnrnn
-        self.action_features = FlatSpace(action_space)
+        self.action_features = FlatSpace(action_space, exact=True)
         self.provenance = dict(provenance or {})
         if (vision.latent_size, self.action_features.size) != (mdnrnn.latent_size, mdnrnn.action_size):
             raise ValueError(
@@ -194,6 +194,7 @@ class WorldModel(nn.Module):
             )
             world.load_state_dict(weights)
             world._check_finite()
+            world.action_features.exact = not mdnrnn.action_units.is_neutral  # else as before: the same bits
         except UnknownClassError as error:
             raise ValueError(f"{path}: {error}") from error
         except (AttributeError, IndexError, KeyError, TypeError, RuntimeError, ValueError) as error:

@@ -99,6 +99,8 @@ def fit(
     if initial is None and not isinstance(vision, Vision):
         v.fit(episodes.read(int(index)).observations for index in split[0])
     world = _build_world(episodes, v, model, encoded or v).to(device)
+    if initial is not None:
+        world.action_features.exact = initial.action_features.exact
     reader = world.vision if encoded is None else encoded.to(device)
     train_data, test_data = _sequence_data(episodes, split, reader, world.action_features, data_config, seed)
     if initial is None:
@@ -266,6 +268,7 @@ def _statistics_batches(data: SequenceData, seed: int = 0) -> Iterator[SequenceB
 def _set_statistics(model: MDNRNN, data: SequenceData) -> None:
     """Set M's statistics from the data, and the initial termination probability to the rate in the data."""
     model.set_statistics(DataStatistics.of(_statistics_batches(data)))
+    model.action_units.fit(_statistics_batches(data), data.action_space.is_box)
     if model.termination_head is None:
         return
     counts = torch.tensor([[(b.terminated & b.mask).sum().item(), b.mask.sum().item()] for b in _statistics_batches(data)])
@@ -277,13 +280,18 @@ def _baselines(
     model: MDNRNN, train: SequenceData, test: SequenceData | None, config: TrainingConfig, seed: int
 ) -> dict[str, float]:
     """Score the baselines on the batches of the model's evaluation, or on training data if there are none."""
+
+    def standardised(batches: Iterator[SequenceBatch]) -> Iterator[SequenceBatch]:  # else the regression is ill-conditioned
+        return (replace(batch, action=model.action_units(batch.action, torch.float64)) for batch in batches)
+
     unit = model.change_scale if model.config.predict_change else torch.ones_like(model.change_scale)
     scored = (
         _statistics_batches(train)
         if test is None
         else loop.held_out_batches(test, config.max_test_batches, seed=seed, device=unit.device)
     )
-    return likelihood.baseline_nll(_statistics_batches(train), scored, min_scale=model.config.min_scale * unit)
+    floor = model.config.min_scale * unit
+    return likelihood.baseline_nll(standardised(_statistics_batches(train)), standardised(scored), min_scale=floor)
 
 
 def _calibrate(world: WorldModel, test: SequenceData | None, seed: int) -> dict[str, dict[str, float]] | None:
