@@ -124,7 +124,15 @@ def main() -> int:
             with tempfile.TemporaryDirectory() as folder:
                 nll = run(units, seed, Path(folder), updates=arguments.updates, train_episodes=400, test_episodes=300)
             found[name] = nll
-            rows.append({"seed": seed, "units": name, "nll_per_dim": nll, "excess": nll - ENTROPY, "seconds": time.perf_counter() - began})
+            rows.append(
+                {
+                    "seed": seed,
+                    "units": name,
+                    "nll_per_dim": nll,
+                    "excess": nll - ENTROPY,
+                    "seconds": time.perf_counter() - began,
+                }
+            )
             print(f"seed {seed}  {name:24s} {nll:.4f} nats per dimension, {nll - ENTROPY:+.4f} above the entropy", flush=True)
         differences.append(max(found.values()) - min(found.values()))
     write_result(

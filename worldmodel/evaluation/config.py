@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from worldmodel.dream import DreamPrecision, TerminationRule
-from worldmodel.mixtures import check_temperature
-from worldmodel.runtime import PRECISIONS, check_integers
+from worldmodel.runtime import PRECISIONS, check_integers, check_numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +20,7 @@ class EvaluationConfig:
         precision: of the dreams; see `Dreams`.
 
     Raises:
-        TypeError: if a number is not an integer.
+        TypeError: naming the field of another type.
         ValueError: naming the field that is out of range.
     """
 
@@ -34,7 +33,7 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         """Check every field."""
         check_integers(self, {"num_episodes": 1, "num_dreams": 1})
-        check_temperature(self.temperature)
+        check_numbers(self, {"temperature": "[0, inf)"})
         for name, choices in {"termination": ("threshold", "sample"), "precision": PRECISIONS}.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {getattr(self, name)!r}")

@@ -26,7 +26,7 @@ from worldmodel.models.action_units import ActionUnits
 from worldmodel.models.batch import DataStatistics, SequenceBatch
 from worldmodel.models.lstm import LayerNormLSTM, run_lstm, runs_in_loop
 from worldmodel.models.mdnrnn_config import MDNRNNConfig
-from worldmodel.runtime import check_integer
+from worldmodel.runtime import check_integer, float32_default
 
 
 class State(NamedTuple):
@@ -88,6 +88,7 @@ class MDNRNN(nn.Module):
     reward_low: Tensor
     reward_high: Tensor
 
+    @float32_default()
     def __init__(self, latent_size: int, action_size: int, config: MDNRNNConfig | None = None):
         super().__init__()
         latent_size, action_size = (

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from worldmodel.runtime.files import prepare_directory, read_json, write_json
+from worldmodel.runtime.numbers import check_flags
 from worldmodel.runtime.progress import Listener, Progress, Reporter
 
 # Modules that moved since files were written which name their contents: new name -> the name that files keep.
@@ -40,6 +41,9 @@ class RunConfig:
         tensorboard: also write TensorBoard scalars, where the run has a log (extra ``tensorboard``).
         progress: show tqdm bars on stderr if that is a terminal.
         on_progress: called with every progress record.
+
+    Raises:
+        TypeError: if a flag is not a boolean.
     """
 
     resume: bool = True
@@ -47,6 +51,10 @@ class RunConfig:
     tensorboard: bool = False
     progress: bool = True
     on_progress: Listener | None = None
+
+    def __post_init__(self) -> None:
+        """Check the flags."""
+        check_flags(self, "resume", "overwrite", "tensorboard", "progress")
 
     def reporter(self) -> Reporter:
         """Make the context manager that shows and passes on progress records."""

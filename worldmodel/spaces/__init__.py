@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from worldmodel.spaces.nested import stack_values as stack_values
     from worldmodel.spaces.nested import to_numpy as to_numpy
     from worldmodel.spaces.selection import as_tuples as as_tuples
+    from worldmodel.spaces.selection import known_leaves as known_leaves
     from worldmodel.spaces.selection import select_leaves as select_leaves
     from worldmodel.spaces.selection import without_leaves as without_leaves
     from worldmodel.spaces.validation import as_numbers as as_numbers
@@ -53,7 +54,7 @@ else:
             "images": "ImageLayout area_weights find_images image_layout is_image refuse_float_images resize_by_area",
             "json": "space_from_json space_to_json",
             "nested": "Value build_value leaf_values leaves map_leaves stack_values to_numpy",
-            "selection": "as_tuples select_leaves without_leaves",
+            "selection": "as_tuples known_leaves select_leaves without_leaves",
             "validation": "as_numbers check_float32_range check_magnitude leaf_bounds",
         },
     )

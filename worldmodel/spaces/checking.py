@@ -18,11 +18,13 @@ from worldmodel.spaces.validation import leaf_bounds
 
 SAMPLES = 8  # of the round trip
 MAX_CHOICES = 1_000_000  # larger one-hot vectors are refused
-DTYPES = frozenset(["bool", "float16", "float32", "float64", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))])
+DTYPES = frozenset(
+    ["bool", "float16", "float32", "float64", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))]
+)
 
 
-def check_space(space: gym.Space, name: str) -> None:
-    """Raise unless every stage supports the space: a store, V, M, dreams and agents.
+def check_space(space: gym.Space, name: str) -> gym.Space:
+    """Return a space that every stage supports (a store, V, M, dreams and agents), or raise.
 
     Bounds and samples of every leaf make a round trip through `FlatSpace`, and the space itself one
     through JSON.
@@ -51,6 +53,7 @@ def check_space(space: gym.Space, name: str) -> None:
     back = space_from_json(json.loads(json.dumps(space_to_json(space), allow_nan=False)))
     if back != space:
         raise ValueError(f"{name}: expected a space that can be saved as JSON, got {space}, which comes back as {back}")
+    return space
 
 
 def _check_keys(space: gym.Space, name: str) -> None:
@@ -69,7 +72,7 @@ def _check_size(leaf: gym.Space, where: str) -> None:
         choices = int(leaf.nvec.astype(np.int64).sum())
     if choices > MAX_CHOICES:
         raise ValueError(
-            f"{where}: expected at most {MAX_CHOICES:,} choices, as each becomes an entry of a one-hot vector, got {choices:,}; "
+            f"{where}: expected at most {MAX_CHOICES:,} choices, as each is an entry of a one-hot vector, got {choices:,}; "
             "make it a Box of integers"
         )
 
@@ -106,8 +109,7 @@ def _bounds(leaf: gym.Space) -> np.ndarray:
     rows: list[Any] = []
     for bound in leaf_bounds(leaf):
         row = np.broadcast_to(np.asarray(bound), leaf.shape or ())
-        if np.issubdtype(leaf.dtype, np.floating):
-            low, high = leaf.low, leaf.high
-            row = np.where(np.isfinite(row), row, np.clip(np.zeros_like(row), low, high))
+        if isinstance(leaf, spaces.Box) and np.issubdtype(leaf.dtype, np.floating):
+            row = np.where(np.isfinite(row), row, np.clip(np.zeros_like(row), leaf.low, leaf.high))
         rows.append(row.astype(leaf.dtype))
     return np.stack(rows)

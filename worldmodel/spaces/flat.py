@@ -66,7 +66,7 @@ class FlatSpace(nn.Module):
         self._sizes = [_leaf_size(leaf) for _, leaf in self._leaves]
         self.size = sum(self._sizes)
         self.needs_float64 = any(_needs_float64(leaf) for _, leaf in self._leaves)
-        self._wide_integers = any(_needs_float64(leaf) and leaf.dtype.kind in "iu" for _, leaf in self._leaves)
+        self._wide_integers = any(_needs_float64(leaf) and np.issubdtype(leaf.dtype, np.integer) for _, leaf in self._leaves)
         bounds = [_feature_bounds(leaf, size) for (_, leaf), size in zip(self._leaves, self._sizes, strict=True)]
         low, high = (torch.as_tensor(np.concatenate(part), dtype=torch.float64) for part in zip(*bounds, strict=True))
         inner_low, inner_high = -_round_down(-low), _round_down(high)  # float32 bounds inside the exact ones

@@ -39,6 +39,12 @@ def without_leaves(space: gym.Space, names: Iterable[str]) -> gym.Space:
     return remaining
 
 
+def known_leaves(space: gym.Space, names: Iterable[str]) -> tuple[str, ...]:
+    """Return those of the names that are paths in a space, without repetition."""
+    known = set(_paths(space))
+    return tuple(name for name in dict.fromkeys(names) if name in known)
+
+
 def select_leaves(space: gym.Space, value: Value) -> Value:
     """Restrict a value, or a batch of values, to the leaves of a space, and take lists for tuples.
 

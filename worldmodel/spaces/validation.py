@@ -136,8 +136,8 @@ def check_float32_range(values: Tensor, name: str) -> None:
         row, *dimension = (int(index) for index in too_large.nonzero()[0])
         where = f"{name}, dimension {dimension[0] if len(dimension) == 1 else tuple(dimension)}" if dimension else name
         raise ValueError(
-            f"{where}: expected numbers of at most {LARGEST:.3g}, the range of float32, got {values[(row, *dimension)].item():g} "
-            f"in row {row}; rescale it in the environment (gymnasium.wrappers.TransformObservation, TransformAction or "
+            f"{where}: expected numbers of at most {LARGEST:.3g}, the range of float32, got {values[(row, *dimension)]:g} in "
+            f"row {row}; rescale it in the environment (gymnasium.wrappers.TransformObservation, TransformAction or "
             "TransformReward), or collect again without it"
         )
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from worldmodel.runtime import PRECISIONS, check_integers
+from worldmodel.runtime import PRECISIONS, check_flags, check_integers, check_names, check_numbers
 from worldmodel.training.optimizers import OPTIMIZERS
 
 
@@ -31,7 +31,7 @@ class TrainingConfig:
             `calibrate_termination`); V has none.
 
     Raises:
-        TypeError: if a number is not an integer.
+        TypeError: if a field has another type.
         ValueError: naming the field that is out of range.
     """
 
@@ -52,10 +52,10 @@ class TrainingConfig:
         """Check every field."""
         at_least_one = dict.fromkeys(("num_updates", "evaluate_every", "max_test_batches", "patience"), 1)
         check_integers(self, {**at_least_one, "warmup_updates": 0}, optional=("patience",))
-        for name in ("clip_norm", "clip_value"):
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise ValueError(f"{name}: expected None or a positive number, got {getattr(self, name)}")
-        if not 0 <= self.final_learning_rate <= self.learning_rate or not self.learning_rate > 0:
+        clips = dict.fromkeys(("clip_norm", "clip_value"), "(0, inf)")
+        check_numbers(self, {"learning_rate": "(0, inf)", "final_learning_rate": "[0, inf)", **clips}, optional=tuple(clips))
+        check_flags(self, "calibrate")
+        if self.final_learning_rate > self.learning_rate:
             raise ValueError(
                 f"learning_rate, final_learning_rate: expected 0 <= final <= peak and a positive peak, "
                 f"got {self.learning_rate} and {self.final_learning_rate}"
@@ -92,7 +92,7 @@ class FrameConfig:
         min_length: episodes of fewer steps are left out.
 
     Raises:
-        TypeError: if a number is not an integer.
+        TypeError: if a field has another type.
         ValueError: naming the field that is out of range.
     """
 
@@ -103,8 +103,7 @@ class FrameConfig:
     def __post_init__(self) -> None:
         """Check every field."""
         check_integers(self, {"batch_size": 1, "min_length": 1})
-        if not 0 <= self.test_fraction < 1:
-            raise ValueError(f"test_fraction: expected a number in [0, 1), got {self.test_fraction}")
+        check_numbers(self, {"test_fraction": "[0, 1)"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,11 +117,12 @@ class DataConfig:
         batch_size: B, windows in a batch.
         test_fraction: part of the episodes that is held out.
         min_length: episodes of fewer steps are left out.
+        leave_out: paths of leaves of the observations that z does not hold, such as "mission".
         resident: True keeps the encoded data on the device (fast, if they fit), False reads windows from disk as they come (any
             size), None decides by size. The result is the same.
 
     Raises:
-        TypeError: if a number is not an integer.
+        TypeError: if a field has another type.
         ValueError: naming the field that is out of range.
     """
 
@@ -131,14 +131,20 @@ class DataConfig:
     batch_size: int = 64
     test_fraction: float = 0.1
     min_length: int = 1
+    leave_out: tuple[str, ...] = ()
     resident: bool | None = None
 
     def __post_init__(self) -> None:
         """Check every field."""
+        check_names(self, "leave_out")
         check_integers(self, {"window": 1, "burn_in": 0, "batch_size": 1, "min_length": 1})
-        if not 0 <= self.test_fraction < 1:
-            raise ValueError(f"test_fraction: expected a number in [0, 1), got {self.test_fraction}")
+        check_numbers(self, {"test_fraction": "[0, 1)"})
+        check_flags(self, optional=("resident",))
 
     def identity(self) -> dict[str, Any]:
-        """Return what the batches depend on, for the record of a run; ``resident`` changes no result and is left out."""
-        return {name: value for name, value in asdict(self).items() if name != "resident"}
+        """Return what the batches depend on, for the record of a run.
+
+        ``resident`` changes no result. Runs of earlier versions have no ``leave_out``.
+        """
+        left_out = {"resident"} if self.leave_out else {"resident", "leave_out"}
+        return {name: value for name, value in asdict(self).items() if name not in left_out}

@@ -28,7 +28,7 @@ from worldmodel.models import (
     encoded_bytes,
     encoded_form,
 )
-from worldmodel.runtime import RunConfig, check_device, runs
+from worldmodel.runtime import RunConfig, check_device, float32_default, runs
 from worldmodel.spaces import FlatSpace, find_images, map_leaves, refuse_float_images
 from worldmodel.training import likelihood, loop
 from worldmodel.training.config import DataConfig, TrainingConfig
@@ -85,7 +85,7 @@ def fit(
     """
     data_config, training_config, run = data_config or DataConfig(), training_config or TrainingConfig(), run or RunConfig()
     check_device(device)
-    episodes = EpisodeCollection.open(data, min_length=data_config.min_length)
+    episodes = EpisodeCollection.open(data, min_length=data_config.min_length, leave_out=data_config.leave_out)
     encoded = encoded_form(episodes.stores, _trained_v(initial, vision))
     if initial is None:
         v, model = _new_parts(episodes, seed, config, vision, encoded)
@@ -98,9 +98,7 @@ def fit(
         return WorldModel.from_pretrained(directory, device=device)
     if initial is None and not isinstance(vision, Vision):
         v.fit(episodes.read(int(index)).observations for index in split[0])
-    world = _build_world(episodes, v, model, encoded or v).to(device)
-    if initial is not None:
-        world.action_features.exact = initial.action_features.exact
+    world = _build_world(episodes, v, model, encoded or v, initial).to(device)
     reader = world.vision if encoded is None else encoded.to(device)
     train_data, test_data = _sequence_data(episodes, split, reader, world.action_features, data_config, seed)
     if initial is None:
@@ -171,7 +169,7 @@ def _new_parts(
     config = config or MDNRNNConfig()
     if config.termination_head is None:
         config = replace(config, termination_head=_any_terminates(episodes))
-    with torch.random.fork_rng(devices=[]):  # torch's initialisers take no generator: borrow the CPU's and give it back
+    with torch.random.fork_rng(devices=[]), float32_default():  # initialisers take no generator: borrow the CPU's, give it back
         torch.default_generator.manual_seed(seed)
         made = vision if isinstance(vision, Vision) else (vision or StateNormalizer).from_config(space, {})
         v = copy.deepcopy(made).cpu()
@@ -217,12 +215,16 @@ def _parts_of(
     return copy.deepcopy(initial.vision).cpu(), copy.deepcopy(initial.mdnrnn).cpu()
 
 
-def _build_world(episodes: EpisodeCollection, vision: Vision, model: MDNRNN, reader: Vision) -> WorldModel:
+def _build_world(
+    episodes: EpisodeCollection, vision: Vision, model: MDNRNN, reader: Vision, initial: WorldModel | None
+) -> WorldModel:
     """Combine V, M and the first observations of at most `MAX_START_STATES` episodes, spread evenly."""
     firsts = [episodes.read(i, 0, 1).observations for i in _spread(len(episodes))]
     parts = [reader.encode(map_leaves(lambda leaf: leaf[:1], first)) for first in firsts]
     mean, log_variance = (torch.cat(part) for part in zip(*parts, strict=True))
-    return WorldModel(vision, model, episodes.action_space, start_mean=mean, start_log_variance=log_variance)
+    world = WorldModel(vision, model, episodes.action_space, start_mean=mean, start_log_variance=log_variance)
+    world.action_features.exact = initial is None or initial.action_features.exact
+    return world
 
 
 def _sequence_data(
