@@ -525,7 +525,7 @@ def test_statistics_that_do_not_fit_are_refused_and_change_nothing(field, value,
     ("fields", "message"),
     [
         *[({name: 0}, f"{name}: expected an integer >= 1, got 0") for name in ("hidden_size", "num_layers", "num_components")],
-        *[({name: value}, f"{name}: expected a probability in \\[0, 1\\), got {value}") for name, value in itertools.product(
+        *[({name: value}, f"{name}: expected a number in \\[0, 1\\), got {value}") for name, value in itertools.product(
             ("input_dropout", "output_dropout"), (-0.1, 1.0, math.nan))],
         ({"termination_gradient": 1.1}, r"termination_gradient: expected a number in \[0, 1\], got 1.1"),
         ({"termination_weight": 0.0}, "termination_weight: expected a positive finite number, got 0.0"),

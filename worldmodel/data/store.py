@@ -90,8 +90,7 @@ class EpisodeStore:
             FileExistsError: if ``path`` holds other files, or a store and ``overwrite`` is False.
             TypeError, ValueError: if a space is not supported; see `worldmodel.spaces.check_space`.
         """
-        spaces = check_space(observation_space, "observation_space"), check_space(action_space, "action_space")
-        schema = Schema(*spaces, recipe)
+        schema = Schema(check_space(observation_space, "observation_space"), check_space(action_space, "action_space"), recipe)
         store = cls(prepare_directory(path, marker=MANIFEST, format=FORMAT, overwrite=overwrite, replaces=OUTPUTS), schema)
         (store.path / SHARDS).mkdir()
         store._write_manifest()

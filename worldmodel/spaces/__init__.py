@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from worldmodel.spaces.images import ImageLayout as ImageLayout
     from worldmodel.spaces.images import area_weights as area_weights
     from worldmodel.spaces.images import find_images as find_images
+    from worldmodel.spaces.images import has_image_shape as has_image_shape
     from worldmodel.spaces.images import image_layout as image_layout
     from worldmodel.spaces.images import is_image as is_image
     from worldmodel.spaces.images import refuse_float_images as refuse_float_images
@@ -51,7 +52,10 @@ else:
         {
             "checking": "check_space",
             "flat": "FlatSpace",
-            "images": "ImageLayout area_weights find_images image_layout is_image refuse_float_images resize_by_area",
+            "images": (
+                "ImageLayout area_weights find_images has_image_shape image_layout is_image refuse_float_images "
+                "resize_by_area"
+            ),
             "json": "space_from_json space_to_json",
             "nested": "Value build_value leaf_values leaves map_leaves stack_values to_numpy",
             "selection": "as_tuples known_leaves select_leaves without_leaves",
