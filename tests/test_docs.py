@@ -149,7 +149,7 @@ def test_files_that_a_page_names_exist(page):
 
 @pytest.mark.parametrize("page", PAGES[1:], ids=NAMES[1:])
 def test_pages_link_no_markdown_outside_of_the_documentation(page):
-    """Sphinx turns other files into downloads, but knows no Markdown that is none of its pages."""
+    """Sphinx makes links to other files downloads, but warns of Markdown files that are not among its pages."""
     targets = [(page.parent / link).resolve() for link in re.findall(r"\]\(([^)\s#]+\.md)", prose(page)) if ":" not in link]
     assert not [target for target in targets if not target.is_relative_to(DOCS)]
 

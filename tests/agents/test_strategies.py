@@ -46,7 +46,7 @@ def test_candidates_come_in_mirrored_pairs_of_the_given_width():
     strategy = make(size=5000, sigma=0.2)
     candidates = strategy.ask()
     assert np.array_equal(candidates[:10], -candidates[10:])  # the centre is 0
-    assert candidates.std() == pytest.approx(0.2, rel=0.02)  # 50,000 draws: 6 standard errors
+    assert candidates.std() == pytest.approx(0.2, rel=0.02)  # 50,000 samples: 6 standard errors
 
 
 def test_ranks_are_centred_and_ties_share_their_mean():

@@ -26,19 +26,19 @@ def test_integers_of_python_and_numpy_become_python_integers(value):
 
 
 @pytest.mark.parametrize("value", [True, np.True_, 2.0, "2", None, np.float64(2)])
-def test_other_types_are_refused(value):
+def test_other_types_are_rejected(value):
     with pytest.raises(TypeError, match="size: expected an integer >= 1, got"):
         check_integer(value, "size", least=1)
 
 
-def test_values_below_the_least_are_refused():
+def test_values_below_the_least_are_rejected():
     with pytest.raises(ValueError, match="size: expected an integer >= 1, got 0"):
         check_integer(0, "size", least=1)
     assert check_integer(-5, "shift") == -5
 
 
 @pytest.mark.parametrize(("config", "name"), FIELDS)
-def test_every_configuration_refuses_a_boolean_and_a_fraction_and_takes_numpys_integers(config, name):
+def test_every_configuration_rejects_a_boolean_and_a_fraction_and_takes_numpys_integers(config, name):
     for value in (True, 1.5):
         with pytest.raises(TypeError, match=f"{name}: expected an integer"):
             config(**{name: value})
@@ -47,7 +47,7 @@ def test_every_configuration_refuses_a_boolean_and_a_fraction_and_takes_numpys_i
     assert type(getattr(config(**{name: np.int64(4)}), name)) is int
 
 
-def test_functions_refuse_booleans(tmp_path):
+def test_functions_reject_booleans(tmp_path):
     with pytest.raises(TypeError, match="num_episodes: expected an integer"):
         wm.collect("CartPole-v1", out=tmp_path / "s", num_episodes=True)
     with pytest.raises(TypeError, match="episode_ids: expected an integer"):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from worldmodel.agents import ControllerConfig, OpenAIESConfig, PPOConfig, SearchConfig
+from worldmodel.dream import StartConfig
 from worldmodel.evaluation import EvaluationConfig
 from worldmodel.experiments import IterationConfig
 from worldmodel.models import MDNRNNConfig, VAEConfig
@@ -16,7 +17,7 @@ from worldmodel.training import DataConfig, FrameConfig, TrainingConfig
 
 CONFIGS = [
     ControllerConfig, DataConfig, EvaluationConfig, FrameConfig, IterationConfig, MDNRNNConfig, OpenAIESConfig, PPOConfig,
-    RunConfig, SearchConfig, TrainingConfig, VAEConfig, WorkerConfig,
+    RunConfig, SearchConfig, StartConfig, TrainingConfig, VAEConfig, WorkerConfig,
 ]  # fmt: skip
 
 

@@ -153,7 +153,7 @@ def test_training_continues_from_an_initial_v(tmp_path):
     slow = config(1, learning_rate=1e-12, final_learning_rate=0)
     second = train_vae(tmp_path / "data", out=tmp_path / "b", training_config=slow, initial=first)
     torch.testing.assert_close(second.mean_head.weight, first.mean_head.weight)
-    with pytest.raises(ValueError, match="config: expected none beside an initial V"):
+    with pytest.raises(ValueError, match="config: expected None with an initial V"):
         train_vae(tmp_path / "data", out=tmp_path / "c", initial=first, **SMALL)
 
 

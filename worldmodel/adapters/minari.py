@@ -19,6 +19,7 @@ import numpy as np
 from gymnasium import spaces
 
 from worldmodel.data import Episode, EpisodeStore, check_episode
+from worldmodel.runtime import missing_extra
 from worldmodel.spaces import build_value, leaf_values, leaves, select_leaves, space_from_json, space_to_json, without_leaves
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def _import_minari() -> Any:
         import minari
         import minari.data_collector
     except ImportError as error:
-        raise ImportError("minari: expected the package to be installed; `pip install worldmodel[minari]`") from error
+        raise missing_extra("minari") from error
     return minari
 
 

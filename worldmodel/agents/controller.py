@@ -96,7 +96,7 @@ class Controller(nn.Module):
         self.action_features = FlatSpace(action_space)
         sizes = [size, *([] if hidden_size is None else [hidden_size]), 1 if ordered else self.action_features.size]
         layers = (nn.utils.skip_init(nn.Linear, *pair, bias=bias) for pair in itertools.pairwise(sizes))
-        self.layers = nn.ModuleList(layers)  # `skip_init` draws from no global state
+        self.layers = nn.ModuleList(layers)  # `skip_init` uses no global random state
         nn.utils.vector_to_parameters(torch.zeros(self.num_parameters), self.parameters())
         if hidden_size is not None and generator is not None:
             hidden = self.layers[0]

@@ -53,7 +53,7 @@ class SearchConfig:
         generations: largest number of generations.
         population: candidates in a generation.
         sigma: standard deviation of the candidates' weights; for CMA-ES, its initial value.
-        method: "cma" (CMA-ES, extra ``cma``), or "openai-es" for thousands of weights.
+        method: "cma" (CMA-ES, extra ``search``), or "openai-es" for thousands of weights.
         openai_es: settings of OpenAI-ES.
         test_every: generations between tests.
         test_dreams: dreams in a test, or real episodes for a search in the real environment.
@@ -195,8 +195,8 @@ class _Search:
         if self._log is not None and self._log.exists():
             if not run.resume:
                 raise FileExistsError(
-                    f"{self._log}: expected no file, got an earlier search; resume it (--resume), overwrite it (--overwrite), "
-                    "or choose another file"
+                    f"{self._log}: expected no file, got an earlier search; resume it (RunConfig(resume=True)), overwrite it "
+                    "(--overwrite), or choose another file"
                 )
             self._replay(self._log)
         else:

@@ -185,7 +185,7 @@ class RealPopulation:
         described = config.recipe()
         self._recipe = {"worlds": described.pop("env"), "rollouts": self._rollouts, **described}
         self._stage = _Stage(copy.deepcopy(world).cpu(), replace(config, env=env_maker(config.env)))
-        self._stage.reality(1, 0).close()  # says now what is wrong with the environment
+        self._stage.reality(1, 0).close()  # raises now if the environment cannot be made
 
     def recipe(self) -> dict[str, Any]:
         """Return everything that the scores depend on, as JSON-serialisable data."""

@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from worldmodel.runtime import check_numbers
+from worldmodel.runtime import check_numbers, missing_extra
 
 Method = Literal["cma", "openai-es"]
 METHODS = ("cma", "openai-es")
@@ -100,7 +100,7 @@ class CMAES:
         try:
             import cma  # here, as it takes seconds to import
         except ImportError as error:
-            raise ImportError("cma is not installed: pip install worldmodel[cma]; or use method='openai-es'") from error
+            raise missing_extra("search", advice="or use method='openai-es'") from error
         rng = np.random.default_rng(seed)
         options = {
             "popsize": population,

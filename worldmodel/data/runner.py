@@ -75,7 +75,7 @@ class Runner:
     ):
         self._seed, self._policy = check_integer(seed, "seed", least=0), policy
         if isinstance(policy, str) and policy not in POLICIES:
-            make_policy(policy, gym.spaces.Discrete(1))  # raises, and says which there are
+            make_policy(policy, gym.spaces.Discrete(1))  # an unknown policy raises with the known names
         config = EnvConfig.of(env)
         self._env_recipe = config.recipe()
         self._config = replace(config, env=env_maker(config.env), kwargs=dict(config.kwargs), wrappers=tuple(config.wrappers))

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from worldmodel.dream.seeding import Rows as Rows
     from worldmodel.dream.seeding import rows_to_reset as rows_to_reset
     from worldmodel.dream.starts import StartBank as StartBank
+    from worldmodel.dream.starts import StartConfig as StartConfig
     from worldmodel.dream.tracking import LatentTracker as LatentTracker
     from worldmodel.dream.tracking import primed_states as primed_states
 else:
@@ -61,7 +62,7 @@ else:
             "reality": "Reality",
             "scores": "Scores score",
             "seeding": "EpisodeSeeds Rows rows_to_reset",
-            "starts": "StartBank",
+            "starts": "StartBank StartConfig",
             "tracking": "LatentTracker primed_states",
         },
     )

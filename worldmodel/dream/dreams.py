@@ -36,10 +36,10 @@ class Dreams(BatchedWorld):
         world: the world model.
         num_dreams: B.
         temperature: tau >= 0, a number or one value per dream (B,). 1 is what M learned; more is harder, 0 is the mode.
-        termination: "sample" draws the end with probability p; "threshold" ends a dream when p > 0.5, as in the paper.
-            Temperature does not touch it. dev/LOG.md has the measurement behind the default.
-        num_groups: the dreams are so many equal groups that share their start states and random numbers, for comparing
-            candidates under common random numbers: dream g * R + r has the random numbers of dream r.
+        termination: "sample": a dream terminates with probability p at each step; "threshold": when p > 0.5, as in the paper.
+            Temperature does not affect it. dev/LOG.md has the measurement behind the default.
+        num_groups: number of equal groups of dreams. Groups share start states and random numbers, to compare candidates
+            under common random numbers: dream g * R + r has the random numbers of dream r.
         precision: "float32"; "bfloat16" for the matrix products of M, by `FastStep`, which at the paper's sizes is several
             times as fast where the device has units for it, and works on a copy of M's weights as they are now; "auto" for
             the latter where device and M allow it. A seed dreams one dream in the one and another in the other.
@@ -101,10 +101,10 @@ class Dreams(BatchedWorld):
         """Start the dreams where real prefixes end; the prefix primes the LSTM.
 
         Args:
-            observations: values of the observation space, (P + 1, ...) for all dreams, which then share the draw of z, or
+            observations: values of the observation space, (P + 1, ...) for all dreams, which then share one sample of z, or
                 (B, P + 1, ...) one prefix each.
             actions: values of the action space, (P, ...) or (B, P, ...); P may be 0.
-            generator: source of the draws from V's posterior.
+            generator: source of the samples from V's posterior.
 
         Raises:
             ValueError: if the shapes do not fit.

@@ -133,5 +133,5 @@ class LatentVectorEnv(VectorWrapper):
 
 
 def _features(tracker: LatentTracker, kind: FeatureKind) -> np.ndarray:
-    """Features of all rows: (B, F) float32, in memory of their own."""
+    """Features of all rows: (B, F) float32, in new memory."""
     return tracker.state.features(kind).float().cpu().numpy().copy()

@@ -41,7 +41,7 @@ from worldmodel.evaluation import Evaluation, EvaluationConfig, evaluate
 from worldmodel.experiments.iteration_config import SCORES, IterationConfig, Round, has_stalled
 from worldmodel.models import WORLD_FILE, WorldModel
 from worldmodel.rng import AGENT_STREAM, COLLECT_STREAM, VALIDATE_STREAM, derive_seed
-from worldmodel.runtime import Listener, Progress, RunConfig, check_device, check_integer, describe, files, jsonable, runs
+from worldmodel.runtime import Listener, Progress, RunConfig, check_integer, choose_device, describe, files, jsonable, runs
 from worldmodel.training import fit
 
 ITERATION_FORMAT, SCORES_FORMAT, ITERATION_VERSION = "worldmodel.iteration", "worldmodel.scores", 1
@@ -87,13 +87,14 @@ def iterate(
     """
     config, run, environment = config or IterationConfig(), run or RunConfig(), EnvConfig.of(env)
     seed = check_integer(seed, "seed", least=0)
-    _check(environment, config, seed, device)
+    device = choose_device(device)
+    _check(environment, config, seed)
     about: dict[str, Any] = {"marker": ITERATION_FILE, "format": ITERATION_FORMAT, "version": ITERATION_VERSION}
     arguments = _arguments(environment, config, target, seed, train_agent)
     directory = runs.prepare_run(out, arguments, **about, replaces=OUTPUTS, run=run, error=FileExistsError)
     rounds: list[Round] = []
     with run.reporter() as report:
-        loop = _Loop(environment, directory, config, seed, torch.device(device), train_agent, run, report)
+        loop = _Loop(environment, directory, config, seed, device, train_agent, run, report)
         while len(rounds) < config.max_rounds and not has_stalled(rounds, config.patience_rounds):
             rounds.append(loop.round(len(rounds) + 1))
             if target is not None and rounds[-1].validation.mean >= target:
@@ -112,9 +113,8 @@ def _arguments(
     return jsonable({**recipe, "target": target, "seed": seed, "train_agent": trainer, "config": config.identity()})
 
 
-def _check(env: EnvConfig, config: IterationConfig, seed: int, device: str | torch.device) -> None:
+def _check(env: EnvConfig, config: IterationConfig, seed: int) -> None:
     """Raise the errors of the stages now, before an earlier run is overwritten."""
-    check_device(device)
     with contextlib.closing(Runner(env, config.first_policy, seed=derive_seed(seed, COLLECT_STREAM, 1))) as runner:
         runner.spaces()
 

@@ -221,9 +221,9 @@ class Reproduction:
     @cached_property
     def starts(self) -> StartBank:
         """Start states of the short dreams of PPO."""
-        options = {} if self.preset.improvement is None else self.preset.improvement.starts
+        config = None if self.preset.improvement is None else self.preset.improvement.starts
         with self.stages.timed("starts"):
-            return StartBank.along(self.world(), self.out / "encoded", seed=self.seed, **options)
+            return StartBank.along(self.world(), self.out / "encoded", config=config, seed=self.seed)
 
     def _evolve(self, temperature: float, repeat: int) -> Any:
         """Search by evolution, in complete dreams."""

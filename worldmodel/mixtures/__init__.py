@@ -1,8 +1,8 @@
 """Gaussian mixtures and the network heads that predict them.
 
-A head owns its loss, its sampling, the meaning of temperature, and its number of random draws. It maps features to a
-distribution and does not know where the features come from: `MixtureDensityNetwork` puts a head on a plain network, the
-models package puts one on an LSTM. The formulas are in ``gaussian.py`` and ``heads.py``.
+A head owns its loss, its sampling, the meaning of temperature, and the number of random numbers per sample. It maps
+features from any network to a distribution: `MixtureDensityNetwork` puts a head on a perceptron, the models package on an
+LSTM. The formulas are in ``gaussian.py`` and ``heads.py``.
 
 Example:
     >>> import torch

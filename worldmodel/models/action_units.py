@@ -6,14 +6,15 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from worldmodel.models.batch import SequenceBatch
+from worldmodel.spaces import Float64Buffers
 
 SMALLEST_RELATIVE_SCALE = 1e-12  # of the mean: rounding errors of a constant action are no variation
 
 
-class ActionUnits(nn.Module):
+class ActionUnits(Float64Buffers):
     """Mean and scale of action features over the training data; 0 and 1 leave them as they are.
 
     They are float64, so that actions with a large offset keep their variation. They are in the state

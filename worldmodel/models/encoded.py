@@ -155,7 +155,7 @@ def encoded_form(stores: Sequence[EpisodeStore], vision: Vision | None) -> Encod
             name = (encoded_with(store) or "no V")[:12]
             raise ValueError(
                 f"vision: expected the V that {store.path} was encoded with ({name}), got {given}; give that one, or encode "
-                "the episodes with this one (scripts/encode.py)"
+                "the episodes with this one (worldmodel encode)"
             )
     assert vision is not None
     return EncodedObservations(vision.latent_size, stores[0].recipe[KEY]["dtype"])

@@ -10,7 +10,7 @@ Two choices differ from the paper's code:
   ``predict_change`` is False. The density is still that of z_{t+1}. dev/LOG.md has the measurement behind the default.
 - The reward head is a Gaussian too, so that it has a likelihood.
 
-M does not know what kind of head predicts z: that is a `worldmodel.mixtures.LatentHead`, named by `MDNRNNConfig.latent_head`.
+The head that predicts z is any `worldmodel.mixtures.LatentHead`, named by `MDNRNNConfig.latent_head`.
 """
 
 from __future__ import annotations

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from worldmodel.models.vision import Vision
-from worldmodel.spaces import FlatSpace, Value, check_magnitude
+from worldmodel.spaces import FlatSpace, Float64Buffers, Value, check_magnitude
 
 SMALLEST_STANDARD_DEVIATION = 1e-6  # a dimension that varies less in the data counts as constant and is not scaled up
 SMALLEST_RELATIVE_DEVIATION = 1e-12  # the same for float64, relative to the larger of 1 and the mean
 
 
-class StateNormalizer(Vision):
+class StateNormalizer(Float64Buffers, Vision):
     """V for vector observations: flat features, standardised to mean 0 and standard deviation 1 over the data.
 
     Args:

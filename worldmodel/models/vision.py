@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel.rng import Source, fill_normal
-from worldmodel.runtime import Registry, UnknownClassError, check_device, digest_tensors, files, float32_default
+from worldmodel.runtime import Registry, UnknownClassError, choose_device, digest_tensors, files, float32_default
 from worldmodel.spaces import ImageLayout, Value, space_from_json, space_to_json
 
 VISION_FORMAT, VISION_VERSION = "worldmodel.vision", 2  # version 1 fingerprints the complete configuration
@@ -178,7 +178,7 @@ class Vision(nn.Module, abc.ABC):
             ValueError: if it is damaged, not of this format, of a newer version or of another class.
         """
         path = Path(path)
-        check_device(device)
+        device = choose_device(device)
         content = files.read_json(path / VISION_FILE, format=VISION_FORMAT, version=VISION_VERSION)
         weights, _ = files.load_tensors(path / VISION_WEIGHTS)
         try:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from worldmodel.models.mdnrnn import MDNRNN
 from worldmodel.models.vision import Vision, draw_latent, vision_from_json, vision_to_json
 from worldmodel.rng import Source
-from worldmodel.runtime import UnknownClassError, check_device, files, float32_default
+from worldmodel.runtime import UnknownClassError, choose_device, files, float32_default
 from worldmodel.spaces import FlatSpace, Value, known_leaves, space_from_json, space_to_json, without_leaves
 from worldmodel.version import __version__
 
@@ -184,7 +184,7 @@ class WorldModel(nn.Module):
             ValueError: if it is damaged, not of this format, of a newer version, or its V or latent head is an unknown class.
         """
         path = Path(path)
-        check_device(device)
+        device = choose_device(device)
         if not (path / WORLD_FILE).is_file():
             unfinished = "; the training in this directory is not finished: resume it" if (path / "training").is_dir() else ""
             raise FileNotFoundError(f"{path}: expected a world model directory with {WORLD_FILE}, found none{unfinished}")

@@ -8,17 +8,22 @@ from pathlib import Path
 
 import numpy as np
 from gymnasium import spaces
-from matplotlib import image
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from worldmodel.data import Episode
 from worldmodel.dream import Dreams, Rollout
 from worldmodel.evaluation import replay
 from worldmodel.experiments import Round, best_round
 from worldmodel.models import WorldModel
+from worldmodel.runtime import missing_extra
 from worldmodel.spaces import FlatSpace, Value
 from worldmodel.training import read_metrics
+
+try:
+    from matplotlib import image
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+except ImportError as error:
+    raise missing_extra("plots") from error
 
 REAL, DREAM, NEUTRAL = "#1b1b1b", "#d1495b", "#8d99ae"
 NUM_DREAMS = 256  # dreams from which the quantiles of the trajectory are computed

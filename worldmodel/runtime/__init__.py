@@ -1,8 +1,8 @@
 """Files, processes, devices and progress: what a long run needs whatever it computes.
 
 Files are written atomically and as JSON or safetensors; a run records its arguments, so that a later call can resume it;
-tasks run in worker processes that may raise or be killed; progress goes to tqdm bars and to a callback. Nothing here knows
-about environments or models, so every other package may use it.
+tasks run in worker processes that may raise or be killed; progress goes to tqdm bars and to a callback. Nothing here
+depends on environments or models, so every other package may use it.
 
 Example:
     >>> from worldmodel.runtime import Progress, Reporter
@@ -17,10 +17,17 @@ from worldmodel.lazy import attach
 
 if TYPE_CHECKING:
     from worldmodel.runtime.device import PRECISIONS as PRECISIONS
+    from worldmodel.runtime.device import Precision as Precision
     from worldmodel.runtime.device import check_device as check_device
+    from worldmodel.runtime.device import choose_device as choose_device
     from worldmodel.runtime.device import fast_precision as fast_precision
     from worldmodel.runtime.device import float32_default as float32_default
+    from worldmodel.runtime.device import missing_operation as missing_operation
     from worldmodel.runtime.device import resolve_precision as resolve_precision
+    from worldmodel.runtime.extras import EXTRAS as EXTRAS
+    from worldmodel.runtime.extras import has_extra as has_extra
+    from worldmodel.runtime.extras import missing_extra as missing_extra
+    from worldmodel.runtime.extras import require_extras as require_extras
     from worldmodel.runtime.files import TEMPORARY_SUFFIX as TEMPORARY_SUFFIX
     from worldmodel.runtime.files import digest_tensors as digest_tensors
     from worldmodel.runtime.files import load_tensors as load_tensors
@@ -42,6 +49,12 @@ if TYPE_CHECKING:
     from worldmodel.runtime.progress import Listener as Listener
     from worldmodel.runtime.progress import Progress as Progress
     from worldmodel.runtime.progress import Reporter as Reporter
+    from worldmodel.runtime.provenance import command_line as command_line
+    from worldmodel.runtime.provenance import describe_machine as describe_machine
+    from worldmodel.runtime.provenance import read_runs as read_runs
+    from worldmodel.runtime.provenance import record_run as record_run
+    from worldmodel.runtime.provenance import source_commit as source_commit
+    from worldmodel.runtime.provenance import versions as versions
     from worldmodel.runtime.registry import Registry as Registry
     from worldmodel.runtime.registry import UnknownClassError as UnknownClassError
     from worldmodel.runtime.runs import RunConfig as RunConfig
@@ -57,7 +70,11 @@ else:
     __getattr__, __dir__, __all__ = attach(
         __name__,
         {
-            "device": "PRECISIONS check_device fast_precision float32_default resolve_precision",
+            "device": (
+                "PRECISIONS Precision check_device choose_device fast_precision float32_default missing_operation "
+                "resolve_precision"
+            ),
+            "extras": "EXTRAS has_extra missing_extra require_extras",
             "files": (
                 "TEMPORARY_SUFFIX digest_tensors load_tensors prepare_directory read_json remove_temporaries "
                 "require_disk save_tensors write_bytes write_json"
@@ -66,6 +83,7 @@ else:
             "numbers": "check_flags check_names check_number check_numbers",
             "process": "interrupt_between_steps keep_freed_memory",
             "progress": "Listener Progress Reporter",
+            "provenance": "command_line describe_machine read_runs record_run source_commit versions",
             "registry": "Registry UnknownClassError",
             "runs": "RunConfig check_same_run describe jsonable prepare_run",
             "workers": "Runner WorkerConfig run_here run_in_processes",

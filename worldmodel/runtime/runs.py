@@ -164,7 +164,7 @@ def prepare_run(
         return path
     if not run.resume:
         raise FileExistsError(
-            f"{path}: expected no earlier run, got one; resume (--resume) it, or replace it with overwrite (--overwrite)"
+            f"{path}: expected no earlier run, got one; resume it (RunConfig(resume=True)) or replace it (--overwrite)"
         )
     check_same_run(read_json(path / marker, format=format, version=version), arguments, path, error=error)
     return path

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from worldmodel.lazy import attach
 
 if TYPE_CHECKING:
+    from worldmodel.spaces.buffers import Float64Buffers as Float64Buffers
     from worldmodel.spaces.checking import check_space as check_space
     from worldmodel.spaces.flat import FlatSpace as FlatSpace
     from worldmodel.spaces.images import ImageLayout as ImageLayout
@@ -50,11 +51,11 @@ else:
     __getattr__, __dir__, __all__ = attach(
         __name__,
         {
+            "buffers": "Float64Buffers",
             "checking": "check_space",
             "flat": "FlatSpace",
             "images": (
-                "ImageLayout area_weights find_images has_image_shape image_layout is_image refuse_float_images "
-                "resize_by_area"
+                "ImageLayout area_weights find_images has_image_shape image_layout is_image refuse_float_images resize_by_area"
             ),
             "json": "space_from_json space_to_json",
             "nested": "Value build_value leaf_values leaves map_leaves stack_values to_numpy",

@@ -14,8 +14,9 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
-from torch import Tensor, nn
+from torch import Tensor
 
+from worldmodel.spaces.buffers import Float64Buffers
 from worldmodel.spaces.nested import Value, build_value, leaf_values, leaves
 from worldmodel.spaces.selection import as_tuples
 from worldmodel.spaces.validation import as_numbers, check_kind, check_leaf, check_range, leaf_bounds
@@ -24,7 +25,7 @@ MAX_SCALED_RANGE = 1e6  # wider Box dimensions count as unbounded: bounds of 3.4
 FLOAT32_INTEGERS = 2**24  # float32 represents all integers up to this magnitude
 
 
-class FlatSpace(nn.Module):
+class FlatSpace(Float64Buffers):
     """Map between the values of a space and flat feature vectors of ``size`` floats.
 
     Discrete and MultiDiscrete become one-hot vectors, MultiBinary becomes zeros and ones, and Box
@@ -110,7 +111,7 @@ class FlatSpace(nn.Module):
                 space.
             TypeError: if a leaf is not numeric, or a Discrete or MultiDiscrete leaf is boolean.
         """
-        wide = self.needs_float64 and (self.exact if exact is None else exact)
+        wide = self.needs_float64 and (self.exact if exact is None else exact) and self.exact_low.dtype is torch.float64
         dtype = torch.float64 if wide else torch.float32
         center, half_range = (self.exact_center, self.exact_half_range) if wide else (self.center, self.half_range)
         given = leaf_values(as_tuples(self.space, value))

@@ -1,4 +1,4 @@
-"""How a training goes: its numbers, and the learning rate of each update."""
+"""Configuration of a training and of its data, and the learning rate of each update."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from worldmodel.runtime import PRECISIONS, check_flags, check_integers, check_names, check_numbers
-from worldmodel.training.optimizers import OPTIMIZERS
+from worldmodel.runtime import PRECISIONS, Precision, check_flags, check_integers, check_names, check_numbers
+from worldmodel.training.optimizers import OPTIMIZERS, Optimizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,9 +23,9 @@ class TrainingConfig:
         clip_value: largest absolute value of each entry of the gradient (the authors' way); None does not clip values.
         precision: "float32", "bfloat16" for matrix products alone, or "auto" for the latter where the device has units for it.
         evaluate_every: updates between evaluations on held-out data.
-        max_test_batches: an evaluation takes at most so many batches, spread evenly over the held-out data and always the same,
+        max_test_batches: maximum number of batches in an evaluation, spread evenly over the held-out data and always the same,
             so that its cost does not grow with the data.
-        patience: stop after so many evaluations without improvement; None never stops early.
+        patience: number of evaluations without improvement after which training stops; None never stops early.
         optimizer: "adam", or "muon", with which V and M need fewer updates (see `worldmodel.training.optimizers`).
         calibrate: after the training of M, calibrate its termination probabilities on the held-out episodes (see
             `calibrate_termination`); V has none.
@@ -41,11 +41,11 @@ class TrainingConfig:
     warmup_updates: int = 0
     clip_norm: float | None = 10.0
     clip_value: float | None = None
-    precision: str = "float32"
+    precision: Precision = "float32"
     evaluate_every: int = 200
     max_test_batches: int = 50
     patience: int | None = None
-    optimizer: str = "adam"
+    optimizer: Optimizer = "adam"
     calibrate: bool = False
 
     def __post_init__(self) -> None:

@@ -28,7 +28,7 @@ from worldmodel.models import (
     encoded_bytes,
     encoded_form,
 )
-from worldmodel.runtime import RunConfig, check_device, float32_default, runs
+from worldmodel.runtime import RunConfig, choose_device, float32_default, runs
 from worldmodel.spaces import FlatSpace, find_images, map_leaves, refuse_float_images
 from worldmodel.training import likelihood, loop
 from worldmodel.training.config import DataConfig, TrainingConfig
@@ -40,7 +40,7 @@ FIT_FORMAT, FIT_VERSION, FIT_FILE = "worldmodel.fit", 1, "fit.json"
 OUTPUTS = (FIT_FILE, WORLD_FILE, WEIGHTS_FILE, "training", ".*.tmp")
 RUN: dict[str, Any] = {"marker": FIT_FILE, "format": FIT_FORMAT, "version": FIT_VERSION, "replaces": OUTPUTS}
 MAX_START_STATES = 2_000
-STATISTICS_BATCHES = 100  # the data's statistics and the baselines are fitted on so many batches at most
+STATISTICS_BATCHES = 100  # maximum number of batches for the statistics of the data and the baselines
 
 
 def fit(
@@ -84,7 +84,7 @@ def fit(
         KeyboardInterrupt: on Ctrl-C, after the state has been saved; the same call resumes.
     """
     data_config, training_config, run = data_config or DataConfig(), training_config or TrainingConfig(), run or RunConfig()
-    check_device(device)
+    device = choose_device(device)
     episodes = EpisodeCollection.open(data, min_length=data_config.min_length, leave_out=data_config.leave_out)
     encoded = encoded_form(episodes.stores, _trained_v(initial, vision))
     if initial is None:
@@ -158,7 +158,7 @@ def _new_parts(
     if vision is None and find_images(space):
         raise ValueError(
             f"vision: expected a trained V, as the observations are images ({space}), got none; train one with train_vae "
-            "(scripts/train_vae.py) and give it as vision (--vision)"
+            "(worldmodel train-vae) and give it as vision (--vision)"
         )
     if vision is None:
         refuse_float_images(space)
@@ -203,7 +203,7 @@ def _parts_of(
 ) -> tuple[Vision, MDNRNN]:
     """Return copies of V and M of a world model that fits the data."""
     if vision is not None:
-        raise ValueError("vision: expected none beside an initial world model, which brings its own")
+        raise ValueError("vision: expected None with an initial world model, which has its own")
     space = episodes.observation_space if encoded is None else initial.observation_space
     initial.check_spaces(space, episodes.action_space, source=", ".join(str(store.path) for store in episodes.stores))
     if config is not None:
