@@ -212,7 +212,7 @@ def test_observations_that_still_have_the_mission_are_accepted_everywhere(grid_w
     vector.step(np.array([2, 0]))
     agent = Controller.for_world(world, ControllerConfig(features="z"))
     assert len(collect(LEAVE_OUT, out=tmp_path / "more", num_episodes=1, policy=_policy(world, agent), run=RUN)) == 1
-    assert len(StartBank.along(world, store.path, StartConfig(num_states=20))) > 0
+    assert len(StartBank.along(world, store.path, config=StartConfig(num_states=20))) > 0
 
 
 def _policy(world, agent):
@@ -238,7 +238,7 @@ def test_fit_leaves_out_leaves_of_a_store(grid_world, tmp_path):
     assert list(world.observation_space.spaces) == ["direction"]
     assert world.left_out == ("mission", "image")
     assert "leave_out" not in DataConfig().identity()
-    assert len(StartBank.along(world, store.path, StartConfig(num_states=20))) > 0
+    assert len(StartBank.along(world, store.path, config=StartConfig(num_states=20))) > 0
     LatentEnv(GridEnv(), world).reset(seed=0)
 
 
