@@ -12,9 +12,9 @@ from worldmodel import collect, evaluate, evolve, fit
 from worldmodel.agents import Controller, ControllerConfig, SearchConfig
 from worldmodel.data import EnvConfig, Episode, EpisodeStore
 from worldmodel.dream import Dreams, LatentTracker, Reality, StartBank, StartConfig
-from worldmodel.envs import FramesAsChannels, LatentEnv, LatentVectorEnv
+from worldmodel.envs import DreamEnv, FramesAsChannels, LatentEnv, LatentVectorEnv
 from worldmodel.evaluation import EvaluationConfig
-from worldmodel.models import EncodedObservations, MDNRNNConfig, StateNormalizer, WorldModel
+from worldmodel.models import ConvVAE, EncodedObservations, MDNRNNConfig, StateNormalizer, Vision, WorldModel
 from worldmodel.runtime import RunConfig
 from worldmodel.training import DataConfig, TrainingConfig
 
@@ -122,6 +122,19 @@ def test_the_float32_statistics_of_earlier_versions_encode_with_the_same_bits():
     z, _ = vision.encode(values)
     assert torch.equal(z, (torch.as_tensor(values).float() - earlier["mean"]) / earlier["scale"])
     assert {name: value.dtype for name, value in vision.state_dict().items()} == dict.fromkeys(earlier, torch.float32)
+
+
+def test_a_device_without_float64_gets_float32_constants():
+    vision = StateNormalizer(STATE)
+
+    def move(tensor):
+        if tensor.dtype is torch.float64:
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+        return tensor.clone()
+
+    moved = vision._apply(move)
+    assert {buffer.dtype for buffer in moved.buffers()} == {torch.float32, torch.bool}
+    assert moved.encode(np.zeros((3, 2)))[0].shape == (3, 2)
 
 
 @pytest.mark.parametrize(
@@ -285,3 +298,29 @@ def test_torchs_default_dtype_changes_no_bit(tmp_path, float64_default):
     assert wide[0] == narrow[0]
     for one, other in zip(wide[1:], narrow[1:], strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_an_intact_vision_opens_under_any_default_dtype(tmp_path, float64_default):
+    torch.set_default_dtype(torch.float32)
+    vision = ConvVAE(spaces.Box(0, 255, (16, 16, 3), np.uint8))
+    vision.save_pretrained(tmp_path / "vision")
+    torch.set_default_dtype(torch.float64)
+    assert Vision.from_pretrained(tmp_path / "vision").fingerprint == vision.fingerprint
+
+
+def test_a_dream_clips_an_action_beyond_a_bound_by_a_rounding_error(tmp_path):
+    space = spaces.Box(-0.1, 0.2, (1,), np.float32)
+    episode = oscillator(0, factor=0.05, offset=0.05)
+    write_store(tmp_path / "data", [episode], observation_space=STATE, action_space=space)
+    seen = []
+
+    def reward(observation, action, next_observation):
+        seen.append(action.clone())
+        return torch.zeros(len(action))
+
+    env = DreamEnv(small_fit(tmp_path / "data", tmp_path / "world"), reward=reward)
+    env.reset(seed=0)
+    env.step(np.nextafter(space.high, np.float32(1)))
+    assert space.contains(seen[0][0].numpy())
+    with pytest.raises(ValueError, match=r"actions\[0\]"):
+        env.step(space.high + np.float32(0.01))
