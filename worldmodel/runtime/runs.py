@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from worldmodel.runtime.extras import require_extras
 from worldmodel.runtime.files import prepare_directory, read_json, write_json
 from worldmodel.runtime.numbers import check_flags
 from worldmodel.runtime.progress import Listener, Progress, Reporter
@@ -44,6 +45,7 @@ class RunConfig:
 
     Raises:
         TypeError: if a flag is not a boolean.
+        ImportError: if TensorBoard is requested and not installed.
     """
 
     resume: bool = True
@@ -53,8 +55,10 @@ class RunConfig:
     on_progress: Listener | None = None
 
     def __post_init__(self) -> None:
-        """Check the flags."""
+        """Check the flags; raise now if TensorBoard is missing, before anything is written."""
         check_flags(self, "resume", "overwrite", "tensorboard", "progress")
+        if self.tensorboard:
+            require_extras("tensorboard")
 
     def reporter(self) -> Reporter:
         """Make the context manager that shows and passes on progress records."""

@@ -37,7 +37,9 @@ if TYPE_CHECKING:
     from worldmodel.spaces.nested import leaf_values as leaf_values
     from worldmodel.spaces.nested import leaves as leaves
     from worldmodel.spaces.nested import map_leaves as map_leaves
+    from worldmodel.spaces.nested import map_paths as map_paths
     from worldmodel.spaces.nested import stack_values as stack_values
+    from worldmodel.spaces.nested import take_row as take_row
     from worldmodel.spaces.nested import to_numpy as to_numpy
     from worldmodel.spaces.selection import as_tuples as as_tuples
     from worldmodel.spaces.selection import known_leaves as known_leaves
@@ -58,7 +60,7 @@ else:
                 "ImageLayout area_weights find_images has_image_shape image_layout is_image refuse_float_images resize_by_area"
             ),
             "json": "space_from_json space_to_json",
-            "nested": "Value build_value leaf_values leaves map_leaves stack_values to_numpy",
+            "nested": "Value build_value leaf_values leaves map_leaves map_paths stack_values take_row to_numpy",
             "selection": "as_tuples known_leaves select_leaves without_leaves",
             "validation": "as_numbers check_float32_range check_magnitude leaf_bounds",
         },

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from worldmodel.mixtures import LatentLayout
 from worldmodel.runtime import PRECISIONS, Precision, check_flags, check_integers, check_names, check_numbers
 from worldmodel.training.optimizers import OPTIMIZERS, Optimizer
 
@@ -120,6 +122,10 @@ class DataConfig:
         leave_out: paths of leaves of the observations that z does not hold, such as "mission".
         resident: True keeps the encoded data on the device (fast, if they fit), False reads windows from disk as they come (any
             size), None decides by size. The result is the same.
+        kinds: kinds of leaves of the observation, or of numbers of a leaf, that `fit` shall not find from the data:
+            "gear=choice", "state[0:3]=continuous", "gear=choice(1, 2.5)" (see `worldmodel.models.find_layout`). A mapping is
+            accepted, too.
+        layout: the same for every number of the observation, so that `fit` finds nothing. A `LatentLayout` is accepted, too.
 
     Raises:
         TypeError: if a field has another type.
@@ -133,6 +139,8 @@ class DataConfig:
     min_length: int = 1
     leave_out: tuple[str, ...] = ()
     resident: bool | None = None
+    kinds: tuple[str, ...] = ()
+    layout: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -140,11 +148,32 @@ class DataConfig:
         check_integers(self, {"window": 1, "burn_in": 0, "batch_size": 1, "min_length": 1})
         check_numbers(self, {"test_fraction": "[0, 1)"})
         check_flags(self, optional=("resident",))
+        for name in ("kinds", "layout"):
+            object.__setattr__(self, name, _kinds(getattr(self, name), name))
+        if self.kinds and self.layout:
+            raise ValueError(f"kinds, layout: expected one of them, got both: {self.kinds} and {self.layout}")
+
+    def kinds_by_leaf(self) -> dict[str, str]:
+        """Return ``kinds`` or ``layout`` as a mapping."""
+        return {key: kind for key, _, kind in (entry.rpartition("=") for entry in self.kinds or self.layout)}
 
     def identity(self) -> dict[str, Any]:
         """Return what the batches depend on, for the record of a run.
 
-        ``resident`` changes no result. Runs of earlier versions have no ``leave_out``.
+        ``resident`` changes no result and is left out, as are ``kinds``, ``layout`` and ``leave_out`` if they are not given.
         """
-        left_out = {"resident"} if self.leave_out else {"resident", "leave_out"}
-        return {name: value for name, value in asdict(self).items() if name not in left_out}
+        fields = {name: getattr(self, name) for name in DataConfig.__dataclass_fields__ if name != "resident"}
+        given = {name: list(fields.pop(name)) for name in ("kinds", "layout", "leave_out")}
+        return fields | {name: entries for name, entries in given.items() if entries}
+
+
+def _kinds(given: Any, name: str) -> tuple[str, ...]:
+    """Return kinds by leaf as strings "leaf=kind", from a layout, a mapping, or such strings."""
+    given = given.kinds() if isinstance(given, LatentLayout) else given
+    if isinstance(given, Mapping):
+        given = [f"{key}={getattr(kind, 'value', kind)}" for key, kind in given.items()]
+    entries = (given,) if isinstance(given, str) else tuple(given)
+    for entry in entries:
+        if not isinstance(entry, str) or "=" not in entry:
+            raise ValueError(f"{name}: expected entries such as 'gear=choice', got {entry!r}")
+    return entries
