@@ -606,7 +606,7 @@ def test_files_without_an_eps_of_the_layer_norm_have_that_of_earlier_versions():
         ({"reward_components": -1}, "reward_components: expected an integer >= 0, got -1"),
         ({"reward_components": 0, "reward_atoms": ()}, "reward_components: expected an integer >= 1 without reward_atoms"),
         ({"reward_atoms": (1.0, 1.0)}, "reward_atoms: expected different finite float32 numbers"),
-        ({"layer_norm_eps": 0.0}, r"layer_norm_eps: expected a number in \(0, inf\), got 0.0"),
+        ({"layer_norm_eps": 0.0}, "layer_norm_eps: expected a positive finite number, got 0.0"),
     ],
     ids=str,
 )
