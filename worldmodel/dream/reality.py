@@ -20,7 +20,7 @@ from worldmodel.dream.tracking import LatentTracker, check_finite
 from worldmodel.models import WorldModel
 from worldmodel.rng import episode_seed
 from worldmodel.runtime import check_integer
-from worldmodel.spaces import Value, leaf_values, leaves, map_leaves, stack_values, to_numpy
+from worldmodel.spaces import Value, as_tuples, leaf_values, leaves, map_leaves, select_leaves, stack_values, to_numpy
 
 
 class Reality(BatchedWorld):
@@ -59,7 +59,8 @@ class Reality(BatchedWorld):
         try:
             for _ in range(num_episodes):
                 self._envs.append(config.make())
-                world.check_spaces(self._envs[-1].observation_space, self._envs[-1].action_space, source="env")
+                spaces = self._envs[-1].observation_space, self._envs[-1].action_space
+                world.check_spaces(*spaces, source="env", leave_out=config.leave_out)
         except BaseException:
             self.close()
             raise
@@ -89,6 +90,7 @@ class Reality(BatchedWorld):
         """
         if state.z is not self._tracker.state.z:
             raise ValueError("state: expected the latest one that start or step returned, got another")
+        actions = as_tuples(self.world.action_space, actions)
         features = self.flatten_actions(actions)  # checks them before an environment is stepped
         before = list(self._observations)
         self._steps += 1
@@ -123,7 +125,8 @@ class Reality(BatchedWorld):
             raise RuntimeError(f"env: expected to reset episode {k} (seed {seed}), but that failed: {error!r}") from error
 
     def _checked(self, observation: Value, k: int) -> Value:
-        """Return the observation of environment k; raise unless it has the shapes of its space and is finite."""
+        """Return V's leaves of the observation of environment k; raise unless they have the space's shapes and are finite."""
+        observation = select_leaves(self.world.observation_space, observation)
         given = leaf_values(observation)
         for path, space in self._leaves:
             if np.shape(given[path]) != space.shape:

@@ -25,7 +25,7 @@ from worldmodel.envs.options import DreamOptions, check_decoder
 from worldmodel.envs.rendering import ObservationRenderer
 from worldmodel.models import State, WorldModel, feature_space, latent_features, open_world
 from worldmodel.rng import fill_uniform
-from worldmodel.spaces import Value, map_leaves, stack_values, take_row, to_numpy
+from worldmodel.spaces import Value, as_tuples, map_leaves, stack_values, take_row, to_numpy
 
 
 class DreamVectorEnv(VectorEnv[Value, Value, Any]):
@@ -75,7 +75,7 @@ class DreamVectorEnv(VectorEnv[Value, Value, Any]):
             check_decoder(self.world)
         low, high = self.options.temperature_range
         self._ranged = low < high
-        temperature = torch.full((max(1, num_envs),), low, device=self.world.device) if self._ranged else low
+        temperature = self.world.start_mean.new_full((max(1, num_envs),), low) if self._ranged else low
         chosen = self.options
         self._dreams = Dreams(
             self.world,
@@ -147,7 +147,9 @@ class DreamVectorEnv(VectorEnv[Value, Value, Any]):
                 message names the index and the value.
             TypeError: if a discrete action is floating-point.
         """
-        before, finished = self._check_step(actions), self._over
+        actions = as_tuples(self.world.action_space, actions)
+        before, actions = self._check_step(actions)
+        finished = self._over
         running = ~finished
         state = LatentState(before.z, before.lstm, running)
         action = self.world.action_features.flatten(actions)
@@ -191,18 +193,18 @@ class DreamVectorEnv(VectorEnv[Value, Value, Any]):
         if self._renderer is not None:
             self._renderer.close()
 
-    def _check_step(self, actions: Value) -> LatentState:
-        """Validate a step and its actions, and return the current state."""
+    def _check_step(self, actions: Value) -> tuple[LatentState, Value]:
+        """Validate a step and its actions; return the current state, and the actions with rounding errors clipped."""
         if self._state is None:
             raise gym.error.ResetNeeded("step: expected reset() first")
         if self._check_actions:
-            self.world.action_features.check(actions, self.num_envs, name="actions")
+            actions = self.world.action_features.check(actions, self.num_envs, name="actions")
             if self.autoreset_mode is AutoresetMode.DISABLED and bool(self._over.any()):
                 raise gym.error.ResetNeeded(
                     f"step: expected no finished dream, got {self._over.nonzero().flatten().tolist()}; reset them with "
                     'options={"reset_mask": terminations | truncations}'
                 )
-        return self._state
+        return self._state, actions
 
     def _begin(self, mask: Tensor) -> None:
         """Start the next episode in the rows of ``mask`` (B,) bool."""
@@ -319,7 +321,9 @@ class DreamEnv(gym.Env[Value, Value]):
         """
         if bool(self._one._over.any()):
             raise gym.error.ResetNeeded("step: expected a running dream, got a finished one; start an episode with reset()")
-        observations, rewards, terminations, truncations, infos = self._one.step(stack_values([action]))
+        observations, rewards, terminations, truncations, infos = self._one.step(
+            stack_values([as_tuples(self.action_space, action)])
+        )
         return (
             take_row(self.observation_space, observations, 0),
             float(rewards[0]),
