@@ -18,7 +18,7 @@ from worldmodel.dream.latent_world import BatchedWorld
 from worldmodel.dream.tracking import LatentTracker, check_finite
 from worldmodel.models import WorldModel
 from worldmodel.rng import episode_seed
-from worldmodel.runtime import check_integer
+from worldmodel.runtime import StepWatch, check_integer
 from worldmodel.spaces import Value, leaf_values, leaves, map_leaves, stack_values, to_numpy
 
 
@@ -33,6 +33,7 @@ class Reality(BatchedWorld):
         env: id, constructor, or `EnvConfig`.
         num_episodes: B.
         seed: episode k is reset with ``episode_seed(seed, k)``, as in a collection.
+        watch: called before each step, reset and construction; None for no timeout and no limit on the memory.
 
     Raises:
         TypeError: if a number is not an integer.
@@ -46,14 +47,17 @@ class Reality(BatchedWorld):
         num_episodes: int,
         *,
         seed: int,
+        watch: StepWatch | None = None,
     ):
         num_episodes, config = check_integer(num_episodes, "num_episodes", least=1), EnvConfig.of(env)
         super().__init__(world, num_episodes)
         self._seed, self._max_steps = check_integer(seed, "seed", least=0), config.max_steps
         self._leaves = leaves(world.observation_space)
         self._envs: list[gym.Env] = []
+        self._watch = watch or StepWatch()
         try:
             for _ in range(num_episodes):
+                self._watch.step()
                 self._envs.append(config.make())
                 world.check_spaces(self._envs[-1].observation_space, self._envs[-1].action_space, source="env")
         except BaseException:
@@ -104,6 +108,7 @@ class Reality(BatchedWorld):
 
     def _reset_one(self, k: int) -> Value:
         seed = episode_seed(self._seed, k)
+        self._watch.step()
         try:
             return self._checked(self._envs[k].reset(seed=seed)[0], k)
         except Exception as error:
@@ -119,6 +124,7 @@ class Reality(BatchedWorld):
         return observation
 
     def _step_one(self, k: int, action: Any) -> tuple[float, bool]:
+        self._watch.step()
         try:
             observation, reward, terminated, truncated, _ = self._envs[k].step(action)
             self._observations[k] = self._checked(observation, k)

@@ -29,7 +29,7 @@ class MetricsLog:
         kept = [row for row in read_metrics(out) if row["update"] <= update]
         path = out / METRICS_FILE
         files.write_bytes(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
-        self._file = open(path, "a")  # noqa: SIM115 (closed in __exit__)
+        self._file = open(path, "a", encoding="utf-8", newline="\n")  # noqa: SIM115 (closed in __exit__)
 
     def write(self, update: int, values: Mapping[str, float]) -> None:
         """Append one row and flush the file."""
@@ -59,7 +59,7 @@ def read_metrics(out: str | Path) -> list[dict[str, float]]:
         incomplete.
     """
     path = Path(out) / METRICS_FILE
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]  # a kill can cut the last row
 
 
