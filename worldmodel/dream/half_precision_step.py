@@ -60,8 +60,7 @@ class FastStep:
         raw = (seen @ self._heads).to(self._bias.dtype).add_(self._bias)  # (B, O)
         outputs = iter([raw[:, own] for own in self._columns])
         sample = model.latent_head.sample_raw(next(outputs), temperature=temperature, uniform=uniform, normal=normal)
-        if model.config.predict_change:
-            sample = sample.mul_(model.change_scale).add_(z)
+        sample = model.frame.next_z(sample, z, model.change_scale)
         reward = logit = None
         if model.reward_head is not None:
             reward = model.reward_head.raw_expectation(next(outputs)) * model.reward_scale + model.reward_mean

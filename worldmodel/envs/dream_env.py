@@ -25,7 +25,7 @@ from worldmodel.envs.options import DreamOptions, check_decoder
 from worldmodel.envs.rendering import ObservationRenderer
 from worldmodel.models import State, WorldModel, feature_space, latent_features, open_world
 from worldmodel.rng import fill_uniform
-from worldmodel.spaces import Value, as_numbers, map_leaves, stack_values, to_numpy
+from worldmodel.spaces import Value, as_numbers, map_leaves, stack_values, take_row, to_numpy
 
 
 class DreamVectorEnv(VectorEnv[Value, Value, Any]):
@@ -312,7 +312,7 @@ class DreamEnv(gym.Env[Value, Value]):
             seed = int(self.np_random.integers(2**31))
         self._seeded = True
         observations, infos = self._one.reset(seed=[seed])
-        return _first(observations), _single_info(infos)
+        return take_row(self.observation_space, observations, 0), _single_info(infos)
 
     def step(self, action: Value) -> tuple[Value, float, bool, bool, dict[str, Any]]:
         """Advance the dream by one step.
@@ -325,7 +325,13 @@ class DreamEnv(gym.Env[Value, Value]):
         if bool(self._one._over.any()):
             raise gym.error.ResetNeeded("step: expected a running dream, got a finished one; start an episode with reset()")
         observations, rewards, terminations, truncations, infos = self._one.step(stack_values([action]))
-        return _first(observations), float(rewards[0]), bool(terminations[0]), bool(truncations[0]), _single_info(infos)
+        return (
+            take_row(self.observation_space, observations, 0),
+            float(rewards[0]),
+            bool(terminations[0]),
+            bool(truncations[0]),
+            _single_info(infos),
+        )
 
     def render(self) -> np.ndarray | None:
         """Render the decoded dream: (height, width, 3) uint8; None without a render mode."""
@@ -335,11 +341,6 @@ class DreamEnv(gym.Env[Value, Value]):
     def close(self) -> None:
         """Close the renderer."""
         self._one.close()
-
-
-def _first(batch: Value) -> Value:
-    """Return row 0 of a batch; a scalar for a Discrete space."""
-    return map_leaves(lambda leaf: leaf[0], batch)
 
 
 def _single_info(infos: dict[str, Any]) -> dict[str, Any]:

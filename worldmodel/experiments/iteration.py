@@ -117,6 +117,7 @@ def _check(env: EnvConfig, config: IterationConfig, seed: int) -> None:
     """Raise the errors of the stages now, before an earlier run is overwritten."""
     with contextlib.closing(Runner(env, config.first_policy, seed=derive_seed(seed, COLLECT_STREAM, 1))) as runner:
         runner.spaces()
+    config.search.require_packages()
 
 
 @dataclass(frozen=True)

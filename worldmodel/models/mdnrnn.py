@@ -21,8 +21,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from worldmodel.mixtures import GaussianMixture, LatentDistribution, RewardHead, TerminationHead, fused, latent_head_class
+from worldmodel.mixtures import (
+    CompositeDistribution,
+    GaussianMixture,
+    LatentDistribution,
+    LatentLayout,
+    RewardHead,
+    TerminationHead,
+    fused,
+)
 from worldmodel.models.batch import DataStatistics, SequenceBatch
+from worldmodel.models.latent_frame import LatentFrame
 from worldmodel.models.lstm import LayerNormLSTM, run_lstm, runs_in_loop
 from worldmodel.models.mdnrnn_config import MDNRNNConfig
 from worldmodel.runtime import check_integer
@@ -73,9 +82,10 @@ class MDNRNN(nn.Module):
         action_size: A, size of the action's feature vector.
         config: architecture and loss; with ``termination_head`` None the model has that head. The model's ``config`` has the
             decision.
+        layout: the kinds of the parts of z; None predicts all of it with one density, as does a layout of densities.
 
     Raises:
-        ValueError: if a size is below 1, or ``latent_head`` is not a registered class.
+        ValueError: if a size is below 1, ``latent_head`` is not a registered class, or ``layout`` is of another size.
         TypeError: if a size is not an integer.
     """
 
@@ -87,7 +97,14 @@ class MDNRNN(nn.Module):
     reward_low: Tensor
     reward_high: Tensor
 
-    def __init__(self, latent_size: int, action_size: int, config: MDNRNNConfig | None = None):
+    def __init__(
+        self,
+        latent_size: int,
+        action_size: int,
+        config: MDNRNNConfig | None = None,
+        *,
+        layout: LatentLayout | None = None,
+    ):
         super().__init__()
         latent_size, action_size = (
             check_integer(size, name, least=1) for name, size in (("latent_size", latent_size), ("action_size", action_size))
@@ -100,7 +117,9 @@ class MDNRNN(nn.Module):
         lstm = LayerNormLSTM if config.layer_norm else nn.LSTM
         self.lstm = lstm(input_size, config.hidden_size, config.num_layers, batch_first=True)
         features = config.hidden_size + (input_size if config.skip else 0)
-        self.latent_head = latent_head_class(config.latent_head).from_config(features, latent_size, config)
+        self.layout = None if layout is None or layout.is_density else layout
+        self.frame = LatentFrame(latent_size, predict_change=config.predict_change, layout=self.layout)
+        self.latent_head = self.frame.new_head(features, config)
         self.reward_head = RewardHead(features, config.min_scale) if config.reward_head else None
         self.termination_head = TerminationHead(features, config.termination_weight) if config.termination_head else None
         statistics = DataStatistics.neutral(latent_size)
@@ -109,13 +128,15 @@ class MDNRNN(nn.Module):
 
     def config_to_json(self) -> dict[str, Any]:
         """Return the constructor arguments as JSON-serialisable data, the sizes first."""
-        return {"latent_size": self.latent_size, "action_size": self.action_size, **self.config.to_json()}
+        layout = {} if self.layout is None else {"layout": self.layout.to_json()}
+        return {"latent_size": self.latent_size, "action_size": self.action_size, **self.config.to_json(), **layout}
 
     @classmethod
     def from_config(cls, data: dict[str, Any]) -> MDNRNN:
         """Make a model with fresh weights from what `config_to_json` returned."""
         fields = dict(data)
-        return cls(fields.pop("latent_size"), fields.pop("action_size"), MDNRNNConfig(**fields))
+        layout = LatentLayout.from_json(fields.pop("layout")) if "layout" in fields else None
+        return cls(fields.pop("latent_size"), fields.pop("action_size"), MDNRNNConfig(**fields), layout=layout)
 
     def set_statistics(self, statistics: DataStatistics) -> None:
         """Set the units of the heads and the bounds of dreams, usually from the training data.
@@ -192,15 +213,24 @@ class MDNRNN(nn.Module):
             ValueError: if a shape does not fit; nothing is broadcast silently.
         """
         self._check_batch(batch)
+        by_kind, reward, termination = self._losses_by_kind(batch, generator)
+        return StepLosses(torch.stack(by_kind).sum(dim=0) if by_kind else torch.zeros_like(reward), reward, termination)
+
+    def _losses_by_kind(self, batch: SequenceBatch, generator: torch.Generator | None) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Losses of each step, (B, T) each: of the latent by kind, of the reward and of the termination."""
         prediction, _ = self(batch.z[:, :-1], batch.action, generator=generator)
-        latent = -prediction.latent.log_prob(batch.z[:, 1:])
-        reward = termination = torch.zeros_like(latent)
+        after = batch.z[:, 1:]
+        if isinstance(prediction.latent, CompositeDistribution):
+            latent = [-part for part in prediction.latent.log_probs(after).values()]
+        else:
+            latent = [-prediction.latent.log_prob(after)]
+        reward = termination = after.new_zeros(after.shape[:-1])
         if prediction.reward is not None:
             reward = -prediction.reward.log_prob(batch.reward.unsqueeze(-1))
         if self.termination_head is not None:
             assert prediction.termination_logit is not None
             termination = self.termination_head.loss(prediction.termination_logit, batch.terminated)
-        return StepLosses(latent, reward, termination)
+        return latent, reward, termination
 
     def loss(self, batch: SequenceBatch, *, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Average the losses over the steps in the mask, the latent loss per dimension, with the weights of the authors' code.
@@ -210,19 +240,21 @@ class MDNRNN(nn.Module):
             generator: source of dropout's randomness, in training only.
 
         Returns:
-            The scalar ``latent / D + reward + termination``, and its terms: ``nll_per_dim`` (nats per dimension of z),
-            ``reward_nll`` (nats) and ``termination_loss`` (nats, weighted).
+            The scalar ``latent / V + reward + termination``, and its terms: ``nll_per_dim`` (nats per dimension of z),
+            ``reward_nll`` (nats) and ``termination_loss`` (nats, weighted). V is D, or with a layout its number of random
+            variables; the terms of the latent are then by kind (`worldmodel.mixtures.composite_head.SubHead`).
         """
         self._check_batch(batch)
         count = batch.mask.sum().clamp(min=1)
+        kinds = self.frame.sub_heads(self.latent_head)
         if self.latent_head.supports_raw:
             total, sums = self._fused_losses(batch, generator)
         else:
-            losses = self.step_losses(batch, generator=generator)
-            sums = torch.stack([torch.where(batch.mask, term, 0.0).sum() for term in vars(losses).values()])
-            total = sums[0] / self.latent_size + sums[1] + sums[2]
-        latent, reward, termination = (sums.detach() / count).unbind()
-        metrics = {"nll_per_dim": latent / self.latent_size}
+            by_kind, reward, termination = self._losses_by_kind(batch, generator)
+            sums = torch.stack([torch.where(batch.mask, term, 0.0).sum() for term in (*by_kind, reward, termination)])
+            total = sums[:-2].sum() / self.frame.num_variables + sums[-2] + sums[-1]
+        *latent, reward, termination = (sums.detach() / count).unbind()
+        metrics = {metric: value / size for (metric, _, _, size), value in zip(kinds, latent, strict=True)}
         if self.reward_head is not None:
             metrics["reward_nll"] = reward
         if self.termination_head is not None:
@@ -230,16 +262,17 @@ class MDNRNN(nn.Module):
         return total / count, metrics
 
     def _fused_losses(self, batch: SequenceBatch, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """The loss summed over the counted steps, and its terms, summed too: (3,) latent, reward and termination."""
+        """The loss summed over the counted steps, and its terms, summed too: the latent by kind, reward and termination."""
         lengths = None
         if runs_in_loop(self.lstm, batch.z.device):
             batch, lengths = batch.longest_first()
         before, config, mask = batch.z[:, :-1], self.config, batch.mask
         output, _ = self._run(before, batch.action, None, generator, lengths)
         output = _dropout(output, config.output_dropout, self.training, generator)
-        origin, unit = (before, self.change_scale) if config.predict_change else (0.0, torch.ones_like(self.change_scale))
+        origin, unit = self.frame.of(before, self.change_scale)
         target = ((batch.z[:, 1:] - origin) / unit)[mask]  # (N, D)
-        terms = [fused.LossTerm(self.latent_head, target, divisor=self.latent_size)]
+        kinds = self.frame.sub_heads(self.latent_head)
+        terms = [fused.LossTerm(head, target[:, columns], divisor=self.frame.num_variables) for _, head, columns, _ in kinds]
         if self.reward_head is not None:
             reward = ((batch.reward - self.reward_mean) / self.reward_scale)[mask].unsqueeze(-1)
             terms.append(fused.LossTerm(self.reward_head, reward))
@@ -249,11 +282,12 @@ class MDNRNN(nn.Module):
         features = self._features(before, batch.action, output).flatten(0, 1)
         total, found = fused.heads_loss(features, mask.flatten().nonzero()[:, 0], terms)
         parts, zero = iter(found.unbind()), found.new_zeros(())
-        present = (True, self.reward_head is not None, self.termination_head is not None)
+        present = (*(True for _ in kinds), self.reward_head is not None, self.termination_head is not None)
         sums = torch.stack([next(parts) if here else zero for here in present])
-        volume = unit.log().sum(), self.reward_scale.log().sum() * config.reward_head  # densities are of z and r, not in units
-        sums = sums + len(target) * torch.stack([*volume, torch.zeros_like(volume[0])])
-        return total + len(target) * (volume[0] / self.latent_size + volume[1]), sums
+        log_unit = unit.log()  # densities are of z and r, not in units
+        latent = [head.log_volume(target[:, columns], log_unit[columns]) for _, head, columns, _ in kinds]
+        volume = torch.stack([*latent, len(target) * self.reward_scale.log().sum() * config.reward_head, zero])
+        return total + volume[:-2].sum() / self.frame.num_variables + volume[-2], sums + volume
 
     def _run(
         self,
@@ -290,8 +324,8 @@ class MDNRNN(nn.Module):
         """Apply the heads."""
         h = self._features(z, action, h)
         latent = self.latent_head(h)
-        if self.config.predict_change:
-            latent = latent.affine(z, self.change_scale)
+        if self.config.predict_change or self.layout is not None:
+            latent = latent.affine(*self.frame.of(z, self.change_scale))
         reward = None if self.reward_head is None else self.reward_head(h).affine(self.reward_mean, self.reward_scale)
         logit = None
         if self.termination_head is not None:
