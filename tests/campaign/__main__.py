@@ -22,5 +22,6 @@ if __name__ == "__main__":
         counts, findings = campaign(arguments.minutes * 60, seed=arguments.seed, work=Path(work) / "work", kinds=arguments.kind)
     print(text(counts, findings))
     if arguments.out is not None:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
         write(arguments.out, counts, findings)
     sys.exit(1 if findings else 0)
