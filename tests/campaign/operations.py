@@ -2,6 +2,7 @@
 
 import builtins
 import errno
+import io
 import os
 from collections.abc import Callable
 from typing import Any
@@ -52,7 +53,7 @@ def install(on_operation: Callable[[str, Callable[[], Any]], None]) -> None:
             stream.write = write
         return stream
 
-    builtins.open = opened
+    builtins.open = io.open = opened  # pathlib calls the latter
 
 
 def _nothing() -> None:

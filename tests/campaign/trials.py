@@ -4,13 +4,13 @@ import contextlib
 import os
 import select
 import signal
-import sys
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+_write = os.write  # the child of a trial replaces it
 SECONDS = 120  # after which a process counts as hanging
 ALLOWED = (ValueError, TypeError, OSError, RuntimeError)  # InvalidFileError, LockedError and others are among their subclasses
 
@@ -75,20 +75,21 @@ def forked(function: Callable[[], str], seconds: float = SECONDS) -> Outcome:
 
 def _child(function: Callable[[], str], write: int) -> None:
     """Run the function and report; never returns."""
-    with (
-        open(os.devnull, "w", encoding="utf-8") as nothing,
-        contextlib.redirect_stderr(nothing),
-        contextlib.redirect_stdout(nothing),
-    ):
+    try:
+        data = _report(function).encode()
+        while data:
+            data = data[_write(write, data) :]
+    finally:
+        os._exit(0)
+
+
+def _report(function: Callable[[], str]) -> str:
+    quiet = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (the process ends soon)
+    with contextlib.redirect_stderr(quiet), contextlib.redirect_stdout(quiet):
         try:
-            report = f"done\n{function()}"
+            return f"done\n{function()}"
         except ALLOWED as error:
-            report = f"error\n{type(error).__name__}: {error}"
+            return f"error\n{type(error).__name__}: {error}"
         except BaseException as error:
             place = traceback.extract_tb(error.__traceback__)[-1]
-            report = f"raw\n{type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno})"
-    data = report.encode()
-    while data:
-        data = data[os.write(write, data) :]
-    sys.stderr.flush()
-    os._exit(0)
+            return f"raw\n{type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno})"

@@ -207,6 +207,12 @@ def test_each_start_method_gives_the_same_episodes_failures_and_timeouts(monkeyp
     assert all(np.array_equal(found[k].rewards, calm[k].rewards) for k in (0, 2, 3))
 
 
+def test_a_collection_in_workers_needs_no_open_directory(tmp_path, monkeypatch):
+    monkeypatch.delattr(os, "O_DIRECTORY", raising=False)  # as on Windows
+    store = collect(CountEnv, out=tmp_path, num_episodes=4, workers=1)
+    assert len(store) == 4
+
+
 def test_an_episode_without_an_end_ends_at_the_memory_limit_and_the_others_are_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(watch_module, "total_memory", lambda: 100 * 2**20)
     monkeypatch.setattr(watch_module, "CHECK_SECONDS", 0.0)
@@ -218,7 +224,7 @@ def test_an_episode_without_an_end_ends_at_the_memory_limit_and_the_others_are_k
     assert "set max_steps" in failure["error"]
 
 
-def test_in_workers_too(tmp_path):
+def test_an_episode_without_an_end_ends_at_the_memory_limit_of_its_worker(tmp_path):
     limit = 2 * 300 * 2**20 / memory_module.total_memory()  # 300 MiB for each of two workers
     workers = WorkerConfig(num_workers=2, attempts=1, memory_limit=limit)
     store = collect(EnvConfig(EndlessEnv, kwargs={"size": 2**20}), out=tmp_path, num_episodes=3, workers=workers)
