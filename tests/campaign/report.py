@@ -47,7 +47,11 @@ def campaign(seconds: float, *, seed: int, work: Path, kinds: list[str] | None =
     while running and time.monotonic() - started < seconds:
         kind = min(running, key=lambda name: spent[name])  # the least served
         began = time.monotonic()
-        trial = next(running[kind], None)
+        try:
+            trial = next(running[kind], None)
+        except RuntimeError as error:  # an undisturbed stage fails
+            findings.append(Finding(kind, seed, "no fault", str(error)))
+            trial = None
         if trial is None:
             del running[kind]
             continue

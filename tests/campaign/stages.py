@@ -18,7 +18,7 @@ from worldmodel.agents import Controller, SearchConfig, evolve
 from worldmodel.data import EnvConfig, EpisodeStore
 from worldmodel.dream import Dreams
 from worldmodel.experiments import IterationConfig, iterate
-from worldmodel.models import MDNRNNConfig, WorldModel, feature_size
+from worldmodel.models import MDNRNNConfig, Vision, WorldModel, feature_size
 from worldmodel.runtime import RunConfig
 from worldmodel.training import DataConfig, TrainingConfig, encode_store, train_vae
 
@@ -65,7 +65,7 @@ def _vae(inputs: Path, out: Path) -> Any:
 
 
 def _encode(inputs: Path, out: Path) -> Any:
-    return encode_store(inputs / "frames", vision=wm.Vision.from_pretrained(inputs / "vae"), out=out, run=QUIET)
+    return encode_store(inputs / "frames", vision=Vision.from_pretrained(inputs / "vae"), out=out, run=QUIET)
 
 
 def _iterate(inputs: Path, out: Path) -> Any:
@@ -130,7 +130,7 @@ def _tensors(module: torch.nn.Module) -> str:
 
 
 def _vae_digest(path: Path) -> str:
-    return _tensors(wm.Vision.from_pretrained(path))
+    return _tensors(Vision.from_pretrained(path))
 
 
 def _iterate_digest(path: Path) -> str:
