@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from gymnasium import spaces
 
 from worldmodel.data import Episode, EpisodeStore, check_episode
 from worldmodel.runtime import missing_extra
-from worldmodel.spaces import build_value, leaf_values, leaves, space_from_json, space_to_json
+from worldmodel.spaces import build_value, leaf_values, leaves, select_leaves, space_from_json, space_to_json, without_leaves
 
 if TYPE_CHECKING:
     import minari
@@ -31,7 +31,9 @@ _KEY = "worldmodel"
 _ID_KEY = "worldmodel_episode_id"
 
 
-def from_minari(dataset: str | minari.MinariDataset, out: str | Path, *, overwrite: bool = False) -> EpisodeStore:
+def from_minari(
+    dataset: str | minari.MinariDataset, out: str | Path, *, overwrite: bool = False, leave_out: Sequence[str] = ()
+) -> EpisodeStore:
     """Copy a Minari dataset to a new store.
 
     Values keep their dtype. If the dtype of the first episode is wider than its space (float64
@@ -42,16 +44,19 @@ def from_minari(dataset: str | minari.MinariDataset, out: str | Path, *, overwri
         dataset: a dataset, or the id of a local one.
         out: directory of the store; absent or empty.
         overwrite: replace an earlier store at ``out``.
+        leave_out: paths of leaves of the observations that are not copied, such as "mission"; leaves
+            that are not supported (Text, Sequence, Graph) must be among them.
 
     Returns:
-        The store. Its recipe is the one stored by `to_minari`, or else the id of the dataset.
+        The store. Its recipe is the one stored by `to_minari`, or else the id of the dataset, with
+        ``leave_out`` added.
 
     Raises:
         ImportError: if Minari is not installed.
         FileExistsError: if ``out`` is not empty and may not be replaced.
         TypeError: if a space is not supported.
-        ValueError: if the dataset is empty, or if the dtypes of the first episode cannot represent
-            the values of a later one.
+        ValueError: if ``leave_out`` names no leaf, if the dataset is empty, or if the dtypes of the
+            first episode cannot represent the values of a later one.
     """
     minari = _import_minari()
     if isinstance(dataset, str):
@@ -60,11 +65,13 @@ def from_minari(dataset: str | minari.MinariDataset, out: str | Path, *, overwri
         raise ValueError(f"dataset: expected at least one episode, got none in {dataset.id!r}")
     ours = json.loads(dataset.storage.metadata.get(_KEY, "{}"))
     first = next(iter(dataset))
+    observed = without_leaves(dataset.observation_space, leave_out)
+    recipe = ours.get("recipe", {"minari": dataset.id})
     store = EpisodeStore.create(
         out,
-        observation_space=_space(dataset.observation_space, ours.get("observation_space"), first.observations),
+        observation_space=_space(observed, None if leave_out else ours.get("observation_space"), first.observations),
         action_space=_space(dataset.action_space, ours.get("action_space"), first.actions),
-        recipe=ours.get("recipe", {"minari": dataset.id}),
+        recipe={**recipe, "leave_out": [*recipe.get("leave_out", ()), *leave_out]} if leave_out else recipe,
         overwrite=overwrite,
     )
     failures: list[dict[str, Any]] = []
@@ -161,7 +168,7 @@ def _space(space: gym.Space[Any], ours: Mapping[str, Any] | None, value: Any) ->
     if ours is not None:
         return space_from_json(ours)
     leaves(space)  # raises for an unsupported leaf
-    return _widen(space, value)
+    return _widen(space, select_leaves(space, value))
 
 
 def _widen(space: gym.Space[Any], value: Any) -> gym.Space[Any]:
@@ -177,7 +184,7 @@ def _widen(space: gym.Space[Any], value: Any) -> gym.Space[Any]:
 
 
 def _cast(value: Any, space: gym.Space[Any]) -> Any:
-    given, cast = leaf_values(value), {}
+    given, cast = leaf_values(select_leaves(space, value)), {}
     for path, leaf in leaves(space):
         rows = np.asarray(given[path])
         with np.errstate(invalid="ignore"):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from worldmodel.agents.registry import register_agent
 from worldmodel.dream import LatentState
 from worldmodel.models import FEATURE_KINDS, FeatureKind, WorldModel, feature_size
-from worldmodel.runtime import check_integers, files
+from worldmodel.runtime import check_flags, check_integers, files, float32_default
 from worldmodel.spaces import FlatSpace, Value, space_from_json, space_to_json
 
 CONTROLLER_FORMAT, CONTROLLER_VERSION = "worldmodel.controller", 1
@@ -38,7 +38,7 @@ class ControllerConfig:
 
     Raises:
         ValueError: if ``features`` is unknown or ``hidden_size`` is below 1.
-        TypeError: if ``hidden_size`` is not an integer.
+        TypeError: if ``hidden_size`` is not an integer, or a flag not a boolean.
     """
 
     features: FeatureKind = "zh"
@@ -51,6 +51,7 @@ class ControllerConfig:
         if self.features not in FEATURE_KINDS:
             raise ValueError(f"features: expected 'z', 'zh' or 'zhc', got {self.features!r}")
         check_integers(self, {"hidden_size": 1}, optional=("hidden_size",))
+        check_flags(self, "bias", "ordered")
 
 
 @register_agent(CONTROLLER_FILE)
@@ -71,6 +72,7 @@ class Controller(nn.Module):
         ValueError: if a size is below 1 or ``features`` is unknown.
     """
 
+    @float32_default()
     def __init__(
         self,
         size: int,

@@ -33,6 +33,7 @@ from worldmodel.runtime import (
     RunConfig,
     check_integer,
     check_integers,
+    check_numbers,
     check_same_run,
     files,
     interrupt_between_steps,
@@ -62,7 +63,7 @@ class SearchConfig:
 
     Raises:
         ValueError: naming the field that is out of range.
-        TypeError: naming the field that is not an integer.
+        TypeError: naming the field of another type.
     """
 
     generations: int = 100
@@ -79,16 +80,13 @@ class SearchConfig:
         """Check every field; NumPy's numbers become Python's, as in the log."""
         least = {"generations": 1, "population": 2, "test_every": 1, "test_dreams": 1, "patience": 1}
         check_integers(self, least, optional=("patience",))
-        if not 0 < self.sigma < float("inf"):
-            raise ValueError(f"sigma: expected a positive finite number, got {self.sigma}")
+        check_numbers(self, {"sigma": "(0, inf)", "target": "(-inf, inf)"}, optional=("target",))
         if self.method not in METHODS:
             raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {self.method!r}")
         if self.method == "openai-es" and self.population % 2:
             raise ValueError(f"population: expected an even number for openai-es, got {self.population}")
         object.__setattr__(self, "sigma", float(self.sigma))
         if self.target is not None:
-            if not math.isfinite(self.target):
-                raise ValueError(f"target: expected None or a finite number, got {self.target}")
             object.__setattr__(self, "target", float(self.target))
 
     def require_packages(self) -> None:
@@ -133,8 +131,8 @@ def evolve(
         The agent of the best test, on the device of the world.
 
     Raises:
-        ValueError: if a number is out of range, the world has no reward head, the agent was not made for this world, or ``log``
-            holds another search.
+        ValueError: if a number is out of range, there are no rewards or constant ones, the agent was not made for this world,
+            or ``log`` holds another search.
         TypeError: if ``agent`` is not an agent with parameters, or a number is not an integer.
         FileExistsError: if ``log`` exists and may be neither resumed nor overwritten.
         KeyboardInterrupt: after the generation in which Ctrl-C was pressed.

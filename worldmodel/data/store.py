@@ -29,7 +29,7 @@ from worldmodel.data.episode import Episode, check_episode
 from worldmodel.data.shard_table import Shard
 from worldmodel.data.shards import Schema
 from worldmodel.runtime import TEMPORARY_SUFFIX, prepare_directory, read_json, remove_temporaries, write_bytes, write_json
-from worldmodel.spaces import space_from_json, space_to_json
+from worldmodel.spaces import check_space, space_from_json, space_to_json
 
 FORMAT = "worldmodel.episodes"
 VERSION = 2
@@ -88,9 +88,9 @@ class EpisodeStore:
 
         Raises:
             FileExistsError: if ``path`` holds other files, or a store and ``overwrite`` is False.
-            TypeError: if a space is not supported; the message names the nearest supported one.
+            TypeError, ValueError: if a space is not supported; see `worldmodel.spaces.check_space`.
         """
-        schema = Schema(observation_space, action_space, recipe)
+        schema = Schema(check_space(observation_space, "observation_space"), check_space(action_space, "action_space"), recipe)
         store = cls(prepare_directory(path, marker=MANIFEST, format=FORMAT, overwrite=overwrite, replaces=OUTPUTS), schema)
         (store.path / SHARDS).mkdir()
         store._write_manifest()

@@ -47,9 +47,12 @@ if TYPE_CHECKING:
     from worldmodel.mixtures.layout import LatentLayout as LatentLayout
     from worldmodel.mixtures.layout import LatentPart as LatentPart
     from worldmodel.mixtures.layout import PartKind as PartKind
+    from worldmodel.mixtures.mixed import MixedDistribution as MixedDistribution
     from worldmodel.mixtures.network import MixtureDensityNetwork as MixtureDensityNetwork
     from worldmodel.mixtures.reparameterization import reparameterize as reparameterize
-    from worldmodel.mixtures.scalar_heads import RewardHead as RewardHead
+    from worldmodel.mixtures.reward_head import RewardDistribution as RewardDistribution
+    from worldmodel.mixtures.reward_head import RewardHead as RewardHead
+    from worldmodel.mixtures.reward_head import check_atoms as check_atoms
     from worldmodel.mixtures.scalar_heads import TerminationHead as TerminationHead
     from worldmodel.mixtures.unchanged_head import UnchangedHead as UnchangedHead
     from worldmodel.mixtures.unchanged_head import UnchangedOrDensity as UnchangedOrDensity
@@ -63,9 +66,11 @@ else:
             "heads": "Factorization MixtureHead NoiseType check_noise soft_floor",
             "latent_head": "LatentDistribution LatentHead latent_head_class",
             "layout": "COPIED DENSITIES LatentLayout LatentPart PartKind",
+            "mixed": "MixedDistribution",
             "network": "MixtureDensityNetwork",
             "reparameterization": "reparameterize",
-            "scalar_heads": "RewardHead TerminationHead",
+            "reward_head": "RewardDistribution RewardHead check_atoms",
+            "scalar_heads": "TerminationHead",
             "unchanged_head": "UnchangedHead UnchangedOrDensity",
         },
     )

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from worldmodel.lazy import attach
 
 if TYPE_CHECKING:
+    from worldmodel.models.action_units import ActionUnits as ActionUnits
     from worldmodel.models.batch import DataStatistics as DataStatistics
     from worldmodel.models.batch import SequenceBatch as SequenceBatch
     from worldmodel.models.encoded import DTYPES as DTYPES
@@ -65,6 +66,7 @@ else:
     __getattr__, __dir__, __all__ = attach(
         __name__,
         {
+            "action_units": "ActionUnits",
             "batch": "DataStatistics SequenceBatch",
             "encoded": (
                 "DTYPES EncodedObservations EncodedSteps Encoder encode_all encode_episodes encoded_bytes "

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel.rng import Source, fill_normal
-from worldmodel.runtime import Registry, UnknownClassError, choose_device, digest_tensors, files
+from worldmodel.runtime import Registry, UnknownClassError, choose_device, digest_tensors, files, float32_default
 from worldmodel.spaces import ImageLayout, Value, space_from_json, space_to_json
 
 VISION_FORMAT, VISION_VERSION = "worldmodel.vision", 2  # version 1 fingerprints the complete configuration
@@ -193,7 +193,7 @@ class Vision(nn.Module, abc.ABC):
         if not issubclass(kind, cls):
             raise ValueError(f"{path}: expected a {cls.__name__}, got a {kind.__name__}")
         try:
-            with torch.random.fork_rng(devices=[]):  # the random weights are replaced at once
+            with torch.random.fork_rng(devices=[]), float32_default():  # the random weights are replaced at once
                 vision = kind.from_config(space_from_json(content["observation_space"]), content["config"])
             vision.load_state_dict(weights)
             vision.provenance = content["provenance"]

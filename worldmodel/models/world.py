@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ from worldmodel.mixtures import LatentLayout, LatentPart, PartKind
 from worldmodel.models.mdnrnn import MDNRNN
 from worldmodel.models.vision import Vision, draw_latent, vision_from_json, vision_to_json
 from worldmodel.rng import Source
-from worldmodel.runtime import UnknownClassError, choose_device, files
-from worldmodel.spaces import FlatSpace, Value, space_from_json, space_to_json
+from worldmodel.runtime import UnknownClassError, choose_device, files, float32_default
+from worldmodel.spaces import FlatSpace, Value, known_leaves, space_from_json, space_to_json, without_leaves
 from worldmodel.version import __version__
 
 WORLD_FORMAT, WORLD_VERSION = "worldmodel.world", 2
@@ -62,7 +62,7 @@ class WorldModel(nn.Module):
         super().__init__()
         self.vision = vision
         self.mdnrnn = mdnrnn
-        self.action_features = FlatSpace(action_space)
+        self.action_features = FlatSpace(action_space, exact=True)
         self.provenance = dict(provenance or {})
         if (vision.latent_size, self.action_features.size) != (mdnrnn.latent_size, mdnrnn.action_size):
             raise ValueError(
@@ -87,6 +87,12 @@ class WorldModel(nn.Module):
     def action_space(self) -> gym.Space:
         """Space of the actions."""
         return self.action_features.space
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Paths of the leaves of real observations that were left out of the data; these are ignored wherever they occur."""
+        sources = [*self.provenance.get("recipes", []), self.provenance.get("data_config", {})]
+        return tuple(dict.fromkeys(name for source in sources for name in source.get("leave_out", ())))
 
     @property
     def layout(self) -> LatentLayout:
@@ -122,14 +128,23 @@ class WorldModel(nn.Module):
         """Turn latents (..., D) into observations of the space, as nested tensors."""
         return self.vision.decode(z)
 
-    def check_spaces(self, observation_space: gym.Space, action_space: gym.Space, *, source: str) -> None:
-        """Raise if the spaces of an environment or data set are not this model's.
+    def check_spaces(
+        self, observation_space: gym.Space, action_space: gym.Space, *, source: str, leave_out: Iterable[str] = ()
+    ) -> None:
+        """Raise if the spaces of an environment or data set are not this model's, without the leaves of `left_out`.
+
+        Args:
+            observation_space: space of its observations.
+            action_space: space of its actions.
+            source: its name in the message.
+            leave_out: paths of further leaves to ignore.
 
         Raises:
             ValueError: naming the source and the space that differs.
         """
+        ignored = known_leaves(observation_space, (*self.left_out, *leave_out))
         for name, expected, actual in (
-            ("observation space", self.observation_space, observation_space),
+            ("observation space", self.observation_space, without_leaves(observation_space, ignored)),
             ("action space", self.action_space, action_space),
         ):
             if expected != actual:
@@ -192,8 +207,8 @@ class WorldModel(nn.Module):
                 raise ValueError(
                     "the digest of the weights is not the one recorded; one of the two files was changed or replaced"
                 )
-            start = torch.zeros(content["num_start_states"], content["mdnrnn"]["latent_size"])
-            with torch.random.fork_rng(devices=[]):  # the random weights are replaced at once
+            start = torch.zeros(content["num_start_states"], content["mdnrnn"]["latent_size"], dtype=torch.float32)
+            with torch.random.fork_rng(devices=[]), float32_default():  # the random weights are replaced at once
                 mdnrnn = MDNRNN.from_config(content["mdnrnn"])
                 vision = vision_from_json(content["vision"], space_from_json(content["observation_space"]))
             world = cls(
@@ -206,6 +221,7 @@ class WorldModel(nn.Module):
             )
             world.load_state_dict(weights)
             world._check_finite()
+            world.action_features.exact = not mdnrnn.action_units.is_neutral  # else as before: the same bits
         except UnknownClassError as error:
             raise ValueError(f"{path}: {error}") from error
         except (AttributeError, IndexError, KeyError, TypeError, RuntimeError, ValueError) as error:

@@ -171,7 +171,10 @@ def draw_learning(runs: Mapping[str, tuple[Path, str, str]]) -> Figure:
 def _natural(world: WorldModel, observations: Value) -> np.ndarray:
     """Return the features of observations in the units of the observation: (..., F)."""
     space = FlatSpace(world.observation_space).to(world.device)
-    return (space.flatten(observations) * space.half_range + space.center).cpu().numpy()
+    features = space.flatten(observations, exact=True)
+    exact = features.dtype == space.exact_center.dtype
+    half_range, center = (space.exact_half_range, space.exact_center) if exact else (space.half_range, space.center)
+    return (features * half_range + center).cpu().numpy()
 
 
 def _dimension_name(world: WorldModel, index: int) -> str:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from worldmodel.runtime.device import check_device as check_device
     from worldmodel.runtime.device import choose_device as choose_device
     from worldmodel.runtime.device import fast_precision as fast_precision
+    from worldmodel.runtime.device import float32_default as float32_default
     from worldmodel.runtime.device import missing_operation as missing_operation
     from worldmodel.runtime.device import resolve_precision as resolve_precision
     from worldmodel.runtime.extras import EXTRAS as EXTRAS
@@ -39,6 +40,10 @@ if TYPE_CHECKING:
     from worldmodel.runtime.files import write_json as write_json
     from worldmodel.runtime.integers import check_integer as check_integer
     from worldmodel.runtime.integers import check_integers as check_integers
+    from worldmodel.runtime.numbers import check_flags as check_flags
+    from worldmodel.runtime.numbers import check_names as check_names
+    from worldmodel.runtime.numbers import check_number as check_number
+    from worldmodel.runtime.numbers import check_numbers as check_numbers
     from worldmodel.runtime.process import interrupt_between_steps as interrupt_between_steps
     from worldmodel.runtime.process import keep_freed_memory as keep_freed_memory
     from worldmodel.runtime.progress import Listener as Listener
@@ -66,13 +71,17 @@ else:
     __getattr__, __dir__, __all__ = attach(
         __name__,
         {
-            "device": "PRECISIONS Precision check_device choose_device fast_precision missing_operation resolve_precision",
+            "device": (
+                "PRECISIONS Precision check_device choose_device fast_precision float32_default missing_operation "
+                "resolve_precision"
+            ),
             "extras": "EXTRAS has_extra missing_extra require_extras",
             "files": (
                 "TEMPORARY_SUFFIX digest_tensors load_tensors prepare_directory read_json remove_temporaries "
                 "require_disk save_tensors write_bytes write_json"
             ),
             "integers": "check_integer check_integers",
+            "numbers": "check_flags check_names check_number check_numbers",
             "process": "interrupt_between_steps keep_freed_memory",
             "progress": "Listener Progress Reporter",
             "provenance": "command_line describe_machine read_runs record_run source_commit versions",

@@ -16,6 +16,7 @@ import numpy as np
 
 from worldmodel.runtime.extras import require_extras
 from worldmodel.runtime.files import prepare_directory, read_json, write_json
+from worldmodel.runtime.numbers import check_flags
 from worldmodel.runtime.progress import Listener, Progress, Reporter
 
 # Modules that moved since files were written which name their contents: new name -> the name that files keep.
@@ -43,6 +44,7 @@ class RunConfig:
         on_progress: called with every progress record.
 
     Raises:
+        TypeError: if a flag is not a boolean.
         ImportError: if TensorBoard is requested and not installed.
     """
 
@@ -53,7 +55,8 @@ class RunConfig:
     on_progress: Listener | None = None
 
     def __post_init__(self) -> None:
-        """Raise now if TensorBoard is missing, before anything is written."""
+        """Check the flags; raise now if TensorBoard is missing, before anything is written."""
+        check_flags(self, "resume", "overwrite", "tensorboard", "progress")
         if self.tensorboard:
             require_extras("tensorboard")
 

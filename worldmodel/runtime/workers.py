@@ -26,7 +26,7 @@ from typing import Any, Protocol
 import cloudpickle
 import torch
 
-from worldmodel.runtime.integers import check_integer
+from worldmodel.runtime.integers import check_integers
 from worldmodel.runtime.watch import StepWatch
 
 PREFETCH = 2  # tasks per worker: the running one, and the next one to hide the latency of the pipe
@@ -68,8 +68,7 @@ class WorkerConfig:
 
     def __post_init__(self) -> None:
         """Validate all numbers."""
-        for name, least in {"num_workers": 0, "attempts": 1}.items():
-            object.__setattr__(self, name, check_integer(getattr(self, name), name, least=least))
+        check_integers(self, {"num_workers": 0, "attempts": 1})
         for name, most in {"step_timeout": math.inf, "memory_limit": 1.0}.items():
             value = getattr(self, name)
             if value is not None and not (_is_number(value) and 0 < value <= most and value < math.inf):

@@ -31,12 +31,13 @@ from worldmodel.models import (
     find_layout,
     vision_for,
 )
-from worldmodel.runtime import RunConfig, choose_device, runs
+from worldmodel.runtime import RunConfig, choose_device, files, float32_default, runs
 from worldmodel.spaces import FlatSpace, find_images, map_leaves, refuse_float_images
 from worldmodel.training import likelihood, loop
 from worldmodel.training.config import DataConfig, TrainingConfig
 from worldmodel.training.likelihood import calibrate_termination
 from worldmodel.training.loop import TrainingResult
+from worldmodel.training.reward_atoms import check_rewards_of, read_rewards, set_base_rates, with_reward_fields
 from worldmodel.training.windows import RESIDENT_BYTES, SequenceData, WindowSampler
 
 FIT_FORMAT, FIT_VERSION, FIT_FILE = "worldmodel.fit", 1, "fit.json"
@@ -90,10 +91,10 @@ def fit(
     """
     data_config, training_config, run = data_config or DataConfig(), training_config or TrainingConfig(), run or RunConfig()
     device = choose_device(device)
-    episodes = EpisodeCollection.open(data, min_length=data_config.min_length)
+    episodes = EpisodeCollection.open(data, min_length=data_config.min_length, leave_out=data_config.leave_out)
     encoded = encoded_form(episodes.stores, _trained_v(initial, vision))
     if initial is None:
-        v, model, layout = _new_parts(episodes, seed, config, vision, encoded, data_config)
+        v, model, layout = _new_parts(episodes, seed, _decided(config, episodes, Path(out), run), vision, encoded, data_config)
     else:
         v, model, layout = _parts_of(initial, episodes, config, vision, encoded, data_config)
     arguments = _arguments(episodes, seed, torch.device(device), vision, model, initial, data_config, training_config)
@@ -103,7 +104,7 @@ def fit(
         return WorldModel.from_pretrained(directory, device=device)
     if initial is None and not isinstance(vision, Vision):
         v.fit(episodes.read(int(index)).observations for index in split[0])
-    world = _build_world(episodes, v, model, encoded or v).to(device)
+    world = _build_world(episodes, v, model, encoded or v, initial).to(device)
     reader = world.vision if encoded is None else encoded.to(device)
     train_data, test_data = _sequence_data(episodes, split, reader, world.action_features, data_config, seed)
     if initial is None:
@@ -154,7 +155,7 @@ def _arguments(
 def _new_parts(
     episodes: EpisodeCollection,
     seed: int,
-    config: MDNRNNConfig | None,
+    config: MDNRNNConfig,
     vision: Vision | type[Vision] | None,
     encoded: Vision | None,
     data_config: DataConfig,
@@ -172,10 +173,7 @@ def _new_parts(
         raise ValueError(f"vision: expected a class that is fitted in one pass, got {vision.__name__}; train it and give the V")
     if isinstance(vision, Vision) and encoded is None and vision.observation_space != space:
         raise ValueError(f"vision: expected a V of the observation space {space}, got one of {vision.observation_space}")
-    config = config or MDNRNNConfig()
-    if config.termination_head is None:
-        config = replace(config, termination_head=_any_terminates(episodes))
-    with torch.random.fork_rng(devices=[]):  # torch's initialisers take no generator: borrow the CPU's and give it back
+    with torch.random.fork_rng(devices=[]), float32_default():  # initialisers take no generator: borrow the CPU's, give it back
         torch.default_generator.manual_seed(seed)
         v, layout = _vision_and_layout(episodes, vision, data_config)
         return v, MDNRNN(v.latent_size, FlatSpace(episodes.action_space).size, config, layout=layout), layout
@@ -191,6 +189,17 @@ def _vision_and_layout(
         return vision_for(episodes.observation_space, layout), layout
     v = copy.deepcopy(vision).cpu() if isinstance(vision, Vision) else vision.from_config(episodes.observation_space, {})
     return v, find_layout(episodes, v, kinds=kinds, complete=complete)
+
+
+def _decided(config: MDNRNNConfig | None, episodes: EpisodeCollection, out: Path, run: RunConfig) -> MDNRNNConfig:
+    """Decide the fields of M's configuration that depend on the data."""
+    config = config or MDNRNNConfig()
+    if config.termination_head is None:
+        config = replace(config, termination_head=_any_terminates(episodes))
+    resumed = None
+    if run.resume and not run.overwrite and (out / FIT_FILE).is_file():
+        resumed = files.read_json(out / FIT_FILE, format=FIT_FORMAT, version=FIT_VERSION).get("mdnrnn")
+    return with_reward_fields(config, episodes, resumed=resumed)
 
 
 def _trained_v(initial: WorldModel | None, vision: Vision | type[Vision] | None) -> Vision | None:
@@ -230,6 +239,8 @@ def _parts_of(
         raise ValueError(
             "initial: expected a world model with a termination head, as episodes of the data terminate, got one without"
         )
+    if initial.mdnrnn.config.reward_components == 0:
+        check_rewards_of(initial.mdnrnn.config.reward_atoms, 0, read_rewards(episodes))
     if data_config.kinds or data_config.layout:
         raise ValueError("kinds, layout: expected none with an initial world model, which has its own layout")
     if initial.mdnrnn.layout is not None:
@@ -237,12 +248,16 @@ def _parts_of(
     return copy.deepcopy(initial.vision).cpu(), copy.deepcopy(initial.mdnrnn).cpu(), initial.layout
 
 
-def _build_world(episodes: EpisodeCollection, vision: Vision, model: MDNRNN, reader: Vision) -> WorldModel:
+def _build_world(
+    episodes: EpisodeCollection, vision: Vision, model: MDNRNN, reader: Vision, initial: WorldModel | None
+) -> WorldModel:
     """Combine V, M and the first observations of at most `MAX_START_STATES` episodes, spread evenly."""
     firsts = [episodes.read(i, 0, 1).observations for i in _spread(len(episodes))]
     parts = [reader.encode(map_leaves(lambda leaf: leaf[:1], first)) for first in firsts]
     mean, log_variance = (torch.cat(part) for part in zip(*parts, strict=True))
-    return WorldModel(vision, model, episodes.action_space, start_mean=mean, start_log_variance=log_variance)
+    world = WorldModel(vision, model, episodes.action_space, start_mean=mean, start_log_variance=log_variance)
+    world.action_features.exact = initial is None or initial.action_features.exact
+    return world
 
 
 def _sequence_data(
@@ -286,8 +301,11 @@ def _statistics_batches(data: SequenceData, seed: int = 0) -> Iterator[SequenceB
 
 @torch.no_grad()
 def _set_statistics(model: MDNRNN, data: SequenceData, layout: LatentLayout) -> None:
-    """Set M's statistics from the data, and the initial termination probability to the rate in the data."""
-    model.set_statistics(DataStatistics.of(_statistics_batches(data), layout))
+    """Set M's statistics from the data, and the initial probabilities of terminations and atoms to the rates in the data."""
+    atoms = model.config.reward_atoms or ()
+    model.set_statistics(DataStatistics.of(_statistics_batches(data), layout, atoms=atoms))
+    set_base_rates(model, _statistics_batches(data))
+    model.action_units.fit(_statistics_batches(data), data.action_space.is_box)
     if model.termination_head is None:
         return
     counts = torch.tensor([[(b.terminated & b.mask).sum().item(), b.mask.sum().item()] for b in _statistics_batches(data)])
@@ -299,6 +317,10 @@ def _baselines(
     model: MDNRNN, train: SequenceData, test: SequenceData | None, config: TrainingConfig, seed: int
 ) -> dict[str, float]:
     """Score the baselines on the batches of the model's evaluation, or on training data if there are none."""
+
+    def standardised(batches: Iterator[SequenceBatch]) -> Iterator[SequenceBatch]:  # else the regression is ill-conditioned
+        return (replace(batch, action=model.action_units(batch.action, torch.float64)) for batch in batches)
+
     unit = model.frame.units(model.change_scale)
     columns = None if model.layout is None else model.layout.columns(*DENSITIES)
     if columns == []:
@@ -308,7 +330,8 @@ def _baselines(
         if test is None
         else loop.held_out_batches(test, config.max_test_batches, seed=seed, device=unit.device)
     )
-    return likelihood.baseline_nll(_statistics_batches(train), scored, min_scale=model.config.min_scale * unit, columns=columns)
+    batches, floor = standardised(_statistics_batches(train)), model.config.min_scale * unit
+    return likelihood.baseline_nll(batches, standardised(scored), min_scale=floor, columns=columns)
 
 
 def _calibrate(world: WorldModel, test: SequenceData | None, seed: int) -> dict[str, dict[str, float]] | None:

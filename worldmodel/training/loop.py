@@ -26,6 +26,7 @@ from worldmodel.runtime import (
     RunConfig,
     check_same_run,
     files,
+    float32_default,
     interrupt_between_steps,
     resolve_precision,
 )
@@ -250,7 +251,8 @@ class _Run:
             self._stop(f"update {state.update + 1}, batch {state.index} of epoch {state.epoch}", finite)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, state.update)
-        self.optimizer.step()
+        with float32_default():  # the optimiser's counters have the default dtype
+            self.optimizer.step()
         state.update, state.index = state.update + 1, state.index + 1
         return values
 
