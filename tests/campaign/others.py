@@ -1,5 +1,6 @@
 """Two writers, bad environments, and random spaces through the whole pipeline."""
 
+import contextlib
 import os
 import random
 import time
@@ -150,8 +151,16 @@ def _collects(
     return run
 
 
-def random_space(rng: np.random.Generator, depth: int = 2) -> gym.Space:
-    """Return a random space of the supported kinds."""
+def random_space(rng: np.random.Generator) -> gym.Space:
+    """Return a random space of the supported kinds that Gymnasium can sample: not those of uint64 beyond the range of int64."""
+    while True:
+        space = _any_space(rng)
+        with contextlib.suppress(ValueError):
+            space.sample()
+            return space
+
+
+def _any_space(rng: np.random.Generator, depth: int = 2) -> gym.Space:
     kind = rng.integers(6 if depth else 4)
     if kind == 0:
         return spaces.Discrete(int(rng.integers(1, 6)), start=int(rng.integers(-3, 4)))
@@ -172,7 +181,7 @@ def random_space(rng: np.random.Generator, depth: int = 2) -> gym.Space:
         limits = np.iinfo(dtype)
         low, high = (limits.min, limits.max) if rng.random() < 0.3 else (int(limits.min // 2), int(limits.max // 2))
         return spaces.Box(low, high, shape, dtype)
-    parts = [random_space(rng, depth - 1) for _ in range(int(rng.integers(1, 4)))]
+    parts = [_any_space(rng, depth - 1) for _ in range(int(rng.integers(1, 4)))]
     return spaces.Tuple(parts) if kind == 4 else spaces.Dict({f"k{i}": part for i, part in enumerate(parts)})
 
 
