@@ -9,24 +9,26 @@ from typing import Any
 
 OPERATIONS = ("open", "replace", "rename", "fsync", "write", "unlink", "remove", "mkdir", "rmdir", "ftruncate")
 TAKE_SPACE = {"open", "fsync", "write", "mkdir", "replace", "rename"}  # that a full disk refuses
+NAMELESS = {"fsync", "write", "ftruncate"}
 _originals = {name: getattr(os, name) for name in OPERATIONS} | {"builtin open": builtins.open}
 
 
-def install(on_operation: Callable[[str, Callable[[], Any]], None]) -> None:
-    """Call ``on_operation(name, half)`` before each operation; ``half`` does half of a write."""
+def install(on_operation: Callable[[str, Callable[[], Any], Any], None]) -> None:
+    """Call ``on_operation(name, half, file)`` before each operation.
+
+    ``half`` does half of a write; ``file`` is the name that the system gives in an error, None for writes and flushes.
+    """
 
     def wrap(name: str) -> Callable[..., Any]:
         original = _originals[name]
 
         def operation(*arguments: Any, **options: Any) -> Any:
-            writes = name != "open" or (len(arguments) > 1 and arguments[1] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
-            if writes:
-                on_operation(
-                    name,
-                    (lambda: original(arguments[0], bytes(arguments[1])[: len(arguments[1]) // 2]))
-                    if name == "write"
-                    else _nothing,
-                )
+            def half() -> None:
+                if name == "write":
+                    original(arguments[0], bytes(arguments[1])[: len(arguments[1]) // 2])
+
+            if name != "open" or (len(arguments) > 1 and arguments[1] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)):
+                on_operation(name, half, None if name in NAMELESS else arguments[0])
             return original(*arguments, **options)
 
         return operation
@@ -37,7 +39,7 @@ def install(on_operation: Callable[[str, Callable[[], Any]], None]) -> None:
     def opened(file: Any, mode: str = "r", *arguments: Any, **options: Any) -> Any:
         writes = any(letter in mode for letter in "wax+")
         if writes:
-            on_operation("open", _nothing)
+            on_operation("open", _nothing, file)
         stream = _originals["builtin open"](file, mode, *arguments, **options)
         if writes:
             plain = stream.write
@@ -47,7 +49,7 @@ def install(on_operation: Callable[[str, Callable[[], Any]], None]) -> None:
                     plain(data[: len(data) // 2])
                     stream.flush()
 
-                on_operation("write", half)
+                on_operation("write", half, None)
                 return plain(data)
 
             stream.write = write
@@ -66,7 +68,7 @@ class Counter:
     def __init__(self) -> None:
         self.count = 0
 
-    def __call__(self, name: str, half: Callable[[], Any]) -> None:
+    def __call__(self, name: str, half: Callable[[], Any], file: Any) -> None:
         self.count += 1
 
 
@@ -76,7 +78,7 @@ class KillAt:
     def __init__(self, number: int):
         self.number, self.count = number, 0
 
-    def __call__(self, name: str, half: Callable[[], Any]) -> None:
+    def __call__(self, name: str, half: Callable[[], Any], file: Any) -> None:
         self.count += 1
         if self.count == self.number:
             half()
@@ -89,9 +91,9 @@ class FullFrom:
     def __init__(self, number: int):
         self.number, self.count = number, 0
 
-    def __call__(self, name: str, half: Callable[[], Any]) -> None:
+    def __call__(self, name: str, half: Callable[[], Any], file: Any) -> None:
         self.count += 1
         if self.count >= self.number and name in TAKE_SPACE:
             if self.count == self.number:
                 half()
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), *([] if file is None else [str(file)]))

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from worldmodel.runtime.device import float32_default as float32_default
     from worldmodel.runtime.device import missing_operation as missing_operation
     from worldmodel.runtime.device import resolve_precision as resolve_precision
+    from worldmodel.runtime.disk_errors import naming as naming
     from worldmodel.runtime.extras import EXTRAS as EXTRAS
     from worldmodel.runtime.extras import has_extra as has_extra
     from worldmodel.runtime.extras import missing_extra as missing_extra
@@ -75,6 +76,7 @@ else:
                 "PRECISIONS Precision check_device choose_device fast_precision float32_default missing_operation "
                 "resolve_precision"
             ),
+            "disk_errors": "naming",
             "extras": "EXTRAS has_extra missing_extra require_extras",
             "files": (
                 "TEMPORARY_SUFFIX digest_tensors load_tensors prepare_directory read_json remove_temporaries "

@@ -20,6 +20,8 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
+from worldmodel.runtime.disk_errors import naming
+
 TEMPORARY_SUFFIX = ".tmp"
 
 
@@ -28,7 +30,7 @@ def write_bytes(path: str | Path, data: bytes) -> None:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
     try:
-        with open(temporary, "wb") as file:
+        with naming(path), open(temporary, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
