@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from worldmodel.runtime.device import float32_default as float32_default
     from worldmodel.runtime.device import missing_operation as missing_operation
     from worldmodel.runtime.device import resolve_precision as resolve_precision
+    from worldmodel.runtime.disk_errors import naming as naming
     from worldmodel.runtime.extras import EXTRAS as EXTRAS
     from worldmodel.runtime.extras import has_extra as has_extra
     from worldmodel.runtime.extras import missing_extra as missing_extra
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     from worldmodel.runtime.runs import describe as describe
     from worldmodel.runtime.runs import jsonable as jsonable
     from worldmodel.runtime.runs import prepare_run as prepare_run
+    from worldmodel.runtime.watch import StepWatch as StepWatch
     from worldmodel.runtime.workers import Runner as Runner
     from worldmodel.runtime.workers import WorkerConfig as WorkerConfig
     from worldmodel.runtime.workers import run_here as run_here
@@ -74,6 +76,7 @@ else:
                 "PRECISIONS Precision check_device choose_device fast_precision float32_default missing_operation "
                 "resolve_precision"
             ),
+            "disk_errors": "naming",
             "extras": "EXTRAS has_extra missing_extra require_extras",
             "files": (
                 "TEMPORARY_SUFFIX digest_tensors load_tensors prepare_directory read_json remove_temporaries "
@@ -86,6 +89,7 @@ else:
             "provenance": "command_line describe_machine read_runs record_run source_commit versions",
             "registry": "Registry UnknownClassError",
             "runs": "RunConfig check_same_run describe jsonable prepare_run",
+            "watch": "StepWatch",
             "workers": "Runner WorkerConfig run_here run_in_processes",
         },
     )

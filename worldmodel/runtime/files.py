@@ -20,6 +20,8 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
+from worldmodel.runtime.disk_errors import naming
+
 TEMPORARY_SUFFIX = ".tmp"
 
 
@@ -28,7 +30,7 @@ def write_bytes(path: str | Path, data: bytes) -> None:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
     try:
-        with open(temporary, "wb") as file:
+        with naming(path), open(temporary, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -144,7 +146,7 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise FileNotFoundError(f"{path}: expected a safetensors file, found none")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 (no mapping)
+            return {name: file.get_tensor(name).clone() for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path}: expected a safetensors file, got a damaged file or another format ({error})") from error
 
