@@ -40,7 +40,8 @@ def write_bytes(path: str | Path, data: bytes) -> None:
     if hasattr(os, "O_DIRECTORY"):  # POSIX: the rename itself is durable only once the directory is flushed
         descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            os.fsync(descriptor)
+            with naming(path.parent):
+                os.fsync(descriptor)
         finally:
             os.close(descriptor)
 
