@@ -32,6 +32,7 @@ import numpy as np
 from worldmodel.data.compression import fill, pack, unpack
 from worldmodel.data.episode import Episode
 from worldmodel.data.shard_table import COLUMNS, NO_SEED, Leaf, Shard, read_column, read_packed, write_column, write_packed
+from worldmodel.runtime import NewerVersionError as NewerVersionError
 from worldmodel.spaces import build_value, is_image, leaf_values, leaves, space_from_json, space_to_json
 
 FORMAT = "worldmodel.shard"
@@ -41,10 +42,6 @@ SUFFIX = ".safetensors"
 _REPAIR = "run `python scripts/store.py repair`"
 _DTYPES = {"bool": "BOOL", "float16": "F16", "float32": "F32", "float64": "F64"}
 _DTYPES |= {f"{sign}int{bits}": f"{sign.upper() or 'I'}{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
-
-
-class NewerVersionError(ValueError):
-    """A shard of a newer version of this library, which is never changed."""
 
 
 class Schema:
@@ -86,6 +83,17 @@ class Schema:
             if leaf.dtype.name not in _DTYPES:
                 raise ValueError(f"{leaf.name}: expected a dtype of {sorted(_DTYPES)}, got {leaf.dtype}")
         self.leaves = sorted(found, key=lambda leaf: (-leaf.dtype.itemsize, leaf.name))  # aligns every leaf
+
+    def check_spaces(self) -> None:
+        """Raise unless both spaces come back from a file as they are.
+
+        Raises:
+            ValueError: naming the space.
+        """
+        for name, space in (("observation_space", self.observation_space), ("action_space", self.action_space)):
+            back = space_from_json(json.loads(self.metadata[name]))
+            if back != space and space_to_json(back) != space_to_json(space):
+                raise ValueError(f"{name}: expected a space that a file can keep, got {space}, which comes back as {back}")
 
     def arrays(self, episode: Episode) -> dict[str, np.ndarray]:
         """Return the leaves of an episode by name, in the dtypes of the spaces."""

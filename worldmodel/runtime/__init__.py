@@ -20,23 +20,27 @@ if TYPE_CHECKING:
     from worldmodel.runtime.device import check_device as check_device
     from worldmodel.runtime.device import fast_precision as fast_precision
     from worldmodel.runtime.device import resolve_precision as resolve_precision
-    from worldmodel.runtime.files import TEMPORARY_SUFFIX as TEMPORARY_SUFFIX
-    from worldmodel.runtime.files import digest_tensors as digest_tensors
-    from worldmodel.runtime.files import load_tensors as load_tensors
-    from worldmodel.runtime.files import prepare_directory as prepare_directory
+    from worldmodel.runtime.directories import is_being_replaced as is_being_replaced
+    from worldmodel.runtime.directories import prepare_directory as prepare_directory
+    from worldmodel.runtime.directories import remove_temporaries as remove_temporaries
+    from worldmodel.runtime.directories import require_disk as require_disk
     from worldmodel.runtime.files import read_json as read_json
-    from worldmodel.runtime.files import remove_temporaries as remove_temporaries
-    from worldmodel.runtime.files import require_disk as require_disk
-    from worldmodel.runtime.files import save_tensors as save_tensors
-    from worldmodel.runtime.files import write_bytes as write_bytes
     from worldmodel.runtime.files import write_json as write_json
     from worldmodel.runtime.integers import check_integer as check_integer
     from worldmodel.runtime.integers import check_integers as check_integers
+    from worldmodel.runtime.locks import LockedError as LockedError
+    from worldmodel.runtime.locks import locked as locked
+    from worldmodel.runtime.model_files import ModelFiles as ModelFiles
     from worldmodel.runtime.process import interrupt_between_steps as interrupt_between_steps
     from worldmodel.runtime.process import keep_freed_memory as keep_freed_memory
     from worldmodel.runtime.progress import Listener as Listener
     from worldmodel.runtime.progress import Progress as Progress
     from worldmodel.runtime.progress import Reporter as Reporter
+    from worldmodel.runtime.reading import InvalidFileError as InvalidFileError
+    from worldmodel.runtime.reading import NewerVersionError as NewerVersionError
+    from worldmodel.runtime.reading import file_errors as file_errors
+    from worldmodel.runtime.reading import parse_json as parse_json
+    from worldmodel.runtime.reading import read_bytes as read_bytes
     from worldmodel.runtime.registry import Registry as Registry
     from worldmodel.runtime.registry import UnknownClassError as UnknownClassError
     from worldmodel.runtime.runs import RunConfig as RunConfig
@@ -44,24 +48,33 @@ if TYPE_CHECKING:
     from worldmodel.runtime.runs import describe as describe
     from worldmodel.runtime.runs import jsonable as jsonable
     from worldmodel.runtime.runs import prepare_run as prepare_run
+    from worldmodel.runtime.runs import single_writer as single_writer
+    from worldmodel.runtime.tensor_files import digest_tensors as digest_tensors
+    from worldmodel.runtime.tensor_files import load_tensors as load_tensors
+    from worldmodel.runtime.tensor_files import save_tensors as save_tensors
     from worldmodel.runtime.workers import Runner as Runner
     from worldmodel.runtime.workers import WorkerConfig as WorkerConfig
     from worldmodel.runtime.workers import run_here as run_here
     from worldmodel.runtime.workers import run_in_processes as run_in_processes
+    from worldmodel.runtime.writing import TEMPORARY_SUFFIX as TEMPORARY_SUFFIX
+    from worldmodel.runtime.writing import write_bytes as write_bytes
 else:
     __getattr__, __dir__, __all__ = attach(
         __name__,
         {
             "device": "PRECISIONS check_device fast_precision resolve_precision",
-            "files": (
-                "TEMPORARY_SUFFIX digest_tensors load_tensors prepare_directory read_json remove_temporaries "
-                "require_disk save_tensors write_bytes write_json"
-            ),
+            "directories": "is_being_replaced prepare_directory remove_temporaries require_disk",
+            "files": "read_json write_json",
             "integers": "check_integer check_integers",
+            "locks": "LockedError locked",
+            "model_files": "ModelFiles",
             "process": "interrupt_between_steps keep_freed_memory",
             "progress": "Listener Progress Reporter",
+            "reading": "InvalidFileError NewerVersionError file_errors parse_json read_bytes",
             "registry": "Registry UnknownClassError",
-            "runs": "RunConfig check_same_run describe jsonable prepare_run",
+            "runs": "RunConfig check_same_run describe jsonable prepare_run single_writer",
+            "tensor_files": "digest_tensors load_tensors save_tensors",
             "workers": "Runner WorkerConfig run_here run_in_processes",
+            "writing": "TEMPORARY_SUFFIX write_bytes",
         },
     )

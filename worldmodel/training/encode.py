@@ -9,12 +9,13 @@ import numpy as np
 
 from worldmodel.data import Episode, EpisodeStore, EpisodeWriter, Schema, open_or_create
 from worldmodel.models import Encoder, Vision
-from worldmodel.runtime import Progress, RunConfig, require_disk
+from worldmodel.runtime import Progress, RunConfig, require_disk, single_writer
 from worldmodel.spaces import leaf_values
 
 FLUSH_STEPS = 2**17  # size of a shard
 
 
+@single_writer()
 def encode_store(
     data: str | Path,
     *,

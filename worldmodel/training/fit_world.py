@@ -16,8 +16,8 @@ import torch
 from worldmodel.data import EpisodeCollection, split_episodes
 from worldmodel.models import (
     MDNRNN,
-    WEIGHTS_FILE,
     WORLD_FILE,
+    WORLD_FILES,
     DataStatistics,
     MDNRNNConfig,
     SequenceBatch,
@@ -28,7 +28,7 @@ from worldmodel.models import (
     encoded_bytes,
     encoded_form,
 )
-from worldmodel.runtime import RunConfig, check_device, runs
+from worldmodel.runtime import RunConfig, check_device, check_integer, runs, single_writer
 from worldmodel.spaces import FlatSpace, find_images, map_leaves, refuse_float_images
 from worldmodel.training import likelihood, loop
 from worldmodel.training.config import DataConfig, TrainingConfig
@@ -37,12 +37,13 @@ from worldmodel.training.loop import TrainingResult
 from worldmodel.training.windows import RESIDENT_BYTES, SequenceData, WindowSampler
 
 FIT_FORMAT, FIT_VERSION, FIT_FILE = "worldmodel.fit", 1, "fit.json"
-OUTPUTS = (FIT_FILE, WORLD_FILE, WEIGHTS_FILE, "training", ".*.tmp")
+OUTPUTS = (FIT_FILE, *WORLD_FILES.outputs, "training", ".*.tmp")
 RUN: dict[str, Any] = {"marker": FIT_FILE, "format": FIT_FORMAT, "version": FIT_VERSION, "replaces": OUTPUTS}
 MAX_START_STATES = 2_000
 STATISTICS_BATCHES = 100  # the data's statistics and the baselines are fitted on so many batches at most
 
 
+@single_writer(result=WORLD_FILE)
 def fit(
     data: str | Path | Sequence[str | Path],
     *,
@@ -85,6 +86,7 @@ def fit(
     """
     data_config, training_config, run = data_config or DataConfig(), training_config or TrainingConfig(), run or RunConfig()
     check_device(device)
+    seed = check_integer(seed, "seed", least=0)
     episodes = EpisodeCollection.open(data, min_length=data_config.min_length)
     encoded = encoded_form(episodes.stores, _trained_v(initial, vision))
     if initial is None:

@@ -28,6 +28,7 @@ from worldmodel.runtime import (
     files,
     interrupt_between_steps,
     resolve_precision,
+    single_writer,
 )
 from worldmodel.training.config import TrainingConfig, learning_rate
 from worldmodel.training.log import METRICS_FILE, MetricsLog
@@ -98,6 +99,7 @@ class NonFiniteLossError(RuntimeError):
     """The loss or its gradient is NaN or infinite; the last good state has been saved."""
 
 
+@single_writer()
 def train(
     model: nn.Module,
     data: TrainingData,
