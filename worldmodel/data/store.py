@@ -56,6 +56,7 @@ class EpisodeStore:
     def __init__(self, path: Path, schema: Schema, known: Iterable[Shard] = (), failures: Iterable[Mapping[str, Any]] = ()):
         self.path = path
         self._schema = schema
+        self._verified: dict[str, tuple[tuple[int, int, int], np.ndarray]] = {}  # by shard: its file, and which episodes
         self._index = Index(tuple(known), read_failures(failures))  # replaced as a whole: an interruption leaves the old one
 
     @classmethod
@@ -174,7 +175,7 @@ class EpisodeStore:
         return (self.read(index) for index in range(len(self)))
 
     def read(self, index: int, start: int = 0, stop: int | None = None) -> Episode:
-        """Read one episode or a window of it, and no other bytes.
+        """Read one episode or a window of it. Its checksum is verified, for windows once, before the first one is read.
 
         Args:
             index: position in the order of ``episode_ids``, 0 <= index < len(store).
@@ -197,7 +198,28 @@ class EpisodeStore:
             given = f"start {start} and stop {stop}"
             raise ValueError(f"window of episode {known.ids[index]}: expected 0 <= start < stop <= {length}, got {given}")
         shard = known.shards[known.shard_of[index]]
+        if stop - start < length:
+            self._verify_once(shard, int(known.position_of[index]))
         return self._schema.read(self._file(shard.name), shard, int(known.position_of[index]), start, stop)
+
+    def _verify_once(self, shard: Shard, position: int) -> None:
+        """Verify an episode before its first window is read, and again if its file changed since.
+
+        A checksum covers a complete episode, and a window is a part of it.
+        """
+        path = self._file(shard.name)
+        try:
+            status = path.stat()
+        except OSError:
+            return  # reading says what is wrong
+        state = (status.st_ino, status.st_size, status.st_mtime_ns)
+        before, done = self._verified.get(shard.name, (None, np.zeros(0, dtype=bool)))
+        if before != state:
+            done = np.zeros(len(shard.lengths), dtype=bool)
+            self._verified[shard.name] = state, done
+        if not done[position]:
+            self._schema.check(path, shard, position)
+            done[position] = True
 
     def append(self, episodes: Sequence[Episode]) -> None:
         """Add episodes as one shard, flushed to disk and read back on return, and remove them from `failures`.

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from worldmodel.runtime.progress import Reporter as Reporter
     from worldmodel.runtime.reading import InvalidFileError as InvalidFileError
     from worldmodel.runtime.reading import NewerVersionError as NewerVersionError
+    from worldmodel.runtime.reading import check_regular as check_regular
     from worldmodel.runtime.reading import file_errors as file_errors
     from worldmodel.runtime.reading import parse_json as parse_json
     from worldmodel.runtime.reading import read_bytes as read_bytes
@@ -70,7 +71,7 @@ else:
             "model_files": "ModelFiles",
             "process": "interrupt_between_steps keep_freed_memory",
             "progress": "Listener Progress Reporter",
-            "reading": "InvalidFileError NewerVersionError file_errors parse_json read_bytes",
+            "reading": "InvalidFileError NewerVersionError check_regular file_errors parse_json read_bytes",
             "registry": "Registry UnknownClassError",
             "runs": "RunConfig check_same_run describe jsonable prepare_run single_writer",
             "tensor_files": "digest_tensors load_tensors save_tensors",

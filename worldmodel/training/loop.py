@@ -300,7 +300,7 @@ class _Run:
 
     def _load(self, path: Path) -> None:
         tensors, metadata = files.load_tensors(path)
-        content = json.loads(metadata.get("state", "{}"))
+        content = files.parse_json(metadata.get("state", "{}"), path)
         files.check_stamp(content, path, format=STATE_FORMAT, version=STATE_VERSION)
         check_same_run(content["identity"], self.identity, path)
         try:
