@@ -22,6 +22,10 @@ MAX_WINDOW = 2**27  # bytes of memory of a decompression, beside its result
 PIECE = 2**20  # bytes decompressed at once by `stream`
 
 
+class DamagedChunkError(ValueError):
+    """A chunk does not match its checksum; the other chunks of its episode can still be read."""
+
+
 def pack(frames: np.ndarray) -> bytes:
     """Compress frames (N, ...) uint8."""
     compressor = zstandard.ZstdCompressor(level=LEVEL)
@@ -80,7 +84,7 @@ def stream(file: BinaryIO, offset: int, size: int, num_frames: int, frame_bytes:
         chunk = _read(file, position, count).data
         position += count
         if zlib.crc32(chunk) != checksums[number]:
-            raise ValueError(f"the chunk that starts at frame {number * CHUNK} does not match its checksum")
+            raise DamagedChunkError(f"the chunk that starts at frame {number * CHUNK} does not match its checksum")
         left = min(CHUNK, num_frames - number * CHUNK) * frame_bytes
         try:
             with zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW).stream_reader(chunk) as reader:

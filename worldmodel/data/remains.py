@@ -106,7 +106,7 @@ def _columns_of_header(text: str) -> dict[str, str]:
     """Find the fields that a header holds as JSON in a string."""
     found = {}
     for name in (*SPACES, "packed"):
-        match = re.search(rf'"{name}":("(?:[^"\\\\]|\\\\.)*")', text)
+        match = re.search(rf'"{name}":("(?:[^"\\]|\\.)*")', text)
         try:
             if match:
                 found[name] = str(json.loads(match[1]))

@@ -14,7 +14,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ def locked(directory: str | Path, *, name: str = LOCK_FILE, break_lock: bool = F
         LockedError: if another writer is in the directory; names its host, its process and when it began.
     """
     directory = Path(directory)
-    created = not directory.exists()
+    created = [folder for folder in (directory, *directory.parents) if not folder.exists()]
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / name
     key = (os.getpid(), threading.get_ident(), str(path.resolve()))
@@ -56,8 +56,7 @@ def locked(directory: str | Path, *, name: str = LOCK_FILE, break_lock: bool = F
     try:
         descriptor = None if _is_read_only(directory) else _acquire(path, break_lock)
     except BaseException:
-        if created:
-            _remove_if_empty(directory)
+        _remove_empty(created)
         raise
     _held[key] = 1
     try:
@@ -69,8 +68,7 @@ def locked(directory: str | Path, *, name: str = LOCK_FILE, break_lock: bool = F
                 _release(path, descriptor)
         except FileNotFoundError:  # the whole directory was removed meanwhile
             pass
-        if created:
-            _remove_if_empty(directory)
+        _remove_empty(created)
 
 
 def _is_read_only(directory: Path) -> bool:
@@ -192,6 +190,8 @@ def _message(path: Path, owner: dict[str, Any]) -> str:
     )
 
 
-def _remove_if_empty(directory: Path) -> None:
+def _remove_empty(folders: Sequence[Path]) -> None:
+    """Remove folders that were made for a lock and that nothing was written to."""
     with contextlib.suppress(OSError):
-        directory.rmdir()
+        for folder in folders:
+            folder.rmdir()
