@@ -58,6 +58,7 @@ class EpisodeStore:
     def __init__(self, path: Path, schema: Schema, known: Iterable[Shard] = (), failures: Iterable[Mapping[str, Any]] = ()):
         self.path = path
         self._schema = schema
+        self._unfinished: str | None = None
         self._verified: dict[str, tuple[tuple[int, int, int], np.ndarray]] = {}  # by shard: its file, and which episodes
         self._index = Index(tuple(known), read_failures(failures))  # replaced as a whole: an interruption leaves the old one
 
@@ -115,7 +116,9 @@ class EpisodeStore:
                     raise ValueError("its checksum is not the one recorded")
                 spaces = [space_from_json(content[name]) for name in ("observation_space", "action_space")]
                 schema = Schema(spaces[0], spaces[1], content["recipe"])
-                return cls(path, schema, map(schema.shard_from_json, content["shards"]), content["failures"])
+                store = cls(path, schema, map(schema.shard_from_json, content["shards"]), content["failures"])
+                store._unfinished = content.get("unfinished")
+                return store
         except NewerVersionError:
             raise
         except InvalidFileError as error:
@@ -162,6 +165,11 @@ class EpisodeStore:
     def failures(self) -> list[dict[str, Any]]:
         """Episodes that could not be collected, by id: ``episode_id``, ``seed``, ``error``."""
         return [dict(self._index.failures[key]) for key in sorted(self._index.failures)]
+
+    @property
+    def unfinished(self) -> str | None:
+        """Reason why the store is incomplete, as after a killed import; None if it is complete or of a growing collection."""
+        return self._unfinished
 
     @property
     def fingerprint(self) -> str:
@@ -243,6 +251,20 @@ class EpisodeStore:
             if taken.size:
                 raise ValueError(f"episode_id: expected ids that are not in use, got {taken.tolist()} again")
             self._write_shard(episodes)
+
+    def mark_unfinished(self, reason: str | None) -> None:
+        """Record why the store is incomplete, or with None that it is complete."""
+        if reason == self._unfinished:
+            return
+        with locked(self.path):
+            self._unfinished = reason
+            self._write_manifest(self._index)
+
+    def holds(self, episode: Episode) -> bool:
+        """Return whether the store holds an episode with the same content."""
+        index = int(np.searchsorted(self._index.ids, episode.episode_id))
+        found = index < len(self) and self._index.ids[index] == episode.episode_id
+        return bool(found and self._index.checksums[index] == self._schema.checksum(episode))
 
     def append_missing(self, episodes: Sequence[Episode]) -> None:
         """Append the episodes that the store lacks, as after an interrupted `append`."""
@@ -326,6 +348,7 @@ class EpisodeStore:
             "recipe": self._schema.recipe,
             "failures": [index.failures[key] for key in sorted(index.failures)],
             "shards": [shard.to_json() for shard in index.shards],
+            **({} if self._unfinished is None else {"unfinished": self._unfinished}),
         }
         content = {"checksum": _checksum(content), **content}  # of its own, which earlier versions verify too
         files.write_json(self.path / MANIFEST, content, format=FORMAT, version=VERSION, checksum=False)
