@@ -196,7 +196,7 @@ def test_a_manifest_that_lists_a_shard_or_an_episode_twice_is_refused_and_repair
         rewrite_manifest(path, change)
         with pytest.raises(ValueError, match=r"manifest\.json: expected .*once"):
             EpisodeStore.open(path)
-        assert [problem.kind for problem in verify(path)][0] == "manifest"
+        assert verify(path)[0].kind == "manifest"
         repair(path)
         assert verify(path) == []
         assert EpisodeStore.open(path).episode_ids.tolist() == [0, 1]

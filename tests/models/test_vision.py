@@ -226,7 +226,14 @@ def test_a_v_of_an_unknown_class_is_refused_by_name(tmp_path):
 def test_the_file_of_a_vae_names_no_class_as_ever(tmp_path):
     ConvVAE(spaces.Box(0, 255, (24, 20, 3), np.uint8), VAEConfig(latent_size=2)).save_pretrained(tmp_path / "v")
     content = json.loads((tmp_path / "v" / "vision.json").read_text())
-    assert [name for name in content if not name.startswith("weights") and name != "sha256"] == ["format", "version", "config", "observation_space", "fingerprint", "provenance"]
+    assert [name for name in content if not name.startswith("weights") and name != "sha256"] == [
+        "format",
+        "version",
+        "config",
+        "observation_space",
+        "fingerprint",
+        "provenance",
+    ]
     assert type(Vision.from_pretrained(tmp_path / "v")) is ConvVAE
 
 

@@ -187,7 +187,8 @@ VALUES = ["absent", None, -1, "rubbish", [], {}, {"type": "Box"}, {"hidden_size"
 def test_a_wrong_field_is_a_clear_error(saved, field, value):
     rewrite(saved, lambda content: content.pop(field) if value == "absent" else content.update({field: value}))
     with pytest.raises(
-        ValueError, match=r"(world: expected a complete world model, got a damaged one: .+|vision: expected one|digest of the weights)"
+        ValueError,
+        match=r"(world: expected a complete world model, got a damaged one: .+|vision: expected one|digest of the weights)",
     ):
         WorldModel.from_pretrained(saved)
 

@@ -170,7 +170,9 @@ def test_a_save_that_was_killed_leaves_the_old_model_or_the_new_one(tmp_path, mo
 
 
 def test_files_of_others_are_never_taken_for_unfinished_ones(tmp_path):
-    for number, name in enumerate(("notes.txt", ".notes.txt.12.tmp", "weights.safetensors", "weights-0123456789abcdef.safetensors")):
+    for number, name in enumerate(
+        ("notes.txt", ".notes.txt.12.tmp", "weights.safetensors", "weights-0123456789abcdef.safetensors")
+    ):
         folder = tmp_path / str(number)
         folder.mkdir()
         (folder / name).write_text("mine")

@@ -148,7 +148,7 @@ def _episodes(dataset: minari.MinariDataset, store: EpisodeStore, failures: list
         number = check_integer(metadata.get(_ID_KEY, data.id), "episode_id")
         seed = metadata.get("seed")
         is_seed = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool) and 0 <= seed < 2**63
-        known = int(seed) if is_seed else None  # type: ignore[arg-type]
+        known = int(seed) if is_seed else None
         try:
             episode = _episode(data, store, number, known)
             check_episode(episode, store.observation_space, store.action_space)

@@ -24,9 +24,7 @@ from worldmodel.spaces import FlatSpace, Value, json_features, space_from_json, 
 
 CONTROLLER_FORMAT, CONTROLLER_VERSION = "worldmodel.controller", 2  # version 1 has weights of a fixed name
 CONTROLLER_FILE = "controller.json"
-CONTROLLER_FILES = ModelFiles(
-    marker=CONTROLLER_FILE, stem="controller", format=CONTROLLER_FORMAT, version=CONTROLLER_VERSION
-)
+CONTROLLER_FILES = ModelFiles(marker=CONTROLLER_FILE, stem="controller", format=CONTROLLER_FORMAT, version=CONTROLLER_VERSION)
 
 
 @dataclass(frozen=True, kw_only=True)

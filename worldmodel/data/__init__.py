@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from worldmodel.data.env_factory import make_env as make_env
     from worldmodel.data.episode import Episode as Episode
     from worldmodel.data.episode import check_episode as check_episode
+    from worldmodel.data.policies import POLICIES as POLICIES
     from worldmodel.data.policies import BrownianPolicy as BrownianPolicy
     from worldmodel.data.policies import CyclicPolicy as CyclicPolicy
-    from worldmodel.data.policies import POLICIES as POLICIES
     from worldmodel.data.policies import Policy as Policy
     from worldmodel.data.policies import RandomPolicy as RandomPolicy
     from worldmodel.data.policies import RepeatPolicy as RepeatPolicy

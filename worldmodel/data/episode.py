@@ -33,7 +33,8 @@ class Episode:
 
     Raises:
         TypeError: if ``episode_id`` or ``seed`` is not an integer.
-        ValueError: if one of them does not fit 64 bits, or the leading dimensions do not match. `check_episode` validates the values.
+        ValueError: if one of them does not fit 64 bits, or the leading dimensions do not match.
+            `check_episode` validates the values.
     """
 
     observations: Value

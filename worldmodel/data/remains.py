@@ -1,4 +1,4 @@
-"""What a damaged manifest still says: fields are found one by one, and believed only where checksums of episodes confirm them."""
+"""What a damaged manifest still says; fields are believed only where checksums of episodes confirm them."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ class Remains:
                 continue
         entries = {}
         for part in re.split(r'"name": ', text)[1:]:
-            name = re.match(r'"([^"]+)"', part)
-            if name:
-                entries[name[1]] = _columns(part)
+            shard = re.match(r'"([^"]+)"', part)
+            if shard:
+                entries[shard[1]] = _columns(part)
         return cls(metadata, entries)
 
     def names(self, schema: Schema) -> bool:

@@ -133,8 +133,8 @@ def _salvage_orphan(store: EpisodeStore, path: Path) -> Problem:
 def _open_or_rebuild(path: Path) -> tuple[EpisodeStore, list[Problem]]:
     """Open a store; if its manifest is missing or damaged, rebuild it from the shards in memory.
 
-    What is left of a damaged manifest says which recipe is the store's, and completes shards whose header is damaged too; without
-    one, the recipe of most episodes is the store's.
+    What is left of a damaged manifest says which recipe is the store's, and completes shards whose header is damaged too;
+    without one, the recipe of most episodes is the store's.
     """
     try:
         return EpisodeStore.open(path), []
@@ -146,7 +146,7 @@ def _open_or_rebuild(path: Path) -> tuple[EpisodeStore, list[Problem]]:
         for file in shards.files(path / SHARDS):
             try:
                 found.append(shards.scan(file))
-            except shards.NewerVersionError:
+            except shards.NewerVersionError:  # noqa: PERF203 (reading a file takes far longer than a try)
                 raise
             except (OSError, ValueError):
                 unreadable.append(file)

@@ -265,7 +265,9 @@ def scan(path: Path) -> tuple[Schema, Shard]:
         metadata = parse_json(text, path)["__metadata__"]
         found, version = metadata["format"], int(metadata["version"])
     except (ValueError, KeyError, TypeError) as error:
-        raise InvalidFileError(f"{path}: expected the header of a {FORMAT} file, got a damaged one or another format") from error
+        raise InvalidFileError(
+            f"{path}: expected the header of a {FORMAT} file, got a damaged one or another format"
+        ) from error
     if found == FORMAT and version > VERSION:
         raise NewerVersionError(f"{path}: expected {FORMAT} version {VERSION} or older, got {version}: upgrade worldmodel")
     with file_errors(path, f"the header of a {FORMAT} file"):

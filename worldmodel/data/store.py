@@ -342,7 +342,7 @@ class EpisodeStore:
         return same and shards.inspect(path, schema, found) is None
 
     def _write_manifest(self, index: Index) -> None:
-        content = {
+        content: dict[str, Any] = {
             "observation_space": space_to_json(self.observation_space),
             "action_space": space_to_json(self.action_space),
             "recipe": self._schema.recipe,

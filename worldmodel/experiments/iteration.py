@@ -41,7 +41,18 @@ from worldmodel.evaluation import Evaluation, EvaluationConfig, evaluate
 from worldmodel.experiments.iteration_config import SCORES, IterationConfig, Round, has_stalled
 from worldmodel.models import WORLD_FILE, WorldModel
 from worldmodel.rng import AGENT_STREAM, COLLECT_STREAM, VALIDATE_STREAM, derive_seed
-from worldmodel.runtime import Listener, Progress, RunConfig, check_device, check_integer, describe, files, jsonable, runs, single_writer
+from worldmodel.runtime import (
+    Listener,
+    Progress,
+    RunConfig,
+    check_device,
+    check_integer,
+    describe,
+    files,
+    jsonable,
+    runs,
+    single_writer,
+)
 from worldmodel.training import fit
 
 ITERATION_FORMAT, SCORES_FORMAT, ITERATION_VERSION = "worldmodel.iteration", "worldmodel.scores", 1

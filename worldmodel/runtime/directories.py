@@ -1,7 +1,7 @@
 """Output directories: made, recognised as an earlier or an unfinished output, and emptied.
 
-Each output has a *marker*, a JSON file with a format name. An output whose making was killed is recognised too, so that the same
-call can be repeated: it holds nothing but temporary files, empty folders and weights whose names are their digests; or its
+Each output has a *marker*, a JSON file with a format name. An output whose making was killed is recognised too, so that the
+same call can be repeated: it holds nothing but temporary files, empty folders and weights whose names are their digests; or its
 marker says that it is being replaced.
 """
 

@@ -28,14 +28,12 @@ from worldmodel.runtime.tensor_files import digest_tensors as digest_tensors
 from worldmodel.runtime.tensor_files import load_tensors as load_tensors
 from worldmodel.runtime.tensor_files import save_tensors as save_tensors
 from worldmodel.runtime.writing import TEMPORARY_SUFFIX as TEMPORARY_SUFFIX
-from worldmodel.runtime.writing import write_bytes
+from worldmodel.runtime.writing import write_bytes as write_bytes
 
 CHECKSUM_KEY = "sha256"
 
 
-def write_json(
-    path: str | Path, content: Mapping[str, Any], *, format: str, version: int, checksum: bool = True
-) -> None:
+def write_json(path: str | Path, content: Mapping[str, Any], *, format: str, version: int, checksum: bool = True) -> None:
     """Write ``content`` as indented JSON, stamped with its format name and version, atomically.
 
     Args:
@@ -119,5 +117,3 @@ def check_stamp(content: Any, path: Path, *, format: str, version: int) -> None:
 def digest(path: str | Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal."""
     return hashlib.sha256(read_bytes(path)).hexdigest()
-
-

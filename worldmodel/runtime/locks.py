@@ -185,8 +185,8 @@ def _start_time(pid: int) -> str | None:
 def _message(path: Path, owner: dict[str, Any]) -> str:
     who = f"process {owner.get('pid')} on host {owner.get('host')!r}, since {owner.get('since')}" if owner else "another one"
     return (
-        f"{path.parent}: expected no other writer in this directory, got {who}; wait for it or stop it. If it is on a host that "
-        "no longer runs it, pass break_lock=True (--break-lock)"
+        f"{path.parent}: expected no other writer in this directory, got {who}; wait for it or stop it. If it is on a host "
+        "that no longer runs it, pass break_lock=True (--break-lock)"
     )
 
 

@@ -179,8 +179,8 @@ def single_writer(*, result: str | None = None) -> Callable[[Callable[P, R]], Ca
         result: name of a file that a complete run has; such a run is only read, and not locked.
 
     Returns:
-        A decorator of functions with the keyword arguments ``out`` and ``run`` (or ``overwrite`` and ``break_lock``), which then
-        raise a `LockedError` if another process writes to ``out``.
+        A decorator of functions with the keyword arguments ``out`` and ``run`` (or ``overwrite`` and ``break_lock``), which
+        then raise a `LockedError` if another process writes to ``out``.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:

@@ -177,4 +177,3 @@ def check_weights(tensors: Mapping[str, Tensor], *, most: float, infinite: tuple
             raise ValueError(f"{name}: expected weights of at most {most:g}, got {float(tensor.abs().max()):g}")
         if name.endswith("_scale") and not bool((tensor > 0).all()):
             raise ValueError(f"{name}: expected positive numbers, got {float(tensor.min()):g}")
-
