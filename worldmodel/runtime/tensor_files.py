@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
+import safetensors
+from safetensors.torch import load, save
 from torch import Tensor
 
 from worldmodel.runtime.reading import file_errors, parse_json, read_bytes
@@ -45,7 +46,7 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapp
 def serialise(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
     """Return the bytes of a safetensors file of named tensors on any device."""
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    return safetensors.torch.save(stored, dict(metadata or {}))
+    return save(stored, dict(metadata or {}))
 
 
 def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -86,7 +87,7 @@ def parse_tensors(data: bytes, source: str | Path) -> tuple[dict[str, Tensor], d
         if digest is not None and digest != _digest(data, start):
             raise ValueError("its digest is not the one that it records: it was changed after it was written")
         try:
-            return safetensors.torch.load(data), metadata
+            return load(data), metadata
         except safetensors.SafetensorError as error:
             raise ValueError(str(error)) from error
 

@@ -86,8 +86,7 @@ def fit(
     """
     data_config, training_config, run = data_config or DataConfig(), training_config or TrainingConfig(), run or RunConfig()
     check_device(device)
-    seed = check_integer(seed, "seed", least=0)
-    episodes = EpisodeCollection.open(data, min_length=data_config.min_length)
+    episodes, seed = EpisodeCollection.open(data, min_length=data_config.min_length), check_integer(seed, "seed", least=0)
     encoded = encoded_form(episodes.stores, _trained_v(initial, vision))
     if initial is None:
         v, model = _new_parts(episodes, seed, config, vision, encoded)
