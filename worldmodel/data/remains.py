@@ -83,6 +83,8 @@ class Remains:
             metadata = {name: value for name, value in zip(choices, values, strict=True) if value}
             try:
                 schema, shard = shards.from_metadata(metadata, path)
+                if not self._confirms(schema, shard, text, schemas):
+                    continue
                 damage = shards.inspect(path, schema, shard)
             except (ValueError, LookupError, TypeError, AssertionError, OSError, MemoryError):
                 continue
@@ -92,6 +94,14 @@ class Remains:
                 if count == len(shard.lengths):
                     break
         return None if best is None else best[1:]
+
+    def _confirms(self, schema: Schema, shard: Shard, text: str, schemas: Sequence[Schema]) -> bool:
+        """Return whether the spaces and the recipe, which checksums of episodes do not cover, are those of a whole source."""
+        checksum = re.search(r'"checksum":"([0-9]+)"', text)
+        if checksum and checksum[0].encode() in schema.header(shard):
+            return True
+        known = [other.metadata for other in schemas] + ([self.metadata] if len(self.metadata) == len(SPACES) else [])
+        return schema.metadata in known
 
 
 def _columns(text: str) -> dict[str, str]:
