@@ -42,7 +42,7 @@ def test_a_round_trip_preserves_every_bit(tmp_path, minari, env):
     assert verify(tmp_path / "b") == []
 
 
-def test_ids_with_gaps_and_missing_seeds_survive(tmp_path, minari):
+def test_ids_with_gaps_and_missing_seeds_are_preserved(tmp_path, minari):
     episodes = list(rollouts(EnvConfig(nested_env, max_steps=3), episode_ids=[7, 2, 30], seed=0))
     store = EpisodeStore.create(tmp_path / "a", observation_space=NESTED_OBSERVATION, action_space=NESTED_ACTION)
     store.append([episodes[0], episodes[1].__class__(**(vars(episodes[1]) | {"seed": None})), episodes[2]])
@@ -122,7 +122,7 @@ def test_many_chunks_give_the_same_as_one(tmp_path, minari, monkeypatch):
     assert back.fingerprint == store.fingerprint
 
 
-def test_unsupported_spaces_and_taken_directories_are_refused(tmp_path, minari):
+def test_unsupported_spaces_and_taken_directories_are_rejected(tmp_path, minari):
     with pytest.warns(UserWarning, match=r"is set to None|env_spec is None"):
         texts = minari.create_dataset_from_buffers(
             "toy/text-v0",
@@ -148,7 +148,7 @@ def test_without_minari_the_error_names_the_extra(tmp_path, monkeypatch):
         return original(name, *arguments, **options)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ImportError, match=r"pip install worldmodel\[minari\]"):
+    with pytest.raises(ImportError, match=r"pip install 'worldmodel\[minari\]'"):
         from_minari("any", tmp_path)
 
 

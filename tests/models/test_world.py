@@ -1,4 +1,4 @@
-"""The world model as a directory: round trip, damage, and that nothing in it can run code."""
+"""World models on disk: round trip, damage, and no code in files."""
 
 import ast
 import json
@@ -117,7 +117,7 @@ def test_a_world_of_format_1_which_named_only_the_class_of_v_opens(saved):
     assert WorldModel.from_pretrained(saved).fingerprint == fingerprint
 
 
-def test_an_unknown_v_is_refused(saved):
+def test_an_unknown_v_is_rejected(saved):
     rewrite(saved, lambda content: content.update(vision={"class": "Eye", "config": {}}))
     with pytest.raises(
         ValueError, match=r"world: vision: expected one of .*'ConvVAE', .*'StateNormalizer'.*, got 'Eye'; import the module"
@@ -137,7 +137,7 @@ def test_missing_files_are_named(saved, tmp_path):
 
 
 @pytest.mark.parametrize("keep", [0, 5, 100, -1])
-def test_cut_weights_are_refused(saved, keep):
+def test_truncated_weights_are_rejected(saved, keep):
     path = weights_of(saved)
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(ValueError, match=r"weights-[0-9a-f]{16}.safetensors: expected a safetensors file, got a damaged file"):
@@ -145,7 +145,7 @@ def test_cut_weights_are_refused(saved, keep):
 
 
 @pytest.mark.parametrize("place", [0.0, 0.01, 0.3, 0.6, 0.999])
-def test_a_flipped_bit_anywhere_in_the_weights_is_refused(saved, place):
+def test_a_flipped_bit_anywhere_in_the_weights_is_rejected(saved, place):
     path = weights_of(saved)
     data = bytearray(path.read_bytes())
     data[int(place * len(data))] ^= 1
@@ -154,7 +154,7 @@ def test_a_flipped_bit_anywhere_in_the_weights_is_refused(saved, place):
         WorldModel.from_pretrained(saved)
 
 
-def test_weights_of_another_model_are_refused(saved, tmp_path):
+def test_weights_of_another_model_are_rejected(saved, tmp_path):
     make_world(seed=1).save_pretrained(tmp_path / "other")
     weights_of(saved).write_bytes(weights_of(tmp_path / "other").read_bytes())
     with pytest.raises(ValueError, match="digest of the weights is not the one recorded"):
@@ -167,7 +167,7 @@ def test_a_newer_version_says_how_to_upgrade(saved):
         WorldModel.from_pretrained(saved)
 
 
-def test_foreign_and_broken_json_are_refused(saved):
+def test_damaged_json_and_other_formats_are_rejected(saved):
     rewrite(saved, lambda content: content.update(format="worldmodel.controller"))
     with pytest.raises(ValueError, match=r"expected format 'worldmodel.world', got 'worldmodel.controller'"):
         WorldModel.from_pretrained(saved)
@@ -203,7 +203,7 @@ def test_a_wrong_field_is_a_clear_error(saved, field, value):
         lambda content: content.update(num_start_states=6),
     ],
 )
-def test_a_configuration_that_does_not_fit_the_weights_is_refused(saved, change):
+def test_a_configuration_that_does_not_fit_the_weights_is_rejected(saved, change):
     rewrite(saved, change)
     with pytest.raises(ValueError, match="expected a complete world model, got a damaged one"):
         WorldModel.from_pretrained(saved)
@@ -272,7 +272,7 @@ def test_nothing_in_the_package_reads_or_writes_pickles():
     assert not found
 
 
-def test_overwriting_replaces_the_world_and_leaves_what_lies_beside_it(saved):
+def test_overwriting_replaces_the_world_and_leaves_other_files(saved):
     (saved / "training").mkdir()
     (saved / "training" / "log").write_text("kept")
     make_world(seed=5).save_pretrained(saved, overwrite=True)
@@ -287,6 +287,6 @@ def test_opening_a_world_leaves_the_global_generator_alone(saved):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_device_that_is_not_there_is_named(saved):
+def test_an_unavailable_device_is_named(saved):
     with pytest.raises(ValueError, match=r"device: expected an available device such as 'cpu', got 'nonsense'"):
         WorldModel.from_pretrained(saved, device="nonsense")

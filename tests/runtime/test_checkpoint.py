@@ -37,7 +37,7 @@ def test_json_comes_back_with_its_version(tmp_path):
     assert read_json(tmp_path / "a.json", format="f", version=3) == {"version": 2, "x": [1, 2]}
 
 
-def test_json_refuses_nan_and_writes_nothing(tmp_path):
+def test_json_rejects_nan_and_writes_nothing(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "a.json", {"x": float("nan")}, format="f", version=1)
     assert not os.listdir(tmp_path)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +19,8 @@ import numpy as np
 from gymnasium import spaces
 
 from worldmodel.data import Episode, EpisodeStore, check_episode, open_or_create
-from worldmodel.runtime import RunConfig, check_integer, single_writer
-from worldmodel.spaces import build_value, leaf_values, leaves, space_from_json, space_to_json
+from worldmodel.runtime import RunConfig, check_integer, missing_extra, single_writer
+from worldmodel.spaces import build_value, leaf_values, leaves, select_leaves, space_from_json, space_to_json, without_leaves
 
 if TYPE_CHECKING:
     import minari
@@ -33,7 +33,12 @@ _ID_KEY = "worldmodel_episode_id"
 
 @single_writer()
 def from_minari(
-    dataset: str | minari.MinariDataset, out: str | Path, *, overwrite: bool = False, break_lock: bool = False
+    dataset: str | minari.MinariDataset,
+    out: str | Path,
+    *,
+    overwrite: bool = False,
+    leave_out: Sequence[str] = (),
+    break_lock: bool = False,
 ) -> EpisodeStore:
     """Copy a Minari dataset to a store, or those of its episodes that the store does not hold yet.
 
@@ -49,16 +54,19 @@ def from_minari(
         dataset: a dataset, or the id of a local one.
         out: directory of the store; absent, empty, or an earlier import of the same dataset.
         overwrite: replace an earlier store at ``out``.
+        leave_out: paths of leaves of the observations that are not copied, such as "mission"; leaves
+            that are not supported (Text, Sequence, Graph) must be among them.
         break_lock: write although a process on another host has locked ``out``; see `RunConfig`.
 
     Returns:
-        The store. Its recipe is the one stored by `to_minari`, or else the id of the dataset.
+        The store. Its recipe is the one stored by `to_minari`, or else the id of the dataset, with
+        ``leave_out`` added.
 
     Raises:
         ImportError: if Minari is not installed.
         FileExistsError: if ``out`` holds something else, or the episodes of another dataset.
         TypeError: if a space is not supported.
-        ValueError: if the dataset is empty.
+        ValueError: if ``leave_out`` names no leaf, or if the dataset is empty.
     """
     minari = _import_minari()
     if isinstance(dataset, str):
@@ -66,15 +74,18 @@ def from_minari(
     if len(dataset) == 0:
         raise ValueError(f"dataset: expected at least one episode, got none in {dataset.id!r}")
     ours = json.loads(dataset.storage.metadata.get(_KEY, "{}"))
+    observed = without_leaves(dataset.observation_space, leave_out)
 
     def make_spaces() -> dict[str, gym.Space[Any]]:
         first = next(iter(dataset))
         return {
-            "observation_space": _space(dataset.observation_space, ours.get("observation_space"), first.observations),
+            "observation_space": _space(observed, None if leave_out else ours.get("observation_space"), first.observations),
             "action_space": _space(dataset.action_space, ours.get("action_space"), first.actions),
         }
 
     recipe = ours.get("recipe", {"minari": dataset.id})
+    if leave_out:
+        recipe = {**recipe, "leave_out": [*recipe.get("leave_out", ()), *leave_out]}
     store = open_or_create(Path(out), make_spaces, recipe, run=RunConfig(overwrite=overwrite))
     failures: list[dict[str, Any]] = []
     store.mark_unfinished(f"the import of {len(dataset)} episodes of {dataset.id!r} was interrupted; import it again")
@@ -137,7 +148,7 @@ def _import_minari() -> Any:
         import minari
         import minari.data_collector
     except ImportError as error:
-        raise ImportError("minari: expected the package to be installed; `pip install worldmodel[minari]`") from error
+        raise missing_extra("minari") from error
     return minari
 
 
@@ -192,7 +203,7 @@ def _space(space: gym.Space[Any], ours: Mapping[str, Any] | None, value: Any) ->
     if ours is not None:
         return space_from_json(ours)
     leaves(space)  # raises for an unsupported leaf
-    return _widen(space, value)
+    return _widen(space, select_leaves(space, value))
 
 
 def _widen(space: gym.Space[Any], value: Any) -> gym.Space[Any]:
@@ -208,7 +219,7 @@ def _widen(space: gym.Space[Any], value: Any) -> gym.Space[Any]:
 
 
 def _cast(value: Any, space: gym.Space[Any]) -> Any:
-    given, cast = leaf_values(value), {}
+    given, cast = leaf_values(select_leaves(space, value)), {}
     for path, leaf in leaves(space):
         rows = np.asarray(given[path])
         with np.errstate(invalid="ignore"):

@@ -18,6 +18,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
 from worldmodel.models import FEATURE_KINDS, FeatureKind, WorldModel, feature_size
+from worldmodel.runtime import missing_extra
 from worldmodel.spaces import Value
 
 try:
@@ -25,7 +26,7 @@ try:
     from stable_baselines3.common.env_util import is_wrapped
     from stable_baselines3.common.vec_env import VecEnv
 except ImportError as error:
-    raise ImportError("stable_baselines3: expected the package to be installed; `pip install worldmodel[sb3]`") from error
+    raise missing_extra("sb3") from error
 
 
 class SB3VecEnv(VecEnv):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from worldmodel.agents.registry import register_agent
 from worldmodel.dream import LatentState
 from worldmodel.models import FEATURE_KINDS, FeatureKind, WorldModel, feature_size
-from worldmodel.runtime import ModelFiles, check_integers, file_errors, files
+from worldmodel.runtime import ModelFiles, check_flags, check_integers, file_errors, files, float32_default
 from worldmodel.spaces import FlatSpace, Value, json_features, space_from_json, space_to_json
 
 CONTROLLER_FORMAT, CONTROLLER_VERSION = "worldmodel.controller", 2  # version 1 has weights of a fixed name
@@ -40,7 +40,7 @@ class ControllerConfig:
 
     Raises:
         ValueError: if ``features`` is unknown or ``hidden_size`` is below 1.
-        TypeError: if ``hidden_size`` is not an integer.
+        TypeError: if ``hidden_size`` is not an integer, or a flag not a boolean.
     """
 
     features: FeatureKind = "zh"
@@ -53,6 +53,7 @@ class ControllerConfig:
         if self.features not in FEATURE_KINDS:
             raise ValueError(f"features: expected 'z', 'zh' or 'zhc', got {self.features!r}")
         check_integers(self, {"hidden_size": 1}, optional=("hidden_size",))
+        check_flags(self, "bias", "ordered")
 
 
 @register_agent(CONTROLLER_FILE)
@@ -73,6 +74,7 @@ class Controller(nn.Module):
         ValueError: if a size is below 1 or ``features`` is unknown.
     """
 
+    @float32_default()
     def __init__(
         self,
         size: int,
@@ -96,7 +98,7 @@ class Controller(nn.Module):
         self.action_features = FlatSpace(action_space)
         sizes = [size, *([] if hidden_size is None else [hidden_size]), 1 if ordered else self.action_features.size]
         layers = (nn.utils.skip_init(nn.Linear, *pair, bias=bias) for pair in itertools.pairwise(sizes))
-        self.layers = nn.ModuleList(layers)  # `skip_init` draws from no global state
+        self.layers = nn.ModuleList(layers)  # `skip_init` uses no global random state
         nn.utils.vector_to_parameters(torch.zeros(self.num_parameters), self.parameters())
         if hidden_size is not None and generator is not None:
             hidden = self.layers[0]

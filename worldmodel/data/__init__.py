@@ -1,8 +1,8 @@
 """Real episodes: how they are collected, stored, verified and read.
 
-`collect` plays an environment and writes an `EpisodeStore`, a directory that survives kills and can be resumed, verified and
-repaired. ``rollouts`` yields episodes without storing them. This package does not import models: a store of encoded
-episodes knows V only by its fingerprint, so data outlives any model.
+`collect` plays an environment and writes an `EpisodeStore`, a directory that stays readable after a kill and can be resumed,
+verified and repaired. ``rollouts`` yields episodes without storing them. This package does not import models: a store of
+encoded episodes records only the fingerprint of V, so data can be read without the model.
 
 Example:
     >>> from worldmodel.data import rollouts
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from worldmodel.data.env_factory import env_maker as env_maker
     from worldmodel.data.env_factory import make_env as make_env
     from worldmodel.data.episode import Episode as Episode
+    from worldmodel.data.episode import as_reward as as_reward
     from worldmodel.data.episode import check_episode as check_episode
     from worldmodel.data.policies import POLICIES as POLICIES
     from worldmodel.data.policies import BrownianPolicy as BrownianPolicy
@@ -56,7 +57,7 @@ else:
             "collection": "EpisodeCollection permuted split_episodes",
             "compression": "pack unpack",
             "env_factory": "EnvConfig EnvMaker env_maker make_env",
-            "episode": "Episode check_episode",
+            "episode": "Episode as_reward check_episode",
             "policies": "BrownianPolicy CyclicPolicy POLICIES Policy RandomPolicy RepeatPolicy SweepPolicy make_policy",
             "repairing": "Problem repair verify",
             "runner": "EpisodeFailure Runner rollouts",

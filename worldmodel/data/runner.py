@@ -16,11 +16,11 @@ import gymnasium as gym
 import numpy as np
 
 from worldmodel.data.env_factory import EnvConfig, EnvMaker, env_maker
-from worldmodel.data.episode import Episode, check_episode
+from worldmodel.data.episode import Episode, as_reward, check_episode
 from worldmodel.data.policies import POLICIES, Policy, make_policy
 from worldmodel.rng import POLICY_STREAM, episode_seed
 from worldmodel.runtime import WorkerConfig, check_integer, describe
-from worldmodel.spaces import leaves, map_leaves, stack_values
+from worldmodel.spaces import as_tuples, check_space, map_leaves, select_leaves, stack_values, without_leaves
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Runner:
     ):
         self._seed, self._policy = check_integer(seed, "seed", least=0), policy
         if isinstance(policy, str) and policy not in POLICIES:
-            make_policy(policy, gym.spaces.Discrete(1))  # raises, and says which there are
+            make_policy(policy, gym.spaces.Discrete(1))  # an unknown policy raises with the known names
         config = EnvConfig.of(env)
         self._env_recipe = config.recipe()
         self._config = replace(config, env=env_maker(config.env), kwargs=dict(config.kwargs), wrappers=tuple(config.wrappers))
@@ -87,15 +87,16 @@ class Runner:
             **{name: self._env_recipe[name] for name in ("env", "env_kwargs", "wrappers")},
             "policy": describe(self._policy),
             "seed": self._seed,
-            "max_steps": self._env_recipe["max_steps"],
+            **{name: self._env_recipe[name] for name in ("max_steps", "leave_out") if name in self._env_recipe},
         }
 
     def spaces(self) -> dict[str, gym.Space[Any]]:
-        """Return the two spaces of the environment; raises a TypeError if one is not supported."""
+        """Return the two spaces of the episodes; raises an error if one is not supported (see `check_space`)."""
         env = self._ready_env()
-        for space in (env.observation_space, env.action_space):
-            leaves(space)
-        return {"observation_space": env.observation_space, "action_space": env.action_space}
+        found = {"observation_space": self._observed, "action_space": env.action_space}
+        for name, space in found.items():
+            check_space(space, name)
+        return found
 
     def seed_of(self, episode_id: int) -> int:
         """Return the seed that an episode resets the environment with."""
@@ -106,7 +107,7 @@ class Runner:
         try:
             env = self._ready_env()
             episode = self._roll(env, episode_id)
-            check_episode(episode, env.observation_space, env.action_space)
+            check_episode(episode, self._observed, env.action_space)
             return episode
         except BaseException:
             self.close()
@@ -121,6 +122,7 @@ class Runner:
     def _ready_env(self) -> gym.Env:
         if self._env is None:
             self._env = env = self._config.make()
+            self._observed = without_leaves(env.observation_space, self._config.leave_out)
             self._act = make_policy(self._policy, env.action_space)
         return self._env
 
@@ -129,29 +131,33 @@ class Runner:
             self._act.reset(np.random.default_rng([self._seed, episode_id, POLICY_STREAM]))
         seed = self.seed_of(episode_id)
         observation, _ = env.reset(seed=seed)
-        observations, actions, rewards = [_copy(observation)], [], []
+        observations, actions, rewards = [self._kept(observation)], [], []
         terminated = truncated = False
         while not (terminated or truncated):
             action = self._act(observation)
-            actions.append(_copy(action))
+            actions.append(_copy(as_tuples(env.action_space, action)))
             observation, reward, terminated, truncated, _ = env.step(action)
-            observations.append(_copy(observation))
-            rewards.append(reward)
+            observations.append(self._kept(observation))
+            rewards.append(as_reward(reward))
             truncated = truncated or (len(rewards) == self._config.max_steps and not terminated)
         last = np.arange(len(rewards)) == len(rewards) - 1
         return Episode(
             observations=stack_values(observations),
             actions=stack_values(actions),
-            rewards=np.array(rewards, dtype=np.float64).reshape(len(rewards)),
+            rewards=np.array(rewards, dtype=np.float64),
             terminations=last & bool(terminated),
             truncations=last & bool(truncated),
             episode_id=episode_id,
             seed=seed,
         )
 
+    def _kept(self, observation: Any) -> Any:
+        """Copy the leaves of an observation that are recorded."""
+        return _copy(select_leaves(self._observed, observation))
+
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the environment; the copy builds its own."""
-        return {key: value for key, value in self.__dict__.items() if key not in ("_env", "_act")} | {"_env": None}
+        return {key: value for key, value in self.__dict__.items() if key not in ("_env", "_act", "_observed")} | {"_env": None}
 
 
 def run_all(runner: Runner, episode_ids: Sequence[int], workers: WorkerConfig) -> Generator[Episode | EpisodeFailure]:

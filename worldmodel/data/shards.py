@@ -40,7 +40,7 @@ VERSION = 2  # 1 where nothing is packed
 SUFFIX = ".safetensors"
 MAX_HEADER = 2**28  # bytes; a million episodes in one shard have 50 MB
 
-_REPAIR = "run `python scripts/store.py repair`"
+_REPAIR = "run `worldmodel store repair`"
 _DTYPES = {"bool": "BOOL", "float16": "F16", "float32": "F32", "float64": "F64"}
 _DTYPES |= {f"{sign}int{bits}": f"{sign.upper() or 'I'}{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
 

@@ -40,7 +40,7 @@ from worldmodel.runtime import (
     prepare_directory,
     write_bytes,
 )
-from worldmodel.spaces import space_from_json, space_to_json
+from worldmodel.spaces import check_space, space_from_json, space_to_json
 
 FORMAT = "worldmodel.episodes"
 VERSION = 2
@@ -49,7 +49,7 @@ SHARDS = "shards"
 DAMAGED = "damaged"
 OUTPUTS = ("manifest.json*", "shards", DAMAGED, ".*.tmp")
 
-_REBUILD = "`python scripts/store.py repair` rebuilds it from the shards"
+_REBUILD = "`worldmodel store repair` rebuilds it from the shards"
 
 
 class EpisodeStore:
@@ -83,9 +83,9 @@ class EpisodeStore:
 
         Raises:
             FileExistsError: if ``path`` holds other files, or a store and ``overwrite`` is False.
-            TypeError: if a space is not supported; the message names the nearest supported one.
+            TypeError, ValueError: if a space is not supported; see `worldmodel.spaces.check_space`.
         """
-        schema = Schema(observation_space, action_space, recipe)
+        schema = Schema(check_space(observation_space, "observation_space"), check_space(action_space, "action_space"), recipe)
         schema.check_spaces()
         if Path(path).exists() and not Path(path).is_dir():
             prepare_directory(path, marker=MANIFEST, format=FORMAT)  # raises

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from worldmodel.lazy import attach
 
 if TYPE_CHECKING:
+    from worldmodel.models.action_units import ActionUnits as ActionUnits
     from worldmodel.models.batch import DataStatistics as DataStatistics
     from worldmodel.models.batch import SequenceBatch as SequenceBatch
     from worldmodel.models.encoded import DTYPES as DTYPES
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from worldmodel.models.features import feature_size as feature_size
     from worldmodel.models.features import feature_space as feature_space
     from worldmodel.models.features import latent_features as latent_features
+    from worldmodel.models.layout import find_layout as find_layout
+    from worldmodel.models.layout import vision_for as vision_for
     from worldmodel.models.lstm import HalfPrecisionLayer as HalfPrecisionLayer
     from worldmodel.models.lstm import LayerNormLSTM as LayerNormLSTM
     from worldmodel.models.lstm import activate_gates as activate_gates
@@ -63,12 +66,14 @@ else:
     __getattr__, __dir__, __all__ = attach(
         __name__,
         {
+            "action_units": "ActionUnits",
             "batch": "DataStatistics SequenceBatch",
             "encoded": (
                 "DTYPES EncodedObservations EncodedSteps Encoder encode_all encode_episodes encoded_bytes "
                 "encoded_form encoded_with gather"
             ),
             "features": "FEATURE_KINDS FeatureKind feature_size feature_space latent_features",
+            "layout": "find_layout vision_for",
             "lstm": "HalfPrecisionLayer LayerNormLSTM activate_gates run_lstm stack_weights",
             "mdnrnn": "MDNRNN Prediction State",
             "mdnrnn_config": "MDNRNNConfig",

@@ -23,7 +23,16 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel.rng import Source, fill_normal
-from worldmodel.runtime import InvalidFileError, ModelFiles, Registry, UnknownClassError, check_device, digest_tensors, files
+from worldmodel.runtime import (
+    InvalidFileError,
+    ModelFiles,
+    Registry,
+    UnknownClassError,
+    choose_device,
+    digest_tensors,
+    files,
+    float32_default,
+)
 from worldmodel.spaces import ImageLayout, Value, space_from_json, space_to_json
 
 VISION_FORMAT, VISION_VERSION = "worldmodel.vision", 3  # version 1 fingerprints the complete configuration
@@ -107,6 +116,11 @@ class Vision(nn.Module, abc.ABC):
         """Number of the latents, from the first, that encode the image."""
         return 0 if self.image_layout is None else self.latent_size
 
+    @property
+    def vector_part(self) -> Any:
+        """The `StateNormalizer` of the numbers of z after those of the image; None if there are none or V has no such part."""
+        return None
+
     def fit(self: V, observations: Iterable[Value]) -> V:
         """Fit V to batches of observations in one pass, for a V that can be fitted that way.
 
@@ -182,7 +196,7 @@ class Vision(nn.Module, abc.ABC):
             ValueError: if it is damaged, not of this format, of a newer version or of another class.
         """
         path = Path(path)
-        check_device(device)
+        device = choose_device(device)
         saved = VISION_FILES.read(path)
         content = saved.content
         try:
@@ -193,7 +207,7 @@ class Vision(nn.Module, abc.ABC):
             raise ValueError(f"{path}: expected a {cls.__name__}, got a {kind.__name__}")
         try:
             check_config_sizes(content["config"], saved.shapes)
-            with torch.random.fork_rng(devices=[]):  # the random weights are replaced at once
+            with torch.random.fork_rng(devices=[]), float32_default():  # the random weights are replaced at once
                 vision = kind.from_config(space_from_json(content["observation_space"]), content["config"])
             weights = saved.weights()
             files.check_weights(weights, most=MAX_WEIGHT)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,12 @@ import gymnasium as gym
 import torch
 from torch import Tensor, nn
 
+from worldmodel.mixtures import LatentLayout, LatentPart, PartKind
 from worldmodel.models.mdnrnn import MDNRNN
 from worldmodel.models.vision import Vision, check_config_sizes, draw_latent, vision_from_json, vision_to_json
 from worldmodel.rng import Source
-from worldmodel.runtime import InvalidFileError, ModelFiles, UnknownClassError, check_device, files
-from worldmodel.spaces import FlatSpace, Value, json_features, space_from_json, space_to_json
+from worldmodel.runtime import InvalidFileError, ModelFiles, UnknownClassError, choose_device, files, float32_default
+from worldmodel.spaces import FlatSpace, Value, json_features, known_leaves, space_from_json, space_to_json, without_leaves
 from worldmodel.version import __version__
 
 WORLD_FORMAT, WORLD_VERSION = "worldmodel.world", 3  # version 2 has weights of a fixed name, and no checksum of the JSON
@@ -65,7 +66,7 @@ class WorldModel(nn.Module):
         super().__init__()
         self.vision = vision
         self.mdnrnn = mdnrnn
-        self.action_features = FlatSpace(action_space)
+        self.action_features = FlatSpace(action_space, exact=True)
         self.provenance = dict(provenance or {})
         if (vision.latent_size, self.action_features.size) != (mdnrnn.latent_size, mdnrnn.action_size):
             raise ValueError(
@@ -92,6 +93,23 @@ class WorldModel(nn.Module):
         return self.action_features.space
 
     @property
+    def left_out(self) -> tuple[str, ...]:
+        """Paths of the leaves of real observations that were left out of the data; these are ignored wherever they occur."""
+        sources = [*self.provenance.get("recipes", []), self.provenance.get("data_config", {})]
+        return tuple(dict.fromkeys(name for source in sources for name in source.get("leave_out", ())))
+
+    @property
+    def layout(self) -> LatentLayout:
+        """The parts of z and their kinds: as `fit` found them, or one density, as in worlds of earlier versions."""
+        if self.mdnrnn.layout is not None:
+            return self.mdnrnn.layout
+        if "layout" in self.provenance:
+            return LatentLayout.from_json(self.provenance["layout"])
+        images = self.vision.image_layout is not None and self.vision.image_latent_size == self.vision.latent_size
+        kind = PartKind.IMAGE if images else PartKind.CONTINUOUS
+        return LatentLayout((LatentPart(name="", kind=kind, start=0, size=self.mdnrnn.latent_size),))
+
+    @property
     def device(self) -> torch.device:
         """Device of the weights."""
         return self.start_mean.device
@@ -114,14 +132,23 @@ class WorldModel(nn.Module):
         """Turn latents (..., D) into observations of the space, as nested tensors."""
         return self.vision.decode(z)
 
-    def check_spaces(self, observation_space: gym.Space, action_space: gym.Space, *, source: str) -> None:
-        """Raise if the spaces of an environment or data set are not this model's.
+    def check_spaces(
+        self, observation_space: gym.Space, action_space: gym.Space, *, source: str, leave_out: Iterable[str] = ()
+    ) -> None:
+        """Raise if the spaces of an environment or data set are not this model's, without the leaves of `left_out`.
+
+        Args:
+            observation_space: space of its observations.
+            action_space: space of its actions.
+            source: its name in the message.
+            leave_out: paths of further leaves to ignore.
 
         Raises:
             ValueError: naming the source and the space that differs.
         """
+        ignored = known_leaves(observation_space, (*self.left_out, *leave_out))
         for name, expected, actual in (
-            ("observation space", self.observation_space, observation_space),
+            ("observation space", self.observation_space, without_leaves(observation_space, ignored)),
             ("action space", self.action_space, action_space),
         ):
             if expected != actual:
@@ -172,7 +199,7 @@ class WorldModel(nn.Module):
             ValueError: if it is damaged, not of this format, of a newer version, or its V or latent head is an unknown class.
         """
         path = Path(path)
-        check_device(device)
+        device = choose_device(device)
         if not (path / WORLD_FILE).is_file():
             unfinished = "; the training in this directory is not finished: resume it" if (path / "training").is_dir() else ""
             raise FileNotFoundError(f"{path}: expected a world model directory with {WORLD_FILE}, found none{unfinished}")
@@ -180,8 +207,8 @@ class WorldModel(nn.Module):
         content = saved.content
         try:
             _check_sizes(content, saved.shapes)
-            start = torch.zeros(saved.shapes["start_mean"])
-            with torch.random.fork_rng(devices=[]):  # the random weights are replaced at once
+            start = torch.zeros(saved.shapes["start_mean"], dtype=torch.float32)
+            with torch.random.fork_rng(devices=[]), float32_default():  # the random weights are replaced at once
                 mdnrnn = MDNRNN.from_config(content["mdnrnn"])
                 vision = vision_from_json(content["vision"], space_from_json(content["observation_space"]))
             world = cls(
@@ -194,6 +221,7 @@ class WorldModel(nn.Module):
             )
             world.load_state_dict(saved.weights())
             files.check_weights(world.state_dict(), most=MAX_WEIGHT, infinite=MAY_BE_INFINITE)
+            world.action_features.exact = not mdnrnn.action_units.is_neutral  # else as before: the same bits
         except UnknownClassError as error:
             raise ValueError(f"{path}: {error}") from error
         except InvalidFileError:
@@ -219,6 +247,8 @@ def _check_sizes(content: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...
         mdnrnn = MDNRNN.from_config(content["mdnrnn"])
     expected = {f"mdnrnn.{name}": tuple(tensor.shape) for name, tensor in mdnrnn.state_dict().items()}
     found = {name: shape for name, shape in shapes.items() if name.startswith("mdnrnn.")}
+    for name in [name for name in expected if name.startswith("mdnrnn.action_units.") and name not in found]:
+        del expected[name]  # neutral ones are not saved
     if found != expected:
         wrong = next(name for name in {**expected, **found} if expected.get(name) != found.get(name))
         raise ValueError(f"{wrong}: expected shape {expected.get(wrong)} by the JSON, got {found.get(wrong)} in the weights")

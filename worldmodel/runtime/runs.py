@@ -16,8 +16,10 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 
 from worldmodel.runtime.directories import is_being_replaced, prepare_directory, remove_temporaries
+from worldmodel.runtime.extras import require_extras
 from worldmodel.runtime.files import read_json, write_json
 from worldmodel.runtime.locks import locked
+from worldmodel.runtime.numbers import check_flags
 from worldmodel.runtime.progress import Listener, Progress, Reporter
 
 P = ParamSpec("P")
@@ -48,6 +50,10 @@ class RunConfig:
         on_progress: called with every progress record.
         break_lock: write to a directory that a process on another host has locked. Only after a crash of that host: two
             writers destroy each other's files.
+
+    Raises:
+        TypeError: if a flag is not a boolean.
+        ImportError: if TensorBoard is requested and not installed.
     """
 
     resume: bool = True
@@ -56,6 +62,12 @@ class RunConfig:
     progress: bool = True
     on_progress: Listener | None = None
     break_lock: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the flags; raise now if TensorBoard is missing, before anything is written."""
+        check_flags(self, "resume", "overwrite", "tensorboard", "progress", "break_lock")
+        if self.tensorboard:
+            require_extras("tensorboard")
 
     def reporter(self) -> Reporter:
         """Make the context manager that shows and passes on progress records."""
@@ -165,7 +177,7 @@ def prepare_run(
         return path
     if not run.resume:
         raise FileExistsError(
-            f"{path}: expected no earlier run, got one; resume (--resume) it, or replace it with overwrite (--overwrite)"
+            f"{path}: expected no earlier run, got one; resume it (RunConfig(resume=True)) or replace it (--overwrite)"
         )
     check_same_run(read_json(path / marker, format=format, version=version), arguments, path, error=error)
     remove_temporaries(path)

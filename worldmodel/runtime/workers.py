@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import cloudpickle
 import torch
 
-from worldmodel.runtime.integers import check_integer
+from worldmodel.runtime.integers import check_integers
 
 PREFETCH = 2  # tasks per worker: the running one, and the next one to hide the latency of the pipe
 STOP_SECONDS = 2.0  # grace period in which a worker closes its resources before it is terminated
@@ -53,8 +53,7 @@ class WorkerConfig:
 
     def __post_init__(self) -> None:
         """Validate both numbers."""
-        for name, least in {"num_workers": 0, "attempts": 1}.items():
-            object.__setattr__(self, name, check_integer(getattr(self, name), name, least=least))
+        check_integers(self, {"num_workers": 0, "attempts": 1})
 
     @classmethod
     def of(cls, workers: int | WorkerConfig) -> WorkerConfig:

@@ -66,7 +66,7 @@ def encode_store(
 
 
 def _require_disk(out: Path, source: EpisodeStore, schema: Schema, overwrite: bool) -> None:
-    """Refuse to encode what the disk cannot hold, in a store that is there already or not."""
+    """Raise if the disk has too little space for the episodes still to encode."""
     held: Sequence[int] = []
     replaced = 0
     if overwrite:
@@ -79,7 +79,7 @@ def _require_disk(out: Path, source: EpisodeStore, schema: Schema, overwrite: bo
 
 
 def _require_same_episodes(store: EpisodeStore, source: EpisodeStore) -> set[int]:
-    """The ids that an encoded store holds, which must be of its source: recipes alone do not tell recordings apart.
+    """Return the ids in an encoded store; raise if they are not of its source. Recordings can have equal recipes.
 
     Compared are ids and lengths of all, and what was done and rewarded in the first.
     """

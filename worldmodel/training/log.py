@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from worldmodel.runtime import files
+from worldmodel.runtime import files, missing_extra
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -83,5 +83,5 @@ def _tensorboard_writer(out: Path, update: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise ImportError("tensorboard is not installed: pip install worldmodel[tensorboard]") from error
+        raise missing_extra("tensorboard") from error
     return SummaryWriter(str(out), purge_step=update + 1)
