@@ -7,6 +7,7 @@ field is marked `tyro.conf.OmitArgPrefixes`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,7 @@ from worldmodel.data import EnvConfig
 from worldmodel.dream import Dreams, TerminationRule
 from worldmodel.experiments import PRESETS, Preset
 from worldmodel.models import Vision, WorldModel
-from worldmodel.runtime import Listener, Precision, RunConfig, choose_device, write_bytes
+from worldmodel.runtime import Listener, Precision, RunConfig, choose_device, locked, write_bytes
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]  # --name alone, without --no-name
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -91,6 +92,12 @@ class Run(Output):
     overwrite: Flag = False
     resume: Flag = False
     break_lock: Flag = False
+
+    def writing(self, path: str) -> contextlib.AbstractContextManager[None]:
+        """Keep other writers out of OUT while a command runs; a file in its place is left to the check that names it."""
+        if Path(path).exists() and not Path(path).is_dir():
+            return contextlib.nullcontext()
+        return locked(path, break_lock=self.break_lock)
 
     def config(self, on_progress: Listener | None = None) -> RunConfig:
         """Build the library's configuration of a run; ``resume`` takes precedence over ``overwrite``."""

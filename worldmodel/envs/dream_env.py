@@ -201,11 +201,12 @@ class DreamVectorEnv(VectorEnv[Value, Value, Any]):
         Raises:
             AttributeError: if the reward function has no method of this name; M's reward head knows no goals.
         """
-        compute = getattr(self._reward, "compute_reward", None)
+        reward = None if self._dreams.reward is None else self._dreams.reward.reward
+        compute = getattr(reward, "compute_reward", None)
         if not callable(compute):
             raise AttributeError(
                 "compute_reward: expected a reward function with a method compute_reward(achieved_goal, desired_goal, info), "
-                f"got {self._reward!r}; pass reward=... to the dream"
+                f"got {reward!r}; pass reward=... to the dream"
             )
         return compute(achieved_goal, desired_goal, info)
 

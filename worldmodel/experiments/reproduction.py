@@ -27,16 +27,7 @@ from typing import Any
 
 import torch
 
-from worldmodel.agents import (
-    CONTROLLER_FILE,
-    SEARCH_FILE,
-    LatentPolicy,
-    RealPopulation,
-    evolve,
-    has_agent,
-    load_agent,
-    ppo,
-)
+from worldmodel.agents import CONTROLLER_FILE, SEARCH_FILE, LatentPolicy, RealPopulation, evolve, has_agent, load_agent, ppo
 from worldmodel.data import EnvConfig, Episode, EpisodeCollection, Runner, collect, rollouts, split_episodes
 from worldmodel.dream import Agent, Dreams, Scores, StartBank, score
 from worldmodel.evaluation import EvaluationConfig, probe

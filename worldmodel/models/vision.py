@@ -152,7 +152,7 @@ class Vision(nn.Module, abc.ABC):
         return hashlib.sha256((json.dumps(content) + digest_tensors(self.state_dict())).encode()).hexdigest()
 
     def save_pretrained(self, path: str | Path, *, overwrite: bool = False) -> None:
-        """Write V as a directory: ``vision.json`` and ``vision.safetensors``.
+        """Write V as a directory: ``vision.json`` and ``vision-DIGEST.safetensors``.
 
         Raises:
             FileExistsError: if ``path`` holds something that may not be replaced.

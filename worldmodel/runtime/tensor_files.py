@@ -160,7 +160,7 @@ def check_weights(tensors: Mapping[str, Tensor], *, most: float, infinite: tuple
     """Raise unless all weights are finite and of a size with which a network can compute.
 
     Args:
-        tensors: weights and buffers by name. Those whose name ends in "scale" must be positive.
+        tensors: weights and buffers by name. Those whose name ends in "_scale" or "units.scale" must be positive.
         most: largest absolute value of a trained weight; buffers of data statistics, which are named "mean" and "scale", may
             have any finite value.
         infinite: names that may be infinite.
@@ -176,5 +176,5 @@ def check_weights(tensors: Mapping[str, Tensor], *, most: float, infinite: tuple
         is_statistic = name.endswith(("mean", "scale", *infinite))
         if not is_statistic and tensor.numel() and float(tensor.abs().max()) > most:
             raise ValueError(f"{name}: expected weights of at most {most:g}, got {float(tensor.abs().max()):g}")
-        if name.endswith("_scale") and not bool((tensor > 0).all()):
+        if name.endswith(("_scale", "units.scale")) and not bool((tensor > 0).all()):
             raise ValueError(f"{name}: expected positive numbers, got {float(tensor.min()):g}")
