@@ -138,8 +138,8 @@ def pit_distance(distribution: Any, reward: Tensor, seed: int) -> float:
 
 def regrets(directory: Path) -> dict[str, float]:
     """Held-out loss of each head in the kept weights, minus its own minimum over the run."""
-    rows = [json.loads(line) for line in (directory / "training" / "metrics.jsonl").read_text().splitlines()]
-    best = json.loads((directory / "world.json").read_text())["provenance"]["training"]["best_metrics"]
+    rows = [json.loads(line) for line in (directory / "training" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    best = json.loads((directory / "world.json").read_text(encoding="utf-8"))["provenance"]["training"]["best_metrics"]
     smallest = {name: min(row[f"test/{name}"] for row in rows if f"test/{name}" in row) for name in best if name != "loss"}
     return {name: best[name] - value for name, value in smallest.items()}
 

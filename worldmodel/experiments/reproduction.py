@@ -204,7 +204,7 @@ class Reproduction:
                 workers=self.workers,
                 run=self.run_config.within(report),
             )
-        (self.out / "probe.txt").write_text(f"{found}\n")
+        (self.out / "probe.txt").write_text(f"{found}\n", encoding="utf-8")
         write_scores(path, found.to_json())
 
     def search(self, temperature: float, repeat: int = 0) -> Agent:

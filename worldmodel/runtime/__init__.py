@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from worldmodel.runtime.directories import prepare_directory as prepare_directory
     from worldmodel.runtime.directories import remove_temporaries as remove_temporaries
     from worldmodel.runtime.directories import require_disk as require_disk
+    from worldmodel.runtime.disk_errors import naming as naming
     from worldmodel.runtime.extras import EXTRAS as EXTRAS
     from worldmodel.runtime.extras import has_extra as has_extra
     from worldmodel.runtime.extras import missing_extra as missing_extra
@@ -71,6 +72,7 @@ if TYPE_CHECKING:
     from worldmodel.runtime.tensor_files import digest_tensors as digest_tensors
     from worldmodel.runtime.tensor_files import load_tensors as load_tensors
     from worldmodel.runtime.tensor_files import save_tensors as save_tensors
+    from worldmodel.runtime.watch import StepWatch as StepWatch
     from worldmodel.runtime.workers import Runner as Runner
     from worldmodel.runtime.workers import WorkerConfig as WorkerConfig
     from worldmodel.runtime.workers import run_here as run_here
@@ -86,6 +88,7 @@ else:
                 "resolve_precision"
             ),
             "directories": "is_being_replaced prepare_directory remove_temporaries require_disk",
+            "disk_errors": "naming",
             "extras": "EXTRAS has_extra missing_extra require_extras",
             "files": "read_json write_json",
             "integers": "check_integer check_integers",
@@ -99,6 +102,7 @@ else:
             "registry": "Registry UnknownClassError",
             "runs": "RunConfig check_same_run describe jsonable prepare_run single_writer",
             "tensor_files": "digest_tensors load_tensors save_tensors",
+            "watch": "StepWatch",
             "workers": "Runner WorkerConfig run_here run_in_processes",
             "writing": "TEMPORARY_SUFFIX write_bytes",
         },

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from worldmodel.runtime.disk_errors import naming
 from worldmodel.runtime.reading import InvalidFileError, parse_json
 
 LOCK_FILE = ".worldmodel.lock"
@@ -92,7 +93,8 @@ def _acquire(path: Path, break_lock: bool) -> int:
             data = json.dumps({**content, "since": time.strftime("%Y-%m-%dT%H:%M:%S%z")}).encode()
             os.ftruncate(descriptor, 0)
             os.lseek(descriptor, 0, os.SEEK_SET)
-            os.write(descriptor, data)
+            with naming(path):
+                os.write(descriptor, data)
         except BaseException:
             with contextlib.suppress(OSError):
                 os.close(descriptor)

@@ -79,7 +79,9 @@ def source_commit() -> str | None:
         return None
     git = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        found = subprocess.run(git, capture_output=True, text=True, check=False, cwd=root, timeout=10)
+        found = subprocess.run(
+            git, capture_output=True, text=True, encoding="utf-8", errors="replace", check=False, cwd=root, timeout=10
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return found.stdout.strip() or None

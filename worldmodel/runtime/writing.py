@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from worldmodel.runtime.disk_errors import naming
+
 TEMPORARY_SUFFIX = ".tmp"
 
 
@@ -13,7 +15,7 @@ def write_bytes(path: str | Path, data: bytes) -> None:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
     try:
-        with open(temporary, "wb") as file:
+        with naming(path), open(temporary, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -23,6 +25,7 @@ def write_bytes(path: str | Path, data: bytes) -> None:
     if hasattr(os, "O_DIRECTORY"):  # POSIX: the rename itself is durable only once the directory is flushed
         descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            os.fsync(descriptor)
+            with naming(path.parent):
+                os.fsync(descriptor)
         finally:
             os.close(descriptor)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from worldmodel.runtime import files, missing_extra
+from worldmodel.runtime import files, missing_extra, naming
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -30,12 +30,14 @@ class MetricsLog:
         kept = [row for row in read_metrics(out) if row["update"] <= update]
         path = out / METRICS_FILE
         files.write_bytes(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
-        self._file = open(path, "a")  # noqa: SIM115 (closed in __exit__)
+        self._path = path
+        self._file = open(path, "a", encoding="utf-8", newline="\n")  # noqa: SIM115 (closed in __exit__)
 
     def write(self, update: int, values: Mapping[str, float]) -> None:
         """Append one row and flush the file."""
-        self._file.write(json.dumps({"update": update, **values}) + "\n")
-        self._file.flush()
+        with naming(self._path):
+            self._file.write(json.dumps({"update": update, **values}) + "\n")
+            self._file.flush()
         if self._writer is not None:
             for name, value in values.items():
                 self._writer.add_scalar(name, value, update)
