@@ -163,6 +163,7 @@ def test_calibration_is_recorded_only_if_it_is_requested(walks, tmp_path):
     interrupted(walks, tmp_path / "calibrated", training_config=replace(TRAINING, calibrate=True))
     plain, calibrated = (json.loads((tmp_path / name / "fit.json").read_text()) for name in ("plain", "calibrated"))
     assert calibrated.pop("calibrate") is True
+    assert calibrated.pop("sha256") != plain.pop("sha256")
     assert plain == calibrated
     with pytest.raises(ValueError, match=r"expected calibrate True, .* got None"):
         small_fit(walks, tmp_path / "calibrated")

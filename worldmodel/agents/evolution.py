@@ -321,10 +321,7 @@ def _read_log(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def _read_stamped(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a file that is the log of a search, damaged or not; raise ValueError if it is not."""
     tensors, metadata = files.load_tensors(path)
-    try:
-        content = json.loads(metadata.get("log", "{}"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: expected the log of a search, got a file of another format ({error})") from error
+    content = files.parse_json(metadata.get("log", "{}"), path, what="the log of a search")
     files.check_stamp(content, path, format=SEARCH_FORMAT, version=SEARCH_VERSION)
     return tensors, content
 

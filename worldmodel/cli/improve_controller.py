@@ -76,8 +76,9 @@ class ImproveController(Command):
         horizon = self.whole_horizon or usual_horizon(world)
         starts = StartBank.along(world, self.data, config=self.starts, seed=self.seed)
         run = self.output.config(self.save)
-        prepare_directory(self.out, marker=CONTROLLER_FILE, format=CONTROLLER_FORMAT, overwrite=run.overwrite)
-        best = wm.ppo(agent, dreams, starts, config=self.ppo, horizon=horizon, seed=self.seed, run=run)
+        with self.output.writing(self.out):
+            prepare_directory(self.out, marker=CONTROLLER_FILE, format=CONTROLLER_FORMAT, overwrite=run.overwrite)
+            best = wm.ppo(agent, dreams, starts, config=self.ppo, horizon=horizon, seed=self.seed, run=run)
         lines, data = [], {}
         for name, one in (("before", agent), ("after", best)):
             scores = score(dreams.variant(num_dreams=1024), one, horizon=horizon, seed=self.seed + 1)

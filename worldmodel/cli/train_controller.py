@@ -107,16 +107,15 @@ class TrainController(Command):
         if horizon is None:
             horizon = usual_horizon(world) if env is None else time_limit(env)
         start = load_agent(self.initial, device=device) if self.initial else self.controller
-        log = self.prepare()
 
         def save(progress: Progress) -> None:
             if "test" in progress.metrics:  # save the best so far, in case the search is interrupted
                 progress.result.save_pretrained(self.out, overwrite=True)
 
-        found = wm.evolve(
-            worlds, start, config=self.search, horizon=horizon, seed=self.seed, log=log, run=self.output.config(save)
-        )
-        found.save_pretrained(self.out, overwrite=True)
+        with self.output.writing(self.out):
+            run, log = self.output.config(save), self.prepare()
+            found = wm.evolve(worlds, start, config=self.search, horizon=horizon, seed=self.seed, log=log, run=run)
+            found.save_pretrained(self.out, overwrite=True)
         return self.report(found, world, dreams, horizon)
 
     def prepare(self) -> Path:

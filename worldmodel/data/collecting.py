@@ -28,6 +28,7 @@ from worldmodel.runtime import (
     check_integer,
     check_same_run,
     remove_temporaries,
+    single_writer,
 )
 from worldmodel.spaces import find_images
 
@@ -53,6 +54,7 @@ class EpisodeEncoder(Protocol):
         """Return the episode as it is stored."""
 
 
+@single_writer()
 def collect(
     env: str | EnvMaker | EnvConfig,
     *,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -70,7 +71,11 @@ class EpisodeCollection:
         paths = [data] if isinstance(data, (str, Path)) else list(data)
         if len({Path(path).resolve() for path in paths}) < len(paths):
             raise ValueError(f"data: expected different stores, got one twice in {[str(path) for path in paths]}")
-        return cls([EpisodeStore.open(path) for path in paths], min_length=min_length, leave_out=leave_out)
+        stores = [EpisodeStore.open(path) for path in paths]
+        for store in stores:
+            if store.unfinished is not None:
+                warnings.warn(f"{store.path}: expected a complete store, but {store.unfinished}", UserWarning, stacklevel=2)
+        return cls(stores, min_length=min_length, leave_out=leave_out)
 
     def __len__(self) -> int:
         """Return the number of episodes."""

@@ -188,6 +188,28 @@ class DreamVectorEnv(VectorEnv[Value, Value, Any]):
         decoded = to_numpy(self.world.decode(self._state.z))
         return tuple(self._renderer(map_leaves(lambda leaf, k=k: leaf[k], decoded)) for k in range(self.num_envs))
 
+    def compute_reward(self, achieved_goal: Value, desired_goal: Value, info: Any) -> Any:
+        """Return the rewards (N,) of a batch of goals, by the ``compute_reward`` of the reward function of the user.
+
+        Hindsight Experience Replay calls it with goals that it exchanged, as for a goal environment of Gymnasium-Robotics.
+
+        Args:
+            achieved_goal: (N, ...) goals that were achieved.
+            desired_goal: (N, ...) goals.
+            info: passed on.
+
+        Raises:
+            AttributeError: if the reward function has no method of this name; M's reward head knows no goals.
+        """
+        reward = None if self._dreams.reward is None else self._dreams.reward.reward
+        compute = getattr(reward, "compute_reward", None)
+        if not callable(compute):
+            raise AttributeError(
+                "compute_reward: expected a reward function with a method compute_reward(achieved_goal, desired_goal, info), "
+                f"got {reward!r}; pass reward=... to the dream"
+            )
+        return compute(achieved_goal, desired_goal, info)
+
     def close_extras(self, **kwargs: Any) -> None:
         """Close the renderer."""
         if self._renderer is not None:

@@ -13,6 +13,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium.utils import RecordConstructorArgs
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 
@@ -21,7 +22,7 @@ from worldmodel.models import FeatureKind, WorldModel, feature_space, open_world
 from worldmodel.spaces import Value, as_tuples, map_leaves, select_leaves, stack_values
 
 
-class LatentEnv(gym.Wrapper[np.ndarray, Any, Any, Any]):
+class LatentEnv(gym.Wrapper[np.ndarray, Any, Any, Any], RecordConstructorArgs):
     """A real environment whose observations are the features of a world model.
 
     Args:
@@ -34,7 +35,8 @@ class LatentEnv(gym.Wrapper[np.ndarray, Any, Any, Any]):
     """
 
     def __init__(self, env: gym.Env[Any, Any], world: WorldModel | str | Path, *, features: FeatureKind = "zh"):
-        super().__init__(env)
+        RecordConstructorArgs.__init__(self, world=world, features=features)  # for `gym.make(env.spec)`
+        gym.Wrapper.__init__(self, env)
         world = open_world(world)
         world.check_spaces(env.observation_space, env.action_space, source="env")
         self._tracker, self._features = LatentTracker(world), features

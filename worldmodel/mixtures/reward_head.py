@@ -248,7 +248,7 @@ def check_atoms(atoms: Sequence[float]) -> tuple[float, ...]:
     Raises:
         ValueError: if one is not finite in float32 or is given twice.
     """
-    values = torch.tensor([float(atom) for atom in atoms], dtype=torch.float32).tolist()
+    values = torch.tensor([float(atom) for atom in atoms], dtype=torch.float32, device="cpu").tolist()
     if not all(math.isfinite(value) for value in values) or len(set(values)) < len(values):
         raise ValueError(f"reward_atoms: expected different finite float32 numbers, got {tuple(atoms)}")
     return tuple(sorted(values))

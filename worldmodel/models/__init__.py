@@ -55,11 +55,11 @@ if TYPE_CHECKING:
     from worldmodel.models.vae import VAEConfig as VAEConfig
     from worldmodel.models.vae import divergence as divergence
     from worldmodel.models.vision import VISION_FILE as VISION_FILE
-    from worldmodel.models.vision import VISION_WEIGHTS as VISION_WEIGHTS
+    from worldmodel.models.vision import VISION_FILES as VISION_FILES
     from worldmodel.models.vision import Vision as Vision
     from worldmodel.models.vision import draw_latent as draw_latent
-    from worldmodel.models.world import WEIGHTS_FILE as WEIGHTS_FILE
     from worldmodel.models.world import WORLD_FILE as WORLD_FILE
+    from worldmodel.models.world import WORLD_FILES as WORLD_FILES
     from worldmodel.models.world import WorldModel as WorldModel
     from worldmodel.models.world import open_world as open_world
 else:
@@ -79,7 +79,7 @@ else:
             "mdnrnn_config": "MDNRNNConfig",
             "state_normalizer": "StateNormalizer",
             "vae": "ConvVAE FrameBatch IN_USE VAEConfig divergence",
-            "vision": "VISION_FILE VISION_WEIGHTS Vision draw_latent",
-            "world": "WEIGHTS_FILE WORLD_FILE WorldModel open_world",
+            "vision": "VISION_FILE VISION_FILES Vision draw_latent",
+            "world": "WORLD_FILE WORLD_FILES WorldModel open_world",
         },
     )

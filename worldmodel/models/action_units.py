@@ -36,6 +36,8 @@ class ActionUnits(Float64Buffers):
     @property
     def is_neutral(self) -> bool:
         """Whether actions are left as they are."""
+        if self.mean.is_meta:
+            return False  # without values; so the state dict names all that there may be
         return not bool(self.mean.any()) and bool((self.scale == 1).all())
 
     def forward(self, action: Tensor, dtype: torch.dtype) -> Tensor:

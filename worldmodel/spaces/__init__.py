@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from worldmodel.spaces.images import is_image as is_image
     from worldmodel.spaces.images import refuse_float_images as refuse_float_images
     from worldmodel.spaces.images import resize_by_area as resize_by_area
+    from worldmodel.spaces.json import json_features as json_features
     from worldmodel.spaces.json import space_from_json as space_from_json
     from worldmodel.spaces.json import space_to_json as space_to_json
     from worldmodel.spaces.nested import Value as Value
@@ -59,7 +60,7 @@ else:
             "images": (
                 "ImageLayout area_weights find_images has_image_shape image_layout is_image refuse_float_images resize_by_area"
             ),
-            "json": "space_from_json space_to_json",
+            "json": "json_features space_from_json space_to_json",
             "nested": "Value build_value leaf_values leaves map_leaves map_paths stack_values take_row to_numpy",
             "selection": "as_tuples known_leaves select_leaves without_leaves",
             "validation": "as_numbers check_float32_range check_magnitude leaf_bounds",

@@ -17,8 +17,8 @@ from worldmodel.data import EpisodeCollection, split_episodes
 from worldmodel.mixtures import DENSITIES, LatentLayout
 from worldmodel.models import (
     MDNRNN,
-    WEIGHTS_FILE,
     WORLD_FILE,
+    WORLD_FILES,
     DataStatistics,
     MDNRNNConfig,
     SequenceBatch,
@@ -31,7 +31,7 @@ from worldmodel.models import (
     find_layout,
     vision_for,
 )
-from worldmodel.runtime import RunConfig, choose_device, files, float32_default, runs
+from worldmodel.runtime import RunConfig, check_integer, choose_device, files, float32_default, runs, single_writer
 from worldmodel.spaces import FlatSpace, find_images, map_leaves, refuse_float_images
 from worldmodel.training import likelihood, loop
 from worldmodel.training.config import DataConfig, TrainingConfig
@@ -41,12 +41,13 @@ from worldmodel.training.reward_atoms import check_rewards_of, read_rewards, set
 from worldmodel.training.windows import RESIDENT_BYTES, SequenceData, WindowSampler
 
 FIT_FORMAT, FIT_VERSION, FIT_FILE = "worldmodel.fit", 1, "fit.json"
-OUTPUTS = (FIT_FILE, WORLD_FILE, WEIGHTS_FILE, "training", ".*.tmp")
+OUTPUTS = (FIT_FILE, *WORLD_FILES.outputs, "training", ".*.tmp")
 RUN: dict[str, Any] = {"marker": FIT_FILE, "format": FIT_FORMAT, "version": FIT_VERSION, "replaces": OUTPUTS}
 MAX_START_STATES = 2_000
 STATISTICS_BATCHES = 100  # maximum number of batches for the statistics of the data and the baselines
 
 
+@single_writer(result=WORLD_FILE)
 def fit(
     data: str | Path | Sequence[str | Path],
     *,
@@ -90,7 +91,7 @@ def fit(
         KeyboardInterrupt: on Ctrl-C, after the state has been saved; the same call resumes.
     """
     data_config, training_config, run = data_config or DataConfig(), training_config or TrainingConfig(), run or RunConfig()
-    device = choose_device(device)
+    device, seed = choose_device(device), check_integer(seed, "seed", least=0)
     episodes = EpisodeCollection.open(data, min_length=data_config.min_length, leave_out=data_config.leave_out)
     encoded = encoded_form(episodes.stores, _trained_v(initial, vision))
     if initial is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -58,11 +59,26 @@ def read_metrics(out: str | Path) -> list[dict[str, float]]:
 
     Returns:
         Dictionaries with ``update`` and the metrics of that update. Leaves out a last row that is
-        incomplete.
+        incomplete, and damaged rows with a warning.
     """
     path = Path(out) / METRICS_FILE
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]  # a kill can cut the last row
+    try:
+        lines = files.read_bytes(path).split(b"\n")[:-1]  # a kill can cut the last row
+    except FileNotFoundError:
+        return []
+    rows = [_parse_row(line, path) for line in lines]
+    kept = [row for row in rows if row is not None]
+    if len(kept) < len(rows):
+        warnings.warn(f"{path}: left out {len(rows) - len(kept)} damaged lines of the log", UserWarning, stacklevel=2)
+    return kept
+
+
+def _parse_row(line: bytes, path: Path) -> dict[str, float] | None:
+    try:
+        row = files.parse_json(line, path)
+    except files.InvalidFileError:
+        return None
+    return row if isinstance(row, dict) and type(row.get("update")) is int else None
 
 
 def _tensorboard_writer(out: Path, update: int) -> Any:

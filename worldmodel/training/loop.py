@@ -29,6 +29,7 @@ from worldmodel.runtime import (
     float32_default,
     interrupt_between_steps,
     resolve_precision,
+    single_writer,
 )
 from worldmodel.training.config import TrainingConfig, learning_rate
 from worldmodel.training.log import METRICS_FILE, MetricsLog
@@ -99,6 +100,7 @@ class NonFiniteLossError(RuntimeError):
     """The loss or its gradient is NaN or infinite; the last good state has been saved."""
 
 
+@single_writer()
 def train(
     model: nn.Module,
     data: TrainingData,
@@ -300,7 +302,7 @@ class _Run:
 
     def _load(self, path: Path) -> None:
         tensors, metadata = files.load_tensors(path)
-        content = json.loads(metadata.get("state", "{}"))
+        content = files.parse_json(metadata.get("state", "{}"), path)
         files.check_stamp(content, path, format=STATE_FORMAT, version=STATE_VERSION)
         check_same_run(content["identity"], self.identity, path)
         try:
