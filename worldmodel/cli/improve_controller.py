@@ -13,7 +13,7 @@ from worldmodel.agents import CONTROLLER_FILE, CONTROLLER_FORMAT, load_agent
 from worldmodel.cli.options import Command, DeviceOption, DreamKind, PresetName, Result, Run
 from worldmodel.dream import StartBank, StartConfig, score, usual_horizon
 from worldmodel.experiments import Preset
-from worldmodel.runtime import Progress, prepare_directory
+from worldmodel.runtime import Progress, prepare_directory, record_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +78,7 @@ class ImproveController(Command):
         run = self.output.config(self.save)
         with self.output.writing(self.out):
             prepare_directory(self.out, marker=CONTROLLER_FILE, format=CONTROLLER_FORMAT, overwrite=run.overwrite)
+            record_run(self.out)
             best = wm.ppo(agent, dreams, starts, config=self.ppo, horizon=horizon, seed=self.seed, run=run)
         lines, data = [], {}
         for name, one in (("before", agent), ("after", best)):

@@ -17,7 +17,7 @@ from worldmodel.cli.options import Command, DeviceOption, DreamKind, Environment
 from worldmodel.dream import score, time_limit, usual_horizon
 from worldmodel.evaluation import EvaluationConfig
 from worldmodel.experiments import Preset
-from worldmodel.runtime import Progress, WorkerConfig, prepare_directory
+from worldmodel.runtime import Progress, WorkerConfig, prepare_directory, record_run
 
 REAL_TESTS = 64  # real episodes in a test, unless --test-dreams says otherwise
 SCORED_DREAMS = 1024
@@ -124,6 +124,7 @@ class TrainController(Command):
         if log.exists() and (self.output.resume or not self.output.overwrite):  # --overwrite took effect when it started
             return log
         prepare_directory(self.out, marker=CONTROLLER_FILE, format=CONTROLLER_FORMAT, overwrite=self.output.overwrite)
+        record_run(self.out)
         return log
 
     def report(self, found: wm.Controller, world: wm.WorldModel, dreams: wm.Dreams, horizon: int) -> Result:

@@ -27,6 +27,7 @@ from worldmodel.runtime import (
     WorkerConfig,
     check_integer,
     check_same_run,
+    record_run,
     remove_temporaries,
     single_writer,
 )
@@ -130,12 +131,15 @@ def open_or_create(
         FileExistsError: if ``out`` holds something else, a store of another recipe, or one that ``run`` does not resume.
     """
     if run.overwrite or not run.resume or not EpisodeStore.lies_in(out):
-        return EpisodeStore.create(out, **spaces(), recipe=recipe, overwrite=run.overwrite)
+        created = EpisodeStore.create(out, **spaces(), recipe=recipe, overwrite=run.overwrite)
+        record_run(out)
+        return created
     store = EpisodeStore.open(out)
     check_same_run(store.recipe, recipe, out, error=FileExistsError)
     for folder in (out, out / SHARDS):
         remove_temporaries(folder)
     store.adopt()
+    record_run(out)
     return store
 
 

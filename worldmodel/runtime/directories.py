@@ -20,6 +20,7 @@ from worldmodel.runtime.locks import LOCK_FILE
 from worldmodel.runtime.reading import MAX_JSON_BYTES, InvalidFileError, parse_json, read_bytes
 from worldmodel.runtime.writing import TEMPORARY_SUFFIX, write_bytes
 
+RUN_FILE = "run.json"  # how a run was made; never a reason to refuse a directory
 REPLACING = "replacing"  # entry of a marker: the output is being removed to make place for a new one
 _DIGEST_NAME = re.compile(r"[a-z]+-([0-9a-f]{16})\.safetensors")
 
@@ -52,7 +53,7 @@ def prepare_directory(
     path = Path(path)
     if (path.exists() or path.is_symlink()) and not path.is_dir():
         raise FileExistsError(f"{path}: expected a directory or nothing, got a file or a broken link")
-    entries = [entry for entry in sorted(path.iterdir()) if entry.name != LOCK_FILE] if path.is_dir() else []
+    entries = [one for one in sorted(path.iterdir()) if one.name not in (LOCK_FILE, RUN_FILE)] if path.is_dir() else []
     found = read_marker(path / marker, format)
     if entries and found is None:
         if not all(_is_unfinished(entry, (marker, *replaces)) for entry in entries):
@@ -71,6 +72,7 @@ def prepare_directory(
         content = {"format": format, "version": 1, REPLACING: True}
         write_bytes(path / marker, (json.dumps(content) + "\n").encode())
         _remove([*(entry for entry in entries if entry.name != marker), path / marker])  # the marker last
+        (path / RUN_FILE).unlink(missing_ok=True)
     path.mkdir(parents=True, exist_ok=True)
     return path
 

@@ -14,10 +14,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from worldmodel.runtime.directories import RUN_FILE
 from worldmodel.runtime.files import read_json, write_json
 from worldmodel.version import __version__
 
-RUN_FILE, RUN_FORMAT, RUN_VERSION = "run.json", "worldmodel.run", 1
+RUN_FORMAT, RUN_VERSION = "worldmodel.run", 1
 PACKAGES = ("torch", "gymnasium", "numpy", "safetensors", "cloudpickle", "zstandard", "tyro")
 MOST_CALLS = 100  # of the calls that made a run, the first and the latest are kept
 

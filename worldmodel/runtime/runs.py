@@ -21,6 +21,7 @@ from worldmodel.runtime.files import read_json, write_json
 from worldmodel.runtime.locks import locked
 from worldmodel.runtime.numbers import check_flags
 from worldmodel.runtime.progress import Listener, Progress, Reporter
+from worldmodel.runtime.provenance import record_run
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -174,6 +175,7 @@ def prepare_run(
     if run.overwrite or not (path / marker).is_file() or is_being_replaced(path / marker, format):
         prepare_directory(path, marker=marker, format=format, overwrite=run.overwrite, replaces=replaces)
         write_json(path / marker, arguments, format=format, version=version)
+        record_run(path)
         return path
     if not run.resume:
         raise FileExistsError(
@@ -181,6 +183,7 @@ def prepare_run(
         )
     check_same_run(read_json(path / marker, format=format, version=version), arguments, path, error=error)
     remove_temporaries(path)
+    record_run(path)
     return path
 
 
