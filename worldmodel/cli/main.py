@@ -10,8 +10,9 @@ import importlib
 import json
 import os
 import sys
+import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from worldmodel.version import __version__
 
@@ -103,9 +104,14 @@ def load(name: str) -> type[Command]:
 
 def run(name: str, words: Sequence[str]) -> int:
     """Run a command and return its exit code."""
-    from worldmodel.cli.parsing import USER_ERRORS, UsageError, explain, parse
+    try:
+        from worldmodel.cli.parsing import USER_ERRORS, UsageError, explain, parse
 
-    command = load(name)
+        command = load(name)
+    except KeyboardInterrupt:  # torch takes seconds to import
+        print("\ninterrupted before anything was done", file=sys.stderr)
+        return 130
+    warnings.showwarning = show_warning
     try:
         chosen = parse(command, words, name=f"worldmodel {name}")
         result = chosen.run()
@@ -118,6 +124,18 @@ def run(name: str, words: Sequence[str]) -> int:
         fail(explain(error))
     print(json.dumps(result.data) if chosen.json_output else result.text)
     return result.exit_code
+
+
+def show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Print a warning on one line."""
+    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def print_completion(words: Sequence[str]) -> NoReturn:

@@ -30,7 +30,7 @@ class TrainController(Command):
 
     Args:
         model: world model directory.
-        out: directory of the controller; the state of the search is in OUT.search.jsonl.
+        out: directory of the controller; the state of the search is in OUT.search.safetensors.
         preset: use the numbers of an experiment as defaults; explicit options take precedence.
         temperature: of the dreams; above 1 they are more random than M predicts.
         env: Gymnasium id; search in this real environment instead of dreams.

@@ -202,9 +202,9 @@ class Vision(nn.Module, abc.ABC):
         try:
             kind = vision_class(str(content.get("class", UNNAMED_CLASS)))
         except UnknownClassError as error:
-            raise ValueError(f"{path}: {error}") from error
+            raise InvalidFileError(f"{path}: {error}") from error
         if not issubclass(kind, cls):
-            raise ValueError(f"{path}: expected a {cls.__name__}, got a {kind.__name__}")
+            raise InvalidFileError(f"{path}: expected a {cls.__name__}, got a {kind.__name__}")
         try:
             check_config_sizes(content["config"], saved.shapes)
             with torch.random.fork_rng(devices=[]), float32_default():  # the random weights are replaced at once
