@@ -82,12 +82,13 @@ def read_rewards(episodes: EpisodeCollection) -> np.ndarray:
     """Return the rewards of all episodes as float32 numbers.
 
     Raises:
-        ValueError: if one is beyond the range of float32.
+        ValueError: if a reward is too large for float32; names the episode and the step.
     """
     rewards = []
-    for episode in map(episodes.read, range(len(episodes))):
+    for index in range(len(episodes)):
+        episode = episodes.read(index)
         check_float32_range(torch.as_tensor(episode.rewards), f"episode {episode.episode_id} rewards")
-        rewards.append(np.asarray(episode.rewards, dtype=np.float32))
+        rewards.append(episode.rewards.astype(np.float32))
     return np.concatenate(rewards)
 
 
