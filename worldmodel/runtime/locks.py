@@ -127,6 +127,8 @@ def _lock(descriptor: int) -> bool | None:
             import fcntl
 
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:  # a Python without them
+        return False
     except OSError as error:
         if os.name != "nt" and error.errno in _UNSUPPORTED:
             return False
