@@ -127,7 +127,7 @@ def _lock(descriptor: int) -> bool | None:
             import fcntl
 
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:  # neither Windows nor POSIX: no locks
+    except ImportError:  # a Python without them
         return False
     except OSError as error:
         if os.name != "nt" and error.errno in _UNSUPPORTED:
