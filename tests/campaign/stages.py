@@ -81,7 +81,7 @@ def _iterate(inputs: Path, out: Path) -> Any:
         validation_episodes=2,
         test_episodes=2,
     )
-    return iterate(SHORT, out=out, config=config, seed=1, run=QUIET)
+    return iterate(EnvConfig("Pendulum-v1", max_steps=8), out=out, config=config, seed=1, run=QUIET)
 
 
 def _evolve(inputs: Path, out: Path) -> Any:
