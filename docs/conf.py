@@ -53,7 +53,7 @@ nitpick_ignore_regex = [
     (
         "py:class",
         r"worldmodel\..*\.(EpisodeEncoder|TrainingData|V|R|P)",
-    ),  # protocols and type variables that no package exports
+    ),  # protocols and type variables, not exported
 ]
 
 

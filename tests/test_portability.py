@@ -135,7 +135,7 @@ from pathlib import Path
 import gymnasium, numpy, safetensors.torch, torch, tqdm, zstandard, cloudpickle, tyro  # these may use what they like
 
 MODULES, NAMES = {modules!r}, {names!r}
-KEPT = {{"sysconf", "uname", "getuid", "WNOHANG", "waitpid"}}  # other libraries, and subprocess, use them while they run, on every POSIX system
+KEPT = {{"sysconf", "uname", "getuid", "WNOHANG", "waitpid"}}  # other libraries and subprocess use them, on every POSIX system
 imported = builtins.__import__
 
 def refuse(name, globals=None, *rest, **options):
