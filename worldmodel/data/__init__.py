@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from worldmodel.lazy import attach
 
 if TYPE_CHECKING:
+    from worldmodel.data.action_repeat import ActionRepeat as ActionRepeat
     from worldmodel.data.collecting import collect as collect
     from worldmodel.data.collecting import open_or_create as open_or_create
     from worldmodel.data.collection import EpisodeCollection as EpisodeCollection
@@ -32,9 +33,12 @@ if TYPE_CHECKING:
     from worldmodel.data.episode import Episode as Episode
     from worldmodel.data.episode import as_reward as as_reward
     from worldmodel.data.episode import check_episode as check_episode
-    from worldmodel.data.policies import POLICIES as POLICIES
+    from worldmodel.data.noise import ActionNoise as ActionNoise
+    from worldmodel.data.noise import NoiseProcess as NoiseProcess
+    from worldmodel.data.noise import SlowDriver as SlowDriver
     from worldmodel.data.policies import BrownianPolicy as BrownianPolicy
     from worldmodel.data.policies import CyclicPolicy as CyclicPolicy
+    from worldmodel.data.policies import POLICIES as POLICIES
     from worldmodel.data.policies import Policy as Policy
     from worldmodel.data.policies import RandomPolicy as RandomPolicy
     from worldmodel.data.policies import RepeatPolicy as RepeatPolicy
@@ -53,11 +57,13 @@ else:
     __getattr__, __dir__, __all__ = attach(
         __name__,
         {
+            "action_repeat": "ActionRepeat",
             "collecting": "collect open_or_create",
             "collection": "EpisodeCollection permuted split_episodes",
             "compression": "pack unpack",
             "env_factory": "EnvConfig EnvMaker env_maker make_env",
             "episode": "Episode as_reward check_episode",
+            "noise": "ActionNoise NoiseProcess SlowDriver",
             "policies": "BrownianPolicy CyclicPolicy POLICIES Policy RandomPolicy RepeatPolicy SweepPolicy make_policy",
             "repairing": "Problem repair verify",
             "runner": "EpisodeFailure Runner rollouts",

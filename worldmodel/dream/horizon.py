@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import math
+from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
@@ -22,21 +24,26 @@ def usual_horizon(world: WorldModel) -> int:
     recipe: dict[str, Any] = next(iter(world.provenance.get("recipes", [])), {})
     spec = gym.registry.get(recipe.get("env", "").rpartition(":")[2])  # ids may be "module:Id-v0"
     asked = (recipe.get("env_kwargs") or {}).get("max_episode_steps")  # overrides the registered limit; -1 is no limit
-    limits = (recipe.get("max_steps"), (spec and spec.max_episode_steps) if asked is None else asked)
-    return min((limit for limit in limits if isinstance(limit, int) and limit > 0), default=DEFAULT_HORIZON)
+    own = (spec and spec.max_episode_steps) if asked is None else asked
+    if isinstance(own, int) and own > 0:
+        own = math.ceil(own / recipe.get("action_repeat", 1))
+    return min((limit for limit in (recipe.get("max_steps"), own) if isinstance(limit, int) and limit > 0), default=DEFAULT_HORIZON)
 
 
 def time_limit(env: str | EnvMaker | EnvConfig) -> int:
     """Return the longest episode in steps: the smaller of ``max_steps`` and the environment's own limit; 1000 without either.
 
+    With ``action_repeat`` these are decisions: the environment's own limit divided by the repeats, rounded up.
+
     Raises:
         ValueError: if there is no such environment.
     """
     config = EnvConfig.of(env)
-    with contextlib.closing(config.make()) as built:
-        limits = [config.max_steps, None if built.spec is None else built.spec.max_episode_steps]
+    with contextlib.closing(replace(config, action_repeat=1).make()) as built:
+        limits = [None if built.spec is None else built.spec.max_episode_steps]
         while isinstance(built, gym.Wrapper):  # a constructor's environment may have a limit without a spec that says so
             if isinstance(built, TimeLimit):
                 limits.append(built._max_episode_steps)
             built = built.env
-    return min((limit for limit in limits if limit is not None), default=DEFAULT_HORIZON)
+    own = [math.ceil(limit / config.action_repeat) for limit in limits if limit is not None]
+    return min([*own, *([] if config.max_steps is None else [config.max_steps])], default=DEFAULT_HORIZON)
