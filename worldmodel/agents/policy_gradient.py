@@ -18,13 +18,14 @@ termination head: see `worldmodel.training.likelihood`.
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from worldmodel.agents.action_distributions import make_choices
+from worldmodel.agents.action_distributions import Choices, make_choices
 from worldmodel.agents.registry import check_agent
 from worldmodel.dream import Agent, Dreams, LatentState, StartBank, check_rewards
 from worldmodel.models import FeatureKind, State
@@ -35,6 +36,7 @@ from worldmodel.spaces import FlatSpace
 LARGEST_STD = 1.5  # initial standard deviation of the outputs over the starts, at most; beyond it an agent hardly explores
 SMALLEST_SCALE = 1e-3  # a feature that varies less over the starts is not scaled up
 TINY = 1e-12  # smallest variance of returns: if all returns are equal to the last bit, the initial critic explains them
+LARGEST_EXPONENT = math.log(4)  # of the factor of a learned breadth
 CLIP_NORM = 1.0  # largest norm of the agent's gradient
 
 
@@ -69,6 +71,8 @@ class PPOConfig:
         discount: discount of rewards, per step.
         gae_lambda: lambda of generalised advantage estimation.
         breadth: breadth of the action distributions; see `worldmodel.agents.action_distributions`.
+        spread: "fixed": all states have this breadth; "state": a network with a hidden layer of ``critic_size`` units learns a
+            breadth for each state and output, from a quarter to four times as large, starting there.
         learning_rate: Adam's, for the agent.
         critic_learning_rate: Adam's, for the critic.
         critic_size: units of the critic's hidden layer.
@@ -77,7 +81,9 @@ class PPOConfig:
         clip: largest relative change of an action's probability.
         entropy: weight of the entropy, in units of the normalised advantage.
         test_every: iterations between tests.
-        test_dreams: complete dreams in a test, from first frames; ignored if each dream has its own temperature.
+        test_dreams: dreams in a test; ignored if each dream has its own temperature.
+        test_from: "first": the dreams of a test start at first frames; "starts": at the starts of the short dreams, for worlds
+            whose long dreams do not follow reality.
 
     Raises:
         ValueError: naming the field that is out of range.
@@ -90,6 +96,7 @@ class PPOConfig:
     discount: float = 0.99
     gae_lambda: float = 0.95
     breadth: float = 0.5
+    spread: Literal["fixed", "state"] = "fixed"
     learning_rate: float = 3e-3
     critic_learning_rate: float = 1e-3
     critic_size: int = 64
@@ -99,6 +106,7 @@ class PPOConfig:
     entropy: float = 0.003
     test_every: int = 50
     test_dreams: int = 256
+    test_from: Literal["first", "starts"] = "first"
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -106,6 +114,9 @@ class PPOConfig:
         check_integers(self, dict.fromkeys(counts, 1))
         positive = dict.fromkeys(("breadth", "learning_rate", "critic_learning_rate", "clip"), "(0, inf)")
         check_numbers(self, {**positive, "entropy": "[0, inf)", "discount": "[0, 1)", "gae_lambda": "[0, 1]"})
+        for name, choices in {"spread": ("fixed", "state"), "test_from": ("first", "starts")}.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}: expected one of {choices}, got {getattr(self, name)!r}")
 
 
 def ppo(
@@ -149,7 +160,7 @@ def ppo(
     check_agent(agent, world)
     module: Any = agent
     learner = _Learner(copy.deepcopy(module).to(world.device), dreams, starts, config, seed)
-    test = _Test(dreams, config, horizon, seed)
+    test = _Test(dreams, starts, config, horizon, seed)
     best = copy.deepcopy(module).to(world.device)
     best_test = test(best)
     with interrupt_between_steps() as requested, (run or RunConfig()).reporter() as report:
@@ -180,15 +191,17 @@ def _check_differentiable(agent: Any) -> None:
 class _Test:
     """The test of an agent: its mean return over complete dreams, always the same ones."""
 
-    def __init__(self, dreams: Dreams, config: PPOConfig, horizon: int, seed: int):
+    def __init__(self, dreams: Dreams, starts: StartBank, config: PPOConfig, horizon: int, seed: int):
         mixed = isinstance(dreams.temperature, Tensor) and dreams.temperature.ndim > 0
         self._dreams = dreams if mixed else dreams.variant(num_dreams=config.test_dreams)
         self._horizon, self._seed = horizon, derive_seed(seed, PPO_TEST_STREAM)
+        self._starts = starts if config.test_from == "starts" else None
 
     def __call__(self, agent: Agent) -> float:
         generator = self._dreams.generator(self._seed)
-        if self._dreams.termination == "sample":
-            return self._dreams.expected_return(agent, self._horizon, generator=generator).mean().item()
+        start = None if self._starts is None else self._starts.sample(self._dreams.batch_size, generator)
+        if self._dreams.termination == "sample" or start is not None:
+            return self._dreams.expected_return(agent, self._horizon, generator=generator, start=start).mean().item()
         return self._dreams.score(agent, self._horizon, generator=generator)[0].mean().item()
 
 
@@ -226,8 +239,11 @@ class _Learner:
         if self._scaled:
             agent.scale_inputs(self._scale)
         usual = dreams.world.mdnrnn.mean_reward if dreams.reward is None else 0.0
-        self._critic = _make_critic(seen.shape[1], config.critic_size, usual, self._generator)
-        self._actor_optimizer = torch.optim.Adam(agent.parameters(), lr=config.learning_rate, betas=(0.9, 0.99))
+        self._critic = _make_network(seen.shape[1], config.critic_size, 1, usual, self._generator)
+        sizes = seen.shape[1], config.critic_size, self._choices.num_breadths
+        self._spread = _make_network(*sizes, 0.0, self._generator) if config.spread == "state" else None
+        learned = [*agent.parameters(), *([] if self._spread is None else self._spread.parameters())]
+        self._actor_optimizer = torch.optim.Adam(learned, lr=config.learning_rate, betas=(0.9, 0.99))
         self._critic_optimizer = torch.optim.Adam(self._critic.parameters(), lr=config.critic_learning_rate)
         everywhere = torch.ones(dreams.batch_size, dtype=torch.bool, device=self._scale.device)
         self._state = self._restarted(dreams.start(generator=self._generator), everywhere)
@@ -256,9 +272,9 @@ class _Learner:
         config, columns, ends = self._config, [], self._scale.new_zeros(())
         features = self._features(self._state)
         for _ in range(config.steps):
-            outputs = self._outputs(features)
-            choice = self._choices.draw(outputs, self._generator)
-            action = self._choices.features(choice)
+            outputs, choices = self._outputs(features), self._choices_in(features)
+            choice = choices.draw(outputs, self._generator)
+            action = choices.features(choice)
             z, lstm, reward, logit = self._dreams.draw(self._state, action, generator=self._generator)
             assert reward is not None
             continuation = torch.ones_like(reward) if logit is None else self._dreams.continuation(logit)
@@ -266,7 +282,7 @@ class _Learner:
             self._age += 1
             over = (self._uniform(continuation) >= continuation) | (self._age >= config.horizon)
             target = (1 - config.discount) * reward + config.discount * continuation * self._value(self._features(after))
-            log_prob = self._choices.log_prob(outputs, choice)
+            log_prob = choices.log_prob(outputs, choice)
             columns.append((features, choice, log_prob, self._value(features), target, over))
             self._state = self._restarted(after, over)
             self._age[over] = 0
@@ -287,11 +303,11 @@ class _Learner:
 
     def _learn(self, steps: _Steps) -> float:
         """Do one step of both optimisers; return the mean entropy."""
-        config, outputs = self._config, self._outputs(steps.features)
+        config, outputs, choices = self._config, self._outputs(steps.features), self._choices_in(steps.features)
         advantage = (steps.advantage - steps.advantage.mean()) / steps.advantage.std(correction=0).clamp(min=1e-6)
-        ratio = (self._choices.log_prob(outputs, steps.choice) - steps.log_prob).exp()
+        ratio = (choices.log_prob(outputs, steps.choice) - steps.log_prob).exp()
         gain = torch.minimum(ratio * advantage, ratio.clamp(1 - config.clip, 1 + config.clip) * advantage).mean()
-        entropy = self._choices.entropy(outputs).mean()
+        entropy = choices.entropy(outputs).mean()
         self._actor_optimizer.zero_grad()
         (-gain - config.entropy * entropy).backward()
         nn.utils.clip_grad_norm_(self._actor.parameters(), CLIP_NORM)
@@ -321,15 +337,22 @@ class _Learner:
         outputs: Tensor = self._actor.outputs(features if self._scaled else features * self._scale)
         return outputs
 
+    def _choices_in(self, features: Tensor) -> Choices:
+        """Distribution over actions in states with scaled features (B, F)."""
+        if self._spread is None:
+            return self._choices
+        exponent = self._spread(features).clamp(-LARGEST_EXPONENT, LARGEST_EXPONENT)
+        return self._choices.with_breadth(self._config.breadth * exponent.exp())
+
     def _value(self, features: Tensor) -> Tensor:
         """The critic's value (B,): (1 - discount) times the discounted return, so about the mean reward of a step."""
         return self._critic(features)[:, 0]
 
 
-def _make_critic(size: int, hidden: int, value: float, generator: torch.Generator) -> nn.Module:
-    """Make a critic whose initial value is the same for all features."""
+def _make_network(size: int, hidden: int, outputs: int, value: float, generator: torch.Generator) -> nn.Module:
+    """Make a critic or the network of the spread, whose initial outputs are the same for all features."""
     made = {"device": generator.device, "dtype": torch.float32}
-    first, last = (nn.utils.skip_init(nn.Linear, *pair, **made) for pair in ((size, hidden), (hidden, 1)))
+    first, last = (nn.utils.skip_init(nn.Linear, *pair, **made) for pair in ((size, hidden), (hidden, outputs)))
     nn.init.normal_(first.weight, std=size**-0.5, generator=generator)
     for parameter, constant in ((first.bias, 0.0), (last.weight, 0.0), (last.bias, value)):
         nn.init.constant_(parameter, constant)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from worldmodel.data import EpisodeCollection, EpisodeStore
+from worldmodel.dream.agent import LatentState
 from worldmodel.dream.tracking import primed_states
 from worldmodel.models import (
     EncodedSteps,
@@ -128,7 +130,7 @@ class StartBank:
     def along(
         cls,
         world: WorldModel,
-        data: str | Path,
+        data: str | Path | Sequence[str | Path],
         *,
         config: StartConfig | None = None,
         seed: int = 0,
@@ -140,7 +142,7 @@ class StartBank:
 
         Args:
             world: V and M.
-            data: path of a store of the world model's environment, of observations or encoded by its V.
+            data: path of a store of the world model's environment, or several, of observations or encoded by its V.
             config: which states, and how many.
             seed: seed of all samples.
 
@@ -187,6 +189,12 @@ class StartBank:
         z = self.mean[index] + (0.5 * self.log_variance[index]).exp() * noise
         return z, State(self.lstm.h[:, index], self.lstm.c[:, index])
 
+    def sample(self, batch_size: int, generator: torch.Generator) -> LatentState:
+        """Sample start states for B dreams."""
+        index = torch.randint(len(self), (batch_size,), generator=generator, device=self.mean.device)
+        noise = self.mean.new_empty(batch_size, self.mean.shape[1]).normal_(generator=generator)
+        return LatentState(*self.take(index, noise), torch.ones_like(index, dtype=torch.bool))
+
     def draw(self, streams: Streams, batch_size: int) -> tuple[Tensor, State]:
         """Sample a start state for each of B rows: z (B, D) and M's state."""
         size = self.mean.shape[1]
@@ -195,10 +203,10 @@ class StartBank:
         return self.take(index, box_muller(uniform[:, 1:])[:, :size])
 
 
-def _open(world: WorldModel, data: str | Path) -> EpisodeCollection:
-    """Open a store without the leaves that the world model's data lack."""
-    store = EpisodeStore.open(data)
-    return EpisodeCollection([store], leave_out=known_leaves(store.observation_space, world.left_out))
+def _open(world: WorldModel, data: str | Path | Sequence[str | Path]) -> EpisodeCollection:
+    """Open stores without the leaves that the world model's data lack."""
+    stores = [EpisodeStore.open(path) for path in ([data] if isinstance(data, (str, Path)) else data)]
+    return EpisodeCollection(stores, leave_out=known_leaves(stores[0].observation_space, world.left_out))
 
 
 def _shares(lengths: np.ndarray, even: str) -> np.ndarray:
