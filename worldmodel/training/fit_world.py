@@ -73,7 +73,9 @@ def fit(
             before and after are in the provenance.
         vision: a trained V, as `train_vae` returns it; images need one. Or a subclass of `Vision` that is fitted in one pass
             (`Vision.fit`). None is `StateNormalizer`, which standardises vector observations.
-        initial: a world model to start from; its V, its configuration and its weights are kept. None starts from scratch.
+        initial: a world model to start from; its V, its configuration and its weights are kept, and its dreams get bounds that
+            hold the new data too. ``vision`` may be given if it is the same V. Without a termination head it stays without one,
+            also if episodes terminate. None starts from scratch.
         seed: >= 0, of the split, the initial weights, the batches and all samples in training.
         device: where model, data and training are.
         run: whether a run in ``out`` is resumed or replaced (a complete one is returned as it is), its log, and how progress is
@@ -110,6 +112,8 @@ def fit(
     train_data, test_data = _sequence_data(episodes, split, reader, world.action_features, data_config, seed)
     if initial is None:
         _set_statistics(world.mdnrnn, train_data, layout)
+    else:
+        _widen_bounds(world.mdnrnn, train_data, layout)
     scores = _baselines(world.mdnrnn, train_data, test_data, training_config, seed)
     with run.reporter() as report:
         result = loop.train(
@@ -230,16 +234,12 @@ def _parts_of(
     data_config: DataConfig,
 ) -> tuple[Vision, MDNRNN, LatentLayout]:
     """Return copies of V and M of a world model that fits the data, and its layout."""
-    if vision is not None:
-        raise ValueError("vision: expected None with an initial world model, which has its own")
+    if vision is not None and not (isinstance(vision, Vision) and vision.fingerprint == initial.vision.fingerprint):
+        raise ValueError("vision: expected None or the V of the initial world model, which it keeps, got another")
     space = episodes.observation_space if encoded is None else initial.observation_space
     initial.check_spaces(space, episodes.action_space, source=", ".join(str(store.path) for store in episodes.stores))
     if config is not None:
         raise ValueError(f"config: expected None with an initial world model, which has its own configuration, got {config}")
-    if initial.mdnrnn.termination_head is None and _any_terminates(episodes):
-        raise ValueError(
-            "initial: expected a world model with a termination head, as episodes of the data terminate, got one without"
-        )
     if initial.mdnrnn.config.reward_components == 0:
         check_rewards_of(initial.mdnrnn.config.reward_atoms, 0, read_rewards(episodes))
     if data_config.kinds or data_config.layout:
@@ -312,6 +312,16 @@ def _set_statistics(model: MDNRNN, data: SequenceData, layout: LatentLayout) -> 
     counts = torch.tensor([[(b.terminated & b.mask).sum().item(), b.mask.sum().item()] for b in _statistics_batches(data)])
     ended, steps = counts.sum(dim=0).tolist()
     model.termination_head.bias.fill_(math.log((ended + 0.5) / (steps - ended + 0.5)))
+
+
+@torch.no_grad()
+def _widen_bounds(model: MDNRNN, data: SequenceData, layout: LatentLayout) -> None:
+    """Widen the bounds of dreams so that they hold the data, too: a better agent reaches states beyond those of the first data."""
+    found = DataStatistics.of(_statistics_batches(data), layout, atoms=model.config.reward_atoms or ())
+    for name in ("latent", "reward"):
+        low, high = (getattr(model, f"{name}_{end}") for end in ("low", "high"))
+        low.copy_(torch.minimum(low, getattr(found, f"{name}_low")))
+        high.copy_(torch.maximum(high, getattr(found, f"{name}_high")))
 
 
 def _baselines(
