@@ -1,8 +1,9 @@
 r"""Distributions over actions from an agent's outputs, for policy gradients; outside of training the agent is deterministic.
 
-With outputs y and breadth s, which is a number or depends on the state: action k of n ordered ones, with the bounds :math:`b_k = \operatorname{artanh}(2 k / n - 1)`, has
-probability :math:`\sigma((b_{k+1} - y) / s) - \sigma((b_k - y) / s)`; n actions with an output each have probabilities
-:math:`softmax(y / s)`; and for a Box the outputs are sampled from :math:`N(y, s^2)` before they are squashed to its bounds.
+With outputs y and breadth s, which is a number or depends on the state: action k of n ordered ones, with the bounds
+:math:`b_k = \operatorname{artanh}(2 k / n - 1)`, has probability :math:`\sigma((b_{k+1} - y) / s) - \sigma((b_k - y) / s)`; n
+actions with an output each have probabilities :math:`softmax(y / s)`; and for a Box the outputs are sampled from
+:math:`N(y, s^2)` before they are squashed to its bounds.
 """
 
 from __future__ import annotations

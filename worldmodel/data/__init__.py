@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from worldmodel.data.noise import ActionNoise as ActionNoise
     from worldmodel.data.noise import NoiseProcess as NoiseProcess
     from worldmodel.data.noise import SlowDriver as SlowDriver
+    from worldmodel.data.policies import POLICIES as POLICIES
     from worldmodel.data.policies import BrownianPolicy as BrownianPolicy
     from worldmodel.data.policies import CyclicPolicy as CyclicPolicy
-    from worldmodel.data.policies import POLICIES as POLICIES
     from worldmodel.data.policies import Policy as Policy
     from worldmodel.data.policies import RandomPolicy as RandomPolicy
     from worldmodel.data.policies import RepeatPolicy as RepeatPolicy

@@ -17,12 +17,13 @@ FRAMELESS = (TimeLimit, OrderEnforcing, PassiveEnvChecker)  # wrappers that pass
 class ActionRepeat(gym.Wrapper, RecordConstructorArgs):
     """Wrapper whose step repeats an action, and whose reward is the sum over the repeated steps.
 
-    An episode that ends within a repetition ends there: no further step is taken, and the observation is the last one. All rules
-    of the environment, such as its time limit, count its own steps, so the sum of the rewards is its own score.
+    An episode that ends within a repetition ends there: no further step is taken, and the observation is the last one. All
+    rules of the environment, such as its time limit, count its own steps, so the sum of the rewards is its own score.
 
-    Only the last observation of a repetition is returned. An environment with an attribute ``drawing`` (`gymnasium.Env.unwrapped`)
-    need not draw the others: False allows it to return the frame before, unless the episode terminates. It is set to False only
-    if no wrapper looks at frames, that is if each is one of `FRAMELESS` or has an attribute ``skips_frames`` that is True.
+    Only the last observation of a repetition is returned. An environment (`gymnasium.Env.unwrapped`) with an attribute
+    ``drawing`` need not draw the others: False allows it to return the frame before, unless the episode terminates. It is set
+    to False only if no wrapper looks at frames, that is if each is one of `FRAMELESS` or has an attribute ``skips_frames`` that
+    is True.
 
     Args:
         env: the environment.

@@ -18,8 +18,8 @@ class ActionNoise:
     """Noise on the actions of a Box, whose size differs by episode.
 
     n_0 = s e_0 and n_{t+1} = c n_t + s sqrt(1 - c^2) e_{t+1}, with e ~ N(0, 1) in each dimension, so that n has the standard
-    deviation s at every step. The size s is uniform between 0 and ``scale`` in each episode: some episodes show how well an agent
-    plays, and others the states that it reaches by mistakes.
+    deviation s at every step. The size s is uniform between 0 and ``scale`` in each episode: some episodes show how well an
+    agent plays, and others the states that it reaches by mistakes.
 
     Args:
         scale: largest standard deviation, in units of half the range of an action.
@@ -44,7 +44,7 @@ class ActionNoise:
             TypeError: if it is another space.
         """
         box = isinstance(action_space, spaces.Box) and np.issubdtype(action_space.dtype, np.floating)
-        if not box or not action_space.is_bounded():
+        if not box or not action_space.is_bounded():  # type: ignore[attr-defined]
             raise TypeError(f"noise: expected a Box of floats with bounds as action space, got {action_space}")
 
     def describe(self) -> str:

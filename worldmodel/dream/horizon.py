@@ -27,7 +27,9 @@ def usual_horizon(world: WorldModel) -> int:
     own = (spec and spec.max_episode_steps) if asked is None else asked
     if isinstance(own, int) and own > 0:
         own = math.ceil(own / recipe.get("action_repeat", 1))
-    return min((limit for limit in (recipe.get("max_steps"), own) if isinstance(limit, int) and limit > 0), default=DEFAULT_HORIZON)
+    return min(
+        (limit for limit in (recipe.get("max_steps"), own) if isinstance(limit, int) and limit > 0), default=DEFAULT_HORIZON
+    )
 
 
 def time_limit(env: str | EnvMaker | EnvConfig) -> int:

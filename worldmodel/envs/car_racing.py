@@ -29,12 +29,15 @@ SPEED, WHEELS, STEERING, TURNING = slice(12, 15), slice(16, 27), slice(34, 62), 
 MIDDLES = 48.0, 72.0  # columns at which the bars of steering and turning start
 
 
-class FastCarRacing(original.CarRacing):  # type: ignore[misc]
+class FastCarRacing(original.CarRacing):
     """CarRacing with the same frames, drawn only if ``drawing`` is True.
 
     Args:
         kwargs: arguments of `gymnasium.envs.box2d.car_racing.CarRacing`.
     """
+
+    surf: Any
+    car: Any
 
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
@@ -46,7 +49,7 @@ class FastCarRacing(original.CarRacing):  # type: ignore[misc]
         """Start an episode; the first frame is always drawn."""
         drawing, self.drawing, self._corners = self.drawing, True, None
         try:
-            return super().reset(**kwargs)  # type: ignore[no-any-return]
+            return super().reset(**kwargs)
         finally:
             self.drawing = drawing
 
@@ -55,7 +58,7 @@ class FastCarRacing(original.CarRacing):  # type: ignore[misc]
         before = self.reward
         found = super().step(action)
         if self.drawing or not found[2]:
-            return found  # type: ignore[no-any-return]
+            return found
         after, self.reward = self.reward, before  # the picture shows the return before the step
         self.state = self._frame = self._draw()
         self.reward = after
@@ -97,12 +100,12 @@ class FastCarRacing(original.CarRacing):  # type: ignore[misc]
             field = [(bounds, bounds), (bounds, -bounds), (-bounds, -bounds), (-bounds, bounds)]
             self._draw_colored_polygon(self.surf, field, self.bg_color, zoom, translation, angle, clip=False)
         if self._corners is None:
-            road = [[(float(x), float(y)) for x, y in corners] for corners, _ in self.road_poly]
-            self._corners = np.array(_grass()), np.array(road)
-        grass, road = (_visible(corners, zoom, translation, angle) for corners in self._corners)
+            road = np.array([[(float(x), float(y)) for x, y in corners] for corners, _ in self.road_poly])
+            self._corners = np.array(_grass()), road
+        grass, pieces = (_visible(corners, zoom, translation, angle) for corners in self._corners)
         for index in grass:
             self._draw_colored_polygon(self.surf, _grass()[index], self.grass_color, zoom, translation, angle)
-        for index in road:
+        for index in pieces:
             corners, color = self.road_poly[index]
             points = [(p[0], p[1]) for p in corners]
             self._draw_colored_polygon(self.surf, points, [int(c) for c in color], zoom, translation, angle)
@@ -135,8 +138,7 @@ def read_indicators(frame: np.ndarray) -> np.ndarray:
         frame: (96, 96, 3) uint8, as Gymnasium's CarRacing gives it.
 
     Returns:
-        (4,) float32: speed, the wheels' speed (a sum of four), steering and turning, about in [-1, 1]; the last two are negative
-        to the left.
+        (4,) float32: speed, the wheels' speed (a sum of four), steering and turning, about in [-1, 1]; the last two have signs.
     """
     bar = frame[ROAD_ROWS:].astype(np.float32) / 255  # (12, 96, 3)
     speed = bar[:, SPEED].sum() / 18

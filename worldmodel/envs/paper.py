@@ -62,7 +62,8 @@ class AreaResize(gym.ObservationWrapper, RecordConstructorArgs):
         else:
             self.observation_space = space
         self._small = image_layout(space)
-        self._drawing, self._given, self._resized = hasattr(env.unwrapped, "drawing"), None, np.empty(0)
+        self._drawing, self._resized = hasattr(env.unwrapped, "drawing"), np.empty(0)
+        self._given: np.ndarray | None = None
 
     def observation(self, observation: Value) -> Value:
         """Return the observation with its image resized."""

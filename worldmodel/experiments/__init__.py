@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from worldmodel.experiments.iteration import iterate as iterate
     from worldmodel.experiments.iteration_config import IterationConfig as IterationConfig
     from worldmodel.experiments.iteration_config import Round as Round
+    from worldmodel.experiments.iteration_config import RoundOptions as RoundOptions
     from worldmodel.experiments.iteration_config import best_round as best_round
     from worldmodel.experiments.iteration_config import summarize as summarize
     from worldmodel.experiments.presets import CAR_RACING as CAR_RACING
@@ -39,7 +40,7 @@ else:
         __name__,
         {
             "iteration": "SCORES_FILE iterate",
-            "iteration_config": "IterationConfig Round best_round summarize",
+            "iteration_config": "IterationConfig Round RoundOptions best_round summarize",
             "presets": "CAR_RACING DOOM DynamicsPreset ImprovementPreset PRESETS Preset VisionPreset small",
             "reproduction": "Reproduction",
             "results": "Stages table",

@@ -316,7 +316,7 @@ def _set_statistics(model: MDNRNN, data: SequenceData, layout: LatentLayout) -> 
 
 @torch.no_grad()
 def _widen_bounds(model: MDNRNN, data: SequenceData, layout: LatentLayout) -> None:
-    """Widen the bounds of dreams so that they hold the data, too: a better agent reaches states beyond those of the first data."""
+    """Widen the bounds of dreams to hold the data, too: a better agent reaches states beyond those of the first data."""
     found = DataStatistics.of(_statistics_batches(data), layout, atoms=model.config.reward_atoms or ())
     for name in ("latent", "reward"):
         low, high = (getattr(model, f"{name}_{end}") for end in ("low", "high"))
