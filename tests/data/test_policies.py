@@ -20,9 +20,10 @@ def flat(values):
     return [np.concatenate([np.ravel(leaf) for leaf in leaf_values(value).values()]) for value in values]
 
 
-@pytest.mark.parametrize("name", ["random", "repeat", "repeat-long", "sweep", "brownian"])
+@pytest.mark.parametrize("name", ["random", "repeat", "repeat-long", "sweep", "brownian", "slow-driver"])
 def test_actions_are_in_the_space_and_depend_only_on_the_generator(name):
-    space = {"brownian": BOX, "sweep": spaces.Discrete(5, start=2)}.get(name, NESTED_ACTION)
+    car = spaces.Box(np.float32([-1, 0, 0]), np.float32([1, 1, 1]))
+    space = {"brownian": BOX, "sweep": spaces.Discrete(5, start=2), "slow-driver": car}.get(name, NESTED_ACTION)
     space.seed(1)
     one, other = make_policy(name, space), make_policy(name, space)
     first = actions(one, 50)

@@ -8,14 +8,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from toy_images import DotEnv
 
-from worldmodel.agents import CONTROLLER_FILE, Controller, ControllerConfig, OpenAIESConfig, SearchConfig, evolve
-from worldmodel.data import EnvConfig, EpisodeStore
-from worldmodel.dream import Scores
-from worldmodel.experiments import SCORES_FILE, IterationConfig, Round, best_round, iterate, iteration, summarize
-from worldmodel.models import MDNRNNConfig, WorldModel, feature_size
+from worldmodel.agents import CONTROLLER_FILE, Controller, ControllerConfig, OpenAIESConfig, PPOConfig, SearchConfig, evolve
+from worldmodel.data import ActionNoise, EnvConfig, EpisodeStore
+from worldmodel.dream import Scores, StartConfig
+from worldmodel.experiments import (
+    SCORES_FILE,
+    ImprovementPreset,
+    IterationConfig,
+    Round,
+    RoundOptions,
+    VisionPreset,
+    best_round,
+    iterate,
+    iteration,
+    summarize,
+)
+from worldmodel.models import MDNRNNConfig, VAEConfig, Vision, WorldModel, feature_size
 from worldmodel.runtime import RunConfig, load_tensors
-from worldmodel.training import DataConfig, TrainingConfig
+from worldmodel.training import DataConfig, FrameConfig, TrainingConfig
 
 TINY = IterationConfig(
     max_rounds=2,
@@ -223,7 +235,7 @@ def test_validation_episodes_decide_and_others_are_reported(whole):
 def play(tmp_path, monkeypatch, validations, reals, **arguments):
     """Run a loop whose rounds have these validation and real scores."""
 
-    def round_(self, number):
+    def round_(self, number, _):
         validation, real = (Scores(np.full(3, scores[number - 1]), np.ones(3, int)) for scores in (validations, reals))
         return Round(number, tmp_path, validation, real, real, real, {})
 
@@ -343,6 +355,117 @@ def test_invalid_arguments_leave_the_loop_to_be_overwritten(tmp_path, arguments)
     with pytest.raises((ValueError, TypeError)):
         run(out, **options)
     assert (out / "round-1").is_dir()
+
+
+IMAGES = dataclasses.replace(
+    TINY,
+    vision=VisionPreset(
+        config=VAEConfig(latent_size=4), frames=FrameConfig(batch_size=8), training=TrainingConfig(num_updates=2)
+    ),
+)
+PPO = PPOConfig(iterations=2, steps=3, horizon=4, critic_size=4, test_every=1, test_dreams=8, test_from="starts")
+IMPROVED = RoundOptions(
+    first_max_steps=5,
+    keep_best=True,
+    continue_m=True,
+    training=TrainingConfig(num_updates=3),
+    improve=True,
+    improvement=ImprovementPreset(ppo=PPO, num_dreams=8, starts=StartConfig(num_states=20)),
+    start_rounds=1,
+    test_horizon=4,
+)
+CONTINUED_V = RoundOptions(continue_v=True, vision_training=TrainingConfig(num_updates=2))
+
+
+class ColumnEnv(DotEnv):
+    """The same with the column of the dot as reward."""
+
+    def step(self, action):
+        observation, _, *rest = super().step(action)
+        return (observation, float(self.column), *rest)
+
+
+def play_dots(out, rounds, **arguments):
+    config = dataclasses.replace(IMAGES, rounds=rounds, **arguments)
+    return iterate(EnvConfig(ColumnEnv), out=out, config=config, seed=3)
+
+
+@pytest.fixture(scope="module")
+def dots(tmp_path_factory):
+    """A loop on images whose M and agents continue from round to round."""
+    out = tmp_path_factory.mktemp("dots") / "loop"
+    return out, play_dots(out, IMPROVED)
+
+
+def test_images_are_encoded_by_the_v_of_the_first_round_and_m_continues(dots):
+    out, rounds = dots
+    assert [one.number for one in rounds] == [1, 2]
+    vision = Vision.from_pretrained(out / "round-1" / "vision")
+    assert not (out / "round-2" / "vision").exists()
+    worlds = [WorldModel.from_pretrained(one.directory / "world") for one in rounds]
+    assert all(world.vision.fingerprint == vision.fingerprint for world in worlds)
+    assert worlds[1].provenance["initial"] == worlds[0].fingerprint
+    assert worlds[1].provenance["training"]["updates"] == 3
+    assert [len(EpisodeStore.open(out / f"round-{k}" / f"encoded-{k}")) for k in (1, 2)] == [6, 3]
+    lengths = [EpisodeStore.open(out / f"round-{k}" / "data").lengths for k in (1, 2)]
+    assert lengths[0].max() <= 5 < lengths[1].max()
+
+
+def test_later_rounds_collect_with_the_best_agent_so_far_and_improve_it(dots, tmp_path, monkeypatch):
+    out, _ = dots
+    shutil.copytree(out, tmp_path / "loop")
+    for number, validation in ((1, [8.0]), (2, [3.0])):  # the second agent is worse
+        path = tmp_path / "loop" / f"round-{number}" / SCORES_FILE
+        content = json.loads(path.read_text())
+        content["validation"] = Scores(np.array(validation), np.array([1])).to_json()
+        path.write_text(json.dumps(content))
+    learn, seen = iteration.ppo, []
+    monkeypatch.setattr(iteration, "ppo", lambda agent, *rest, **named: seen.append(agent) or learn(agent, *rest, **named))
+    config = dataclasses.replace(IMAGES, rounds=IMPROVED)
+    loop = iteration._Loop(EnvConfig(ColumnEnv), tmp_path / "loop", config, 3, torch.device("cpu"), None, RunConfig(), print)
+    rounds = [loop.round(1, [])]
+    rounds.append(loop.round(2, rounds))
+    loop.round(3, rounds)
+    first = Controller.from_pretrained(out / "round-1" / "controller")
+    assert torch.equal(first.layers[0].weight, seen[0].layers[0].weight)
+    assert EpisodeStore.open(tmp_path / "loop" / "round-3" / "data").recipe["policy"].startswith("controller of round 1 ")
+
+
+def test_an_interrupted_round_on_images_resumes_to_the_same_result(dots, tmp_path):
+    out, rounds = dots
+    shutil.copytree(out, tmp_path / "loop")
+    for name in ("round-2/encoded-2", "round-2/world", "round-2/controller"):
+        shutil.rmtree(tmp_path / "loop" / name)
+    (tmp_path / "loop" / "round-2" / "scores.json").unlink()
+    assert outcome(play_dots(tmp_path / "loop", IMPROVED)) == outcome(rounds)
+
+
+def test_a_v_that_continues_encodes_all_data_again(tmp_path):
+    rounds = play_dots(tmp_path / "loop", CONTINUED_V)
+    visions = [Vision.from_pretrained(one.directory / "vision") for one in rounds]
+    assert visions[0].fingerprint != visions[1].fingerprint
+    assert visions[1].provenance["initial"] == visions[0].fingerprint
+    world = WorldModel.from_pretrained(rounds[1].directory / "world")
+    assert world.vision.fingerprint == visions[1].fingerprint
+    assert world.provenance["num_episodes"] == 9
+    assert {path.name for path in rounds[1].directory.glob("encoded-*")} == {"encoded-1", "encoded-2"}
+
+
+def test_v_and_m_cannot_both_continue():
+    with pytest.raises(ValueError, match="continue_m, continue_v: expected one"):
+        RoundOptions(continue_m=True, continue_v=True)
+
+
+def test_noise_needs_a_box_of_actions_before_anything_is_written(tmp_path):
+    config = dataclasses.replace(TINY, rounds=RoundOptions(noise=ActionNoise(scale=0.1)))
+    with pytest.raises(TypeError, match="noise: expected a Box of floats"):
+        run(tmp_path / "loop", config=config)
+    assert not (tmp_path / "loop").exists()
+
+
+def test_the_record_of_a_loop_without_the_new_options_is_that_of_earlier_versions():
+    assert not {"vision", "rounds"} & set(TINY.identity())
+    assert {"vision", "rounds"} <= set(dataclasses.replace(IMAGES, rounds=IMPROVED).identity())
 
 
 def test_numpy_numbers_are_the_same_loop(whole):

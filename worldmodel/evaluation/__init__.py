@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from worldmodel.evaluation.faithfulness import fixed_policies as fixed_policies
     from worldmodel.evaluation.faithfulness import probe as probe
     from worldmodel.evaluation.replaying import replay as replay
+    from worldmodel.evaluation.reward_replays import RewardReplays as RewardReplays
+    from worldmodel.evaluation.reward_replays import replay_rewards as replay_rewards
 else:
     __getattr__, __dir__, __all__ = attach(
         __name__,
@@ -31,5 +33,6 @@ else:
             "evaluating": "Evaluation evaluate",
             "faithfulness": "Probe fixed_policies probe",
             "replaying": "replay",
+            "reward_replays": "RewardReplays replay_rewards",
         },
     )

@@ -44,7 +44,7 @@ from worldmodel.data import EnvConfig, EnvMaker, EpisodeStore, Runner, collect
 from worldmodel.dream import Agent, DreamPrecision, Dreams, Reality, Scores, StartBank, score, time_limit
 from worldmodel.evaluation import Evaluation, EvaluationConfig, evaluate
 from worldmodel.experiments.iteration_config import SCORES, IterationConfig, Round, best_round, has_stalled
-from worldmodel.models import VISION_FILE, WORLD_FILE, ConvVAE, Vision, WorldModel
+from worldmodel.models import VISION_FILE, WORLD_FILE, ConvVAE, MDNRNNConfig, Vision, WorldModel
 from worldmodel.rng import AGENT_STREAM, COLLECT_STREAM, VALIDATE_STREAM, derive_seed
 from worldmodel.runtime import (
     Listener,
@@ -59,7 +59,7 @@ from worldmodel.runtime import (
     single_writer,
 )
 from worldmodel.spaces import find_images
-from worldmodel.training import encode_store, fit, train_vae
+from worldmodel.training import REWARD_COMPONENTS, encode_store, fit, train_vae
 
 ITERATION_FORMAT, SCORES_FORMAT, ITERATION_VERSION = "worldmodel.iteration", "worldmodel.scores", 1
 ITERATION_FILE, SCORES_FILE = "iteration.json", "scores.json"
@@ -220,7 +220,7 @@ class _Loop:
         return fit(
             self._stores(number),
             out=path,
-            config=None if continued else self.config.mdnrnn,
+            config=None if continued else self._mdnrnn,
             data_config=self.config.data_config,
             training_config=options.training if continued else self.config.training_config,
             vision=vision,
@@ -229,6 +229,14 @@ class _Loop:
             device=self.device,
             run=self._within(number),
         )
+
+    @property
+    def _mdnrnn(self) -> MDNRNNConfig:
+        """M's configuration; one that later rounds continue gets a density for rewards that round 1 has not seen."""
+        config = self.config.mdnrnn
+        if not self.config.rounds.continue_m or config.reward_components is not None:
+            return config
+        return replace(config, reward_components=REWARD_COMPONENTS)
 
     def _has_images(self, number: int) -> bool:
         return bool(find_images(EpisodeStore.open(self.out / f"round-{number}" / "data").observation_space))
