@@ -26,7 +26,7 @@ from worldmodel.experiments import (
     summarize,
 )
 from worldmodel.models import MDNRNNConfig, VAEConfig, Vision, WorldModel, feature_size
-from worldmodel.runtime import RunConfig, load_tensors
+from worldmodel.runtime import RunConfig, files, load_tensors
 from worldmodel.training import DataConfig, FrameConfig, TrainingConfig
 
 TINY = IterationConfig(
@@ -416,9 +416,10 @@ def test_later_rounds_collect_with_the_best_agent_so_far_and_improve_it(dots, tm
     shutil.copytree(out, tmp_path / "loop")
     for number, validation in ((1, [8.0]), (2, [3.0])):  # the second agent is worse
         path = tmp_path / "loop" / f"round-{number}" / SCORES_FILE
-        content = json.loads(path.read_text())
+        about = {"format": iteration.SCORES_FORMAT, "version": iteration.ITERATION_VERSION}
+        content = files.read_json(path, format=about["format"], version=about["version"])
         content["validation"] = Scores(np.array(validation), np.array([1])).to_json()
-        path.write_text(json.dumps(content))
+        files.write_json(path, {key: value for key, value in content.items() if key not in about}, **about)
     learn, seen = iteration.ppo, []
     monkeypatch.setattr(iteration, "ppo", lambda agent, *rest, **named: seen.append(agent) or learn(agent, *rest, **named))
     config = dataclasses.replace(IMAGES, rounds=IMPROVED)

@@ -144,15 +144,23 @@ class EnvironmentOptions:
         max_steps: truncate an episode after this many steps; None: the environment's own limit.
         env_kwargs: arguments of the environment, e.g. '{"g": 9.8}'.
         leave_out: leaves of the observations that are not recorded, e.g. mission.
+        action_repeat: steps of the environment per action; all other numbers of steps count actions then.
     """
 
     max_steps: int | None = None
     env_kwargs: JsonObject = field(default_factory=dict)
     leave_out: tuple[str, ...] = ()
+    action_repeat: int = 1
 
     def of(self, env: str) -> EnvConfig:
         """Build the configuration of the environment with this id."""
-        return EnvConfig(env, kwargs=self.env_kwargs, max_steps=self.max_steps, leave_out=self.leave_out)
+        return EnvConfig(
+            env,
+            kwargs=self.env_kwargs,
+            max_steps=self.max_steps,
+            leave_out=self.leave_out,
+            action_repeat=self.action_repeat,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

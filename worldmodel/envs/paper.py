@@ -1,6 +1,7 @@
 """The two environments of Ha & Schmidhuber (2018), and a wrapper that resizes frames.
 
-Importing this module registers ``DoomTakeCover-v0`` and ``CarRacing64-v0`` with Gymnasium.
+Importing this module registers ``DoomTakeCover-v0``, ``CarRacing64-v0`` and, with the numbers of the status bar,
+``CarRacing64-v1`` with Gymnasium.
 ``gym.make`` imports it for ids with the prefix ``"worldmodel.environments:"``, as in
 ``"worldmodel.environments:DoomTakeCover-v0"``. Neither environment needs a display.
 """
@@ -195,9 +196,15 @@ def _how_to_install(library: str, extra: str, error: ImportError) -> str:
 
 
 def _register() -> None:
-    for name, maker, steps in (("DoomTakeCover-v0", doom_take_cover, DOOM_STEPS), ("CarRacing64-v0", car_racing, CAR_STEPS)):
+    made: list[tuple[str, Any, int, dict[str, Any]]] = [
+        ("DoomTakeCover-v0", doom_take_cover, DOOM_STEPS, {}),
+        ("CarRacing64-v0", car_racing, CAR_STEPS, {}),
+        ("CarRacing64-v1", car_racing, CAR_STEPS, {"indicators": True}),
+    ]
+    for name, maker, steps, kwargs in made:
         if name not in gym.registry:
-            gym.register(name, entry_point=f"{__name__}:{maker.__name__}", max_episode_steps=steps, disable_env_checker=True)
+            entry = f"{__name__}:{maker.__name__}"
+            gym.register(name, entry_point=entry, max_episode_steps=steps, disable_env_checker=True, kwargs=kwargs)
 
 
 _register()
