@@ -40,6 +40,7 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel.mixtures.gaussian import HALF_LOG_TWO_PI, GaussianMixture, at_least_float32
+from worldmodel.mixtures.initialization import clusters_of_vectors, clusters_per_dimension
 from worldmodel.mixtures.latent_head import LatentHead
 from worldmodel.runtime import check_integer
 
@@ -160,6 +161,23 @@ class MixtureHead(LatentHead):
         if self.noise_type is NoiseType.FULL and self.factorization is Factorization.JOINT:
             return GaussianMixture(log_weights, mean, scale_tril=self._scale_tril(noise))
         return GaussianMixture(log_weights, mean, soft_floor(noise, self.min_scale))
+
+    @torch.no_grad()
+    def initialise(self, target: Tensor) -> None:
+        """Start each component on a cluster of the targets (N, D), so that none dies; see ``initialization.py``."""
+        k = self.num_components
+        if self.factorization is Factorization.PER_DIMENSION:
+            log_weights, mean, log_scale = clusters_per_dimension(target, k)
+        else:
+            log_weights, mean, log_scale = clusters_of_vectors(target, k)
+        noise = torch.zeros(self._noise_shape(), device=target.device)
+        if self.noise_type is NoiseType.FULL and self.factorization is Factorization.JOINT:
+            noise[:, : self.dim] = log_scale
+        elif self.noise_type is not NoiseType.FIXED:
+            for axis, size in enumerate(noise.shape):
+                log_scale = log_scale.mean(dim=axis, keepdim=True) if size == 1 else log_scale
+            noise = log_scale
+        self.linear.bias.copy_(torch.cat([part.flatten() for part in (log_weights, mean, noise)]))
 
     @property
     def numbers_per_sample(self) -> int:

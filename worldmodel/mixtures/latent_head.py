@@ -75,6 +75,14 @@ class LatentHead(nn.Module, abc.ABC):
     def forward(self, features: Tensor) -> LatentDistribution:
         """Turn features (..., F) into a batch of distributions with batch shape (...), in float32 or better."""
 
+    def initialise(self, target: Tensor) -> None:
+        """Set the initial biases by targets of the training data, so that training starts near them; does nothing by default.
+
+        Args:
+            target: (N, D) a sample of the targets, in their units.
+        """
+        return
+
     @property
     @abc.abstractmethod
     def numbers_per_sample(self) -> int:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-SMALLEST_SCALE = 1e-6  # targets with a smaller standard deviation get unit scale
+SMALLEST_SCALE = 1e-6  # targets with a smaller scale get unit scale
+MEDIAN_ROWS = 2_048  # steps of each batch of which the median of the changes is computed, spread evenly
 DREAM_MARGIN = 3.0  # distance of the bounds of dreams from the range of the data, in half-ranges
 
 
@@ -53,7 +54,8 @@ class DataStatistics:
     """Statistics of the training data that M stores in addition to its weights.
 
     Args:
-        change_scale: (D,) standard deviation of z_{t+1} - z_t, the unit of predicted changes.
+        change_scale: (D,) median of the absolute values of z_{t+1} - z_t that are not 0, the unit of predicted changes.
+            Unlike the standard deviation, it does not grow with rare jumps, and neither does the floor of sigma.
         reward_mean: (1,) mean reward.
         reward_scale: (1,) standard deviation of the reward, the unit of predicted rewards.
         latent_low: (D,) lower bound of latents in dreams: far outside of the data. It keeps dreams
@@ -83,19 +85,25 @@ class DataStatistics:
     def of(cls, batches: Iterable[SequenceBatch]) -> DataStatistics:
         """Compute the statistics of batches, with one batch in memory at a time.
 
-        Constant changes and rewards get unit scales. The bounds lie `DREAM_MARGIN` half-ranges
+        Changes of 0 and constant rewards get unit scales. The bounds lie `DREAM_MARGIN` half-ranges
         outside of the data.
 
         Raises:
             ValueError: if no step of any batch counts in the loss.
         """
-        parts = [_summarise(batch) for batch in batches if batch.weight > 0]
+        parts, changes = [], []
+        for batch in batches:
+            if batch.weight > 0:
+                parts.append(_summarise(batch))
+                changes.append(_some_changes(batch))
         if not parts:
             raise ValueError("batches: expected at least one step that counts, got none")
+        unit = _typical_size(torch.cat(changes))
         count, means, variance, lows, highs = (torch.stack(part) for part in zip(*parts, strict=True))  # (batches, D + 1) each
         weight = count / count.sum(dim=0)
         mean = (weight * means).sum(dim=0)
         scale = (weight * (variance + (means - mean).square())).sum(dim=0).sqrt().to(lows.dtype)
+        scale = torch.cat([unit.to(scale.dtype), scale[-1:]])
         scale = torch.where(scale > SMALLEST_SCALE, scale, 1.0)
         low, high = lows.amin(dim=0), highs.amax(dim=0)
         min_range = torch.ones_like(low).index_fill(0, torch.tensor([len(low) - 1], device=low.device), 0.0)  # 0 for the reward
@@ -118,3 +126,15 @@ def _summarise(batch: SequenceBatch) -> tuple[Tensor, Tensor, Tensor, Tensor, Te
     high = torch.cat([torch.maximum(before, after), reward], dim=-1).amax(dim=0)
     mean = values.mean(dim=0)
     return torch.full_like(mean, len(values)), mean, values.var(dim=0, correction=0), low, high
+
+
+def _some_changes(batch: SequenceBatch) -> Tensor:
+    """Return the changes of at most `MEDIAN_ROWS` steps that count: (N, D)."""
+    change = (batch.z[:, 1:] - batch.z[:, :-1])[batch.mask]
+    return change[:: -(-len(change) // MEDIAN_ROWS)]
+
+
+def _typical_size(change: Tensor) -> Tensor:
+    """Return the median of the absolute changes (N, D) that are not 0 in each dimension, or 0 if all are: (D,)."""
+    size = change.abs()
+    return torch.where(size > 0, size, torch.nan).nanmedian(dim=0).values.nan_to_num(nan=0.0)

@@ -15,6 +15,7 @@ M does not know what kind of head predicts z: that is a `worldmodel.mixtures.Lat
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -26,6 +27,8 @@ from worldmodel.models.batch import DataStatistics, SequenceBatch
 from worldmodel.models.lstm import LayerNormLSTM, run_lstm, runs_in_loop
 from worldmodel.models.mdnrnn_config import MDNRNNConfig
 from worldmodel.runtime import check_integer
+
+TARGETS_PER_BATCH = 200  # about; the initial components of the latent head fit these
 
 
 class State(NamedTuple):
@@ -132,6 +135,18 @@ class MDNRNN(nn.Module):
         for name, value in vars(statistics).items():  # all or none
             getattr(self, name).copy_(value)
 
+    def initialise_latent_head(self, batches: Iterable[SequenceBatch]) -> None:
+        """Start the latent head near the targets of some training batches; see `LatentHead.initialise`."""
+        targets = []
+        for batch in batches:
+            found = self._latent_target(batch.z)[batch.mask]
+            targets.append(found[:: max(1, len(found) // TARGETS_PER_BATCH)])
+        self.latent_head.initialise(torch.cat(targets))
+
+    def _latent_target(self, z: Tensor) -> Tensor:
+        """Return what the latent head predicts of z (B, T + 1, D), in its units: (B, T, D)."""
+        return (z[:, 1:] - z[:, :-1]) / self.change_scale if self.config.predict_change else z[:, 1:]
+
     def initial_state(self, batch_size: int) -> State:
         """Return the state at the start of every episode, zeros: (num_layers, B, H) each."""
         zeros = self.change_scale.new_zeros(self.config.num_layers, batch_size, self.config.hidden_size)
@@ -237,8 +252,8 @@ class MDNRNN(nn.Module):
         before, config, mask = batch.z[:, :-1], self.config, batch.mask
         output, _ = self._run(before, batch.action, None, generator, lengths)
         output = _dropout(output, config.output_dropout, self.training, generator)
-        origin, unit = (before, self.change_scale) if config.predict_change else (0.0, torch.ones_like(self.change_scale))
-        target = ((batch.z[:, 1:] - origin) / unit)[mask]  # (N, D)
+        unit = self.change_scale if config.predict_change else torch.ones_like(self.change_scale)
+        target = self._latent_target(batch.z)[mask]  # (N, D)
         terms = [fused.LossTerm(self.latent_head, target, divisor=self.latent_size)]
         if self.reward_head is not None:
             reward = ((batch.reward - self.reward_mean) / self.reward_scale)[mask].unsqueeze(-1)

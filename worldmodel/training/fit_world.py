@@ -264,8 +264,9 @@ def _statistics_batches(data: SequenceData, seed: int = 0) -> Iterator[SequenceB
 
 @torch.no_grad()
 def _set_statistics(model: MDNRNN, data: SequenceData) -> None:
-    """Set M's statistics from the data, and the initial termination probability to the rate in the data."""
+    """Set M's statistics and the initial components from the data, and the initial p of termination to its rate."""
     model.set_statistics(DataStatistics.of(_statistics_batches(data)))
+    model.initialise_latent_head(_statistics_batches(data))
     if model.termination_head is None:
         return
     counts = torch.tensor([[(b.terminated & b.mask).sum().item(), b.mask.sum().item()] for b in _statistics_batches(data)])
