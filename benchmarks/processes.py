@@ -303,13 +303,14 @@ def main() -> int:
     parser.add_argument("--noise-type", help="noise of MixtureHead (default: the library's)")
     parser.add_argument("--min-scale", type=float, help="floor of sigma (default: the library's)")
     parser.add_argument("--learning-rate", type=float, default=TrainingConfig().learning_rate, help="peak (default: %(default)s)")
+    parser.add_argument("--optimizer", default=TrainingConfig().optimizer, help="(default: %(default)s)")
     parser.add_argument("--updates", type=int, default=1500, help="updates of each fit (default: 1500)")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     names = ("latent_head", "factorization", "noise_type", "min_scale")
     chosen: dict[str, Any] = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     config, training = MDNRNNConfig(hidden_size=64, **chosen), TrainingConfig(
-        num_updates=arguments.updates, learning_rate=arguments.learning_rate
+        num_updates=arguments.updates, learning_rate=arguments.learning_rate, optimizer=arguments.optimizer
     )
     rows = []
     for seed in arguments.seeds:

@@ -20,8 +20,10 @@ from typing import TYPE_CHECKING
 from worldmodel.lazy import attach
 
 if TYPE_CHECKING:
-    from worldmodel.mixtures.gaussian import HALF_LOG_TWO_PI as HALF_LOG_TWO_PI
+    from worldmodel.mixtures.autoregressive import AutoregressiveHead as AutoregressiveHead
+    from worldmodel.mixtures.autoregressive import AutoregressiveMixture as AutoregressiveMixture
     from worldmodel.mixtures.gaussian import GaussianMixture as GaussianMixture
+    from worldmodel.mixtures.gaussian import HALF_LOG_TWO_PI as HALF_LOG_TWO_PI
     from worldmodel.mixtures.gaussian import at_least_float32 as at_least_float32
     from worldmodel.mixtures.gaussian import categorical as categorical
     from worldmodel.mixtures.gaussian import check_temperature as check_temperature
@@ -42,6 +44,7 @@ else:
     __getattr__, __dir__, __all__ = attach(
         __name__,
         {
+            "autoregressive": "AutoregressiveHead AutoregressiveMixture",
             "gaussian": "GaussianMixture HALF_LOG_TWO_PI at_least_float32 categorical check_temperature shared_draws",
             "heads": "Factorization MixtureHead NoiseType check_noise soft_floor",
             "latent_head": "LatentDistribution LatentHead latent_head_class",

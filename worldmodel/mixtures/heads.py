@@ -40,7 +40,7 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel.mixtures.gaussian import HALF_LOG_TWO_PI, GaussianMixture, at_least_float32
-from worldmodel.mixtures.initialization import clusters_of_vectors, clusters_per_dimension
+from worldmodel.mixtures.initialization import Components, fit_components, fit_joint_components
 from worldmodel.mixtures.latent_head import LatentHead
 from worldmodel.runtime import check_integer
 
@@ -162,22 +162,31 @@ class MixtureHead(LatentHead):
             return GaussianMixture(log_weights, mean, scale_tril=self._scale_tril(noise))
         return GaussianMixture(log_weights, mean, soft_floor(noise, self.min_scale))
 
+    def initialise(self, features: Tensor, target: Tensor, ridge: Tensor) -> None:
+        """Start from mixtures of linear regressions, so that no component dies; see ``initialization.py``."""
+        fit = fit_components if self.factorization is Factorization.PER_DIMENSION else fit_joint_components
+        self.start_from(fit(features, target, ridge, self.num_components))
+
     @torch.no_grad()
-    def initialise(self, target: Tensor) -> None:
-        """Start each component on a cluster of the targets (N, D), so that none dies; see ``initialization.py``."""
-        k = self.num_components
-        if self.factorization is Factorization.PER_DIMENSION:
-            log_weights, mean, log_scale = clusters_per_dimension(target, k)
-        else:
-            log_weights, mean, log_scale = clusters_of_vectors(target, k)
-        noise = torch.zeros(self._noise_shape(), device=target.device)
+    def start_from(self, components: Components) -> None:
+        """Set the weights of means, and the biases, to those of the components."""
+        log_weights, log_scale = components.log_weights, components.log_scale
+        if self.factorization is Factorization.JOINT:
+            log_weights = log_weights[:, 0]
         if self.noise_type is NoiseType.FULL and self.factorization is Factorization.JOINT:
+            noise = log_scale.new_zeros(self._noise_shape())
             noise[:, : self.dim] = log_scale
-        elif self.noise_type is not NoiseType.FIXED:
-            for axis, size in enumerate(noise.shape):
+        elif self.noise_type is NoiseType.FIXED:
+            noise = log_scale.new_zeros(0)
+        else:
+            for axis, size in enumerate(self._noise_shape()):
                 log_scale = log_scale.mean(dim=axis, keepdim=True) if size == 1 else log_scale
             noise = log_scale
-        self.linear.bias.copy_(torch.cat([part.flatten() for part in (log_weights, mean, noise)]))
+        self.linear.bias.copy_(torch.cat([part.flatten() for part in (log_weights, components.bias, noise)]))
+        means = slice(self._sizes[0], sum(self._sizes[:2]))
+        self.linear.weight[means] = components.weight.flatten(0, 1)
+        gate = components.gate if self.factorization is Factorization.PER_DIMENSION else components.gate[:, 0]
+        self.linear.weight[: self._sizes[0]] = gate.reshape(self._sizes[0], -1)
 
     @property
     def numbers_per_sample(self) -> int:

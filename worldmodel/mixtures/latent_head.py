@@ -75,13 +75,14 @@ class LatentHead(nn.Module, abc.ABC):
     def forward(self, features: Tensor) -> LatentDistribution:
         """Turn features (..., F) into a batch of distributions with batch shape (...), in float32 or better."""
 
-    def initialise(self, target: Tensor) -> None:
-        """Set the initial biases by targets of the training data, so that training starts near them; does nothing by default.
+    def initialise(self, features: Tensor, target: Tensor, ridge: Tensor) -> None:  # noqa: B027 (optional)
+        """Set initial weights by a sample of the training data, so that training starts near it; does nothing by default.
 
         Args:
-            target: (N, D) a sample of the targets, in their units.
+            features: (N, F) features of the untrained network.
+            target: (N, D) the targets, in their units.
+            ridge: (F,) penalties of the features' squared coefficients; see `fit_components`.
         """
-        return
 
     @property
     @abc.abstractmethod

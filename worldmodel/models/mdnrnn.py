@@ -28,7 +28,8 @@ from worldmodel.models.lstm import LayerNormLSTM, run_lstm, runs_in_loop
 from worldmodel.models.mdnrnn_config import MDNRNNConfig
 from worldmodel.runtime import check_integer
 
-TARGETS_PER_BATCH = 200  # about; the initial components of the latent head fit these
+INITIAL_STEPS = 16_384  # the initial components of the latent head fit so many steps at most
+STATE_RIDGE, INPUT_RIDGE = 1e-1, 1e-6  # of that fit: penalties of h, which changes in training, and of z and a
 
 
 class State(NamedTuple):
@@ -135,13 +136,22 @@ class MDNRNN(nn.Module):
         for name, value in vars(statistics).items():  # all or none
             getattr(self, name).copy_(value)
 
+    @torch.no_grad()
     def initialise_latent_head(self, batches: Iterable[SequenceBatch]) -> None:
-        """Start the latent head near the targets of some training batches; see `LatentHead.initialise`."""
-        targets = []
+        """Start the latent head near the targets of a few training batches; see `LatentHead.initialise`."""
+        features, targets, missing = [], [], INITIAL_STEPS
         for batch in batches:
-            found = self._latent_target(batch.z)[batch.mask]
-            targets.append(found[:: max(1, len(found) // TARGETS_PER_BATCH)])
-        self.latent_head.initialise(torch.cat(targets))
+            before = batch.z[:, :-1]
+            output, _ = self._run(before, batch.action, None, None)
+            features.append(self._features(before, batch.action, output)[batch.mask][:missing])
+            targets.append(self._latent_target(batch.z)[batch.mask][:missing])
+            missing -= len(targets[-1])
+            if missing <= 0:
+                break
+        found = torch.cat(features)
+        ridge = found.new_full((found.shape[1],), INPUT_RIDGE)
+        ridge[: self.config.hidden_size] = STATE_RIDGE
+        self.latent_head.initialise(found, torch.cat(targets), ridge)
 
     def _latent_target(self, z: Tensor) -> Tensor:
         """Return what the latent head predicts of z (B, T + 1, D), in its units: (B, T, D)."""
