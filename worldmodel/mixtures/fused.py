@@ -62,7 +62,7 @@ def heads_loss(features: Tensor, rows: Tensor, terms: Sequence[LossTerm]) -> tup
 
     Args:
         features: (M, F) input of the heads.
-        rows: (N,) indices of the features that count, each at most once.
+        rows: (N,) ascending indices of the features that count.
         terms: the heads with their targets of those N steps.
 
     Returns:
@@ -117,10 +117,11 @@ class _HeadsLoss(torch.autograd.Function):
         by_features, by_weight, by_bias = (torch.zeros_like(x) if gradient else x for x in (features, weight, bias))
         by_coupling = [None if x is None else torch.zeros_like(x) for x in couplings]
         sums = bias.new_zeros(len(terms))
+        every = len(rows) == len(features)  # each at most once and in order, so that no row need be looked up
         size = max(1, CHUNK.get(kind, LARGE_CHUNK) // len(weight))
         for begin in range(0, len(rows), size):
             part = slice(begin, begin + size)
-            seen = features.index_select(0, rows[part]).to(dtype)  # (n, F)
+            seen = (features[part] if every else features.index_select(0, rows[part])).to(dtype)  # (n, F)
             raw = (seen @ transposed).to(bias.dtype).add_(bias)  # (n, O)
             seen_targets = list(zip(terms, columns, couplings, by_coupling, strict=True))
             with torch.autocast(kind, enabled=False):
@@ -139,7 +140,11 @@ class _HeadsLoss(torch.autograd.Function):
                 for term, own in zip(terms, columns, strict=True):
                     if term.feature_gradient != 1:  # after the gradient of the head's own weights
                         slope[:, own] *= term.feature_gradient
-                by_features.index_copy_(0, rows[part], (slope @ cast).to(features.dtype))
+                back = (slope @ cast).to(features.dtype)
+                if every:
+                    by_features[part] = back
+                else:
+                    by_features.index_copy_(0, rows[part], back)
         if gradient:
             ctx.save_for_backward(by_features, by_weight, by_bias, *by_coupling)
         ctx.mark_non_differentiable(sums)

@@ -25,11 +25,11 @@ from torch import Tensor, nn
 from worldmodel.mixtures import GaussianMixture, LatentDistribution, RewardHead, TerminationHead, fused, latent_head_class
 from worldmodel.models.batch import DataStatistics, SequenceBatch
 from worldmodel.models.lstm import LayerNormLSTM, run_lstm, runs_in_loop
-from worldmodel.models.mdnrnn_config import MDNRNNConfig
+from worldmodel.models.mdnrnn_config import AUTO_LATENT_HEAD, DEFAULT_LATENT_HEAD, MDNRNNConfig
 from worldmodel.runtime import check_integer
 
 INITIAL_STEPS = 16_384  # the initial components of the latent head fit so many steps at most
-STATE_RIDGE, INPUT_RIDGE = 1e-1, 1e-6  # of that fit: penalties of h, which changes in training, and of z and a
+STATE_RIDGE, INPUT_RIDGE = 1e-3, 1e-6  # of that fit: penalties of h, which changes in training, and of z and a
 
 
 class State(NamedTuple):
@@ -75,8 +75,8 @@ class MDNRNN(nn.Module):
     Args:
         latent_size: D, size of z.
         action_size: A, size of the action's feature vector.
-        config: architecture and loss; with ``termination_head`` None the model has that head. The model's ``config`` has the
-            decision.
+        config: architecture and loss; with ``termination_head`` None the model has that head, and with ``latent_head`` "auto" a
+            `MixtureHead`. The model's ``config`` has the decision.
 
     Raises:
         ValueError: if a size is below 1, or ``latent_head`` is not a registered class.
@@ -99,6 +99,8 @@ class MDNRNN(nn.Module):
         config = config or MDNRNNConfig()
         if config.termination_head is None:
             config = replace(config, termination_head=True)
+        if config.latent_head == AUTO_LATENT_HEAD:
+            config = replace(config, latent_head=DEFAULT_LATENT_HEAD)
         self.latent_size, self.action_size, self.config = latent_size, action_size, config
         input_size = latent_size + action_size
         lstm = LayerNormLSTM if config.layer_norm else nn.LSTM

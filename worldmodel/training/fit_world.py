@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 
 from worldmodel.data import EpisodeCollection, split_episodes
 from worldmodel.models import (
+    AUTO_LATENT_HEAD,
     MDNRNN,
     WEIGHTS_FILE,
     WORLD_FILE,
@@ -28,16 +29,18 @@ from worldmodel.models import (
     encoded_bytes,
     encoded_form,
 )
-from worldmodel.runtime import RunConfig, check_device, runs
+from worldmodel.runtime import RunConfig, check_device, files, runs
 from worldmodel.spaces import FlatSpace, find_images, map_leaves, refuse_float_images
 from worldmodel.training import likelihood, loop
 from worldmodel.training.config import DataConfig, TrainingConfig
+from worldmodel.training.head_choice import choose_latent_head, has_choice
 from worldmodel.training.likelihood import calibrate_termination
 from worldmodel.training.loop import TrainingResult
 from worldmodel.training.windows import RESIDENT_BYTES, SequenceData, WindowSampler
 
 FIT_FORMAT, FIT_VERSION, FIT_FILE = "worldmodel.fit", 1, "fit.json"
-OUTPUTS = (FIT_FILE, WORLD_FILE, WEIGHTS_FILE, "training", ".*.tmp")
+HEAD_FILE = "latent_head.json"
+OUTPUTS = (FIT_FILE, HEAD_FILE, WORLD_FILE, WEIGHTS_FILE, "training", ".*.tmp")
 RUN: dict[str, Any] = {"marker": FIT_FILE, "format": FIT_FORMAT, "version": FIT_VERSION, "replaces": OUTPUTS}
 MAX_START_STATES = 2_000
 STATISTICS_BATCHES = 100  # the data's statistics and the baselines are fitted on so many batches at most
@@ -92,6 +95,9 @@ def fit(
     else:
         v, model = _parts_of(initial, episodes, config, vision, encoded)
     arguments = _arguments(episodes, seed, torch.device(device), vision, model, initial, data_config, training_config)
+    undecided = initial is None and (config or MDNRNNConfig()).latent_head == AUTO_LATENT_HEAD
+    if undecided:
+        arguments["choose_latent_head"] = True
     split = split_episodes(len(episodes), test_fraction=data_config.test_fraction, seed=seed)
     directory = runs.prepare_run(out, arguments, run=run, **RUN)
     if (directory / WORLD_FILE).is_file():
@@ -101,7 +107,18 @@ def fit(
     world = _build_world(episodes, v, model, encoded or v).to(device)
     reader = world.vision if encoded is None else encoded.to(device)
     train_data, test_data = _sequence_data(episodes, split, reader, world.action_features, data_config, seed)
-    if initial is None:
+    choice = None
+    if undecided and test_data is not None and has_choice(model.config, model.latent_size):
+        kept = config or MDNRNNConfig()
+
+        def make(head: str) -> MDNRNN:
+            made = _new_parts(episodes, seed, replace(kept, latent_head=head), vision, encoded)[1].to(device)
+            _set_statistics(made, train_data)
+            return made
+
+        choice = _choice_in(directory, lambda: choose_latent_head(make, train_data, test_data, training_config, seed))
+        world.mdnrnn = make(choice["chosen"])
+    elif initial is None:
         _set_statistics(world.mdnrnn, train_data)
     scores = _baselines(world.mdnrnn, train_data, test_data, training_config, seed)
     with run.reporter() as report:
@@ -116,10 +133,21 @@ def fit(
             run=run.within(report, "train M"),
         )
     world.provenance = _provenance(episodes, arguments, result, scores)
+    if choice is not None:
+        world.provenance["latent_head"] = choice
     if training_config.calibrate:
         world.provenance["calibration"] = _calibrate(world, test_data, seed)
     world.write(directory)
     return world.eval()
+
+
+def _choice_in(directory: Path, choose: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return the choice that is recorded in a run, or make and record it."""
+    path = directory / HEAD_FILE
+    if not path.exists():
+        files.write_json(path, choose(), format="worldmodel.latent_head", version=1)
+    content = files.read_json(path, format="worldmodel.latent_head", version=1)
+    return {name: value for name, value in content.items() if name not in ("format", "version")}
 
 
 def _arguments(
