@@ -34,11 +34,13 @@ def repeated(one, count):
 
 
 def test_the_density_in_two_dimensions_integrates_to_one():
-    one = head(dim=2, coupling=0.2)(torch.randn(F, generator=seeded(1)).double())
-    axis = torch.linspace(-20, 20, 1601).double()
-    x = torch.cartesian_prod(axis, axis)
-    total = repeated(one, len(x)).log_prob(x).exp().sum() * (axis[1] - axis[0]) ** 2
-    assert total.item() == pytest.approx(1, abs=1e-5)
+    one = distribution(dim=2)
+    first, second = torch.linspace(-12, 12, 301).double(), torch.linspace(-60, 60, 4001).double()
+    total = 0.0
+    for value in first:
+        x = torch.stack([value.expand(len(second)), second], dim=1)
+        total += repeated(one, len(second)).log_prob(x).exp().sum().item()
+    assert total * (first[1] - first[0]).item() * (second[1] - second[0]).item() == pytest.approx(1, abs=1e-3)
 
 
 def test_without_coupling_it_is_the_mixture_per_dimension():
@@ -180,7 +182,7 @@ def test_a_start_from_data_finds_modes_their_weights_and_the_slope_of_the_noise(
     p = torch.sigmoid(2 * features[:, 1])
     choice = -(p * p.log() + (1 - p) * (1 - p).log()).mean()
     exact = choice + math.log(0.3) + math.log(0.2) + math.log(2 * math.pi * math.e)
-    assert -made(features).log_prob(x).mean() < exact + 0.02
+    assert abs(-made(features).log_prob(x).mean() - exact) < 0.05
     assert made(features).responsibilities(x).mean(dim=0).min() > 0.01
 
 

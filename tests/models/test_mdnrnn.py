@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -463,7 +464,8 @@ def test_statistics_match_numpy_on_the_steps_that_count():
     masked = [dataclasses.replace(part, mask=m) for part, m in ((one, mask[:7]), (two, mask[7:]))]
     found = DataStatistics.of(masked)
     before, after, reward = batch.z[:, :-1][mask].numpy(), batch.z[:, 1:][mask].numpy(), batch.reward[mask].numpy()
-    torch.testing.assert_close(found.change_scale, torch.from_numpy((after - before).std(axis=0)))
+    size = np.sort(np.abs(after - before), axis=0)
+    torch.testing.assert_close(found.change_scale, torch.from_numpy(size[(len(size) - 1) // 2]))
     assert found.reward_mean.item() == pytest.approx(reward.mean())
     assert found.reward_scale.item() == pytest.approx(reward.std())
     for d in range(D):
@@ -474,6 +476,13 @@ def test_statistics_match_numpy_on_the_steps_that_count():
     margin = 1.5 * (reward.max() - reward.min())
     assert found.reward_low.item() == pytest.approx(reward.min() - margin)
     assert found.reward_high.item() == pytest.approx(reward.max() + margin)
+
+
+def test_the_unit_of_changes_is_the_median_of_those_that_are_not_zero_so_that_jumps_do_not_inflate_it():
+    change = torch.tensor([0.0, 0.0, 0.0, 0.0, 1.0, -2.0, 3.0, -500.0, 2.0, 0.0])
+    z = torch.cat([torch.zeros(1), change.cumsum(0)]).reshape(1, -1, 1).expand(1, 11, D)
+    batch = SequenceBatch(z, torch.zeros(1, 10, A), torch.zeros(1, 10), torch.zeros(1, 10) > 0, torch.zeros(1, 10) == 0)
+    torch.testing.assert_close(DataStatistics.of([batch]).change_scale, torch.full((D,), 2.0))
 
 
 def test_constant_changes_and_rewards_get_unit_scales_and_a_constant_reward_stays():
