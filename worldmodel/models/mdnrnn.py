@@ -29,7 +29,7 @@ from worldmodel.models.mdnrnn_config import AUTO_LATENT_HEAD, DEFAULT_LATENT_HEA
 from worldmodel.runtime import check_integer
 
 INITIAL_STEPS = 16_384  # the initial components of the latent head fit so many steps at most
-STATE_RIDGE, INPUT_RIDGE = 1e-3, 1e-6  # of that fit: penalties of h, which changes in training, and of z and a
+STATE_RIDGE, INPUT_RIDGE = 1e-2, 1e-6  # of that fit: penalties of h, which changes in training, and of z and a
 
 
 class State(NamedTuple):

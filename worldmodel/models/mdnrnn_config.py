@@ -53,7 +53,7 @@ class MDNRNNConfig:
     factorization: Factorization = Factorization.PER_DIMENSION
     noise_type: NoiseType = NoiseType.DIAGONAL
     fixed_noise_level: float | None = None
-    min_scale: float = 0.03
+    min_scale: float = 0.003
     predict_change: bool = True
     skip: bool = True
     reward_head: bool = True

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from worldmodel.runtime import PRECISIONS, check_integers
 from worldmodel.training.optimizers import OPTIMIZERS
+
+ADAM_RATE, MUON_RATE = 3e-3, 1e-2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +18,7 @@ class TrainingConfig:
 
     Args:
         num_updates: optimiser steps.
-        learning_rate: the optimiser's peak rate.
+        learning_rate: the optimiser's peak rate. None is 3e-3, except in `fit` with Muon: 1e-2, less for more than 128 hidden units.
         final_learning_rate: rate at the last update; a cosine leads there from the peak.
         warmup_updates: updates over which the rate rises linearly from 0.
         clip_norm: largest norm of the gradient; None does not clip the norm.
@@ -26,7 +28,8 @@ class TrainingConfig:
         max_test_batches: an evaluation takes at most so many batches, spread evenly over the held-out data and always the same,
             so that its cost does not grow with the data.
         patience: stop after so many evaluations without improvement; None never stops early.
-        optimizer: "adam", or "muon", with which V and M need fewer updates (see `worldmodel.training.optimizers`).
+        optimizer: "adam", or "muon", with which V and M need fewer updates (see `worldmodel.training.optimizers`); "auto" is Muon
+            in `fit` and Adam elsewhere.
         calibrate: after the training of M, calibrate its termination probabilities on the held-out episodes (see
             `calibrate_termination`); V has none.
 
@@ -36,7 +39,7 @@ class TrainingConfig:
     """
 
     num_updates: int = 2000
-    learning_rate: float = 3e-3
+    learning_rate: float | None = None
     final_learning_rate: float = 1e-5
     warmup_updates: int = 0
     clip_norm: float | None = 10.0
@@ -45,7 +48,7 @@ class TrainingConfig:
     evaluate_every: int = 200
     max_test_batches: int = 50
     patience: int | None = None
-    optimizer: str = "adam"
+    optimizer: str = "auto"
     calibrate: bool = False
 
     def __post_init__(self) -> None:
@@ -55,26 +58,43 @@ class TrainingConfig:
         for name in ("clip_norm", "clip_value"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"{name}: expected None or a positive number, got {getattr(self, name)}")
-        if not 0 <= self.final_learning_rate <= self.learning_rate or not self.learning_rate > 0:
+        peak = ADAM_RATE if self.learning_rate is None else self.learning_rate
+        if not 0 <= self.final_learning_rate <= peak or not peak > 0:
             raise ValueError(
                 f"learning_rate, final_learning_rate: expected 0 <= final <= peak and a positive peak, "
-                f"got {self.learning_rate} and {self.final_learning_rate}"
+                f"got {peak} and {self.final_learning_rate}"
             )
         if self.warmup_updates >= self.num_updates:
             raise ValueError(
                 f"warmup_updates: expected an integer from 0 to below num_updates {self.num_updates}, got {self.warmup_updates}"
             )
-        for name, choices in {"precision": PRECISIONS, "optimizer": OPTIMIZERS}.items():
+        for name, choices in {"precision": PRECISIONS, "optimizer": ("auto", *OPTIMIZERS)}.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}: expected one of {choices}, got {getattr(self, name)!r}")
 
+    def resolve(self, *, hidden_size: int | None = None) -> TrainingConfig:
+        """Replace ``learning_rate=None`` and ``optimizer="auto"`` by their values.
+
+        Args:
+            hidden_size: H of M; None for other models.
+        """
+        optimizer, rate = self.optimizer, self.learning_rate
+        if optimizer == "auto":
+            optimizer = "adam" if hidden_size is None else "muon"
+        if rate is None:
+            fast = optimizer == "muon" and hidden_size is not None
+            rate = MUON_RATE * min(1.0, math.sqrt(128 / (hidden_size or 128))) if fast else ADAM_RATE
+        return replace(self, optimizer=optimizer, learning_rate=rate)
+
     def identity(self) -> dict[str, Any]:
         """Return what the training depends on, for the record of a run; ``calibrate`` comes after it and is left out."""
-        return {name: value for name, value in asdict(self).items() if name != "calibrate"}
+        return {name: value for name, value in asdict(self.resolve()).items() if name != "calibrate"}
 
 
 def learning_rate(config: TrainingConfig, update: int) -> float:
     """Rate of update number ``update`` (from 0): linear warm-up, then a cosine from the peak to the final rate."""
+    config = config.resolve()
+    assert config.learning_rate is not None
     if update < config.warmup_updates:
         return config.learning_rate * (update + 1) / config.warmup_updates
     progress = (update - config.warmup_updates) / max(1, config.num_updates - 1 - config.warmup_updates)

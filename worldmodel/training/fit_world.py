@@ -94,6 +94,7 @@ def fit(
         v, model = _new_parts(episodes, seed, config, vision, encoded)
     else:
         v, model = _parts_of(initial, episodes, config, vision, encoded)
+    training_config = training_config.resolve(hidden_size=model.config.hidden_size)
     arguments = _arguments(episodes, seed, torch.device(device), vision, model, initial, data_config, training_config)
     undecided = initial is None and (config or MDNRNNConfig()).latent_head == AUTO_LATENT_HEAD
     if undecided:

@@ -58,7 +58,7 @@ def choose_latent_head(
 
 def _trained(model: MDNRNN, data: SequenceData, config: TrainingConfig, seed: int) -> MDNRNN:
     """Train in place, without checkpoints."""
-    optimizer = make_optimizer(config.optimizer, model.parameters(), learning_rate=config.learning_rate)
+    optimizer = make_optimizer(config.optimizer, model.parameters(), learning_rate=learning_rate(config, 0))
     generator = torch.Generator(model.change_scale.device).manual_seed(seed)
     epoch = index = 0
     for update in range(config.num_updates):
