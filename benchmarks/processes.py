@@ -67,6 +67,7 @@ class Switching:
         return np.einsum("sij,...j->...si", turn, y) + push * action[..., None, None]
 
     def simulate(self, action: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """See `Process.simulate`."""
         count, steps = action.shape
         y, regime = [rng.standard_normal((count, 2))], rng.integers(2, size=count)
         for t in range(steps):
@@ -76,6 +77,7 @@ class Switching:
         return np.stack(y, axis=1)
 
     def log_prob(self, y: np.ndarray, action: np.ndarray) -> np.ndarray:
+        """See `Process.log_prob`."""
         sd = np.array(self.sd)
         each = _normal(y[:, 1:, None], self._mean(y[:, :-1], action), sd).sum(axis=-1)  # (B, T, 2)
         belief, found = np.full((len(y), 2), 0.5), []
@@ -106,6 +108,7 @@ class Jump:
         return weights, 0.9 * x[..., None] + np.array(self.shift)
 
     def simulate(self, action: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """See `Process.simulate`."""
         count, steps = action.shape
         x = [rng.standard_normal(count)]
         for t in range(steps):
@@ -115,6 +118,7 @@ class Jump:
         return np.stack(x, axis=1)[..., None]
 
     def log_prob(self, y: np.ndarray, action: np.ndarray) -> np.ndarray:
+        """See `Process.log_prob`."""
         weights, means = self._parameters(y[:, :-1, 0], action)
         return _log_sum_exp(np.log(weights) + _normal(y[:, 1:], means, np.array(self.sd)))
 
@@ -130,6 +134,7 @@ class Ball:
     dim: int = 2
 
     def simulate(self, action: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """See `Process.simulate`."""
         count, steps = action.shape
         y = [np.stack([rng.random(count), rng.uniform(-0.1, 0.1, count)], axis=1)]
         for t in range(steps):
@@ -140,6 +145,7 @@ class Ball:
         return np.stack(y, axis=1)
 
     def log_prob(self, y: np.ndarray, action: np.ndarray) -> np.ndarray:
+        """See `Process.log_prob`."""
         x, v = y[:, :-1, 0], y[:, :-1, 1]
         after, speed = y[:, 1:, 0], y[:, 1:, 1]
         images = [(after, speed), (-after, -speed), (2 - after, -speed)]
@@ -166,6 +172,7 @@ class Kalman:
     dim: int = 1
 
     def simulate(self, action: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """See `Process.simulate`."""
         count, steps = action.shape
         p, v = rng.standard_normal(count), np.zeros(count)
         seen = [p + self.seen_sd * rng.standard_normal(count)]
@@ -176,6 +183,7 @@ class Kalman:
         return np.stack(seen, axis=1)[..., None]
 
     def log_prob(self, y: np.ndarray, action: np.ndarray) -> np.ndarray:
+        """See `Process.log_prob`."""
         matrix = np.array([[self.position_decay, self.velocity_decay], [0.0, self.velocity_decay]])
         noise = self.velocity_sd**2 * np.ones((2, 2))  # the velocity's noise moves the position in the same step
         mean, covariance, found = np.zeros((len(y), 2)), np.diag([1.0, 0.0]), []
@@ -309,8 +317,9 @@ def main() -> int:
     torch.set_num_threads(1)
     names = ("latent_head", "factorization", "noise_type", "min_scale")
     chosen: dict[str, Any] = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
-    config, training = MDNRNNConfig(hidden_size=64, **chosen), TrainingConfig(
-        num_updates=arguments.updates, learning_rate=arguments.learning_rate, optimizer=arguments.optimizer
+    config, training = (
+        MDNRNNConfig(hidden_size=64, **chosen),
+        TrainingConfig(num_updates=arguments.updates, learning_rate=arguments.learning_rate, optimizer=arguments.optimizer),
     )
     rows = []
     for seed in arguments.seeds:

@@ -32,9 +32,13 @@ def store(path, correlation, dim=2):
         ends = torch.arange(40).numpy() == 39
         episodes.append(
             Episode(
-                observations=walk, actions=torch.zeros(40, dtype=torch.int64).numpy(), rewards=torch.zeros(40).numpy(),
-                terminations=ends & False, truncations=ends, episode_id=number,
-            )  # fmt: skip
+                observations=walk,
+                actions=torch.zeros(40, dtype=torch.int64).numpy(),
+                rewards=torch.zeros(40).numpy(),
+                terminations=ends & False,
+                truncations=ends,
+                episode_id=number,
+            )
         )
     return write_store(path, episodes).path
 
@@ -61,7 +65,8 @@ def test_independent_steps_keep_the_mixture_per_dimension(tmp_path):
 def test_the_chosen_head_is_trained_as_if_it_had_been_named_and_resumes_to_the_same_weights(tmp_path):
     data = store(tmp_path / "store", 0.9)
     chosen = fit(data, out=tmp_path / "chosen", **OPTIONS)
-    named = fit(data, out=tmp_path / "named", **OPTIONS | {"config": MDNRNNConfig(**vars(CONFIG) | {"latent_head": "AutoregressiveHead"})})
+    named_config = MDNRNNConfig(**vars(CONFIG) | {"latent_head": "AutoregressiveHead"})
+    named = fit(data, out=tmp_path / "named", **OPTIONS | {"config": named_config})
     assert "latent_head" not in named.provenance
     assert chosen.fingerprint == named.fingerprint
 

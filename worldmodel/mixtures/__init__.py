@@ -22,8 +22,8 @@ from worldmodel.lazy import attach
 if TYPE_CHECKING:
     from worldmodel.mixtures.autoregressive import AutoregressiveHead as AutoregressiveHead
     from worldmodel.mixtures.autoregressive import AutoregressiveMixture as AutoregressiveMixture
-    from worldmodel.mixtures.gaussian import GaussianMixture as GaussianMixture
     from worldmodel.mixtures.gaussian import HALF_LOG_TWO_PI as HALF_LOG_TWO_PI
+    from worldmodel.mixtures.gaussian import GaussianMixture as GaussianMixture
     from worldmodel.mixtures.gaussian import at_least_float32 as at_least_float32
     from worldmodel.mixtures.gaussian import categorical as categorical
     from worldmodel.mixtures.gaussian import check_temperature as check_temperature

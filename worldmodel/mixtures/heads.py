@@ -129,6 +129,8 @@ class MixtureHead(LatentHead):
             math.prod(self._noise_shape()),
         )
         self.linear = nn.Linear(in_features, sum(self._sizes))
+        if self.noise_type is NoiseType.FULL and not per_dimension:
+            self._start_without_correlation()
 
     @classmethod
     def from_config(cls, in_features: int, dim: int, config: Any) -> MixtureHead:
@@ -187,6 +189,13 @@ class MixtureHead(LatentHead):
         self.linear.weight[means] = components.weight.flatten(0, 1)
         gate = components.gate if self.factorization is Factorization.PER_DIMENSION else components.gate[:, 0]
         self.linear.weight[: self._sizes[0]] = gate.reshape(self._sizes[0], -1)
+
+    @torch.no_grad()
+    def _start_without_correlation(self) -> None:
+        """Set the outputs below the diagonal to 0; the inverse of a random factor grows exponentially with D."""
+        for parameter in (self.linear.weight, self.linear.bias):
+            noise = parameter[sum(self._sizes[:2]) :].unflatten(0, (self.num_components, -1))
+            noise[:, self.dim :] = 0
 
     @property
     def numbers_per_sample(self) -> int:

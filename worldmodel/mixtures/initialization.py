@@ -66,21 +66,23 @@ def fit_components(
     Args:
         features: (N, F).
         target: (N, D).
-        ridge: (F,) penalty of the squared coefficient of each feature, if it has unit variance, relative to the number of steps.
+        ridge: (F,) penalty of the squared coefficient of each feature, if it has unit variance, relative to the steps.
         num_components: K.
         autoregressive: whether the regressions of dimension d see the target's dimensions before d.
     """
     n, d = target.shape
     seen, x = features.detach().double(), target.detach().double()
-    affordable = EM_OPERATIONS >= EM_ITERATIONS * num_components * d * n * (features.shape[1] + autoregressive * d) ** 2
+    affordable = EM_ITERATIONS * num_components * d * n * (features.shape[1] + autoregressive * d) ** 2 <= EM_OPERATIONS
     seen = torch.cat([seen, x], dim=1) if autoregressive else seen
     f, iterations, parts = features.shape[1], EM_ITERATIONS * affordable, []
     penalty = torch.cat([ridge.double(), x.new_full((d,), SMALLEST_RIDGE)])
     for j in range(d):
         used = f + j * autoregressive
         parts.append(_fit_dimension(seen[:, :used], x[:, j], penalty[:used], num_components, iterations))
-    logits, means = (torch.stack([torch.nn.functional.pad(part[i], (0, f + d - part[i].shape[1] + 1)) for part in parts], dim=1)
-                     for i in (0, 1))  # (K, D, F + D + 1), where the bias comes first
+    logits, means = (
+        torch.stack([torch.nn.functional.pad(part[i], (0, f + d - part[i].shape[1] + 1)) for part in parts], dim=1)
+        for i in (0, 1)
+    )  # (K, D, F + D + 1), where the bias comes first
     log_scale = torch.stack([part[2] for part in parts], dim=1)
     split = [part for each in (logits, means) for part in (each[..., 0], each[..., 1 : f + 1], each[..., f + 1 :])]
     return Components(*(part.to(target.dtype) for part in (*split, log_scale)))
@@ -161,7 +163,10 @@ def _peel(design: Tensor, x: Tensor, ridge: Tensor, num_components: int) -> tupl
     heaviest = sorted(found, key=lambda fit: -fit[2])
     missing = num_components - len(found)
     extra = [heaviest[i % len(heaviest)] for i in range(missing)]  # wider copies of the heaviest
-    found = [*found, *((solution, 1.5 ** (1 + i // len(heaviest)) * scale, mass) for i, (solution, scale, mass) in enumerate(extra))]
+    found = [
+        *found,
+        *((solution, 1.5 ** (1 + i // len(heaviest)) * scale, mass) for i, (solution, scale, mass) in enumerate(extra)),
+    ]
     mass = x.new_tensor([each[2] for each in found]).clamp(min=1.0)
     scale = torch.stack([each[1] for each in found]).clamp(min=SMALLEST_SCALE)
     return torch.stack([each[0] for each in found]), scale.log(), (mass / mass.sum()).log()

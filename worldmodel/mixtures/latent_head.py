@@ -75,7 +75,7 @@ class LatentHead(nn.Module, abc.ABC):
     def forward(self, features: Tensor) -> LatentDistribution:
         """Turn features (..., F) into a batch of distributions with batch shape (...), in float32 or better."""
 
-    def initialise(self, features: Tensor, target: Tensor, ridge: Tensor) -> None:  # noqa: B027 (optional)
+    def initialise(self, features: Tensor, target: Tensor, ridge: Tensor) -> None:
         """Set initial weights by a sample of the training data, so that training starts near it; does nothing by default.
 
         Args:

@@ -47,9 +47,9 @@ if TYPE_CHECKING:
     from worldmodel.models.mdnrnn_config import AUTO_LATENT_HEAD as AUTO_LATENT_HEAD
     from worldmodel.models.mdnrnn_config import MDNRNNConfig as MDNRNNConfig
     from worldmodel.models.state_normalizer import StateNormalizer as StateNormalizer
+    from worldmodel.models.vae import IN_USE as IN_USE
     from worldmodel.models.vae import ConvVAE as ConvVAE
     from worldmodel.models.vae import FrameBatch as FrameBatch
-    from worldmodel.models.vae import IN_USE as IN_USE
     from worldmodel.models.vae import VAEConfig as VAEConfig
     from worldmodel.models.vae import divergence as divergence
     from worldmodel.models.vision import VISION_FILE as VISION_FILE

@@ -38,7 +38,7 @@ class MDNRNNConfig:
         layer_norm: normalise the gates and the cell, as the authors' code can; slower, as it loops over time in Python.
         input_dropout: probability of zeroing an input of the LSTM, in training.
         output_dropout: probability of zeroing an output of the LSTM, in training.
-        latent_head: class name of the head that predicts z, a subclass of `worldmodel.mixtures.LatentHead`. "auto": `fit` chooses
+        latent_head: class name of the head that predicts z, a subclass of `worldmodel.mixtures.LatentHead`. "auto": `fit` takes
             "AutoregressiveHead", in which dimensions depend on each other, if its held-out likelihood in a short training is
             better by more than its standard error, else "MixtureHead"; an `MDNRNN` that is made directly has the latter.
 

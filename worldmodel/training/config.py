@@ -18,7 +18,8 @@ class TrainingConfig:
 
     Args:
         num_updates: optimiser steps.
-        learning_rate: the optimiser's peak rate. None is 3e-3, except in `fit` with Muon: 1e-2, less for more than 128 hidden units.
+        learning_rate: the optimiser's peak rate. None is 3e-3, except in `fit` with Muon: 1e-2, or less for more than 128 hidden
+            units.
         final_learning_rate: rate at the last update; a cosine leads there from the peak.
         warmup_updates: updates over which the rate rises linearly from 0.
         clip_norm: largest norm of the gradient; None does not clip the norm.
@@ -28,8 +29,8 @@ class TrainingConfig:
         max_test_batches: an evaluation takes at most so many batches, spread evenly over the held-out data and always the same,
             so that its cost does not grow with the data.
         patience: stop after so many evaluations without improvement; None never stops early.
-        optimizer: "adam", or "muon", with which V and M need fewer updates (see `worldmodel.training.optimizers`); "auto" is Muon
-            in `fit` and Adam elsewhere.
+        optimizer: "adam", or "muon", with which V and M need fewer updates (see `worldmodel.training.optimizers`); "auto" is
+            Muon in `fit` and Adam elsewhere.
         calibrate: after the training of M, calibrate its termination probabilities on the held-out episodes (see
             `calibrate_termination`); V has none.
 
