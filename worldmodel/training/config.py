@@ -18,7 +18,7 @@ class TrainingConfig:
 
     Args:
         num_updates: optimiser steps.
-        learning_rate: the optimiser's peak rate. None is 3e-3, except in `fit` with Muon: 1e-2, or less for more than 128 hidden
+        learning_rate: the optimiser's peak rate. None is 3e-3; for `fit` with Muon it is 1e-2, or less for more than 128 hidden
             units.
         final_learning_rate: rate at the last update; a cosine leads there from the peak.
         warmup_updates: updates over which the rate rises linearly from 0.
