@@ -16,6 +16,7 @@ import torch
 from worldmodel.data import EpisodeCollection, split_episodes
 from worldmodel.models import (
     AUTO_LATENT_HEAD,
+    DEFAULT_LATENT_HEAD,
     MDNRNN,
     WEIGHTS_FILE,
     WORLD_FILE,
@@ -88,6 +89,8 @@ def fit(
     """
     data_config, training_config, run = data_config or DataConfig(), training_config or TrainingConfig(), run or RunConfig()
     check_device(device)
+    if initial is None and run.resume and not run.overwrite and (Path(out) / FIT_FILE).is_file():
+        config, training_config = _defaults_of_the_run(Path(out) / FIT_FILE, config or MDNRNNConfig(), training_config)
     episodes = EpisodeCollection.open(data, min_length=data_config.min_length)
     encoded = encoded_form(episodes.stores, _trained_v(initial, vision))
     if initial is None:
@@ -140,6 +143,21 @@ def fit(
         world.provenance["calibration"] = _calibrate(world, test_data, seed)
     world.write(directory)
     return world.eval()
+
+
+def _defaults_of_the_run(
+    path: Path, config: MDNRNNConfig, training_config: TrainingConfig
+) -> tuple[MDNRNNConfig, TrainingConfig]:
+    """Replace what the caller left open by what the run to resume has; earlier versions had other defaults."""
+    recorded = files.read_json(path, format=FIT_FORMAT, version=FIT_VERSION)
+    model, training = recorded.get("mdnrnn", {}), recorded.get("training_config", {})
+    if config.latent_head == AUTO_LATENT_HEAD and not recorded.get("choose_latent_head"):
+        config = replace(config, latent_head=model.get("latent_head", DEFAULT_LATENT_HEAD))
+        if config.min_scale == MDNRNNConfig().min_scale:
+            config = replace(config, min_scale=model.get("min_scale", config.min_scale))
+    open_fields = {"optimizer": training_config.optimizer == "auto", "learning_rate": training_config.learning_rate is None}
+    found = {name: training[name] for name, is_open in open_fields.items() if is_open and name in training}
+    return config, replace(training_config, **found)
 
 
 def _choice_in(directory: Path, choose: Callable[[], dict[str, Any]]) -> dict[str, Any]:
