@@ -96,6 +96,26 @@ def _losses(raw: Tensor, terms: Sequence[LossTerm], columns: Sequence[slice], pa
     return sums
 
 
+def _add_couplings(
+    raw: Tensor, terms: Sequence[LossTerm], columns: Sequence[slice], part: slice, couplings: Sequence[Tensor | None]
+) -> None:
+    """Add to the outputs (n, O) what heads with a ``target_weight`` see of the target, in full precision."""
+    with torch.autocast(raw.device.type, enabled=False):
+        for term, own, coupling in zip(terms, columns, couplings, strict=True):
+            if coupling is not None:
+                raw[:, own].addmm_(term.target[part], coupling.t())
+
+
+def _add_coupling_gradients(
+    by_coupling: Sequence[Tensor | None], slope: Tensor, terms: Sequence[LossTerm], columns: Sequence[slice], part: slice
+) -> None:
+    """Accumulate the gradients of the couplings, from those of the outputs (n, O)."""
+    with torch.autocast(slope.device.type, enabled=False):
+        for term, own, gradient in zip(terms, columns, by_coupling, strict=True):
+            if gradient is not None:
+                gradient.addmm_(slope[:, own].t(), term.target[part])
+
+
 class _HeadsLoss(torch.autograd.Function):
     """`heads_loss`; the gradient is computed with the loss, as the factor from above is one number."""
 
@@ -123,17 +143,10 @@ class _HeadsLoss(torch.autograd.Function):
             part = slice(begin, begin + size)
             seen = (features[part] if every else features.index_select(0, rows[part])).to(dtype)  # (n, F)
             raw = (seen @ transposed).to(bias.dtype).add_(bias)  # (n, O)
-            seen_targets = list(zip(terms, columns, couplings, by_coupling, strict=True))
-            with torch.autocast(kind, enabled=False):
-                for term, own, coupling, _ in seen_targets:
-                    if coupling is not None:
-                        raw[:, own].addmm_(term.target[part], coupling.t())
+            _add_couplings(raw, terms, columns, part, couplings)
             sums += _losses(raw, terms, columns, part, gradient)
-            with torch.autocast(kind, enabled=False):
-                for term, own, _, slot in seen_targets:
-                    if gradient and slot is not None:
-                        slot.addmm_(raw[:, own].t(), term.target[part])
             if gradient:
+                _add_coupling_gradients(by_coupling, raw, terms, columns, part)
                 by_bias += raw.sum(dim=0)
                 slope = raw.to(dtype)
                 by_weight += slope.t() @ seen

@@ -96,6 +96,7 @@ class MixtureHead(LatentHead):
         noise_type: covariance of the components.
         fixed_noise_level: the sigma of ``NoiseType.FIXED``, in the units of the target; None otherwise.
         min_scale: floor of every learned sigma, in the units of the target.
+        below_scale: factor of the outputs below the diagonal of ``FULL``; 1 / D keeps the steps of training stable for any D.
 
     Raises:
         ValueError: if a size is below 1 or the noise settings contradict each other.
@@ -111,6 +112,7 @@ class MixtureHead(LatentHead):
         noise_type: NoiseType = NoiseType.DIAGONAL,
         fixed_noise_level: float | None = None,
         min_scale: float = 1e-3,
+        below_scale: float = 1.0,
     ):
         super().__init__()
         for name, value in {"in_features": in_features, "dim": dim, "num_components": num_components}.items():
@@ -121,6 +123,7 @@ class MixtureHead(LatentHead):
         self.noise_type = NoiseType(noise_type)
         self.fixed_noise_level = fixed_noise_level
         self.min_scale = min_scale
+        self.below_scale = below_scale
         check_noise(self.noise_type, fixed_noise_level, min_scale)
         per_dimension = self.factorization is Factorization.PER_DIMENSION
         self._sizes = (
@@ -143,6 +146,7 @@ class MixtureHead(LatentHead):
             noise_type=config.noise_type,
             fixed_noise_level=config.fixed_noise_level,
             min_scale=config.min_scale,
+            below_scale=1.0 if config.below_scale is None else config.below_scale,
         )
 
     def forward(self, features: Tensor) -> GaussianMixture:
@@ -253,7 +257,7 @@ class MixtureHead(LatentHead):
         log_diagonal, below = noise.split([self.dim, noise.shape[-1] - self.dim], dim=-1)
         tril = torch.diag_embed(soft_floor(log_diagonal, self.min_scale).exp())
         row, column = torch.tril_indices(self.dim, self.dim, offset=-1, device=noise.device)
-        tril[..., row, column] = below
+        tril[..., row, column] = self.below_scale * below
         return tril
 
 

@@ -22,7 +22,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from worldmodel.mixtures import GaussianMixture, LatentDistribution, RewardHead, TerminationHead, fused, latent_head_class
+from worldmodel.mixtures import (
+    GaussianMixture,
+    LatentDistribution,
+    NoiseType,
+    RewardHead,
+    TerminationHead,
+    fused,
+    latent_head_class,
+)
 from worldmodel.models.batch import DataStatistics, SequenceBatch
 from worldmodel.models.lstm import LayerNormLSTM, run_lstm, runs_in_loop
 from worldmodel.models.mdnrnn_config import AUTO_LATENT_HEAD, DEFAULT_LATENT_HEAD, MDNRNNConfig
@@ -101,6 +109,8 @@ class MDNRNN(nn.Module):
             config = replace(config, termination_head=True)
         if config.latent_head == AUTO_LATENT_HEAD:
             config = replace(config, latent_head=DEFAULT_LATENT_HEAD)
+        if config.below_scale is None:
+            config = replace(config, below_scale=1 / latent_size if config.noise_type is NoiseType.FULL else 1.0)
         self.latent_size, self.action_size, self.config = latent_size, action_size, config
         input_size = latent_size + action_size
         lstm = LayerNormLSTM if config.layer_norm else nn.LSTM
@@ -120,7 +130,7 @@ class MDNRNN(nn.Module):
     @classmethod
     def from_config(cls, data: dict[str, Any]) -> MDNRNN:
         """Make a model with fresh weights from what `config_to_json` returned."""
-        fields = dict(data)
+        fields = {"below_scale": 1.0} | data  # files of earlier versions lack it
         return cls(fields.pop("latent_size"), fields.pop("action_size"), MDNRNNConfig(**fields))
 
     def set_statistics(self, statistics: DataStatistics) -> None:

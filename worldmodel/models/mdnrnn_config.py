@@ -41,6 +41,7 @@ class MDNRNNConfig:
         latent_head: class name of the head that predicts z, a subclass of `worldmodel.mixtures.LatentHead`. "auto": `fit` takes
             "AutoregressiveHead", in which dimensions depend on each other, if its held-out likelihood in a short training is
             better by more than its standard error, else "MixtureHead"; an `MDNRNN` that is made directly has the latter.
+        below_scale: factor of the outputs below the diagonal with ``NoiseType.FULL``. None is 1 / D with that noise, else 1.
 
     Raises:
         ValueError: naming the field that is out of range.
@@ -64,6 +65,7 @@ class MDNRNNConfig:
     input_dropout: float = 0.0
     output_dropout: float = 0.0
     latent_head: str = AUTO_LATENT_HEAD
+    below_scale: float | None = None
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -75,16 +77,20 @@ class MDNRNNConfig:
                 raise ValueError(f"{name}: expected a probability in [0, 1), got {getattr(self, name)}")
         if not 0 < self.termination_weight < math.inf:
             raise ValueError(f"termination_weight: expected a positive number, got {self.termination_weight}")
+        if self.below_scale is not None and not 0 < self.below_scale < math.inf:
+            raise ValueError(f"below_scale: expected None or a positive number, got {self.below_scale}")
         if not 0 <= self.termination_gradient <= 1:
             raise ValueError(f"termination_gradient: expected a number in [0, 1], got {self.termination_gradient}")
         check_noise(self.noise_type, self.fixed_noise_level, self.min_scale)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields as JSON-serialisable data; without ``latent_head`` if it is a `MixtureHead`.
+        """Return the fields as JSON-serialisable data; without what earlier versions lack, if it has their value.
 
         Files of earlier versions have no such field, and the fingerprint of a world model is a digest of this data.
         """
         fields = {name: getattr(value, "value", value) for name, value in asdict(self).items()}
         if self.latent_head == DEFAULT_LATENT_HEAD:
             del fields["latent_head"]
+        if self.below_scale in (None, 1.0):
+            del fields["below_scale"]
         return fields

@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ from worldmodel.training.windows import RESIDENT_BYTES, SequenceData, WindowSamp
 
 FIT_FORMAT, FIT_VERSION, FIT_FILE = "worldmodel.fit", 1, "fit.json"
 HEAD_FILE = "latent_head.json"
+HEAD_STAMP: dict[str, Any] = {"format": "worldmodel.latent_head", "version": 1}
 OUTPUTS = (FIT_FILE, HEAD_FILE, WORLD_FILE, WEIGHTS_FILE, "training", ".*.tmp")
 RUN: dict[str, Any] = {"marker": FIT_FILE, "format": FIT_FORMAT, "version": FIT_VERSION, "replaces": OUTPUTS}
 MAX_START_STATES = 2_000
@@ -111,19 +113,11 @@ def fit(
     world = _build_world(episodes, v, model, encoded or v).to(device)
     reader = world.vision if encoded is None else encoded.to(device)
     train_data, test_data = _sequence_data(episodes, split, reader, world.action_features, data_config, seed)
-    choice = None
-    if undecided and test_data is not None and has_choice(model.config, model.latent_size):
-        kept = config or MDNRNNConfig()
-
-        def make(head: str) -> MDNRNN:
-            made = _new_parts(episodes, seed, replace(kept, latent_head=head), vision, encoded)[1].to(device)
-            _set_statistics(made, train_data)
-            return made
-
-        choice = _choice_in(directory, lambda: choose_latent_head(make, train_data, test_data, training_config, seed))
-        world.mdnrnn = make(choice["chosen"])
-    elif initial is None:
-        _set_statistics(world.mdnrnn, train_data)
+    if initial is None:
+        make = partial(_start_model, episodes, seed, config or MDNRNNConfig(), vision, encoded, train_data, world.device)
+        choose = undecided and has_choice(model.config, model.latent_size)
+        head = _chosen_head(directory, make, train_data, test_data, training_config, seed) if choose else None
+        world.mdnrnn = make(model.config.latent_head if head is None else head["chosen"])
     scores = _baselines(world.mdnrnn, train_data, test_data, training_config, seed)
     with run.reporter() as report:
         result = loop.train(
@@ -137,8 +131,8 @@ def fit(
             run=run.within(report, "train M"),
         )
     world.provenance = _provenance(episodes, arguments, result, scores)
-    if choice is not None:
-        world.provenance["latent_head"] = choice
+    if (directory / HEAD_FILE).exists():
+        world.provenance["latent_head"] = _read_choice(directory)
     if training_config.calibrate:
         world.provenance["calibration"] = _calibrate(world, test_data, seed)
     world.write(directory)
@@ -160,13 +154,41 @@ def _defaults_of_the_run(
     return config, replace(training_config, **found)
 
 
-def _choice_in(directory: Path, choose: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return the choice that is recorded in a run, or make and record it."""
-    path = directory / HEAD_FILE
-    if not path.exists():
-        files.write_json(path, choose(), format="worldmodel.latent_head", version=1)
-    content = files.read_json(path, format="worldmodel.latent_head", version=1)
-    return {name: value for name, value in content.items() if name not in ("format", "version")}
+def _start_model(
+    episodes: EpisodeCollection,
+    seed: int,
+    config: MDNRNNConfig,
+    vision: Vision | type[Vision] | None,
+    encoded: Vision | None,
+    data: SequenceData,
+    device: torch.device,
+    head: str,
+) -> MDNRNN:
+    """Make M with a head of this class name, ready for training."""
+    model = _new_parts(episodes, seed, replace(config, latent_head=head), vision, encoded)[1].to(device)
+    _set_statistics(model, data)
+    return model
+
+
+def _chosen_head(
+    directory: Path,
+    make: Callable[[str], MDNRNN],
+    train: SequenceData,
+    test: SequenceData | None,
+    config: TrainingConfig,
+    seed: int,
+) -> dict[str, Any] | None:
+    """Return the choice that is recorded in a run, or make and record it; None if nothing is held out."""
+    if test is None:
+        return None
+    if not (directory / HEAD_FILE).exists():
+        files.write_json(directory / HEAD_FILE, choose_latent_head(make, train, test, config, seed), **HEAD_STAMP)
+    return _read_choice(directory)
+
+
+def _read_choice(directory: Path) -> dict[str, Any]:
+    content = files.read_json(directory / HEAD_FILE, **HEAD_STAMP)
+    return {name: value for name, value in content.items() if name != "version"}
 
 
 def _arguments(
