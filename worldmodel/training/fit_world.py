@@ -91,8 +91,8 @@ def fit(
     """
     data_config, training_config, run = data_config or DataConfig(), training_config or TrainingConfig(), run or RunConfig()
     check_device(device)
-    if initial is None and run.resume and not run.overwrite and (Path(out) / FIT_FILE).is_file():
-        config, training_config = _defaults_of_the_run(Path(out) / FIT_FILE, config or MDNRNNConfig(), training_config)
+    if initial is None:
+        config, training_config = _settle(Path(out) / FIT_FILE, config or MDNRNNConfig(), training_config, run)
     episodes = EpisodeCollection.open(data, min_length=data_config.min_length)
     encoded = encoded_form(episodes.stores, _trained_v(initial, vision))
     if initial is None:
@@ -101,8 +101,7 @@ def fit(
         v, model = _parts_of(initial, episodes, config, vision, encoded)
     training_config = training_config.resolve(hidden_size=model.config.hidden_size)
     arguments = _arguments(episodes, seed, torch.device(device), vision, model, initial, data_config, training_config)
-    undecided = initial is None and (config or MDNRNNConfig()).latent_head == AUTO_LATENT_HEAD
-    if undecided:
+    if config is not None and config.latent_head == AUTO_LATENT_HEAD:
         arguments["choose_latent_head"] = True
     split = split_episodes(len(episodes), test_fraction=data_config.test_fraction, seed=seed)
     directory = runs.prepare_run(out, arguments, run=run, **RUN)
@@ -113,11 +112,9 @@ def fit(
     world = _build_world(episodes, v, model, encoded or v).to(device)
     reader = world.vision if encoded is None else encoded.to(device)
     train_data, test_data = _sequence_data(episodes, split, reader, world.action_features, data_config, seed)
-    if initial is None:
-        make = partial(_start_model, episodes, seed, config or MDNRNNConfig(), vision, encoded, train_data, world.device)
-        choose = undecided and has_choice(model.config, model.latent_size)
-        head = _chosen_head(directory, make, train_data, test_data, training_config, seed) if choose else None
-        world.mdnrnn = make(model.config.latent_head if head is None else head["chosen"])
+    if config is not None:
+        make = partial(_start_model, episodes, seed, config, vision, encoded, train_data, world.device)
+        world.mdnrnn = make(_chosen_head(directory, make, config, world.mdnrnn, train_data, test_data, training_config, seed))
     scores = _baselines(world.mdnrnn, train_data, test_data, training_config, seed)
     with run.reporter() as report:
         result = loop.train(
@@ -130,19 +127,19 @@ def fit(
             fingerprint=episodes.fingerprint,
             run=run.within(report, "train M"),
         )
-    world.provenance = _provenance(episodes, arguments, result, scores)
-    if (directory / HEAD_FILE).exists():
-        world.provenance["latent_head"] = _read_choice(directory)
+    world.provenance = _provenance(episodes, arguments, result, scores) | _read_choice(directory)
     if training_config.calibrate:
         world.provenance["calibration"] = _calibrate(world, test_data, seed)
     world.write(directory)
     return world.eval()
 
 
-def _defaults_of_the_run(
-    path: Path, config: MDNRNNConfig, training_config: TrainingConfig
+def _settle(
+    path: Path, config: MDNRNNConfig, training_config: TrainingConfig, run: RunConfig
 ) -> tuple[MDNRNNConfig, TrainingConfig]:
     """Replace what the caller left open by what the run to resume has; earlier versions had other defaults."""
+    if run.overwrite or not run.resume or not path.is_file():
+        return config, training_config
     recorded = files.read_json(path, format=FIT_FORMAT, version=FIT_VERSION)
     model, training = recorded.get("mdnrnn", {}), recorded.get("training_config", {})
     if config.latent_head == AUTO_LATENT_HEAD and not recorded.get("choose_latent_head"):
@@ -173,22 +170,27 @@ def _start_model(
 def _chosen_head(
     directory: Path,
     make: Callable[[str], MDNRNN],
+    config: MDNRNNConfig,
+    model: MDNRNN,
     train: SequenceData,
     test: SequenceData | None,
-    config: TrainingConfig,
+    training_config: TrainingConfig,
     seed: int,
-) -> dict[str, Any] | None:
-    """Return the choice that is recorded in a run, or make and record it; None if nothing is held out."""
-    if test is None:
-        return None
+) -> str:
+    """Return the class name of the head: the one that is named, or the choice, which is recorded in the run."""
+    if config.latent_head != AUTO_LATENT_HEAD or test is None or not has_choice(config, model.latent_size):
+        return model.config.latent_head
     if not (directory / HEAD_FILE).exists():
-        files.write_json(directory / HEAD_FILE, choose_latent_head(make, train, test, config, seed), **HEAD_STAMP)
-    return _read_choice(directory)
+        files.write_json(directory / HEAD_FILE, choose_latent_head(make, train, test, training_config, seed), **HEAD_STAMP)
+    return str(_read_choice(directory)["latent_head"]["chosen"])
 
 
-def _read_choice(directory: Path) -> dict[str, Any]:
+def _read_choice(directory: Path) -> dict[str, dict[str, Any]]:
+    """Return the recorded choice of the head as an entry of the provenance; an empty one if there was none."""
+    if not (directory / HEAD_FILE).exists():
+        return {}
     content = files.read_json(directory / HEAD_FILE, **HEAD_STAMP)
-    return {name: value for name, value in content.items() if name != "version"}
+    return {"latent_head": {name: value for name, value in content.items() if name != "version"}}
 
 
 def _arguments(
