@@ -116,17 +116,7 @@ def fit(
         make = partial(_start_model, episodes, seed, config, vision, encoded, train_data, world.device)
         world.mdnrnn = make(_chosen_head(directory, make, config, world.mdnrnn, train_data, test_data, training_config, seed))
     scores = _baselines(world.mdnrnn, train_data, test_data, training_config, seed)
-    with run.reporter() as report:
-        result = loop.train(
-            world.mdnrnn,
-            train_data,
-            out=directory / "training",
-            config=training_config,
-            seed=seed,
-            test_data=test_data,
-            fingerprint=episodes.fingerprint,
-            run=run.within(report, "train M"),
-        )
+    result = _train(world.mdnrnn, train_data, test_data, directory, training_config, seed, episodes.fingerprint, run)
     world.provenance = _provenance(episodes, arguments, result, scores) | _read_choice(directory)
     if training_config.calibrate:
         world.provenance["calibration"] = _calibrate(world, test_data, seed)
@@ -149,6 +139,30 @@ def _settle(
     open_fields = {"optimizer": training_config.optimizer == "auto", "learning_rate": training_config.learning_rate is None}
     found = {name: training[name] for name, is_open in open_fields.items() if is_open and name in training}
     return config, replace(training_config, **found)
+
+
+def _train(
+    model: MDNRNN,
+    data: SequenceData,
+    test_data: SequenceData | None,
+    directory: Path,
+    config: TrainingConfig,
+    seed: int,
+    fingerprint: str,
+    run: RunConfig,
+) -> TrainingResult:
+    """Train M, or resume its training."""
+    with run.reporter() as report:
+        return loop.train(
+            model,
+            data,
+            out=directory / "training",
+            config=config,
+            seed=seed,
+            test_data=test_data,
+            fingerprint=fingerprint,
+            run=run.within(report, "train M"),
+        )
 
 
 def _start_model(
