@@ -97,19 +97,19 @@ class AutoregressiveMixture:
     def _sample(self, temperature: float | Tensor, num_groups: int, generator: Source) -> Tensor:
         if num_groups != 1 and not self.batch_shape:
             raise ValueError(f"num_groups: expected 1 for a distribution without batch dimensions, got {num_groups}")
-        logits = self.raw[..., 0, :, :]
+        base = self.raw[..., 0, :, :]
         if isinstance(temperature, Tensor):
             if temperature.shape != self.batch_shape[: temperature.ndim]:
                 raise ValueError(
                     f"temperature: expected a shape that is a prefix of the batch shape {tuple(self.batch_shape)}, "
                     f"got {tuple(temperature.shape)}"
                 )
-            tau = temperature.to(logits.dtype).reshape(*temperature.shape, *(1,) * (len(self.batch_shape) - temperature.ndim))
+            tau = temperature.to(base.dtype).reshape(*temperature.shape, *(1,) * (len(self.batch_shape) - temperature.ndim))
         else:
             check_temperature(temperature)
-            tau = logits.new_full((), temperature)
-        gumbel = -shared_draws(logits.detach(), num_groups, lambda noise: fill_exponential(noise, generator)).log_()
-        normal = shared_draws(logits.detach()[..., 0, :], num_groups, lambda noise: fill_normal(noise, generator))
+            tau = base.new_full((), temperature)
+        gumbel = -shared_draws(base.detach(), num_groups, lambda noise: fill_exponential(noise, generator)).log_()
+        normal = shared_draws(base.detach()[..., 0, :], num_groups, lambda noise: fill_normal(noise, generator))
         tau = tau.unsqueeze(-1).expand(*self.batch_shape, 1)
         parts: list[Tensor] = []
         for d in range(self.dim):
@@ -118,7 +118,8 @@ class AutoregressiveMixture:
                 with torch.autocast(raw.device.type, enabled=False):
                     earlier = torch.stack(parts, dim=-1) @ self.coupling[:, :, d, :d].flatten(0, 1).t()
                 raw = raw + earlier.unflatten(-1, raw.shape[-2:])
-            parts.append(_sample_number(*raw.unbind(dim=-2), self.min_scale, tau, gumbel[..., d], normal[..., d]))
+            logits, mean, raw_log_scale = raw.unbind(dim=-2)
+            parts.append(_sample_number(logits, mean, raw_log_scale, self.min_scale, tau, gumbel[..., d], normal[..., d]))
         return self.shift + self.scale * torch.stack(parts, dim=-1)
 
 

@@ -71,7 +71,7 @@ def heads_loss(features: Tensor, rows: Tensor, terms: Sequence[LossTerm]) -> tup
     """
     weight = torch.cat([term.head.linear.weight for term in terms])  # (O, F)
     bias = torch.cat([term.head.linear.bias for term in terms])  # (O,)
-    couplings = [getattr(term.head, "target_weight", None) for term in terms]
+    couplings = [term.head.target_weight for term in terms]
     total, sums = _HeadsLoss.apply(features, rows, weight, bias, terms, torch.is_grad_enabled(), *couplings)
     return total, sums
 

@@ -93,6 +93,11 @@ class LatentHead(nn.Module, abc.ABC):
         """
 
     @property
+    def target_weight(self) -> Tensor | None:
+        """Coefficients (O, D) of the target in the raw outputs, which training adds; None if the head does not see the target."""
+        return None
+
+    @property
     def supports_raw(self) -> bool:
         """Whether the head implements the members below."""
         return False
