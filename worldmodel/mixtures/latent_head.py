@@ -94,7 +94,7 @@ class LatentHead(nn.Module, abc.ABC):
 
     @property
     def target_weight(self) -> Tensor | None:
-        """Coefficients (O, D) of the target in the raw outputs, which training adds; None if the head does not see the target."""
+        """Coefficients (O, D) of the target in the raw outputs, which training adds; None if it adds nothing."""
         return None
 
     @property
