@@ -319,7 +319,11 @@ def main() -> int:
     chosen: dict[str, Any] = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     config, training = (
         MDNRNNConfig(hidden_size=64, **chosen),
-        TrainingConfig(num_updates=arguments.updates, learning_rate=arguments.learning_rate, optimizer=arguments.optimizer),
+        TrainingConfig(
+            num_updates=arguments.updates,
+            learning_rate=arguments.learning_rate or TrainingConfig().learning_rate,
+            optimizer=arguments.optimizer,
+        ),
     )
     rows = []
     for seed in arguments.seeds:

@@ -1,6 +1,8 @@
-"""Collect episodes from a Gymnasium environment into a store; options: ``python scripts/collect.py --help``."""
+"""``worldmodel collect`` without an installed program: ``python scripts/collect.py --help``."""
 
-from worldmodel.cli.collect import main
+import sys
+
+from worldmodel.cli.main import main
 
 if __name__ == "__main__":
-    main()
+    main(["collect", *sys.argv[1:]])

@@ -1,6 +1,8 @@
-"""Dream many futures with a world model and write them to a file; options: ``python scripts/dream.py --help``."""
+"""``worldmodel dream`` without an installed program: ``python scripts/dream.py --help``."""
 
-from worldmodel.cli.dream import main
+import sys
+
+from worldmodel.cli.main import main
 
 if __name__ == "__main__":
-    main()
+    main(["dream", *sys.argv[1:]])

@@ -1,6 +1,8 @@
-"""Encode the frames of a store with a trained V; options: ``python scripts/encode.py --help``."""
+"""``worldmodel encode`` without an installed program: ``python scripts/encode.py --help``."""
 
-from worldmodel.cli.encode import main
+import sys
+
+from worldmodel.cli.main import main
 
 if __name__ == "__main__":
-    main()
+    main(["encode", *sys.argv[1:]])

@@ -1,6 +1,8 @@
-"""Score a controller in dreams and in the real environment; options: ``python scripts/evaluate.py --help``."""
+"""``worldmodel evaluate`` without an installed program: ``python scripts/evaluate.py --help``."""
 
-from worldmodel.cli.evaluate import main
+import sys
+
+from worldmodel.cli.main import main
 
 if __name__ == "__main__":
-    main()
+    main(["evaluate", *sys.argv[1:]])

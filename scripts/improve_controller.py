@@ -1,6 +1,8 @@
-"""Improve a controller by PPO in short dreams; options: ``python scripts/improve_controller.py --help``."""
+"""``worldmodel improve-controller`` without an installed program: ``python scripts/improve_controller.py --help``."""
 
-from worldmodel.cli.improve_controller import main
+import sys
+
+from worldmodel.cli.main import main
 
 if __name__ == "__main__":
-    main()
+    main(["improve-controller", *sys.argv[1:]])

@@ -1,6 +1,8 @@
-"""Repeat: collect, train M, train a controller in its dreams, evaluate; options: ``python scripts/iterate.py --help``."""
+"""``worldmodel iterate`` without an installed program: ``python scripts/iterate.py --help``."""
 
-from worldmodel.cli.iterate import main
+import sys
+
+from worldmodel.cli.main import main
 
 if __name__ == "__main__":
-    main()
+    main(["iterate", *sys.argv[1:]])

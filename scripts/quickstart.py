@@ -1,6 +1,8 @@
-"""Train an agent for CartPole in dreams and score it; options: ``python scripts/quickstart.py --help``."""
+"""``worldmodel quickstart`` without an installed program: ``python scripts/quickstart.py --help``."""
 
-from worldmodel.cli.quickstart import main
+import sys
+
+from worldmodel.cli.main import main
 
 if __name__ == "__main__":
-    main()
+    main(["quickstart", *sys.argv[1:]])

@@ -1,6 +1,8 @@
-"""Reproduce the CarRacing experiment of Ha & Schmidhuber (2018); options: ``python scripts/reproduce_car_racing.py --help``."""
+"""``worldmodel reproduce car-racing`` without an installed program: ``python scripts/reproduce_car_racing.py --help``."""
 
-from worldmodel.cli.reproduce import car_racing
+import sys
+
+from worldmodel.cli.main import main
 
 if __name__ == "__main__":
-    car_racing()
+    main(["reproduce", "car-racing", *sys.argv[1:]])

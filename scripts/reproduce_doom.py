@@ -1,6 +1,8 @@
-"""Reproduce the Doom experiment of Ha & Schmidhuber (2018); options: ``python scripts/reproduce_doom.py --help``."""
+"""``worldmodel reproduce doom`` without an installed program: ``python scripts/reproduce_doom.py --help``."""
 
-from worldmodel.cli.reproduce import doom
+import sys
+
+from worldmodel.cli.main import main
 
 if __name__ == "__main__":
-    doom()
+    main(["reproduce", "doom", *sys.argv[1:]])

@@ -1,6 +1,8 @@
-"""Inspect, verify and repair a store of episodes; options: ``python scripts/store.py --help``."""
+"""``worldmodel store`` without an installed program: ``python scripts/store.py --help``."""
 
-from worldmodel.cli.store import main
+import sys
+
+from worldmodel.cli.main import main
 
 if __name__ == "__main__":
-    main()
+    main(["store", *sys.argv[1:]])

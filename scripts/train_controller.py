@@ -1,6 +1,8 @@
-"""Search a controller in dreams or in the real environment; options: ``python scripts/train_controller.py --help``."""
+"""``worldmodel train-controller`` without an installed program: ``python scripts/train_controller.py --help``."""
 
-from worldmodel.cli.train_controller import main
+import sys
+
+from worldmodel.cli.main import main
 
 if __name__ == "__main__":
-    main()
+    main(["train-controller", *sys.argv[1:]])

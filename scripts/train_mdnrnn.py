@@ -1,6 +1,8 @@
-"""Train M on one or several stores of episodes; options: ``python scripts/train_mdnrnn.py --help``."""
+"""``worldmodel train-mdnrnn`` without an installed program: ``python scripts/train_mdnrnn.py --help``."""
 
-from worldmodel.cli.train_mdnrnn import main
+import sys
+
+from worldmodel.cli.main import main
 
 if __name__ == "__main__":
-    main()
+    main(["train-mdnrnn", *sys.argv[1:]])

@@ -1,6 +1,8 @@
-"""Train V on the images of one or several stores; options: ``python scripts/train_vae.py --help``."""
+"""``worldmodel train-vae`` without an installed program: ``python scripts/train_vae.py --help``."""
 
-from worldmodel.cli.train_vae import main
+import sys
+
+from worldmodel.cli.main import main
 
 if __name__ == "__main__":
-    main()
+    main(["train-vae", *sys.argv[1:]])

@@ -1,18 +1,11 @@
 """Fixtures for all tests."""
 
-import argparse
-import runpy
-import sys
-from pathlib import Path
+import shlex
 
 import pytest
 import torch
 
-SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
-
-
-class Parsed(Exception):
-    """Carries the parsed arguments out of a script and stops it."""
+from worldmodel.cli.main import main
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -25,19 +18,14 @@ def one_thread():
 
 
 @pytest.fixture
-def parse(monkeypatch):
-    """Return a function that runs only the argument parser of a script."""
-    parse_args = argparse.ArgumentParser.parse_args
+def run(capsys):
+    """Return a function that runs a command and returns its exit code, its output and its errors."""
 
-    def stop(parser):
-        raise Parsed(vars(parse_args(parser)))
+    def call(words):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main(shlex.split(words) if isinstance(words, str) else words)
+        found = capsys.readouterr()
+        return stopped.value.code or 0, found.out, found.err
 
-    def call(script, arguments):
-        monkeypatch.setattr(sys, "argv", [script, *arguments])
-        with pytest.raises(Parsed) as parsed:
-            runpy.run_path(str(SCRIPTS / script), run_name="__main__")
-        return parsed.value.args[0]
-
-    monkeypatch.syspath_prepend(SCRIPTS)
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
     return call

@@ -1,4 +1,4 @@
-"""Everything that takes a device works on a GPU, and what it makes lies there.
+"""Everything that takes a device works on a GPU and keeps its tensors there.
 
 Each test runs on the CPU too, so that its body is known to be right where there is no GPU. Every one is a smoke test: what the
 numbers must be is tested elsewhere, on the CPU.
@@ -6,9 +6,7 @@ numbers must be is tested elsewhere, on the CPU.
 
 import json
 import os
-import runpy
 import signal
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +21,7 @@ from toy_worlds import WalkEnv, walk_world
 
 from worldmodel.agents import Controller, LatentPolicy, PPOConfig, RealPopulation, SearchConfig, evolve, ppo
 from worldmodel.data import EnvConfig, rollouts
-from worldmodel.dream import Dreams, RandomActions, StartBank, imagine, lambda_returns
+from worldmodel.dream import Dreams, RandomActions, StartBank, StartConfig, imagine, lambda_returns
 from worldmodel.envs import DreamVectorEnv, LatentVectorEnv
 from worldmodel.evaluation import EvaluationConfig, evaluate, probe
 from worldmodel.experiments import IterationConfig, iterate, iteration
@@ -110,7 +108,7 @@ def test_fit_in_bfloat16_keeps_weights_in_float32(walks, tmp_path, device):
     assert all(np.isfinite(value) for value in world.provenance["training"]["best_metrics"].values())
 
 
-def test_fit_by_muon_goes_on_where_it_was(walks, tmp_path, device):
+def test_fit_by_muon_resumes(walks, tmp_path, device):
     options = {"config": replace(SMALL, hidden_size=16), "training_config": replace(TRAINING, optimizer="muon")}
     with pytest.raises(KeyboardInterrupt, match="stopped after update 8 of 12"):
         small_fit(
@@ -125,7 +123,7 @@ def test_fit_by_muon_goes_on_where_it_was(walks, tmp_path, device):
     assert_same_weights(resumed, small_fit(walks, tmp_path / "whole", device, **options), device)
 
 
-def test_a_fit_that_was_stopped_goes_on_where_it_was(walks, tmp_path, device, losses):
+def test_an_interrupted_fit_resumes_to_the_same_weights(walks, tmp_path, device, losses):
     stop = "stopped after update 8 of 12"
     with pytest.raises(KeyboardInterrupt, match=stop):
         small_fit(
@@ -143,7 +141,7 @@ def test_a_fit_that_was_stopped_goes_on_where_it_was(walks, tmp_path, device, lo
     assert again.fingerprint == resumed.fingerprint
 
 
-def test_fit_goes_on_from_a_world_model_on_the_device_and_leaves_that_as_it_was(walks, tmp_path, device):
+def test_fit_continues_from_a_world_model_on_the_device_and_does_not_change_it(walks, tmp_path, device):
     first = small_fit(walks, tmp_path / "first", device)
     before = first.fingerprint
     second = fit(walks, out=tmp_path / "second", device=device, data_config=DATA, training_config=TRAINING, initial=first)
@@ -187,7 +185,7 @@ def test_dreams_start_on_the_device_from_real_observations(device):
 
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.parametrize("mode", AutoresetMode)
-def test_a_dream_environment_stays_on_the_device_without_a_wait(device, mode):
+def test_a_dream_environment_stays_on_the_device_without_synchronisation(device, mode):
     env = DreamVectorEnv(walk_world().to(device), 6, autoreset_mode=mode, tensors=True, check_actions=False, temperature=(0, 1))
     env.reset(seed=0)
     actions = torch.tensor([0, 1, 2, 2, 2, 2], device=device)
@@ -238,7 +236,7 @@ def test_evolve_returns_a_better_controller_on_the_device(tmp_path, device):
     assert kinds(*further.parameters()) == {device}  # wherever the first controller was
 
 
-def test_a_hidden_layer_evolves_on_the_device_and_in_the_real_environment_beside_it(device):
+def test_a_hidden_layer_evolves_on_the_device_and_in_the_real_environment(device):
     world = walk_world().to(device)
     start = Controller(feature_size(world, "zh"), world.action_space, hidden_size=4, generator=torch.Generator())
     arguments = {"generations": 2, "population": 4, "horizon": 8, "test_dreams": 4, "initial": start, "method": "openai-es"}
@@ -309,13 +307,12 @@ def test_iterate_trains_and_dreams_on_the_device(tmp_path, device, losses, monke
     assert all(seen == {device} for seen in losses)
 
 
-def test_the_training_script_takes_the_device(walks, tmp_path, device, losses, monkeypatch, capsys):
+def test_the_training_command_takes_the_device(walks, tmp_path, device, losses, run):
     out = tmp_path / "out"
     sizes = ["--hidden-size", "8", "--num-components", "2", "--window", "6", "--batch-size", "4", "--num-updates", "12"]
-    monkeypatch.setattr(sys, "argv", ["train_mdnrnn.py", "--data", str(walks), "--out", str(out), "--device", device, *sizes])
-    monkeypatch.syspath_prepend(SCRIPTS)
-    runpy.run_path(str(SCRIPTS / "train_mdnrnn.py"), run_name="__main__")
-    assert f"world model: {out}" in capsys.readouterr().out
+    code, printed, said = run(["train-mdnrnn", "--data", str(walks), "--out", str(out), "--device", device, *sizes])
+    assert code == 0, said
+    assert f"world model: {out}" in printed
     assert all(seen == {device} for seen in losses)
     assert json.loads((out / FIT_FILE).read_text())["device"] == device
     assert kinds(*everything(WorldModel.from_pretrained(out, device=device))) == {device}
@@ -342,7 +339,7 @@ def test_ppo_learns_on_the_device_in_dreams_from_real_states(walks, tmp_path, de
         training_config=replace(TRAINING, calibrate=True),
         config=SMALL,
     )
-    starts = StartBank.along(world, walks, num_states=20, nearest=1, farthest=5)
+    starts = StartBank.along(world, walks, config=StartConfig(num_states=20, nearest=1, farthest=5))
     dreams = Dreams(world, 8, termination="sample")
     controller = Controller(feature_size(world, "zh"), world.action_space)
     config = PPOConfig(iterations=2, steps=3, horizon=4, critic_size=4, minibatches=2, test_every=1, test_dreams=4)
@@ -364,7 +361,7 @@ def test_a_world_of_images_is_trained_and_encoded_on_the_device(tmp_path, device
         training_config=replace(config, optimizer="muon"),
         device=device,
     )
-    assert vision.latent_size == 1  # the others say less and are cut off
+    assert vision.latent_size == 1  # the latents with less information are removed
     assert kinds(*vision.state_dict().values()) == {device}
     store = encode_store(tmp_path / "frames", vision=vision, out=tmp_path / "encoded")
     assert len(store) == 6

@@ -1,4 +1,4 @@
-"""One dream, five faces: the same seed and the same actions give the same trajectory, whichever library asks."""
+"""The same seed and actions give the same dream through each of the five interfaces."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def torchrl(world, num_dreams, **options):
 
 
 def gym_wrapper(world, num_dreams, **options):
-    """TorchRL's own front of a single environment; its ``set_seed`` is a reset, so the next one would be of episode 2."""
+    """TorchRL's `GymWrapper` of a single environment. Its ``set_seed`` resets, so a further reset would begin episode 2."""
     pytest.importorskip("torchrl", reason="needs worldmodel[torchrl]")
     from torchrl.envs import GymWrapper
 

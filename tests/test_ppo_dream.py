@@ -33,7 +33,7 @@ def test_the_example_is_short():
 
 
 def test_advantages_are_those_of_each_episode_by_itself(example):
-    """Recomputed backwards over single episodes from what the environment said: sum of (gamma lambda)^k delta_{t+k}."""
+    """Recompute them backwards over single episodes from the recorded steps: sum of (gamma lambda)^k delta_{t+k}."""
     world = random_world(termination_bias=-1.0)
     dreams, twin = (
         wm.DreamVectorEnv(world, 32, autoreset_mode="SameStep", tensors=True, observation="zh", horizon=5) for _ in range(2)
@@ -66,7 +66,7 @@ def test_advantages_are_those_of_each_episode_by_itself(example):
 
 
 class NoHostCopies(TorchDispatchMode):
-    """Refuses what would make the host wait for a GPU: a number as Python's, sizes that depend on values, other devices."""
+    """Raises on operations that synchronise a GPU: Python numbers, sizes that depend on values, other devices."""
 
     refused = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero", "equal")
 

@@ -192,12 +192,12 @@ def test_nested_observations_and_continuous_actions_train():
 
 
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED])
-def test_another_autoreset_mode_is_refused(mode):
+def test_another_autoreset_mode_is_rejected(mode):
     with pytest.raises(ValueError, match=r"env: expected the autoreset mode SAME_STEP, got .*autoreset_mode=\"SameStep\""):
         SB3VecEnv(wm.DreamVectorEnv(terminating_world(), 2, autoreset_mode=mode))
 
 
-def test_tensors_are_refused():
+def test_tensors_are_rejected():
     with pytest.raises(ValueError, match="env: expected NumPy observations, got tensors"):
         dreams(tensors=True)
 
@@ -205,7 +205,7 @@ def test_tensors_are_refused():
 def test_a_missing_package_is_named_with_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "stable_baselines3.common.vec_env", None)
     monkeypatch.delitem(sys.modules, "worldmodel.adapters.sb3")
-    message = r"stable_baselines3: expected the package to be installed; `pip install worldmodel\[sb3\]`"
+    message = r"stable_baselines3: expected the extra sb3, .* pip install 'worldmodel\[sb3\]'"
     with pytest.raises(ImportError, match=message):
         importlib.import_module("worldmodel.adapters.sb3")
 
@@ -214,7 +214,7 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["z", "zh", "zhc"])
-def test_a_policy_knows_its_features_and_acts_as_the_agent_predicts(kind):
+def test_a_policy_has_its_kind_of_features_and_acts_as_the_agent_predicts(kind):
     world = terminating_world()
     model = A2C("MlpPolicy", dreams(world, observation=kind), seed=0, device="cpu")
     policy = SB3Policy(model, world)
@@ -223,7 +223,7 @@ def test_a_policy_knows_its_features_and_acts_as_the_agent_predicts(kind):
     assert policy(features).tolist() == model.predict(features.numpy(), deterministic=True)[0].tolist()
 
 
-def test_an_agent_for_other_features_or_actions_is_refused():
+def test_an_agent_for_other_features_or_actions_is_rejected():
     world = random_world(hidden_size=7)
     model = A2C("MlpPolicy", dreams(terminating_world()), device="cpu")  # of 5 + 2 features, where this world has 2, 9 or 16
     with pytest.raises(
@@ -237,7 +237,7 @@ def test_an_agent_for_other_features_or_actions_is_refused():
 
 
 def test_a_policy_is_scored_in_dream_and_reality():
-    """With an exact world model, our evaluation and Stable-Baselines3's give the same score."""
+    """With an exact world model, `evaluate` and Stable-Baselines3's evaluation give the same score."""
     world = walk_world()
     model = A2C("MlpPolicy", dreams(world, temperature=0.0), seed=1, device="cpu")
 
@@ -307,3 +307,25 @@ def test_an_agent_with_multi_binary_actions_learns_in_dreams_and_acts_as_a_polic
     actions = core.rollout(SB3Policy(model, world), 3, generator=core.generator(0)).actions
     assert actions.dtype == torch.int8
     assert actions.shape == (4, 3, 3)
+
+
+class GoalReward:
+    """A reward of the user with the method that Hindsight Experience Replay needs."""
+
+    def __call__(self, observation, action, next_observation):
+        return next_observation[:, 0]
+
+    def compute_reward(self, achieved_goal, desired_goal, info):
+        return -np.abs(achieved_goal - desired_goal).sum(axis=-1)
+
+
+def test_rewards_of_exchanged_goals_are_computed_as_the_her_buffer_asks_for_them():
+    env = dreams(walk_world(), num_envs=3, reward=GoalReward())
+    achieved, desired = np.ones((7, 2), np.float32), np.zeros((7, 2), np.float32)
+    rewards = env.env_method("compute_reward", achieved, desired, [{}] * 7, indices=[0])
+    assert len(rewards) == 1
+    assert rewards[0].astype(np.float32).tolist() == [-2.0] * 7
+    assert len(env.env_method("compute_reward", achieved, desired, [{}] * 7)) == 3
+    for other in (dreams(walk_world()), dreams(walk_world(), reward=GoalReward().__call__)):
+        with pytest.raises(AttributeError, match="expected a reward function with a method compute_reward"):
+            other.env_method("compute_reward", achieved, desired, [{}] * 7, indices=[0])

@@ -23,7 +23,7 @@ from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore", DeprecationWarning)  # TorchRL warns of its own modules
+    warnings.simplefilter("ignore", DeprecationWarning)  # TorchRL uses its own deprecated modules
     from torchrl.collectors import Collector
 
 from worldmodel.adapters.torchrl import TorchRLEnv
@@ -174,7 +174,7 @@ def test_actions_outside_the_space_are_named():
         step(env, 0.0, 1.0)
 
 
-def test_stepping_a_finished_dream_is_refused():
+def test_stepping_a_finished_dream_is_rejected():
     env = TorchRLEnv(random_world(), 2, horizon=1)
     env.reset()
     step(env, 0, 0)
@@ -192,7 +192,7 @@ def test_stepping_a_finished_dream_is_refused():
 @pytest.mark.parametrize(
     "space", [spaces.Discrete(3, start=1), spaces.MultiDiscrete([[2, 3], [2, 2]]), spaces.Tuple([DISCRETE, DISCRETE])], ids=str
 )
-def test_spaces_that_torchrl_has_no_spec_for_are_refused(space):
+def test_spaces_that_torchrl_has_no_spec_for_are_rejected(space):
     with pytest.raises(TypeError, match="space: expected a space with a TorchRL spec"):
         TorchRLEnv(terminating_world(space), 2)
 
@@ -231,7 +231,7 @@ def test_rollouts_stay_on_the_device_of_the_world_without_synchronisation(device
 def test_a_missing_package_is_named_with_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchrl.envs", None)
     monkeypatch.delitem(sys.modules, "worldmodel.adapters.torchrl")
-    message = r"torchrl: expected the package to be installed; `pip install worldmodel\[torchrl\]`"
+    message = r"torchrl: expected the extra torchrl, .* pip install 'worldmodel\[torchrl\]'"
     with pytest.raises(ImportError, match=message):
         importlib.import_module("worldmodel.adapters.torchrl")
 

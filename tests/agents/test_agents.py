@@ -1,4 +1,4 @@
-"""Agents of any kind: a recurrent one, a module and a plain function go wherever a controller goes."""
+"""Recurrent agents, modules and plain functions are accepted wherever a controller is."""
 
 import json
 from pathlib import Path
@@ -78,7 +78,7 @@ class Pacer:
 
 @register_agent("memory.pt")
 class Memory(nn.Module):
-    """A module with a state of its own: logits from z and a trace of past z."""
+    """A module with a state: logits from z and a decaying sum of past z."""
 
     def __init__(self, size=2, num_actions=3):
         super().__init__()
@@ -106,7 +106,7 @@ class Memory(nn.Module):
 
 
 class Logits(nn.Module):
-    """A differentiable agent without hooks, as `ppo` takes it."""
+    """A minimal differentiable agent for `ppo`."""
 
     features = "z"
 
@@ -308,7 +308,7 @@ def test_load_agent_opens_what_any_registered_class_saved(tmp_path):
     assert torch.equal(weights(load_agent(tmp_path / "controller")), weights(controller))
 
 
-def test_a_directory_without_an_agent_is_refused(tmp_path):
+def test_a_directory_without_an_agent_is_rejected(tmp_path):
     for path in (tmp_path, tmp_path / "nothing"):
         with pytest.raises(
             FileNotFoundError, match=r"expected an agent \(controller\.json or .*found none; for an agent of your own"
@@ -316,7 +316,7 @@ def test_a_directory_without_an_agent_is_refused(tmp_path):
             load_agent(path)
 
 
-def test_a_class_that_cannot_be_registered_is_refused():
+def test_a_class_that_cannot_be_registered_is_rejected():
     with pytest.raises(
         ValueError, match=r"marker: expected a file name of its own for Logits, got 'controller.json' of Controller"
     ):
@@ -335,7 +335,7 @@ class Half:
         pass
 
 
-def test_what_is_no_agent_is_refused_by_what_it_lacks():
+def test_an_object_that_is_no_agent_raises_with_the_missing_methods():
     world = random_world()
     with pytest.raises(TypeError, match="got int without reset, act, save_pretrained"):
         check_agent(3, world)

@@ -1,4 +1,4 @@
-"""The distributions over a controller's actions, against SciPy, torch.distributions and counts of draws."""
+"""Distributions over a controller's actions, against SciPy, torch.distributions and counts of samples."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def test_ordered_choices_are_parts_of_a_logistic_distribution(n, breadth):
     bounds = np.arctanh(2 * np.arange(1, n) / n - 1)
     below = scipy.stats.logistic.cdf((bounds - OUTPUTS.numpy()) / breadth)
     expected = np.diff(below, axis=1, prepend=0.0, append=1.0)
-    assert np.allclose(choices.log_probs(OUTPUTS).exp().numpy(), expected, atol=1e-7)  # but for the least probability
+    assert np.allclose(choices.log_probs(OUTPUTS).exp().numpy(), expected, atol=1e-7)  # except for the smallest probability
 
 
 def test_unordered_choices_are_a_softmax():
@@ -39,7 +39,7 @@ def test_unordered_choices_are_a_softmax():
 
 
 @pytest.mark.parametrize("ordered", [True, False])
-def test_without_breadth_the_likeliest_choice_is_the_controllers(ordered):
+def test_in_the_limit_of_no_noise_the_likeliest_choice_is_the_controllers(ordered):
     space = spaces.Discrete(4, start=2)
     one = controller(space, ordered=ordered)
     outputs = torch.randn(200, 1 if ordered else 4, generator=torch.Generator().manual_seed(2))
@@ -50,7 +50,7 @@ def test_without_breadth_the_likeliest_choice_is_the_controllers(ordered):
 
 
 @pytest.mark.parametrize("ordered", [True, False])
-def test_draws_come_as_often_as_their_probabilities_say(ordered):
+def test_samples_have_the_documented_probabilities(ordered):
     n = 40_000
     choices = make_choices(controller(spaces.Discrete(3), ordered=ordered), 0.5)
     output = torch.tensor([[0.4]] if ordered else [[0.4, -0.1, 0.2]])
@@ -81,6 +81,6 @@ def test_box_choices_are_normal_before_they_are_squashed():
 
 
 @pytest.mark.parametrize("space", [spaces.Discrete(1), spaces.MultiBinary(2), spaces.Tuple([spaces.Discrete(2)])])
-def test_other_action_spaces_are_refused(space):
+def test_other_action_spaces_are_rejected(space):
     with pytest.raises(ValueError, match="agent: expected a Discrete action space of at least two actions, or a Box"):
         make_choices(controller(space), 0.5)

@@ -1,4 +1,4 @@
-"""The controller, and its way into the real environment."""
+"""Controllers: actions, saving, and play in the real environment."""
 
 import functools
 import json
@@ -11,7 +11,7 @@ from gymnasium import spaces
 from toy_controllers import DICT, generator, random_controller, weights
 from toy_worlds import WalkEnv, random_world, same_bits, walk_world
 
-from worldmodel.agents import CONTROLLER_FILE, WEIGHTS_FILE, Controller, ControllerBatch, LatentPolicy
+from worldmodel.agents import CONTROLLER_FILE, Controller, ControllerBatch, LatentPolicy
 from worldmodel.data import EnvConfig, collect, rollouts
 from worldmodel.dream import Dreams, Reality
 from worldmodel.models import feature_size
@@ -93,7 +93,7 @@ def test_only_the_hidden_layer_starts_at_random_and_from_its_generator():
     a, b, other = (make(generator=generator(seed)) for seed in (1, 1, 2))
     assert torch.equal(weights(a), weights(b))
     assert not torch.equal(weights(a), weights(other))
-    assert a.layers[0].weight.std().item() == pytest.approx(400**-0.5, rel=0.02)  # 20,000 draws: 4 standard errors
+    assert a.layers[0].weight.std().item() == pytest.approx(400**-0.5, rel=0.02)  # 20,000 samples: 4 standard errors
     assert not a.layers[0].bias.any()
     assert not weights(a.layers[1]).any()
     assert not weights(make()).any()
@@ -108,7 +108,7 @@ def test_outputs_have_gradients_and_actions_follow_from_them():
     assert torch.equal(controller(x), torch.tanh(outputs))
 
 
-def test_features_of_another_size_are_refused():
+def test_features_of_another_size_are_rejected():
     with pytest.raises(ValueError, match=r"features: expected \(..., 7\) of kind 'zh', got \(2, 6\)"):
         Controller(7, spaces.Discrete(3))(torch.zeros(2, 6))
     with pytest.raises(ValueError, match="size, features"):
@@ -117,7 +117,7 @@ def test_features_of_another_size_are_refused():
         Controller(7, spaces.Discrete(3), hidden_size=0)
 
 
-def test_a_controller_on_z_and_h_that_is_given_c_too_says_what_to_do():
+def test_a_controller_on_z_and_h_that_gets_c_too_raises_with_the_fix():
     world = random_world()
     dreams = Dreams(world, 2)
     state = dreams.start(generator=generator())
@@ -143,6 +143,7 @@ def test_save_and_load_give_the_same_controller(tmp_path, bias, hidden_size):
 
 def damage(path, **changes):
     content = json.loads((path / CONTROLLER_FILE).read_text())
+    del content["sha256"]  # as if it had been written so
     content = {key: value for key, value in {**content, **changes}.items() if value is not None}
     (path / CONTROLLER_FILE).write_text(json.dumps(content))
 
@@ -163,16 +164,16 @@ def damage(path, **changes):
         ({"action_space": {"type": "Text"}}, "expected an undamaged controller"),
     ],
 )
-def test_damaged_newer_and_foreign_controllers_are_refused(tmp_path, changes, message):
+def test_damaged_newer_and_other_files_are_rejected(tmp_path, changes, message):
     random_controller(random_world()).save_pretrained(tmp_path / "c")
     damage(tmp_path / "c", **changes)
     with pytest.raises(ValueError, match=message):
         Controller.from_pretrained(tmp_path / "c")
 
 
-def test_weights_that_are_cut_or_missing_are_refused(tmp_path):
+def test_truncated_or_missing_weights_are_rejected(tmp_path):
     random_controller(random_world()).save_pretrained(tmp_path / "c")
-    file = tmp_path / "c" / WEIGHTS_FILE
+    (file,) = (tmp_path / "c").glob("controller-*.safetensors")
     file.write_bytes(file.read_bytes()[:-4])
     with pytest.raises(ValueError, match="damaged file or another format"):
         Controller.from_pretrained(tmp_path / "c")
@@ -236,7 +237,7 @@ def test_the_policy_advances_the_lstm_once_per_observation():
         state = world.mdnrnn.advance(z[None], torch.eye(3)[[actions[t]]], state)
 
 
-def test_exploration_replaces_so_many_actions_and_m_takes_in_those_that_were_taken():
+def test_exploration_replaces_the_given_share_of_actions_and_m_consumes_the_actions_taken():
     world = random_world(spaces.Box(-1, 1, (2,)))
     recorder = Recorder(random_controller(world, features="zhc"))
     policy = LatentPolicy(world, recorder, exploration=0.3)
@@ -294,7 +295,7 @@ def test_the_policy_gives_actions_that_the_environment_takes():
     assert action_space.contains(policy(np.ones(2)))
 
 
-def test_a_controller_of_another_world_is_refused():
+def test_a_controller_of_another_world_is_rejected():
     world = random_world()
     with pytest.raises(ValueError, match=r"controller: expected one on the world model's 7 features \(zh\), got 12"):
         LatentPolicy(world, random_controller(random_world(hidden_size=10)))
@@ -321,7 +322,7 @@ def test_another_controller_is_another_recipe_for_a_collection(tmp_path):
         make(policy=LatentPolicy(world, random_controller(world, seed=1)), num_episodes=3)
 
 
-def test_a_policy_survives_the_way_into_a_worker():
+def test_a_policy_is_the_same_in_a_worker():
     world = walk_world()
     policy = LatentPolicy(world, random_controller(world))
     policy.reset(np.random.default_rng(0))
@@ -334,10 +335,10 @@ def test_a_policy_survives_the_way_into_a_worker():
     )
 
 
-def test_a_flipped_bit_of_a_controller_is_refused(tmp_path):
+def test_a_flipped_bit_of_a_controller_is_rejected(tmp_path):
     world = walk_world()
     Controller(feature_size(world, "zh"), world.action_space).save_pretrained(tmp_path / "c")
-    path = tmp_path / "c" / "controller.safetensors"
+    (path,) = (tmp_path / "c").glob("controller-*.safetensors")
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(bytes(data))
@@ -345,7 +346,7 @@ def test_a_flipped_bit_of_a_controller_is_refused(tmp_path):
         Controller.from_pretrained(tmp_path / "c")
 
 
-def test_features_of_an_unknown_kind_are_refused():
+def test_features_of_an_unknown_kind_are_rejected():
     with pytest.raises(ValueError, match="features: expected 'z', 'zh' or 'zhc', got 'q'"):
         feature_size(walk_world(), "q")
 
@@ -383,6 +384,6 @@ def test_an_ordered_controller_is_saved_and_batched_as_such(tmp_path):
     assert torch.equal(batch(torch.cat([features, features]))[:50], expected)
 
 
-def test_choices_that_cannot_be_ordered_are_refused():
+def test_choices_that_cannot_be_ordered_are_rejected():
     with pytest.raises(ValueError, match="ordered: expected False except for a Discrete action space"):
         Controller(1, spaces.MultiBinary(2), ordered=True)

@@ -1,4 +1,4 @@
-"""The evolutionary search: what it finds, what it refuses, and that it resumes."""
+"""Evolutionary search: results, errors and resuming."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ def test_evolve_finds_a_controller_that_beats_zero_weights():
     zero = Controller(feature_size(world, "zh"), world.action_space)  # always pushes left: below -10 in 12 steps
     (before, _), (after, _) = (tests.score(c, 12, generator=generator(9)) for c in (zero, best))
     assert before.mean() < -10
-    assert after.mean() > 4  # the best there is stays just below x = 1: up to 0.75 a step, less y / 2
+    assert after.mean() > 4  # the optimal policy stays just below x = 1 and earns up to 0.75 per step, less y / 2
     assert [g.done for g in seen] == list(range(1, 26))
     assert ["test" in g.metrics for g in seen] == [g.done % 3 == 0 or g.done == 25 for g in seen]
     best_tests = [g.metrics["best_test"] for g in seen]
@@ -55,7 +55,7 @@ def test_a_hidden_layer_is_found_by_cma_too():
     assert returns.mean() > 4
 
 
-def test_the_hyperparameters_of_openai_es_reach_it():
+def test_the_hyperparameters_of_openai_es_are_used():
     found = [search(method="openai-es", openai_es=OpenAIESConfig(learning_rate=rate)) for rate in (0.01, 0.2)]
     assert not torch.equal(weights(found[0]), weights(found[1]))
 
@@ -82,7 +82,7 @@ def test_evolve_never_returns_less_than_it_was_given():
     good = search(world, generations=25, sigma=0.5)
     scores = []
     kept = search(world, initial=good, generations=3, sigma=50.0, on_generation=lambda g: scores.append(g.metrics))
-    assert scores[-1]["test"] < scores[-1]["best_test"]  # such a wild step only makes it worse
+    assert scores[-1]["test"] < scores[-1]["best_test"]  # so large a step makes it worse
     assert torch.equal(weights(kept), weights(good))
 
 
@@ -99,7 +99,7 @@ def test_evolve_leaves_the_initial_controller_alone_and_takes_its_kind():
 def test_patience_ends_a_search_without_progress():
     world = random_world(reward_head=True)
     world.mdnrnn.reward_low.fill_(1.0)
-    world.mdnrnn.reward_high.fill_(1.0)  # whatever is done, 1 a step
+    world.mdnrnn.reward_high.fill_(1.0)  # any action earns 1 per step
     world.mdnrnn.termination_head.bias.data.fill_(-50.0)
     seen = []
     search(world, generations=30, patience=2, test_every=2, on_generation=seen.append)
@@ -110,7 +110,7 @@ def test_patience_ends_a_search_without_progress():
 def test_a_target_ends_a_search_at_the_test_that_reaches_it(tmp_path):
     world = random_world(reward_head=True)
     world.mdnrnn.reward_low.fill_(1.0)
-    world.mdnrnn.reward_high.fill_(1.0)  # whatever is done, 1 a step
+    world.mdnrnn.reward_high.fill_(1.0)  # any action earns 1 per step
     world.mdnrnn.termination_head.bias.data.fill_(-50.0)
     seen, again = [], []
     arguments = {"generations": 9, "test_every": 2, "log": tmp_path / "log"}
@@ -119,7 +119,7 @@ def test_a_target_ends_a_search_at_the_test_that_reaches_it(tmp_path):
     (tmp_path / "log").unlink()
     seen.clear()
     search(world, **arguments, target=12, on_generation=seen.append)
-    assert [generation.done for generation in seen] == [1, 2]  # the start reached it too, and is no reason not to search
+    assert [generation.done for generation in seen] == [1, 2]  # although the start already scores 12
     search(world, **arguments, target=12, on_generation=again.append)
     assert again == []
 
@@ -139,7 +139,7 @@ def test_a_first_test_with_progress_is_not_counted_as_stale():
         ({"test_every": 0}, "test_every: expected an integer >= 1"),
         ({"test_dreams": 0}, "test_dreams: expected an integer >= 1"),
         ({"patience": 0}, "patience: expected an integer >= 1"),
-        ({"target": float("inf")}, "target: expected None or a finite number, got inf"),
+        ({"target": float("inf")}, "target: expected a finite number, got inf"),
         ({"horizon": 0}, "horizon: expected an integer >= 1"),
         ({"sigma": 0.0}, "sigma: expected a positive finite number"),
         ({"sigma": float("nan")}, "sigma: expected a positive finite number"),
@@ -147,17 +147,17 @@ def test_a_first_test_with_progress_is_not_counted_as_stale():
         ({"initial": Controller(7, spaces.Discrete(4))}, r"expected action space Discrete\(3\), got Discrete\(4\)"),
     ],
 )
-def test_a_search_with_arguments_out_of_range_is_refused(arguments, message):
+def test_a_search_with_arguments_out_of_range_is_rejected(arguments, message):
     with pytest.raises(ValueError, match=message):
         search(**arguments)
 
 
-def test_a_search_without_a_reward_head_says_what_to_do():
+def test_a_search_without_a_reward_head_raises_with_the_fix():
     with pytest.raises(ValueError, match="without a reward head; fit it with reward_head=True"):
         search(random_world(reward_head=False))
 
 
-def test_a_search_with_one_temperature_per_dream_is_refused():
+def test_a_search_with_one_temperature_per_dream_is_rejected():
     with pytest.raises(ValueError, match="dreams: expected one temperature for all"):
         evolve(Dreams(random_world(), 8, temperature=torch.ones(8)), config=SearchConfig(population=4))
 
@@ -179,16 +179,16 @@ def record(progress):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_search_that_was_killed_after_any_generation_goes_on_to_the_same_bits(tmp_path, method):
+def test_a_search_killed_after_any_generation_resumes_to_the_same_bits(tmp_path, method):
     arguments = {"method": method, "sigma": 0.5, "hidden_size": 2, "generations": 7, "test_every": 2, "seed": 5}
     whole = []
 
     def keep(generation):
         whole.append(record(generation))
-        shutil.copy(tmp_path / "log", tmp_path / f"log-{generation.done}")  # what a kill leaves, until the next write
+        shutil.copy(tmp_path / "log", tmp_path / f"log-{generation.done}")  # the log that a kill at this point would leave
 
     best = search(**arguments, log=tmp_path / "log", on_generation=keep)
-    assert same_bits(weights(best), weights(search(**arguments)))  # a log changes nothing
+    assert same_bits(weights(best), weights(search(**arguments)))  # writing a log does not change the result
     assert len({one["metrics"]["best_test"] for one in whole}) > 1
     for number in range(1, 8):
         resumed = []
@@ -199,7 +199,7 @@ def test_a_search_that_was_killed_after_any_generation_goes_on_to_the_same_bits(
         assert log.read_bytes() == (tmp_path / "log").read_bytes()
 
 
-def test_a_search_that_stopped_in_the_middle_of_a_generation_does_that_one_again(tmp_path, monkeypatch):
+def test_a_search_stopped_within_a_generation_repeats_that_generation(tmp_path, monkeypatch):
     whole = search(sigma=0.5, log=tmp_path / "whole")
     score, calls = Dreams.score, []
 
@@ -218,7 +218,7 @@ def test_a_search_that_stopped_in_the_middle_of_a_generation_does_that_one_again
     assert [generation.done for generation in seen] == [4, 5, 6]
 
 
-def test_ctrl_c_is_heeded_after_the_generation_and_patience_survives_it(tmp_path):
+def test_ctrl_c_stops_after_the_generation_and_resuming_keeps_the_count_of_patience(tmp_path):
     arguments = {"sigma": 50.0, "generations": 30, "patience": 2, "test_every": 2, "log": tmp_path / "log"}
     initial = search(generations=25, sigma=0.5)
     seen = []
@@ -265,7 +265,7 @@ def test_a_log_is_overwritten_if_it_is_that_of_a_search(tmp_path):
     assert log.read_text() == "notes"
 
 
-def test_what_a_killed_write_left_is_removed_and_nothing_else(tmp_path):
+def test_only_the_temporaries_of_a_killed_write_are_removed(tmp_path):
     for name in (".log.77.tmp", ".other.77.tmp"):
         (tmp_path / name).touch()
     search(log=tmp_path / "log", generations=1)
@@ -273,7 +273,7 @@ def test_what_a_killed_write_left_is_removed_and_nothing_else(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["fitness", "tests"])
-def test_a_log_whose_numbers_were_changed_is_refused(tmp_path, name):
+def test_a_log_whose_numbers_were_changed_is_rejected(tmp_path, name):
     log = tmp_path / "log"
     search(log=log, generations=3, sigma=0.5)
     tensors, metadata = load_tensors(log)
@@ -282,7 +282,7 @@ def test_a_log_whose_numbers_were_changed_is_refused(tmp_path, name):
         search(log=log, generations=3, sigma=0.5)
 
 
-def test_a_log_of_which_another_version_makes_other_weights_is_refused(tmp_path):
+def test_a_log_whose_weights_differ_in_this_version_is_rejected(tmp_path):
     log = tmp_path / "log"
     search(log=log, generations=3, sigma=0.5)
     tensors, metadata = load_tensors(log)
@@ -315,6 +315,6 @@ def test_numpy_numbers_are_the_same_search_and_are_logged(tmp_path):
 
 @pytest.mark.parametrize("name", ["generations", "population", "horizon", "test_every", "test_dreams", "patience", "seed"])
 @pytest.mark.parametrize("number", [8.0, "8", -1, True])
-def test_numbers_of_a_search_that_are_no_counts_are_refused(name, number):
+def test_counts_of_a_search_must_be_integers_in_their_range(name, number):
     with pytest.raises((TypeError, ValueError), match=f"{name}: expected an integer >= ., got {number!r}"):
         search(**{name: number})

@@ -1,4 +1,4 @@
-"""What a population earns: many controllers as one batch of dreams, or in real episodes over processes."""
+"""Fitness of populations: many controllers as one batch of dreams, or in real episodes over worker processes."""
 
 import gymnasium as gym
 import numpy as np
@@ -33,7 +33,7 @@ def test_a_population_as_one_batch_equals_each_candidate_alone(action_space, bia
         assert torch.equal(lengths[5 * p : 5 * p + 5], steps)
 
 
-def test_the_same_candidate_in_every_group_has_the_same_fate():
+def test_the_same_candidate_gets_the_same_fitness_in_every_group():
     world = random_world()
     template = random_controller(world)
     one = torch.nn.utils.parameters_to_vector(template.parameters()).detach()
@@ -69,7 +69,7 @@ def test_real_fitness_is_the_mean_return_of_the_same_episodes_for_every_candidat
     assert fitness[0] == score(reality, random_controller(world, seed=0), horizon=12, seed=8).mean
 
 
-def test_a_real_test_plays_so_many_different_episodes():
+def test_a_real_test_plays_the_given_number_of_different_episodes():
     world = walk_world()
     controller = random_controller(world)
     real = RealPopulation(world, EnvConfig(WalkEnv, max_steps=12))
@@ -121,7 +121,7 @@ def test_a_search_in_reality_and_an_evaluation_play_other_episodes():
     assert not searched & set(played)
 
 
-def test_a_worker_that_dies_names_generation_candidate_and_seeds():
+def test_a_killed_worker_names_generation_candidate_and_seeds():
     seeds = [episode_seed(derive_seed(3, SEARCH_STREAM, 2), k) for k in range(2)]
 
     def make():
@@ -132,7 +132,7 @@ def test_a_worker_that_dies_names_generation_candidate_and_seeds():
         real_search(count_world(), make, num_workers=2)
 
 
-def test_trouble_that_comes_once_is_tried_again(tmp_path):
+def test_a_failure_that_occurs_once_is_retried(tmp_path):
     def make():
         return CountEnv(trouble="raise", seeds=[episode_seed(derive_seed(3, SEARCH_STREAM, 2), 0)], once=tmp_path / "once")
 
@@ -152,7 +152,7 @@ def test_a_real_search_resumes_to_the_same_bits(tmp_path):
     assert torch.equal(weights(real_search(walk_world(), WalkEnv, log=tmp_path / "log")), weights(whole))
 
 
-def test_a_real_population_refuses_what_does_not_fit():
+def test_a_real_population_rejects_unsuitable_arguments():
     with pytest.raises(ValueError, match="rollouts: expected an integer >= 1, got 0"):
         RealPopulation(walk_world(), WalkEnv, rollouts=0)
     with pytest.raises(ValueError, match="num_workers: expected an integer >= 0, got -1"):
@@ -165,7 +165,7 @@ def test_a_real_population_refuses_what_does_not_fit():
 
 def test_a_controller_on_z_learns_cartpole_in_the_real_environment():
     env = gym.make("CartPole-v1")
-    world = random_world(env.action_space, env.observation_space)  # its M predicts nothing: only V's z is looked at
+    world = random_world(env.action_space, env.observation_space)  # M is untrained: the controller uses only V's z
     real = RealPopulation(world, "CartPole-v1", rollouts=2)
     zero = Controller(feature_size(world, "z"), world.action_space, features="z")
     found = search_in(real, generations=12, population=16, sigma=0.5, features="z", test_dreams=10, horizon=200, seed=0)

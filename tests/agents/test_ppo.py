@@ -1,10 +1,8 @@
-"""PPO in short dreams: its advantages against sums written out, what it learns in a world that is known, its bounds."""
+"""PPO in short dreams: advantages against explicit sums, learning in an exact world, and limits of its arguments."""
 
 import copy
 import math
-import runpy
 import signal
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,7 +52,7 @@ def test_it_learns_to_walk(kind):
     generator = dreams.generator(5)
     before, _ = dreams.score(controller, 8, generator=generator)
     after, _ = dreams.score(found, 8, generator=generator)
-    assert after.mean() > before.mean() + 1.0  # reward is where it stands, and it stood still
+    assert after.mean() > before.mean() + 1.0  # the reward is the position, which did not change
     assert [number for number, test in enumerate(tests, 1) if test is not None] == [20, 40, 60]
 
 
@@ -76,7 +74,7 @@ def test_entropy_that_is_paid_for_is_kept():
         found = []
         ppo(controller, dreams, starts, config=config, horizon=8, on_iteration=found.append)
         left.append(found[-1].metrics["entropy"])
-    assert left[0] < left[1] - 0.3  # of ln 3 at most
+    assert left[0] < left[1] - 0.3  # the maximum is ln 3
 
 
 def test_advantages_are_those_of_the_definition():
@@ -97,7 +95,7 @@ def test_advantages_are_those_of_the_definition():
 
 
 @pytest.mark.parametrize(("termination", "bias"), [("threshold", -50.0), ("sample", -2.0)])
-def test_dreams_end_or_are_cut_off_and_begin_anew_from_the_starts(termination, bias):
+def test_dreams_terminate_or_are_truncated_and_restart_from_the_starts(termination, bias):
     controller, dreams, starts = make(random_world(termination_bias=bias), termination=termination)
     learner = _Learner(controller, dreams, starts, PPOConfig(steps=20, horizon=5), 0)
     steps, ends = learner._dream()
@@ -105,7 +103,7 @@ def test_dreams_end_or_are_cut_off_and_begin_anew_from_the_starts(termination, b
     at_start = (z[:, :, None] - starts.mean).abs().amax(dim=-1).amin(dim=-1) < 1e-5  # (T, B); no noise in this V
     assert at_start[0].all()
     begun = [at_start[:, b].nonzero()[:, 0] for b in range(32)]
-    assert all(steps[1] <= 5 for steps in begun)  # some are older than others when they begin
+    assert all(steps[1] <= 5 for steps in begun)  # the dreams begin at different ages
     lasted = torch.cat([steps[1:].diff() for steps in begun])
     if termination == "threshold":
         assert ends == 0
@@ -113,10 +111,10 @@ def test_dreams_end_or_are_cut_off_and_begin_anew_from_the_starts(termination, b
     else:
         assert (lasted <= 5).all()
         early = (lasted < 5).sum().item()
-        assert abs(early - ends) < 0.5 * ends  # each end that was to be expected has come; not all fall between two starts
+        assert abs(early - ends) < 0.5 * ends  # the expected number of terminations occurred; not all lie between two starts
 
 
-def test_returns_come_to_what_ends_by_probability_come_to():
+def test_weighted_returns_equal_the_mean_of_returns_with_sampled_terminations():
     world = random_world(termination_bias=-2.0)
     world.mdnrnn.reward_mean.fill_(3.0)
     controller, dreams, starts = make(world, num_dreams=32_768, termination="sample")
@@ -139,7 +137,7 @@ def test_returns_come_to_what_ends_by_probability_come_to():
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_what_may_end_counts_by_the_probability_that_it_goes_on(precision):
+def test_returns_are_weighted_by_the_continuation_probability(precision):
     world = random_world(termination_bias=-2.0)
     controller, _, starts = make(world)
     dreams = Dreams(world, 8, termination="sample", precision=precision)
@@ -162,7 +160,7 @@ def test_the_critic_learns_what_steps_are_worth():
     assert explained[-1] > max(0.5, explained[0])
 
 
-def test_what_is_always_the_same_is_explained():
+def test_constant_returns_have_a_finite_explained_variance():
     world = random_world(termination_head=False)
     for parameter in world.mdnrnn.reward_head.parameters():
         torch.nn.init.zeros_(parameter)
@@ -186,7 +184,7 @@ def test_features_are_scaled_by_what_the_agent_sees_of_them():
     assert (scale[2:] == 1.0).all()  # M's state, which is 0 in first frames
 
 
-def test_a_controller_that_is_too_sure_is_made_less_so():
+def test_a_controller_with_large_outputs_is_scaled_down():
     controller, dreams, starts = make(bias=True, ordered=False)
     torch.nn.init.normal_(controller.layers[0].weight, std=100.0, generator=torch.Generator().manual_seed(0))
     learner = _Learner(copy.deepcopy(controller), dreams, starts, SHORT, 0)
@@ -209,10 +207,10 @@ def test_the_seed_decides_and_the_given_controller_stays():
     assert ["test" not in i.metrics for i in runs[0]] == [True, False, False]  # every second, and the last
 
 
-def test_what_is_returned_is_never_worse_in_the_test_than_the_start():
+def test_the_result_is_never_worse_in_the_test_than_the_start():
     controller, dreams, starts = make(temperature=0.0)
     with torch.no_grad():
-        controller.layers[0].bias.copy_(torch.tensor([0.0, 0.0, 9.0]))  # always forth
+        controller.layers[0].bias.copy_(torch.tensor([0.0, 0.0, 9.0]))  # always forward
     reckless = PPOConfig(iterations=2, steps=2, horizon=2, learning_rate=1e3, test_every=1, test_dreams=16)
     found = []
     kept = ppo(controller, dreams, starts, config=reckless, horizon=8, on_iteration=found.append)
@@ -241,7 +239,7 @@ def test_a_temperature_for_each_dream():
     assert isinstance(ppo(controller, dreams, starts, config=SHORT, horizon=8), Controller)
 
 
-def test_what_cannot_be_learned_in_is_refused():
+def test_dreams_unsuited_to_learning_are_rejected():
     controller, dreams, starts = make()
     with pytest.raises(ValueError, match=r"num_groups: expected 1 \(no common random numbers\), got 4"):
         ppo(controller, dreams.variant(num_groups=4), starts)
@@ -268,22 +266,20 @@ def test_numbers_of_numpy_are_accepted():
     assert type(PPOConfig(iterations=np.int64(3)).iterations) is int
 
 
-def test_the_script_improves_a_controller_and_says_so(tmp_path, monkeypatch, capsys):
+def test_the_command_improves_a_controller_and_says_so(tmp_path, run):
     env = gym.make("CartPole-v1")
     world = random_world(env.action_space, env.observation_space)
     world.save_pretrained(tmp_path / "world")
     collect("CartPole-v1", out=tmp_path / "data", num_episodes=4, seed=0)
     Controller(feature_size(world, "zh"), world.action_space).save_pretrained(tmp_path / "before")
-    monkeypatch.syspath_prepend(SCRIPTS)
     places = [f"--{name}={tmp_path / place}" for name, place in PLACES.items()]
     small = "--num-dreams 8 --iterations 2 --steps 3 --horizon 4 --critic-size 4 --minibatches 2 --test-every 1"
     small += " --test-dreams 4 --whole-horizon 10 --num-states 20 --nearest 1 --farthest 5 --device cpu"
-    monkeypatch.setattr(sys, "argv", ["improve_controller.py", *places, *small.split()])
-    runpy.run_path(str(SCRIPTS / "improve_controller.py"), run_name="__main__")
-    printed = capsys.readouterr().out
+    code, printed, said = run(["improve-controller", *places, *small.split()])
+    assert code == 0, said
     assert "dream return before" in printed
     assert "dream return after" in printed
     assert Controller.from_pretrained(tmp_path / "after").size == 9
-    with pytest.raises(SystemExit):  # it is there already
-        runpy.run_path(str(SCRIPTS / "improve_controller.py"), run_name="__main__")
-    assert "overwrite" in capsys.readouterr().err
+    code, _, said = run(["improve-controller", *places, *small.split()])  # the output exists already
+    assert code == 2
+    assert "overwrite" in said

@@ -1,4 +1,4 @@
-"""Real episodes: determinism, workers, trouble, interruption, resuming."""
+"""Collection of real episodes: determinism, workers, failures, interruption, resuming."""
 
 import functools
 import importlib
@@ -71,6 +71,24 @@ class TimeLimited(gym.Wrapper):
         self.count += 1
         observation, reward, terminated, truncated, info = super().step(action)
         return observation, reward, terminated, np.bool_(truncated or self.count == 2), info
+
+
+class ReusedReward(gym.Wrapper):
+    """Returns the reward in an array of shape (1,), always the same one."""
+
+    def reset(self, **options):
+        self.reward = np.zeros(1)
+        return super().reset(**options)
+
+    def step(self, action):
+        observation, _, terminated, truncated, info = super().step(action)
+        self.reward += 1
+        return observation, self.reward, terminated, truncated, info
+
+
+def test_rewards_in_an_array_that_is_reused_are_copied():
+    (episode,) = rollouts(EnvConfig("CartPole-v1", wrappers=[ReusedReward], max_steps=4), episode_ids=[0], seed=0)
+    assert episode.rewards.tolist() == [1.0, 2.0, 3.0, 4.0]
 
 
 def test_an_episode_is_what_stepping_by_hand_gives():
@@ -206,7 +224,7 @@ def gone(pid, seconds=5.0):
         ("die", 2, r"the worker process crashed \(exit code 7\)"),
     ],
 )
-def test_trouble_is_tried_again_then_listed_and_the_rest_goes_on(tmp_path, trouble, workers, error):
+def test_failures_are_retried_then_listed_and_the_collection_continues(tmp_path, trouble, workers, error):
     env_kwargs = {"trouble": trouble, "seeds": seeds(3, 8)}
     results = run(CountEnv, range(12), env_kwargs=env_kwargs, workers=workers)
     assert [k for k in range(12) if isinstance(results[k], EpisodeFailure)] == [3, 8]
@@ -224,7 +242,7 @@ def test_trouble_is_tried_again_then_listed_and_the_rest_goes_on(tmp_path, troub
 
 
 @pytest.mark.parametrize(("trouble", "workers"), [("raise", 0), ("raise", 1), ("die", 1)])
-def test_trouble_that_passes_costs_nothing(tmp_path, trouble, workers):
+def test_a_failure_that_does_not_recur_loses_nothing(tmp_path, trouble, workers):
     options = {"trouble": trouble, "seeds": seeds(2), "once": str(tmp_path / "once")}
     results = run(CountEnv, range(5), env_kwargs=options, workers=workers)
     assert os.path.exists(tmp_path / "once")
@@ -233,7 +251,7 @@ def test_trouble_that_passes_costs_nothing(tmp_path, trouble, workers):
 
 
 class BreakingEnv(CountEnv):
-    """Breaks for good at its third episode: only a fresh one works again."""
+    """Fails in every episode from its third; a new instance works again."""
 
     resets = 0
 
@@ -274,13 +292,13 @@ def invalid_policy(observation):
     return 17
 
 
-def test_a_worker_that_cannot_start_is_said_to(tmp_path):
+def test_a_worker_that_cannot_start_is_reported(tmp_path):
     with pytest.raises(RuntimeError, match=r"expected a worker to unpickle its tasks' runner, got .*no hope"):
         list(rollouts(CountEnv, Unreadable(), episode_ids=range(3), seed=0, workers=1))
 
 
 class Unreadable:
-    """A policy that arrives broken."""
+    """A policy that cannot be unpickled in a worker."""
 
     def __call__(self, observation):
         return 0
@@ -293,7 +311,7 @@ def no_hope():
     raise ValueError("no hope")
 
 
-def test_an_interrupted_collection_keeps_what_is_done_and_goes_on_to_the_same_result(tmp_path):
+def test_an_interrupted_collection_keeps_its_episodes_and_resumes_to_the_same_result(tmp_path):
     whole = collect(EnvConfig(DictEnv, max_steps=20), out=tmp_path / "whole", num_episodes=9)
     seen = []
 
@@ -316,14 +334,14 @@ def test_an_interrupted_collection_keeps_what_is_done_and_goes_on_to_the_same_re
         assert seen[-1] == Progress("collect", done=9, total=9, unit="episode", metrics=metrics)
 
 
-@pytest.mark.parametrize("moment", ["append", "_write_shard", "_set_shards", "_write_manifest"])
+@pytest.mark.parametrize("moment", ["append", "_write_shard", "_reads_back", "_write_manifest"])
 @pytest.mark.parametrize("before", [True, False])
-def test_an_interruption_in_the_middle_of_an_append_loses_and_doubles_nothing(tmp_path, monkeypatch, moment, before):
+def test_an_interruption_during_an_append_neither_loses_nor_duplicates_an_episode(tmp_path, monkeypatch, moment, before):
     monkeypatch.setattr(collect_module, "FLUSH_BYTES", 1)
     original, done = getattr(EpisodeStore, moment), []
 
     def interrupted(self, *arguments):
-        strike = len(self.episode_ids) > 0 and not done if hasattr(self, "_ids") else False
+        strike = len(self.episode_ids) > 0 and not done if hasattr(self, "_index") else False
         if strike:
             done.append(True)
         if strike and before:
@@ -345,20 +363,20 @@ def test_an_interruption_in_the_middle_of_an_append_loses_and_doubles_nothing(tm
     assert collect(CountEnv, out=tmp_path / "parts", num_episodes=6).fingerprint == whole.fingerprint
 
 
-def test_a_collection_can_be_made_longer(tmp_path):
+def test_a_collection_can_be_extended(tmp_path):
     collect(EnvConfig(DictEnv, max_steps=20), out=tmp_path / "a", num_episodes=3)
     longer = collect(EnvConfig(DictEnv, max_steps=20), out=tmp_path / "a", num_episodes=8)
     assert longer.fingerprint == collect(EnvConfig(DictEnv, max_steps=20), out=tmp_path / "b", num_episodes=8).fingerprint
     assert len(collect(EnvConfig(DictEnv, max_steps=20), out=tmp_path / "a", num_episodes=5)) == 8
 
 
-def test_nothing_is_built_when_nothing_is_missing(tmp_path):
+def test_a_complete_collection_makes_no_environment(tmp_path):
     collect(EnvConfig(DictEnv, max_steps=9), out=tmp_path, num_episodes=2)
     broken = functools.wraps(DictEnv, updated=())(lambda: 1 / 0)
     assert len(collect(EnvConfig(broken, max_steps=9), out=tmp_path, num_episodes=2)) == 2
 
 
-def test_another_recipe_is_refused_with_both_values_and_the_ways_out(tmp_path):
+def test_another_recipe_raises_with_both_values_and_the_fixes(tmp_path):
     collect(CountEnv, out=tmp_path, num_episodes=2, seed=3)
     before = EpisodeStore.open(tmp_path).fingerprint
     for changes, message in (
@@ -381,7 +399,7 @@ def test_another_recipe_is_refused_with_both_values_and_the_ways_out(tmp_path):
     assert len(collect(CountEnv, out=tmp_path, num_episodes=3, seed=4, run=RunConfig(overwrite=True))) == 3
 
 
-def test_other_spaces_under_the_same_recipe_are_refused(tmp_path):
+def test_other_spaces_under_the_same_recipe_are_rejected(tmp_path):
     width = [2]
 
     def make():
@@ -393,7 +411,7 @@ def test_other_spaces_under_the_same_recipe_are_refused(tmp_path):
         collect(EnvConfig(make, max_steps=2), out=tmp_path, num_episodes=2)
 
 
-def test_a_directory_with_something_else_is_never_touched(tmp_path):
+def test_a_directory_with_other_files_is_never_changed(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     for overwrite in (False, True):
         with pytest.raises(FileExistsError, match="with other files"):
@@ -402,7 +420,7 @@ def test_a_directory_with_something_else_is_never_touched(tmp_path):
 
 
 @pytest.mark.parametrize("env", ["CartPol-v1", "CartPole", "CartPole-v77", "NoSuch/CartPole-v1", "no_such_module:CartPole-v1"])
-def test_an_unknown_environment_is_refused_with_what_is_close_and_nothing_is_made(tmp_path, env):
+def test_an_unknown_environment_raises_with_the_closest_ids_and_nothing_is_written(tmp_path, env):
     with pytest.raises(ValueError, match=f"env: expected a registered Gymnasium id, got '{env}'.*close to it: .*CartPole-v1"):
         collect(env, out=tmp_path / "s", num_episodes=1)
     assert not (tmp_path / "s").exists()
@@ -418,14 +436,14 @@ def test_an_id_with_a_module_imports_it():
     assert len(episode) > 5
 
 
-def test_an_unsupported_space_is_refused_with_the_nearest_and_nothing_is_made(tmp_path):
+def test_an_unsupported_space_raises_with_the_nearest_and_nothing_is_written(tmp_path):
     for pair in ((spaces.Text(4), spaces.Discrete(2)), (spaces.Discrete(2), spaces.Sequence(spaces.Discrete(2)))):
         with pytest.raises(TypeError, match="the nearest supported space is"):
             collect(lambda: SpaceEnv(*pair), out=tmp_path / "s", num_episodes=1)  # noqa: B023
         assert not (tmp_path / "s").exists()
 
 
-def test_arguments_out_of_range_are_refused():
+def test_arguments_out_of_range_are_rejected():
     for options, message in (
         ({"workers": -1}, "num_workers: expected an integer >= 0, got -1"),
         ({"policy": "greedy"}, "policy: expected one of"),
@@ -448,7 +466,7 @@ def test_descriptions_are_stable_names():
     assert describe(functools.partial(invalid_policy, 3)) == "test_collect.invalid_policy(*[3], **{})"
 
 
-def test_a_limit_below_one_step_is_refused():
+def test_a_limit_below_one_step_is_rejected():
     with pytest.raises(ValueError, match="max_steps: expected an integer >= 1, got 0"):
         EnvConfig(CountEnv, max_steps=0)
 
@@ -459,7 +477,7 @@ def test_every_kind_of_space_can_be_collected(tmp_path):
     assert verify(tmp_path) == []
 
 
-def test_shards_are_written_on_the_way(tmp_path, monkeypatch):
+def test_shards_are_written_during_the_collection(tmp_path, monkeypatch):
     monkeypatch.setattr(collect_module, "FLUSH_BYTES", 1)
     collect(CountEnv, out=tmp_path, num_episodes=4)
     assert len(os.listdir(tmp_path / "shards")) == 4
@@ -480,7 +498,7 @@ if __name__ == "__main__":
 
 
 def start_collection(tmp_path, workers):
-    """Start a collection in a process of its own and return that when the store holds some of the episodes."""
+    """Start a collection in a new process; return the process once the store holds some of the episodes."""
     script, out = tmp_path / "killed.py", tmp_path / "store"
     script.write_text(KILLED)
     process = subprocess.Popen(
@@ -499,14 +517,14 @@ def start_collection(tmp_path, workers):
 
 
 def assert_resumes(tmp_path):
-    """Check that the collection is part of the way and goes on to what an uninterrupted one gives."""
+    """Check that the collection is incomplete and resumes to the same store as an uninterrupted one."""
     out = tmp_path / "store"
     kept = EpisodeStore.open(out)
     assert 20 <= len(kept) < 400
     assert {problem.kind for problem in verify(out)} <= {"orphan", "temporary"}
     assert all(gone(pid) for pid in set((tmp_path / "pids").read_text().split()))
 
-    @functools.wraps(CountEnv, updated=())  # the same recipe, but in a hurry
+    @functools.wraps(CountEnv, updated=())  # the same recipe, without delays
     def fast(**kwargs):
         return CountEnv()
 
@@ -517,7 +535,7 @@ def assert_resumes(tmp_path):
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="looks at processes in /proc")
 @pytest.mark.parametrize("workers", [0, 2])
-def test_kill_9_loses_nothing_that_was_whole_and_the_same_call_goes_on(tmp_path, workers):
+def test_kill_9_loses_no_complete_shard_and_the_same_call_resumes(tmp_path, workers):
     process = start_collection(tmp_path, workers)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
@@ -525,7 +543,7 @@ def test_kill_9_loses_nothing_that_was_whole_and_the_same_call_goes_on(tmp_path,
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="looks at processes in /proc")
-def test_a_worker_in_the_middle_of_something_long_does_not_outlive_its_parent(tmp_path):
+def test_a_busy_worker_stops_when_its_parent_is_killed(tmp_path):
     script, pids = tmp_path / "killed.py", tmp_path / "pids"
     script.write_text(KILLED.replace("0.002", "600"))
     paths = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
@@ -541,7 +559,7 @@ def test_a_worker_in_the_middle_of_something_long_does_not_outlive_its_parent(tm
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="looks at processes in /proc")
-def test_ctrl_c_ends_the_workers_without_a_word_from_them(tmp_path):
+def test_ctrl_c_stops_the_workers_and_they_print_nothing(tmp_path):
     process = start_collection(tmp_path, 2)
     os.killpg(process.pid, signal.SIGINT)
     _, error = process.communicate(timeout=30)

@@ -70,7 +70,7 @@ def create_raw(path, monkeypatch, *groups):
 
 
 @pytest.mark.parametrize("rows", [1, 3, 4, 5, 17])
-def test_any_window_of_packed_frames_is_the_slice(rows, chunks_of_4):
+def test_any_window_of_packed_frames_is_the_slice_of_its_episode(rows, chunks_of_4):
     frames = frames_of(rows)
     data = b"before" + pack(frames) + b"after"
     for start in range(rows):
@@ -179,7 +179,7 @@ def replace_window(episode, start, stop):
 
 
 @pytest.mark.parametrize("share", [0.4, 0.8, 0.99])
-def test_repair_keeps_the_undamaged_episodes_of_a_cut_shard(tmp_path, share):
+def test_repair_keeps_the_undamaged_episodes_of_a_truncated_shard(tmp_path, share):
     create(tmp_path)
     path = shard_paths(tmp_path)[0]
     with open(path, "r+b") as file:
@@ -191,7 +191,7 @@ def test_repair_keeps_the_undamaged_episodes_of_a_cut_shard(tmp_path, share):
         assert_same(episode, EPISODES[episode.episode_id])
 
 
-def test_a_collection_that_the_disk_cannot_hold_is_refused_before_it_starts(tmp_path, monkeypatch):
+def test_a_collection_that_the_disk_cannot_hold_raises_before_it_starts(tmp_path, monkeypatch):
     free = 10**6
     monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - free, free))
     collect(DotEnv, out=tmp_path / "few", num_episodes=3)
@@ -203,7 +203,7 @@ def test_a_collection_that_the_disk_cannot_hold_is_refused_before_it_starts(tmp_
 
 
 class NoiseEnv(DotEnv):
-    """Frames that cannot be packed; the episode that resets with a given seed has another length than all others."""
+    """Frames of noise, which do not compress; the episode with the given seed differs in length from all others."""
 
     def __init__(self, seed, length, others):
         self.special, self.length, self.others = seed, length, others
@@ -223,7 +223,7 @@ class NoiseEnv(DotEnv):
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(("first", "others", "fits"), [(60, 6, True), (1, 30, False)])
-def test_the_disk_is_judged_by_several_episodes_and_not_by_the_first(tmp_path, monkeypatch, workers, first, others, fits):
+def test_the_needed_disk_space_is_estimated_from_several_episodes(tmp_path, monkeypatch, workers, first, others, fits):
     frame = 24 * 20 * 3
     free = 16 * 15 * frame  # the mean is 14 frames in the first case, 28 in the second; the first alone says 61 and 2
     monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - free, free))
@@ -231,21 +231,21 @@ def test_the_disk_is_judged_by_several_episodes_and_not_by_the_first(tmp_path, m
     env, options = EnvConfig(NoiseEnv, kwargs=kwargs), {"workers": workers, "run": RunConfig(on_progress=made.append)}
     if fits:
         assert len(collect(env, out=tmp_path, num_episodes=16, **options)) == 16
-        assert len(made) == 16  # none was played twice
+        assert len(made) == 16  # no episode was collected twice
         return
     with pytest.raises(OSError, match="GiB of free disk for 16 episodes, judging by 8 of them, got"):
         collect(env, out=tmp_path, num_episodes=16, **options)
     assert shard_paths(tmp_path) == []
-    assert len(collect(env, out=tmp_path, num_episodes=7, **options)) == 7  # judged by all of them, which fit
+    assert len(collect(env, out=tmp_path, num_episodes=7, **options)) == 7  # the estimate from all episodes fits
 
 
-def test_only_so_much_waits_until_the_disk_is_judged(tmp_path, monkeypatch):
-    monkeypatch.setattr(collect_module, "FLUSH_BYTES", 1)  # eight are worth more than eight bytes each, so the first is written
+def test_only_a_bounded_amount_waits_for_the_estimate_of_the_disk_space(tmp_path, monkeypatch):
+    monkeypatch.setattr(collect_module, "FLUSH_BYTES", 1)  # exceeded by the first episode, which is then written
     store = collect(DotEnv, out=tmp_path, num_episodes=3)
     assert len(shard_paths(tmp_path)) == len(store) == 3
 
 
-def test_ctrl_c_keeps_the_episodes_by_which_the_disk_is_not_judged_yet(tmp_path):
+def test_ctrl_c_keeps_the_episodes_collected_before_the_estimate(tmp_path):
     def interrupt(progress):
         if progress.done == 3:
             raise KeyboardInterrupt

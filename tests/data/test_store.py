@@ -166,7 +166,7 @@ def test_failures_are_kept_until_their_episode_succeeds(tmp_path):
     assert EpisodeStore.open(tmp_path).failures == expected[1:]
 
 
-def test_random_windows_take_memory_for_themselves_only(tmp_path):
+def test_reading_a_window_allocates_memory_for_that_window_only(tmp_path):
     space = spaces.Box(0, 255, (32, 32, 3), np.uint8)
     store = EpisodeStore.create(tmp_path, observation_space=space, action_space=ACTION)
     frames = np.zeros((501, 32, 32, 3), np.uint8)
@@ -185,7 +185,7 @@ def test_random_windows_take_memory_for_themselves_only(tmp_path):
     assert peak < 3 * 64 * 32 * 32 * 3  # some chunks, of 6 MB
 
 
-def test_a_store_goes_through_pickle(tmp_path):
+def test_a_store_can_be_pickled(tmp_path):
     store = create(tmp_path, [0, 1])
     assert pickle.loads(pickle.dumps(store)).read(1, 1, 3).rewards.tolist() == store.read(1, 1, 3).rewards.tolist()
 
@@ -300,7 +300,7 @@ def test_without_a_manifest_a_flipped_byte_of_a_header_never_makes_wrong_episode
             continue
         store = EpisodeStore.open(copy)
         assert store.recipe == {"env": "toy"}
-        assert store.episode_ids.tolist() == [3, 4]
+        assert {3, 4} <= set(store.episode_ids.tolist()) <= set(whole)  # those that the header still describes
         for episode in store:
             assert_same(episode, whole[episode.episode_id])
         assert verify(copy) == []
@@ -323,7 +323,7 @@ def test_any_flipped_byte_of_the_manifest_is_found_and_nothing_is_lost(tmp_path,
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 0.99])
-def test_a_cut_shard_is_found_in_reading_and_verified_and_repaired(tmp_path, share):
+def test_a_truncated_shard_is_found_on_reading_and_by_verify_and_is_repaired(tmp_path, share):
     create(tmp_path, [0, 1, 2], [3, 4])
     whole = {episode.episode_id: episode for episode in EpisodeStore.open(tmp_path)}
     cut = shard_paths(tmp_path)[0]
@@ -342,7 +342,7 @@ def test_a_cut_shard_is_found_in_reading_and_verified_and_repaired(tmp_path, sha
         assert_same(episode, whole[episode.episode_id])
 
 
-def test_a_missing_shard_is_found_in_reading_and_verified_and_its_episodes_can_be_added_again(tmp_path):
+def test_a_missing_shard_is_found_on_reading_and_by_verify_and_its_episodes_can_be_added_again(tmp_path):
     create(tmp_path, [0, 1, 2], [3, 4])
     whole = EpisodeStore.open(tmp_path).fingerprint
     missing = shard_paths(tmp_path)[1]
@@ -370,13 +370,13 @@ def test_a_lost_manifest_is_rebuilt_from_the_shards_alone(tmp_path):
     assert (store.fingerprint, store.recipe) == (whole, {"env": "toy"})
 
 
-def test_without_a_manifest_a_shard_with_a_damaged_header_is_set_aside_and_the_rest_is_kept(tmp_path):
+def test_without_a_manifest_a_shard_with_a_damaged_header_is_restored_and_its_file_is_set_aside(tmp_path):
     create(tmp_path, [0, 1, 2], [3, 4])
     (tmp_path / "manifest.json").unlink()
     flip(shard_paths(tmp_path)[0], 30)
-    assert sorted(problem.kind for problem in verify(tmp_path)) == ["manifest", "orphan"]
+    assert sorted(problem.kind for problem in verify(tmp_path)) == ["header", "manifest"]
     repair(tmp_path)
-    assert EpisodeStore.open(tmp_path).episode_ids.tolist() == [3, 4]
+    assert EpisodeStore.open(tmp_path).episode_ids.tolist() == [0, 1, 2, 3, 4]
     assert len(list((tmp_path / "damaged").iterdir())) == 1
 
 
@@ -525,9 +525,7 @@ def test_reading_a_damaged_episode_raises(tmp_path):
     store = create(tmp_path / "s", [0, 1])
     (path,) = shard_paths(tmp_path / "s")
     flip(path, os.path.getsize(path) - 1)
-    with pytest.raises(
-        ValueError, match=r"expected an undamaged episode 1, got a damaged one; run `python scripts/store.py repair`"
-    ):
+    with pytest.raises(ValueError, match=r"expected an undamaged episode 1, got a damaged one; run `worldmodel store repair`"):
         list(store)
 
 

@@ -1,4 +1,4 @@
-"""Dreams: starts, prefixes, temperature, groups, ends, heads that are missing, and what is refused."""
+"""Dreams: starts, prefixes, temperature, groups, terminations, missing heads, and errors."""
 
 import copy
 
@@ -21,7 +21,7 @@ def generator(seed=0):
 
 
 def by_features(features):
-    """A deterministic policy that looks at everything it is given."""
+    """A deterministic policy that depends on all features."""
     return (10 * features.sum(dim=-1)).round().long() % 3
 
 
@@ -175,7 +175,7 @@ def test_a_prefix_is_read_without_dropout_even_in_training_mode():
     ("observations", "actions"),
     [((4, 5, 2), (4, 4)), ((5, 2), (5,)), ((3, 5, 2), (3, 5)), ((2,), ()), ((3, 1, 5, 2), (3, 1, 4))],
 )
-def test_a_prefix_of_another_shape_is_refused(observations, actions):
+def test_a_prefix_of_another_shape_is_rejected(observations, actions):
     with pytest.raises(ValueError, match="observations, actions: expected leading dimensions"):
         Dreams(random_world(), 3).start_from(
             torch.zeros(observations), torch.zeros(actions, dtype=torch.int64), generator=generator()
@@ -188,7 +188,7 @@ def test_a_temperature_per_dream_equals_scalar_runs_row_by_row():
     together = Dreams(world, 4, temperature=temperature).rollout(ones, 6, generator=generator())
     for row, tau in enumerate(temperature.tolist()):
         alone = Dreams(world, 4, temperature=tau).rollout(ones, 6, generator=generator())
-        if tau == 0:  # draws nothing, so its generator stands elsewhere; nothing that is drawn matters to it either
+        if tau == 0:  # samples no noise: its generator advances differently, and no sampled number affects it
             alone = Dreams(world, 4, temperature=torch.zeros(4)).rollout(ones, 6, generator=generator())
         steps = min(alone.mask.shape[1], together.mask.shape[1])
         torch.testing.assert_close(together.z[row, : steps + 1], alone.z[row, : steps + 1], rtol=0, atol=1e-6)
@@ -197,7 +197,7 @@ def test_a_temperature_per_dream_equals_scalar_runs_row_by_row():
 @pytest.mark.parametrize("factorization", ["per_dimension", "joint"])
 @pytest.mark.parametrize("size", [2, 3])
 def test_a_step_uses_up_the_numbers_that_it_reserves(factorization, size):
-    """So that a dream's step takes one draw of its stream."""
+    """Dreams reserve the numbers of a step in one call per stream."""
     space = spaces.Box(-np.inf, np.inf, (size,))
     dreams = Dreams(random_world(observation_space=space, factorization=factorization), 3)
     streams = Streams(torch.arange(3))
@@ -231,13 +231,13 @@ def test_temperature_does_not_touch_the_termination():
     assert 0 < ended[0].sum() < 500
 
 
-def test_groups_share_starts_and_luck():
+def test_groups_share_start_states_and_random_numbers():
     dreams = Dreams(random_world(), 12, num_groups=3, temperature=1.2, termination="sample")
     rollout = dreams.rollout(by_features, 10, generator=generator())
     for field in vars(rollout).values():
         first, *others = field.chunk(3)
         assert all(torch.equal(first, other) for other in others)
-    assert len(rollout.z[:4, 1].unique(dim=0)) == 4  # within a group luck differs
+    assert len(rollout.z[:4, 1].unique(dim=0)) == 4  # the random numbers differ within a group
 
 
 def test_one_group_of_r_dreams_is_the_first_group_of_many():
@@ -339,23 +339,23 @@ def test_latents_and_rewards_of_dreams_stay_within_the_bounds():
         ({"termination": "never"}, "termination: expected 'threshold' or 'sample', got 'never'"),
     ],
 )
-def test_arguments_out_of_range_are_refused(arguments, message):
+def test_arguments_out_of_range_are_rejected(arguments, message):
     with pytest.raises(ValueError, match=message):
         Dreams(random_world(), **{"num_dreams": 4, **arguments})
 
 
-def test_a_variant_of_zero_dreams_is_refused():
+def test_a_variant_of_zero_dreams_is_rejected():
     with pytest.raises(ValueError, match="num_dreams"):
         Dreams(random_world(), 4).variant(num_dreams=0)
 
 
 @pytest.mark.parametrize("run", ["rollout", "score"])
-def test_a_horizon_below_one_is_refused(run):
+def test_a_horizon_below_one_is_rejected(run):
     with pytest.raises(ValueError, match="horizon: expected an integer >= 1, got 0"):
         getattr(Dreams(random_world(), 4), run)(ones, 0, generator=generator())
 
 
-def test_a_start_of_another_number_of_dreams_is_refused():
+def test_a_start_of_another_number_of_dreams_is_rejected():
     start = Dreams(random_world(), 3).start(generator=generator())
     with pytest.raises(ValueError, match="start: expected the states of 4 dreams, got 3"):
         Dreams(random_world(), 4).rollout(ones, 2, generator=generator(), start=start)
@@ -374,7 +374,7 @@ def test_a_start_of_another_number_of_dreams_is_refused():
     ],
 )
 @pytest.mark.parametrize("kind", ["dream", "reality"])
-def test_actions_of_another_kind_are_refused(kind, actions, error, message):
+def test_actions_of_another_kind_are_rejected(kind, actions, error, message):
     world = walk_world()
     worlds = Dreams(world, 4) if kind == "dream" else Reality(world, WalkEnv, 4, seed=0)
     with pytest.raises(error, match=message):
@@ -401,10 +401,10 @@ def test_random_actions_are_uniform_over_the_space():
 
 @pytest.mark.cuda
 @needs_cuda
-def test_dreams_live_on_the_device_of_the_world():
+def test_dreams_are_on_the_device_of_the_world():
     world = random_world().to("cuda")
     dreams = Dreams(world, 8, temperature=torch.ones(8), num_groups=2, termination="sample")
-    torch.cuda.set_sync_debug_mode("error")  # a step must not stall the GPU
+    torch.cuda.set_sync_debug_mode("error")  # a step must not synchronise the GPU
     try:
         state = dreams.start(generator=dreams.generator(0))
         policy = RandomActions(world, generator=dreams.generator(1))
@@ -417,7 +417,7 @@ def test_dreams_live_on_the_device_of_the_world():
 
 
 @pytest.mark.parametrize("temperature", [[1.0, 2.0], (1, 2), np.array([1.0, 2.0]), "warm", None])
-def test_a_temperature_that_is_neither_a_number_nor_a_tensor_is_refused_at_once(temperature):
+def test_a_temperature_that_is_neither_a_number_nor_a_tensor_is_rejected_at_once(temperature):
     with pytest.raises(TypeError, match="temperature: expected a number or a tensor, got"):
         Dreams(random_world(), 2, temperature=temperature)
 
@@ -444,7 +444,7 @@ def test_a_policy_that_writes_into_what_it_sees_changes_no_dream(kind):
         assert torch.equal(z, same)
 
 
-def test_numpy_integers_are_seeds_of_dreams_and_negative_ones_are_refused():
+def test_numpy_integers_are_seeds_of_dreams_and_negative_ones_are_rejected():
     dreams = Dreams(random_world(), 3)
     assert torch.equal(*(dreams.start(generator=dreams.generator(seed)).z for seed in (3, np.int64(3))))
     with pytest.raises(ValueError, match="seed: expected an integer >= 0, got -1"):
@@ -452,7 +452,7 @@ def test_numpy_integers_are_seeds_of_dreams_and_negative_ones_are_refused():
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_the_expected_return_is_the_mean_of_the_returns_with_less_luck(precision):
+def test_the_expected_return_is_the_mean_of_the_returns_with_less_variance(precision):
     world = random_world(termination_bias=-2.0)
     dreams = Dreams(world, 4096, precision=precision)
     drawn = dreams.score(by_features, 30, generator=generator(1))[0]
@@ -469,7 +469,7 @@ def test_ends_by_the_threshold_are_certain_so_the_expected_return_is_the_return(
     assert torch.allclose(dreams.expected_return(by_features, 20, generator=generator()).double(), returns, atol=1e-5)
 
 
-def test_without_a_termination_head_all_of_a_dream_goes_on():
+def test_without_a_termination_head_the_continuation_probability_is_one():
     dreams = Dreams(random_world(termination_head=False), 16)
     returns, _ = dreams.score(by_features, 5, generator=generator())
     assert torch.allclose(dreams.expected_return(by_features, 5, generator=generator()).double(), returns, atol=1e-5)

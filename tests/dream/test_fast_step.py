@@ -1,4 +1,4 @@
-"""The fast step of a dream: the mathematics of `MDNRNN.step` and `GaussianMixture.sample`, and dreams made of it."""
+"""`FastStep` computes what `MDNRNN.step` and `GaussianMixture.sample` compute, also in complete dreams."""
 
 import math
 
@@ -67,7 +67,7 @@ def test_state_reward_and_end_are_those_of_the_plain_step(config):
 @pytest.mark.parametrize("predict_change", [True, False])
 @pytest.mark.parametrize("tau", [0.3, 1.0, 2.5])
 @torch.no_grad()
-def test_many_draws_have_the_distribution_of_the_plain_step(predict_change, tau):
+def test_samples_have_the_distribution_of_the_plain_step(predict_change, tau):
     made = model(predict_change=predict_change)
     z, action, state = (
         part[:1] if isinstance(part, torch.Tensor) else State(*(s[:, :1] for s in part)) for part in inputs(made)
@@ -141,7 +141,7 @@ def fast_dreams(world, *args, **options):
     return Dreams(world, *args, precision="bfloat16", **options)
 
 
-def test_dreams_that_have_ended_stay_and_those_that_live_do_not_notice():
+def test_terminated_dreams_are_frozen_and_do_not_affect_the_others():
     world = random_world(termination_bias=-1.0, num_layers=2)
     dreams = fast_dreams(world, 64)
     before = dreams.start(generator=generator())
@@ -159,7 +159,7 @@ def test_dreams_that_have_ended_stay_and_those_that_live_do_not_notice():
     torch.testing.assert_close(some_reward[~dead], reward[~dead], rtol=1e-2, atol=1e-2)
 
 
-def test_a_batch_without_a_living_dream_stays_as_it_is():
+def test_a_batch_without_a_running_dream_is_unchanged():
     dreams = fast_dreams(random_world(), 4)
     state = dreams.start(generator=generator())
     state = type(state)(state.z, state.lstm, torch.zeros(4, dtype=torch.bool))
@@ -169,7 +169,7 @@ def test_a_batch_without_a_living_dream_stays_as_it_is():
     assert not reward.any()
 
 
-def test_groups_share_their_luck():
+def test_groups_have_common_random_numbers():
     dreams = fast_dreams(
         random_world(termination_bias=-1e3), 12, num_groups=3, temperature=torch.full((12,), 1.3), termination="sample"
     )
@@ -210,7 +210,7 @@ def test_a_copy_with_other_numbers_keeps_the_precision():
         {"noise_type": NoiseType.ISOTROPIC_ACROSS_CLUSTERS},
     ],
 )
-def test_models_that_it_does_not_know_are_refused_or_dreamed_plainly(kind, monkeypatch):
+def test_unsupported_models_are_rejected_or_dreamed_in_float32(kind, monkeypatch):
     world = random_world(**kind)
     with pytest.raises(ValueError, match="half precision"):
         fast_dreams(world, 4)
@@ -219,14 +219,14 @@ def test_models_that_it_does_not_know_are_refused_or_dreamed_plainly(kind, monke
     assert Dreams(random_world(), 4, precision="auto").precision == "bfloat16"
 
 
-def test_auto_asks_the_machine_and_a_wrong_word_is_refused():
+def test_auto_depends_on_the_machine_and_an_unknown_precision_raises():
     assert Dreams(random_world(), 4, precision="auto").precision == device.fast_precision(torch.device("cpu"))
     with pytest.raises(ValueError, match="precision: expected"):
         Dreams(random_world(), 4, precision="half")
 
 
 @needs_cuda
-def test_a_fast_step_does_not_stall_the_gpu():
+def test_a_fast_step_does_not_synchronise_the_gpu():
     dreams = fast_dreams(random_world().to("cuda"), 8, num_groups=2)
     state, actions = dreams.start(generator=dreams.generator(0)), torch.zeros(8, dtype=torch.int64, device="cuda")
     noise = dreams.generator(1)

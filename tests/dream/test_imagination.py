@@ -51,7 +51,7 @@ class Policy(nn.Module):
 
 
 class Uniforms:
-    """Stands in for `GaussianMixture.rsample`: first it notes the uniforms behind each draw, then it draws by them."""
+    """Replaces `GaussianMixture.rsample`: first records the uniform numbers of each sample, then samples with them again."""
 
     def __init__(self):
         self.noted, self.replay, self.rsample = [], None, GaussianMixture.rsample
@@ -72,7 +72,7 @@ def row_of(mixture, b):
 
 
 def objective(dream):
-    """A number that all parts of a trajectory enter."""
+    """Return a scalar that depends on every part of a trajectory."""
     return (dream.survival * dream.reward).sum() + 0.1 * dream.z[:, -1].square().sum() + dream.features[:, -1].sum()
 
 
@@ -170,7 +170,7 @@ def test_a_straight_through_choice_is_trained_through_the_dream():
     assert (logits.grad.abs().amax(1) > 1e-4).all()
 
 
-def test_the_continuation_is_the_chance_that_a_dream_goes_on():
+def test_survival_is_the_product_of_continuation_probabilities():
     world = random_world(ACTIONS, termination_bias=-1.0)
     dreams, policy = Dreams(world, 2), Policy(world)
     dream = imagine(dreams, policy, 3, generator=generator())
@@ -185,7 +185,7 @@ def test_the_continuation_is_the_chance_that_a_dream_goes_on():
     assert torch.autograd.grad(dream.survival[:, -1].sum(), policy.linear.weight)[0].abs().max() > 1e-3
 
 
-def test_what_leaves_the_bounds_of_dreams_is_kept_inside_and_has_no_gradient():
+def test_latents_outside_the_bounds_are_clamped_and_have_no_gradient():
     world = tiny_world(torch.float32)
     world.mdnrnn.latent_low.fill_(-0.1)
     world.mdnrnn.latent_high.fill_(0.1)
@@ -260,13 +260,13 @@ def test_lambda_returns_are_the_weighted_mean_of_all_n_step_returns(lambda_):
     assert torch.equal(lambda_returns(reward[0], continuation[0], value[0], discount=0.9, lambda_=lambda_), found[0])
 
 
-def test_nothing_counts_behind_a_certain_end():
+def test_steps_after_a_certain_termination_do_not_count():
     reward, continuation = torch.tensor([1.0, 2.0, 4.0]), torch.tensor([1.0, 0.0, 1.0])
     returns = lambda_returns(reward, continuation, torch.full((4,), 100.0), discount=0.5, lambda_=1.0)
     assert returns.tolist() == [2.0, 2.0, 54.0]
 
 
-def test_bad_input_is_refused_in_words():
+def test_invalid_arguments_raise_with_their_names():
     world = tiny_world(torch.float32)
     dreams, policy = Dreams(world, 4), Policy(world)
     with pytest.raises(ValueError, match="horizon: expected an integer >= 1, got 0"):

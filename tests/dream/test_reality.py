@@ -1,4 +1,4 @@
-"""The real environment as an agent sees a dream: seeds, ends, encodings, trouble, and spaces of every kind."""
+"""`Reality`: seeds, episode ends, encodings, failing environments, and spaces of every kind."""
 
 import functools
 
@@ -48,7 +48,7 @@ def test_observation_buffers_that_an_environment_reuses_do_not_leak():
 
 
 class Counted(gym.Wrapper):
-    """Counts resets and steps, and refuses a step after the end."""
+    """Counts resets and steps, and raises if it is stepped after the end."""
 
     log: list["Counted"] = []  # noqa: RUF012 (one list for all)
 
@@ -79,7 +79,7 @@ def test_each_environment_plays_one_episode_and_is_not_stepped_after_its_end():
     assert [env.seed for env in Counted.log] == [episode_seed(7, k) for k in range(4)]
 
 
-def test_only_episodes_that_live_are_encoded_and_ended_ones_keep_their_z(monkeypatch):
+def test_only_running_episodes_are_encoded_and_ended_ones_keep_their_z(monkeypatch):
     world, encoded = walk_world(), []
     encode = world.vision.encode
 
@@ -153,7 +153,7 @@ def test_the_time_limit_of_the_environment_cuts_too():
         ),
     ],
 )
-def test_every_kind_of_space_is_played(make, observation_space, action_space):
+def test_episodes_of_every_kind_of_space_run(make, observation_space, action_space):
     world = random_world(action_space, observation_space)
     reality = Reality(
         world, EnvConfig(make, max_steps=4), 3, seed=0
@@ -184,7 +184,7 @@ def test_an_observation_that_is_not_finite_names_episode_and_row():
         reality.start(generator=generator())
 
 
-def test_a_state_that_is_not_the_latest_is_refused():
+def test_a_state_that_is_not_the_latest_is_rejected():
     reality = Reality(walk_world(), WalkEnv, 2, seed=0)
     start = reality.start(generator=generator())
     reality.step(start, torch.ones(2, dtype=torch.int64), generator=generator())
@@ -193,7 +193,7 @@ def test_a_state_that_is_not_the_latest_is_refused():
 
 
 class BrokenReset(WalkEnv):
-    """Raises where it is reset."""
+    """Raises when it is reset."""
 
     def reset(self, *, seed=None, options=None):
         raise OSError("no such level")
@@ -220,6 +220,6 @@ def test_close_closes_every_environment():
         ({"env": "CartPole-v1"}, "env: expected the world model's observation space"),
     ],
 )
-def test_arguments_out_of_range_and_foreign_environments_are_refused(arguments, message):
+def test_arguments_out_of_range_and_other_environments_are_rejected(arguments, message):
     with pytest.raises(ValueError, match=message):
         Reality(walk_world(), **{"env": WalkEnv, "num_episodes": 2, "seed": 0, **arguments})

@@ -6,7 +6,7 @@ import torch
 from toy_data import labelled_episode, write_store
 from toy_worlds import random_world
 
-from worldmodel.dream import StartBank
+from worldmodel.dream import StartBank, StartConfig
 from worldmodel.dream.starts import _choose, _choose_episodes, _shares
 from worldmodel.training import encode_store
 
@@ -28,7 +28,9 @@ def test_the_state_is_what_the_episode_made_of_it(tmp_path, encoded):
     data = tmp_path / "data"
     if encoded:
         data = encode_store(data, vision=world.vision, out=tmp_path / "encoded", dtype="float32").path
-    bank = StartBank.along(world, data, num_states=60, first_frames=0.0, before_ends=0.4, nearest=1, farthest=3)
+    bank = StartBank.along(
+        world, data, config=StartConfig(num_states=60, first_frames=0.0, before_ends=0.4, nearest=1, farthest=3)
+    )
     assert len(bank) == 60
     for number, (episode, step) in enumerate(places(world, bank)):
         lstm = world.mdnrnn.initial_state(1)
@@ -39,27 +41,39 @@ def test_the_state_is_what_the_episode_made_of_it(tmp_path, encoded):
         assert torch.allclose(bank.lstm.c[:, number], lstm.c[:, 0], atol=1e-5)
 
 
-def test_the_steps_are_those_that_were_asked_for(tmp_path):
+def test_the_steps_have_the_requested_distances_before_the_end(tmp_path):
     lengths = (9, 4, 30, 17)
     world = make(tmp_path, lengths)
     part = {"first_frames": 0.0, "before_ends": 1.0, "nearest": 5, "farthest": 7}
-    before_ends = places(world, StartBank.along(world, tmp_path / "data", num_states=300, **part))
+    before_ends = places(world, StartBank.along(world, tmp_path / "data", config=StartConfig(num_states=300, **part)))
     expected = {(k, back) for k in (0, 2, 3) for back in (5, 6, 7)} | {(1, 4)}  # all of the shorter episode
     assert {(k, lengths[k] - step) for k, step in before_ends} == expected
-    anywhere = places(world, StartBank.along(world, tmp_path / "data", num_states=900, first_frames=0.0, before_ends=0.0))
+    anywhere = places(
+        world, StartBank.along(world, tmp_path / "data", config=StartConfig(num_states=900, first_frames=0.0, before_ends=0.0))
+    )
     assert set(anywhere) == {(k, step) for k in range(4) for step in range(lengths[k])}
-    firsts = StartBank.along(world, tmp_path / "data", num_states=50, first_frames=1.0, before_ends=0.0)
+    firsts = StartBank.along(world, tmp_path / "data", config=StartConfig(num_states=50, first_frames=1.0, before_ends=0.0))
     assert (firsts.lstm.h == 0).all()
     assert (firsts.mean[:, None] == world.start_mean).all(dim=2).any(dim=1).all()
 
 
-def test_episodes_that_were_cut_off_have_no_end_to_learn_from(tmp_path):
+def test_truncated_episodes_have_no_steps_before_a_termination(tmp_path):
     world = make(tmp_path, terminated=False)
-    assert len(StartBank.along(world, tmp_path / "data", num_states=50, first_frames=0.1, before_ends=0.3)) == 35
+    assert (
+        len(StartBank.along(world, tmp_path / "data", config=StartConfig(num_states=50, first_frames=0.1, before_ends=0.3)))
+        == 35
+    )
 
 
 def test_parts_never_come_to_more_than_the_whole(tmp_path):
-    assert len(StartBank.along(make(tmp_path), tmp_path / "data", num_states=3, first_frames=0.5, before_ends=0.5)) == 3
+    assert (
+        len(
+            StartBank.along(
+                make(tmp_path), tmp_path / "data", config=StartConfig(num_states=3, first_frames=0.5, before_ends=0.5)
+            )
+        )
+        == 3
+    )
 
 
 def test_steps_are_spread_evenly():
@@ -98,7 +112,7 @@ def test_episodes_that_come_to_late_times_prime_m_first():
 
 def test_the_seed_decides(tmp_path):
     world = make(tmp_path)
-    banks = [StartBank.along(world, tmp_path / "data", num_states=40, seed=seed) for seed in (0, 0, 1)]
+    banks = [StartBank.along(world, tmp_path / "data", config=StartConfig(num_states=40), seed=seed) for seed in (0, 0, 1)]
     assert torch.equal(banks[0].lstm.h, banks[1].lstm.h)
     assert places(world, banks[0]) != places(world, banks[2])
 
@@ -114,13 +128,13 @@ def test_the_seed_decides(tmp_path):
         {"even": "time"},
     ],
 )
-def test_numbers_out_of_range_are_refused(tmp_path, numbers):
+def test_numbers_out_of_range_are_rejected(tmp_path, numbers):
     world = make(tmp_path)
     with pytest.raises(ValueError, match=": expected"):
-        StartBank.along(world, tmp_path / "data", **numbers)
+        StartBank.along(world, tmp_path / "data", config=StartConfig(**numbers))
 
 
-def test_data_of_another_environment_are_refused(tmp_path):
+def test_data_of_another_environment_are_rejected(tmp_path):
     make(tmp_path)
     with pytest.raises(ValueError, match="expected the world model's observation space"):
         StartBank.along(random_world(), tmp_path / "data")

@@ -67,7 +67,7 @@ def test_the_example_of_the_module_runs_on_a_robot_without_gymnasium():
 
 @pytest.mark.parametrize("kind", ["z", "zh", "zhc"])
 def test_it_gives_the_states_of_lockstep_and_of_a_wrapped_environment(kind):
-    world, plan = random_world(), actions(4) % 2  # never right, so it does not terminate
+    world, plan = random_world(), actions(4) % 2  # never moves right, so it does not terminate
     reality, wrapped, env = Reality(world, WalkEnv, 1, seed=5), LatentEnv(WalkEnv(), world, features=kind), WalkEnv()
     tracker = LatentTracker(world)
     tracker.reset(seed=SEED)
@@ -209,7 +209,7 @@ def test_rows_computed_as_on_a_gpu_give_the_same_states(monkeypatch, with_genera
     assert runs[0].alive.tolist() == [True, True, False]
 
 
-def test_what_cannot_be_followed_is_refused():
+def test_invalid_observations_actions_and_masks_raise():
     world = random_world()
     tracker = LatentTracker(world, 2)
     with pytest.raises(RuntimeError, match=r"expected reset\(\) of all episodes before the first observation"):
@@ -239,7 +239,7 @@ def test_a_row_that_is_not_finite_is_named_by_its_number_among_all():
         tracker.observe(np.array([[0.0, 0.0], [0.0, 0.0], [np.nan, 0.0]]), torch.zeros(3, dtype=torch.int64))
 
 
-def test_primed_states_go_on_from_a_state():
+def test_primed_states_continue_from_a_given_state():
     model = random_world().mdnrnn
     generator = torch.Generator().manual_seed(0)
     z, action = torch.randn(2, 5, 2, generator=generator), torch.randn(2, 4, 3, generator=generator)

@@ -446,7 +446,7 @@ def test_prefixes_prime_the_state(tmp_path):
     assert len(set(distance.argmin(axis=1).tolist())) == 5
 
 
-def test_prefixes_longer_than_all_episodes_are_refused(tmp_path):
+def test_prefixes_longer_than_all_episodes_are_rejected(tmp_path):
     world = random_world()
     write_store(tmp_path / "data", [walking_episode(0, 3)], observation_space=world.observation_space)
     with pytest.raises(ValueError, match=r"prefix_length: expected fewer steps than the longest episode of .* has, 3, got"):
@@ -523,12 +523,12 @@ def test_continuous_actions_outside_the_bounds_are_named():
 
 
 @pytest.mark.parametrize("make", [lambda world: DreamVectorEnv(world, 2), DreamEnv])
-def test_stepping_before_reset_is_refused(make):
+def test_stepping_before_reset_is_rejected(make):
     with pytest.raises(gym.error.ResetNeeded, match=r"step: expected reset\(\) first"):
         make(random_world()).step(0)
 
 
-def test_stepping_a_finished_single_dream_is_refused():
+def test_stepping_a_finished_single_dream_is_rejected():
     env = DreamEnv(random_world(), horizon=1)
     env.reset(seed=0)
     env.step(0)
@@ -586,24 +586,24 @@ def test_a_world_without_a_decoder_cannot_be_decoded_or_drawn():
         ({"device": "meta"}, "device: expected None or the world model's"),
     ],
 )
-def test_options_out_of_range_are_refused(options, message):
+def test_options_out_of_range_are_rejected(options, message):
     with pytest.raises((TypeError, ValueError), match=message):
         DreamVectorEnv(random_world(), **{"num_envs": 2, **options})
 
 
-def test_unknown_options_are_refused():
+def test_unknown_options_are_rejected():
     with pytest.raises(TypeError, match="tempreature"):
         DreamEnv(random_world(), tempreature=1.0)
 
 
-def test_a_reward_that_is_not_made_of_numbers_is_refused():
+def test_a_reward_that_is_not_made_of_numbers_is_rejected():
     env = DreamVectorEnv(random_world(), 3, reward=lambda before, action, after: None)
     env.reset(seed=0)
     with pytest.raises(TypeError, match="reward: expected an array or tensor of numbers, got None"):
         env.step(np.zeros(3, dtype=int))
 
 
-def test_a_reward_of_another_shape_is_refused():
+def test_a_reward_of_another_shape_is_rejected():
     env = DreamVectorEnv(random_world(), 3, reward=lambda before, action, after: torch.zeros(3, 1))
     env.reset(seed=0)
     with pytest.raises(ValueError, match=r"reward: expected a function that returns shape \(3,\), got \(3, 1\)"):

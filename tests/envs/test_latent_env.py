@@ -1,4 +1,4 @@
-"""LatentEnv and LatentVectorEnv: reality as an agent sees a dream, step by step."""
+"""LatentEnv and LatentVectorEnv: features of the real environment equal those of dreams, step by step."""
 
 import functools
 
@@ -26,7 +26,7 @@ def make_walk():
 
 
 def starting_where(world, observation):
-    """The world with one start: where reality has just begun."""
+    """Return the world with one start state, that of the real environment."""
     world.start_mean, world.start_log_variance = (part.unsqueeze(0) for part in world.vision.encode(np.asarray(observation)))
     return world
 
@@ -64,7 +64,7 @@ def test_dream_and_reality_give_the_same_features_step_by_step(kind, seed):
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
 @pytest.mark.parametrize("vector", [SyncVectorEnv, AsyncVectorEnv])
 def test_the_vector_form_gives_the_features_of_single_environments(mode, vector):
-    """Through several episodes, in which M's state begins anew each time."""
+    """Several episodes; M's state is reset at the start of each."""
     world = noisy_world()
     together = LatentVectorEnv(vector([make_walk] * 3, autoreset_mode=mode), world, features="zhc")
     alone = [LatentEnv(make_walk(), world, features="zhc") for _ in range(3)]
@@ -170,7 +170,7 @@ def reality_seed(reality):
     return episode_seed(reality._seed, 0)
 
 
-def test_draws_of_z_follow_the_seed_and_leave_the_environments_own_alone():
+def test_samples_of_z_depend_on_the_seed_and_do_not_change_those_of_the_environment():
     world = noisy_world()
     one, two = LatentEnv(WalkEnv(), world, features="z"), LatentEnv(WalkEnv(), world, features="z")
     first = one.reset(seed=1)[0], one.step(1)[0], one.reset()[0]
@@ -188,7 +188,7 @@ def test_nested_observations_and_actions_are_encoded():
     env = DictEnv()
     world = random_world(env.action_space, env.observation_space)
     awake = LatentEnv(env, world)
-    checked = gym.wrappers.PassiveEnvChecker(awake)  # complains by warnings, which are errors here
+    checked = gym.wrappers.PassiveEnvChecker(awake)  # Gymnasium only warns; warnings are errors in these tests
     checked.reset(seed=0)
     checked.step(checked.action_space.sample())
     many = LatentVectorEnv(SyncVectorEnv([DictEnv] * 2), world)
@@ -214,13 +214,13 @@ def test_a_world_may_be_given_by_its_path(tmp_path):
     assert LatentVectorEnv(SyncVectorEnv([WalkEnv]), str(tmp_path / "world")).num_envs == 1
 
 
-def test_an_environment_that_breaks_is_named():
+def test_an_environment_that_raises_is_named():
     broken = gym.wrappers.TransformObservation(WalkEnv(), lambda observation: observation * np.nan, WalkEnv.observation_space)
     with pytest.raises(ValueError, match="observation: expected finite numbers, got NaN or infinity in row 0"):
         LatentEnv(broken, random_world()).reset(seed=0)
 
 
-def test_another_environment_and_unknown_features_are_refused():
+def test_another_environment_and_unknown_features_are_rejected():
     world = random_world()
     with pytest.raises(ValueError, match="env: expected the world model's observation space"):
         LatentEnv(gym.make("CartPole-v1"), world)
@@ -230,7 +230,7 @@ def test_another_environment_and_unknown_features_are_refused():
         LatentEnv(WalkEnv(), world, features="hz")
 
 
-def test_a_vector_environment_that_hides_its_mode_is_refused():
+def test_a_vector_environment_that_hides_its_mode_is_rejected():
     env = SyncVectorEnv([WalkEnv])
     del env.metadata["autoreset_mode"]
     with pytest.raises(ValueError, match="metadata"):
@@ -244,3 +244,18 @@ def test_an_agent_moves_between_dream_and_reality_by_one_line():
     for name in ("single_observation_space", "observation_space", "single_action_space", "action_space"):
         assert getattr(awake, name) == getattr(asleep, name)
     assert awake.autoreset_mode == asleep.autoreset_mode
+
+
+def test_a_latent_env_is_made_again_from_its_spec(tmp_path):
+    world = walk_world()
+    world.save_pretrained(tmp_path / "world")
+    gym.register("toy-walk-v0", entry_point=WalkEnv)
+    try:
+        for given in (world, str(tmp_path / "world")):
+            env = LatentEnv(gym.make("toy-walk-v0", disable_env_checker=True), given, features="z")
+            again = gym.make(env.spec)
+            assert isinstance(again, LatentEnv)
+            assert again.observation_space == env.observation_space
+            np.testing.assert_array_equal(again.reset(seed=3)[0], env.reset(seed=3)[0])
+    finally:
+        del gym.registry["toy-walk-v0"]

@@ -92,8 +92,8 @@ def test_frames_of_changing_size_are_a_failure_that_names_both_shapes(tmp_path):
 @pytest.mark.parametrize(
     ("make", "module", "error", "message"),
     [
-        (paper.doom_take_cover, "vizdoom", ModuleNotFoundError("x"), r"vizdoom: expected the package .*worldmodel\[doom\]"),
-        (paper.car_racing, "Box2D", ModuleNotFoundError("x"), r"Box2D and pygame: expected the package .*worldmodel\[box2d\]"),
+        (paper.doom_take_cover, "vizdoom", ModuleNotFoundError("x"), r"vizdoom: expected the extra doom.*worldmodel\[doom\]"),
+        (paper.car_racing, "Box2D", ModuleNotFoundError("x"), r"Box2D, pygame: expected the extra box2d.*worldmodel\[box2d\]"),
         (
             paper.doom_take_cover,
             "vizdoom",
@@ -197,7 +197,7 @@ def test_an_episode_is_a_function_of_its_seed(env_id):
 
 
 @pytest.mark.slow
-def test_random_play_survives_in_doom_as_long_as_in_the_paper():
+def test_random_play_lasts_in_doom_as_long_as_in_the_paper():
     """Paper: 210 +- 108 steps (100 episodes); here 219 +- 90. Tolerance: 4 standard errors."""
     pytest.importorskip("vizdoom")
     lengths = [len(episode) for episode in rollouts(DOOM, episode_ids=range(100), seed=0)]

@@ -1,4 +1,4 @@
-"""Scores in dreams and in reality, how they print, and the replay of a real episode in a dream."""
+"""Scores in dreams and in reality, their printed form, and the replay of a real episode in a dream."""
 
 import dataclasses
 import json
@@ -35,7 +35,7 @@ def walk_episode(seed=0, pushes=(2, 1, 0, 2, 2, 1, 0, 0, 1, 2)):
     )
 
 
-def test_scores_know_mean_spread_and_standard_error():
+def test_scores_have_mean_deviation_and_standard_error():
     scores = Scores(np.array([1.0, 2.0, 6.0]), np.array([3, 4, 5]))
     assert (scores.mean, scores.std) == (3.0, np.std([1, 2, 6]))
     assert scores.standard_error == pytest.approx(np.std([1, 2, 6], ddof=1) / 3**0.5)
@@ -43,7 +43,7 @@ def test_scores_know_mean_spread_and_standard_error():
     assert Scores(np.array([4.0]), np.array([1])).standard_error == 0
 
 
-def test_scores_go_through_json():
+def test_scores_survive_a_round_trip_through_json():
     scores = Scores(np.array([1.25, -2.0]), np.array([3, 4]))
     data = json.loads(json.dumps(scores.to_json(), allow_nan=False))
     assert same_bits(Scores.from_json(data), scores)
@@ -70,7 +70,7 @@ def test_an_exact_world_scores_in_dreams_as_in_reality():
     for length in np.unique(result.real.lengths):
         real, dream = (np.unique(part.returns[part.lengths == length]) for part in (result.real, result.dream))
         np.testing.assert_allclose(real, dream)
-    assert result.random.lengths.mean() > result.real.lengths.mean()  # straight to the right is the shortest way out
+    assert result.random.lengths.mean() > result.real.lengths.mean()  # always right terminates soonest
     assert len(result.real.returns) == len(result.random.returns) == 40
     assert len(result.dream.returns) == 400
 
@@ -107,7 +107,7 @@ def test_an_evaluation_of_nested_spaces_runs():
     assert tuple(result.dream.lengths) == (5, 5, 5, 5)
 
 
-def test_progress_counts_the_steps_of_the_controller_and_who_still_runs():
+def test_progress_counts_the_steps_and_the_running_episodes():
     world, seen = walk_world(), []
     result = evaluate(
         controller_of(world),
@@ -145,7 +145,7 @@ def test_an_environment_that_raises_is_named_and_closed():
     assert all(env.closed for env in envs)
 
 
-def test_a_controller_of_another_world_is_refused():
+def test_a_controller_of_another_world_is_rejected():
     world = random_world()
     for controller in (Controller(4, world.action_space), Controller(7, spaces.Discrete(5))):
         with pytest.raises(ValueError, match="controller: expected"):
@@ -186,7 +186,7 @@ def test_a_replay_in_an_exact_world_is_the_episode(prefix):
     assert rollout.rewards[0].tolist() == episode.rewards[prefix:].tolist()
 
 
-def test_a_replay_is_as_long_as_it_is_told():
+def test_a_replay_has_the_requested_length():
     dreams, episode = Dreams(walk_world(), 2, temperature=0.0), walk_episode()
     assert replay(dreams, episode, prefix=2, horizon=3).mask.shape == (2, 3)
     assert replay(dreams, episode, prefix=2, horizon=300).mask.shape == (2, len(episode) - 2)
@@ -220,12 +220,12 @@ def test_a_replay_of_dict_observations_and_several_choices_runs():
         ({"horizon": -2}, "horizon: expected an integer >= 1, got -2"),
     ],
 )
-def test_replays_out_of_range_are_refused(arguments, message):
+def test_replays_out_of_range_are_rejected(arguments, message):
     with pytest.raises(ValueError, match=message):
         replay(Dreams(walk_world(), 2), walk_episode(), **arguments)
 
 
-def test_a_replay_of_another_environment_is_refused():
+def test_a_replay_of_another_environment_is_rejected():
     with pytest.raises(ValueError, match="value"):
         replay(Dreams(random_world(observation_space=DictEnv().observation_space), 2), walk_episode())
 
@@ -280,7 +280,7 @@ def test_the_usual_horizon_is_looked_up_and_imports_nothing(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("trouble", ["observation", "reward", "shape"])
-def test_an_environment_that_gives_nonsense_is_named(trouble):
+def test_an_environment_that_returns_invalid_values_is_named(trouble):
     class Nonsense(WalkEnv):
         def step(self, action):
             observation, reward, *rest = super().step(action)

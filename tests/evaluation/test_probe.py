@@ -1,4 +1,4 @@
-"""Fixed policies in dream and reality, and the order that both give them."""
+"""Probe: scores of fixed policies in dreams and in reality, and the correlation of their ranks."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def scores(*means):
     return {f"policy {i}": Scores(np.array([mean, mean + 2.0]), np.array([3, 3])) for i, mean in enumerate(means)}
 
 
-def test_a_true_world_ranks_as_reality_does_and_says_so():
+def test_an_exact_world_ranks_as_reality_does_and_reports_it():
     config = wm.EvaluationConfig(num_episodes=20, num_dreams=200, termination="threshold")
     result = probe(walk_world(), env=wm.EnvConfig(WalkEnv, max_steps=12), temperatures=(0.0,), config=config)
     assert list(result.real) == ["always 0", "always 1", "always 2", "uniform", "repeated", "long holds", *SWEEPS]
@@ -34,7 +34,7 @@ def test_a_true_world_ranks_as_reality_does_and_says_so():
     assert result.to_json()["dreams"][0]["policies"]["uniform"]["returns"]
 
 
-def test_a_world_that_knows_nothing_does_not_rank():
+def test_dreams_with_equal_scores_have_rank_correlation_zero():
     same = Probe(scores(1.0, 2.0, 3.0), {1.0: scores(5.0, 5.0, 5.0)})
     assert same.rank_correlation(1.0) == 0.0
 
@@ -51,7 +51,7 @@ def test_dreams_that_do_not_rank_are_named():
     assert "not ready" not in str(Probe(found.real, {1.0: found.dreams[1.0]}))
 
 
-def test_equal_means_share_their_rank():
+def test_equal_means_get_their_mean_rank():
     from scipy.stats import spearmanr
 
     real, dreamed = (1.0, 5.0, 5.0, 2.0, 7.0), (3.0, 3.0, 9.0, 1.0, 2.0)
@@ -77,7 +77,7 @@ def test_real_scores_are_in_the_order_of_the_episodes_whichever_was_done_first()
     assert scores.returns.tolist() == [1.0, 303.0]
 
 
-def test_progress_is_told():
+def test_progress_is_reported():
     calls = []
     probe(
         random_world(),
@@ -89,7 +89,7 @@ def test_progress_is_told():
 
 
 def test_repeated_actions_are_held_from_1_to_10_steps_each_row_for_itself():
-    world = random_world(spaces.Box(-1, 1, (), np.float32))  # no two draws are the same
+    world = random_world(spaces.Box(-1, 1, (), np.float32))  # no two sampled actions are the same
     policy = RepeatedActions(world, generator=torch.Generator().manual_seed(0))
     state = Dreams(world, 200).start(generator=torch.Generator().manual_seed(1))
     actions = torch.stack([policy.act(state) for _ in range(100)], dim=1)  # (200, 100)
@@ -108,7 +108,7 @@ def test_long_holds_are_as_long_in_dreams_as_in_reality():
     actions = torch.stack([dreamed.act(state) for _ in range(1000)], dim=1)
     lengths = torch.cat([torch.unique_consecutive(row, return_counts=True)[1][:-1] for row in actions])
     assert lengths.max() == policy.real.max_repeat == 100
-    assert abs(lengths.float().mean() - 50) < 5  # 50.5, less what the last, cut hold leaves out
+    assert abs(lengths.float().mean() - 50) < 5  # 50.5, less the truncated part of the last hold
 
 
 def test_boxes_have_a_centre_and_corners():
@@ -143,7 +143,7 @@ def test_actions_have_the_names_that_are_given():
     assert [name for name in fixed_policies(spaces.Discrete(11)) if name not in SWEEPS] == ["uniform", "repeated", "long holds"]
 
 
-def test_sweeps_go_from_end_to_end_in_dreams_as_in_reality_and_begin_anew_with_an_episode():
+def test_sweeps_go_from_end_to_end_in_dreams_as_in_reality_and_restart_with_each_episode():
     world = random_world(spaces.Discrete(3, start=1))
     sweeps = fixed_policies(world.action_space)["sweeps of 20"]
     expected, state = ([1] * 20 + [3] * 20) * 3, Dreams(world, 4).start(generator=torch.Generator())
@@ -156,7 +156,7 @@ def test_sweeps_go_from_end_to_end_in_dreams_as_in_reality_and_begin_anew_with_a
 
 
 @pytest.mark.parametrize("env", ["CartPole-v1", "Acrobot-v1"])  # Acrobot has three actions, too
-def test_an_environment_of_another_world_is_refused(env):
+def test_an_environment_of_another_world_is_rejected(env):
     with pytest.raises(ValueError, match="env: expected the world model's observation space"):
         probe(random_world(), env=wm.EnvConfig(env, max_steps=6), config=wm.EvaluationConfig(num_episodes=2, num_dreams=4))
 
@@ -173,7 +173,7 @@ def test_episodes_are_cut_off_in_reality_as_in_dreams(monkeypatch):
         assert set(scores.lengths) == {15}
 
 
-def test_what_cannot_be_scored_is_refused():
+def test_arguments_that_cannot_be_scored_raise():
     with pytest.raises(ValueError, match="world: expected a world model that predicts rewards"):
         probe(random_world(reward_head=False), env=WalkEnv)
     with pytest.raises(ValueError, match="num_episodes: expected an integer >= 1, got 0"):

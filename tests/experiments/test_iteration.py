@@ -1,4 +1,4 @@
-"""The iterative procedure: its stages, its interruption, its files, and what it refuses."""
+"""`iterate`: stages, interruption, files and errors."""
 
 import dataclasses
 import json
@@ -38,8 +38,12 @@ def run(out, **arguments):
     return iterate(env, **{"out": out, "config": TINY, "seed": 3, **arguments})
 
 
+def constant(before, action, after):
+    return torch.full((len(action),), 7.0)
+
+
 def outcome(rounds: list[Round]):
-    """Everything of the rounds but how long they took and where they lie."""
+    """Return all results of the rounds except durations and paths."""
     return [{key: value for key, value in one.to_json().items() if key != "seconds"} for one in rounds]
 
 
@@ -51,7 +55,7 @@ def weights(directory):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A loop that ran through, and the stages it reported."""
+    """An uninterrupted loop, and the stages that it reported."""
     out, seen = tmp_path_factory.mktemp("loop") / "whole", []
     return out, run(out, run=RunConfig(on_progress=seen.append)), seen
 
@@ -115,7 +119,7 @@ def test_a_loop_that_is_complete_is_only_read(whole):
 
 
 @pytest.mark.parametrize("stage", ["collect", "train M", "search", "evaluate"])
-def test_an_interrupted_loop_goes_on_and_gives_the_same_result(whole, tmp_path, stage):
+def test_an_interrupted_loop_resumes_to_the_same_result(whole, tmp_path, stage):
     out, rounds, _ = whole
 
     def interrupt(progress):
@@ -154,20 +158,20 @@ def test_another_directory_gives_the_same_result_whatever_the_global_seed(whole,
         ({"config": IterationConfig(max_rounds=2)}, "config"),
     ],
 )
-def test_other_arguments_are_refused(whole, arguments, name):
+def test_other_arguments_are_rejected(whole, arguments, name):
     out, rounds, _ = whole
     with pytest.raises(FileExistsError, match=f"expected {name} .* as in the run that is there, got "):
         run(out, **arguments)
     assert outcome(run(out)) == outcome(rounds)
 
 
-def test_another_environment_is_refused(whole):
+def test_another_environment_is_rejected(whole):
     out, _, _ = whole
     with pytest.raises(FileExistsError, match=r"expected env CartPole-v1, .* got Acrobot-v1"):
         iterate(EnvConfig("Acrobot-v1", kwargs=SHORT), out=out, config=TINY, seed=3)
 
 
-def test_overwrite_starts_anew_but_never_removes_what_is_not_a_loop(whole, tmp_path):
+def test_overwrite_starts_again_and_never_removes_other_files(whole, tmp_path):
     out, _, _ = whole
     shutil.copytree(out, tmp_path / "loop")
     only = IterationConfig(**{**vars(TINY), "max_rounds": 1})
@@ -183,7 +187,7 @@ def test_overwrite_starts_anew_but_never_removes_what_is_not_a_loop(whole, tmp_p
 @pytest.mark.parametrize(
     "name", ["max_rounds", "first_episodes", "controller_episodes", "rollouts", "validation_episodes", "test_episodes"]
 )
-def test_numbers_out_of_range_are_refused(name):
+def test_numbers_out_of_range_are_rejected(name):
     with pytest.raises(ValueError, match=f"{name}: expected an integer >= 1, got 0"):
         IterationConfig(**{name: 0})
 
@@ -193,13 +197,13 @@ def test_numbers_out_of_range_are_refused(name):
     [
         ({"max_rounds": 0}, "max_rounds: expected an integer >= 1, got 0"),
         ({"test_episodes": 2.5}, "test_episodes: expected an integer >= 1, got 2.5"),
-        ({"temperature": -1.0}, "temperature: expected finite values >= 0"),
-        ({"exploration": 1.5}, "exploration: expected a probability from 0 to 1, got 1.5"),
+        ({"temperature": -1.0}, "temperature: expected a finite number >= 0"),
+        ({"exploration": 1.5}, "exploration: expected a number in .0, 1., got 1.5"),
         ({"patience_rounds": 0}, "patience_rounds: expected an integer >= 1, got 0"),
         ({"first_policy": "wise"}, "first_policy: expected one of random, repeat, repeat-long, sweep, brownian, got 'wise'"),
     ],
 )
-def test_numbers_out_of_range_are_refused_before_anything_runs(fields, message):
+def test_numbers_out_of_range_are_rejected_before_anything_runs(fields, message):
     with pytest.raises((TypeError, ValueError), match=message):
         IterationConfig(**fields)
 
@@ -232,13 +236,13 @@ def test_the_loop_stops_by_the_validation_score(tmp_path, monkeypatch):
     assert play(tmp_path, monkeypatch, [0.0, 9.0, 9.0], [9.0, 0.0, 9.0], target=5.0, config=config) == [1, 2]
 
 
-def test_the_loop_stops_when_the_validation_score_does_not_improve_for_so_many_rounds(tmp_path, monkeypatch):
+def test_the_loop_stops_after_patience_rounds_without_a_better_validation_score(tmp_path, monkeypatch):
     validations, reals = [1.0, 3.0, 2.0, 3.0, 9.0], [5.0, 4.0, 6.0, 7.0, 8.0]
     config = IterationConfig(max_rounds=5, patience_rounds=2)
     assert play(tmp_path, monkeypatch, validations, reals, config=config) == [1, 2, 3, 4]
 
 
-def test_the_loop_goes_on_while_it_improves_now_and_then(tmp_path, monkeypatch):
+def test_the_loop_continues_while_it_improves_within_its_patience(tmp_path, monkeypatch):
     validations = [1.0, 0.0, 2.0, 1.0, 3.0]
     config = IterationConfig(max_rounds=5, patience_rounds=2)
     assert play(tmp_path, monkeypatch, validations, validations, config=config) == [1, 2, 3, 4, 5]
@@ -248,7 +252,7 @@ def changed(**fields):
     return IterationConfig(**{**vars(TINY), **fields})
 
 
-def test_the_search_is_the_one_that_was_asked_for(tmp_path):
+def test_the_search_uses_the_given_configuration(tmp_path):
     search = dataclasses.replace(TINY.search, method="openai-es", patience=None)
     chosen = changed(max_rounds=1, controller=ControllerConfig(features="z", hidden_size=3), search=search)
     slow = dataclasses.replace(chosen, search=dataclasses.replace(search, openai_es=OpenAIESConfig(learning_rate=1e-6)))
@@ -276,7 +280,8 @@ def test_exploration_changes_the_data_of_later_rounds_alone(whole, tmp_path):
 
 
 def test_longer_episodes_are_truncated_everywhere(tmp_path):
-    rounds = run(tmp_path / "loop", max_steps=7)
+    config = dataclasses.replace(TINY, reward=constant)  # its own reward, 1 at every step, leaves nothing to search
+    rounds = run(tmp_path / "loop", max_steps=7, config=config)
     for one in rounds:
         assert EpisodeStore.open(one.directory / "data").lengths.max() == 7
         assert max(scores.lengths.max() for scores in (one.validation, one.real, one.dream, one.random)) == 7
@@ -305,7 +310,7 @@ def test_another_trainer_takes_the_place_of_evolution_and_resumes(tmp_path):
         run(tmp_path / "loop", config=changed(search=dataclasses.replace(TINY.search, generations=1)))
 
 
-def test_an_agent_that_cannot_be_opened_again_is_refused(tmp_path):
+def test_an_agent_that_cannot_be_opened_again_is_rejected(tmp_path):
     class Unregistered(Controller):
         def save_pretrained(self, path, *, overwrite=False):
             Path(path).mkdir()
@@ -319,7 +324,7 @@ def test_an_agent_that_cannot_be_opened_again_is_refused(tmp_path):
         run(tmp_path / "loop", train_agent=train_agent)
 
 
-def test_a_trainer_that_returns_something_else_is_refused(tmp_path):
+def test_a_trainer_that_returns_something_else_is_rejected(tmp_path):
     with pytest.raises(TypeError, match=r"agent: expected an agent with .* got int without reset, act, save_pretrained"):
         run(tmp_path / "loop", train_agent=lambda world, before, seed: 3)
     with pytest.raises(ValueError, match="controller: expected one on the world model's 8 features"):
@@ -330,7 +335,7 @@ def test_a_trainer_that_returns_something_else_is_refused(tmp_path):
     "arguments",
     [{"env_kwargs": {"nonsense": 1}}, {"max_steps": 0}, {"seed": -1}, {"device": "gpu"}, {"env": "CartPol-v1"}],
 )
-def test_a_mistake_does_not_cost_the_loop_that_was_to_be_overwritten(tmp_path, arguments):
+def test_invalid_arguments_leave_the_loop_to_be_overwritten(tmp_path, arguments):
     out = tmp_path / "loop"
     (out / "round-1").mkdir(parents=True)
     (out / "iteration.json").write_text('{"format": "worldmodel.iteration", "version": 1}')
@@ -343,3 +348,14 @@ def test_a_mistake_does_not_cost_the_loop_that_was_to_be_overwritten(tmp_path, a
 def test_numpy_numbers_are_the_same_loop(whole):
     out, rounds, _ = whole
     assert outcome(run(out, seed=np.int64(3))) == outcome(rounds)
+
+
+def test_a_reward_function_replaces_dreamed_and_real_rewards(tmp_path):
+    config = dataclasses.replace(TINY, max_rounds=1, reward=constant)
+    (one,) = run(tmp_path / "loop", config=config)
+    np.testing.assert_array_equal(one.validation.returns, 7 * one.validation.lengths)
+    np.testing.assert_array_equal(one.dream.returns, 7 * one.dream.lengths)
+    recorded = json.loads((tmp_path / "loop" / "iteration.json").read_text())["config"]["reward"]
+    assert recorded == "test_iteration:constant"
+    assert "reward" not in TINY.identity()
+    assert not {"reward_atoms", "reward_components", "layer_norm_eps"} & set(TINY.identity()["mdnrnn"])

@@ -1,34 +1,43 @@
-"""The presets fit the arguments of their classes, and the scripts accept them."""
+"""The presets fit the arguments of their classes, and the commands take their numbers."""
 
-import inspect
-from pathlib import Path
+import dataclasses
 
 import pytest
+import tyro
 from gymnasium import spaces
 
 from worldmodel.agents import Controller
-from worldmodel.dream import StartBank
-from worldmodel.experiments import CAR_RACING, DOOM, PRESETS, Preset, small
+from worldmodel.cli.main import load
+from worldmodel.cli.parsing import UsageError, parse
+from worldmodel.experiments import CAR_RACING, DOOM, PRESETS, small
 
-CLI = Path(__file__).resolve().parents[2] / "worldmodel" / "cli"
-PATHS = {  # arguments that no preset holds
+PATHS = {  # options that no preset holds
     "collect": "--out o",
-    "train_vae": "--data d --out o",
-    "train_mdnrnn": "--data d --out o",
-    "train_controller": "--model m --out o",
-    "improve_controller": "--model m --controller c --data d --out o",
-    "evaluate": "--model m --probe",
+    "train-vae": "--data d --out o",
+    "train-mdnrnn": "--data d --out o",
+    "train-controller": "--model m --out o",
+    "improve-controller": "--model m --controller c --data d --out o",
+    "evaluate": "--model m",
 }
-STEPS = [(name, script) for name in PRESETS for script in PATHS if (name, script) != ("car-racing", "improve_controller")]
-OTHER = {"sample": "threshold", "threshold": "sample", "auto": "float32"}
+CHANGED = {
+    "episodes",
+    "max_steps",
+    "latent_size",
+    "batch_size",
+    "num_updates",
+    "hidden_size",
+    "window",
+    "calibrate",
+    "population",
+}
+CHANGED |= {"rollouts", "bias", "iterations", "num_states", "num_dreams"}
+STEPS = [(name, command) for name in PRESETS for command in PATHS if (name, command) != ("car-racing", "improve-controller")]
 
 
 @pytest.mark.parametrize("preset", [*PRESETS.values(), *map(small, PRESETS.values())])
 def test_every_field_of_a_preset_is_an_argument_of_its_function(preset):
     assert preset.env.startswith("worldmodel.environments:")
     assert preset.rollouts * preset.search.population > 0
-    starts = {} if preset.improvement is None else preset.improvement.starts
-    assert set(starts) <= set(inspect.signature(StartBank.along).parameters)
 
 
 def test_the_sizes_equal_those_of_the_paper():
@@ -53,55 +62,50 @@ def test_a_small_experiment_has_the_same_fields_with_smaller_numbers():
         assert set(less.temperatures) <= set(preset.temperatures)
 
 
+def given(command):
+    """Return the values of a command and of its groups of options, by name."""
+    values = {}
+    for one in dataclasses.fields(command):
+        value = getattr(command, one.name)
+        values |= given(value) if dataclasses.is_dataclass(value) else {one.name: value}
+    return values
+
+
 def words(options):
-    """Format options as on a command line; leaves out None, which has no form there."""
+    """Format options as on a command line."""
     for name, value in options.items():
         option = name.replace("_", "-")
         if isinstance(value, bool):
             yield f"--{option}" if value else f"--no-{option}"
-        elif value is not None:
-            yield from (f"--{option}", str(value))
+        elif isinstance(value, (int, float, str)):
+            yield from (f"--{option}", str(getattr(value, "value", value)))
 
 
 def other(value):
-    """Return another value of the same kind; a string without a known alternative stays."""
+    """Return another value of the same kind; None if there is no such value in general."""
     if isinstance(value, bool):
         return not value
-    return value + 1 if isinstance(value, int | float) else OTHER.get(value, value)
+    return value + 1 if isinstance(value, int | float) else None
 
 
-def test_every_script_with_a_preset_is_tested():
-    assert {path.stem for path in CLI.glob("*.py") if f'parse_with_preset(parser, "{path.stem}")' in path.read_text()} == set(
-        PATHS
-    )
+@pytest.mark.parametrize(("name", "command"), STEPS)
+def test_a_preset_sets_the_options_of_a_command(name, command):
+    expected = given(load(command).of_preset(PRESETS[name]))
+    found = given(parse(load(command), [*PATHS[command].split(), "--preset", name], name=command))
+    required = {option for option, value in expected.items() if value is tyro.MISSING}
+    compared = {option: value for option, value in expected.items() if option not in {*required, "preset"}}
+    assert {option: found[option] for option in compared} == compared
 
 
-@pytest.mark.parametrize(("name", "script"), STEPS)
-def test_a_script_has_every_option_of_its_preset(parse, name, script):
-    options = PRESETS[name].options(script)
-    assert options
-    arguments = parse(f"{script}.py", [*PATHS[script].split(), "--preset", name])
-    assert {option: arguments[option] for option in options} == options
-    said = {option: value for option, value in options.items() if value is not None}
-    plain = parse(f"{script}.py", [*PATHS[script].split(), *words(said)])  # a value of the wrong kind exits here
-    assert {option: plain[option] for option in said} == said
+@pytest.mark.parametrize(("name", "command"), STEPS)
+def test_options_override_the_preset(name, command):
+    preset = given(load(command).of_preset(PRESETS[name]))
+    changed = {option: new for option, value in preset.items() if option in CHANGED and (new := other(value)) is not None}
+    assert changed
+    found = given(parse(load(command), [*PATHS[command].split(), "--preset", name, *words(changed)], name=command))
+    assert {option: found[option] for option in changed} == changed
 
 
-@pytest.mark.parametrize(("name", "script"), STEPS)
-def test_options_override_the_preset(parse, name, script):
-    options = {option: other(value) for option, value in PRESETS[name].options(script).items()}
-    arguments = parse(f"{script}.py", [*PATHS[script].split(), "--preset", name, *words(options)])
-    assert {option: arguments[option] for option in options} == options
-
-
-def test_an_option_that_a_script_lacks_is_an_error_and_not_swallowed(parse, monkeypatch):
-    monkeypatch.setattr(Preset, "options", lambda preset, part: {"latent_sise": 3, "latent_size": 3})
-    with pytest.raises(KeyError, match="latent_sise"):
-        parse("train_vae.py", [*PATHS["train_vae"].split(), "--preset", "doom"])
-
-
-def test_improve_controller_rejects_a_preset_without_ppo(parse, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        parse("improve_controller.py", [*PATHS["improve_controller"].split(), "--preset", "car-racing"])
-    assert stopped.value.code == 2
-    assert "expected one with numbers for improve_controller.py, got car-racing" in capsys.readouterr().err
+def test_an_unknown_preset_is_an_error():
+    with pytest.raises(UsageError, match="--preset: expected one of car-racing, doom, got 'dom'"):
+        parse(load("collect"), ["--out", "o", "--preset", "dom"], name="worldmodel collect")

@@ -1,4 +1,4 @@
-"""A whole experiment in small: its stages, its table, and going on after an interruption."""
+"""A complete experiment at a small scale: stages, table, and resuming after an interruption."""
 
 import json
 import time
@@ -10,7 +10,7 @@ from toy_images import DotEnv
 
 import worldmodel as wm
 from worldmodel.agents import ControllerConfig, SearchConfig, population
-from worldmodel.dream import Scores
+from worldmodel.dream import Scores, StartConfig
 from worldmodel.experiments import DOOM, DynamicsPreset, ImprovementPreset, Preset, Reproduction, Stages, VisionPreset, table
 
 TRAINING = wm.TrainingConfig(num_updates=2, evaluate_every=2, max_test_batches=1)
@@ -33,7 +33,7 @@ PRESET = Preset(
     improvement=ImprovementPreset(
         ppo=wm.PPOConfig(iterations=2, steps=2, horizon=4, critic_size=4, minibatches=1, test_every=1, test_dreams=4),
         num_dreams=8,
-        starts={"num_states": 20, "nearest": 1, "farthest": 5},
+        starts=StartConfig(num_states=20, nearest=1, farthest=5),
     ),
     termination="sample",
     dream_precision="float32",
@@ -86,7 +86,7 @@ def test_an_experiment_runs_to_its_table_and_is_not_run_again(tmp_path):
     again = replace(experiment, commit="later").run()
     assert not calls
     assert again["temperatures"] == results["temperatures"]
-    assert again["stages"] == results["stages"]  # of which none was worked at
+    assert again["stages"] == results["stages"]  # no stage ran again
     assert before == {path: path.read_bytes() for path in (tmp_path / "out").rglob("scores.json")}
     assert experiment.agent_episode(1.15).observations.shape[1:] == (24, 20, 3)
 
@@ -95,7 +95,7 @@ def test_an_experiment_runs_to_its_table_and_is_not_run_again(tmp_path):
 @pytest.mark.parametrize(
     "stage", ["collect", "train V", "encode", "train M", "probe", "search at 0.5", "PPO at 0.5", "test at 1.15"]
 )
-def test_an_interrupted_experiment_goes_on_to_the_same_scores(tmp_path, stage, whole):
+def test_an_interrupted_experiment_resumes_to_the_same_scores(tmp_path, stage, whole):
     def stop(progress):
         if progress.stage == stage:
             raise KeyboardInterrupt
@@ -120,7 +120,7 @@ def test_the_seed_decides_and_no_two_test_episodes_share_one(whole, tmp_path, mo
     monkeypatch.setattr(population, "EPISODES_A_TASK", 9)
     other = Reproduction(PRESET, tmp_path / "out", seed=1).run()
     assert other["random"] != whole["random"]
-    lengths = other["temperatures"][0]["real"]["lengths"]  # of how high the dot starts, whatever the agent does
+    lengths = other["temperatures"][0]["real"]["lengths"]  # depends on the start of the dot only, not on the actions
     assert lengths != whole["temperatures"][0]["real"]["lengths"]
     assert lengths[:9] != lengths[9:]
 
@@ -133,7 +133,7 @@ def test_an_earlier_collection_is_taken_and_added_to(whole, tmp_path):
     assert not (tmp_path / "out" / "episodes").exists()
 
 
-def test_a_collection_of_more_episodes_is_refused(tmp_path):
+def test_a_collection_of_more_episodes_is_rejected(tmp_path):
     wm.collect(wm.EnvConfig(DotEnv, max_steps=15), out=tmp_path / "data", num_episodes=7, policy="repeat", seed=0)
     with pytest.raises(ValueError, match="episodes: expected 6 at most, got 7 in"):
         Reproduction(PRESET, tmp_path / "out", episodes=tmp_path / "data").run()
@@ -153,7 +153,7 @@ def test_a_stage_that_was_interrupted_has_the_time_and_the_commits_of_both_calls
     assert first["seconds"] + 0.01 <= found["seconds"] < first["seconds"] + 1
 
 
-def test_another_experiment_in_the_same_directory_is_refused(tmp_path):
+def test_another_experiment_in_the_same_directory_is_rejected(tmp_path):
     def stop(progress):
         raise KeyboardInterrupt
 
@@ -167,7 +167,7 @@ def test_another_experiment_in_the_same_directory_is_refused(tmp_path):
         Reproduction(PRESET, tmp_path / "other").run()
 
 
-def test_the_table_of_doom_stands_beside_the_papers():
+def test_the_table_of_doom_includes_the_papers_scores():
     def scores(*returns):
         return Scores(np.array(returns), np.ones(len(returns), dtype=int)).to_json()
 

@@ -31,6 +31,7 @@ def make_batch(dtype=torch.float64):
     g = seeded(1)
     z, action, reward = (torch.randn(*shape, generator=g) for shape in ((B, T + 1, D), (B, T, A), (B, T)))
     mask = torch.rand(B, T, generator=g) < 0.6
+    reward[:, ::2] = 0.5  # an atom of some models
     return SequenceBatch(z.to(dtype), action.to(dtype), reward.to(dtype), torch.rand(B, T, generator=g) < 0.3, mask)
 
 
@@ -63,6 +64,9 @@ OPTIONS = [
     {"num_layers": 2},
     {"layer_norm": True},
     {"min_scale": 1.0},
+    {"reward_components": 3},
+    {"reward_atoms": (0.5, 1.5), "reward_components": 2},
+    {"reward_atoms": (0.5, 1.5), "reward_components": 2, "termination_head": False, "layer_norm": True},
 ]
 
 
@@ -79,7 +83,7 @@ def test_loss_and_gradients_are_those_of_log_prob_and_autograd(fields, chunk, mo
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_float32_is_as_near_to_the_old_way_as_rounding_allows(dtype):
+def test_float32_equals_the_loss_by_autograd_up_to_rounding(dtype):
     model, batch = make(dtype), make_batch(dtype)
     loss, expected = model.loss(batch)[0], old_way(model, batch)
     assert loss.dtype == dtype
@@ -96,7 +100,7 @@ def test_float32_is_as_near_to_the_old_way_as_rounding_allows(dtype):
         (Factorization.PER_DIMENSION, NoiseType.ISOTROPIC_ACROSS_CLUSTERS),
     ],
 )
-def test_other_mixtures_keep_the_path_of_autograd(factorization, noise_type):
+def test_other_mixtures_are_trained_by_autograd(factorization, noise_type):
     level = 0.5 if noise_type is NoiseType.FIXED else None
     model, batch = make(factorization=factorization, noise_type=noise_type, fixed_noise_level=level), make_batch()
     assert not model.latent_head.supports_raw
@@ -167,7 +171,7 @@ def test_steps_that_do_not_count_may_hold_anything():
 @pytest.mark.parametrize("short", [False, True])
 def test_half_precision_is_for_products_only(short):
     model, batch = make(torch.float32), make_batch(torch.float32)
-    if short:  # rows whose steps after some point do not count, as short episodes are padded
+    if short:  # rows with masked steps at the end, as short episodes are padded
         counted = torch.arange(T) < torch.tensor([[4], [T], [0], [2]])
         batch = dataclasses.replace(batch, mask=counted)
     expected = old_way(model, batch)

@@ -52,7 +52,7 @@ class Laplace:
 
 
 class LaplaceHead(LatentHead):
-    """Only what every head must have."""
+    """A head with the required members only."""
 
     def __init__(self, in_features, dim):
         super().__init__()
@@ -233,7 +233,7 @@ def test_gradients_reach_a_policy_through_the_samples():
     assert (weight.grad != 0).all()
 
 
-def test_an_unknown_head_is_refused_by_name():
+def test_an_unknown_head_is_rejected_by_name():
     assert latent_head_class("LaplaceHead") is LaplaceHead
     message = r"latent_head: expected one of .*'MixtureHead'.*, got 'Nothing'; import the module that defines it"
     with pytest.raises(UnknownClassError, match=message):

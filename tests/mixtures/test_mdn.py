@@ -1,4 +1,4 @@
-"""Heads give mixtures of the promised structure, and a small network finds a known conditional density."""
+"""Heads return mixtures of the documented structure, and a small network learns a known conditional density."""
 
 import itertools
 import math
@@ -32,7 +32,7 @@ def features(*leading, dtype=torch.float64):
 
 @pytest.mark.parametrize("leading", [(), (1,), (1, 1), (6,), (2, 1, 3)], ids=str)
 @pytest.mark.parametrize(("factorization", "noise_type"), COMBINATIONS)
-def test_the_mixture_has_the_promised_shapes(factorization, noise_type, leading):
+def test_the_mixture_has_the_documented_shapes(factorization, noise_type, leading):
     mixture = make_head(factorization, noise_type)(features(*leading))
     assert mixture.per_dimension is (factorization is Factorization.PER_DIMENSION)
     assert (mixture.batch_shape, mixture.num_components, mixture.dim) == (leading, K, D)
@@ -45,7 +45,7 @@ def test_the_mixture_has_the_promised_shapes(factorization, noise_type, leading)
 
 
 @pytest.mark.parametrize(("factorization", "noise_type"), COMBINATIONS)
-def test_scales_are_shared_exactly_where_the_noise_model_says_so(factorization, noise_type):
+def test_scales_are_shared_as_the_noise_type_says(factorization, noise_type):
     """Trap 1: `repeat` for `repeat_interleave` gives an isotropic sigma that is not; K != D shows it."""
     log_scale = make_head(factorization, noise_type)(features(8)).log_scale
     across_examples = bool((log_scale == log_scale[:1]).all())
@@ -125,7 +125,7 @@ def test_full_noise_of_one_dimension_is_diagonal():
     torch.testing.assert_close(mixture.scale_tril[..., 0, 0], mixture.log_scale[..., 0].exp(), rtol=1e-12, atol=1e-12)
 
 
-def test_each_output_lands_in_its_place():
+def test_each_raw_output_is_the_documented_parameter():
     """The layout of the linear layer, which saved weights depend on: logits, then means, then noise, each as (K, D)."""
     mixture_of = {}
     for factorization in Factorization:
@@ -219,7 +219,7 @@ def test_the_network_takes_any_leading_dimensions(factorization, noise_type, lea
     torch.testing.assert_close(network.loss(x, y).reshape(-1), flat, rtol=1e-5, atol=1e-5)
 
 
-def test_the_hidden_layer_is_as_wide_as_the_input_unless_said_otherwise():
+def test_the_hidden_layer_is_by_default_as_wide_as_the_input():
     assert MixtureDensityNetwork(7, D, K).hidden[0].out_features == 7
     assert MixtureDensityNetwork(7, D, K, hidden_dim=9).hidden[0].out_features == 9
     with pytest.raises(ValueError, match="hidden_dim: expected an integer >= 1, got 0"):
@@ -279,14 +279,14 @@ def test_a_small_network_finds_the_conditional_entropy_of_a_known_process():
 
 
 @pytest.mark.parametrize("name", ["in_features", "dim", "num_components"])
-def test_a_head_refuses_sizes_below_one(name):
+def test_a_head_rejects_sizes_below_one(name):
     sizes = {"in_features": F, "dim": D, "num_components": K, name: 0}
     with pytest.raises(ValueError, match=f"{name}: expected an integer >= 1, got 0"):
         MixtureHead(**sizes)
 
 
 @pytest.mark.parametrize("name", ["dim_in", "dim_out", "n_components"])
-def test_a_network_refuses_sizes_below_one(name):
+def test_a_network_rejects_sizes_below_one(name):
     sizes = {"dim_in": F, "dim_out": D, "n_components": K, "hidden_dim": 8, name: 0}
     with pytest.raises(ValueError, match=f"{name}: expected an integer >= 1, got 0"):
         MixtureDensityNetwork(**sizes)
@@ -304,21 +304,21 @@ def test_a_network_refuses_sizes_below_one(name):
         (NoiseType.DIAGONAL, None, math.nan, "min_scale: expected a positive number, got nan"),
     ],
 )
-def test_noise_settings_that_contradict_each_other_are_refused(noise_type, level, min_scale, message):
+def test_noise_settings_that_contradict_each_other_are_rejected(noise_type, level, min_scale, message):
     with pytest.raises(ValueError, match=message):
         check_noise(noise_type, level, min_scale)
     with pytest.raises(ValueError, match=message):
         MixtureHead(F, D, K, noise_type=noise_type, fixed_noise_level=level, min_scale=min_scale)
 
 
-def test_unknown_names_are_refused():
+def test_unknown_names_are_rejected():
     with pytest.raises(ValueError, match="'round' is not a valid NoiseType"):
         MixtureHead(F, D, K, noise_type="round")
     with pytest.raises(ValueError, match="'both' is not a valid Factorization"):
         MixtureHead(F, D, K, factorization="both")
 
 
-def test_inputs_of_another_shape_are_refused_and_never_broadcast():
+def test_inputs_of_another_shape_are_rejected_and_never_broadcast():
     network = MixtureDensityNetwork(2, D, K)
     for bad in (torch.zeros(()), torch.zeros(4, 3)):
         with pytest.raises(ValueError, match=r"x: expected shape \(\.\.\., 2\), got"):

@@ -136,7 +136,7 @@ def test_responsibilities_are_bayes_rule_per_dimension():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_expectation_and_variance_match_torch_distributions_and_draws(kind):
+def test_expectation_and_variance_match_torch_distributions_and_samples(kind):
     mixture = make(kind)
     reference = oracle(mixture)
     torch.testing.assert_close(mixture.expectation(), reference.mean, rtol=1e-12, atol=1e-12)
@@ -147,7 +147,7 @@ def test_expectation_and_variance_match_torch_distributions_and_draws(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_cdf_matches_scipy_and_draws(kind):
+def test_cdf_matches_scipy_and_samples(kind):
     mixture = make(kind)
     x = torch.randn(D, generator=seeded(1), dtype=torch.float64)
     weights = mixture.log_weights.exp() if mixture.per_dimension else mixture.log_weights.exp().unsqueeze(-1).expand(K, D)
@@ -236,7 +236,7 @@ def test_sampling_under_autocast_keeps_the_precision_of_float32():
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 1.5])
 @pytest.mark.parametrize("kind", KINDS)
-def test_draws_follow_the_analytic_tempered_mixture(kind, temperature):
+def test_samples_follow_the_analytic_tempered_mixture(kind, temperature):
     mixture = make(kind)
     expected, draws = tempered(mixture, temperature), draw(mixture, 40_000, temperature)
     assert_same_mean(draws, expected.expectation())
@@ -249,7 +249,7 @@ def test_draws_follow_the_analytic_tempered_mixture(kind, temperature):
     assert abs(surprise.mean() - entropy.mean()) < 5 * error
 
 
-def test_draws_of_full_noise_have_the_covariance_of_their_component():
+def test_samples_of_full_noise_have_the_covariance_of_their_component():
     mixture = make("full", k=1)
     draws = draw(mixture, 40_000) - mixture.mean[0]
     products = draws.unsqueeze(-1) * draws.unsqueeze(-2)  # (N, D, D)
@@ -341,7 +341,7 @@ def test_shared_draws_follow_the_rows_and_the_dtype():
     assert torch.equal(noise, torch.empty(2, 2, dtype=torch.float64).normal_(generator=seeded()).repeat(3, 1))
 
 
-def test_categorical_draws_each_component_with_its_probability():
+def test_categorical_samples_each_component_with_its_probability():
     probability = torch.tensor([0.5, 0.3, 0.15, 0.05])
     for offset in (0.0, 50.0):  # any normalisation
         index = categorical((probability.log() + offset).expand(40_000, 4), generator=seeded(1))
@@ -356,12 +356,12 @@ def test_categorical_finds_its_components_in_any_dimension():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
-def test_impossible_components_are_never_drawn(dtype):
+def test_impossible_components_are_never_sampled(dtype):
     logits = torch.tensor([-torch.inf, 0.0, -torch.inf, -1.0], dtype=dtype).expand(200_000, 4)
     assert set(categorical(logits, generator=seeded()).unique().tolist()) == {1, 3}
 
 
-def test_equals_are_drawn_equally_often_in_half_precision():
+def test_equal_weights_are_sampled_equally_often_in_half_precision():
     """With eight bits near 50, every tenth sample of equals ties, and the first wins."""
     index = categorical(torch.full((20_000, 2), 50.0, dtype=torch.bfloat16), generator=seeded())
     assert_same_mean(index.double(), torch.tensor(0.5))
@@ -381,7 +381,7 @@ def test_same_seed_same_bits_and_the_global_seed_is_irrelevant(kind):
     assert not torch.equal(one, mixture.sample(generator=seeded(8)))
 
 
-def test_without_a_generator_draws_follow_the_global_seed_and_never_repeat():
+def test_without_a_generator_samples_follow_the_global_seed_and_never_repeat():
     """Trap 8: a fresh `torch.Generator()` inside would start from the same number each time."""
     mixture = make("diagonal", (5,))
     for draw_once in (mixture.sample, lambda: categorical(torch.zeros(50, 8))):
@@ -452,13 +452,13 @@ def test_exactly_one_kind_of_scale_is_required():
 
 
 @pytest.mark.parametrize(("weights", "tril"), [((3,), (3, 2, 3)), ((3,), (2, 2)), ((3, 2), (3, 2, 2))])
-def test_scale_tril_of_another_shape_or_per_dimension_is_refused(weights, tril):
+def test_scale_tril_of_another_shape_or_per_dimension_is_rejected(weights, tril):
     with pytest.raises(ValueError, match=r"scale_tril: expected shape \(3, 2, 2\)"):
         GaussianMixture(torch.zeros(weights), torch.zeros(3, 2), scale_tril=torch.ones(tril))
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (5, 1), (1, 3), (3, 5)])
-def test_x_of_another_shape_is_refused_and_never_broadcast(shape):
+def test_x_of_another_shape_is_rejected_and_never_broadcast(shape):
     mixture = make("diagonal", (5,))
     for method in (mixture.log_prob, mixture.responsibilities, mixture.cdf):
         with pytest.raises(ValueError, match=r"x: expected shape \(5, 3\), got"):
@@ -466,7 +466,7 @@ def test_x_of_another_shape_is_refused_and_never_broadcast(shape):
 
 
 @pytest.mark.parametrize("temperature", [-0.1, math.inf, math.nan])
-def test_a_temperature_that_is_negative_or_not_finite_is_refused(temperature):
+def test_a_temperature_that_is_negative_or_not_finite_is_rejected(temperature):
     with pytest.raises(ValueError, match="temperature: expected finite values >= 0"):
         make("diagonal").sample(temperature)
     with pytest.raises(ValueError, match="temperature: expected finite values >= 0"):
@@ -475,25 +475,25 @@ def test_a_temperature_that_is_negative_or_not_finite_is_refused(temperature):
 
 
 @pytest.mark.parametrize("shape", [(2,), (4, 3), (4, 2, 1)])
-def test_a_temperature_of_another_shape_is_refused(shape):
+def test_a_temperature_of_another_shape_is_rejected(shape):
     with pytest.raises(ValueError, match=r"temperature: expected a shape that is a prefix of the batch shape \(4, 2\)"):
         make("diagonal", (4, 2)).sample(torch.ones(shape))
 
 
 @pytest.mark.parametrize("num_groups", [0, -1, 4])
-def test_groups_that_do_not_divide_the_batch_are_refused(num_groups):
+def test_groups_that_do_not_divide_the_batch_are_rejected(num_groups):
     with pytest.raises(ValueError, match="num_groups: expected a divisor of the first dimension"):
         make("diagonal", (6,)).sample(num_groups=num_groups)
 
 
 @pytest.mark.parametrize("kind", ["diagonal", "per_dimension"])
-def test_groups_of_a_single_mixture_are_refused(kind):
+def test_groups_of_a_single_mixture_are_rejected(kind):
     """K and D are not batch dimensions: components need independent noise."""
     with pytest.raises(ValueError, match="num_groups: expected 1 for a mixture without batch dimensions, got 2"):
         make(kind, k=4, d=2).sample(num_groups=2)
 
 
-def test_categorical_refuses_log_weights_without_components():
+def test_categorical_rejects_log_weights_without_components():
     for bad in (torch.tensor(0.0), torch.zeros(3, 0)):
         with pytest.raises(ValueError, match="log_weights: expected shape"):
             categorical(bad)

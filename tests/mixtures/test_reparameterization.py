@@ -83,7 +83,7 @@ def tempered(full, tau, log_weights, mean, scale):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("temperature", [0.0, 0.6, 1.0, torch.tensor([0.0, 1.0, 2.0, 0.3])], ids=str)
-def test_rsample_draws_the_numbers_that_sample_draws(kind, temperature):
+def test_rsample_returns_the_numbers_of_sample(kind, temperature):
     mixture = make(kind, (4,), dtype=torch.float32)
     for num_groups in (1, 2):
         draws = mixture.rsample(temperature, num_groups=num_groups, generator=seeded(3))
@@ -183,7 +183,7 @@ def test_the_gradient_of_an_expectation_is_unbiased(kind):
             assert_same_mean(draws, truth)
 
 
-def test_the_products_of_a_joint_draw_have_an_unbiased_gradient():
+def test_products_of_a_joint_sample_have_an_unbiased_gradient():
     mixture = make("full", seed=5)
     leaves, exact = parameters(mixture)
     second = exact.scale_tril @ exact.scale_tril.mT + exact.mean.unsqueeze(-1) * exact.mean.unsqueeze(-2)  # (K, D, D)
@@ -220,7 +220,7 @@ def test_choosing_a_component_would_bias_the_gradient_of_the_weights(estimator):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_float32_keeps_up_with_float64_far_in_the_tails(kind):
+def test_float32_agrees_with_float64_far_in_the_tails(kind):
     exact = make(kind, (8,))
     distance = torch.tensor([-30.0, -8.0, -3.0, 0.0, 2.0, 5.0, 12.0, 40.0], dtype=torch.float64).unsqueeze(-1)
     if kind == "full":  # far along a component's own axes: across them the gradient itself is beyond float32

@@ -85,7 +85,7 @@ def test_run_lstm_under_autocast_equals_nn_lstm_up_to_rounding(num_layers, given
         assert (one - other).norm() < 0.03 * other.norm()
 
 
-def test_long_memory_survives_half_precision():
+def test_long_memory_works_in_half_precision():
     lstm = make(dtype=torch.float32)
     with torch.no_grad():
         for parameter in lstm.parameters():

@@ -1,4 +1,4 @@
-"""The world model as a directory: round trip, damage, and that nothing in it can run code."""
+"""World models on disk: round trip, damage, and no code in files."""
 
 import ast
 import json
@@ -31,9 +31,16 @@ def make_world(observation_space=OBSERVATION, action_space=ACTION, *, seed=0, **
     return WorldModel(vision, model, action_space, start_mean=start, start_log_variance=noise, provenance={"made": "up"}).eval()
 
 
+def weights_of(path):
+    """Return the weights of a world model directory."""
+    (weights,) = path.glob("weights-*.safetensors")
+    return weights
+
+
 def rewrite(path, change):
     """Change the JSON of a world model directory in place."""
     content = json.loads((path / "world.json").read_text())
+    del content["sha256"]  # as if it had been written so
     change(content)
     (path / "world.json").write_text(json.dumps(content))
 
@@ -99,9 +106,9 @@ def test_saving_replaces_only_an_earlier_world_and_only_on_request(saved, tmp_pa
 
 def test_the_json_is_readable_and_says_what_it_is(saved):
     content = json.loads((saved / "world.json").read_text())
-    assert (content["format"], content["version"]) == ("worldmodel.world", 2)
+    assert (content["format"], content["version"]) == ("worldmodel.world", 3)
     assert content["mdnrnn"]["hidden_size"] == 6
-    assert sorted(path.name for path in saved.iterdir()) == ["weights.safetensors", "world.json"]
+    assert sorted(path.name for path in saved.iterdir()) == [weights_of(saved).name, "world.json"]
 
 
 def test_a_world_of_format_1_which_named_only_the_class_of_v_opens(saved):
@@ -110,7 +117,7 @@ def test_a_world_of_format_1_which_named_only_the_class_of_v_opens(saved):
     assert WorldModel.from_pretrained(saved).fingerprint == fingerprint
 
 
-def test_an_unknown_v_is_refused(saved):
+def test_an_unknown_v_is_rejected(saved):
     rewrite(saved, lambda content: content.update(vision={"class": "Eye", "config": {}}))
     with pytest.raises(
         ValueError, match=r"world: vision: expected one of .*'ConvVAE', .*'StateNormalizer'.*, got 'Eye'; import the module"
@@ -124,22 +131,22 @@ def test_an_unknown_v_is_refused(saved):
 def test_missing_files_are_named(saved, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere: expected a world model directory with world.json"):
         WorldModel.from_pretrained(tmp_path / "nowhere")
-    (saved / "weights.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match=r"weights.safetensors: expected a safetensors file, found none"):
+    weights_of(saved).unlink()
+    with pytest.raises(FileNotFoundError, match=r"weights-[0-9a-f]{16}.safetensors: expected a safetensors file, found none"):
         WorldModel.from_pretrained(saved)
 
 
 @pytest.mark.parametrize("keep", [0, 5, 100, -1])
-def test_cut_weights_are_refused(saved, keep):
-    path = saved / "weights.safetensors"
+def test_truncated_weights_are_rejected(saved, keep):
+    path = weights_of(saved)
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(ValueError, match=r"weights.safetensors: expected a safetensors file, got a damaged file"):
+    with pytest.raises(ValueError, match=r"weights-[0-9a-f]{16}.safetensors: expected a safetensors file, got a damaged file"):
         WorldModel.from_pretrained(saved)
 
 
 @pytest.mark.parametrize("place", [0.0, 0.01, 0.3, 0.6, 0.999])
-def test_a_flipped_bit_anywhere_in_the_weights_is_refused(saved, place):
-    path = saved / "weights.safetensors"
+def test_a_flipped_bit_anywhere_in_the_weights_is_rejected(saved, place):
+    path = weights_of(saved)
     data = bytearray(path.read_bytes())
     data[int(place * len(data))] ^= 1
     path.write_bytes(data)
@@ -147,20 +154,20 @@ def test_a_flipped_bit_anywhere_in_the_weights_is_refused(saved, place):
         WorldModel.from_pretrained(saved)
 
 
-def test_weights_of_another_model_are_refused(saved, tmp_path):
+def test_weights_of_another_model_are_rejected(saved, tmp_path):
     make_world(seed=1).save_pretrained(tmp_path / "other")
-    (saved / "weights.safetensors").write_bytes((tmp_path / "other" / "weights.safetensors").read_bytes())
+    weights_of(saved).write_bytes(weights_of(tmp_path / "other").read_bytes())
     with pytest.raises(ValueError, match="digest of the weights is not the one recorded"):
         WorldModel.from_pretrained(saved)
 
 
 def test_a_newer_version_says_how_to_upgrade(saved):
-    rewrite(saved, lambda content: content.update(version=3))
-    with pytest.raises(ValueError, match=r"version 2 or older, got version 3; .*pip install --upgrade worldmodel"):
+    rewrite(saved, lambda content: content.update(version=4))
+    with pytest.raises(ValueError, match=r"version 3 or older, got version 4; .*pip install --upgrade worldmodel"):
         WorldModel.from_pretrained(saved)
 
 
-def test_foreign_and_broken_json_are_refused(saved):
+def test_damaged_json_and_other_formats_are_rejected(saved):
     rewrite(saved, lambda content: content.update(format="worldmodel.controller"))
     with pytest.raises(ValueError, match=r"expected format 'worldmodel.world', got 'worldmodel.controller'"):
         WorldModel.from_pretrained(saved)
@@ -180,7 +187,8 @@ VALUES = ["absent", None, -1, "rubbish", [], {}, {"type": "Box"}, {"hidden_size"
 def test_a_wrong_field_is_a_clear_error(saved, field, value):
     rewrite(saved, lambda content: content.pop(field) if value == "absent" else content.update({field: value}))
     with pytest.raises(
-        ValueError, match=r"world: (expected a complete world model, got a damaged one: .+|vision: expected one)"
+        ValueError,
+        match=r"(world: expected a complete world model, got a damaged one: .+|vision: expected one|digest of the weights)",
     ):
         WorldModel.from_pretrained(saved)
 
@@ -195,7 +203,7 @@ def test_a_wrong_field_is_a_clear_error(saved, field, value):
         lambda content: content.update(num_start_states=6),
     ],
 )
-def test_a_configuration_that_does_not_fit_the_weights_is_refused(saved, change):
+def test_a_configuration_that_does_not_fit_the_weights_is_rejected(saved, change):
     rewrite(saved, change)
     with pytest.raises(ValueError, match="expected a complete world model, got a damaged one"):
         WorldModel.from_pretrained(saved)
@@ -264,7 +272,7 @@ def test_nothing_in_the_package_reads_or_writes_pickles():
     assert not found
 
 
-def test_overwriting_replaces_the_world_and_leaves_what_lies_beside_it(saved):
+def test_overwriting_replaces_the_world_and_leaves_other_files(saved):
     (saved / "training").mkdir()
     (saved / "training" / "log").write_text("kept")
     make_world(seed=5).save_pretrained(saved, overwrite=True)
@@ -279,6 +287,6 @@ def test_opening_a_world_leaves_the_global_generator_alone(saved):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_device_that_is_not_there_is_named(saved):
+def test_an_unavailable_device_is_named(saved):
     with pytest.raises(ValueError, match=r"device: expected an available device such as 'cpu', got 'nonsense'"):
         WorldModel.from_pretrained(saved, device="nonsense")

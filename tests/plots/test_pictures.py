@@ -63,7 +63,7 @@ def test_originals_stand_above_their_reconstructions(space):
     assert (picture[26:, :20] == colour(vision, vision.decode(vision.encode(images)[0]))[0]).all()
 
 
-def test_a_row_shows_what_one_used_latent_does():
+def test_a_row_shows_the_effect_of_one_used_latent():
     vision = make_vae()
     with torch.no_grad():
         vision.mean_head.weight[:4] = 0  # not in use
@@ -136,7 +136,7 @@ def test_invalid_frames_raise_and_leave_no_file(tmp_path, monkeypatch):
         return real_import(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ImportError, match=r"pip install worldmodel\[video\]"):
+    with pytest.raises(ImportError, match=r"pip install 'worldmodel\[video\]'"):
         write_video(tmp_path / "v.mp4", [np.zeros((8, 8, 3), np.uint8)])
     assert list(tmp_path.iterdir()) == []
 
@@ -148,6 +148,6 @@ def test_pictures_are_saved(tmp_path):
     assert (found == picture.repeat(2, axis=0).repeat(2, axis=1)).all()
 
 
-def test_a_world_without_images_is_refused(episode):
+def test_a_world_without_images_is_rejected(episode):
     with pytest.raises(ValueError, match="expected a V that encodes and decodes images"):
         dream_strip(random_world(), episode)

@@ -67,7 +67,7 @@ def test_dreams_are_drawn_until_they_end_and_reality_to_its_end():
 
 
 @pytest.mark.slow
-def test_the_quickstart_reaches_its_target_and_leaves_what_it_promises(tmp_path):
+def test_the_quickstart_reaches_its_target_and_writes_the_documented_files(tmp_path):
     command = [sys.executable, str(ROOT / "scripts" / "quickstart.py"), "--seed", "0", "--out", "out"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr

@@ -1,4 +1,4 @@
-"""Streams depend on seed, episode and draw only, and pass tests of randomness."""
+"""Streams depend on seed, episode and call only, and pass tests of randomness."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def test_uniform_numbers_are_never_0_or_1():
 
 @pytest.mark.parametrize("lag", [1, 2, 3, 16, 64])
 def test_neighbours_of_every_kind_are_uncorrelated(lag):
-    """Neighbours along a draw, and in row, draw and episode; also their squares."""
+    """Neighbours within a call, and by row, call and episode; also their squares."""
     rows, n = 1024, 256
     source = streams(rows)
     draws = torch.stack([source.normal_(torch.empty(rows, n)) for _ in range(lag + 1)])
@@ -50,7 +50,7 @@ def test_neighbours_of_every_kind_are_uncorrelated(lag):
 
 
 def test_bits_of_one_row_are_balanced():
-    """Each of the 23 bits of a uniform number is 1 with probability 1/2, in many draws."""
+    """Each of the 23 bits of a uniform number is 1 with probability 1/2, over many calls."""
     source = streams(1, first=12345)
     numbers = torch.stack([source.uniform_(torch.empty(1, 1)) for _ in range(20_000)]).flatten()
     bits = (numbers * 2**23).long().unsqueeze(1) >> torch.arange(23) & 1
@@ -72,7 +72,7 @@ def test_a_row_is_the_same_alone_and_among_many():
         assert torch.equal(together[42:43], alone.normal_(torch.empty(1, *shape)))
 
 
-def test_a_row_continues_from_a_counter_that_it_is_given():
+def test_a_row_continues_from_a_given_counter():
     one, other = streams(4), streams(4)
     for source in (one, other):
         source.uniform_(torch.empty(4, 3))
@@ -84,7 +84,7 @@ def test_a_row_continues_from_a_counter_that_it_is_given():
     assert torch.equal(after[3:4], streams(1, first=3, episodes=2).uniform_(torch.empty(1, 6)))
 
 
-def test_seeds_episodes_and_draws_all_matter():
+def test_numbers_depend_on_seed_episode_and_call():
     first = streams(1).uniform_(torch.empty(1, 8))
     again = streams(1)
     assert torch.equal(again.uniform_(torch.empty(1, 8)), first)
@@ -93,7 +93,7 @@ def test_seeds_episodes_and_draws_all_matter():
     assert not any(torch.isclose(first, other).any() for other in others)
 
 
-def test_reserved_numbers_are_those_of_one_draw_and_are_used_up_in_order():
+def test_reserved_numbers_equal_those_of_one_call_and_are_used_in_order():
     whole = streams(4).uniform_(torch.empty(4, 9))
     source = streams(4)
     source.reserve(9)
@@ -150,6 +150,6 @@ def test_a_mixture_sampled_by_streams_has_its_moments():
 
 
 @pytest.mark.parametrize("shape", [(3, 2), ()])
-def test_a_batch_of_another_size_is_refused(shape):
+def test_a_batch_of_another_size_is_rejected(shape):
     with pytest.raises(ValueError, match="expected a first dimension of 4 streams"):
         streams(4).uniform_(torch.empty(shape))

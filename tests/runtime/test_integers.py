@@ -1,9 +1,13 @@
 """Integer arguments are validated in the same way everywhere."""
 
+import dataclasses
+import json
+
 import numpy as np
 import pytest
 
 import worldmodel as wm
+from worldmodel.agents import OpenAIESConfig
 from worldmodel.data import EnvConfig, RepeatPolicy, rollouts, split_episodes
 from worldmodel.envs.options import DreamOptions
 from worldmodel.runtime import WorkerConfig, check_integer
@@ -26,19 +30,19 @@ def test_integers_of_python_and_numpy_become_python_integers(value):
 
 
 @pytest.mark.parametrize("value", [True, np.True_, 2.0, "2", None, np.float64(2)])
-def test_other_types_are_refused(value):
+def test_other_types_are_rejected(value):
     with pytest.raises(TypeError, match="size: expected an integer >= 1, got"):
         check_integer(value, "size", least=1)
 
 
-def test_values_below_the_least_are_refused():
+def test_values_below_the_least_are_rejected():
     with pytest.raises(ValueError, match="size: expected an integer >= 1, got 0"):
         check_integer(0, "size", least=1)
     assert check_integer(-5, "shift") == -5
 
 
 @pytest.mark.parametrize(("config", "name"), FIELDS)
-def test_every_configuration_refuses_a_boolean_and_a_fraction_and_takes_numpys_integers(config, name):
+def test_every_configuration_rejects_a_boolean_and_a_fraction_and_takes_numpys_integers(config, name):
     for value in (True, 1.5):
         with pytest.raises(TypeError, match=f"{name}: expected an integer"):
             config(**{name: value})
@@ -47,7 +51,35 @@ def test_every_configuration_refuses_a_boolean_and_a_fraction_and_takes_numpys_i
     assert type(getattr(config(**{name: np.int64(4)}), name)) is int
 
 
-def test_functions_refuse_booleans(tmp_path):
+NUMPY_NUMBERS = [
+    (wm.TrainingConfig, {"learning_rate": np.float32(1e-3), "final_learning_rate": np.float64(1e-5), "calibrate": np.True_}),
+    (wm.TrainingConfig, {"clip_norm": np.float32(1)}),
+    (wm.DataConfig, {"test_fraction": np.float32(0.25)}),
+    (wm.FrameConfig, {"test_fraction": np.float32(0.25)}),
+    (wm.MDNRNNConfig, {"min_scale": np.float32(0.1), "output_dropout": np.float64(0.5), "reward_components": np.int64(2)}),
+    (wm.MDNRNNConfig, {"reward_atoms": (np.float32(0.1), np.int64(3)), "skip": np.False_}),
+    (wm.SearchConfig, {"sigma": np.float32(0.5), "target": np.float32(3)}),
+    (wm.PPOConfig, {"discount": np.float32(0.5), "entropy": np.float64(0.1)}),
+    (wm.EvaluationConfig, {"temperature": np.float32(0.5)}),
+    (wm.IterationConfig, {"temperature": np.float32(0.5), "exploration": np.float32(0.5)}),
+    (OpenAIESConfig, {"learning_rate": np.float32(0.5)}),
+    (wm.VAEConfig, {"min_nats": np.float32(0.5)}),
+]
+
+
+@pytest.mark.parametrize(("config", "fields"), NUMPY_NUMBERS, ids=str)
+def test_numpys_numbers_are_the_same_configuration_as_pythons(config, fields):
+    made = config(**fields)
+    assert json.loads(json.dumps(dataclasses.asdict(made), default=str)) is not None
+    for name in fields:
+        value = getattr(made, name)
+        assert not isinstance(value, np.generic)
+        assert not any(isinstance(one, np.generic) for one in value) if isinstance(value, tuple) else True
+    plain = {name: np.asarray(value).tolist() for name, value in fields.items()}
+    assert made == config(**{name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()})
+
+
+def test_functions_reject_booleans(tmp_path):
     with pytest.raises(TypeError, match="num_episodes: expected an integer"):
         wm.collect("CartPole-v1", out=tmp_path / "s", num_episodes=True)
     with pytest.raises(TypeError, match="episode_ids: expected an integer"):

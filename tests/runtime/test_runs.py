@@ -1,4 +1,4 @@
-"""Long runs: what is resumed, replaced or refused, whether two runs are the same, and how progress is reported."""
+"""Long runs: resuming, replacing, comparison of arguments, and progress records."""
 
 import io
 import sys
@@ -13,7 +13,7 @@ from toy_worlds import WalkEnv, random_world
 import worldmodel as wm
 from worldmodel.runtime import Progress, Reporter, RunConfig, check_same_run, files, prepare_run, resolve_precision
 
-ABOUT = {"marker": "run.json", "format": "worldmodel.toy", "version": 1, "replaces": ("run.json", "result")}
+ABOUT = {"marker": "toy.json", "format": "worldmodel.toy", "version": 1, "replaces": ("toy.json", "result")}
 TRAINING = wm.TrainingConfig(num_updates=2, evaluate_every=2)
 
 
@@ -21,7 +21,7 @@ def prepare(path, arguments, **run):
     return prepare_run(path, arguments, **ABOUT, run=RunConfig(**run))
 
 
-# Resume, replace, refuse
+# Resume, replace, reject
 
 
 def test_a_run_is_resumed_by_default(tmp_path):
@@ -31,7 +31,7 @@ def test_a_run_is_resumed_by_default(tmp_path):
     assert (tmp_path / "out" / "result").read_text() == "half"
 
 
-def test_a_run_is_refused_without_resume(tmp_path):
+def test_a_run_is_rejected_without_resume(tmp_path):
     prepare(tmp_path / "out", {"seed": 1}, resume=False)
     with pytest.raises(FileExistsError, match=r"expected no earlier run, got one; .*--overwrite"):
         prepare(tmp_path / "out", {"seed": 1}, resume=False)
@@ -42,8 +42,8 @@ def test_overwrite_replaces_a_run_whatever_resume_says(tmp_path, resume):
     prepare(tmp_path / "out", {"seed": 1})
     (tmp_path / "out" / "result").write_text("half")
     prepare(tmp_path / "out", {"seed": 2}, resume=resume, overwrite=True)
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["run.json"]
-    assert files.read_json(tmp_path / "out" / "run.json", format="worldmodel.toy", version=1)["seed"] == 2
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"toy.json", "run.json"}
+    assert files.read_json(tmp_path / "out" / "toy.json", format="worldmodel.toy", version=1)["seed"] == 2
 
 
 def test_overwrite_leaves_a_directory_that_holds_something_else(tmp_path):
@@ -163,7 +163,7 @@ def test_a_bar_shows_on_a_terminal_and_is_silent_without_one(monkeypatch):
 # Arguments that change no result
 
 
-def test_a_store_may_be_refused_instead_of_continued(tmp_path):
+def test_a_store_is_rejected_if_resuming_is_switched_off(tmp_path):
     write_store(tmp_path / "data", [labelled_episode(0, 3)])
     wm.collect("CartPole-v1", out=tmp_path / "s", num_episodes=1)
     with pytest.raises(FileExistsError, match="got an earlier output"):
@@ -175,7 +175,7 @@ def test_v_has_nothing_to_calibrate(tmp_path):
         wm.train_vae(tmp_path, out=tmp_path / "v", training_config=replace(TRAINING, calibrate=True))
 
 
-def test_a_precision_is_resolved_or_refused():
+def test_a_precision_is_resolved_or_rejected():
     cpu = random_world().device
     assert [resolve_precision(name, cpu) for name in ("float32", "bfloat16")] == ["float32", "bfloat16"]
     assert resolve_precision("auto", cpu) in ("float32", "bfloat16")

@@ -39,7 +39,7 @@ def test_json_gives_back_an_equal_space_with_equal_dtypes(space):
     assert [leaf.dtype for _, leaf in leaves(back)] == [leaf.dtype for _, leaf in leaves(space)]
 
 
-def test_an_unknown_description_is_refused():
+def test_an_unknown_description_is_rejected():
     with pytest.raises(ValueError, match="got 'Circle'"):
         space_from_json({"type": "Circle"})
 
@@ -105,7 +105,7 @@ def test_an_unsupported_space_is_named_with_its_path_and_the_nearest_supported_o
         FlatSpace(spaces.Dict({"a": spaces.Tuple([space])}))
 
 
-def test_wrong_shapes_and_missing_leaves_are_refused():
+def test_wrong_shapes_and_missing_leaves_are_rejected():
     flat = FlatSpace(NESTED_OBSERVATION)
     with pytest.raises(ValueError, match=r"expected a leaf 'image'"):
         flat.flatten({"switches": np.zeros((2, 2))})
@@ -147,7 +147,7 @@ def test_sample_has_the_distribution_of_gymnasiums_sample(space):
             assert abs((a <= edge).mean() - (b <= edge).mean()) < 0.02
 
 
-def test_spaces_without_a_number_are_refused():
+def test_spaces_without_elements_are_rejected():
     with pytest.raises(TypeError, match=r"expected at least one number, got shape \(0,\)"):
         FlatSpace(spaces.Box(-1, 1, (0,), np.float32))
 
@@ -196,7 +196,7 @@ def test_a_batch_of_the_space_passes_the_check():
         ({"kind": [1j, 1j, 1j]}, TypeError, "actions at 'kind': expected real numbers"),
     ],
 )
-def test_a_batch_outside_the_space_is_refused_by_index_and_value(changes, error, message):
+def test_a_batch_outside_the_space_is_rejected_by_index_and_value(changes, error, message):
     with pytest.raises(error, match=message):
         FlatSpace(CHECKED).check(checked_batch(**changes), 3, name="actions")
 

@@ -1,4 +1,4 @@
-"""Encoded stores: what is written, with which V, how M trains on them."""
+"""Encoded stores: contents, checks of V, and training of M on them."""
 
 import shutil
 
@@ -25,7 +25,7 @@ def frames(tmp_path):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("float16", 2e-3)])
-def test_an_encoded_store_holds_mean_and_log_variance_of_every_frame_and_the_rest_as_it_was(frames, tmp_path, dtype, tolerance):
+def test_an_encoded_store_holds_mean_and_log_variance_of_every_frame_and_all_else_unchanged(frames, tmp_path, dtype, tolerance):
     vision = make_vae()
     store = encode_store(frames, vision=vision, out=tmp_path / "z", dtype=dtype)
     assert encoded_with(store) == vision.fingerprint
@@ -40,7 +40,7 @@ def test_an_encoded_store_holds_mean_and_log_variance_of_every_frame_and_the_res
         assert (source.episode_id, source.seed) == (encoded.episode_id, encoded.seed)
 
 
-def test_what_has_no_noise_comes_back_without_noise():
+def test_an_encoding_without_noise_is_stored_without_noise():
     form = EncodedObservations(3)
     mean, log_variance = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.5, -torch.inf, -3.0])
     written = form.to_observation(mean, log_variance)
@@ -58,7 +58,7 @@ def test_long_episodes_are_encoded_in_pieces(frames, monkeypatch):
     np.testing.assert_allclose(pieces.observations["mean"], expected.observations["mean"], atol=1e-6)
 
 
-def test_encoding_goes_on_where_it_stopped_and_with_what_was_added(frames, tmp_path, monkeypatch):
+def test_encoding_resumes_and_continues_with_added_episodes(frames, tmp_path, monkeypatch):
     vision = make_vae()
     whole = encode_store(frames, vision=vision, out=tmp_path / "whole")
 
@@ -97,7 +97,7 @@ def test_bfloat16_encodes_nearly_the_same(frames):
     assert chosen.precision == fast_precision(torch.device("cpu"))
 
 
-def test_wrong_arguments_are_refused(frames, tmp_path):
+def test_wrong_arguments_are_rejected(frames, tmp_path):
     with pytest.raises(ValueError, match="dtype: expected one of"):
         Encoder(make_vae(), dtype="int8")
     with pytest.raises(ValueError, match="precision: expected"):
@@ -121,7 +121,7 @@ def test_frames_are_never_replaced_by_their_own_encoding(frames, tmp_path):
     [{"length": 6}, {"reward": 2.0}, {"action": 1}, {"seed": 7}, {"episode_id": 3}],
     ids=lambda other: next(iter(other)),
 )
-def test_recordings_with_the_same_recipe_are_told_apart(tmp_path, other):
+def test_recordings_with_the_same_recipe_are_distinguished(tmp_path, other):
     for name, facts in (("a", {}), ("b", other)):
         length, reward = facts.get("length", 5), facts.get("reward", 1.0)
         store = EpisodeStore.create(
@@ -138,11 +138,11 @@ def test_recordings_with_the_same_recipe_are_told_apart(tmp_path, other):
     assert len(encode_store(tmp_path / "a", vision=make_vae(), out=tmp_path / "z")) == 1
 
 
-def test_ctrl_c_in_the_middle_of_an_append_loses_nothing(frames, tmp_path, monkeypatch):
-    written = EpisodeStore._set_shards
+def test_ctrl_c_during_an_append_loses_nothing(frames, tmp_path, monkeypatch):
+    written = EpisodeStore._write_manifest
 
     def interrupted(store, *args):
-        monkeypatch.setattr(EpisodeStore, "_set_shards", written)
+        monkeypatch.setattr(EpisodeStore, "_write_manifest", written)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(encode, "FLUSH_STEPS", 1)
@@ -150,7 +150,7 @@ def test_ctrl_c_in_the_middle_of_an_append_loses_nothing(frames, tmp_path, monke
 
     def interrupt_later(progress):
         if progress.done == 2:
-            monkeypatch.setattr(EpisodeStore, "_set_shards", interrupted)
+            monkeypatch.setattr(EpisodeStore, "_write_manifest", interrupted)
 
     with pytest.raises(KeyboardInterrupt):
         encode_store(frames, vision=make_vae(), out=tmp_path / "z", run=wm.RunConfig(on_progress=interrupt_later))
@@ -163,11 +163,11 @@ def with_free_disk(monkeypatch, free):
 
 
 def shard_bytes(store):
-    """What lies in a store's shards, headers left out."""
-    return sum(shard.size - shard.offsets[0] for shard in store._shards)
+    """Return the bytes of a store's shards, without headers."""
+    return sum(shard.size - shard.offsets[0] for shard in store._index.shards)
 
 
-def test_encoding_what_the_disk_cannot_hold_is_refused_before_anything_is_written(frames, tmp_path, monkeypatch):
+def test_encoding_more_than_the_disk_can_hold_raises_before_anything_is_written(frames, tmp_path, monkeypatch):
     vision = make_vae()
     needed = shard_bytes(encode_store(frames, vision=vision, out=tmp_path / "whole"))
     with_free_disk(monkeypatch, needed - 1)
@@ -179,7 +179,7 @@ def test_encoding_what_the_disk_cannot_hold_is_refused_before_anything_is_writte
     assert len(encode_store(frames, vision=vision, out=tmp_path / "new" / "free")) == 5
 
 
-def test_encoding_needs_disk_only_for_what_is_missing_and_counts_what_it_replaces(frames, tmp_path, monkeypatch):
+def test_encoding_needs_disk_only_for_missing_episodes_and_counts_what_it_replaces(frames, tmp_path, monkeypatch):
     vision, out = make_vae(), tmp_path / "z"
     with_free_disk(monkeypatch, 10**6)
     encode_store(frames, vision=vision, out=out)
@@ -195,7 +195,7 @@ def test_encoding_needs_disk_only_for_what_is_missing_and_counts_what_it_replace
 # Collecting without frames
 
 
-def test_collecting_with_a_v_what_the_disk_cannot_hold_is_refused(frames, tmp_path, monkeypatch):
+def test_collecting_with_a_v_more_than_the_disk_can_hold_raises(frames, tmp_path, monkeypatch):
     encoder = Encoder(make_vae(), dtype="float32")
     needed = shard_bytes(wm.collect(DotEnv, out=tmp_path / "whole", num_episodes=24, encoder=encoder))
     with_free_disk(monkeypatch, needed // 3)
@@ -216,7 +216,7 @@ def test_collecting_with_a_v_stores_what_encoding_would(frames, tmp_path, worker
     assert store.observation_space == encoder.observation_space
 
 
-def test_collecting_goes_on_only_with_the_same_v(tmp_path):
+def test_collecting_resumes_only_with_the_same_v(tmp_path):
     def collect(num_episodes, seed=0):
         return wm.collect(DotEnv, out=tmp_path, num_episodes=num_episodes, seed=0, encoder=Encoder(make_vae(seed=seed)))
 
@@ -254,7 +254,7 @@ def test_m_trains_on_encoded_episodes_as_on_frames(frames, tmp_path):
     assert on_disk.fingerprint == from_encoded.fingerprint
 
 
-def test_m_goes_on_training_on_encoded_episodes(frames, tmp_path):
+def test_m_continues_training_on_encoded_episodes(frames, tmp_path):
     vision = make_vae()
     encode_store(frames, vision=vision, out=tmp_path / "z")
     first = fit(tmp_path / "z", tmp_path / "a", vision=vision, config=wm.MDNRNNConfig(hidden_size=8))
@@ -263,7 +263,7 @@ def test_m_goes_on_training_on_encoded_episodes(frames, tmp_path):
     assert second.fingerprint != first.fingerprint
 
 
-def test_encoded_episodes_with_another_v_or_none_are_refused(frames, tmp_path):
+def test_encoded_episodes_with_another_v_or_none_are_rejected(frames, tmp_path):
     encode_store(frames, vision=make_vae(), out=tmp_path / "z")
     with pytest.raises(ValueError, match=r"expected the V that .* was encoded with \(\w{12}\), got one with fingerprint"):
         fit(tmp_path / "z", tmp_path / "a", vision=make_vae(seed=1))
@@ -275,7 +275,7 @@ def test_encoded_episodes_with_another_v_or_none_are_refused(frames, tmp_path):
     assert not (tmp_path / "a").exists()
 
 
-def test_a_vector_beside_the_image_stays_without_noise(tmp_path):
+def test_vectors_next_to_the_image_have_no_noise(tmp_path):
     vision = make_vae(MIXED)
     store = EpisodeStore.create(tmp_path / "frames", observation_space=MIXED, action_space=spaces.Discrete(2))
     rng, steps = np.random.default_rng(0), labelled_episode(0, 12)
@@ -294,7 +294,7 @@ def test_a_vector_beside_the_image_stays_without_noise(tmp_path):
     assert wm.WorldModel.from_pretrained(tmp_path / "world").fingerprint == world.fingerprint
 
 
-def test_short_episodes_are_left_out_where_asked(tmp_path):
+def test_short_episodes_are_left_out_on_request(tmp_path):
     write_store(tmp_path / "data", [labelled_episode(i, 2 + 3 * i) for i in range(5)])
     episodes = EpisodeCollection.open(tmp_path / "data", min_length=8)
     assert episodes.lengths.tolist() == [8, 11, 14]

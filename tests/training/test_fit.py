@@ -1,4 +1,4 @@
-"""From stores to a world model in one call: what it learns, writes, resumes and refuses."""
+"""`fit`: statistics, files, determinism, resuming and errors."""
 
 import importlib
 import json
@@ -36,7 +36,7 @@ def small_fit(data, out, **options):
 
 @pytest.fixture(scope="module")
 def whole(walks, tmp_path_factory):
-    """A run that nothing interrupted: its directory and its world."""
+    """An uninterrupted run: its directory and its world."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("runs") / "whole"
@@ -54,17 +54,21 @@ def interrupted(walks, out, at=10, **options):
         small_fit(walks, out, **options, run=RunConfig(on_progress=interrupt_at(at)))
 
 
-# What it learns
+# Results
 
 
 def test_calibration_scales_the_termination_head_on_held_out_episodes_and_is_in_the_provenance(tmp_path):
     store = write_store(tmp_path / "store", [walking_episode(i, 4 + i % 5) for i in range(120)]).path
-    plain = small_fit(store, tmp_path / "plain")
-    world = small_fit(store, tmp_path / "calibrated", training_config=replace(TRAINING, calibrate=True))
+    config = replace(SMALL, termination_weight=10.0)  # which biases the probabilities
+    training = replace(TRAINING, num_updates=80, learning_rate=3e-2)
+    plain = small_fit(store, tmp_path / "plain", config=config, training_config=training)
+    training = replace(training, calibrate=True)
+    world = small_fit(store, tmp_path / "calibrated", config=config, training_config=training)
     assert "calibration" not in plain.provenance
     report = world.provenance["calibration"]
     assert report["before"]["observed"] == 30  # a quarter of the episodes, each of which ends
     scale, shift = report["fitted"]["scale"], report["fitted"]["shift"]
+    assert report["gain"]["applied"] == 1
     assert scale != 1
     one, other = plain.mdnrnn.termination_head, world.mdnrnn.termination_head
     torch.testing.assert_close(other.weight, scale * one.weight)
@@ -130,7 +134,7 @@ def test_normaliser_and_statistics_see_training_episodes_only(tmp_path):
     assert one.provenance["baselines"] != two.provenance["baselines"]  # which are scored on what is held out
 
 
-# Sameness
+# Determinism
 
 
 def test_same_arguments_same_bits_whatever_the_global_seed(walks, tmp_path, whole):
@@ -159,6 +163,7 @@ def test_calibration_is_recorded_only_if_it_is_requested(walks, tmp_path):
     interrupted(walks, tmp_path / "calibrated", training_config=replace(TRAINING, calibrate=True))
     plain, calibrated = (json.loads((tmp_path / name / "fit.json").read_text()) for name in ("plain", "calibrated"))
     assert calibrated.pop("calibrate") is True
+    assert calibrated.pop("sha256") != plain.pop("sha256")
     assert plain == calibrated
     with pytest.raises(ValueError, match=r"expected calibrate True, .* got None"):
         small_fit(walks, tmp_path / "calibrated")
@@ -197,7 +202,7 @@ def test_episodes_of_one_step_are_enough(tmp_path):
     assert world.start_mean.shape[0] == 5
 
 
-# Going on
+# Resuming
 
 
 @pytest.mark.parametrize("at", [5, 10, 20])
@@ -209,7 +214,7 @@ def test_ctrl_c_and_resume_equals_never_stopping(walks, tmp_path, whole, at):
     assert read_metrics(tmp_path / "run" / "training") == read_metrics(whole[0] / "training")
 
 
-def test_resume_starts_anew_where_nothing_is(walks, tmp_path, whole):
+def test_resume_starts_a_new_run_in_an_empty_directory(walks, tmp_path, whole):
     assert small_fit(walks, tmp_path / "run").fingerprint == whole[1].fingerprint
 
 
@@ -234,7 +239,7 @@ def test_resuming_a_complete_run_returns_it_and_writes_nothing(walks, whole):
         ({"seed": 4}, "seed 3, .* got 4"),
     ],
 )
-def test_resume_refuses_other_arguments(walks, tmp_path, whole, complete, change, named):
+def test_resume_rejects_other_arguments(walks, tmp_path, whole, complete, change, named):
     out = whole[0] if complete else tmp_path / "run"
     if not complete:
         interrupted(walks, out)
@@ -242,7 +247,7 @@ def test_resume_refuses_other_arguments(walks, tmp_path, whole, complete, change
         small_fit(walks, out, **change)
 
 
-def test_resume_refuses_other_data_and_another_initial_world(walks, tmp_path, whole):
+def test_resume_rejects_other_data_and_another_initial_world(walks, tmp_path, whole):
     interrupted(walks, tmp_path / "run")
     other = write_store(tmp_path / "other", [walking_episode(i, 9) for i in range(3)]).path
     with pytest.raises(ValueError, match=r"run: expected data_fingerprint .*, as in the run that is there, got"):
@@ -261,7 +266,7 @@ def test_an_earlier_run_is_replaced_only_on_request(walks, tmp_path):
     assert small_fit(walks, out, training_config=one, run=RunConfig(overwrite=True)).provenance["training"]["updates"] == 1
 
 
-def test_what_is_not_a_run_is_never_touched(walks, tmp_path):
+def test_a_directory_without_a_run_is_never_changed(walks, tmp_path):
     (tmp_path / "precious.txt").write_text("mine")
     for run in (RunConfig(resume=False), RunConfig(), RunConfig(overwrite=True)):
         with pytest.raises(FileExistsError, match="with other files"):
@@ -271,7 +276,7 @@ def test_what_is_not_a_run_is_never_touched(walks, tmp_path):
     assert (tmp_path / "precious.txt").read_text() == "mine"
 
 
-def test_bad_arguments_do_not_cost_the_earlier_run(walks, tmp_path):
+def test_invalid_arguments_leave_the_earlier_run(walks, tmp_path):
     out = tmp_path / "run"
     interrupted(walks, out)
     with pytest.raises(ValueError, match=r"seed: expected|seed.*>= 0"):
@@ -301,12 +306,12 @@ def test_initial_is_copied_and_not_trained_itself(walks, tmp_path, whole):
     assert trained.fingerprint != before == whole[1].fingerprint
 
 
-def test_initial_and_a_configuration_together_are_refused(walks, tmp_path, whole):
+def test_initial_and_a_configuration_together_are_rejected(walks, tmp_path, whole):
     with pytest.raises(ValueError, match="config: expected None with an initial world model"):
         fit(walks, out=tmp_path / "run", initial=whole[1], config=SMALL)
 
 
-def test_data_of_another_environment_are_refused(tmp_path, whole):
+def test_data_of_another_environment_are_rejected(tmp_path, whole):
     three = spaces.Box(-np.inf, np.inf, (3,), np.float32)
     for name, options in (
         ("observation", {"observation_space": three}),
@@ -325,7 +330,7 @@ def test_data_of_another_environment_are_refused(tmp_path, whole):
 
 
 @pytest.mark.parametrize("shape", [(16, 12, 3), (1, 8, 8), (32, 32), (64, 64)], ids=str)
-def test_images_of_floats_are_refused(tmp_path, shape):
+def test_images_of_floats_are_rejected(tmp_path, shape):
     space = spaces.Box(0, 1, shape, np.float32)
     store = write_store(tmp_path / "data", [], observation_space=space)
     store.append([replace(walking_episode(0, 5), observations=np.zeros((6, *space.shape), np.float32))])
@@ -342,7 +347,7 @@ def test_a_small_matrix_of_floats_is_a_vector(tmp_path):
     assert small_fit(tmp_path / "data", tmp_path / "run").vision.latent_size == 31 * 40
 
 
-# Nothing to train on
+# Missing or empty data
 
 
 def test_empty_and_missing_data_are_named(tmp_path):
@@ -365,12 +370,12 @@ def test_data_config_rejects_fields_out_of_range(field, value):
         DataConfig(**{field: value})
 
 
-def test_one_store_given_twice_is_refused(walks, tmp_path):
+def test_one_store_given_twice_is_rejected(walks, tmp_path):
     with pytest.raises(ValueError, match="expected different stores, got one twice"):
         small_fit([walks, walks], tmp_path / "run")
 
 
-def test_the_termination_head_is_there_where_an_episode_terminates(tmp_path):
+def test_the_termination_head_exists_if_an_episode_terminates(tmp_path):
     for name, ends in {"never": [False] * 4, "once": [False, False, True, False]}.items():
         data = write_store(tmp_path / name, [labelled_episode(i, 6, terminated=end) for i, end in enumerate(ends)]).path
         world = small_fit(data, tmp_path / f"run-{name}")
@@ -380,7 +385,7 @@ def test_the_termination_head_is_there_where_an_episode_terminates(tmp_path):
         fit(tmp_path / "once", out=tmp_path / "more", initial=never)
 
 
-def test_an_untrained_termination_head_says_how_often_episodes_end(walks, tmp_path, monkeypatch):
+def test_an_untrained_termination_head_predicts_the_rate_of_terminations(walks, tmp_path, monkeypatch):
     monkeypatch.setattr(
         importlib.import_module("worldmodel.training.loop"), "train", lambda *_, **__: TrainingResult(0, 0, {}, 0.0)
     )
@@ -391,7 +396,7 @@ def test_an_untrained_termination_head_says_how_often_episodes_end(walks, tmp_pa
     assert rate < 0.25
 
 
-def test_a_missing_device_does_not_cost_the_earlier_run(walks, tmp_path):
+def test_an_unavailable_device_leaves_the_earlier_run(walks, tmp_path):
     small_fit(walks, tmp_path / "run")
     with pytest.raises(ValueError, match="device: expected an available device"):
         small_fit(walks, tmp_path / "run", device="nonsense", run=RunConfig(overwrite=True))

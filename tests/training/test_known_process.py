@@ -1,4 +1,4 @@
-"""The MDN-RNN reaches the entropy of processes that are known: two of the ten combinations of benchmarks/known_process.py."""
+"""The MDN-RNN attains the known entropy of processes: two of the ten combinations of benchmarks/known_process.py."""
 
 import importlib
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The training loop: what it saves, resumes, stops for, clips, schedules and keeps."""
+"""The training loop: saving, resuming, stopping, clipping, learning rates and choice of weights."""
 
 import itertools
 import json
@@ -46,7 +46,7 @@ class Number:
 
 @dataclass
 class Numbers:
-    """The same list of batches in every epoch; remembers which were asked for."""
+    """The same list of batches in every epoch; records which were read."""
 
     batches: list
 
@@ -62,7 +62,7 @@ class Numbers:
 
 
 class Parabola(nn.Module):
-    """Two weights that are pulled to the batch's number."""
+    """Two weights with a squared error to the batch's number."""
 
     def __init__(self, start=0.0):
         super().__init__()
@@ -133,7 +133,7 @@ def run(store, out, *, model=None, config=CONFIG, data=None, **options):
 
 @pytest.fixture(scope="module")
 def whole(walks, tmp_path_factory):
-    """A run that nothing interrupted: its directory, result and model."""
+    """An uninterrupted run: its directory, result and model."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("whole")
@@ -160,10 +160,10 @@ def assert_same_run(out, result, model, whole):
     assert read_metrics(out) == read_metrics(expected_out)
 
 
-# Stopping and going on
+# Stopping and resuming
 
 
-def test_training_draws_from_its_seed_only(walks, tmp_path, whole):
+def test_training_depends_on_its_seed_only(walks, tmp_path, whole):
     torch.manual_seed(123)
     before = torch.random.get_rng_state()
     assert_same_run(tmp_path, *run(walks, tmp_path), whole)
@@ -253,7 +253,7 @@ def test_kill_9_and_resume_equals_never_stopping(walks, tmp_path, whole, at, fil
     assert not list(out.glob(".*"))
 
 
-def test_a_killed_run_may_leave_a_cut_row(walks, tmp_path, whole):
+def test_a_truncated_last_row_of_a_killed_run_is_ignored(walks, tmp_path, whole):
     with pytest.raises(KeyboardInterrupt):
         run(walks, tmp_path, run=RunConfig(on_progress=lambda p: os.kill(os.getpid(), signal.SIGINT) if p.done == 20 else None))
     with open(tmp_path / "metrics.jsonl", "a") as file:
@@ -283,13 +283,13 @@ def test_saving_often_changes_nothing(walks, tmp_path, whole, monkeypatch):
         ({"fingerprint": "other walks"}, "fingerprint"),
     ],
 )
-def test_resume_refuses_another_run(walks, tmp_path, change, named):
+def test_resume_rejects_another_run(walks, tmp_path, change, named):
     run(walks, tmp_path, config=TrainingConfig(num_updates=2))
     with pytest.raises(ValueError, match=rf"state.safetensors: expected {named} .*as in the run that is there, got"):
         run(walks, tmp_path, **{"config": TrainingConfig(num_updates=2)} | change)
 
 
-def test_resume_refuses_another_model_and_a_foreign_state(walks, tmp_path):
+def test_resume_rejects_another_model_and_files_of_another_format(walks, tmp_path):
     config = TrainingConfig(num_updates=2)
     run(walks, tmp_path, config=config)
     with pytest.raises(ValueError, match="expected the weights of this model, got those of another one"):
@@ -336,7 +336,7 @@ class Poisoned:
         return batch
 
 
-def test_a_loss_that_is_not_finite_stops_names_its_place_and_saves_the_state_before(walks, tmp_path, whole):
+def test_a_loss_that_is_not_finite_stops_the_training_names_the_update_and_saves_the_earlier_state(walks, tmp_path, whole):
     per_epoch = make_data(walks).num_batches(0)
     assert per_epoch + 4 < 40
     with pytest.raises(NonFiniteLossError, match=rf"update {per_epoch + 4}, batch 3 of epoch 1: .*reward_nll = nan") as caught:
@@ -492,7 +492,7 @@ def test_epochs_follow_one_another(tmp_path):
 # The log
 
 
-def test_progress_and_log_tell_the_same(walks, tmp_path):
+def test_progress_and_log_agree(walks, tmp_path):
     seen = []
     run(walks, tmp_path, run=RunConfig(on_progress=seen.append))
     rows = read_metrics(tmp_path)
@@ -526,8 +526,11 @@ def test_tensorboard_gets_the_rows_of_the_log(walks, tmp_path):
 
 def test_tensorboard_missing_says_how_to_install_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(ImportError, match=r"pip install worldmodel\[tensorboard\]"):
+    with pytest.raises(ImportError, match=r"pip install 'worldmodel\[tensorboard\]'"):
         MetricsLog(tmp_path, 0, tensorboard=True)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    with pytest.raises(ImportError, match=r"pip install 'worldmodel\[tensorboard\]'"):
+        RunConfig(tensorboard=True)  # before a run writes anything
 
 
 # Learning

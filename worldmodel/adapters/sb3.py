@@ -18,6 +18,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
 from worldmodel.models import FEATURE_KINDS, FeatureKind, WorldModel, feature_size
+from worldmodel.runtime import missing_extra
 from worldmodel.spaces import Value
 
 try:
@@ -25,7 +26,7 @@ try:
     from stable_baselines3.common.env_util import is_wrapped
     from stable_baselines3.common.vec_env import VecEnv
 except ImportError as error:
-    raise ImportError("stable_baselines3: expected the package to be installed; `pip install worldmodel[sb3]`") from error
+    raise missing_extra("sb3") from error
 
 
 class SB3VecEnv(VecEnv):
@@ -110,9 +111,14 @@ class SB3VecEnv(VecEnv):
     def env_method(self, method_name: str, *method_args: Any, indices: Any = None, **method_kwargs: Any) -> list[Any]:
         """Call a method of the vector environment once; return its result, repeated for each row.
 
+        ``compute_reward``, which has no state, may be called for some rows with a batch of any size, as the HER buffer does.
+
         Raises:
             ValueError: if ``indices`` are not all rows.
         """
+        if method_name == "compute_reward":
+            rewards = getattr(self.env, method_name)(*method_args, **method_kwargs)
+            return [rewards] * len(list(self._get_indices(indices)))
         self._check_all(self._get_indices(indices), method_name)
         return [getattr(self.env, method_name)(*method_args, **method_kwargs)] * self.num_envs
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from worldmodel.envs import DreamVectorEnv
 from worldmodel.models import WorldModel
+from worldmodel.runtime import missing_extra
 from worldmodel.spaces import Value
 
 try:
@@ -21,7 +22,7 @@ try:
     from torchrl.data import Binary, Bounded, Categorical, Composite, MultiCategorical, TensorSpec, Unbounded
     from torchrl.envs import EnvBase
 except ImportError as error:
-    raise ImportError("torchrl: expected the package to be installed; `pip install worldmodel[torchrl]`") from error
+    raise missing_extra("torchrl") from error
 
 
 class TorchRLEnv(EnvBase):  # type: ignore[misc]  # TorchRL has no types
@@ -110,7 +111,7 @@ class TorchRLEnv(EnvBase):  # type: ignore[misc]  # TorchRL has no types
         if isinstance(actions, TensorDictBase):
             actions = actions.to_dict()
         if self._check_actions:
-            self.dreams.world.action_features.check(actions, self.dreams.num_envs, name="action")
+            actions = self.dreams.world.action_features.check(actions, self.dreams.num_envs, name="action")
             self._check_rows(tensordict.get("_step", None))
         observations, reward, terminated, truncated, _ = self.dreams.step(actions)
         self._terminated = self._terminated | terminated.unsqueeze(-1)

@@ -21,8 +21,8 @@ from worldmodel.lazy import attach
 if TYPE_CHECKING:
     from worldmodel.agents.action_distributions import make_choices as make_choices
     from worldmodel.agents.controller import CONTROLLER_FILE as CONTROLLER_FILE
+    from worldmodel.agents.controller import CONTROLLER_FILES as CONTROLLER_FILES
     from worldmodel.agents.controller import CONTROLLER_FORMAT as CONTROLLER_FORMAT
-    from worldmodel.agents.controller import WEIGHTS_FILE as WEIGHTS_FILE
     from worldmodel.agents.controller import Controller as Controller
     from worldmodel.agents.controller import ControllerConfig as ControllerConfig
     from worldmodel.agents.evolution import SEARCH_FILE as SEARCH_FILE
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from worldmodel.agents.strategies import OpenAIES as OpenAIES
     from worldmodel.agents.strategies import OpenAIESConfig as OpenAIESConfig
     from worldmodel.agents.strategies import centred_ranks as centred_ranks
+    from worldmodel.agents.strategies import check_fitness as check_fitness
     from worldmodel.agents.strategies import estimate_gradient as estimate_gradient
     from worldmodel.agents.strategies import make_strategy as make_strategy
 else:
@@ -52,12 +53,12 @@ else:
         __name__,
         {
             "action_distributions": "make_choices",
-            "controller": "CONTROLLER_FILE CONTROLLER_FORMAT Controller ControllerConfig WEIGHTS_FILE",
+            "controller": "CONTROLLER_FILE CONTROLLER_FILES CONTROLLER_FORMAT Controller ControllerConfig",
             "evolution": "SEARCH_FILE SearchConfig evolve",
             "latent_policy": "LatentPolicy",
             "policy_gradient": "DifferentiableAgent PPOConfig ppo",
             "population": "AgentGroups ControllerBatch DreamPopulation RealPopulation",
             "registry": "check_agent has_agent load_agent register_agent",
-            "strategies": "METHODS Method OpenAIES OpenAIESConfig centred_ranks estimate_gradient make_strategy",
+            "strategies": "METHODS Method OpenAIES OpenAIESConfig centred_ranks check_fitness estimate_gradient make_strategy",
         },
     )

@@ -33,10 +33,12 @@ from worldmodel.runtime import (
     RunConfig,
     check_integer,
     check_integers,
+    check_numbers,
     check_same_run,
     files,
     interrupt_between_steps,
     jsonable,
+    require_extras,
 )
 
 SEARCH_FORMAT, SEARCH_VERSION = "worldmodel.search", 1
@@ -52,7 +54,7 @@ class SearchConfig:
         generations: largest number of generations.
         population: candidates in a generation.
         sigma: standard deviation of the candidates' weights; for CMA-ES, its initial value.
-        method: "cma" (CMA-ES, extra ``cma``), or "openai-es" for thousands of weights.
+        method: "cma" (CMA-ES, extra ``search``), or "openai-es" for thousands of weights.
         openai_es: settings of OpenAI-ES.
         test_every: generations between tests.
         test_dreams: dreams in a test, or real episodes for a search in the real environment.
@@ -61,7 +63,7 @@ class SearchConfig:
 
     Raises:
         ValueError: naming the field that is out of range.
-        TypeError: naming the field that is not an integer.
+        TypeError: naming the field of another type.
     """
 
     generations: int = 100
@@ -78,17 +80,23 @@ class SearchConfig:
         """Check every field; NumPy's numbers become Python's, as in the log."""
         least = {"generations": 1, "population": 2, "test_every": 1, "test_dreams": 1, "patience": 1}
         check_integers(self, least, optional=("patience",))
-        if not 0 < self.sigma < float("inf"):
-            raise ValueError(f"sigma: expected a positive finite number, got {self.sigma}")
+        check_numbers(self, {"sigma": "(0, inf)", "target": "(-inf, inf)"}, optional=("target",))
         if self.method not in METHODS:
             raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {self.method!r}")
         if self.method == "openai-es" and self.population % 2:
             raise ValueError(f"population: expected an even number for openai-es, got {self.population}")
         object.__setattr__(self, "sigma", float(self.sigma))
         if self.target is not None:
-            if not math.isfinite(self.target):
-                raise ValueError(f"target: expected None or a finite number, got {self.target}")
             object.__setattr__(self, "target", float(self.target))
+
+    def require_packages(self) -> None:
+        """Raise if the method needs a package that is not installed.
+
+        Raises:
+            ImportError: naming the extra that brings it.
+        """
+        if self.method == "cma":
+            require_extras("search", advice="or use method='openai-es' (--method openai-es)")
 
 
 def evolve(
@@ -123,14 +131,15 @@ def evolve(
         The agent of the best test, on the device of the world.
 
     Raises:
-        ValueError: if a number is out of range, the world has no reward head, the agent was not made for this world, or ``log``
-            holds another search.
+        ValueError: if a number is out of range, there are no rewards or constant ones, the agent was not made for this world,
+            or ``log`` holds another search.
         TypeError: if ``agent`` is not an agent with parameters, or a number is not an integer.
         FileExistsError: if ``log`` exists and may be neither resumed nor overwritten.
         KeyboardInterrupt: after the generation in which Ctrl-C was pressed.
     """
     config, run = config or SearchConfig(), run or RunConfig()
     horizon, seed = check_integer(horizon, "horizon", least=1), check_integer(seed, "seed", least=0)
+    config.require_packages()
     evaluator: Population = DreamPopulation(worlds, config.population) if isinstance(worlds, Dreams) else worlds
     start = _make_start(agent, evaluator.world, seed)
     search = _Search(evaluator, config, start, horizon=horizon, seed=seed, log=None if log is None else Path(log))
@@ -197,8 +206,8 @@ class _Search:
         if self._log is not None and self._log.exists():
             if not run.resume:
                 raise FileExistsError(
-                    f"{self._log}: expected no file, got an earlier search; resume it (--resume), overwrite it (--overwrite), "
-                    "or choose another file"
+                    f"{self._log}: expected no file, got an earlier search; resume it (RunConfig(resume=True)), overwrite it "
+                    "(--overwrite), or choose another file"
                 )
             self._replay(self._log)
         else:
@@ -312,10 +321,7 @@ def _read_log(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def _read_stamped(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a file that is the log of a search, damaged or not; raise ValueError if it is not."""
     tensors, metadata = files.load_tensors(path)
-    try:
-        content = json.loads(metadata.get("log", "{}"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: expected the log of a search, got a file of another format ({error})") from error
+    content = files.parse_json(metadata.get("log", "{}"), path, what="the log of a search")
     files.check_stamp(content, path, format=SEARCH_FORMAT, version=SEARCH_VERSION)
     return tensors, content
 

@@ -18,7 +18,6 @@ termination head: see `worldmodel.training.likelihood`.
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -27,10 +26,10 @@ from torch import Tensor, nn
 
 from worldmodel.agents.action_distributions import make_choices
 from worldmodel.agents.registry import check_agent
-from worldmodel.dream import Agent, Dreams, LatentState, StartBank
+from worldmodel.dream import Agent, Dreams, LatentState, StartBank, check_rewards
 from worldmodel.models import FeatureKind, State
 from worldmodel.rng import PPO_LEARN_STREAM, PPO_TEST_STREAM, derive_seed
-from worldmodel.runtime import Progress, RunConfig, check_integer, check_integers, interrupt_between_steps
+from worldmodel.runtime import Progress, RunConfig, check_integer, check_integers, check_numbers, interrupt_between_steps
 from worldmodel.spaces import FlatSpace
 
 LARGEST_STD = 1.5  # initial standard deviation of the outputs over the starts, at most; beyond it an agent hardly explores
@@ -82,7 +81,7 @@ class PPOConfig:
 
     Raises:
         ValueError: naming the field that is out of range.
-        TypeError: naming the field that is not an integer.
+        TypeError: naming the field of another type.
     """
 
     iterations: int = 300
@@ -105,14 +104,8 @@ class PPOConfig:
         """Check every field."""
         counts = ("iterations", "steps", "horizon", "critic_size", "epochs", "minibatches", "test_every", "test_dreams")
         check_integers(self, dict.fromkeys(counts, 1))
-        for name in ("breadth", "learning_rate", "critic_learning_rate", "clip"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name}: expected a positive finite number, got {getattr(self, name)}")
-        if not 0 <= self.entropy < math.inf:
-            raise ValueError(f"entropy: expected a finite number >= 0, got {self.entropy}")
-        if not (0 <= self.discount < 1 and 0 <= self.gae_lambda <= 1):
-            given = f"{self.discount} and {self.gae_lambda}"
-            raise ValueError(f"discount, gae_lambda: expected in [0, 1) and in [0, 1], got {given}")
+        positive = dict.fromkeys(("breadth", "learning_rate", "critic_learning_rate", "clip"), "(0, inf)")
+        check_numbers(self, {**positive, "entropy": "[0, inf)", "discount": "[0, 1)", "gae_lambda": "[0, 1]"})
 
 
 def ppo(
@@ -143,14 +136,13 @@ def ppo(
         The agent of the best test, which may be the one given, on the device of the world.
 
     Raises:
-        ValueError: if the world has no reward head, the dreams share random numbers, the agent was not made for this world, or
-            its action space is neither Discrete with several actions nor a Box.
+        ValueError: if there are no rewards or constant ones, the dreams share random numbers, the agent was not made for this
+            world, or its action space is neither Discrete with several actions nor a Box.
         TypeError: if the agent lacks something; names it.
         KeyboardInterrupt: after the iteration in which Ctrl-C was pressed.
     """
     config, world, horizon = config or PPOConfig(), dreams.world, check_integer(horizon, "horizon", least=1)
-    if world.mdnrnn.reward_head is None:
-        raise ValueError("dreams: expected a world model that predicts rewards, got one without a reward head")
+    check_rewards(world, dreams.reward)
     if dreams.num_groups != 1:
         raise ValueError(f"num_groups: expected 1 (no common random numbers), got {dreams.num_groups}")
     _check_differentiable(agent)
@@ -221,7 +213,7 @@ class _Learner:
     def __init__(self, agent: Any, dreams: Dreams, starts: StartBank, config: PPOConfig, seed: int):
         self._dreams, self._starts, self._config = dreams, starts, config
         self._generator = dreams.generator(derive_seed(seed, PPO_LEARN_STREAM))
-        noise = torch.randn(starts.mean.shape, generator=self._generator, device=starts.mean.device)
+        noise = torch.empty_like(starts.mean).normal_(generator=self._generator)
         seen = starts.features(agent.features, noise)  # (N, F)
         scale = seen.std(dim=0, correction=0)
         self._scale = torch.where(scale > SMALLEST_SCALE, scale, 1.0)  # M's state is 0 in all first frames
@@ -233,7 +225,7 @@ class _Learner:
             agent.shrink_outputs(excess.clamp(min=1.0))
         if self._scaled:
             agent.scale_inputs(self._scale)
-        usual = dreams.world.mdnrnn.reward_mean.item()
+        usual = dreams.world.mdnrnn.mean_reward if dreams.reward is None else 0.0
         self._critic = _make_critic(seen.shape[1], config.critic_size, usual, self._generator)
         self._actor_optimizer = torch.optim.Adam(agent.parameters(), lr=config.learning_rate, betas=(0.9, 0.99))
         self._critic_optimizer = torch.optim.Adam(self._critic.parameters(), lr=config.critic_learning_rate)
@@ -261,7 +253,7 @@ class _Learner:
     @torch.no_grad()
     def _dream(self) -> tuple[_Steps, float]:
         """Continue every dream; return the steps and the expected number of terminations in them."""
-        config, columns, ends = self._config, [], torch.zeros((), device=self._scale.device)
+        config, columns, ends = self._config, [], self._scale.new_zeros(())
         features = self._features(self._state)
         for _ in range(config.steps):
             outputs = self._outputs(features)
@@ -310,13 +302,13 @@ class _Learner:
         return entropy.item()
 
     def _uniform(self, like: Tensor) -> Tensor:
-        return torch.rand(like.shape, generator=self._generator, device=like.device)
+        return torch.empty_like(like).uniform_(generator=self._generator)
 
     def _restarted(self, state: LatentState, over: Tensor) -> LatentState:
         """Return the state with new starts for dreams that are over."""
         rows = over.nonzero()[:, 0]
         index = torch.randint(len(self._starts), (len(rows),), generator=self._generator, device=rows.device)
-        noise = torch.randn(len(rows), state.z.shape[1], generator=self._generator, device=rows.device)
+        noise = state.z.new_empty(len(rows), state.z.shape[1]).normal_(generator=self._generator)
         z, lstm = self._starts.take(index, noise)
         joined = State(*(old.index_copy(1, rows, new) for old, new in zip(state.lstm, lstm, strict=True)))
         return LatentState(state.z.index_copy(0, rows, z), joined, torch.ones_like(over))
@@ -336,7 +328,8 @@ class _Learner:
 
 def _make_critic(size: int, hidden: int, value: float, generator: torch.Generator) -> nn.Module:
     """Make a critic whose initial value is the same for all features."""
-    first, last = (nn.utils.skip_init(nn.Linear, *pair, device=generator.device) for pair in ((size, hidden), (hidden, 1)))
+    made = {"device": generator.device, "dtype": torch.float32}
+    first, last = (nn.utils.skip_init(nn.Linear, *pair, **made) for pair in ((size, hidden), (hidden, 1)))
     nn.init.normal_(first.weight, std=size**-0.5, generator=generator)
     for parameter, constant in ((first.bias, 0.0), (last.weight, 0.0), (last.bias, value)):
         nn.init.constant_(parameter, constant)

@@ -19,6 +19,8 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from worldmodel.runtime import check_numbers, missing_extra
+
 Method = Literal["cma", "openai-es"]
 METHODS = ("cma", "openai-es")
 
@@ -34,7 +36,11 @@ class Strategy(Protocol):
         """Propose candidates (P, N), float64."""
 
     def tell(self, fitness: np.ndarray) -> None:
-        """Update the search with the fitness (P,) of the candidates of the last `ask`."""
+        """Update the search with the fitness (P,) of the candidates of the last `ask`.
+
+        Raises:
+            ValueError: if a fitness is NaN; see `check_fitness`.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +53,7 @@ class OpenAIESConfig:
 
     Raises:
         ValueError: if a field is out of range.
+        TypeError: if a field is not a number.
     """
 
     learning_rate: float = 0.03
@@ -54,10 +61,7 @@ class OpenAIESConfig:
 
     def __post_init__(self) -> None:
         """Validate every field."""
-        if not 0 < self.learning_rate < float("inf"):
-            raise ValueError(f"learning_rate: expected a positive finite number, got {self.learning_rate}")
-        if not 0 <= self.weight_decay < float("inf"):
-            raise ValueError(f"weight_decay: expected a finite number >= 0, got {self.weight_decay}")
+        check_numbers(self, {"learning_rate": "(0, inf)", "weight_decay": "[0, inf)"})
 
 
 def make_strategy(
@@ -100,7 +104,7 @@ class CMAES:
         try:
             import cma  # here, as it takes seconds to import
         except ImportError as error:
-            raise ImportError("cma is not installed: pip install worldmodel[cma]; or use method='openai-es'") from error
+            raise missing_extra("search", advice="or use method='openai-es'") from error
         rng = np.random.default_rng(seed)
         options = {
             "popsize": population,
@@ -124,7 +128,7 @@ class CMAES:
 
     def tell(self, fitness: np.ndarray) -> None:
         """Update the search with the fitness (P,) of the last candidates."""
-        self._search.tell(self._candidates, (-fitness).tolist())  # ``cma`` minimises
+        self._search.tell(self._candidates, (-check_fitness(fitness, len(self._candidates))).tolist())  # ``cma`` minimises
 
 
 class OpenAIES:
@@ -167,7 +171,8 @@ class OpenAIES:
 
     def tell(self, fitness: np.ndarray) -> None:
         """Ascend the estimated gradient by one step of Adam (Kingma & Ba 2015)."""
-        gradient = estimate_gradient(self._noise, centred_ranks(fitness), self._sigma)
+        ranks = centred_ranks(check_fitness(fitness, self._population))
+        gradient = estimate_gradient(self._noise, ranks, self._sigma)
         gradient -= self._config.weight_decay * self._mean
         self._steps += 1
         self._first += (1 - self.BETA1) * (gradient - self._first)
@@ -177,8 +182,35 @@ class OpenAIES:
         self._mean += self._config.learning_rate * first / (np.sqrt(second) + self.EPSILON)
 
 
+def check_fitness(fitness: np.ndarray, population: int | None = None) -> np.ndarray:
+    """Return the fitness of P candidates as float64 numbers, for every strategy.
+
+    An infinite fitness ranks as expected. NaN has no rank: NumPy sorts it above all numbers, and CMA-ES does not notice it.
+
+    Args:
+        fitness: (P,).
+        population: P; None allows any number.
+
+    Raises:
+        ValueError: if the shape differs, or a fitness is NaN; names the candidate.
+    """
+    values = np.asarray(fitness, dtype=np.float64)
+    if values.ndim != 1 or len(values) != (len(values) if population is None else population):
+        expected = "(P,)" if population is None else f"({population},)"
+        raise ValueError(f"fitness: expected shape {expected}, got {values.shape}")
+    if np.isnan(values).any():
+        where = int(np.isnan(values).argmax())
+        raise ValueError(f"fitness: expected numbers, got NaN for candidate {where}; give a failed candidate -inf, the worst")
+    return values
+
+
 def centred_ranks(fitness: np.ndarray) -> np.ndarray:
-    """Replace fitness (P,) by ranks from -1/2 (worst) to 1/2 (best); ties share their mean."""
+    """Replace fitness (P,) by ranks from -1/2 (worst) to 1/2 (best); ties share their mean.
+
+    Raises:
+        ValueError: if a fitness is NaN.
+    """
+    fitness = check_fitness(fitness)
     _, index, counts = np.unique(fitness, return_inverse=True, return_counts=True)
     ranks = np.cumsum(counts) - (counts + 1) / 2  # mean rank of each value, from 0
     return ranks[index] / (len(fitness) - 1) - 0.5

@@ -1,16 +1,13 @@
-"""Command-line programs, one module per command.
+"""The program ``worldmodel``: one module per command.
 
-Each module has a function ``main`` that reads the command line, calls the library and prints a short table of results
-and the paths of what it wrote. Only this package prints, and nothing else imports it: a program is options and text,
-and everything it computes is also available as a library call. The files in ``scripts/`` call these modules.
+A command is a dataclass whose fields are its options. It calls the library and returns text and JSON for its result, which
+`worldmodel.cli.main` prints. Only this package prints, and nothing else imports it: everything that a command computes is also
+available as a library call. The files in ``scripts/`` call the same commands.
 
 Example:
-    >>> import argparse
-    >>> from worldmodel.cli.options import add_fields, read_fields
-    >>> from worldmodel.agents import OpenAIESConfig
-    >>> parser = argparse.ArgumentParser()
-    >>> add_fields(parser, OpenAIESConfig)
-    >>> arguments = parser.parse_args(["--learning-rate", "0.1"])
-    >>> OpenAIESConfig(**read_fields(arguments, OpenAIESConfig)).learning_rate
-    0.1
+    >>> from worldmodel.cli.collect import Collect
+    >>> from worldmodel.cli.parsing import parse
+    >>> command = parse(Collect, ["--env", "CartPole-v1", "--out", "runs/a", "--episodes", "5"], name="worldmodel collect")
+    >>> command.episodes, command.policy
+    (5, 'random')
 """

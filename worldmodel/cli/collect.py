@@ -1,94 +1,142 @@
-"""Collect real episodes from a Gymnasium environment into a store. The same command resumes an interrupted collection."""
+"""``worldmodel collect``."""
 
 from __future__ import annotations
 
-import argparse
 import time
+from dataclasses import dataclass, field
+from typing import Literal
+
+import tyro
+from typing_extensions import Self
+from tyro.conf import OmitArgPrefixes as Flat
 
 import worldmodel as wm
 from worldmodel.agents import load_agent
 from worldmodel.cli.options import (
-    add_device,
-    add_encoder,
-    add_environment,
-    choose_device,
-    environment,
+    Command,
+    DeviceOption,
+    EncoderOptions,
+    EnvironmentOptions,
+    PresetName,
+    Result,
+    Run,
     open_vision,
-    parse_with_preset,
-    program,
-    run_config,
 )
-from worldmodel.data import POLICIES
+from worldmodel.experiments import Preset
 from worldmodel.models import Encoder
-from worldmodel.runtime import Progress
+from worldmodel.runtime import Progress, WorkerConfig
 
 
-def parse_arguments() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--env", required=True, help='Gymnasium id, e.g. CartPole-v1, or "module:Id-v0" of another package')
-    parser.add_argument(
-        "--out", required=True, help="directory of the store; an earlier collection there with the same options is continued"
-    )
-    parser.add_argument("--episodes", type=int, required=True, help="number of episodes in the finished store")
-    parser.add_argument(
-        "--policy",
-        default="random",
-        choices=(*POLICIES, "controller"),
-        help="repeat holds an action for 1..10 steps, repeat-long for 1..100; sweep: Discrete only; brownian: Box only; "
-        "controller: the agent of --controller",
-    )
-    parser.add_argument("--model", help="world model directory, for --policy controller")
-    parser.add_argument("--controller", help="controller directory, for --policy controller")
-    parser.add_argument("--workers", type=int, default=0, help="worker processes; 0: none; the result is the same")
-    parser.add_argument("--seed", type=int, default=0, help="seed; episode k depends on (seed, k) only")
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace an earlier store in OUT; anything else there is an error"
-    )
-    add_environment(parser)
-    add_encoder(parser, required=False)
-    add_device(parser)
-    return parse_with_preset(parser, "collect")
+@dataclass(frozen=True, kw_only=True)
+class Collect(Command):
+    """Collect real episodes from a Gymnasium environment into a store.
 
+    Episode k depends on (seed, k) only, so a store can be extended by the same command with more episodes.
 
-def choose_policy(args: argparse.Namespace) -> str | wm.LatentPolicy:
-    """Return the name of the policy, or the agent of ``--controller`` as a policy."""
-    if args.policy != "controller":
-        return args.policy
-    if not (args.model and args.controller):
-        raise ValueError(
-            "--policy controller: expected --model and --controller too, got " + str([args.model, args.controller])
+    Args:
+        env: Gymnasium id, e.g. CartPole-v1, or "module:Id-v0" of another package.
+        out: directory of the store; an earlier collection there with the same options is continued.
+        episodes: number of episodes in the finished store.
+        preset: use the numbers of an experiment as defaults; explicit options take precedence.
+        policy: repeat holds an action for 1 to 10 steps, repeat-long for 1 to 100; sweep: Discrete only; brownian: Box only;
+            controller: the agent of --controller.
+        model: world model directory, for --policy controller.
+        controller: controller directory, for --policy controller.
+        workers: worker processes; 0: none; the result is the same.
+        step_timeout: seconds after which a step, reset or construction of the environment counts as hanging: its worker is
+            killed and the episode is listed as a failure; needs --workers; None: no limit.
+        memory_limit: fraction of the machine's memory for the running episodes; one that exceeds its share is listed as a
+            failure; None: no limit.
+        seed: seed of the collection.
+        vision: directory written by worldmodel train-vae; the store then holds its codes instead of frames.
+        environment: arguments of the environment.
+        encoder: how codes are stored; only with --vision.
+        where: device.
+        output: earlier runs and output.
+    """
+
+    RESUME = "Finished episodes are kept; the same command resumes the collection."
+
+    env: str
+    out: str
+    episodes: int
+    preset: PresetName | None = None
+    policy: Literal["random", "repeat", "repeat-long", "sweep", "brownian", "controller"] = "random"
+    model: str | None = None
+    controller: str | None = None
+    workers: int = 0
+    step_timeout: float | None = None
+    memory_limit: float | None = 0.8
+    seed: int = 0
+    vision: str | None = None
+    environment: Flat[EnvironmentOptions] = field(default_factory=EnvironmentOptions)
+    encoder: Flat[EncoderOptions] = field(default_factory=EncoderOptions)
+    where: Flat[DeviceOption] = field(default_factory=DeviceOption)
+    output: Flat[Run] = field(default_factory=Run)
+
+    @classmethod
+    def of_preset(cls, preset: Preset) -> Self:
+        """Return the command with the numbers of a preset."""
+        return cls(
+            env=str(preset.env),
+            out=tyro.MISSING,
+            episodes=preset.num_episodes,
+            policy=preset.policy,  # type: ignore[arg-type]
+            environment=EnvironmentOptions(max_steps=preset.max_steps),
         )
-    device = choose_device(args.device)
-    world = wm.WorldModel.from_pretrained(args.model, device=device)
-    return wm.LatentPolicy(world, load_agent(args.controller, device=device))
+
+    def run(self) -> Result:
+        """Collect."""
+        began, steps = time.monotonic(), 0
+
+        def count(progress: Progress) -> None:
+            nonlocal steps
+            steps = int(progress.metrics["steps"])
+
+        vision = open_vision(self.vision, self.where.choose()) if self.vision else None
+        store = wm.collect(
+            self.environment.of(self.env),
+            out=self.out,
+            num_episodes=self.episodes,
+            policy=self.behaviour(),
+            seed=self.seed,
+            workers=WorkerConfig(num_workers=self.workers, step_timeout=self.step_timeout, memory_limit=self.memory_limit),
+            encoder=Encoder(vision, dtype=self.encoder.dtype, precision=self.encoder.precision) if vision else None,
+            run=self.output.config(count),
+        )
+        return report(store, steps / (time.monotonic() - began))
+
+    def behaviour(self) -> str | wm.LatentPolicy:
+        """Return the name of the policy, or the agent of ``--controller`` as a policy."""
+        if self.policy != "controller":
+            return self.policy
+        if not (self.model and self.controller):
+            raise ValueError(f"--policy controller: expected --model and --controller too, got {[self.model, self.controller]}")
+        device = self.where.choose()
+        return wm.LatentPolicy(
+            wm.WorldModel.from_pretrained(self.model, device=device), load_agent(self.controller, device=device)
+        )
 
 
-@program(resume="Finished episodes are kept; the same command resumes the collection.")
-def main() -> None:
-    """Run the command."""
-    args = parse_arguments()
-    began, steps = time.monotonic(), 0
-
-    def count(progress: Progress) -> None:
-        nonlocal steps
-        steps = int(progress.metrics["steps"])
-
-    store = wm.collect(
-        environment(args),
-        out=args.out,
-        num_episodes=args.episodes,
-        policy=choose_policy(args),
-        seed=args.seed,
-        workers=args.workers,
-        encoder=Encoder(open_vision(args), dtype=args.dtype, precision=args.precision) if args.vision else None,
-        run=run_config(args, count),
-    )
-    print(f"episodes     {len(store)}")
-    print(f"steps        {store.num_steps}")
-    print(f"mean length  {store.lengths.mean():.1f} +- {store.lengths.std():.1f}")
-    print(f"steps/s      {steps / (time.monotonic() - began):,.0f}")
-    print(f"failures     {len(store.failures)}")
-    for failure in store.failures:
-        print(f"  episode {failure['episode_id']} (seed {failure['seed']}): {failure['error']}")
-    print(f"store: {store.path}")
+def report(store: wm.EpisodeStore, steps_per_second: float) -> Result:
+    """Describe a store."""
+    lengths = store.lengths
+    mean, spread = (float(lengths.mean()), float(lengths.std())) if len(store) else (0.0, 0.0)
+    lines = [
+        f"episodes     {len(store)}",
+        f"steps        {store.num_steps}",
+        f"mean length  {mean:.1f} +- {spread:.1f}",
+        f"steps/s      {steps_per_second:,.0f}",
+        f"failures     {len(store.failures)}",
+        *(f"  episode {one['episode_id']} (seed {one['seed']}): {one['error']}" for one in store.failures),
+        f"store: {store.path}",
+    ]
+    data = {
+        "episodes": len(store),
+        "steps": store.num_steps,
+        "mean_length": mean,
+        "failures": list(store.failures),
+        "fingerprint": store.fingerprint,
+        "store": str(store.path),
+    }
+    return Result("\n".join(lines), data)

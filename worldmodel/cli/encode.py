@@ -1,41 +1,56 @@
-"""Encode the frames of a store with a trained V: mean and log-variance of z, in a store that M trains on.
-
-The same command resumes an interrupted encoding, and encodes episodes that were collected since.
-"""
+"""``worldmodel encode``."""
 
 from __future__ import annotations
 
-import argparse
 import time
+from dataclasses import dataclass, field
+
+from tyro.conf import OmitArgPrefixes as Flat
 
 import worldmodel as wm
-from worldmodel.cli.options import add_device, add_encoder, open_vision, program, run_config
+from worldmodel.cli.options import Command, DeviceOption, EncoderOptions, Result, Run, open_vision
 
 
-def parse_arguments() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--data", required=True, help="directory written by scripts/collect.py")
-    parser.add_argument("--out", help="directory of the encoded store; None: DATA-encoded")
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier encoded store")
-    add_encoder(parser, required=True)
-    add_device(parser)
-    return parser.parse_args()
+@dataclass(frozen=True, kw_only=True)
+class Encode(Command):
+    """Encode the frames of a store with a trained V: mean and log-variance of z, in a store that M trains on.
 
+    The same command resumes an interrupted encoding, and encodes episodes that were collected since.
 
-@program(resume="Encoded episodes are kept; the same command resumes the encoding.")
-def main() -> None:
-    """Run the command."""
-    args = parse_arguments()
-    vision = open_vision(args)
-    began = time.monotonic()
-    store = wm.encode_store(
-        args.data,
-        vision=vision,
-        out=args.out or f"{args.data.rstrip('/')}-encoded",
-        dtype=args.dtype,
-        precision=args.precision,
-        run=run_config(args),
-    )
-    print(f"episodes  {len(store)}\nsteps     {store.num_steps}\nseconds   {time.monotonic() - began:.1f}")
-    print(f"V         {vision.fingerprint}\nstore: {store.path}")
+    Args:
+        data: directory written by worldmodel collect.
+        vision: directory written by worldmodel train-vae.
+        out: directory of the encoded store; None: DATA-encoded.
+        encoder: how codes are stored.
+        where: device.
+        output: earlier runs and output.
+    """
+
+    RESUME = "Encoded episodes are kept; the same command resumes the encoding."
+
+    data: str
+    vision: str
+    out: str | None = None
+    encoder: Flat[EncoderOptions] = field(default_factory=EncoderOptions)
+    where: Flat[DeviceOption] = field(default_factory=DeviceOption)
+    output: Flat[Run] = field(default_factory=Run)
+
+    def run(self) -> Result:
+        """Encode."""
+        vision = open_vision(self.vision, self.where.choose())
+        began = time.monotonic()
+        store = wm.encode_store(
+            self.data,
+            vision=vision,
+            out=self.out or f"{self.data.rstrip('/')}-encoded",
+            dtype=self.encoder.dtype,
+            precision=self.encoder.precision,
+            run=self.output.config(),
+        )
+        seconds = time.monotonic() - began
+        text = (
+            f"episodes  {len(store)}\nsteps     {store.num_steps}\nseconds   {seconds:.1f}\n"
+            f"V         {vision.fingerprint}\nstore: {store.path}"
+        )
+        data = {"episodes": len(store), "steps": store.num_steps, "seconds": seconds}
+        return Result(text, data | {"vision": vision.fingerprint, "store": str(store.path)})

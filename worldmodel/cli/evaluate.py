@@ -1,97 +1,132 @@
-"""Score a controller in the real environment, in dreams, and against random play; or score fixed policies (--probe)."""
+"""``worldmodel evaluate``."""
 
 from __future__ import annotations
 
-import argparse
-import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import tyro
+from typing_extensions import Self
+from tyro.conf import OmitArgPrefixes as Flat
 
 import worldmodel as wm
 from worldmodel.agents import load_agent
 from worldmodel.cli.options import (
-    add_device,
-    add_dreams,
-    add_environment,
-    choose_device,
-    environment,
-    parse_with_preset,
-    program,
+    Command,
+    DeviceOption,
+    DreamKind,
+    EnvironmentOptions,
+    Flag,
+    Output,
+    PresetName,
+    Result,
+    check_free,
+    write_json_file,
 )
 from worldmodel.evaluation import Evaluation, EvaluationConfig, Probe
-from worldmodel.runtime import write_bytes
+from worldmodel.experiments import Preset
+from worldmodel.runtime import WorkerConfig
 
 
-def parse_arguments() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--model", required=True, help="world model directory")
-    parser.add_argument("--controller", help="controller directory")
-    parser.add_argument(
-        "--probe", action="store_true", help="score fixed policies instead: do dreams rank them as the real environment does?"
-    )
-    parser.add_argument("--env", required=True, help="Gymnasium id")
-    parser.add_argument("--episodes", type=int, default=100, help="number of real episodes")
-    parser.add_argument("--workers", type=int, default=0, help="worker processes for --probe; 0: none; the result is the same")
-    parser.add_argument("--num-dreams", type=int, default=1024, help="number of dreams")
-    parser.add_argument("--temperature", type=float, nargs="+", default=[1.0], help="of the dreams; several with --probe")
-    add_dreams(parser)
-    parser.add_argument("--out", help="JSON file to write, with each episode's return and length")
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="seed of the episodes, which differ from those of any collection, and of the dreams"
-    )
-    add_environment(parser)
-    add_device(parser)
-    return parse_with_preset(parser, "evaluate")
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(Command):
+    """Score a controller in the real environment, in dreams, and against random play; or score fixed policies (--probe).
 
+    Args:
+        model: world model directory.
+        env: Gymnasium id.
+        preset: use the numbers of an experiment as defaults; explicit options take precedence.
+        controller: controller directory.
+        probe: score fixed policies instead: do dreams rank them as the real environment does?
+        episodes: number of real episodes.
+        workers: worker processes for --probe; 0: none; the result is the same.
+        step_timeout: seconds after which a step counts as hanging and ends the probe with an error that names the episode;
+            needs --probe and --workers; None: no limit.
+        num_dreams: number of dreams.
+        temperature: of the dreams; several with --probe.
+        out: JSON file to write, with each episode's return and length.
+        overwrite: replace an existing file.
+        seed: seed of the episodes, which differ from those of any collection, and of the dreams.
+        kind: end and precision of dreams.
+        environment: arguments of the environment.
+        where: device.
+        output: output.
+    """
 
-def score_controller(args: argparse.Namespace, world: wm.WorldModel) -> tuple[Evaluation, dict[str, Any]]:
-    """Score ``--controller``; return its scores and the content of ``--out``."""
-    if args.controller is None or len(args.temperature) != 1:
-        raise ValueError("--controller, --temperature: expected a controller and one temperature, or --probe")
-    agent = load_agent(args.controller, device=world.device)
-    evaluation = wm.evaluate(agent, world, env=environment(args), config=evaluation_config(args), seed=args.seed)
-    content = {name: getattr(evaluation, name).to_json() for name in ("real", "dream", "random")}
-    return evaluation, {"temperature": args.temperature[0], "seed": args.seed, **content}
+    model: str
+    env: str
+    preset: PresetName | None = None
+    controller: str | None = None
+    probe: Flag = False
+    episodes: int = 100
+    workers: int = 0
+    step_timeout: float | None = None
+    num_dreams: int = 1024
+    temperature: tuple[float, ...] = (1.0,)
+    out: str | None = None
+    overwrite: Flag = False
+    seed: int = 0
+    kind: Flat[DreamKind] = field(default_factory=DreamKind)
+    environment: Flat[EnvironmentOptions] = field(default_factory=EnvironmentOptions)
+    where: Flat[DeviceOption] = field(default_factory=DeviceOption)
+    output: Flat[Output] = field(default_factory=Output)
 
+    @classmethod
+    def of_preset(cls, preset: Preset) -> Self:
+        """Return the command with the numbers of a preset."""
+        return cls(
+            model=tyro.MISSING,
+            env=str(preset.env),
+            kind=DreamKind(termination=preset.termination, precision=preset.dream_precision),
+            environment=EnvironmentOptions(max_steps=preset.max_steps),
+        )
 
-def score_fixed_policies(args: argparse.Namespace, world: wm.WorldModel) -> tuple[Probe, dict[str, Any]]:
-    """Score fixed policies; return their scores and the content of ``--out``."""
-    found = wm.probe(
-        world,
-        env=environment(args),
-        temperatures=args.temperature,
-        config=evaluation_config(args),
-        seed=args.seed,
-        workers=args.workers,
-    )
-    return found, {"seed": args.seed, **found.to_json()}
+    def run(self) -> Result:
+        """Evaluate."""
+        if self.out:
+            check_free(self.out, overwrite=self.overwrite)
+        world = wm.WorldModel.from_pretrained(self.model, device=self.where.choose())
+        if self.out:
+            Path(self.out).parent.mkdir(parents=True, exist_ok=True)  # fail now, not after playing
+        found: Evaluation | Probe
+        found, content = self.score_fixed_policies(world) if self.probe else self.score_controller(world)
+        text = str(found)
+        if self.out:
+            write_json_file(self.out, content)
+            text += f"\nscores: {self.out}"
+        return Result(text, content)
 
+    def score_controller(self, world: wm.WorldModel) -> tuple[Evaluation, dict[str, Any]]:
+        """Score ``--controller``; return its scores and the content of ``--out``."""
+        if self.controller is None or len(self.temperature) != 1:
+            raise ValueError("--controller, --temperature: expected a controller and one temperature, or --probe")
+        agent = load_agent(self.controller, device=world.device)
+        env = self.environment.of(self.env)
+        evaluation = wm.evaluate(agent, world, env=env, config=self.config(), seed=self.seed)
+        content = {name: getattr(evaluation, name).to_json() for name in ("real", "dream", "random")}
+        return evaluation, {"temperature": self.temperature[0], "seed": self.seed, **content}
 
-def evaluation_config(args: argparse.Namespace) -> EvaluationConfig:
-    """Build the configuration that both kinds of scores share."""
-    return EvaluationConfig(
-        num_episodes=args.episodes,
-        num_dreams=args.num_dreams,
-        temperature=args.temperature[0],
-        termination=args.termination,
-        precision=args.precision,
-    )
+    def score_fixed_policies(self, world: wm.WorldModel) -> tuple[Probe, dict[str, Any]]:
+        """Score fixed policies; return their scores and the content of ``--out``."""
+        found = wm.probe(
+            world,
+            env=self.environment.of(self.env),
+            temperatures=self.temperature,
+            config=self.config(),
+            seed=self.seed,
+            workers=WorkerConfig(num_workers=self.workers, step_timeout=self.step_timeout),
+        )
+        return found, {"seed": self.seed, **found.to_json()}
 
-
-@program()
-def main() -> None:
-    """Run the command."""
-    args = parse_arguments()
-    if args.out and Path(args.out).exists() and not args.overwrite:
-        raise FileExistsError(f"{args.out}: already there; pass --overwrite to replace it")
-    world = wm.WorldModel.from_pretrained(args.model, device=choose_device(args.device))
-    if args.out:
-        Path(args.out).parent.mkdir(parents=True, exist_ok=True)  # fail now, not after playing
-    found: Evaluation | Probe
-    found, content = score_fixed_policies(args, world) if args.probe else score_controller(args, world)
-    print(found)
-    if args.out:
-        write_bytes(args.out, (json.dumps(content, indent=2) + "\n").encode())
-        print(f"scores: {args.out}")
+    def config(self) -> EvaluationConfig:
+        """Build the configuration that both kinds of scores share."""
+        if not self.temperature:
+            raise ValueError("--temperature: expected at least one number, got none")
+        return EvaluationConfig(
+            num_episodes=self.episodes,
+            num_dreams=self.num_dreams,
+            temperature=self.temperature[0],
+            termination=self.kind.termination,
+            precision=self.kind.precision,
+        )

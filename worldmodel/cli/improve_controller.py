@@ -1,70 +1,93 @@
-"""Improve a controller by PPO in short dreams that start within real episodes, and write it as a directory."""
+"""``worldmodel improve-controller``."""
 
 from __future__ import annotations
 
-import argparse
+from dataclasses import dataclass, field
+
+import tyro
+from typing_extensions import Self
+from tyro.conf import OmitArgPrefixes as Flat
 
 import worldmodel as wm
 from worldmodel.agents import CONTROLLER_FILE, CONTROLLER_FORMAT, load_agent
-from worldmodel.cli.options import (
-    add_device,
-    add_dreams,
-    add_fields,
-    choose_device,
-    parse_with_preset,
-    program,
-    read_fields,
-)
-from worldmodel.dream import StartBank, score, usual_horizon
-from worldmodel.runtime import Progress, RunConfig, prepare_directory
+from worldmodel.cli.options import Command, DeviceOption, DreamKind, PresetName, Result, Run
+from worldmodel.dream import StartBank, StartConfig, score, usual_horizon
+from worldmodel.experiments import Preset
+from worldmodel.runtime import Progress, prepare_directory, record_run
 
 
-def parse_arguments() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--model", required=True, help="world model directory")
-    parser.add_argument("--controller", required=True, help="directory of the controller to improve")
-    parser.add_argument("--data", required=True, help="store of the episodes in which dreams start, encoded or not")
-    parser.add_argument("--out", required=True, help="directory for the improved controller")
-    parser.add_argument(
-        "--temperature", type=float, default=1.0, help="of the dreams; above 1 they are more random than M predicts"
-    )
-    add_dreams(parser)
-    parser.add_argument("--num-dreams", type=int, default=1024, help="number of short dreams")
-    parser.add_argument(
-        "--whole-horizon",
-        type=int,
-        help="maximum length of a complete test dream; None: the time limit of the data's environment",
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier controller in OUT")
-    parser.add_argument("--seed", type=int, default=0, help="seed of starts and dreams")
-    add_fields(parser, wm.PPOConfig)
-    add_fields(parser, StartBank.along, leave_out=("world", "data", "seed"))
-    add_device(parser)
-    return parse_with_preset(parser, "improve_controller")
+@dataclass(frozen=True, kw_only=True)
+class ImproveController(Command):
+    """Improve a controller by PPO in short dreams that start within real episodes, and write it as a directory.
 
+    Args:
+        model: world model directory.
+        controller: directory of the controller to improve.
+        data: store of the episodes in which dreams start, encoded or not.
+        out: directory for the improved controller.
+        preset: use the numbers of an experiment as defaults; explicit options take precedence.
+        temperature: of the dreams; above 1 they are more random than M predicts.
+        num_dreams: number of short dreams.
+        whole_horizon: maximum length of a complete test dream; None: the time limit of the data's environment.
+        seed: seed of starts and dreams.
+        ppo: numbers of PPO.
+        starts: states in which dreams start.
+        kind: end and precision of dreams.
+        where: device.
+        output: earlier runs and output.
+    """
 
-@program(resume="OUT holds the best controller tested so far; if none was tested, it is unchanged.")
-def main() -> None:
-    """Run the command."""
-    args = parse_arguments()
-    world = wm.WorldModel.from_pretrained(args.model, device=choose_device(args.device))
-    controller = load_agent(args.controller, device=world.device)
-    kind = {"temperature": args.temperature, "termination": args.termination, "precision": args.precision}
-    dreams = wm.Dreams(world, args.num_dreams, **kind)
-    horizon = args.whole_horizon or usual_horizon(world)
-    config = wm.PPOConfig(**read_fields(args, wm.PPOConfig))
-    starts = StartBank.along(
-        world, args.data, seed=args.seed, **read_fields(args, StartBank.along, leave_out=("world", "data", "seed"))
-    )
-    prepare_directory(args.out, marker=CONTROLLER_FILE, format=CONTROLLER_FORMAT, overwrite=args.overwrite)
+    RESUME = "OUT holds the best controller tested so far; if none was tested, it is unchanged."
 
-    def save(progress: Progress) -> None:
-        if "test" in progress.metrics:  # save the best so far, in case the run is interrupted
-            progress.result.save_pretrained(args.out, overwrite=True)
+    model: str
+    controller: str
+    data: str
+    out: str
+    preset: PresetName | None = None
+    temperature: float = 1.0
+    num_dreams: int = 1024
+    whole_horizon: int | None = None
+    seed: int = 0
+    ppo: Flat[wm.PPOConfig] = field(default_factory=wm.PPOConfig)
+    starts: Flat[StartConfig] = field(default_factory=StartConfig)
+    kind: Flat[DreamKind] = field(default_factory=DreamKind)
+    where: Flat[DeviceOption] = field(default_factory=DeviceOption)
+    output: Flat[Run] = field(default_factory=Run)
 
-    best = wm.ppo(controller, dreams, starts, config=config, horizon=horizon, seed=args.seed, run=RunConfig(on_progress=save))
-    for name, one in (("before", controller), ("after", best)):
-        scores = score(dreams.variant(num_dreams=1024), one, horizon=horizon, seed=args.seed + 1)
-        print(f"dream return {name:6}  {scores} at temperature {args.temperature:g}")
-    print(f"controller: {args.out}")
+    @classmethod
+    def of_preset(cls, preset: Preset) -> Self:
+        """Return the command with the numbers of a preset."""
+        if preset.improvement is None:
+            raise ValueError("--preset: expected one with numbers for improve-controller, as doom, got one without")
+        paths = dict.fromkeys(("model", "controller", "data", "out"), tyro.MISSING)
+        return cls(
+            **paths,
+            num_dreams=preset.improvement.num_dreams,
+            ppo=preset.improvement.ppo,
+            starts=preset.improvement.starts,
+            kind=DreamKind(termination=preset.termination, precision=preset.dream_precision),
+        )
+
+    def run(self) -> Result:
+        """Improve."""
+        world = wm.WorldModel.from_pretrained(self.model, device=self.where.choose())
+        agent = load_agent(self.controller, device=world.device)
+        dreams = self.kind.dreams(world, self.num_dreams, temperature=self.temperature)
+        horizon = self.whole_horizon or usual_horizon(world)
+        starts = StartBank.along(world, self.data, config=self.starts, seed=self.seed)
+        run = self.output.config(self.save)
+        with self.output.writing(self.out):
+            prepare_directory(self.out, marker=CONTROLLER_FILE, format=CONTROLLER_FORMAT, overwrite=run.overwrite)
+            record_run(self.out)
+            best = wm.ppo(agent, dreams, starts, config=self.ppo, horizon=horizon, seed=self.seed, run=run)
+        lines, data = [], {}
+        for name, one in (("before", agent), ("after", best)):
+            scores = score(dreams.variant(num_dreams=1024), one, horizon=horizon, seed=self.seed + 1)
+            lines.append(f"dream return {name:6}  {scores} at temperature {self.temperature:g}")
+            data[name] = scores.to_json()
+        return Result("\n".join([*lines, f"controller: {self.out}"]), data | {"controller": self.out})
+
+    def save(self, progress: Progress) -> None:
+        """Save the best controller so far, in case the run is interrupted."""
+        if "test" in progress.metrics:
+            progress.result.save_pretrained(self.out, overwrite=True)

@@ -1,212 +1,269 @@
-"""Shared parts of the programs: options, presets, progress, one-line errors."""
+"""Groups of options that commands share.
+
+A command is a frozen dataclass: its fields are its options, its class docstring is its help, and `run` does the work. tyro
+turns fields into options. A field that is itself a configuration becomes a group of options, which have no prefix where the
+field is marked `tyro.conf.OmitArgPrefixes`.
+"""
 
 from __future__ import annotations
 
-import argparse
-import enum
-import functools
-import inspect
+import contextlib
 import json
-import re
-import sys
-import typing
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
 
-import gymnasium as gym
 import torch
+import tyro
+from typing_extensions import Self
 
 from worldmodel.data import EnvConfig
-from worldmodel.experiments import PRESETS
-from worldmodel.models import DTYPES, Vision
-from worldmodel.runtime import Listener, RunConfig
+from worldmodel.dream import Dreams, TerminationRule
+from worldmodel.experiments import PRESETS, Preset
+from worldmodel.models import Vision, WorldModel
+from worldmodel.runtime import Listener, Precision, RunConfig, choose_device, locked, write_bytes
 
-USER_ERRORS = (ValueError, TypeError, OSError, RuntimeError, ImportError, gym.error.Error)
-
-
-def program(*, resume: str = "") -> Callable[[Callable[[], None]], Callable[[], None]]:
-    """Make a decorator for a program: errors that a user can fix become one line on stderr and exit code 2, Ctrl-C code 130.
-
-    Args:
-        resume: how to resume after Ctrl-C, in words.
-    """
-
-    def decorate(main: Callable[[], None]) -> Callable[[], None]:
-        @functools.wraps(main)
-        def run() -> None:
-            try:
-                main()
-            except USER_ERRORS as error:
-                print("error:", str(error).replace("\n", " "), file=sys.stderr)  # NumPy prints many numbers in several lines
-                sys.exit(2)
-            except KeyboardInterrupt as interrupt:
-                print(f"\n{str(interrupt) or 'interrupted'}. {resume}".rstrip(), file=sys.stderr)
-                sys.exit(130)
-
-        return run
-
-    return decorate
+Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]  # --name alone, without --no-name
+Device = Literal["auto", "cpu", "cuda", "mps"]
+TRUTH = ("True", "False", "None")
+PresetName = Literal["car-racing", "doom"]
 
 
-def run_config(args: argparse.Namespace, on_progress: Listener | None = None) -> RunConfig:
-    """Build the configuration of a run from the options; ``--resume`` takes precedence over ``--overwrite``."""
-    resume = getattr(args, "resume", False)
-    return RunConfig(
-        overwrite=args.overwrite and not resume, tensorboard=getattr(args, "tensorboard", False), on_progress=on_progress
-    )
+def _read_object(words: list[str]) -> dict[str, Any]:
+    """Read a JSON object from one word of the command line."""
+    try:
+        value = json.loads(words[0])
+    except ValueError as error:
+        raise ValueError(f"expected a JSON object such as '{{\"g\": 9.8}}', got {words[0]!r} ({error})") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"expected a JSON object such as '{{\"g\": 9.8}}', got {words[0]!r}")
+    return value
 
 
-def environment(args: argparse.Namespace) -> EnvConfig:
-    """Build the environment of ``--env``, ``--env-kwargs`` and ``--max-steps``."""
-    return EnvConfig(args.env, kwargs=args.env_kwargs, max_steps=args.max_steps)
+JsonObject = Annotated[
+    dict[str, Any],
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="JSON",
+        instance_from_str=_read_object,
+        is_instance=lambda value: isinstance(value, dict),
+        str_from_instance=lambda value: [json.dumps(value)],
+    ),
+]
 
 
-def add_device(parser: argparse.ArgumentParser) -> None:
-    """Add ``--device cpu|cuda|auto``."""
-    parser.add_argument(
-        "--device",
-        default="auto",
-        choices=("auto", "cpu", "cuda"),
-        help="device of the model, its data and its dreams; auto: a GPU if there is one",
-    )
-
-
-def add_environment(parser: argparse.ArgumentParser) -> None:
-    """Add ``--max-steps`` and ``--env-kwargs``."""
-    parser.add_argument(
-        "--max-steps", type=int, help="truncate an episode after this many steps; None: the environment's own limit"
-    )
-    parser.add_argument(
-        "--env-kwargs", type=json.loads, default={}, metavar="JSON", help="arguments of the environment, e.g. '{\"g\": 9.8}'"
-    )
-
-
-def add_dreams(parser: argparse.ArgumentParser) -> None:
-    """Add ``--termination sample|threshold`` and ``--precision float32|bfloat16|auto``."""
-    parser.add_argument(
-        "--termination",
-        choices=("sample", "threshold"),
-        default="sample",
-        help="sample: a dream ends with probability p at each step; threshold: it ends when p > 0.5",
-    )
-    parser.add_argument(
-        "--precision",
-        choices=("float32", "bfloat16", "auto"),
-        default="float32",
-        help="of M's matrix products in dreams; auto: bfloat16 if the device has units for it",
-    )
-
-
-def add_encoder(parser: argparse.ArgumentParser, *, required: bool) -> None:
-    """Add ``--vision``, ``--dtype`` and ``--precision``; the parser also needs the option of `add_device`.
+@dataclass(frozen=True)
+class Result:
+    """What a command prints at its end.
 
     Args:
-        parser: gets the options.
-        required: whether ``--vision`` is required.
+        text: for people.
+        data: JSON-serialisable, for programs (``--json``).
+        exit_code: 0, or 1 if a check found problems.
     """
-    optional = "" if required else "; the store then holds its codes instead of frames"
-    parser.add_argument("--vision", required=required, help=f"directory written by scripts/train_vae.py{optional}")
-    parser.add_argument("--dtype", choices=DTYPES, default="float16", help="data type of the stored mean and log-variance")
-    parser.add_argument(
-        "--precision", choices=("float32", "bfloat16", "auto"), default="float32", help="of V's matrix products"
-    )
+
+    text: str
+    data: dict[str, Any]
+    exit_code: int = 0
 
 
-def open_vision(args: argparse.Namespace) -> Vision:
-    """Open the V of ``--vision`` on the device of ``--device``."""
-    return Vision.from_pretrained(args.vision, device=choose_device(args.device))
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """Output.
+
+    Args:
+        json: print one JSON object on stdout instead of text.
+    """
+
+    json: Flag = False
 
 
-def choose_device(name: str) -> torch.device:
-    """Turn ``--device`` into a device.
+@dataclass(frozen=True, kw_only=True)
+class Run(Output):
+    """Earlier runs and output.
+
+    Args:
+        overwrite: replace an earlier run in OUT; anything else there is an error.
+        resume: resume even with --overwrite; an interrupted run is resumed anyway.
+        break_lock: write to OUT although a process on another host has locked it; only after a crash of that host.
+    """
+
+    overwrite: Flag = False
+    resume: Flag = False
+    break_lock: Flag = False
+
+    def writing(self, path: str) -> contextlib.AbstractContextManager[None]:
+        """Keep other writers out of OUT while a command runs; a file in its place is left to the check that names it."""
+        if Path(path).exists() and not Path(path).is_dir():
+            return contextlib.nullcontext()
+        return locked(path, break_lock=self.break_lock)
+
+    def config(self, on_progress: Listener | None = None) -> RunConfig:
+        """Build the library's configuration of a run; ``resume`` takes precedence over ``overwrite``."""
+        overwrite = self.overwrite and not self.resume
+        return RunConfig(overwrite=overwrite, break_lock=self.break_lock, on_progress=on_progress)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRun(Run):
+    """Earlier runs and output.
+
+    Args:
+        tensorboard: write TensorBoard scalars (extra: tensorboard).
+    """
+
+    tensorboard: Flag = False
+
+    def config(self, on_progress: Listener | None = None) -> RunConfig:
+        """Build the library's configuration of a run."""
+        return replace(super().config(on_progress), tensorboard=self.tensorboard)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceOption:
+    """Device.
+
+    Args:
+        device: device of the model, its data and its dreams; auto: an NVIDIA GPU if there is one, else the CPU; mps: the GPU of
+            a Mac (not run by us).
+    """
+
+    device: Device = "auto"
+
+    def choose(self) -> torch.device:
+        """Return the device."""
+        return choose_device(self.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvironmentOptions:
+    """Real environment.
+
+    Args:
+        max_steps: truncate an episode after this many steps; None: the environment's own limit.
+        env_kwargs: arguments of the environment, e.g. '{"g": 9.8}'.
+        leave_out: leaves of the observations that are not recorded, e.g. mission.
+    """
+
+    max_steps: int | None = None
+    env_kwargs: JsonObject = field(default_factory=dict)
+    leave_out: tuple[str, ...] = ()
+
+    def of(self, env: str) -> EnvConfig:
+        """Build the configuration of the environment with this id."""
+        return EnvConfig(env, kwargs=self.env_kwargs, max_steps=self.max_steps, leave_out=self.leave_out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DreamKind:
+    """Dreams.
+
+    Args:
+        termination: sample: a dream ends with probability p at each step; threshold: it ends when p > 0.5.
+        precision: precision of M's matrix products in dreams; auto: bfloat16 if the device has units for it.
+    """
+
+    termination: TerminationRule = "sample"
+    precision: Precision = "float32"
+
+    def dreams(self, world: WorldModel, num_dreams: int, *, temperature: float) -> Dreams:
+        """Make dreams of this kind."""
+        return Dreams(world, num_dreams, temperature=temperature, termination=self.termination, precision=self.precision)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderOptions:
+    """Storage of encoded frames.
+
+    Args:
+        dtype: data type of the stored mean and log-variance.
+        precision: precision of V's matrix products; auto: bfloat16 if the device has units for it.
+    """
+
+    dtype: Literal["float16", "float32"] = "float16"
+    precision: Precision = "float32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """A command, or a part of one such as ``store verify``."""
+
+    RESUME: ClassVar[str] = ""  # how to resume after Ctrl-C, in words
+
+    @property
+    def json_output(self) -> bool:
+        """Whether to print JSON."""
+        return bool(getattr(self, "output", Output()).json)
+
+    def run(self) -> Result:
+        """Do the work and return what to print."""
+        raise NotImplementedError
+
+    @classmethod
+    def translate(cls, words: Sequence[str]) -> list[str]:
+        """Replace options of earlier versions by today's: ``--resident`` and ``--no-resident`` had no value."""
+        translated: list[str] = []
+        for position, word in enumerate(words):
+            following = words[position + 1] if position + 1 < len(words) else ""
+            if word == "--no-resident":
+                translated += ["--resident", "False"]
+            else:
+                translated += [word, "True"] if word == "--resident" and following not in TRUTH else [word]
+        return translated
+
+    @classmethod
+    def defaults(cls, words: Sequence[str]) -> Self | None:
+        """Return defaults that depend on other options, here ``--preset``; None for those of the class.
+
+        Raises:
+            ValueError: if there is no such preset, or it has no numbers for this command.
+        """
+        name = given(words, "--preset") if "preset" in cls.__dataclass_fields__ else None
+        return None if name is None else cls.of_preset(preset_named(name))
+
+    @classmethod
+    def of_preset(cls, preset: Preset) -> Self:
+        """Return the command with the numbers of a preset; required options that it lacks are ``tyro.MISSING``."""
+        raise NotImplementedError
+
+
+def given(words: Sequence[str], option: str) -> str | None:
+    """Return the value of an option among the words of a command line, or None."""
+    for position, word in enumerate(words):
+        if word == option and position + 1 < len(words):
+            return words[position + 1]
+        if word.startswith(f"{option}="):
+            return word.partition("=")[2]
+    return None
+
+
+def preset_named(name: str) -> Preset:
+    """Return a preset by its name.
 
     Raises:
-        ValueError: if "cuda" is requested and unavailable.
+        ValueError: if there is none.
     """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device: expected an NVIDIA GPU and a CUDA build of torch for 'cuda', found none; use cpu")
-    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
+    if name not in PRESETS:
+        raise ValueError(f"--preset: expected one of {', '.join(sorted(PRESETS))}, got {name!r}")
+    return PRESETS[name]
 
 
-def parse_with_preset(parser: argparse.ArgumentParser, part: str) -> argparse.Namespace:
-    """Add ``--preset``, which sets options to the paper's numbers and makes none of those required, and parse.
+def open_vision(path: str, device: torch.device) -> Vision:
+    """Open V on a device."""
+    return Vision.from_pretrained(path, device=device)
 
-    Args:
-        parser: has all other options.
-        part: name of the part of the preset, see `worldmodel.experiments.presets.Preset.options`.
+
+def check_free(path: str, *, overwrite: bool) -> None:
+    """Raise if an output file exists and may not be replaced.
 
     Raises:
-        ValueError: if the preset has no such part.
-        KeyError: if the preset has a number for an option that the program lacks.
+        FileExistsError: if so.
     """
-    parser.add_argument(
-        "--preset", choices=sorted(PRESETS), help="use the paper's numbers as defaults; explicit options take precedence"
-    )
-    first = argparse.ArgumentParser(add_help=False)
-    first.add_argument("--preset", choices=sorted(PRESETS))
-    if name := first.parse_known_args()[0].preset:
-        options = PRESETS[name].options(part)
-        if not options:
-            raise ValueError(f"--preset: expected one with numbers for {part}.py, got {name}, whose experiment does without it")
-        actions = {action.dest: action for action in parser._actions}  # argparse has no public way to them
-        for option in options:
-            actions[option].required = False
-        parser.set_defaults(**options)
-    return parser.parse_args()
+    if Path(path).exists() and not overwrite:
+        raise FileExistsError(f"{path}: already there; pass --overwrite to replace it")
 
 
-def add_fields(
-    parser: argparse.ArgumentParser,
-    config: Callable[..., Any],
-    *,
-    leave_out: tuple[str, ...] = (),
-    defaults: Mapping[str, Any] | None = None,
-    prefix: str = "",
-) -> None:
-    """Add ``--field-name`` for each argument, with its default and its line of the docstring's ``Args``.
-
-    Args:
-        parser: gets the options, in a group of their own.
-        config: a dataclass, or a function, with a Google-style docstring.
-        leave_out: arguments that are not options.
-        defaults: defaults that replace those of ``config``.
-        prefix: put before each name.
-    """
-    group = parser.add_argument_group(f"options of {config.__qualname__}")
-    hints = typing.get_type_hints(config if inspect.isroutine(config) else config.__init__)
-    help_texts = _descriptions(config)
-    for name, argument in inspect.signature(config).parameters.items():
-        if name in leave_out:
-            continue
-        default = (defaults or {}).get(name, argument.default)
-        default = default.value if isinstance(default, enum.Enum) else default
-        group.add_argument(
-            f"--{(prefix + name).replace('_', '-')}", default=default, help=help_texts[name], **_options(hints[name])
-        )
-
-
-def read_fields(
-    arguments: argparse.Namespace, config: Callable[..., Any], *, leave_out: tuple[str, ...] = (), prefix: str = ""
-) -> dict[str, Any]:
-    """Return the parsed values of those arguments of ``config`` that are options."""
-    names = [name for name in inspect.signature(config).parameters if name not in leave_out]
-    return {name: getattr(arguments, prefix + name) for name in names if hasattr(arguments, prefix + name)}
-
-
-def _options(hint: Any) -> dict[str, Any]:
-    """Return the arguments with which argparse reads a value of a type."""
-    if typing.get_origin(hint) is typing.Literal:
-        return {"choices": typing.get_args(hint)}
-    kind = next(part for part in typing.get_args(hint) or (hint,) if part is not type(None))
-    if kind is bool:
-        return {"action": argparse.BooleanOptionalAction}
-    if issubclass(kind, enum.Enum):
-        return {"choices": [member.value for member in kind]}
-    return {"type": kind, "metavar": kind.__name__.upper()}
-
-
-def _descriptions(config: Callable[..., Any]) -> dict[str, str]:
-    """Read the description of each argument from a docstring, on one line, escaped for argparse."""
-    section = re.split(r"\n(?:Args|Returns|Raises):\n", inspect.getdoc(config) or "")[1]
-    entries = re.findall(r"^    (\w+): (.*(?:\n     .*)*)", section, flags=re.MULTILINE)
-    return {name: " ".join(text.split()).replace("``", "").replace("`", "").replace("%", "%%") for name, text in entries}
+def write_json_file(path: str, data: dict[str, Any]) -> None:
+    """Write JSON for people to read, atomically."""
+    write_bytes(path, (json.dumps(data, indent=2) + "\n").encode())

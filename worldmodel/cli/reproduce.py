@@ -1,23 +1,21 @@
-"""Reproduce an experiment of Ha & Schmidhuber (2018): tables, learning curves, pictures and films in one directory."""
+"""``worldmodel reproduce doom`` and ``reproduce car-racing``."""
 
 from __future__ import annotations
 
-import argparse
-import importlib.util
 import itertools
-import shlex
-import subprocess
-import sys
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar, Literal
 
 import numpy as np
+from tyro.conf import OmitArgPrefixes as Flat
 
 import worldmodel as wm
-from worldmodel.cli.options import add_device, choose_device, program
+from worldmodel.cli.options import Command, DeviceOption, Output, Result
 from worldmodel.envs import DOOM_ACTIONS
 from worldmodel.experiments import CAR_RACING, DOOM, Preset, Reproduction, small
 from worldmodel.plots import draw_learning, pictures, save_figure, save_image, write_video
-from worldmodel.runtime import keep_freed_memory
+from worldmodel.runtime import command_line, keep_freed_memory, require_extras, source_commit
 
 FILM_STEPS = 700  # of the dream and of the real episode: 20 seconds at Doom's 35 steps per second
 EPISODES_SHOWN = 10  # number of held-out episodes in the pictures
@@ -25,75 +23,79 @@ FRAMES_APART = 10  # steps between the frames from which the latents in use are 
 UNDER_WAY = 60  # steps after which an episode has left its start, and a car is still on its road
 
 
-@program(resume="The same command resumes the experiment.")
-def doom() -> None:
+@dataclass(frozen=True, kw_only=True)
+class Reproduce(Command):
+    """An experiment of Ha & Schmidhuber (2018).
+
+    Args:
+        out: output directory; the same command resumes an interrupted run.
+        scale: small takes about 15 minutes for Doom and 45 for CarRacing, on two cores.
+        seed: seed of the complete run.
+        episodes: an earlier collection by worldmodel collect --preset with the same seed; None: OUT/episodes.
+        workers: worker processes for the real environment.
+        video: write films (extra: video).
+        where: device.
+        output: output.
+    """
+
+    RESUME = "The same command resumes the experiment."
+    PRESET: ClassVar[Preset]
+    ACTION_NAMES: ClassVar[tuple[str, ...] | None] = None
+
+    out: str
+    scale: Literal["small", "paper"] = "paper"
+    seed: int = 0
+    episodes: str | None = None
+    workers: int = 2
+    video: bool = True
+    where: Flat[DeviceOption] = field(default_factory=DeviceOption)
+    output: Flat[Output] = field(default_factory=Output)
+
+    def run(self) -> Result:
+        """Run the experiment."""
+        require_extras(*(("video",) if self.video else ()), advice="or give --no-video")
+        keep_freed_memory()
+        device = self.where.choose()
+        experiment = Reproduction(
+            small(self.PRESET) if self.scale == "small" else self.PRESET,
+            Path(self.out),
+            seed=self.seed,
+            device=device,
+            workers=self.workers,
+            episodes=Path(self.episodes) if self.episodes else None,
+            action_names=self.ACTION_NAMES,
+            commit=source_commit() or "unknown",
+        )
+        results = experiment.run(about={"command": command_line(), "device": str(device)})
+        best = results["best_temperature"]
+        draw(experiment, best, video=self.video)
+        tables = [(experiment.out / name).read_text(encoding="utf-8") for name in ("probe.txt", "table.md")]
+        seconds = sum(stage["seconds"] for stage in results["stages"].values())
+        text = "\n".join([*tables, f"seconds  {seconds:.0f}", f"everything: {experiment.out}"])
+        return Result(text, results | {"out": str(experiment.out)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doom(Reproduce):
     """Reproduce the Doom experiment of Ha & Schmidhuber (2018): train in dreams only, then play the real game.
 
     Controllers are found by CMA-ES and improved by PPO, both in dreams. OUT holds the table (table.md), the score of each
-    episode (results.json), learning curves, pictures and films. The same command resumes an interrupted experiment.
+    episode (results.json), learning curves, pictures and films.
     """
-    reproduce(parse_arguments(doom.__doc__), DOOM, DOOM_ACTIONS)
+
+    PRESET = DOOM
+    ACTION_NAMES = DOOM_ACTIONS
 
 
-@program(resume="The same command resumes the experiment.")
-def car_racing() -> None:
+@dataclass(frozen=True, kw_only=True)
+class CarRacing(Reproduce):
     """Reproduce the CarRacing experiment of Ha & Schmidhuber (2018), except that the controller is searched in dreams.
 
     M therefore also predicts the reward. OUT holds the table (table.md), the score of each episode (results.json), learning
-    curves, pictures and films. The same command resumes an interrupted experiment.
+    curves, pictures and films.
     """
-    reproduce(parse_arguments(car_racing.__doc__), CAR_RACING)
 
-
-def parse_arguments(description: str | None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--out", required=True, help="output directory; the same command resumes an interrupted run")
-    parser.add_argument(
-        "--scale",
-        choices=("small", "paper"),
-        default="paper",
-        help="small takes about 15 minutes for Doom and 45 for CarRacing",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the complete run")
-    parser.add_argument(
-        "--episodes", type=Path, help="an earlier collection by collect.py --preset with the same seed; None: OUT/episodes"
-    )
-    parser.add_argument("--workers", type=int, default=2, help="worker processes for the real environment")
-    parser.add_argument("--video", action=argparse.BooleanOptionalAction, default=True, help="write films (extra: video)")
-    add_device(parser)
-    return parser.parse_args()
-
-
-def reproduce(args: argparse.Namespace, preset: Preset, action_names: tuple[str, ...] | None = None) -> None:
-    """Run an experiment and print its tables."""
-    if args.video and importlib.util.find_spec("imageio_ffmpeg") is None:
-        raise ImportError("--video: imageio-ffmpeg is not installed: pip install worldmodel[video], or give --no-video")
-    keep_freed_memory()
-    device = choose_device(args.device)
-    experiment = Reproduction(
-        small(preset) if args.scale == "small" else preset,
-        Path(args.out),
-        seed=args.seed,
-        device=device,
-        workers=args.workers,
-        episodes=args.episodes,
-        action_names=action_names,
-        commit=commit(),
-    )
-    results = experiment.run(about={"command": shlex.join(["python", *sys.argv]), "device": str(device)})
-    best = results["best_temperature"]
-    draw(experiment, best, video=args.video)
-    print((experiment.out / "probe.txt").read_text())
-    print((experiment.out / "table.md").read_text())
-    print(f"seconds  {sum(stage['seconds'] for stage in results['stages'].values()):.0f}\neverything: {experiment.out}")
-
-
-def commit() -> str:
-    """Return the commit of this code, with ``-dirty`` if files have changed since."""
-    git = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    said = subprocess.run(git, capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
-    return said.stdout.strip() or "unknown"
+    PRESET = CAR_RACING
 
 
 def draw(experiment: Reproduction, temperature: float, *, video: bool) -> None:

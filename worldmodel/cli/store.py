@@ -1,57 +1,93 @@
-"""Inspect a store of episodes: print its content, verify it, or repair it."""
+"""``worldmodel store inspect``, ``verify`` and ``repair``."""
 
 from __future__ import annotations
 
-import argparse
-import sys
+from dataclasses import dataclass, field
+from typing import Any
 
-from worldmodel.cli.options import program
+import tyro
+from tyro.conf import OmitArgPrefixes as Flat
+
+from worldmodel.cli.options import Command, Flag, Output, Result
 from worldmodel.data import EpisodeStore, Problem, repair, verify
 
 
-def parse_arguments() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name, text in (
-        ("info", "print a summary of the store"),
-        ("verify", "read every byte and list the problems; exit code 1 if there is one"),
-        ("repair", "keep undamaged episodes, move damaged files to the folder damaged/, and rewrite the manifest"),
-    ):
-        commands.add_parser(name, help=text, description=text).add_argument("path", help="directory of the store")
-    return parser.parse_args()
+@dataclass(frozen=True, kw_only=True)
+class Inspect(Command):
+    """Print a summary of a store of episodes.
+
+    Args:
+        path: directory of the store.
+        output: output.
+    """
+
+    path: tyro.conf.Positional[str]
+    output: Flat[Output] = field(default_factory=Output)
+
+    def run(self) -> Result:
+        """Inspect."""
+        data = summary(EpisodeStore.open(self.path))
+        width = max(map(len, data)) + 2
+        return Result("\n".join(f"{name.replace('_', ' '):{width}}{value}" for name, value in data.items()), data)
 
 
-def print_problems(problems: list[Problem]) -> None:
-    """Print one line per problem."""
-    for problem in problems:
-        lost = f"; lost episodes: {list(problem.episode_ids)}" if problem.episode_ids else ""
-        print(f"{problem.kind:10} {problem.shard}: {problem.detail}{lost}")
+@dataclass(frozen=True, kw_only=True)
+class Verify(Command):
+    """Read every byte of a store and list the problems; exit code 1 if there is one.
+
+    Args:
+        path: directory of the store.
+        output: output.
+    """
+
+    path: tyro.conf.Positional[str]
+    output: Flat[Output] = field(default_factory=Output)
+
+    def run(self) -> Result:
+        """Verify."""
+        problems = verify(self.path)
+        text = "\n".join([*map(describe, problems), f"{len(problems)} problems"])
+        return Result(text, {"problems": [to_json(one) for one in problems]}, exit_code=1 if problems else 0)
 
 
-def print_info(store: EpisodeStore) -> None:
-    """Print a summary of a store."""
-    print(f"episodes           {len(store)}")
-    print(f"steps              {store.num_steps}")
+@dataclass(frozen=True, kw_only=True)
+class Repair(Command):
+    """Keep undamaged episodes, move damaged files to the folder damaged/, and rewrite the manifest.
+
+    Args:
+        path: directory of the store.
+        break_lock: repair although a process on another host has locked the store; only after a crash of that host.
+        output: output.
+    """
+
+    path: tyro.conf.Positional[str]
+    break_lock: Flag = False
+    output: Flat[Output] = field(default_factory=Output)
+
+    def run(self) -> Result:
+        """Repair."""
+        problems = repair(self.path, break_lock=self.break_lock)
+        text = "\n".join([*map(describe, problems), f"{len(problems)} problems" + (" repaired" if problems else "")])
+        return Result(text, {"repaired": [to_json(one) for one in problems]})
+
+
+def summary(store: EpisodeStore) -> dict[str, Any]:
+    """Return the content of a store, JSON-serialisable."""
+    data: dict[str, Any] = {"episodes": len(store), "steps": store.num_steps}
     if len(store):
-        print(f"lengths            {store.lengths.min()} to {store.lengths.max()}, mean {store.lengths.mean():.1f}")
-    print(f"observation space  {store.observation_space}")
-    print(f"action space       {store.action_space}")
-    for key, value in store.recipe.items():
-        print(f"{key:18} {value}")
-    print(f"failures           {len(store.failures)}")
-    print(f"fingerprint        {store.fingerprint}")
+        lengths = store.lengths
+        data["lengths"] = f"{lengths.min()} to {lengths.max()}, mean {lengths.mean():.1f}"
+    spaces = {"observation_space": str(store.observation_space), "action_space": str(store.action_space)}
+    return data | spaces | store.recipe | {"failures": len(store.failures), "fingerprint": store.fingerprint}
 
 
-@program()
-def main() -> None:
-    """Run the command."""
-    arguments = parse_arguments()
-    if arguments.command == "info":
-        print_info(EpisodeStore.open(arguments.path))
-        return
-    problems = (verify if arguments.command == "verify" else repair)(arguments.path)
-    print_problems(problems)
-    print(f"{len(problems)} problems" + (" repaired" if problems and arguments.command == "repair" else ""))
-    if problems and arguments.command == "verify":
-        sys.exit(1)
+def describe(problem: Problem) -> str:
+    """Describe a problem in one line."""
+    lost = f"; lost episodes: {list(problem.episode_ids)}" if problem.episode_ids else ""
+    return f"{problem.kind:10} {problem.shard}: {problem.detail}{lost}"
+
+
+def to_json(problem: Problem) -> dict[str, Any]:
+    """Return a problem as JSON-serialisable data."""
+    ids = [int(one) for one in problem.episode_ids]
+    return {"kind": problem.kind, "shard": problem.shard, "detail": problem.detail, "episode_ids": ids}

@@ -1,113 +1,143 @@
-"""Search a controller by evolution, in dreams or in the real environment (--env), and write it as a directory."""
+"""``worldmodel train-controller``."""
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
+
+import tyro
+from typing_extensions import Self
+from tyro.conf import OmitArgPrefixes as Flat
 
 import worldmodel as wm
-from worldmodel.agents import (
-    CONTROLLER_FILE,
-    CONTROLLER_FORMAT,
-    SEARCH_FILE,
-    ControllerConfig,
-    OpenAIESConfig,
-    RealPopulation,
-    load_agent,
-)
-from worldmodel.cli.options import (
-    add_device,
-    add_dreams,
-    add_environment,
-    add_fields,
-    choose_device,
-    environment,
-    parse_with_preset,
-    program,
-    read_fields,
-    run_config,
-)
+from worldmodel.agents import CONTROLLER_FILE, CONTROLLER_FORMAT, SEARCH_FILE, ControllerConfig, RealPopulation, load_agent
+from worldmodel.cli.options import Command, DeviceOption, DreamKind, EnvironmentOptions, PresetName, Result, Run, given
 from worldmodel.dream import score, time_limit, usual_horizon
 from worldmodel.evaluation import EvaluationConfig
-from worldmodel.runtime import Progress, prepare_directory
+from worldmodel.experiments import Preset
+from worldmodel.runtime import Progress, WorkerConfig, prepare_directory, record_run
 
-DEFAULTS = {"population": 32, "generations": 50, "patience": 3, "test_dreams": None}
-TEST_DREAMS, TEST_EPISODES = 1024, 64
+REAL_TESTS = 64  # real episodes in a test, unless --test-dreams says otherwise
+SCORED_DREAMS = 1024
+SEARCH = wm.SearchConfig(population=32, generations=50, patience=3, test_dreams=SCORED_DREAMS)
 
 
-def parse_arguments() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--model", required=True, help="world model directory")
-    parser.add_argument(
-        "--out", required=True, help=f"directory of the controller; the state of the search is in OUT.{SEARCH_FILE}"
+@dataclass(frozen=True, kw_only=True)
+class TrainController(Command):
+    """Search a controller by evolution, in dreams or in the real environment (--env), and write it as a directory.
+
+    Args:
+        model: world model directory.
+        out: directory of the controller; the state of the search is in OUT.search.safetensors.
+        preset: use the numbers of an experiment as defaults; explicit options take precedence.
+        temperature: of the dreams; above 1 they are more random than M predicts.
+        env: Gymnasium id; search in this real environment instead of dreams.
+        workers: worker processes for --env; 0: none; the result is the same.
+        step_timeout: seconds after which a step of --env counts as hanging and ends the search with an error that names the
+            episode; needs --workers; None: no limit.
+        rollouts: dreams, or real episodes, per candidate.
+        initial: directory of a controller to start from; its architecture is kept.
+        horizon: longest episode, in steps; None: the limit of the environment.
+        seed: seed of the search and of its episodes.
+        search: numbers of the search. In the real environment a test has 64 episodes by default.
+        controller: kind of controller.
+        kind: end and precision of dreams.
+        environment: arguments of the environment.
+        where: device.
+        output: earlier runs and output.
+    """
+
+    RESUME = (
+        "OUT holds the best controller tested so far; if none was tested, it is unchanged. "
+        "The same command, without --overwrite, resumes the search."
     )
-    parser.add_argument(
-        "--temperature", type=float, default=1.0, help="of the dreams; above 1 they are more random than M predicts"
-    )
-    add_dreams(parser)
-    parser.add_argument("--env", help="Gymnasium id; search in this real environment instead of dreams")
-    parser.add_argument("--workers", type=int, default=0, help="worker processes for --env; 0: none; the result is the same")
-    add_environment(parser)
-    parser.add_argument("--rollouts", type=int, default=8, help="dreams, or real episodes, per candidate")
-    parser.add_argument("--initial", help="directory of a controller to start from; its architecture is kept")
-    parser.add_argument(
-        "--resume", action="store_true", help="resume even with --overwrite; an interrupted search is resumed anyway"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier controller in OUT")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the search and of its episodes")
-    parser.add_argument("--horizon", type=int, help="longest episode, in steps; None: the limit of the environment")
-    add_fields(parser, wm.SearchConfig, leave_out=("openai_es",), defaults=DEFAULTS)
-    add_fields(parser, ControllerConfig)
-    add_fields(parser, OpenAIESConfig)
-    add_device(parser)
-    return parse_with_preset(parser, "train_controller")
 
+    model: str
+    out: str
+    preset: PresetName | None = None
+    temperature: float = 1.0
+    env: str | None = None
+    workers: int = 0
+    step_timeout: float | None = None
+    rollouts: int = 8
+    initial: str | None = None
+    horizon: int | None = None
+    seed: int = 0
+    search: Flat[wm.SearchConfig] = SEARCH
+    controller: Flat[ControllerConfig] = field(default_factory=ControllerConfig)
+    kind: Flat[DreamKind] = field(default_factory=DreamKind)
+    environment: Flat[EnvironmentOptions] = field(default_factory=EnvironmentOptions)
+    where: Flat[DeviceOption] = field(default_factory=DeviceOption)
+    output: Flat[Run] = field(default_factory=Run)
 
-def prepare(args: argparse.Namespace) -> Path:
-    """Prepare OUT before the search, and return the path of the search's log."""
-    log = Path(args.out).with_name(f"{Path(args.out).name}.{SEARCH_FILE}")  # next to OUT, which holds only a controller
-    if log.exists() and (args.resume or not args.overwrite):  # --overwrite took effect when this search started
+    @classmethod
+    def defaults(cls, words: Sequence[str]) -> Self | None:
+        """Return the defaults: in the real environment, a test has fewer episodes."""
+        chosen = super().defaults(words)
+        if chosen is None and given(words, "--env") is not None:
+            chosen = cls(model=tyro.MISSING, out=tyro.MISSING, search=replace(SEARCH, test_dreams=REAL_TESTS))
+        return chosen
+
+    @classmethod
+    def of_preset(cls, preset: Preset) -> Self:
+        """Return the command with the numbers of a preset."""
+        return cls(
+            model=tyro.MISSING,
+            out=tyro.MISSING,
+            rollouts=preset.rollouts,
+            search=preset.search,
+            controller=preset.controller,
+            kind=DreamKind(termination=preset.termination, precision=preset.dream_precision),
+        )
+
+    def run(self) -> Result:
+        """Search."""
+        self.search.require_packages()
+        device = self.where.choose()
+        world = wm.WorldModel.from_pretrained(self.model, device=device)
+        dreams = self.kind.dreams(world, self.search.population * self.rollouts, temperature=self.temperature)
+        worlds: wm.Dreams | RealPopulation = dreams
+        env = self.environment.of(self.env) if self.env else None
+        horizon = self.horizon
+        if env is not None:
+            workers = WorkerConfig(num_workers=self.workers, step_timeout=self.step_timeout)
+            worlds = RealPopulation(world, env, rollouts=self.rollouts, workers=workers)
+        if horizon is None:
+            horizon = usual_horizon(world) if env is None else time_limit(env)
+        start = load_agent(self.initial, device=device) if self.initial else self.controller
+
+        def save(progress: Progress) -> None:
+            if "test" in progress.metrics:  # save the best so far, in case the search is interrupted
+                progress.result.save_pretrained(self.out, overwrite=True)
+
+        with self.output.writing(self.out):
+            run, log = self.output.config(save), self.prepare()
+            found = wm.evolve(worlds, start, config=self.search, horizon=horizon, seed=self.seed, log=log, run=run)
+            found.save_pretrained(self.out, overwrite=True)
+        return self.report(found, world, dreams, horizon)
+
+    def prepare(self) -> Path:
+        """Prepare OUT before the search, and return the path of the search's log."""
+        log = Path(self.out).with_name(f"{Path(self.out).name}.{SEARCH_FILE}")  # next to OUT, which holds only a controller
+        if log.exists() and (self.output.resume or not self.output.overwrite):  # --overwrite took effect when it started
+            return log
+        prepare_directory(self.out, marker=CONTROLLER_FILE, format=CONTROLLER_FORMAT, overwrite=self.output.overwrite)
+        record_run(self.out)
         return log
-    prepare_directory(args.out, marker=CONTROLLER_FILE, format=CONTROLLER_FORMAT, overwrite=args.overwrite)
-    return log
 
-
-@program(
-    resume="OUT holds the best controller tested so far; if none was tested, it is unchanged. "
-    "The same command, without --overwrite, resumes the search."
-)
-def main() -> None:
-    """Run the command."""
-    args = parse_arguments()
-    device = choose_device(args.device)
-    world = wm.WorldModel.from_pretrained(args.model, device=device)
-    kind = {"temperature": args.temperature, "termination": args.termination, "precision": args.precision}
-    dreams = wm.Dreams(world, args.population * args.rollouts, **kind)
-    worlds: wm.Dreams | RealPopulation = dreams
-    if args.env:
-        worlds = RealPopulation(world, environment(args), rollouts=args.rollouts, workers=args.workers)
-    if args.horizon is None:
-        args.horizon = time_limit(environment(args)) if args.env else usual_horizon(world)
-    if args.test_dreams is None:
-        args.test_dreams = TEST_EPISODES if args.env else TEST_DREAMS
-    climbing = OpenAIESConfig(**read_fields(args, OpenAIESConfig))
-    config = wm.SearchConfig(**read_fields(args, wm.SearchConfig, leave_out=("openai_es",)), openai_es=climbing)
-    start = load_agent(args.initial, device=device) if args.initial else ControllerConfig(**read_fields(args, ControllerConfig))
-    log = prepare(args)
-
-    def save(progress: Progress) -> None:
-        if "test" in progress.metrics:  # save the best so far, in case the search is interrupted
-            progress.result.save_pretrained(args.out, overwrite=True)
-
-    run = run_config(args, save)
-    controller = wm.evolve(worlds, start, config=config, horizon=args.horizon, seed=args.seed, log=log, run=run)
-    controller.save_pretrained(args.out, overwrite=True)
-    print(f"parameters    {controller.num_parameters}")
-    if args.env:
-        tested = EvaluationConfig(num_episodes=TEST_EPISODES)
-        print(wm.evaluate(controller, world, env=environment(args), config=tested, seed=args.seed))
-    elif world.mdnrnn.reward_head is not None:
-        scores = score(dreams.variant(num_dreams=1024), controller, horizon=args.horizon, seed=args.seed)
-        print(f"dream return  {scores} at temperature {args.temperature:g}")
-    print(f"controller: {args.out}")
+    def report(self, found: wm.Controller, world: wm.WorldModel, dreams: wm.Dreams, horizon: int) -> Result:
+        """Score the controller."""
+        lines = [f"parameters    {found.num_parameters}"]
+        data: dict[str, Any] = {"parameters": found.num_parameters}
+        if self.env:
+            tested, env = EvaluationConfig(num_episodes=REAL_TESTS), self.environment.of(self.env)
+            evaluation = wm.evaluate(found, world, env=env, config=tested, seed=self.seed)
+            lines.append(str(evaluation))
+            data |= {name: getattr(evaluation, name).to_json() for name in ("real", "dream", "random")}
+        elif world.mdnrnn.reward_head is not None:
+            scores = score(dreams.variant(num_dreams=SCORED_DREAMS), found, horizon=horizon, seed=self.seed)
+            lines.append(f"dream return  {scores} at temperature {self.temperature:g}")
+            data["dream"] = scores.to_json()
+        return Result("\n".join([*lines, f"controller: {self.out}"]), data | {"controller": self.out})

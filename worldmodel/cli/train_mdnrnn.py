@@ -1,71 +1,95 @@
-"""Train M on one or several stores of episodes, also V if it is not a VAE, and write a world model directory."""
+"""``worldmodel train-mdnrnn``."""
 
 from __future__ import annotations
 
-import argparse
+from dataclasses import dataclass, field
+
+import tyro
+from typing_extensions import Self
+from tyro.conf import OmitArgPrefixes as Flat
 
 import worldmodel as wm
-from worldmodel.cli.options import add_device, add_fields, choose_device, parse_with_preset, program, read_fields, run_config
+from worldmodel.cli.options import Command, DeviceOption, PresetName, Result, TrainingRun
+from worldmodel.experiments import Preset
+from worldmodel.mixtures import LIKELIHOODS
 from worldmodel.models import Vision
 from worldmodel.runtime import keep_freed_memory
 
-FROM_DATA = ("termination_head",)  # `fit` reads this from the data
+
+@dataclass(frozen=True, kw_only=True)
+class TrainMdnrnn(Command):
+    """Train M on one or several stores of episodes, also V if it is not a VAE, and write a world model directory.
+
+    Args:
+        data: directories written by worldmodel collect or worldmodel encode, all of one environment.
+        out: directory for the world model; the training state is in OUT/training.
+        preset: use the numbers of an experiment as defaults; explicit options take precedence.
+        initial: world model directory to start from; its sizes are kept and the options for them ignored.
+        vision: directory written by worldmodel train-vae; required for images.
+        seed: seed of the split, the weights and the batches.
+        mdnrnn: architecture and loss of M.
+        windows: windows and batches.
+        training: updates and learning rate.
+        where: device.
+        output: earlier runs and output.
+    """
+
+    RESUME = "The same command, without --overwrite, resumes the training."
+
+    data: tuple[str, ...]
+    out: str
+    preset: PresetName | None = None
+    initial: str | None = None
+    vision: str | None = None
+    seed: int = 0
+    mdnrnn: Flat[wm.MDNRNNConfig] = field(default_factory=wm.MDNRNNConfig)
+    windows: Flat[wm.DataConfig] = field(default_factory=wm.DataConfig)
+    training: Flat[wm.TrainingConfig] = field(default_factory=wm.TrainingConfig)
+    where: Flat[DeviceOption] = field(default_factory=DeviceOption)
+    output: Flat[TrainingRun] = field(default_factory=TrainingRun)
+
+    @classmethod
+    def of_preset(cls, preset: Preset) -> Self:
+        """Return the command with the numbers of a preset."""
+        dynamics = preset.dynamics
+        return cls(
+            data=tyro.MISSING, out=tyro.MISSING, mdnrnn=dynamics.mdnrnn, windows=dynamics.data, training=dynamics.training
+        )
+
+    def run(self) -> Result:
+        """Train M."""
+        keep_freed_memory()
+        device = self.where.choose()
+        initial = wm.WorldModel.from_pretrained(self.initial, device=device) if self.initial else None
+        world = wm.fit(
+            self.data,
+            out=self.out,
+            config=None if initial else self.mdnrnn,
+            data_config=self.windows,
+            training_config=self.training,
+            vision=Vision.from_pretrained(self.vision) if self.vision else None,
+            initial=initial,
+            seed=self.seed,
+            device=device,
+            run=self.output.config(),
+        )
+        return report(world, self.out)
 
 
-def parse_arguments() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument(
-        "--data", nargs="+", required=True, help="directories written by scripts/collect.py, all of one environment"
-    )
-    parser.add_argument("--out", required=True, help="directory for the world model; the training state is in OUT/training")
-    parser.add_argument(
-        "--initial", help="world model directory to start from; its sizes are kept and the options for them ignored"
-    )
-    parser.add_argument("--vision", help="directory written by scripts/train_vae.py; required for images")
-    parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard scalars (extra: tensorboard)")
-    parser.add_argument(
-        "--resume", action="store_true", help="resume even with --overwrite; an interrupted run is resumed anyway"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier run in OUT")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the split, the weights and the batches")
-    add_device(parser)
-    add_fields(parser, wm.MDNRNNConfig, leave_out=FROM_DATA)
-    add_fields(parser, wm.DataConfig)
-    add_fields(parser, wm.TrainingConfig)
-    return parse_with_preset(parser, "train_mdnrnn")
-
-
-@program(resume="The same command, without --overwrite, resumes the training.")
-def main() -> None:
-    """Run the command."""
-    args = parse_arguments()
-    keep_freed_memory()
-    device = choose_device(args.device)
-    initial = wm.WorldModel.from_pretrained(args.initial, device=device) if args.initial else None
-    world = wm.fit(
-        args.data,
-        out=args.out,
-        config=None if initial else wm.MDNRNNConfig(**read_fields(args, wm.MDNRNNConfig)),
-        data_config=wm.DataConfig(**read_fields(args, wm.DataConfig)),
-        training_config=wm.TrainingConfig(**read_fields(args, wm.TrainingConfig)),
-        vision=Vision.from_pretrained(args.vision) if args.vision else None,
-        initial=initial,
-        seed=args.seed,
-        device=device,
-        run=run_config(args),
-    )
-    print_summary(world, args.out)
-
-
-def print_summary(world: wm.WorldModel, out: str) -> None:
-    """Print held-out losses, baselines and calibration."""
+def report(world: wm.WorldModel, out: str) -> Result:
+    """Describe held-out losses, baselines and calibration."""
     training, baselines = world.provenance["training"], world.provenance["baselines"]
-    print("held-out negative log-likelihood, nats per dimension of z")
-    rows = {"this model": training["best_metrics"].get("nll_per_dim"), **baselines}
-    for name, value in rows.items():
-        print(f"  {name.replace('_', ' '):<16}  {'-' if value is None else format(value, '.3f')}")
-    for name, scores in (world.provenance.get("calibration") or {}).items():
-        print(f"termination {name}: " + ", ".join(f"{key} {value:.4g}" for key, value in scores.items()))
-    print(f"updates {training['updates']}, best at {training['best_update']}, {training['seconds']:.1f} s")
-    print(f"world model: {out}")
+    calibration = world.provenance.get("calibration") or {}
+    lines = ["layout of z", *(f"  {line}" for line in str(world.layout).splitlines())]
+    for metric, unit in LIKELIHOODS.items():
+        rows = {"this model": training["best_metrics"].get(metric), **(baselines if metric == "nll_per_dim" else {})}
+        if any(value is not None for value in rows.values()):
+            lines.append(f"held-out negative log-likelihood, {unit}")
+            for name, value in rows.items():
+                lines.append(f"  {name.replace('_', ' '):<16}  {'-' if value is None else format(value, '.3f')}")
+    for name, scores in calibration.items():
+        lines.append(f"termination {name}: " + ", ".join(f"{key} {value:.4g}" for key, value in scores.items()))
+    lines.append(f"updates {training['updates']}, best at {training['best_update']}, {training['seconds']:.1f} s")
+    lines.append(f"world model: {out}")
+    data = {"training": training, "baselines": baselines, "calibration": calibration, "world_model": out}
+    return Result("\n".join(lines), data)

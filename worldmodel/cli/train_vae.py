@@ -1,56 +1,76 @@
-"""Train V for images on one or several stores of episodes and write it as a directory."""
+"""``worldmodel train-vae``."""
 
 from __future__ import annotations
 
-import argparse
+from dataclasses import dataclass, field
+
+import tyro
+from typing_extensions import Self
+from tyro.conf import OmitArgPrefixes as Flat
 
 import worldmodel as wm
-from worldmodel.cli.options import add_device, add_fields, choose_device, parse_with_preset, program, read_fields, run_config
+from worldmodel.cli.options import Command, DeviceOption, PresetName, Result, TrainingRun
+from worldmodel.experiments import Preset
 from worldmodel.runtime import keep_freed_memory
 
 
-def parse_arguments() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument(
-        "--data", nargs="+", required=True, help="directories written by scripts/collect.py, all of one environment"
-    )
-    parser.add_argument("--out", required=True, help="directory for V; the training state is in OUT/training")
-    parser.add_argument("--initial", help="directory of a V to start from; its sizes are kept and the options for them ignored")
-    parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard scalars (extra: tensorboard)")
-    parser.add_argument(
-        "--resume", action="store_true", help="resume even with --overwrite; an interrupted run is resumed anyway"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier run in OUT")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the split, the weights and the order of the frames")
-    add_device(parser)
-    add_fields(parser, wm.VAEConfig)
-    add_fields(parser, wm.FrameConfig)
-    add_fields(parser, wm.TrainingConfig, leave_out=("calibrate",))
-    return parse_with_preset(parser, "train_vae")
+@dataclass(frozen=True, kw_only=True)
+class TrainVae(Command):
+    """Train V for images on one or several stores of episodes and write it as a directory.
 
+    Args:
+        data: directories written by worldmodel collect, all of one environment.
+        out: directory for V; the training state is in OUT/training.
+        preset: use the numbers of an experiment as defaults; explicit options take precedence.
+        initial: directory of a V to start from; its sizes are kept and the options for them ignored.
+        seed: seed of the split, the weights and the order of the frames.
+        vae: sizes and loss of V.
+        frames: batches of frames.
+        training: updates and learning rate.
+        where: device.
+        output: earlier runs and output.
+    """
 
-@program(resume="The same command, without --overwrite, resumes the training.")
-def main() -> None:
-    """Run the command."""
-    args = parse_arguments()
-    keep_freed_memory()
-    initial = wm.ConvVAE.from_pretrained(args.initial) if args.initial else None
-    vision = wm.train_vae(
-        args.data,
-        out=args.out,
-        config=None if initial else wm.VAEConfig(**read_fields(args, wm.VAEConfig)),
-        frame_config=wm.FrameConfig(**read_fields(args, wm.FrameConfig)),
-        training_config=wm.TrainingConfig(**read_fields(args, wm.TrainingConfig)),
-        initial=initial,
-        seed=args.seed,
-        device=choose_device(args.device),
-        run=run_config(args),
-    )
-    training, latents = vision.provenance["training"], vision.provenance["latents"]
-    print("held-out frames")
-    for name, value in training["best_metrics"].items():
-        print(f"  {name.replace('_', ' '):<18}  {value:.3f}")
-    print(f"latents: {latents['size']}, in use over these frames {latents['in_use']}, kept {latents['kept']}")
-    print(f"updates {training['updates']}, best at {training['best_update']}, {training['seconds']:.1f} s")
-    print(f"V: {args.out}")
+    RESUME = "The same command, without --overwrite, resumes the training."
+
+    data: tuple[str, ...]
+    out: str
+    preset: PresetName | None = None
+    initial: str | None = None
+    seed: int = 0
+    vae: Flat[wm.VAEConfig] = field(default_factory=wm.VAEConfig)
+    frames: Flat[wm.FrameConfig] = field(default_factory=wm.FrameConfig)
+    training: Flat[wm.TrainingConfig] = field(default_factory=wm.TrainingConfig)
+    where: Flat[DeviceOption] = field(default_factory=DeviceOption)
+    output: Flat[TrainingRun] = field(default_factory=TrainingRun)
+
+    @classmethod
+    def of_preset(cls, preset: Preset) -> Self:
+        """Return the command with the numbers of a preset."""
+        vision = preset.vision
+        return cls(data=tyro.MISSING, out=tyro.MISSING, vae=vision.config, frames=vision.frames, training=vision.training)
+
+    def run(self) -> Result:
+        """Train V."""
+        keep_freed_memory()
+        initial = wm.ConvVAE.from_pretrained(self.initial) if self.initial else None
+        vision = wm.train_vae(
+            self.data,
+            out=self.out,
+            config=None if initial else self.vae,
+            frame_config=self.frames,
+            training_config=self.training,
+            initial=initial,
+            seed=self.seed,
+            device=self.where.choose(),
+            run=self.output.config(),
+        )
+        training, latents = vision.provenance["training"], vision.provenance["latents"]
+        lines = [
+            "held-out frames",
+            *(f"  {name.replace('_', ' '):<18}  {value:.3f}" for name, value in training["best_metrics"].items()),
+            f"latents: {latents['size']}, in use over these frames {latents['in_use']}, kept {latents['kept']}",
+            f"updates {training['updates']}, best at {training['best_update']}, {training['seconds']:.1f} s",
+            f"V: {self.out}",
+        ]
+        return Result("\n".join(lines), {"training": training, "latents": latents, "vision": self.out})

@@ -1,8 +1,8 @@
 """Real episodes: how they are collected, stored, verified and read.
 
-`collect` plays an environment and writes an `EpisodeStore`, a directory that survives kills and can be resumed, verified and
-repaired. ``rollouts`` yields episodes without storing them. This package does not import models: a store of encoded
-episodes knows V only by its fingerprint, so data outlives any model.
+`collect` plays an environment and writes an `EpisodeStore`, a directory that stays readable after a kill and can be resumed,
+verified and repaired. ``rollouts`` yields episodes without storing them. This package does not import models: a store of
+encoded episodes records only the fingerprint of V, so data can be read without the model.
 
 Example:
     >>> from worldmodel.data import rollouts
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from worldmodel.data.env_factory import env_maker as env_maker
     from worldmodel.data.env_factory import make_env as make_env
     from worldmodel.data.episode import Episode as Episode
+    from worldmodel.data.episode import as_reward as as_reward
     from worldmodel.data.episode import check_episode as check_episode
     from worldmodel.data.policies import POLICIES as POLICIES
     from worldmodel.data.policies import BrownianPolicy as BrownianPolicy
@@ -39,14 +40,14 @@ if TYPE_CHECKING:
     from worldmodel.data.policies import RepeatPolicy as RepeatPolicy
     from worldmodel.data.policies import SweepPolicy as SweepPolicy
     from worldmodel.data.policies import make_policy as make_policy
+    from worldmodel.data.repairing import Problem as Problem
+    from worldmodel.data.repairing import repair as repair
+    from worldmodel.data.repairing import verify as verify
     from worldmodel.data.runner import EpisodeFailure as EpisodeFailure
     from worldmodel.data.runner import Runner as Runner
     from worldmodel.data.runner import rollouts as rollouts
     from worldmodel.data.shards import Schema as Schema
     from worldmodel.data.store import EpisodeStore as EpisodeStore
-    from worldmodel.data.store import Problem as Problem
-    from worldmodel.data.store import repair as repair
-    from worldmodel.data.store import verify as verify
     from worldmodel.data.writer import EpisodeWriter as EpisodeWriter
 else:
     __getattr__, __dir__, __all__ = attach(
@@ -56,11 +57,12 @@ else:
             "collection": "EpisodeCollection permuted split_episodes",
             "compression": "pack unpack",
             "env_factory": "EnvConfig EnvMaker env_maker make_env",
-            "episode": "Episode check_episode",
+            "episode": "Episode as_reward check_episode",
             "policies": "BrownianPolicy CyclicPolicy POLICIES Policy RandomPolicy RepeatPolicy SweepPolicy make_policy",
+            "repairing": "Problem repair verify",
             "runner": "EpisodeFailure Runner rollouts",
             "shards": "Schema",
-            "store": "EpisodeStore Problem repair verify",
+            "store": "EpisodeStore",
             "writer": "EpisodeWriter",
         },
     )

@@ -17,7 +17,7 @@ import gymnasium as gym
 from worldmodel.data.env_factory import EnvConfig, EnvMaker
 from worldmodel.data.episode import Episode
 from worldmodel.data.policies import Policy
-from worldmodel.data.runner import EpisodeFailure, Runner, run_all
+from worldmodel.data.runner import EpisodeFailure, Runner, run_all, spaces_of
 from worldmodel.data.store import SHARDS, EpisodeStore
 from worldmodel.data.writer import EpisodeWriter
 from worldmodel.runtime import (
@@ -27,7 +27,9 @@ from worldmodel.runtime import (
     WorkerConfig,
     check_integer,
     check_same_run,
+    record_run,
     remove_temporaries,
+    single_writer,
 )
 from worldmodel.spaces import find_images
 
@@ -53,6 +55,7 @@ class EpisodeEncoder(Protocol):
         """Return the episode as it is stored."""
 
 
+@single_writer()
 def collect(
     env: str | EnvMaker | EnvConfig,
     *,
@@ -94,14 +97,15 @@ def collect(
             missing episodes; they are not written then.
     """
     num_episodes, run = check_integer(num_episodes, "num_episodes", least=1), run or RunConfig()
-    pool, runner = WorkerConfig.of(workers), Runner(env, policy, seed=seed)
+    pool = WorkerConfig.of(workers)
+    runner = Runner(env, policy, seed=seed)
     try:
         recipe = runner.recipe() if encoder is None else encoder.recipe(runner.recipe())
-        store = open_or_create(Path(out), lambda: _spaces(runner, encoder), recipe, run=run)
+        store = open_or_create(Path(out), lambda: _spaces(runner, encoder, pool), recipe, run=run)
         done = set(store.episode_ids.tolist())
         missing = [k for k in range(num_episodes) if k not in done]
         if missing:
-            _require_spaces(store, _spaces(runner, encoder))
+            _require_spaces(store, _spaces(runner, encoder, pool))
             sample = SAMPLE if encoder is not None or find_images(store.observation_space) else 0
             results = _results(runner, missing, pool, encoder, sample)
             writer = EpisodeWriter(store, max_bytes=FLUSH_BYTES, total=len(missing), sample=sample)
@@ -127,17 +131,20 @@ def open_or_create(
         FileExistsError: if ``out`` holds something else, a store of another recipe, or one that ``run`` does not resume.
     """
     if run.overwrite or not run.resume or not EpisodeStore.lies_in(out):
-        return EpisodeStore.create(out, **spaces(), recipe=recipe, overwrite=run.overwrite)
+        created = EpisodeStore.create(out, **spaces(), recipe=recipe, overwrite=run.overwrite)
+        record_run(out)
+        return created
     store = EpisodeStore.open(out)
     check_same_run(store.recipe, recipe, out, error=FileExistsError)
     for folder in (out, out / SHARDS):
         remove_temporaries(folder)
     store.adopt()
+    record_run(out)
     return store
 
 
-def _spaces(runner: Runner, encoder: EpisodeEncoder | None) -> dict[str, gym.Space[Any]]:
-    found = runner.spaces()
+def _spaces(runner: Runner, encoder: EpisodeEncoder | None, workers: WorkerConfig) -> dict[str, gym.Space[Any]]:
+    found = spaces_of(runner, workers)
     if encoder is None:
         return found
     encoder.check(found["observation_space"])

@@ -39,12 +39,22 @@ if TYPE_CHECKING:
     from worldmodel.dream.policies import RepeatedActions as RepeatedActions
     from worldmodel.dream.policies import as_agent as as_agent
     from worldmodel.dream.reality import Reality as Reality
+    from worldmodel.dream.rewards import REWARD_MODES as REWARD_MODES
+    from worldmodel.dream.rewards import LatentReward as LatentReward
+    from worldmodel.dream.rewards import Reward as Reward
+    from worldmodel.dream.rewards import RewardFunction as RewardFunction
+    from worldmodel.dream.rewards import RewardMode as RewardMode
+    from worldmodel.dream.rewards import UserReward as UserReward
+    from worldmodel.dream.rewards import check_rewards as check_rewards
+    from worldmodel.dream.rewards import load_reward as load_reward
+    from worldmodel.dream.rewards import reward_name as reward_name
     from worldmodel.dream.scores import Scores as Scores
     from worldmodel.dream.scores import score as score
     from worldmodel.dream.seeding import EpisodeSeeds as EpisodeSeeds
     from worldmodel.dream.seeding import Rows as Rows
     from worldmodel.dream.seeding import rows_to_reset as rows_to_reset
     from worldmodel.dream.starts import StartBank as StartBank
+    from worldmodel.dream.starts import StartConfig as StartConfig
     from worldmodel.dream.tracking import LatentTracker as LatentTracker
     from worldmodel.dream.tracking import primed_states as primed_states
 else:
@@ -59,9 +69,12 @@ else:
             "latent_world": "BatchedWorld Rollout",
             "policies": "CyclicActions FeaturePolicy RandomActions RecordedActions RepeatedActions as_agent",
             "reality": "Reality",
+            "rewards": (
+                "LatentReward REWARD_MODES Reward RewardFunction RewardMode UserReward check_rewards load_reward reward_name"
+            ),
             "scores": "Scores score",
             "seeding": "EpisodeSeeds Rows rows_to_reset",
-            "starts": "StartBank",
+            "starts": "StartBank StartConfig",
             "tracking": "LatentTracker primed_states",
         },
     )

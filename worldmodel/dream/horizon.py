@@ -11,7 +11,7 @@ from gymnasium.wrappers import TimeLimit
 from worldmodel.data import EnvConfig, EnvMaker
 from worldmodel.models import WorldModel
 
-DEFAULT_HORIZON = 1000  # steps of a dream where nothing says how long an episode may last
+DEFAULT_HORIZON = 1000  # steps of a dream if the longest episode is unknown
 
 
 def usual_horizon(world: WorldModel) -> int:
@@ -21,7 +21,7 @@ def usual_horizon(world: WorldModel) -> int:
     """
     recipe: dict[str, Any] = next(iter(world.provenance.get("recipes", [])), {})
     spec = gym.registry.get(recipe.get("env", "").rpartition(":")[2])  # ids may be "module:Id-v0"
-    asked = (recipe.get("env_kwargs") or {}).get("max_episode_steps")  # goes before what is registered; -1 is no limit
+    asked = (recipe.get("env_kwargs") or {}).get("max_episode_steps")  # overrides the registered limit; -1 is no limit
     limits = (recipe.get("max_steps"), (spec and spec.max_episode_steps) if asked is None else asked)
     return min((limit for limit in limits if isinstance(limit, int) and limit > 0), default=DEFAULT_HORIZON)
 

@@ -25,11 +25,51 @@ from worldmodel.models import (
     latent_features,
 )
 from worldmodel.rng import Streams, box_muller
-from worldmodel.runtime import check_integer
+from worldmodel.runtime import check_integer, check_integers, check_numbers
+from worldmodel.spaces import known_leaves
 
 MAX_PREFIXES = 2_000  # largest number of episodes that prime M
 PARALLEL_EPISODES = 64  # episodes of similar lengths that prime M in one batch
 MIN_EPISODES = 0.02  # share of the episodes; times that fewer episodes reach get less than an equal share of the starts
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartConfig:
+    """Which states of real episodes a `StartBank` takes.
+
+    Args:
+        num_states: N; the bank has fewer states if chosen episodes were truncated and did not terminate.
+        first_frames: share of first frames, as in `StartBank.of`.
+        before_ends: share of states shortly before a termination; the rest is spread over all steps.
+        nearest: smallest number of steps before a termination, because in the last steps no action helps; in shorter
+            episodes, their first step is used.
+        farthest: largest number of steps before a termination.
+        even: "steps" samples steps uniformly; "times" samples the time since the episode's start uniformly, for agents that
+            survive longer than the episodes in the data, if late times differ from early ones.
+
+    Raises:
+        ValueError: naming the field that is out of range.
+        TypeError: naming the field that is not an integer.
+    """
+
+    num_states: int = 10_000
+    first_frames: float = 0.1
+    before_ends: float = 0.3
+    nearest: int = 8
+    farthest: int = 50
+    even: Literal["steps", "times"] = "steps"
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        check_integers(self, dict.fromkeys(("num_states", "nearest", "farthest"), 1))
+        check_numbers(self, dict.fromkeys(("first_frames", "before_ends"), "(-inf, inf)"))
+        shares = self.first_frames, self.before_ends
+        if not (min(shares) >= 0 and sum(shares) <= 1):
+            raise ValueError(f"first_frames, before_ends: expected two parts of one, got {shares[0]} and {shares[1]}")
+        if self.nearest > self.farthest:
+            raise ValueError(f"nearest, farthest: expected nearest <= farthest, got {self.nearest} and {self.farthest}")
+        if self.even not in ("steps", "times"):
+            raise ValueError(f"even: expected 'steps' or 'times', got {self.even!r}")
 
 
 @dataclass(frozen=True)
@@ -67,7 +107,7 @@ class StartBank:
             ValueError: if ``length`` is below 1, no episode is that long, or the data are of another environment.
         """
         length = check_integer(length, "prefix_length", least=1)
-        episodes = EpisodeCollection([EpisodeStore.open(data)])
+        episodes = _open(world, data)
         world.check_spaces(episodes.observation_space, episodes.action_space, source=str(data))
         long_enough = [index for index, steps in enumerate(episodes.lengths) if steps > length]
         if not long_enough:
@@ -90,12 +130,7 @@ class StartBank:
         world: WorldModel,
         data: str | Path,
         *,
-        num_states: int = 10_000,
-        first_frames: float = 0.1,
-        before_ends: float = 0.3,
-        nearest: int = 8,
-        farthest: int = 50,
-        even: Literal["steps", "times"] = "steps",
+        config: StartConfig | None = None,
         seed: int = 0,
     ) -> StartBank:
         """Take states from anywhere in real episodes, with M primed on all preceding steps.
@@ -106,37 +141,24 @@ class StartBank:
         Args:
             world: V and M.
             data: path of a store of the world model's environment, of observations or encoded by its V.
-            num_states: N; the bank has fewer states if chosen episodes were truncated and did not terminate.
-            first_frames: share of first frames, as in `of`.
-            before_ends: share of states shortly before a termination; the rest is spread over all steps.
-            nearest: smallest number of steps before a termination, because in the last steps no action helps; in shorter
-                episodes, their first step is used.
-            farthest: largest number of steps before a termination.
-            even: "steps" samples steps uniformly; "times" samples the time since the episode's start uniformly, for agents that
-                survive longer than the episodes in the data, if late times differ from early ones.
+            config: which states, and how many.
             seed: seed of all samples.
 
         Raises:
             ValueError: if a number is out of range, or the data are of another environment or encoded by another V.
         """
-        num_states = check_integer(num_states, "num_states", least=1)
-        nearest, farthest = (check_integer(n, name, least=1) for n, name in ((nearest, "nearest"), (farthest, "farthest")))
-        if min(first_frames, before_ends) < 0 or first_frames + before_ends > 1:
-            raise ValueError(f"first_frames, before_ends: expected two parts of one, got {first_frames} and {before_ends}")
-        if nearest > farthest:
-            raise ValueError(f"nearest, farthest: expected nearest <= farthest, got {nearest} and {farthest}")
-        if even not in ("steps", "times"):
-            raise ValueError(f"even: expected 'steps' or 'times', got {even!r}")
-        episodes = EpisodeCollection.open(data)
+        config = config or StartConfig()
+        episodes = _open(world, data)
         encoded = encoded_form(episodes.stores, world.vision)
         observed = episodes.observation_space if encoded is None else world.observation_space
         world.check_spaces(observed, episodes.action_space, source=str(data))
         vision = world.vision if encoded is None else encoded.to(world.device)
         rng, generator = np.random.default_rng(seed), torch.Generator(world.device).manual_seed(seed)
-        chosen = _choose_episodes(episodes.lengths, even, rng)
-        sizes = [int(part * num_states) for part in (first_frames, before_ends)]
-        lengths, reach = episodes.lengths[chosen], (nearest, farthest)
-        which, at, dying = _choose(lengths, _shares(lengths, even), num_states - sum(sizes), sizes[1], reach, rng)
+        chosen = _choose_episodes(episodes.lengths, config.even, rng)
+        sizes = [int(part * config.num_states) for part in (config.first_frames, config.before_ends)]
+        lengths, reach = episodes.lengths[chosen], (config.nearest, config.farthest)
+        anywhere = config.num_states - sum(sizes)
+        which, at, dying = _choose(lengths, _shares(lengths, config.even), anywhere, sizes[1], reach, rng)
         parts = [_first_frames(world, sizes[0], rng)]
         for first in range(0, len(chosen), PARALLEL_EPISODES):
             group = (episodes.read(int(number)) for number in chosen[first : first + PARALLEL_EPISODES])
@@ -168,9 +190,15 @@ class StartBank:
     def draw(self, streams: Streams, batch_size: int) -> tuple[Tensor, State]:
         """Sample a start state for each of B rows: z (B, D) and M's state."""
         size = self.mean.shape[1]
-        uniform = streams.uniform_(self.mean.new_empty(batch_size, 1 + size + size % 2))  # one draw: each has a fixed cost
+        uniform = streams.uniform_(self.mean.new_empty(batch_size, 1 + size + size % 2))  # one call: each has a fixed cost
         index = (uniform[:, 0] * len(self)).long()  # (B,); uniform < 1, so never N
         return self.take(index, box_muller(uniform[:, 1:])[:, :size])
+
+
+def _open(world: WorldModel, data: str | Path) -> EpisodeCollection:
+    """Open a store without the leaves that the world model's data lack."""
+    store = EpisodeStore.open(data)
+    return EpisodeCollection([store], leave_out=known_leaves(store.observation_space, world.left_out))
 
 
 def _shares(lengths: np.ndarray, even: str) -> np.ndarray:

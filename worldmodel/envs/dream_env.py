@@ -25,7 +25,7 @@ from worldmodel.envs.options import DreamOptions, check_decoder
 from worldmodel.envs.rendering import ObservationRenderer
 from worldmodel.models import State, WorldModel, feature_space, latent_features, open_world
 from worldmodel.rng import fill_uniform
-from worldmodel.spaces import Value, as_numbers, map_leaves, stack_values, to_numpy
+from worldmodel.spaces import Value, as_tuples, map_leaves, stack_values, take_row, to_numpy
 
 
 class DreamVectorEnv(VectorEnv[Value, Value, Any]):
@@ -75,11 +75,18 @@ class DreamVectorEnv(VectorEnv[Value, Value, Any]):
             check_decoder(self.world)
         low, high = self.options.temperature_range
         self._ranged = low < high
-        temperature = torch.full((max(1, num_envs),), low, device=self.world.device) if self._ranged else low
-        self._dreams = Dreams(self.world, num_envs, temperature=temperature, termination=self.options.termination)
+        temperature = self.world.start_mean.new_full((max(1, num_envs),), low) if self._ranged else low
+        chosen = self.options
+        self._dreams = Dreams(
+            self.world,
+            num_envs,
+            temperature=temperature,
+            termination=chosen.termination,
+            reward=chosen.reward,
+            reward_mode=chosen.reward_mode,
+        )
         self._kind = self.options.observation
         self._horizon = usual_horizon(self.world) if self.options.horizon is None else self.options.horizon
-        self._reward = self.options.reward_function()
         self._bank = self.options.start_bank(self.world)
         self.single_action_space = self.world.action_space
         self.single_observation_space = (
@@ -140,13 +147,14 @@ class DreamVectorEnv(VectorEnv[Value, Value, Any]):
                 message names the index and the value.
             TypeError: if a discrete action is floating-point.
         """
-        before, finished = self._check_step(actions), self._over
+        actions = as_tuples(self.world.action_space, actions)
+        before, actions = self._check_step(actions)
+        finished = self._over
         running = ~finished
         state = LatentState(before.z, before.lstm, running)
         action = self.world.action_features.flatten(actions)
-        self._state, reward, terminated = self._dreams.step_features(state, action, generator=self._seeds.streams)
-        if self._reward is not None:
-            reward = self._reward_of(before.z, actions, self._state.z)
+        streams = self._seeds.streams
+        self._state, reward, terminated = self._dreams.step_features(state, action, generator=streams, actions=actions)
         self._steps = self._steps + running
         truncated = running & ~terminated & (self._steps >= self._horizon)
         self._over = terminated | truncated
@@ -180,34 +188,45 @@ class DreamVectorEnv(VectorEnv[Value, Value, Any]):
         decoded = to_numpy(self.world.decode(self._state.z))
         return tuple(self._renderer(map_leaves(lambda leaf, k=k: leaf[k], decoded)) for k in range(self.num_envs))
 
+    def compute_reward(self, achieved_goal: Value, desired_goal: Value, info: Any) -> Any:
+        """Return the rewards (N,) of a batch of goals, by the ``compute_reward`` of the reward function of the user.
+
+        Hindsight Experience Replay calls it with goals that it exchanged, as for a goal environment of Gymnasium-Robotics.
+
+        Args:
+            achieved_goal: (N, ...) goals that were achieved.
+            desired_goal: (N, ...) goals.
+            info: passed on.
+
+        Raises:
+            AttributeError: if the reward function has no method of this name; M's reward head knows no goals.
+        """
+        reward = None if self._dreams.reward is None else self._dreams.reward.reward
+        compute = getattr(reward, "compute_reward", None)
+        if not callable(compute):
+            raise AttributeError(
+                "compute_reward: expected a reward function with a method compute_reward(achieved_goal, desired_goal, info), "
+                f"got {reward!r}; pass reward=... to the dream"
+            )
+        return compute(achieved_goal, desired_goal, info)
+
     def close_extras(self, **kwargs: Any) -> None:
         """Close the renderer."""
         if self._renderer is not None:
             self._renderer.close()
 
-    def _check_step(self, actions: Value) -> LatentState:
-        """Validate a step and its actions, and return the current state."""
+    def _check_step(self, actions: Value) -> tuple[LatentState, Value]:
+        """Validate a step and its actions; return the current state, and the actions with rounding errors clipped."""
         if self._state is None:
             raise gym.error.ResetNeeded("step: expected reset() first")
         if self._check_actions:
-            self.world.action_features.check(actions, self.num_envs, name="actions")
+            actions = self.world.action_features.check(actions, self.num_envs, name="actions")
             if self.autoreset_mode is AutoresetMode.DISABLED and bool(self._over.any()):
                 raise gym.error.ResetNeeded(
                     f"step: expected no finished dream, got {self._over.nonzero().flatten().tolist()}; reset them with "
                     'options={"reset_mask": terminations | truncations}'
                 )
-        return self._state
-
-    def _reward_of(self, z: Tensor, actions: Value, next_z: Tensor) -> Tensor:
-        """Evaluate the reward function: (B,) float32, 0 for dreams that had already finished."""
-        assert self._reward is not None
-        given = map_leaves(lambda leaf: torch.as_tensor(leaf, device=z.device), actions)
-        rewards = self._reward(self.world.decode(z), given, self.world.decode(next_z))
-        reward = as_numbers(rewards, "reward").to(z.device, torch.float32)
-        if reward.shape != self._over.shape:
-            expected, got = tuple(self._over.shape), tuple(reward.shape)
-            raise ValueError(f"reward: expected a function that returns shape {expected}, got {got}")
-        return torch.where(self._over, 0.0, reward)
+        return self._state, actions
 
     def _begin(self, mask: Tensor) -> None:
         """Start the next episode in the rows of ``mask`` (B,) bool."""
@@ -312,7 +331,7 @@ class DreamEnv(gym.Env[Value, Value]):
             seed = int(self.np_random.integers(2**31))
         self._seeded = True
         observations, infos = self._one.reset(seed=[seed])
-        return _first(observations), _single_info(infos)
+        return take_row(self.observation_space, observations, 0), _single_info(infos)
 
     def step(self, action: Value) -> tuple[Value, float, bool, bool, dict[str, Any]]:
         """Advance the dream by one step.
@@ -324,8 +343,16 @@ class DreamEnv(gym.Env[Value, Value]):
         """
         if bool(self._one._over.any()):
             raise gym.error.ResetNeeded("step: expected a running dream, got a finished one; start an episode with reset()")
-        observations, rewards, terminations, truncations, infos = self._one.step(stack_values([action]))
-        return _first(observations), float(rewards[0]), bool(terminations[0]), bool(truncations[0]), _single_info(infos)
+        observations, rewards, terminations, truncations, infos = self._one.step(
+            stack_values([as_tuples(self.action_space, action)])
+        )
+        return (
+            take_row(self.observation_space, observations, 0),
+            float(rewards[0]),
+            bool(terminations[0]),
+            bool(truncations[0]),
+            _single_info(infos),
+        )
 
     def render(self) -> np.ndarray | None:
         """Render the decoded dream: (height, width, 3) uint8; None without a render mode."""
@@ -335,11 +362,6 @@ class DreamEnv(gym.Env[Value, Value]):
     def close(self) -> None:
         """Close the renderer."""
         self._one.close()
-
-
-def _first(batch: Value) -> Value:
-    """Return row 0 of a batch; a scalar for a Discrete space."""
-    return map_leaves(lambda leaf: leaf[0], batch)
 
 
 def _single_info(infos: dict[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ import torch
 from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
 
+from worldmodel.runtime import missing_extra
 from worldmodel.spaces import Value, find_images, image_layout, resize_by_area
 
 SIZE = 64  # height and width of the paper's frames, in pixels
@@ -166,7 +167,7 @@ def _check_libraries(program: Path) -> None:
 
 def _how_to_install(library: str, extra: str, error: ImportError) -> str:
     if isinstance(error, ModuleNotFoundError):
-        return f"{library}: expected the package to be installed; `pip install worldmodel[{extra}]`"
+        return str(missing_extra(extra))
     missing = str(error).split(":")[0]
     return (
         f"{library}: installed, but a library does not load ({error}). If {missing} is a system library, install it (on "

@@ -38,9 +38,9 @@ from worldmodel.runtime import Progress, RunConfig, WorkerConfig
 
 Dreamed = Callable[[WorldModel, torch.Generator], Policy]
 MOST_ACTIONS = 10  # of a Discrete space, each of which is a policy
-HOLDS = {"repeated": 10, "long holds": 100}  # longest hold of random actions: agents do one thing for longer than random play
-READY = 0.5  # the rank correlation from which a dream counts as ranking policies as reality does: a convention
-SWEEPS = (20, 60, 100)  # steps that the first and the last choice are held for in turn: agents of Doom live by moving so
+HOLDS = {"repeated": 10, "long holds": 100}  # longest hold of random actions; agents hold actions for longer than random play
+READY = 0.5  # minimum rank correlation of a dream that ranks policies as reality does; a convention
+SWEEPS = (20, 60, 100)  # steps for which the first and the last choice are held in turn, as by good Doom agents
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Probe:
         dreamed = [self.dreams[temperature][name].mean for name in self.real]
         ranks = [centred_ranks(np.array(means)) for means in ([scores.mean for scores in self.real.values()], dreamed)]
         if min(rank.std() for rank in ranks) == 0:
-            return 0.0  # a dream that tells no policies apart ranks nothing
+            return 0.0  # equal scores rank nothing
         return float(np.corrcoef(ranks)[0, 1])
 
     def unready(self) -> list[float]:
@@ -182,6 +182,8 @@ def probe(
     config, pool, real_env = config or EvaluationConfig(), WorkerConfig.of(workers), EnvConfig.of(env)
     if world.mdnrnn.reward_head is None:
         raise ValueError("world: expected a world model that predicts rewards, got one without a reward head")
+    if config.reward is not None:
+        raise ValueError("reward: expected None for a probe, which compares M's rewards with real ones, got a reward function")
     with contextlib.closing(real_env.make()) as built:
         world.check_spaces(built.observation_space, built.action_space, source="env")
     policies = fixed_policies(world.action_space, names)

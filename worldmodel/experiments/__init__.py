@@ -8,7 +8,7 @@ Example:
     >>> from worldmodel.experiments import PRESETS
     >>> sorted(PRESETS)
     ['car-racing', 'doom']
-    >>> PRESETS["doom"].options("train_vae")["latent_size"]
+    >>> PRESETS["doom"].vision.config.latent_size
     64
 """
 

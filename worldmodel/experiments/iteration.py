@@ -41,7 +41,18 @@ from worldmodel.evaluation import Evaluation, EvaluationConfig, evaluate
 from worldmodel.experiments.iteration_config import SCORES, IterationConfig, Round, has_stalled
 from worldmodel.models import WORLD_FILE, WorldModel
 from worldmodel.rng import AGENT_STREAM, COLLECT_STREAM, VALIDATE_STREAM, derive_seed
-from worldmodel.runtime import Listener, Progress, RunConfig, check_device, check_integer, describe, files, jsonable, runs
+from worldmodel.runtime import (
+    Listener,
+    Progress,
+    RunConfig,
+    check_integer,
+    choose_device,
+    describe,
+    files,
+    jsonable,
+    runs,
+    single_writer,
+)
 from worldmodel.training import fit
 
 ITERATION_FORMAT, SCORES_FORMAT, ITERATION_VERSION = "worldmodel.iteration", "worldmodel.scores", 1
@@ -51,6 +62,7 @@ OUTPUTS = (ITERATION_FILE, "round-*", "report.png", "summary.json", ".*.tmp")  #
 AgentTrainer = Callable[[WorldModel, Agent | None, int], Agent]  # world, the agent of the round before, seed
 
 
+@single_writer()
 def iterate(
     env: str | EnvMaker | EnvConfig,
     *,
@@ -87,13 +99,14 @@ def iterate(
     """
     config, run, environment = config or IterationConfig(), run or RunConfig(), EnvConfig.of(env)
     seed = check_integer(seed, "seed", least=0)
-    _check(environment, config, seed, device)
+    device = choose_device(device)
+    _check(environment, config, seed)
     about: dict[str, Any] = {"marker": ITERATION_FILE, "format": ITERATION_FORMAT, "version": ITERATION_VERSION}
     arguments = _arguments(environment, config, target, seed, train_agent)
     directory = runs.prepare_run(out, arguments, **about, replaces=OUTPUTS, run=run, error=FileExistsError)
     rounds: list[Round] = []
     with run.reporter() as report:
-        loop = _Loop(environment, directory, config, seed, torch.device(device), train_agent, run, report)
+        loop = _Loop(environment, directory, config, seed, device, train_agent, run, report)
         while len(rounds) < config.max_rounds and not has_stalled(rounds, config.patience_rounds):
             rounds.append(loop.round(len(rounds) + 1))
             if target is not None and rounds[-1].validation.mean >= target:
@@ -112,11 +125,11 @@ def _arguments(
     return jsonable({**recipe, "target": target, "seed": seed, "train_agent": trainer, "config": config.identity()})
 
 
-def _check(env: EnvConfig, config: IterationConfig, seed: int, device: str | torch.device) -> None:
+def _check(env: EnvConfig, config: IterationConfig, seed: int) -> None:
     """Raise the errors of the stages now, before an earlier run is overwritten."""
-    check_device(device)
     with contextlib.closing(Runner(env, config.first_policy, seed=derive_seed(seed, COLLECT_STREAM, 1))) as runner:
         runner.spaces()
+    config.search.require_packages()
 
 
 @dataclass(frozen=True)
@@ -207,7 +220,7 @@ class _Loop:
     def _search(self, number: int, world: WorldModel) -> Agent:
         config = self.config
         found: Agent = evolve(
-            Dreams(world, config.search.population * config.rollouts, temperature=config.temperature),
+            Dreams(world, config.search.population * config.rollouts, temperature=config.temperature, reward=config.reward),
             config.controller,
             config=config.search,
             horizon=time_limit(self.env),
@@ -231,10 +244,12 @@ class _Loop:
     def _evaluate(self, number: int, world: WorldModel, controller: Agent) -> tuple[Scores, Evaluation]:
         """Score the controller on validation episodes, and on others in reality and in dreams; no store holds any of them."""
         seed = derive_seed(self.seed, VALIDATE_STREAM)
-        reality = Reality(world, self.env, self.config.validation_episodes, seed=seed)
+        reality = Reality(world, self.env, self.config.validation_episodes, seed=seed, reward=self.config.reward)
         with contextlib.closing(reality):
             validation = score(reality, controller, horizon=time_limit(self.env), seed=seed)
-        config = EvaluationConfig(num_episodes=self.config.test_episodes, temperature=self.config.temperature)
+        config = EvaluationConfig(
+            num_episodes=self.config.test_episodes, temperature=self.config.temperature, reward=self.config.reward
+        )
         run = self._within(number)
         return validation, evaluate(controller, world, env=self.env, config=config, seed=self.seed, run=run)
 

@@ -91,12 +91,11 @@ the action in addition to h.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 from worldmodel.agents import ControllerConfig, PPOConfig, SearchConfig
 from worldmodel.data import EnvMaker
-from worldmodel.dream import DreamPrecision, TerminationRule
+from worldmodel.dream import DreamPrecision, StartConfig, TerminationRule
 from worldmodel.envs import CAR_STEPS, DOOM_STEPS
 from worldmodel.mixtures import Factorization
 from worldmodel.models import MDNRNNConfig, VAEConfig
@@ -140,12 +139,12 @@ class ImprovementPreset:
     Args:
         ppo: numbers of PPO.
         num_dreams: short dreams at once.
-        starts: start states of the dreams: arguments of `StartBank.along`.
+        starts: start states of the dreams.
     """
 
     ppo: PPOConfig
     num_dreams: int = 1024
-    starts: Mapping[str, Any] = field(default_factory=dict)
+    starts: StartConfig = field(default_factory=StartConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,27 +195,6 @@ class Preset:
     test_episodes: int = 100
     paper: Mapping[float | None, str] = field(default_factory=dict)
     solved: float | None = None
-
-    def options(self, part: str) -> dict[str, Any]:
-        """Return the options of the script named ``part``, by their Python names."""
-        collect = {"env": self.env, "max_steps": self.max_steps, "policy": self.policy, "episodes": self.num_episodes}
-        dreams = {"termination": self.termination, "precision": self.dream_precision}
-        vision, dynamics, improvement = self.vision, self.dynamics, self.improvement
-        search = {name: value for name, value in asdict(self.search).items() if name != "openai_es"}
-        parts: dict[str, dict[str, Any]] = {
-            "collect": collect,
-            "train_vae": asdict(vision.config) | asdict(vision.frames) | vision.training.identity(),
-            "train_mdnrnn": {name: value for name, value in dynamics.mdnrnn.to_json().items() if name != "termination_head"}
-            | dynamics.data.identity()
-            | dynamics.training.identity()
-            | {"calibrate": dynamics.training.calibrate},
-            "train_controller": asdict(self.controller) | search | {"rollouts": self.rollouts} | dreams,
-            "improve_controller": {}
-            if improvement is None
-            else asdict(improvement.ppo) | dict(improvement.starts) | dreams | {"num_dreams": improvement.num_dreams},
-            "evaluate": {"env": self.env, "max_steps": self.max_steps} | dreams,
-        }
-        return parts[part]
 
 
 _SMALL_VAE_UPDATES = {"adam": 1_800, "muon": 1_200}
@@ -272,7 +250,7 @@ DOOM = Preset(
         ppo=PPOConfig(
             iterations=300, horizon=300, discount=0.997, gae_lambda=0.97, entropy=0.01, test_every=75, test_dreams=512
         ),
-        starts={"num_states": 10_000, "before_ends": 0.3, "even": "times"},
+        starts=StartConfig(num_states=10_000, before_ends=0.3, even="times"),
     ),
     temperatures=(0.1, 0.5, 1.0, 1.15, 1.3),
     paper={
@@ -317,7 +295,7 @@ def small(preset: Preset) -> Preset:
     updates = _SMALL_VAE_UPDATES[vision.training.optimizer]
     if improvement is not None:
         ppo = replace(improvement.ppo, iterations=40, test_every=20, test_dreams=128)
-        improvement = ImprovementPreset(ppo=ppo, num_dreams=512, starts=dict(improvement.starts) | {"num_states": 3_000})
+        improvement = ImprovementPreset(ppo=ppo, num_dreams=512, starts=replace(improvement.starts, num_states=3_000))
     data = replace(dynamics.data, window=200, batch_size=50, test_fraction=0.1)  # holds out about 50 terminations of Doom
     return replace(
         preset,

@@ -17,6 +17,7 @@ within training and search::
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -26,24 +27,15 @@ from typing import Any
 
 import torch
 
-from worldmodel.agents import (
-    CONTROLLER_FILE,
-    SEARCH_FILE,
-    LatentPolicy,
-    RealPopulation,
-    evolve,
-    has_agent,
-    load_agent,
-    ppo,
-)
-from worldmodel.data import EnvConfig, Episode, EpisodeCollection, collect, rollouts, split_episodes
+from worldmodel.agents import CONTROLLER_FILE, SEARCH_FILE, LatentPolicy, RealPopulation, evolve, has_agent, load_agent, ppo
+from worldmodel.data import EnvConfig, Episode, EpisodeCollection, Runner, collect, rollouts, split_episodes
 from worldmodel.dream import Agent, Dreams, Scores, StartBank, score
 from worldmodel.evaluation import EvaluationConfig, probe
 from worldmodel.experiments.presets import ImprovementPreset, Preset
 from worldmodel.experiments.results import TABLE_FILE, Stages, read_scores, table, write_scores
 from worldmodel.models import Vision, WorldModel
 from worldmodel.rng import DREAM_TEST_STREAM, EVALUATION_STREAM, VIDEO_STREAM, derive_seed
-from worldmodel.runtime import Progress, RunConfig, WorkerConfig, describe, files, runs
+from worldmodel.runtime import Progress, RunConfig, WorkerConfig, describe, files, locked, runs
 from worldmodel.training import MetricsLog, encode_store, fit, train_vae
 
 EXPERIMENT_FORMAT, EXPERIMENT_VERSION = "worldmodel.experiment", 1
@@ -96,8 +88,17 @@ class Reproduction:
             KeyboardInterrupt: on Ctrl-C; the same call resumes.
         """
         numbers = asdict(self.preset) | {"env": describe(self.preset.env), "seed": self.seed}
+        data = self.preset.dynamics.data
+        numbers["dynamics"]["data"] = {"resident": data.resident} | data.identity()
         about_run: dict[str, Any] = {"marker": EXPERIMENT_FILE, "format": EXPERIMENT_FORMAT, "version": EXPERIMENT_VERSION}
-        runs.prepare_run(self.out, numbers, **about_run, replaces=OUTPUTS, run=self.run_config)
+        with contextlib.closing(Runner(self.env, self.preset.policy, seed=self.seed)) as runner:
+            runner.spaces()  # raise now if the environment cannot be made, before anything is written
+        self.preset.search.require_packages()
+        with locked(self.out, break_lock=self.run_config.break_lock):
+            runs.prepare_run(self.out, numbers, **about_run, replaces=OUTPUTS, run=self.run_config)
+            return self._run_stages(about or {})
+
+    def _run_stages(self, about: Mapping[str, Any]) -> dict[str, Any]:
         for stage in (self.collect, self.train_vae, self.encode, self.train_mdnrnn, self.probe):
             stage()
         for temperature in self.preset.temperatures:
@@ -106,7 +107,7 @@ class Reproduction:
         for repeat in range(1, self.preset.searches):
             self.search(self.best_temperature(), repeat)
             self.test(self.best_temperature(), repeat)
-        return self.write_results(about or {})
+        return self.write_results(about)
 
     @property
     def env(self) -> EnvConfig:
@@ -203,7 +204,7 @@ class Reproduction:
                 workers=self.workers,
                 run=self.run_config.within(report),
             )
-        (self.out / "probe.txt").write_text(f"{found}\n")
+        (self.out / "probe.txt").write_text(f"{found}\n", encoding="utf-8")
         write_scores(path, found.to_json())
 
     def search(self, temperature: float, repeat: int = 0) -> Agent:
@@ -221,9 +222,9 @@ class Reproduction:
     @cached_property
     def starts(self) -> StartBank:
         """Start states of the short dreams of PPO."""
-        options = {} if self.preset.improvement is None else self.preset.improvement.starts
+        config = None if self.preset.improvement is None else self.preset.improvement.starts
         with self.stages.timed("starts"):
-            return StartBank.along(self.world(), self.out / "encoded", seed=self.seed, **options)
+            return StartBank.along(self.world(), self.out / "encoded", config=config, seed=self.seed)
 
     def _evolve(self, temperature: float, repeat: int) -> Any:
         """Search by evolution, in complete dreams."""

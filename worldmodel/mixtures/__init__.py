@@ -1,8 +1,8 @@
 """Gaussian mixtures and the network heads that predict them.
 
-A head owns its loss, its sampling, the meaning of temperature, and its number of random draws. It maps features to a
-distribution and does not know where the features come from: `MixtureDensityNetwork` puts a head on a plain network, the
-models package puts one on an LSTM. The formulas are in ``gaussian.py`` and ``heads.py``.
+A head owns its loss, its sampling, the meaning of temperature, and the number of random numbers per sample. It maps
+features from any network to a distribution: `MixtureDensityNetwork` puts a head on a perceptron, the models package on an
+LSTM. The formulas are in ``gaussian.py`` and ``heads.py``.
 
 Example:
     >>> import torch
@@ -22,6 +22,15 @@ from worldmodel.lazy import attach
 if TYPE_CHECKING:
     from worldmodel.mixtures.autoregressive import AutoregressiveHead as AutoregressiveHead
     from worldmodel.mixtures.autoregressive import AutoregressiveMixture as AutoregressiveMixture
+    from worldmodel.mixtures.composite_head import LIKELIHOODS as LIKELIHOODS
+    from worldmodel.mixtures.composite_head import CompositeDistribution as CompositeDistribution
+    from worldmodel.mixtures.composite_head import CompositeHead as CompositeHead
+    from worldmodel.mixtures.composite_head import SubHead as SubHead
+    from worldmodel.mixtures.discrete_heads import Bits as Bits
+    from worldmodel.mixtures.discrete_heads import BitsHead as BitsHead
+    from worldmodel.mixtures.discrete_heads import ChoiceHead as ChoiceHead
+    from worldmodel.mixtures.discrete_heads import OneHot as OneHot
+    from worldmodel.mixtures.discrete_heads import Segments as Segments
     from worldmodel.mixtures.gaussian import HALF_LOG_TWO_PI as HALF_LOG_TWO_PI
     from worldmodel.mixtures.gaussian import GaussianMixture as GaussianMixture
     from worldmodel.mixtures.gaussian import at_least_float32 as at_least_float32
@@ -36,20 +45,36 @@ if TYPE_CHECKING:
     from worldmodel.mixtures.latent_head import LatentDistribution as LatentDistribution
     from worldmodel.mixtures.latent_head import LatentHead as LatentHead
     from worldmodel.mixtures.latent_head import latent_head_class as latent_head_class
+    from worldmodel.mixtures.layout import COPIED as COPIED
+    from worldmodel.mixtures.layout import DENSITIES as DENSITIES
+    from worldmodel.mixtures.layout import LatentLayout as LatentLayout
+    from worldmodel.mixtures.layout import LatentPart as LatentPart
+    from worldmodel.mixtures.layout import PartKind as PartKind
+    from worldmodel.mixtures.mixed import MixedDistribution as MixedDistribution
     from worldmodel.mixtures.network import MixtureDensityNetwork as MixtureDensityNetwork
     from worldmodel.mixtures.reparameterization import reparameterize as reparameterize
-    from worldmodel.mixtures.scalar_heads import RewardHead as RewardHead
+    from worldmodel.mixtures.reward_head import RewardDistribution as RewardDistribution
+    from worldmodel.mixtures.reward_head import RewardHead as RewardHead
+    from worldmodel.mixtures.reward_head import check_atoms as check_atoms
     from worldmodel.mixtures.scalar_heads import TerminationHead as TerminationHead
+    from worldmodel.mixtures.unchanged_head import UnchangedHead as UnchangedHead
+    from worldmodel.mixtures.unchanged_head import UnchangedOrDensity as UnchangedOrDensity
 else:
     __getattr__, __dir__, __all__ = attach(
         __name__,
         {
             "autoregressive": "AutoregressiveHead AutoregressiveMixture",
+            "composite_head": "CompositeDistribution CompositeHead LIKELIHOODS SubHead",
+            "discrete_heads": "Bits BitsHead ChoiceHead OneHot Segments",
             "gaussian": "GaussianMixture HALF_LOG_TWO_PI at_least_float32 categorical check_temperature shared_draws",
             "heads": "Factorization MixtureHead NoiseType check_noise soft_floor",
             "latent_head": "LatentDistribution LatentHead latent_head_class",
+            "layout": "COPIED DENSITIES LatentLayout LatentPart PartKind",
+            "mixed": "MixedDistribution",
             "network": "MixtureDensityNetwork",
             "reparameterization": "reparameterize",
-            "scalar_heads": "RewardHead TerminationHead",
+            "reward_head": "RewardDistribution RewardHead check_atoms",
+            "scalar_heads": "TerminationHead",
+            "unchanged_head": "UnchangedHead UnchangedOrDensity",
         },
     )

@@ -5,7 +5,7 @@ at the paper's Doom size, and most of the time would be spent on page faults and
 chunk are computed together while its numbers are in the cache, and only the gradients with respect to the features and the
 weights are kept. The losses are computed in float32 or better; the matrix products are in half precision under autocast.
 
-This module knows no kind of head: each computes the loss of its own raw outputs and overwrites them with the gradient.
+The module depends on no kind of head: a head computes the loss of its raw outputs and overwrites them with the gradient.
 """
 
 from __future__ import annotations

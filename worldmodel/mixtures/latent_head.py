@@ -1,4 +1,4 @@
-"""What a latent head must offer: the layer on top of M's features that predicts a distribution over the next latent.
+"""Interface of latent heads: the layer on M's features that predicts a distribution over the next latent.
 
 A new head is one file: a subclass of `LatentHead`, which registers itself under its class name, and the distribution that it
 returns. `MDNRNNConfig.latent_head` names it. Only three members are required: `LatentHead.from_config`, `LatentHead.forward`
@@ -31,7 +31,7 @@ class LatentDistribution(Protocol):
         Args:
             temperature: tau >= 0, a number, or a tensor whose shape is a prefix of the batch shape; 1 is the distribution
                 itself, 0 its mode.
-            num_groups: the first batch dimension consists of so many equal groups that share their random numbers; see
+            num_groups: number of equal groups of the first batch dimension, which share their random numbers; see
                 `worldmodel.mixtures.shared_draws`.
             generator: source of randomness.
         """
@@ -87,7 +87,7 @@ class LatentHead(nn.Module, abc.ABC):
     @property
     @abc.abstractmethod
     def numbers_per_sample(self) -> int:
-        """How many uniform numbers one sample takes from `worldmodel.rng.Streams`, per element of the batch.
+        """Number of uniform numbers that one sample takes from `worldmodel.rng.Streams`, per element of the batch.
 
         Dreams reserve them in one call, which is faster; a wrong number changes the samples but not their distribution.
         """
@@ -124,6 +124,18 @@ class LatentHead(nn.Module, abc.ABC):
             A scalar.
         """
         raise NotImplementedError(f"{type(self).__name__} does not implement raw_nll")
+
+    def log_volume(self, target: Tensor, log_unit: Tensor) -> Tensor:
+        """Return what the units of the target add to the sum of -log p, in nats: the logs of the units, for densities.
+
+        Args:
+            target: (N, D), in units.
+            log_unit: (D,) log of the units.
+
+        Returns:
+            A scalar.
+        """
+        return len(target) * log_unit.sum()
 
     def sample_raw(self, raw: Tensor, *, temperature: float | Tensor, uniform: Tensor, normal: Tensor) -> Tensor:
         """Sample from the distributions of raw outputs: the same distribution as ``forward(...).sample``.

@@ -1,21 +1,20 @@
 r"""M, the MDN-RNN of Ha & Schmidhuber (2018): an LSTM whose output parameterises a distribution over the next step.
 
 From :math:`(z_t, a_t)` and its state the LSTM computes :math:`h_{t+1}`. Linear heads on it give
-:math:`p(z_{t+1} \mid h_{t+1})`, a Gaussian over the reward :math:`r_t` and the log-odds that the episode terminates with this
-step. A sequence (`MDNRNN.forward`) and one step of a dream (`MDNRNN.step`) are the same mathematics with the same weights.
+:math:`p(z_{t+1} \mid h_{t+1})`, a distribution over the reward :math:`r_t` and the log-odds that the episode terminates with
+this step. A sequence (`MDNRNN.forward`) and one step of a dream (`MDNRNN.step`) are the same mathematics with the same weights.
 
 Two choices differ from the paper's code:
 
 - The latent head predicts the *change* z_{t+1} - z_t, in units of its standard deviation over the data, unless
   ``predict_change`` is False. The density is still that of z_{t+1}. dev/LOG.md has the measurement behind the default.
-- The reward head is a Gaussian too, so that it has a likelihood.
+- The reward head has a likelihood: atoms for rewards that recur exactly, and a mixture for the others.
 
-M does not know what kind of head predicts z: that is a `worldmodel.mixtures.LatentHead`, named by `MDNRNNConfig.latent_head`.
+The head that predicts z is any `worldmodel.mixtures.LatentHead`, named by `MDNRNNConfig.latent_head`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -23,21 +22,21 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel.mixtures import (
-    GaussianMixture,
+    CompositeDistribution,
     LatentDistribution,
+    LatentLayout,
     NoiseType,
+    RewardDistribution,
     RewardHead,
     TerminationHead,
     fused,
-    latent_head_class,
 )
+from worldmodel.models.action_units import ActionUnits
 from worldmodel.models.batch import DataStatistics, SequenceBatch
+from worldmodel.models.latent_frame import LatentFrame
 from worldmodel.models.lstm import LayerNormLSTM, run_lstm, runs_in_loop
 from worldmodel.models.mdnrnn_config import AUTO_LATENT_HEAD, DEFAULT_LATENT_HEAD, MDNRNNConfig
-from worldmodel.runtime import check_integer
-
-INITIAL_STEPS = 16_384  # the initial components of the latent head fit so many steps at most
-STATE_RIDGE, INPUT_RIDGE = 1e-2, 1e-6  # of that fit: penalties of h, which changes in training, and of z and a
+from worldmodel.runtime import check_integer, float32_default
 
 
 class State(NamedTuple):
@@ -53,12 +52,13 @@ class Prediction:
 
     Args:
         latent: distribution over z_{t+1}, batch shape (...).
-        reward: Gaussian over r_t as a one-component mixture over one number, batch shape (...); None without the head.
+        reward: distribution over r_t, over one number, batch shape (...): a `GaussianMixture`, or a `MixedDistribution` if M
+            has ``reward_atoms``; None without the head.
         termination_logit: (...) log-odds that the episode terminates with this step; None without the head.
     """
 
     latent: LatentDistribution
-    reward: GaussianMixture | None
+    reward: RewardDistribution | None
     termination_logit: Tensor | None
 
 
@@ -85,9 +85,10 @@ class MDNRNN(nn.Module):
         action_size: A, size of the action's feature vector.
         config: architecture and loss; with ``termination_head`` None the model has that head, and with ``latent_head`` "auto" a
             `MixtureHead`. The model's ``config`` has the decision.
+        layout: the kinds of the parts of z; None predicts all of it with one density, as does a layout of densities.
 
     Raises:
-        ValueError: if a size is below 1, or ``latent_head`` is not a registered class.
+        ValueError: if a size is below 1, ``latent_head`` is not a registered class, or ``layout`` is of another size.
         TypeError: if a size is not an integer.
     """
 
@@ -99,39 +100,55 @@ class MDNRNN(nn.Module):
     reward_low: Tensor
     reward_high: Tensor
 
-    def __init__(self, latent_size: int, action_size: int, config: MDNRNNConfig | None = None):
+    @float32_default()
+    def __init__(
+        self,
+        latent_size: int,
+        action_size: int,
+        config: MDNRNNConfig | None = None,
+        *,
+        layout: LatentLayout | None = None,
+    ):
         super().__init__()
         latent_size, action_size = (
             check_integer(size, name, least=1) for name, size in (("latent_size", latent_size), ("action_size", action_size))
         )
         config = config or MDNRNNConfig()
-        if config.termination_head is None:
-            config = replace(config, termination_head=True)
-        if config.latent_head == AUTO_LATENT_HEAD:
-            config = replace(config, latent_head=DEFAULT_LATENT_HEAD)
+        config = replace(
+            config,
+            termination_head=True if config.termination_head is None else config.termination_head,
+            reward_components=1 if config.reward_components is None else config.reward_components,
+            reward_atoms=config.reward_atoms or (),
+            latent_head=DEFAULT_LATENT_HEAD if config.latent_head == AUTO_LATENT_HEAD else config.latent_head,
+        )
         if config.below_scale is None:
             config = replace(config, below_scale=1 / latent_size if config.noise_type is NoiseType.FULL else 1.0)
         self.latent_size, self.action_size, self.config = latent_size, action_size, config
         input_size = latent_size + action_size
-        lstm = LayerNormLSTM if config.layer_norm else nn.LSTM
-        self.lstm = lstm(input_size, config.hidden_size, config.num_layers, batch_first=True)
+        sizes = input_size, config.hidden_size, config.num_layers
+        self.lstm = LayerNormLSTM(*sizes, eps=config.layer_norm_eps) if config.layer_norm else nn.LSTM(*sizes, batch_first=True)
         features = config.hidden_size + (input_size if config.skip else 0)
-        self.latent_head = latent_head_class(config.latent_head).from_config(features, latent_size, config)
-        self.reward_head = RewardHead(features, config.min_scale) if config.reward_head else None
+        self.layout = None if layout is None or layout.is_density else layout
+        self.frame = LatentFrame(latent_size, predict_change=config.predict_change, layout=self.layout)
+        self.latent_head = self.frame.new_head(features, config)
+        self.reward_head = RewardHead.from_config(features, config) if config.reward_head else None
         self.termination_head = TerminationHead(features, config.termination_weight) if config.termination_head else None
         statistics = DataStatistics.neutral(latent_size)
         for name, value in vars(statistics).items():
             self.register_buffer(name, value)
+        self.action_units = ActionUnits(action_size)
 
     def config_to_json(self) -> dict[str, Any]:
         """Return the constructor arguments as JSON-serialisable data, the sizes first."""
-        return {"latent_size": self.latent_size, "action_size": self.action_size, **self.config.to_json()}
+        layout = {} if self.layout is None else {"layout": self.layout.to_json()}
+        return {"latent_size": self.latent_size, "action_size": self.action_size, **self.config.to_json(), **layout}
 
     @classmethod
     def from_config(cls, data: dict[str, Any]) -> MDNRNN:
         """Make a model with fresh weights from what `config_to_json` returned."""
-        fields = {"below_scale": 1.0} | data  # files of earlier versions lack it
-        return cls(fields.pop("latent_size"), fields.pop("action_size"), MDNRNNConfig(**fields))
+        fields = dict(data)
+        layout = LatentLayout.from_json(fields.pop("layout")) if "layout" in fields else None
+        return cls(fields.pop("latent_size"), fields.pop("action_size"), MDNRNNConfig.from_json(fields), layout=layout)
 
     def set_statistics(self, statistics: DataStatistics) -> None:
         """Set the units of the heads and the bounds of dreams, usually from the training data.
@@ -148,26 +165,10 @@ class MDNRNN(nn.Module):
         for name, value in vars(statistics).items():  # all or none
             getattr(self, name).copy_(value)
 
-    @torch.no_grad()
-    def initialise_latent_head(self, batches: Iterable[SequenceBatch]) -> None:
-        """Start the latent head near the targets of a few training batches; see `LatentHead.initialise`."""
-        features, targets, missing = [], [], INITIAL_STEPS
-        for batch in batches:
-            before = batch.z[:, :-1]
-            output, _ = self._run(before, batch.action, None, None)
-            features.append(self._features(before, batch.action, output)[batch.mask][:missing])
-            targets.append(self._latent_target(batch.z)[batch.mask][:missing])
-            missing -= len(targets[-1])
-            if missing <= 0:
-                break
-        found = torch.cat(features)
-        ridge = found.new_full((found.shape[1],), INPUT_RIDGE)
-        ridge[: self.config.hidden_size] = STATE_RIDGE
-        self.latent_head.initialise(found, torch.cat(targets), ridge)
-
-    def _latent_target(self, z: Tensor) -> Tensor:
-        """Return what the latent head predicts of z (B, T + 1, D), in its units: (B, T, D)."""
-        return (z[:, 1:] - z[:, :-1]) / self.change_scale if self.config.predict_change else z[:, 1:]
+    @property
+    def mean_reward(self) -> float:
+        """Mean reward of the training data; 0 without a reward head."""
+        return 0.0 if self.reward_head is None else self.reward_head.mean_reward(self.reward_mean).item()
 
     def initial_state(self, batch_size: int) -> State:
         """Return the state at the start of every episode, zeros: (num_layers, B, H) each."""
@@ -181,7 +182,7 @@ class MDNRNN(nn.Module):
 
         Args:
             z: (B, T, D).
-            action: (B, T, A) action features.
+            action: (B, T, A) action features, in their own units; `ActionUnits` standardises them.
             state: state before the first step; zeros if None.
             generator: source of dropout's randomness, in training only.
 
@@ -191,13 +192,15 @@ class MDNRNN(nn.Module):
         Raises:
             ValueError: if a shape does not fit.
         """
+        action = self.action_units(action, z.dtype)
         output, state = self._run(z, action, state, generator)
         output = _dropout(output, self.config.output_dropout, self.training, generator)
-        return self._predict(z, action, output, termination_gradient=self.config.termination_gradient), state
+        return self._predict(z, action, output, damped=True), state
 
     def step(self, z: Tensor, action: Tensor, state: State) -> tuple[Prediction, State]:
         """Predict one step for ``z`` (B, D) and ``action`` (B, A), batch shape (B,): `forward` with T = 1, without dropout."""
-        state = self.advance(z, action, state)
+        action = self.action_units(action, z.dtype)
+        state = self._advance(z, action, state)
         return self._predict(z, action, state.h[-1]), state
 
     def advance(self, z: Tensor, action: Tensor, state: State) -> State:
@@ -206,6 +209,10 @@ class MDNRNN(nn.Module):
         Raises:
             ValueError: if a shape does not fit.
         """
+        return self._advance(z, self.action_units(action, z.dtype), state)
+
+    def _advance(self, z: Tensor, action: Tensor, state: State) -> State:
+        """`advance` with standardised actions."""
         self._check_inputs(z, action, "B")
         inputs = torch.cat([z, action], dim=-1)
         if isinstance(self.lstm, LayerNormLSTM):
@@ -229,15 +236,24 @@ class MDNRNN(nn.Module):
             ValueError: if a shape does not fit; nothing is broadcast silently.
         """
         self._check_batch(batch)
+        by_kind, reward, termination = self._losses_by_kind(batch, generator)
+        return StepLosses(torch.stack(by_kind).sum(dim=0) if by_kind else torch.zeros_like(reward), reward, termination)
+
+    def _losses_by_kind(self, batch: SequenceBatch, generator: torch.Generator | None) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Losses of each step, (B, T) each: of the latent by kind, of the reward and of the termination."""
         prediction, _ = self(batch.z[:, :-1], batch.action, generator=generator)
-        latent = -prediction.latent.log_prob(batch.z[:, 1:])
-        reward = termination = torch.zeros_like(latent)
+        after = batch.z[:, 1:]
+        if isinstance(prediction.latent, CompositeDistribution):
+            latent = [-part for part in prediction.latent.log_probs(after).values()]
+        else:
+            latent = [-prediction.latent.log_prob(after)]
+        reward = termination = after.new_zeros(after.shape[:-1])
         if prediction.reward is not None:
             reward = -prediction.reward.log_prob(batch.reward.unsqueeze(-1))
         if self.termination_head is not None:
             assert prediction.termination_logit is not None
             termination = self.termination_head.loss(prediction.termination_logit, batch.terminated)
-        return StepLosses(latent, reward, termination)
+        return latent, reward, termination
 
     def loss(self, batch: SequenceBatch, *, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Average the losses over the steps in the mask, the latent loss per dimension, with the weights of the authors' code.
@@ -247,19 +263,21 @@ class MDNRNN(nn.Module):
             generator: source of dropout's randomness, in training only.
 
         Returns:
-            The scalar ``latent / D + reward + termination``, and its terms: ``nll_per_dim`` (nats per dimension of z),
-            ``reward_nll`` (nats) and ``termination_loss`` (nats, weighted).
+            The scalar ``latent / V + reward + termination``, and its terms: ``nll_per_dim`` (nats per dimension of z),
+            ``reward_nll`` (nats) and ``termination_loss`` (nats, weighted). V is D, or with a layout its number of random
+            variables; the terms of the latent are then by kind (`worldmodel.mixtures.composite_head.SubHead`).
         """
         self._check_batch(batch)
         count = batch.mask.sum().clamp(min=1)
+        kinds = self.frame.sub_heads(self.latent_head)
         if self.latent_head.supports_raw:
             total, sums = self._fused_losses(batch, generator)
         else:
-            losses = self.step_losses(batch, generator=generator)
-            sums = torch.stack([torch.where(batch.mask, term, 0.0).sum() for term in vars(losses).values()])
-            total = sums[0] / self.latent_size + sums[1] + sums[2]
-        latent, reward, termination = (sums.detach() / count).unbind()
-        metrics = {"nll_per_dim": latent / self.latent_size}
+            by_kind, reward, termination = self._losses_by_kind(batch, generator)
+            sums = torch.stack([torch.where(batch.mask, term, 0.0).sum() for term in (*by_kind, reward, termination)])
+            total = sums[:-2].sum() / self.frame.num_variables + sums[-2] + sums[-1]
+        *latent, reward, termination = (sums.detach() / count).unbind()
+        metrics = {metric: value / size for (metric, _, _, size), value in zip(kinds, latent, strict=True)}
         if self.reward_head is not None:
             metrics["reward_nll"] = reward
         if self.termination_head is not None:
@@ -267,30 +285,51 @@ class MDNRNN(nn.Module):
         return total / count, metrics
 
     def _fused_losses(self, batch: SequenceBatch, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """The loss summed over the counted steps, and its terms, summed too: (3,) latent, reward and termination."""
+        """The loss summed over the counted steps, and its terms, summed too: the latent by kind, reward and termination."""
         lengths = None
         if runs_in_loop(self.lstm, batch.z.device):
             batch, lengths = batch.longest_first()
-        before, config, mask = batch.z[:, :-1], self.config, batch.mask
-        output, _ = self._run(before, batch.action, None, generator, lengths)
-        output = _dropout(output, config.output_dropout, self.training, generator)
-        unit = self.change_scale if config.predict_change else torch.ones_like(self.change_scale)
-        target = self._latent_target(batch.z)[mask]  # (N, D)
-        terms = [fused.LossTerm(self.latent_head, target, divisor=self.latent_size)]
+        features, config, mask = self.head_inputs(batch, generator=generator, lengths=lengths), self.config, batch.mask
+        unit, target = self.frame.units(self.change_scale), self.head_target(batch.z)[mask]  # (D,), (N, D)
+        kinds = self.frame.sub_heads(self.latent_head)
+        terms = [fused.LossTerm(head, target[:, columns], divisor=self.frame.num_variables) for _, head, columns, _ in kinds]
+        reward_share: Tensor | float = 0.0
         if self.reward_head is not None:
-            reward = ((batch.reward - self.reward_mean) / self.reward_scale)[mask].unsqueeze(-1)
-            terms.append(fused.LossTerm(self.reward_head, reward))
+            reward = self.reward_head.targets(batch.reward[mask], self.reward_mean, self.reward_scale)
+            reward_share = self.reward_head.density_share(reward)
+            terms.append(fused.LossTerm(self.reward_head, reward, feature_gradient=self.reward_head.feature_gradient))
         if self.termination_head is not None:
-            terminated = batch.terminated[mask].to(before.dtype)
+            terminated = batch.terminated[mask].to(target.dtype)
             terms.append(fused.LossTerm(self.termination_head, terminated, feature_gradient=config.termination_gradient))
-        features = self._features(before, batch.action, output).flatten(0, 1)
-        total, found = fused.heads_loss(features, mask.flatten().nonzero()[:, 0], terms)
+        total, found = fused.heads_loss(features.flatten(0, 1), mask.flatten().nonzero()[:, 0], terms)
         parts, zero = iter(found.unbind()), found.new_zeros(())
-        present = (True, self.reward_head is not None, self.termination_head is not None)
+        present = (*(True for _ in kinds), self.reward_head is not None, self.termination_head is not None)
         sums = torch.stack([next(parts) if here else zero for here in present])
-        volume = unit.log().sum(), self.reward_scale.log().sum() * config.reward_head  # densities are of z and r, not in units
-        sums = sums + len(target) * torch.stack([*volume, torch.zeros_like(volume[0])])
-        return total + len(target) * (volume[0] / self.latent_size + volume[1]), sums
+        log_unit = unit.log()  # densities are of z and r, not in units
+        latent = [head.log_volume(target[:, columns], log_unit[columns]) for _, head, columns, _ in kinds]
+        volume = torch.stack([*latent, len(target) * self.reward_scale.log().sum() * reward_share, zero])
+        return total + volume[:-2].sum() / self.frame.num_variables + volume[-2], sums + volume
+
+    def head_inputs(
+        self, batch: SequenceBatch, *, generator: torch.Generator | None = None, lengths: Tensor | None = None
+    ) -> Tensor:
+        """Features (B, T, F) from which the heads predict each step of a batch.
+
+        Args:
+            batch: the windows.
+            generator: source of dropout's randomness, in training only.
+            lengths: (B,) steps of each window that count, descending; None takes all.
+        """
+        before = batch.z[:, :-1]
+        action = self.action_units(batch.action, before.dtype)
+        output, _ = self._run(before, action, None, generator, lengths)
+        output = _dropout(output, self.config.output_dropout, self.training, generator)
+        return self._features(before, action, output)
+
+    def head_target(self, z: Tensor) -> Tensor:
+        """What the latent head predicts of z (B, T + 1, D), in its units: (B, T, D)."""
+        origin, unit = self.frame.of(z[:, :-1], self.change_scale)
+        return (z[:, 1:] - origin) / unit
 
     def _run(
         self,
@@ -323,16 +362,18 @@ class MDNRNN(nn.Module):
         """Inputs of the heads: h_{t+1} (..., H), followed by z_t (..., D) and a_t (..., A) with skip connections."""
         return torch.cat([h, z, action], dim=-1) if self.config.skip else h
 
-    def _predict(self, z: Tensor, action: Tensor, h: Tensor, *, termination_gradient: float = 1.0) -> Prediction:
-        """Apply the heads."""
+    def _predict(self, z: Tensor, action: Tensor, h: Tensor, *, damped: bool = False) -> Prediction:
+        """Apply the heads; ``damped`` reduces the gradients of the reward and the termination with respect to the features."""
         h = self._features(z, action, h)
         latent = self.latent_head(h)
-        if self.config.predict_change:
-            latent = latent.affine(z, self.change_scale)
-        reward = None if self.reward_head is None else self.reward_head(h).affine(self.reward_mean, self.reward_scale)
-        logit = None
+        if self.config.predict_change or self.layout is not None:
+            latent = latent.affine(*self.frame.of(z, self.change_scale))
+        reward = logit = None
+        if self.reward_head is not None:
+            seen = _damped(h, self.reward_head.feature_gradient if damped else 1.0)
+            reward = self.reward_head(seen, self.reward_mean, self.reward_scale)
         if self.termination_head is not None:
-            logit = self.termination_head(_damped(h, termination_gradient))
+            logit = self.termination_head(_damped(h, self.config.termination_gradient if damped else 1.0))
         return Prediction(latent, reward, logit)
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from worldmodel.runtime import missing_extra
+
 
 def write_video(path: str | Path, frames: Iterable[np.ndarray], *, fps: int = 35, enlarge: int = 4) -> int:
     """Write frames as an mp4 file (H.264).
@@ -28,7 +30,7 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], *, fps: int = 35
     try:
         import imageio_ffmpeg
     except ImportError as error:
-        raise ImportError("imageio_ffmpeg: expected the package to be installed; `pip install worldmodel[video]`") from error
+        raise missing_extra("video") from error
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp.mp4")
     writer, count, shape = None, 0, None

@@ -1,11 +1,11 @@
 """Random numbers for a batch with independent rows: one counter-based stream per row.
 
 A `torch.Generator` yields one sequence for the batch, so the numbers of row i depend on the number
-of rows and on their earlier samples. Here, number j of draw n of row i is a hash of (seed of i,
+of rows and on their earlier samples. Here, number j of call n for row i is a hash of (seed of i,
 episode of i, n, j). A dream therefore samples the same numbers alone or among thousands, regardless
 of the other rows, on a CPU or a GPU (the integers are identical).
 
-Keys have 64 bits, from SplitMix64 (Steele, Lea & Flood 2014). The 32-bit numbers of a draw are a
+Keys have 64 bits, from SplitMix64 (Steele, Lea & Flood 2014). The 32-bit numbers of a call are a
 multiplicative hash of the two halves of the key and the number's index (finaliser: C. Wellons,
 "lowbias32"). On a CPU this takes a fifth of the time of `torch.Tensor.exponential_` (dev/LOG.md).
 Not for cryptography.
@@ -24,7 +24,7 @@ SEED_FACTOR = 0xD1342543DE82EF95  # odd, so that seed * SEED_FACTOR + episode di
 
 
 class Streams:
-    """B streams of random numbers. Each draw advances all of them.
+    """B streams of random numbers. Each call advances all of them.
 
     Args:
         seeds: (B,) int64, one per row.
@@ -40,9 +40,9 @@ class Streams:
         self._reserved: Tensor | None = None
 
     def reserve(self, n: int) -> None:
-        """Sample n numbers per row in advance, for the next draws.
+        """Sample n numbers per row in advance, for the next calls.
 
-        The rest of an earlier reserve is dropped. A draw of any size takes about thirty tensor
+        The rest of an earlier reserve is dropped. A call of any size takes about thirty tensor
         operations, which dominate the step of a small model.
         """
         self._reserved = None
@@ -106,7 +106,7 @@ def box_muller(uniform: Tensor) -> Tensor:
 
 @functools.lru_cache(maxsize=64)
 def _lane_hashes(n: int, device: torch.device) -> Tensor:
-    """Hash of the index of each number of a draw: (n,) int32. Cached; do not write to it."""
+    """Hash of the index of each number of a call: (n,) int32. Cached; do not write to it."""
     return _mix_32(torch.arange(n, dtype=torch.int32, device=device))
 
 

@@ -36,7 +36,7 @@ Listener = Callable[[Progress], None]
 class Reporter:
     """Shows progress as tqdm bars and passes it on to a listener; a context manager.
 
-    Each stage has a bar of its own below those of earlier stages, which stay on the screen. The bars are on stderr, and
+    Each stage has a bar, below those of earlier stages, which stay on the screen. The bars are on stderr, and
     silent if stderr is not a terminal.
 
     Args:

@@ -6,16 +6,25 @@ A long run records its arguments as JSON. A later call with the same output resu
 from __future__ import annotations
 
 import functools
+import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
-from worldmodel.runtime.files import prepare_directory, read_json, write_json
+from worldmodel.runtime.directories import is_being_replaced, prepare_directory, remove_temporaries
+from worldmodel.runtime.extras import require_extras
+from worldmodel.runtime.files import read_json, write_json
+from worldmodel.runtime.locks import locked
+from worldmodel.runtime.numbers import check_flags
 from worldmodel.runtime.progress import Listener, Progress, Reporter
+from worldmodel.runtime.provenance import record_run
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 # Modules that moved since files were written which name their contents: new name -> the name that files keep.
 RECORDED_MODULES = {
@@ -40,6 +49,12 @@ class RunConfig:
         tensorboard: also write TensorBoard scalars, where the run has a log (extra ``tensorboard``).
         progress: show tqdm bars on stderr if that is a terminal.
         on_progress: called with every progress record.
+        break_lock: write to a directory that a process on another host has locked. Only after a crash of that host: two
+            writers destroy each other's files.
+
+    Raises:
+        TypeError: if a flag is not a boolean.
+        ImportError: if TensorBoard is requested and not installed.
     """
 
     resume: bool = True
@@ -47,6 +62,13 @@ class RunConfig:
     tensorboard: bool = False
     progress: bool = True
     on_progress: Listener | None = None
+    break_lock: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the flags; raise now if TensorBoard is missing, before anything is written."""
+        check_flags(self, "resume", "overwrite", "tensorboard", "progress", "break_lock")
+        if self.tensorboard:
+            require_extras("tensorboard")
 
     def reporter(self) -> Reporter:
         """Make the context manager that shows and passes on progress records."""
@@ -150,16 +172,47 @@ def prepare_run(
         ValueError: or another ``error``, if the run to resume had other arguments.
     """
     path = Path(path)
-    if run.overwrite or not (path / marker).is_file():
+    if run.overwrite or not (path / marker).is_file() or is_being_replaced(path / marker, format):
         prepare_directory(path, marker=marker, format=format, overwrite=run.overwrite, replaces=replaces)
         write_json(path / marker, arguments, format=format, version=version)
+        record_run(path)
         return path
     if not run.resume:
         raise FileExistsError(
-            f"{path}: expected no earlier run, got one; resume (--resume) it, or replace it with overwrite (--overwrite)"
+            f"{path}: expected no earlier run, got one; resume it (RunConfig(resume=True)) or replace it (--overwrite)"
         )
     check_same_run(read_json(path / marker, format=format, version=version), arguments, path, error=error)
+    remove_temporaries(path)
+    record_run(path)
     return path
+
+
+def single_writer(*, result: str | None = None) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Decorate a long function, so that no other process writes to its output directory while it runs.
+
+    Args:
+        result: name of a file that a complete run has; such a run is only read, and not locked.
+
+    Returns:
+        A decorator of functions with the keyword arguments ``out`` and ``run`` (or ``overwrite`` and ``break_lock``), which
+        then raise a `LockedError` if another process writes to ``out``.
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def alone(*args: P.args, **kwargs: P.kwargs) -> R:
+            given: Any = inspect.signature(function).bind(*args, **kwargs).arguments
+            out, run = Path(given["out"]), given.get("run") or RunConfig(break_lock=given.get("break_lock", False))
+            overwrite = run.overwrite or given.get("overwrite", False)
+            complete = result is not None and not overwrite and (out / result).is_file()
+            if complete or (out.exists() and not out.is_dir()) or (out.is_symlink() and not out.exists()):
+                return function(*args, **kwargs)  # reads, or raises
+            with locked(out, break_lock=run.break_lock):
+                return function(*args, **kwargs)
+
+        return alone
+
+    return decorate
 
 
 def difference(earlier: Any, given: Any) -> tuple[Any, Any]:

@@ -9,12 +9,13 @@ import numpy as np
 
 from worldmodel.data import Episode, EpisodeStore, EpisodeWriter, Schema, open_or_create
 from worldmodel.models import Encoder, Vision
-from worldmodel.runtime import Progress, RunConfig, require_disk
+from worldmodel.runtime import Progress, RunConfig, require_disk, single_writer
 from worldmodel.spaces import leaf_values
 
 FLUSH_STEPS = 2**17  # size of a shard
 
 
+@single_writer()
 def encode_store(
     data: str | Path,
     *,
@@ -53,16 +54,19 @@ def encode_store(
     store = open_or_create(Path(out), lambda: spaces_of_store, encoder.recipe(source.recipe), run=run)
     done = _require_same_episodes(store, source)
     missing = [index for index, episode_id in enumerate(source.episode_ids.tolist()) if episode_id not in done]
+    if missing:
+        store.mark_unfinished(f"the encoding of {len(source)} episodes of {source.path} was interrupted; encode it again")
     with run.reporter() as report, EpisodeWriter(store, max_steps=FLUSH_STEPS) as writer:
         for count, index in enumerate(missing, start=len(done) + 1):
             writer.add(encoder.encode(source.read(index)))
             writer.write_if_due()
             report(Progress("encode", count, len(source), "episode"))
+    store.mark_unfinished(None)
     return store
 
 
 def _require_disk(out: Path, source: EpisodeStore, schema: Schema, overwrite: bool) -> None:
-    """Refuse to encode what the disk cannot hold, in a store that is there already or not."""
+    """Raise if the disk has too little space for the episodes still to encode."""
     held: Sequence[int] = []
     replaced = 0
     if overwrite:
@@ -75,7 +79,7 @@ def _require_disk(out: Path, source: EpisodeStore, schema: Schema, overwrite: bo
 
 
 def _require_same_episodes(store: EpisodeStore, source: EpisodeStore) -> set[int]:
-    """The ids that an encoded store holds, which must be of its source: recipes alone do not tell recordings apart.
+    """Return the ids in an encoded store; raise if they are not of its source. Recordings can have equal recipes.
 
     Compared are ids and lengths of all, and what was done and rewarded in the first.
     """

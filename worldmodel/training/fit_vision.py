@@ -17,18 +17,19 @@ import numpy as np
 import torch
 
 from worldmodel.data import EpisodeCollection, split_episodes
-from worldmodel.models import IN_USE, VISION_FILE, VISION_WEIGHTS, ConvVAE, FrameBatch, VAEConfig, divergence
-from worldmodel.runtime import RunConfig, check_device, runs
+from worldmodel.models import IN_USE, VISION_FILE, VISION_FILES, ConvVAE, FrameBatch, VAEConfig, divergence
+from worldmodel.runtime import RunConfig, check_integer, choose_device, runs, single_writer
 from worldmodel.spaces import leaf_values
 from worldmodel.training import loop
 from worldmodel.training.config import FrameConfig, TrainingConfig
 from worldmodel.training.frames import FrameData
 
 RUN_FILE = "train_vae.json"
-OUTPUTS = (RUN_FILE, VISION_FILE, VISION_WEIGHTS, "training", ".*.tmp")
+OUTPUTS = (RUN_FILE, *VISION_FILES.outputs, "training", ".*.tmp")
 RUN: dict[str, Any] = {"marker": RUN_FILE, "format": "worldmodel.train_vae", "version": 1, "replaces": OUTPUTS}
 
 
+@single_writer(result=VISION_FILE)
 def train_vae(
     data: str | Path | Sequence[str | Path],
     *,
@@ -68,7 +69,8 @@ def train_vae(
     run = run or RunConfig()
     if training_config.calibrate:
         raise ValueError("calibrate: expected False, as V has no termination probabilities, got True; give it to fit")
-    check_device(device)
+    device = choose_device(device)
+    seed = check_integer(seed, "seed", least=0)
     episodes = EpisodeCollection.open(data, min_length=frame_config.min_length)
     vision = _new_vae(episodes, config, initial, seed)
     arguments: dict[str, Any] = {"data_fingerprint": episodes.fingerprint, "seed": seed, "device": torch.device(device).type}
@@ -103,7 +105,7 @@ def train_vae(
 def _new_vae(episodes: EpisodeCollection, config: VAEConfig | None, initial: ConvVAE | None, seed: int) -> ConvVAE:
     if initial is not None:
         if config is not None:
-            raise ValueError("config: expected none beside an initial V, which brings its own")
+            raise ValueError("config: expected None with an initial V, which has its own")
         if initial.observation_space != episodes.observation_space:
             expected, actual = episodes.observation_space, initial.observation_space
             raise ValueError(f"initial: expected a V of the observation space {expected}, got one of {actual}")

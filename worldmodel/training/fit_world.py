@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -15,12 +15,13 @@ import numpy as np
 import torch
 
 from worldmodel.data import EpisodeCollection, split_episodes
+from worldmodel.mixtures import DENSITIES, LatentLayout
 from worldmodel.models import (
     AUTO_LATENT_HEAD,
     DEFAULT_LATENT_HEAD,
     MDNRNN,
-    WEIGHTS_FILE,
     WORLD_FILE,
+    WORLD_FILES,
     DataStatistics,
     MDNRNNConfig,
     SequenceBatch,
@@ -30,25 +31,28 @@ from worldmodel.models import (
     encode_all,
     encoded_bytes,
     encoded_form,
+    find_layout,
+    vision_for,
 )
-from worldmodel.runtime import RunConfig, check_device, files, runs
+from worldmodel.runtime import RunConfig, check_integer, choose_device, files, float32_default, runs, single_writer
 from worldmodel.spaces import FlatSpace, find_images, map_leaves, refuse_float_images
 from worldmodel.training import likelihood, loop
 from worldmodel.training.config import DataConfig, TrainingConfig
-from worldmodel.training.head_choice import choose_latent_head, has_choice
+from worldmodel.training.head_choice import CHOICE_FILE, has_choice, read_choice, with_chosen_head
+from worldmodel.training.initial_head import initialise_latent_head
 from worldmodel.training.likelihood import calibrate_termination
 from worldmodel.training.loop import TrainingResult
+from worldmodel.training.reward_atoms import check_rewards_of, read_rewards, set_base_rates, with_reward_fields
 from worldmodel.training.windows import RESIDENT_BYTES, SequenceData, WindowSampler
 
 FIT_FORMAT, FIT_VERSION, FIT_FILE = "worldmodel.fit", 1, "fit.json"
-HEAD_FILE = "latent_head.json"
-HEAD_STAMP: dict[str, Any] = {"format": "worldmodel.latent_head", "version": 1}
-OUTPUTS = (FIT_FILE, HEAD_FILE, WORLD_FILE, WEIGHTS_FILE, "training", ".*.tmp")
+OUTPUTS = (FIT_FILE, CHOICE_FILE, *WORLD_FILES.outputs, "training", ".*.tmp")
 RUN: dict[str, Any] = {"marker": FIT_FILE, "format": FIT_FORMAT, "version": FIT_VERSION, "replaces": OUTPUTS}
 MAX_START_STATES = 2_000
-STATISTICS_BATCHES = 100  # the data's statistics and the baselines are fitted on so many batches at most
+STATISTICS_BATCHES = 100  # maximum number of batches for the statistics of the data and the baselines
 
 
+@single_writer(result=WORLD_FILE)
 def fit(
     data: str | Path | Sequence[str | Path],
     *,
@@ -67,8 +71,10 @@ def fit(
     Args:
         data: path of a store, or several of the same environment; or of what `encode_store` made of them, with ``vision``.
         out: directory for the world model; its training state goes to ``out/training``.
-        config: architecture and loss of M. With ``termination_head`` None, M has that head if any episode terminates.
-        data_config: windows and batches.
+        config: architecture and loss of M. With ``termination_head`` None, M has that head if any episode terminates. With
+            ``latent_head`` "auto", ``provenance["latent_head"]`` has the choice and the likelihoods behind it.
+        data_config: windows and batches, and what is known about the layout of z: the kind of each number of an observation.
+            The rest of the layout is found in the data; ``provenance["layout"]`` has it, and ``print(world.layout)`` shows it.
         training_config: how to train, and whether to calibrate termination probabilities on held-out episodes; their losses
             before and after are in the provenance.
         vision: a trained V, as `train_vae` returns it; images need one. Or a subclass of `Vision` that is fitted in one pass
@@ -84,127 +90,57 @@ def fit(
 
     Raises:
         ValueError: if the data are empty, hold images but no ``vision`` is given, or images of floats, or are of another
-            environment than ``initial``; if an argument is out of range, or a resumed run was started with others.
+            environment than ``initial``; if they contradict the layout; if an argument is out of range, or a resumed run was
+            started with others.
         NonFiniteLossError: if training diverged.
         FileExistsError: if ``out`` holds something that may not be replaced.
         KeyboardInterrupt: on Ctrl-C, after the state has been saved; the same call resumes.
     """
     data_config, training_config, run = data_config or DataConfig(), training_config or TrainingConfig(), run or RunConfig()
-    check_device(device)
-    if initial is None:
-        config, training_config = _settle(Path(out) / FIT_FILE, config or MDNRNNConfig(), training_config, run)
-    episodes = EpisodeCollection.open(data, min_length=data_config.min_length)
+    device, seed = choose_device(device), check_integer(seed, "seed", least=0)
+    episodes = EpisodeCollection.open(data, min_length=data_config.min_length, leave_out=data_config.leave_out)
     encoded = encoded_form(episodes.stores, _trained_v(initial, vision))
     if initial is None:
-        v, model = _new_parts(episodes, seed, config, vision, encoded)
+        config = _decided(config, episodes, Path(out), run)
+        v, model, layout = _new_parts(episodes, seed, config, vision, encoded, data_config)
     else:
-        v, model = _parts_of(initial, episodes, config, vision, encoded)
-    training_config = training_config.resolve(hidden_size=model.config.hidden_size)
+        v, model, layout = _parts_of(initial, episodes, config, vision, encoded, data_config)
+    chooses = initial is None and config is not None and has_choice(config, layout)
     arguments = _arguments(episodes, seed, torch.device(device), vision, model, initial, data_config, training_config)
-    if config is not None and config.latent_head == AUTO_LATENT_HEAD:
-        arguments["choose_latent_head"] = True
+    arguments |= {"choose_latent_head": True} if chooses else {}
     split = split_episodes(len(episodes), test_fraction=data_config.test_fraction, seed=seed)
     directory = runs.prepare_run(out, arguments, run=run, **RUN)
     if (directory / WORLD_FILE).is_file():
         return WorldModel.from_pretrained(directory, device=device)
     if initial is None and not isinstance(vision, Vision):
         v.fit(episodes.read(int(index)).observations for index in split[0])
-    world = _build_world(episodes, v, model, encoded or v).to(device)
+    world = _build_world(episodes, v, model, encoded or v, initial).to(device)
     reader = world.vision if encoded is None else encoded.to(device)
     train_data, test_data = _sequence_data(episodes, split, reader, world.action_features, data_config, seed)
-    if config is not None:
-        make = partial(_start_model, episodes, seed, config, vision, encoded, train_data, world.device)
-        world.mdnrnn = make(_chosen_head(directory, make, config, world.mdnrnn, train_data, test_data, training_config, seed))
+    if initial is None:
+        start = partial(_set_statistics, data=train_data, layout=layout)
+        if chooses and test_data is not None:
+            make, data_parts = partial(_new_model, layout=layout, seed=seed), (train_data, test_data)
+            world.mdnrnn = with_chosen_head(world.mdnrnn, make, start, data_parts, training_config, seed, directory)
+        else:
+            start(world.mdnrnn)
     scores = _baselines(world.mdnrnn, train_data, test_data, training_config, seed)
-    result = _train(world.mdnrnn, train_data, test_data, directory, training_config, seed, episodes.fingerprint, run)
-    world.provenance = _provenance(episodes, arguments, result, scores) | _read_choice(directory)
+    with run.reporter() as report:
+        result = loop.train(
+            world.mdnrnn,
+            train_data,
+            out=directory / "training",
+            config=training_config,
+            seed=seed,
+            test_data=test_data,
+            fingerprint=episodes.fingerprint,
+            run=run.within(report, "train M"),
+        )
+    world.provenance = _provenance(episodes, arguments, result, scores) | {"layout": layout.to_json()} | read_choice(directory)
     if training_config.calibrate:
         world.provenance["calibration"] = _calibrate(world, test_data, seed)
     world.write(directory)
     return world.eval()
-
-
-def _settle(
-    path: Path, config: MDNRNNConfig, training_config: TrainingConfig, run: RunConfig
-) -> tuple[MDNRNNConfig, TrainingConfig]:
-    """Replace what the caller left open by what the run to resume has; earlier versions had other defaults."""
-    if run.overwrite or not run.resume or not path.is_file():
-        return config, training_config
-    recorded = files.read_json(path, format=FIT_FORMAT, version=FIT_VERSION)
-    model, training = recorded.get("mdnrnn", {}), recorded.get("training_config", {})
-    if config.latent_head == AUTO_LATENT_HEAD and not recorded.get("choose_latent_head"):
-        config = replace(config, latent_head=model.get("latent_head", DEFAULT_LATENT_HEAD))
-        if config.min_scale == MDNRNNConfig().min_scale:
-            config = replace(config, min_scale=model.get("min_scale", config.min_scale))
-    open_fields = {"optimizer": training_config.optimizer == "auto", "learning_rate": training_config.learning_rate is None}
-    found = {name: training[name] for name, is_open in open_fields.items() if is_open and name in training}
-    return config, replace(training_config, **found)
-
-
-def _train(
-    model: MDNRNN,
-    data: SequenceData,
-    test_data: SequenceData | None,
-    directory: Path,
-    config: TrainingConfig,
-    seed: int,
-    fingerprint: str,
-    run: RunConfig,
-) -> TrainingResult:
-    """Train M, or resume its training."""
-    with run.reporter() as report:
-        return loop.train(
-            model,
-            data,
-            out=directory / "training",
-            config=config,
-            seed=seed,
-            test_data=test_data,
-            fingerprint=fingerprint,
-            run=run.within(report, "train M"),
-        )
-
-
-def _start_model(
-    episodes: EpisodeCollection,
-    seed: int,
-    config: MDNRNNConfig,
-    vision: Vision | type[Vision] | None,
-    encoded: Vision | None,
-    data: SequenceData,
-    device: torch.device,
-    head: str,
-) -> MDNRNN:
-    """Make M with a head of this class name, ready for training."""
-    model = _new_parts(episodes, seed, replace(config, latent_head=head), vision, encoded)[1].to(device)
-    _set_statistics(model, data)
-    return model
-
-
-def _chosen_head(
-    directory: Path,
-    make: Callable[[str], MDNRNN],
-    config: MDNRNNConfig,
-    model: MDNRNN,
-    train: SequenceData,
-    test: SequenceData | None,
-    training_config: TrainingConfig,
-    seed: int,
-) -> str:
-    """Return the class name of the head: the one that is named, or the choice, which is recorded in the run."""
-    if config.latent_head != AUTO_LATENT_HEAD or test is None or not has_choice(config, model.latent_size):
-        return model.config.latent_head
-    if not (directory / HEAD_FILE).exists():
-        files.write_json(directory / HEAD_FILE, choose_latent_head(make, train, test, training_config, seed), **HEAD_STAMP)
-    return str(_read_choice(directory)["latent_head"]["chosen"])
-
-
-def _read_choice(directory: Path) -> dict[str, dict[str, Any]]:
-    """Return the recorded choice of the head as an entry of the provenance; an empty one if there was none."""
-    if not (directory / HEAD_FILE).exists():
-        return {}
-    content = files.read_json(directory / HEAD_FILE, **HEAD_STAMP)
-    return {"latent_head": {name: value for name, value in content.items() if name != "version"}}
 
 
 def _arguments(
@@ -234,16 +170,17 @@ def _arguments(
 def _new_parts(
     episodes: EpisodeCollection,
     seed: int,
-    config: MDNRNNConfig | None,
+    config: MDNRNNConfig,
     vision: Vision | type[Vision] | None,
     encoded: Vision | None,
-) -> tuple[Vision, MDNRNN]:
-    """Return V (a copy of the given one, or a new one that is not fitted) and M with new weights."""
+    data_config: DataConfig,
+) -> tuple[Vision, MDNRNN, LatentLayout]:
+    """Return V (a copy of the given one, or a new one that is not fitted), M with new weights, and the layout of z."""
     space = episodes.observation_space
     if vision is None and find_images(space):
         raise ValueError(
             f"vision: expected a trained V, as the observations are images ({space}), got none; train one with train_vae "
-            "(scripts/train_vae.py) and give it as vision (--vision)"
+            "(worldmodel train-vae) and give it as vision (--vision)"
         )
     if vision is None:
         refuse_float_images(space)
@@ -251,14 +188,43 @@ def _new_parts(
         raise ValueError(f"vision: expected a class that is fitted in one pass, got {vision.__name__}; train it and give the V")
     if isinstance(vision, Vision) and encoded is None and vision.observation_space != space:
         raise ValueError(f"vision: expected a V of the observation space {space}, got one of {vision.observation_space}")
+    with torch.random.fork_rng(devices=[]), float32_default():  # initialisers take no generator: borrow the CPU's, give it back
+        torch.default_generator.manual_seed(seed)
+        v, layout = _vision_and_layout(episodes, vision, data_config)
+    return v, _new_model((v.latent_size, FlatSpace(episodes.action_space).size), config, layout, seed), layout
+
+
+def _new_model(sizes: tuple[int, int], config: MDNRNNConfig, layout: LatentLayout, seed: int) -> MDNRNN:
+    """Return M with new weights, which depend on the seed only."""
+    with torch.random.fork_rng(devices=[]), float32_default():
+        torch.default_generator.manual_seed(seed)
+        return MDNRNN(*sizes, config, layout=layout)
+
+
+def _vision_and_layout(
+    episodes: EpisodeCollection, vision: Vision | type[Vision] | None, data_config: DataConfig
+) -> tuple[Vision, LatentLayout]:
+    """Return V on the CPU (a copy of the given one, or a new one that is not fitted) and the layout of its z."""
+    kinds, complete = data_config.kinds_by_leaf(), bool(data_config.layout)
+    if vision is None or vision is StateNormalizer:
+        layout = find_layout(episodes, kinds=kinds, complete=complete)
+        return vision_for(episodes.observation_space, layout), layout
+    v = copy.deepcopy(vision).cpu() if isinstance(vision, Vision) else vision.from_config(episodes.observation_space, {})
+    return v, find_layout(episodes, v, kinds=kinds, complete=complete)
+
+
+def _decided(config: MDNRNNConfig | None, episodes: EpisodeCollection, out: Path, run: RunConfig) -> MDNRNNConfig:
+    """Decide the fields of M's configuration that depend on the data."""
     config = config or MDNRNNConfig()
     if config.termination_head is None:
         config = replace(config, termination_head=_any_terminates(episodes))
-    with torch.random.fork_rng(devices=[]):  # torch's initialisers take no generator: borrow the CPU's and give it back
-        torch.default_generator.manual_seed(seed)
-        made = vision if isinstance(vision, Vision) else (vision or StateNormalizer).from_config(space, {})
-        v = copy.deepcopy(made).cpu()
-        return v, MDNRNN(v.latent_size, FlatSpace(episodes.action_space).size, config)
+    resumed = None
+    if run.resume and not run.overwrite and (out / FIT_FILE).is_file():
+        record = files.read_json(out / FIT_FILE, format=FIT_FORMAT, version=FIT_VERSION)
+        resumed = record.get("mdnrnn")
+        if config.latent_head == AUTO_LATENT_HEAD and resumed and not record.get("choose_latent_head"):  # of an earlier version
+            config = replace(config, latent_head=resumed.get("latent_head", DEFAULT_LATENT_HEAD))
+    return with_reward_fields(config, episodes, resumed=resumed)
 
 
 def _trained_v(initial: WorldModel | None, vision: Vision | type[Vision] | None) -> Vision | None:
@@ -285,10 +251,11 @@ def _parts_of(
     config: MDNRNNConfig | None,
     vision: Vision | type[Vision] | None,
     encoded: Vision | None,
-) -> tuple[Vision, MDNRNN]:
-    """Return copies of V and M of a world model that fits the data."""
+    data_config: DataConfig,
+) -> tuple[Vision, MDNRNN, LatentLayout]:
+    """Return copies of V and M of a world model that fits the data, and its layout."""
     if vision is not None:
-        raise ValueError("vision: expected none beside an initial world model, which brings its own")
+        raise ValueError("vision: expected None with an initial world model, which has its own")
     space = episodes.observation_space if encoded is None else initial.observation_space
     initial.check_spaces(space, episodes.action_space, source=", ".join(str(store.path) for store in episodes.stores))
     if config is not None:
@@ -297,15 +264,25 @@ def _parts_of(
         raise ValueError(
             "initial: expected a world model with a termination head, as episodes of the data terminate, got one without"
         )
-    return copy.deepcopy(initial.vision).cpu(), copy.deepcopy(initial.mdnrnn).cpu()
+    if initial.mdnrnn.config.reward_components == 0:
+        check_rewards_of(initial.mdnrnn.config.reward_atoms, 0, read_rewards(episodes))
+    if data_config.kinds or data_config.layout:
+        raise ValueError("kinds, layout: expected none with an initial world model, which has its own layout")
+    if initial.mdnrnn.layout is not None:
+        find_layout(episodes, initial.vision, kinds=initial.layout.kinds(), complete=True)  # raises if the data contradict it
+    return copy.deepcopy(initial.vision).cpu(), copy.deepcopy(initial.mdnrnn).cpu(), initial.layout
 
 
-def _build_world(episodes: EpisodeCollection, vision: Vision, model: MDNRNN, reader: Vision) -> WorldModel:
+def _build_world(
+    episodes: EpisodeCollection, vision: Vision, model: MDNRNN, reader: Vision, initial: WorldModel | None
+) -> WorldModel:
     """Combine V, M and the first observations of at most `MAX_START_STATES` episodes, spread evenly."""
     firsts = [episodes.read(i, 0, 1).observations for i in _spread(len(episodes))]
     parts = [reader.encode(map_leaves(lambda leaf: leaf[:1], first)) for first in firsts]
     mean, log_variance = (torch.cat(part) for part in zip(*parts, strict=True))
-    return WorldModel(vision, model, episodes.action_space, start_mean=mean, start_log_variance=log_variance)
+    world = WorldModel(vision, model, episodes.action_space, start_mean=mean, start_log_variance=log_variance)
+    world.action_features.exact = initial is None or initial.action_features.exact
+    return world
 
 
 def _sequence_data(
@@ -348,10 +325,13 @@ def _statistics_batches(data: SequenceData, seed: int = 0) -> Iterator[SequenceB
 
 
 @torch.no_grad()
-def _set_statistics(model: MDNRNN, data: SequenceData) -> None:
-    """Set M's statistics and the initial components from the data, and the initial p of termination to its rate."""
-    model.set_statistics(DataStatistics.of(_statistics_batches(data)))
-    model.initialise_latent_head(_statistics_batches(data))
+def _set_statistics(model: MDNRNN, data: SequenceData, layout: LatentLayout) -> None:
+    """Set M's statistics, the initial components of the latent, and the base rates of terminations and atoms from the data."""
+    atoms = model.config.reward_atoms or ()
+    model.set_statistics(DataStatistics.of(_statistics_batches(data), layout, atoms=atoms))
+    set_base_rates(model, _statistics_batches(data))
+    model.action_units.fit(_statistics_batches(data), data.action_space.is_box)
+    initialise_latent_head(model, _statistics_batches(data))
     if model.termination_head is None:
         return
     counts = torch.tensor([[(b.terminated & b.mask).sum().item(), b.mask.sum().item()] for b in _statistics_batches(data)])
@@ -363,13 +343,21 @@ def _baselines(
     model: MDNRNN, train: SequenceData, test: SequenceData | None, config: TrainingConfig, seed: int
 ) -> dict[str, float]:
     """Score the baselines on the batches of the model's evaluation, or on training data if there are none."""
-    unit = model.change_scale if model.config.predict_change else torch.ones_like(model.change_scale)
+
+    def standardised(batches: Iterator[SequenceBatch]) -> Iterator[SequenceBatch]:  # else the regression is ill-conditioned
+        return (replace(batch, action=model.action_units(batch.action, torch.float64)) for batch in batches)
+
+    unit = model.frame.units(model.change_scale)
+    columns = None if model.layout is None else model.layout.columns(*DENSITIES)
+    if columns == []:
+        return {}
     scored = (
         _statistics_batches(train)
         if test is None
         else loop.held_out_batches(test, config.max_test_batches, seed=seed, device=unit.device)
     )
-    return likelihood.baseline_nll(_statistics_batches(train), scored, min_scale=model.config.min_scale * unit)
+    batches, floor = standardised(_statistics_batches(train)), model.config.min_scale * unit
+    return likelihood.baseline_nll(batches, standardised(scored), min_scale=floor, columns=columns)
 
 
 def _calibrate(world: WorldModel, test: SequenceData | None, seed: int) -> dict[str, dict[str, float]] | None:

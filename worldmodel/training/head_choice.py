@@ -10,25 +10,76 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from worldmodel.mixtures import Factorization, NoiseType
-from worldmodel.models import MDNRNN, MDNRNNConfig
+from worldmodel.mixtures import DENSITIES, Factorization, LatentLayout, NoiseType, PartKind
+from worldmodel.models import AUTO_LATENT_HEAD, MDNRNN, MDNRNNConfig
+from worldmodel.runtime import files, float32_default
 from worldmodel.training import loop
 from worldmodel.training.config import TrainingConfig, learning_rate
 from worldmodel.training.optimizers import make_optimizer
 from worldmodel.training.windows import SequenceData
 
 SIMPLE, RICH = "MixtureHead", "AutoregressiveHead"
-PILOT_FRACTION = 0.05  # of the updates, for each candidate
+PILOT_FRACTION = 0.03  # of the updates, for each candidate
+MAX_DIMENSIONS = 64  # a dream samples the dimensions of the richer head one after the other
+CHOICE_FILE = "latent_head.json"
+CHOICE_STAMP: dict[str, Any] = {"format": "worldmodel.latent_head", "version": 1}
+
+Make = Callable[[tuple[int, int], MDNRNNConfig], MDNRNN]
 
 
-def has_choice(config: MDNRNNConfig, latent_size: int) -> bool:
-    """Return whether the candidates differ: several dimensions, and no factorisation or noise that only one of them has."""
+def has_choice(config: MDNRNNConfig, layout: LatentLayout) -> bool:
+    """Return whether `fit` chooses the head: "auto", several real numbers, and no option that only one of the heads has.
+
+    Latents of an image are left to `MixtureHead`: they are independent given the frame.
+    """
     plain = config.factorization is Factorization.PER_DIMENSION and config.noise_type is NoiseType.DIAGONAL
-    return plain and latent_size > 1
+    number = 0 if layout.columns(PartKind.IMAGE) else len(layout.columns(*DENSITIES))
+    return config.latent_head == AUTO_LATENT_HEAD and plain and 1 < number <= MAX_DIMENSIONS
+
+
+def with_chosen_head(
+    model: MDNRNN,
+    make: Make,
+    start: Callable[[MDNRNN], None],
+    data: tuple[SequenceData, SequenceData],
+    config: TrainingConfig,
+    seed: int,
+    directory: Path,
+) -> MDNRNN:
+    """Return M with the head that is better on held-out data, ready for training.
+
+    Args:
+        model: M, from which the sizes, the configuration and the device are taken.
+        make: makes M with new weights from its sizes and a configuration.
+        start: sets the statistics and initial weights of M from the data.
+        data: training and held-out data.
+        config: of the training.
+        seed: of the batches.
+        directory: of the run; the choice is recorded there and read if it is there already.
+    """
+
+    def started(head: str) -> MDNRNN:
+        sizes, chosen = (model.latent_size, model.action_size), replace(model.config, latent_head=head)
+        candidate = make(sizes, chosen).to(model.change_scale.device)
+        start(candidate)
+        return candidate
+
+    if not (directory / CHOICE_FILE).exists():
+        files.write_json(directory / CHOICE_FILE, choose_latent_head(started, *data, config, seed), **CHOICE_STAMP)
+    return started(str(read_choice(directory)["latent_head"]["chosen"]))
+
+
+def read_choice(directory: Path) -> dict[str, dict[str, Any]]:
+    """Return the recorded choice of the head as an entry of the provenance; an empty one if there was none."""
+    if not (directory / CHOICE_FILE).exists():
+        return {}
+    content = files.read_json(directory / CHOICE_FILE, **CHOICE_STAMP)
+    return {"latent_head": {name: value for name, value in content.items() if name not in ("format", "version")}}
 
 
 def choose_latent_head(
@@ -44,16 +95,17 @@ def choose_latent_head(
         seed: of the batches.
 
     Returns:
-        ``chosen``, the class name of a head; ``gain`` of the richer one, in nats per dimension, and its standard error ``se``
-        over windows; ``updates`` of each pilot.
+        ``chosen``, the class name of a head; ``gain`` of the richer one, in nats per random variable of z, and its standard
+        error ``se`` over windows, None where they are not finite; ``updates`` of each pilot.
     """
     updates = max(1, round(PILOT_FRACTION * config.num_updates))
     pilot = replace(config, num_updates=updates, warmup_updates=0)
     simple, rich = (_held_out(_trained(make(name), train, pilot, seed), test, pilot, seed) for name in (SIMPLE, RICH))
-    gain = simple - rich
-    se = gain.std().item() / math.sqrt(len(gain)) if len(gain) > 1 else math.inf
-    chosen = RICH if gain.mean().item() > se else SIMPLE
-    return {"chosen": chosen, "gain": gain.mean().item(), "se": None if math.isinf(se) else se, "updates": updates}
+    each = simple - rich
+    gain, se = each.mean().item(), each.std().item() / math.sqrt(len(each)) if len(each) > 1 else math.inf
+    chosen = RICH if gain > se else SIMPLE  # not if the gain is NaN
+    finite = {name: value if math.isfinite(value) else None for name, value in {"gain": gain, "se": se}.items()}
+    return {"chosen": chosen, **finite, "updates": updates}
 
 
 def _trained(model: MDNRNN, data: SequenceData, config: TrainingConfig, seed: int) -> MDNRNN:
@@ -70,17 +122,18 @@ def _trained(model: MDNRNN, data: SequenceData, config: TrainingConfig, seed: in
         torch.nn.utils.clip_grad_norm_(model.parameters(), math.inf if config.clip_norm is None else config.clip_norm)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, update)
-        optimizer.step()
+        with float32_default():  # the optimiser's counters have the default dtype
+            optimizer.step()
         index += 1
     return model
 
 
 @torch.no_grad()
 def _held_out(model: MDNRNN, data: SequenceData, config: TrainingConfig, seed: int) -> torch.Tensor:
-    """Return the mean loss of z of each held-out window, in nats per dimension: (windows,) float64."""
+    """Return the mean loss of z of each held-out window, in nats per random variable: (windows,) float64."""
     found = []
     for batch in loop.held_out_batches(data, config.max_test_batches, seed=seed, device=model.change_scale.device):
         losses = torch.where(batch.mask, model.eval().step_losses(batch).latent, 0.0).double().sum(dim=1)
         steps = batch.mask.sum(dim=1)
-        found.append((losses / steps.clamp(min=1) / model.latent_size)[steps > 0])
+        found.append((losses / steps.clamp(min=1) / model.frame.num_variables)[steps > 0])
     return torch.cat(found)

@@ -26,14 +26,16 @@ from worldmodel.runtime import (
     RunConfig,
     check_same_run,
     files,
+    float32_default,
     interrupt_between_steps,
     resolve_precision,
+    single_writer,
 )
 from worldmodel.training.config import TrainingConfig, learning_rate
 from worldmodel.training.log import METRICS_FILE, MetricsLog
 from worldmodel.training.optimizers import make_optimizer
 
-CHECKPOINT_SECONDS = 60.0  # a killed run loses at most so much work
+CHECKPOINT_SECONDS = 60.0  # maximum work that a killed run loses
 LOG_EVERY = 10  # updates
 STATE_FORMAT, STATE_VERSION = "worldmodel.training", 1
 STATE_FILE, BEST_FILE = "state.safetensors", "best.safetensors"
@@ -82,7 +84,7 @@ class TrainingResult:
     """Result of a run.
 
     Args:
-        updates: updates done, fewer than asked for after early stopping.
+        updates: updates done, fewer than configured after early stopping.
         best_update: the update whose weights are kept.
         best_metrics: held-out loss and its terms there; empty without held-out data.
         seconds: duration of this call.
@@ -98,6 +100,7 @@ class NonFiniteLossError(RuntimeError):
     """The loss or its gradient is NaN or infinite; the last good state has been saved."""
 
 
+@single_writer()
 def train(
     model: nn.Module,
     data: TrainingData,
@@ -128,10 +131,10 @@ def train(
     Raises:
         KeyboardInterrupt: on Ctrl-C, after the state has been saved; the message says so.
         NonFiniteLossError: if loss or gradient is not finite; the state before that update has been saved.
-        ValueError: if the state to resume from belongs to another configuration, seed, data set, kind of device or model.
+        ValueError: if the saved state is of another configuration, seed, data set, kind of device or model.
         FileExistsError: if ``out`` holds a run that ``run`` neither resumes nor replaces.
     """
-    run, training = run or RunConfig(), _Run(model, data, test_data, Path(out), config.resolve(), seed, fingerprint)
+    run, training = run or RunConfig(), _Run(model, data, test_data, Path(out), config, seed, fingerprint)
     training.start(run)
     began, state = time.monotonic(), training.state
     with (
@@ -149,7 +152,7 @@ def held_out_batches(data: TrainingData, most: int, *, seed: int, device: torch.
 
     Args:
         data: held-out batches.
-        most: so many of them at most, spread evenly.
+        most: maximum number of batches, which are spread evenly.
         seed: the run's seed.
         device: where the batches are.
     """
@@ -204,7 +207,7 @@ class _Run:
         used = config.identity() | {"precision": self.precision}
         self.identity = {"config": used, "seed": seed, "fingerprint": fingerprint, "device": self.device.type}
         self.optimizer = make_optimizer(
-            config.optimizer, model.parameters(), learning_rate=learning_rate(config, 0), precision=self.precision
+            config.optimizer, model.parameters(), learning_rate=config.learning_rate, precision=self.precision
         )
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self._loss, self.state = cast(Model, model).loss, _RunState()
@@ -250,7 +253,8 @@ class _Run:
             self._stop(f"update {state.update + 1}, batch {state.index} of epoch {state.epoch}", finite)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, state.update)
-        self.optimizer.step()
+        with float32_default():  # the optimiser's counters have the default dtype
+            self.optimizer.step()
         state.update, state.index = state.update + 1, state.index + 1
         return values
 
@@ -263,7 +267,7 @@ class _Run:
         totals: dict[str, float] = {}
         weight = 0
         batches = held_out_batches(self.test_data, self.config.max_test_batches, seed=self.seed, device=self.device)
-        generator = torch.Generator(self.device).manual_seed(self.seed)  # of what the loss itself draws
+        generator = torch.Generator(self.device).manual_seed(self.seed)  # source of randomness of the loss
         for number, batch in enumerate(batches):
             with self._autocast():
                 loss, terms = self._loss(batch, generator=generator)
@@ -298,7 +302,7 @@ class _Run:
 
     def _load(self, path: Path) -> None:
         tensors, metadata = files.load_tensors(path)
-        content = json.loads(metadata.get("state", "{}"))
+        content = files.parse_json(metadata.get("state", "{}"), path)
         files.check_stamp(content, path, format=STATE_FORMAT, version=STATE_VERSION)
         check_same_run(content["identity"], self.identity, path)
         try:

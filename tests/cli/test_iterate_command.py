@@ -1,11 +1,9 @@
 """The program that runs the loop: its options, its files, and that it resumes after Ctrl-C."""
 
 import json
-import sys
 
-import pytest
-
-from worldmodel.cli import iterate as cli
+from worldmodel.cli.iterate import Iterate
+from worldmodel.cli.parsing import parse
 from worldmodel.experiments import IterationConfig, iteration
 
 SMALL = (
@@ -16,20 +14,21 @@ SMALL = (
 )
 
 
-@pytest.fixture
-def command_line(monkeypatch):
-    """Sets the command line."""
-    return lambda options: monkeypatch.setattr(sys, "argv", ["iterate.py", *options.split()])
+NAMED = "--mdnrnn.hidden-size 5 --search.openai-es.learning-rate 0.2 --training-config.patience 3 --no-ordered --no-layer-norm"
 
 
-def test_without_options_the_configuration_is_that_of_the_library(command_line):
-    command_line("--env CartPole-v1 --out x")
-    assert cli.read_config(cli.parse_arguments()) == IterationConfig()
+def config_of(options):
+    return parse(Iterate, options.split(), name="worldmodel iterate").config
 
 
-def test_every_option_reaches_the_configuration(command_line):
-    command_line(f"--out x {SMALL}")
-    config = cli.read_config(cli.parse_arguments())
+def test_without_options_the_configuration_is_that_of_the_library():
+    assert config_of("--env CartPole-v1 --out x") == IterationConfig()
+
+
+def test_options_have_the_prefix_of_their_part_and_earlier_names_work():
+    config = config_of(f"--env CartPole-v1 --out x {NAMED}")
+    assert (config.mdnrnn.hidden_size, config.search.openai_es.learning_rate, config.training_config.patience) == (5, 0.2, 3)
+    config = config_of(f"--out x {SMALL}")
     assert (config.max_rounds, config.exploration, config.controller.features, config.controller.hidden_size) == (
         2,
         0.1,
@@ -41,7 +40,7 @@ def test_every_option_reaches_the_configuration(command_line):
     assert (config.mdnrnn.hidden_size, config.data_config.window, config.training_config.num_updates) == (4, 8, 6)
 
 
-def test_it_goes_on_after_ctrl_c_and_leaves_a_table_and_a_summary(command_line, tmp_path, monkeypatch, capsys):
+def test_it_resumes_after_ctrl_c_and_leaves_a_table_and_a_summary(run, tmp_path, monkeypatch):
     options = f"--out {tmp_path / 'loop'} --seed 1 {SMALL}"
     evaluate, calls = iteration.evaluate, []
 
@@ -52,20 +51,15 @@ def test_it_goes_on_after_ctrl_c_and_leaves_a_table_and_a_summary(command_line, 
         return evaluate(*arguments, **fields)
 
     monkeypatch.setattr(iteration, "evaluate", interrupt)
-    command_line(options)
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    assert stopped.value.code == 130
-    assert "The same command, without --overwrite, resumes" in capsys.readouterr().err
+    code, _, said = run(f"iterate {options}")
+    assert code == 130
+    assert "The same command, without --overwrite, resumes" in said
     calls.clear()
-    command_line(f"{options} --overwrite")
-    with pytest.raises(SystemExit):
-        cli.main()
-    capsys.readouterr()
-    command_line(options)
-    cli.main()
+    assert run(f"iterate {options} --overwrite")[0] == 130
+    code, printed, _ = run(f"iterate {options}")
+    assert code == 0
     assert len(calls) == 3  # round 1 was not run again
-    lines = capsys.readouterr().out.splitlines()
+    lines = printed.splitlines()
     assert [line.split()[0] for line in lines if line[:1].isdigit()] == ["1", "2"]
     summary = json.loads((tmp_path / "loop" / "summary.json").read_text())
     assert [one["number"] for one in summary["rounds"]] == [1, 2]

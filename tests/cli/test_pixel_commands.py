@@ -1,9 +1,7 @@
-"""The scripts for worlds of images, one after the other, and the presets' option."""
+"""The commands for worlds of images, one after the other, and the presets' option."""
 
 import json
 import re
-import runpy
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,61 +18,59 @@ import worldmodel as wm
 from worldmodel.cli import reproduce
 from worldmodel.experiments import presets
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 WIDE = spaces.Box(np.arange(-40.0, 0), np.arange(40.0), dtype=np.float64)  # is printed in several lines
 SHORT = "--num-updates 2 --evaluate-every 2 --max-test-batches 1"
 
 
 @pytest.fixture
-def run(monkeypatch, tmp_path):
-    monkeypatch.syspath_prepend(SCRIPTS)
+def call(run, monkeypatch, tmp_path):
+    """Return a function that runs a command which succeeds, and returns what it printed."""
     monkeypatch.chdir(tmp_path)
     if "Dot-v0" not in gym.registry:
         gym.register("Dot-v0", DotEnv, max_episode_steps=15)
 
-    def call(script, arguments):
-        monkeypatch.setattr(sys, "argv", [f"{script}.py", *arguments.split()])
-        runpy.run_path(str(SCRIPTS / f"{script}.py"), run_name="__main__")
+    def succeed(words):
+        code, printed, said = run(words)
+        assert code == 0, said
+        return printed
 
-    return call
+    return succeed
 
 
-def test_from_frames_to_a_probe_by_the_scripts(run, tmp_path, capsys):
-    run("collect", "--env Dot-v0 --episodes 6 --policy repeat --out data")
-    run("train_vae", f"--data data --out vae --latent-size 3 --batch-size 8 {SHORT} --device cpu")
-    run("encode", "--data data --vision vae --device cpu")
+def test_from_frames_to_a_probe_by_the_commands(call):
+    call("collect --env Dot-v0 --episodes 6 --policy repeat --out data")
+    call(f"train-vae --data data --out vae --latent-size 3 --batch-size 8 {SHORT} --device cpu")
+    call("encode --data data --vision vae --device cpu")
     training = f"--window 8 --hidden-size 4 --batch-size 4 {SHORT} --device cpu"
-    run("train_mdnrnn", f"--data data-encoded --vision vae --out world {training}")
+    call(f"train-mdnrnn --data data-encoded --vision vae --out world {training}")
     probing = "--probe --episodes 2 --num-dreams 4 --temperature 0.5 1.15 --out probe.json"
-    run("evaluate", f"--model world --env Dot-v0 {probing} --device cpu")
+    said = call(f"evaluate --model world --env Dot-v0 {probing} --device cpu")
     assert wm.WorldModel.from_pretrained("world").vision.fingerprint == wm.ConvVAE.from_pretrained("vae").fingerprint
-    said = capsys.readouterr().out
     assert "dream, tau 1.15" in said
     assert "rank correlation" in said
     assert [row["temperature"] for row in json.loads(Path("probe.json").read_text())["dreams"]] == [0.5, 1.15]
 
 
-def test_an_encoded_set_of_another_v_is_one_line_on_stderr(run, capsys):
-    run("collect", "--env Dot-v0 --episodes 3 --out data")
+def test_an_encoded_set_of_another_v_is_one_line_on_stderr(run, call):
+    call("collect --env Dot-v0 --episodes 3 --out data")
     for seed in (0, 1):
-        run("train_vae", f"--data data --out vae{seed} --latent-size 3 --batch-size 8 {SHORT} --device cpu --seed {seed}")
-    run("encode", "--data data --vision vae0 --device cpu")
-    with pytest.raises(SystemExit) as exit_code:
-        run("train_mdnrnn", "--data data-encoded --vision vae1 --out world --device cpu")
-    assert exit_code.value.code == 2
-    assert "error: vision: expected the V that data-encoded was encoded with" in capsys.readouterr().err
+        call(f"train-vae --data data --out vae{seed} --latent-size 3 --batch-size 8 {SHORT} --device cpu --seed {seed}")
+    call("encode --data data --vision vae0 --device cpu")
+    code, _, said = run("train-mdnrnn --data data-encoded --vision vae1 --out world --device cpu")
+    assert code == 2
+    assert "error: vision: expected the V that data-encoded was encoded with" in said
 
 
-def test_collecting_with_a_v_by_the_script_stores_what_encoding_would(run, capsys):
-    run("collect", "--env Dot-v0 --episodes 4 --out data")
-    run("train_vae", f"--data data --out vae --latent-size 3 --batch-size 8 {SHORT} --device cpu")
+def test_collecting_with_a_v_stores_what_encoding_would(call):
+    call("collect --env Dot-v0 --episodes 4 --out data")
+    call(f"train-vae --data data --out vae --latent-size 3 --batch-size 8 {SHORT} --device cpu")
     for options in ("", " --dtype float32", " --precision bfloat16"):
-        run("encode", f"--data data --vision vae --out encoded --overwrite --device cpu{options}")
-        run("collect", f"--env Dot-v0 --episodes 4 --vision vae --out direct --overwrite --device cpu{options}")
+        call(f"encode --data data --vision vae --out encoded --overwrite --device cpu{options}")
+        call(f"collect --env Dot-v0 --episodes 4 --vision vae --out direct --overwrite --device cpu{options}")
         encoded, direct = (wm.EpisodeStore.open(path) for path in ("encoded", "direct"))
         assert (direct.fingerprint, direct.recipe) == (encoded.fingerprint, encoded.recipe)
     training = f"--window 8 --hidden-size 4 --batch-size 4 {SHORT} --device cpu"
-    run("train_mdnrnn", f"--data direct --vision vae --out world {training}")
+    call(f"train-mdnrnn --data direct --vision vae --out world {training}")
     assert (Path("world") / "world.json").is_file()
 
 
@@ -91,71 +87,74 @@ def test_collecting_with_a_v_by_the_script_stores_what_encoding_would(run, capsy
         ),
     ],
 )
-def test_a_v_that_does_not_fit_is_one_line_on_stderr_and_nothing_is_made(run, capsys, options, complaint):
+def test_a_v_that_does_not_fit_is_one_line_on_stderr_and_nothing_is_made(run, call, options, complaint):
     if "Wide-v0" not in gym.registry:
         gym.register("Wide-v0", lambda: SpaceEnv(WIDE, spaces.Discrete(2)))
-    run("collect", "--env Dot-v0 --episodes 3 --out data")
+    call("collect --env Dot-v0 --episodes 3 --out data")
     wm.ConvVAE(COLOUR, wm.VAEConfig(latent_size=3)).save_pretrained("vae")
     before = wm.EpisodeStore.open("data").fingerprint
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as exit_code:
-        run("collect", f"--episodes 3 --device cpu --out new {options}")
-    assert exit_code.value.code == 2
-    assert re.fullmatch(complaint, capsys.readouterr().err.splitlines()[-1])  # beside it there is but the bar
+    code, _, said = run(f"collect --episodes 3 --device cpu --out new {options}")
+    assert code == 2
+    assert re.fullmatch(complaint, said.splitlines()[-1])  # the bar may come before it
     assert not Path("new").exists()
     assert wm.EpisodeStore.open("data").fingerprint == before
 
 
-def test_a_probe_needs_no_controller_and_a_score_does(run, capsys):
-    run("collect", "--env Dot-v0 --episodes 3 --out data")
-    run("train_vae", f"--data data --out vae --latent-size 3 --batch-size 8 {SHORT} --device cpu")
-    run("train_mdnrnn", f"--data data --vision vae --out world --window 8 --hidden-size 4 {SHORT} --device cpu")
-    with pytest.raises(SystemExit):
-        run("evaluate", "--model world --env Dot-v0 --episodes 2 --device cpu")
-    assert "expected a controller and one temperature, or --probe" in capsys.readouterr().err
+def test_a_probe_needs_no_controller_and_a_score_does(run, call):
+    call("collect --env Dot-v0 --episodes 3 --out data")
+    call(f"train-vae --data data --out vae --latent-size 3 --batch-size 8 {SHORT} --device cpu")
+    call(f"train-mdnrnn --data data --vision vae --out world --window 8 --hidden-size 4 {SHORT} --device cpu")
+    code, _, said = run("evaluate --model world --env Dot-v0 --episodes 2 --device cpu")
+    assert code == 2
+    assert "expected a controller and one temperature, or --probe" in said
 
 
-def test_a_probe_plays_in_as_many_processes_as_it_is_told_and_gives_the_same(run, monkeypatch):
+def test_a_probe_gives_the_same_scores_with_any_number_of_workers(call, monkeypatch):
     env = gym.make("CartPole-v1")
     random_world(env.action_space, env.observation_space).save_pretrained("world")
     probe, workers = wm.probe, []
-    monkeypatch.setattr(wm, "probe", lambda *args, **kwargs: workers.append(kwargs["workers"]) or probe(*args, **kwargs))
+
+    def counted(*arguments, **options):
+        workers.append(options["workers"].num_workers)
+        return probe(*arguments, **options)
+
+    monkeypatch.setattr(wm, "probe", counted)
     for number in (0, 2):
         numbers = f"--episodes 3 --num-dreams 2 --max-steps 20 --workers {number} --out {number}.json"
-        run("evaluate", f"--model world --env CartPole-v1 --probe {numbers} --device cpu")
+        call(f"evaluate --model world --env CartPole-v1 --probe {numbers} --device cpu")
     assert workers == [0, 2]
     assert Path("0.json").read_text() == Path("2.json").read_text()
 
 
-def test_a_preset_gives_the_numbers_and_options_beside_it_win(run, monkeypatch, tmp_path):
+def test_a_preset_gives_defaults_and_explicit_options_take_precedence(call, monkeypatch, tmp_path):
     monkeypatch.setitem(presets.PRESETS, "doom", replace(PRESET, env="Dot-v0"))
-    run("collect", "--preset doom --out data --episodes 4")
+    call("collect --preset doom --out data --episodes 4")
     store = wm.EpisodeStore.open(tmp_path / "data")
     assert len(store) == 4
     assert store.recipe["policy"].startswith("repeat")
     assert store.recipe["max_steps"] == 15
 
 
-def test_the_doom_experiment_ends_with_its_table_pictures_and_films(run, monkeypatch, tmp_path, capsys):
+def test_the_doom_experiment_ends_with_its_table_pictures_and_films(call, monkeypatch, tmp_path):
     pytest.importorskip("imageio_ffmpeg")
-    monkeypatch.setattr(reproduce, "DOOM", replace(PRESET, env="Dot-v0", test_episodes=2))
-    run("reproduce_doom", "--out out --workers 0 --device cpu")
+    monkeypatch.setattr(reproduce.Doom, "PRESET", replace(PRESET, env="Dot-v0", test_episodes=2))
+    printed = call("reproduce doom --out out --workers 0 --device cpu")
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names >= {"table.md", "results.json", "curves.png", "reconstructions.png", "latents.png", "dream.png"}
     assert names >= {"dream.mp4", "reality.mp4", "probe.txt"}
     results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert results["command"].endswith("--out out --workers 0 --device cpu")
+    assert results["command"]
     assert results["stages"]["collect"]["commits"] != ["unknown"]
-    assert "random play" in capsys.readouterr().out
+    assert "random play" in printed
 
 
-def test_an_experiment_without_ppo_has_a_small_scale(run, monkeypatch, tmp_path):
+def test_an_experiment_without_ppo_has_a_small_scale(call, monkeypatch, tmp_path):
     car = replace(
         PRESET, env="Dot-v0", test_episodes=2, improvement=None, temperatures=(1.0,), dream_precision="auto", solved=900.0
     )
-    monkeypatch.setattr(reproduce, "CAR_RACING", car)
+    monkeypatch.setattr(reproduce.CarRacing, "PRESET", car)
     monkeypatch.setattr(reproduce, "small", lambda preset: replace(preset, searches=1))
-    run("reproduce_car_racing", "--out out --scale small --workers 0 --no-video --device cpu")
+    call("reproduce car-racing --out out --scale small --workers 0 --no-video --device cpu")
     assert "0 of 1 agents have a mean above 900" in (tmp_path / "out" / "table.md").read_text()
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names >= {"table.md", "results.json", "curves.png", "reconstructions.png", "latents.png", "dream.png"}

@@ -1,0 +1,98 @@
+"""``worldmodel info``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from tyro.conf import OmitArgPrefixes as Flat
+
+from worldmodel.cli.options import Command, Output, Result
+from worldmodel.runtime import EXTRAS, describe_machine, fast_precision, has_extra, read_runs, source_commit, versions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Info(Command):
+    """Print versions, devices and the extras found; with RUN, say how a run was made.
+
+    Args:
+        run_directory: output directory of a run.
+        output: output.
+    """
+
+    run_directory: tyro.conf.Positional[str | None] = None
+    output: Flat[Output] = field(default_factory=Output)
+
+    def run(self) -> Result:
+        """Describe the installation or the run."""
+        data = installation() if self.run_directory is None else run_record(self.run_directory)
+        return Result("\n".join(_lines(data)), data)
+
+
+def installation() -> dict[str, Any]:
+    """Return versions, machine, devices and extras."""
+    devices = {"cpu": f"{torch.get_num_threads()} threads, fastest precision {fast_precision(torch.device('cpu'))}"}
+    for number in range(torch.cuda.device_count()):
+        devices[f"cuda:{number}"] = torch.cuda.get_device_name(number)
+    if torch.backends.mps.is_available():
+        devices["mps"] = "Apple GPU"
+    return {
+        "versions": versions(),
+        "commit": source_commit() or "an installed package, no checkout",
+        "machine": describe_machine(),
+        "devices": devices,
+        "extras": {name: "found" if has_extra(name) else "missing" for name in EXTRAS},
+    }
+
+
+def run_record(directory: str) -> dict[str, Any]:
+    """Return how a run was made, and the files of the library in its directory.
+
+    Raises:
+        ValueError: if the directory holds no record of a run.
+    """
+    path = Path(directory)
+    if not path.is_dir():
+        raise FileNotFoundError(f"{directory}: expected the output directory of a run, got no directory")
+    calls, files = read_runs(path), _formats(path)
+    if not calls and not files:
+        raise ValueError(f"{directory}: expected the output directory of a run, got one without files of this library")
+    calls = calls or ["not recorded: made by an earlier version"]  # type: ignore[list-item]
+    return {"run": str(path), "files": files, "made by": calls}
+
+
+def _formats(path: Path) -> dict[str, str]:
+    """Return name and format of the JSON files in a directory."""
+    found = {}
+    for file in sorted(path.glob("*.json")):
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            found[file.name] = "damaged"
+            continue
+        if isinstance(content, dict) and str(content.get("format", "")).startswith("worldmodel."):
+            found[file.name] = f"{content['format']} {content.get('version', '')}".strip()
+    return found
+
+
+def _lines(data: Any, indent: str = "") -> list[str]:
+    """Format nested data, one number or word per line."""
+    if not isinstance(data, dict):
+        return [f"{indent}{data}"]
+    lines = []
+    plain = [name for name, value in data.items() if not isinstance(value, dict | list)]
+    width = max(map(len, plain), default=0) + 2
+    for name, value in data.items():
+        if isinstance(value, dict):
+            lines += [f"{indent}{name}", *_lines(value, indent + "  ")]
+        elif isinstance(value, list):
+            lines.append(f"{indent}{name}")
+            for one in value:
+                lines += [*_lines(one, indent + "  "), ""]
+        else:
+            lines.append(f"{indent}{name:{width}}{value}")
+    return lines
