@@ -112,7 +112,7 @@ def _fit_dimension(
         mass = posterior.sum(dim=1)
         square = (posterior * (x - (design @ solution.T).T).square()).sum(dim=1) / mass.clamp(min=1e-9)
         log_scale = square.sqrt().clamp(min=SMALLEST_SCALE).log()
-        if number < GATES_FROM:
+        if number < GATES_FROM or num_components == 1:
             gates[:, -1] = ((mass + 0.01 * len(x)) / (len(x) * (1 + 0.01 * num_components))).log()
         else:
             gates = _newton(gates, design[:PEEL_STEPS], posterior[:, :PEEL_STEPS], ridge)
@@ -132,8 +132,8 @@ def _newton(gates: Tensor, design: Tensor, posterior: Tensor, ridge: Tensor) -> 
     for i in range(k):
         for j in range(i + 1):
             curvature = p[i] * (float(i == j) - p[j])
-            hessian[i, :, j] = (design * curvature.unsqueeze(1)).T @ design
-            hessian[j, :, i] = hessian[i, :, j].T
+            block = (design * curvature.unsqueeze(1)).T @ design  # symmetric
+            hessian[i, :, j] = hessian[j, :, i] = block
     matrix = hessian.reshape(k * f, k * f) + torch.diag(penalty.repeat(k))
     step = torch.linalg.solve(matrix, slope.flatten()).reshape(k, f)
     largest = (design @ step.T).abs().max()

@@ -107,7 +107,7 @@ def fit(
         v, model, layout = _parts_of(initial, episodes, config, vision, encoded, data_config)
     chooses = initial is None and config is not None and has_choice(config, layout)
     arguments = _arguments(episodes, seed, torch.device(device), vision, model, initial, data_config, training_config)
-    arguments |= {"choose_latent_head": True} if chooses else {}
+    arguments |= {"latent_head_choice": True} if chooses else {}
     split = split_episodes(len(episodes), test_fraction=data_config.test_fraction, seed=seed)
     directory = runs.prepare_run(out, arguments, run=run, **RUN)
     if (directory / WORLD_FILE).is_file():
@@ -222,7 +222,7 @@ def _decided(config: MDNRNNConfig | None, episodes: EpisodeCollection, out: Path
     if run.resume and not run.overwrite and (out / FIT_FILE).is_file():
         record = files.read_json(out / FIT_FILE, format=FIT_FORMAT, version=FIT_VERSION)
         resumed = record.get("mdnrnn")
-        if config.latent_head == AUTO_LATENT_HEAD and resumed and not record.get("choose_latent_head"):  # of an earlier version
+        if config.latent_head == AUTO_LATENT_HEAD and resumed and not record.get("latent_head_choice"):  # of an earlier version
             config = replace(config, latent_head=resumed.get("latent_head", DEFAULT_LATENT_HEAD))
     return with_reward_fields(config, episodes, resumed=resumed)
 
