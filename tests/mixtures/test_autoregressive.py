@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
-from worldmodel.mixtures import AutoregressiveHead, Factorization, GaussianMixture, MixtureHead, NoiseType
+from worldmodel.mixtures import AutoregressiveHead, Factorization, GaussianMixture, MixtureHead, NoiseType, initialization
 from worldmodel.mixtures.autoregressive import AutoregressiveMixture
 from worldmodel.models import MDNRNNConfig
 
@@ -192,3 +192,19 @@ def test_other_factorisations_are_refused():
     config = MDNRNNConfig(noise_type=NoiseType.FULL, factorization=Factorization.JOINT)
     with pytest.raises(ValueError, match="latent_head: expected factorization 'per_dimension'"):
         AutoregressiveHead.from_config(F, D, config)
+
+
+@pytest.mark.parametrize("autoregressive", [False, True])
+def test_a_start_without_em_is_the_regression_on_features_and_earlier_dimensions(autoregressive, monkeypatch):
+    monkeypatch.setattr(initialization, "EM_OPERATIONS", 0)
+    features = torch.randn(4_000, F, generator=seeded()).double() + 3
+    features[:, 0] = 2.0  # constant
+    noise = torch.randn(4_000, 2, generator=seeded(1)).double()
+    x = features[:, 1:3] + noise @ torch.tensor([[1.0, 0.8], [0.0, 0.6]]).double()
+    found = initialization.fit_components(features, x, torch.full((F,), 1e-9), 1, autoregressive=autoregressive)
+    seen = torch.cat([features[:, 1:], torch.ones(4_000, 1).double(), x[:, :1]], dim=1)
+    expected = torch.linalg.lstsq(seen if autoregressive else seen[:, :-1], x[:, 1]).solution
+    torch.testing.assert_close(found.weight[0, 1, 1:], expected[: F - 1], rtol=1e-4, atol=1e-4)
+    assert found.weight[0, :, 0].abs().max() == 0
+    assert found.coupling[0, 1, 0].item() == pytest.approx(expected[-1].item() if autoregressive else 0.0, abs=1e-4)
+    assert found.log_scale[0, 1].exp().item() == pytest.approx(0.6 if autoregressive else 1.0, rel=0.05)

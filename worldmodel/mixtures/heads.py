@@ -146,7 +146,7 @@ class MixtureHead(LatentHead):
             noise_type=config.noise_type,
             fixed_noise_level=config.fixed_noise_level,
             min_scale=config.min_scale,
-            below_scale=1.0 if config.below_scale is None else config.below_scale,
+            below_scale=1 / dim if config.noise_type is NoiseType.FULL else 1.0,
         )
 
     def forward(self, features: Tensor) -> GaussianMixture:

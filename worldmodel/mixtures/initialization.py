@@ -74,11 +74,15 @@ def fit_components(
     seen, x = features.detach().double(), target.detach().double()
     affordable = EM_ITERATIONS * num_components * d * n * (features.shape[1] + autoregressive * d) ** 2 <= EM_OPERATIONS
     seen = torch.cat([seen, x], dim=1) if autoregressive else seen
-    f, iterations, parts = features.shape[1], EM_ITERATIONS * affordable, []
+    f, parts = features.shape[1], []
     penalty = torch.cat([ridge.double(), x.new_full((d,), SMALLEST_RIDGE)])
+    gram = None if affordable else _moments(seen, x)
     for j in range(d):
         used = f + j * autoregressive
-        parts.append(_fit_dimension(seen[:, :used], x[:, j], penalty[:used], num_components, iterations))
+        if gram is None:
+            parts.append(_fit_dimension(seen[:, :used], x[:, j], penalty[:used], num_components))
+        else:
+            parts.append(_cluster_residuals(seen[:, :used], x[:, j], penalty[:used], num_components, *gram, j))
     logits, means = (
         torch.stack([torch.nn.functional.pad(part[i], (0, f + d - part[i].shape[1] + 1)) for part in parts], dim=1)
         for i in (0, 1)
@@ -88,24 +92,38 @@ def fit_components(
     return Components(*(part.to(target.dtype) for part in (*split, log_scale)))
 
 
-def _fit_dimension(
-    inputs: Tensor, x: Tensor, ridge: Tensor, num_components: int, iterations: int
+def _moments(inputs: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return covariances of the inputs (N, F) with each other, and with the targets (N, D): (F, F) and (F, D)."""
+    centred = inputs - inputs.mean(dim=0)
+    return centred.T @ centred / len(x), centred.T @ (x - x.mean(dim=0)) / len(x)
+
+
+def _cluster_residuals(
+    inputs: Tensor, x: Tensor, ridge: Tensor, num_components: int, covariance: Tensor, with_target: Tensor, j: int
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Fit one regression for all components, and cluster its residuals; arguments and result are those of `_fit_dimension`."""
+    f = inputs.shape[1]
+    variance = covariance.diagonal()[:f]
+    varies = variance > 1e-12  # constant inputs get no coefficient
+    matrix = covariance[:f, :f] + torch.diag(torch.where(varies, ridge * variance, 1.0))
+    slope = torch.linalg.solve(matrix, torch.where(varies, with_target[:f, j], 0.0))
+    log_weights, bias, log_scale = cluster(x - inputs @ slope, num_components)
+    means = torch.cat([bias.unsqueeze(1), slope.expand(num_components, -1)], dim=1)
+    logits = torch.zeros_like(means)
+    logits[:, 0] = log_weights
+    return logits, means, log_scale
+
+
+def _fit_dimension(inputs: Tensor, x: Tensor, ridge: Tensor, num_components: int) -> tuple[Tensor, Tensor, Tensor]:
     """Fit one target (N,) on inputs (N, F): logits (K, 1 + F) and means (K, 1 + F), the bias first, and log-scales (K,)."""
     centre, spread = inputs.mean(dim=0), inputs.std(dim=0, correction=0)
     spread = torch.where(spread > 1e-6, spread, torch.inf)  # constant inputs get no coefficient
     design = torch.cat([(inputs - centre) / spread, inputs.new_ones(len(inputs), 1)], dim=1)  # (N, F + 1)
     ridge = torch.nn.functional.pad(ridge, (0, 1), value=SMALLEST_RIDGE)  # of the constant
-    if iterations == 0:
-        shared = _ridge(design, x, x.new_ones(len(x)), ridge)
-        log_weights, mean, log_scale = cluster(x - design @ shared, num_components)
-        solution = shared.repeat(num_components, 1)
-        solution[:, -1] += mean
-    else:
-        solution, log_scale, log_weights = _peel(design[:PEEL_STEPS], x[:PEEL_STEPS], ridge, num_components)
+    solution, log_scale, log_weights = _peel(design[:PEEL_STEPS], x[:PEEL_STEPS], ridge, num_components)
     gates = torch.zeros_like(solution)
     gates[:, -1] = log_weights
-    for number in range(iterations):
+    for number in range(EM_ITERATIONS):
         deviation = (x - (design @ solution.T).T) / log_scale.exp().unsqueeze(1)  # (K, N)
         posterior = ((design @ gates.T).T - 0.5 * deviation.square() - log_scale.unsqueeze(1)).softmax(dim=0)
         solution = torch.stack([_ridge(design, x, each, ridge) for each in posterior])

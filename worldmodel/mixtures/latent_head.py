@@ -53,6 +53,7 @@ class LatentHead(nn.Module, abc.ABC):
     """
 
     linear: nn.Linear  # the layer that computes the raw outputs; required with `supports_raw` only
+    below_scale: float = 1.0  # factor of outputs below the diagonal of covariance factors (see `MixtureHead`); saved by M
 
     def __init_subclass__(cls, *, registered: bool = True, **kwargs: Any) -> None:
         """Register the class under its name, for `MDNRNNConfig.latent_head`, unless ``registered`` is False."""

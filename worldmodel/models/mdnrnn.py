@@ -25,7 +25,6 @@ from worldmodel.mixtures import (
     CompositeDistribution,
     LatentDistribution,
     LatentLayout,
-    NoiseType,
     RewardDistribution,
     RewardHead,
     TerminationHead,
@@ -36,7 +35,7 @@ from worldmodel.models.batch import DataStatistics, SequenceBatch
 from worldmodel.models.latent_frame import LatentFrame
 from worldmodel.models.lstm import LayerNormLSTM, run_lstm, runs_in_loop
 from worldmodel.models.mdnrnn_config import AUTO_LATENT_HEAD, DEFAULT_LATENT_HEAD, MDNRNNConfig
-from worldmodel.runtime import check_integer, float32_default
+from worldmodel.runtime import check_integer, check_number, float32_default
 
 
 class State(NamedTuple):
@@ -121,8 +120,6 @@ class MDNRNN(nn.Module):
             reward_atoms=config.reward_atoms or (),
             latent_head=DEFAULT_LATENT_HEAD if config.latent_head == AUTO_LATENT_HEAD else config.latent_head,
         )
-        if config.below_scale is None:
-            config = replace(config, below_scale=1 / latent_size if config.noise_type is NoiseType.FULL else 1.0)
         self.latent_size, self.action_size, self.config = latent_size, action_size, config
         input_size = latent_size + action_size
         sizes = input_size, config.hidden_size, config.num_layers
@@ -140,15 +137,20 @@ class MDNRNN(nn.Module):
 
     def config_to_json(self) -> dict[str, Any]:
         """Return the constructor arguments as JSON-serialisable data, the sizes first."""
-        layout = {} if self.layout is None else {"layout": self.layout.to_json()}
-        return {"latent_size": self.latent_size, "action_size": self.action_size, **self.config.to_json(), **layout}
+        rest: dict[str, Any] = {} if self.layout is None else {"layout": self.layout.to_json()}
+        if self.latent_head.below_scale != 1:
+            rest["below_scale"] = self.latent_head.below_scale
+        return {"latent_size": self.latent_size, "action_size": self.action_size, **self.config.to_json(), **rest}
 
     @classmethod
     def from_config(cls, data: dict[str, Any]) -> MDNRNN:
         """Make a model with fresh weights from what `config_to_json` returned."""
         fields = dict(data)
         layout = LatentLayout.from_json(fields.pop("layout")) if "layout" in fields else None
-        return cls(fields.pop("latent_size"), fields.pop("action_size"), MDNRNNConfig.from_json(fields), layout=layout)
+        below_scale = fields.pop("below_scale", 1.0)  # that of earlier versions, whose files lack it
+        model = cls(fields.pop("latent_size"), fields.pop("action_size"), MDNRNNConfig.from_json(fields), layout=layout)
+        model.latent_head.below_scale = check_number(below_scale, "below_scale", "(0, inf)")
+        return model
 
     def set_statistics(self, statistics: DataStatistics) -> None:
         """Set the units of the heads and the bounds of dreams, usually from the training data.

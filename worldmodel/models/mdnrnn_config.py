@@ -50,7 +50,6 @@ class MDNRNNConfig:
         latent_head: class name of the head that predicts z, a subclass of `worldmodel.mixtures.LatentHead`. "auto": `fit` takes
             "AutoregressiveHead", in which dimensions depend on each other, if its held-out likelihood in a short training is
             better by more than its standard error, else "MixtureHead"; an `MDNRNN` that is made directly has the latter.
-        below_scale: factor of the outputs below the diagonal with ``NoiseType.FULL``. None is 1 / D with that noise, else 1.
 
     Raises:
         ValueError: naming the field that is out of range.
@@ -77,7 +76,6 @@ class MDNRNNConfig:
     input_dropout: float = 0.0
     output_dropout: float = 0.0
     latent_head: str = AUTO_LATENT_HEAD
-    below_scale: float | None = None
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -88,8 +86,7 @@ class MDNRNNConfig:
         check_numbers(
             self, {**dropouts, "termination_weight": "(0, inf)", "layer_norm_eps": "(0, inf)", "termination_gradient": "[0, 1]"}
         )
-        scales, optional = ("fixed_noise_level", "min_scale", "below_scale"), ("fixed_noise_level", "below_scale")
-        check_numbers(self, dict.fromkeys(scales, "(0, inf)"), optional=optional)
+        check_numbers(self, dict.fromkeys(("fixed_noise_level", "min_scale"), "(0, inf)"), optional=("fixed_noise_level",))
         check_flags(self, "predict_change", "skip", "reward_head", "layer_norm", optional=("termination_head",))
         self._check_reward()
         check_noise(self.noise_type, self.fixed_noise_level, self.min_scale)
@@ -112,7 +109,6 @@ class MDNRNNConfig:
         values = {name: getattr(value, "value", value) for name, value in asdict(self).items()}
         earlier: dict[str, tuple[Any, ...]] = {
             "latent_head": (DEFAULT_LATENT_HEAD,),
-            "below_scale": (None, 1.0),
             "reward_components": (None, 1),
             "reward_atoms": (None, ()),
         }
@@ -125,7 +121,7 @@ class MDNRNNConfig:
 
     def identity(self) -> dict[str, Any]:
         """Return all fields for the record of a run, without the later ones that have their default."""
-        later = ("reward_components", "reward_atoms", "layer_norm_eps", "below_scale")
+        later = ("reward_components", "reward_atoms", "layer_norm_eps")
         defaults = {field.name: field.default for field in fields(self)}
         values = {name: value for name, value in asdict(self).items() if name not in later or value != defaults[name]}
         earlier = {"latent_head": DEFAULT_LATENT_HEAD} if self.latent_head == AUTO_LATENT_HEAD else {}  # the earlier default
@@ -135,4 +131,4 @@ class MDNRNNConfig:
     def from_json(cls, data: Mapping[str, Any]) -> MDNRNNConfig:
         """Make a configuration from the output of `to_json`, of this version or an earlier one."""
         earlier = {"layer_norm_eps": EARLIER_LAYER_NORM_EPS} if data.get("layer_norm") else {}
-        return cls(**{"latent_head": DEFAULT_LATENT_HEAD, "below_scale": 1.0, **earlier, **data})
+        return cls(**{"latent_head": DEFAULT_LATENT_HEAD, **earlier, **data})
