@@ -103,7 +103,7 @@ class ModelFiles:
         if Path(path).is_dir() or not Path(path).exists():
             with locked(path):
                 directory = prepare_directory(path, marker=self.marker, format=self.format, overwrite=overwrite)
-                for name in self.outputs:
+                for name in (*self.outputs, CARD_FILE):
                     remove_temporaries(directory, name=name)
                 self.write(directory, content, weights)
                 if card is not None:
