@@ -65,9 +65,9 @@ def test_the_slow_driver_steers_smoothly_and_holds_its_pedals():
     policy.reset(np.random.default_rng(1))
     steering, gas, brake = np.transpose([policy(None) for _ in range(3000)])
     assert np.corrcoef(steering[1:], steering[:-1])[0, 1] == pytest.approx(0.8, abs=0.05)
-    assert (np.minimum(gas, brake) == 0).all()  # never both
     assert np.mean(gas[1:] != gas[:-1]) < 0.35
     assert 0.01 < np.mean(brake > 0) < 0.2
+    assert 0.001 < np.mean(np.minimum(gas, brake) > 0.05) < 0.1  # both at once, sometimes
 
 
 def test_the_slow_driver_drives_nothing_but_cars():

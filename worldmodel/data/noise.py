@@ -123,8 +123,9 @@ class SlowDriver:
             raise RuntimeError("policy: expected reset(rng) before the first action, got no generator")
         if self._remaining == 0:
             kind = rng.random()
-            if kind < 0.1:
-                self._pedals, self._remaining = (0.0, rng.uniform(0.05, 0.5)), int(rng.integers(1, 5))
+            if kind < 0.15:  # also both at once: M must see that the car stands then, or dreams reward it
+                gas = rng.uniform(0.0, 1.0) if kind < 0.05 else 0.0
+                self._pedals, self._remaining = (gas, rng.uniform(0.05, 1.0)), int(rng.integers(1, 5))
             else:
                 gas = 0.0 if kind < 0.3 else min(1.0, self._level * rng.uniform(0.3, 1.7))
                 self._pedals, self._remaining = (gas, 0.0), int(rng.integers(3, 16))
