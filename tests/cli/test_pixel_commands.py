@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
-from test_iteration import IMAGES, IMPROVED, ColumnEnv
+from test_iteration import IMAGES, IMPROVED, UNLEARNT, ColumnEnv
 from test_reproduction import PRESET
 from toy_envs import SpaceEnv
 from toy_images import COLOUR, DotEnv
@@ -162,6 +162,7 @@ def test_an_experiment_without_ppo_has_a_small_scale(call, monkeypatch, tmp_path
     assert not any(name.endswith(".mp4") for name in names)
 
 
+@UNLEARNT
 def test_the_car_racing_experiment_ends_with_its_table_and_pictures_and_resumes(call, monkeypatch, tmp_path):
     if "Column-v0" not in gym.registry:
         gym.register("Column-v0", ColumnEnv, max_episode_steps=15)

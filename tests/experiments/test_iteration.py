@@ -3,15 +3,18 @@
 import dataclasses
 import json
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from toy_images import DotEnv
+from toy_worlds import WalkEnv, walk_world
 
 from worldmodel.agents import CONTROLLER_FILE, Controller, ControllerConfig, OpenAIESConfig, PPOConfig, SearchConfig, evolve
 from worldmodel.data import ActionNoise, EnvConfig, EpisodeStore
+from worldmodel.data import collect as wm_collect
 from worldmodel.dream import Scores, StartConfig
 from worldmodel.experiments import (
     SCORES_FILE,
@@ -25,6 +28,7 @@ from worldmodel.experiments import (
     iteration,
     summarize,
 )
+from worldmodel.experiments.early_checks import warn_unlearnt_rewards
 from worldmodel.models import MDNRNNConfig, VAEConfig, Vision, WorldModel, feature_size
 from worldmodel.runtime import RunConfig, files, load_tensors
 from worldmodel.training import DataConfig, FrameConfig, TrainingConfig
@@ -374,6 +378,7 @@ IMPROVED = RoundOptions(
     start_rounds=1,
     test_horizon=4,
 )
+UNLEARNT = pytest.mark.filterwarnings("ignore:world. expected dreamed rewards that follow:RuntimeWarning")
 CONTINUED_V = RoundOptions(continue_v=True, vision_training=TrainingConfig(num_updates=2))
 
 
@@ -387,7 +392,9 @@ class ColumnEnv(DotEnv):
 
 def play_dots(out, rounds, **arguments):
     config = dataclasses.replace(IMAGES, rounds=rounds, **arguments)
-    return iterate(EnvConfig(ColumnEnv), out=out, config=config, seed=3)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "world: expected dreamed rewards that follow", RuntimeWarning)  # M hardly trains here
+        return iterate(EnvConfig(ColumnEnv), out=out, config=config, seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -411,6 +418,7 @@ def test_images_are_encoded_by_the_v_of_the_first_round_and_m_continues(dots):
     assert lengths[0].max() <= 5 < lengths[1].max()
 
 
+@UNLEARNT
 def test_later_rounds_collect_with_the_best_agent_so_far_and_improve_it(dots, tmp_path, monkeypatch):
     out, _ = dots
     shutil.copytree(out, tmp_path / "loop")
@@ -450,6 +458,30 @@ def test_a_v_that_continues_encodes_all_data_again(tmp_path):
     assert world.vision.fingerprint == visions[1].fingerprint
     assert world.provenance["num_episodes"] == 9
     assert {path.name for path in rounds[1].directory.glob("encoded-*")} == {"encoded-1", "encoded-2"}
+
+
+@pytest.mark.parametrize("env", [EnvConfig(DotEnv, max_steps=3), EnvConfig("CartPole-v1", max_steps=3)], ids=["dots", "cart"])
+def test_rewards_without_any_difference_stop_the_loop_before_it_trains(env, tmp_path):
+    with pytest.raises(ValueError, match="got 1 at every step of the 6 episodes of round 1; use another first policy"):
+        iterate(env, out=tmp_path / "loop", config=IMAGES, seed=3)
+    assert {path.name for path in (tmp_path / "loop" / "round-1").iterdir()} == {"data"}
+
+
+def test_an_m_that_does_not_follow_the_rewards_is_warned_about(tmp_path):
+    class Noise(WalkEnv):
+        """A walk whose rewards have nothing to do with it."""
+
+        def step(self, action):
+            observation, _, *ends = super().step(action)
+            return (observation, self.np_random.standard_normal(), *ends)
+
+    data = []
+    for kind in (WalkEnv, Noise):
+        env = EnvConfig(kind, max_steps=12)
+        data.append(wm_collect(env, out=tmp_path / kind.__name__, num_episodes=60, seed=1).path)
+    with pytest.warns(RuntimeWarning, match="expected dreamed rewards that follow the real ones under recorded actions"):
+        warn_unlearnt_rewards(walk_world(), data[1:])
+    warn_unlearnt_rewards(walk_world(), data[:1])  # warnings are errors
 
 
 def test_v_and_m_cannot_both_continue():

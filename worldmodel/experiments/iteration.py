@@ -43,6 +43,7 @@ from worldmodel.agents import (
 from worldmodel.data import EnvConfig, EnvMaker, EpisodeStore, Runner, collect
 from worldmodel.dream import Agent, DreamPrecision, Dreams, Reality, Scores, StartBank, score, time_limit
 from worldmodel.evaluation import Evaluation, EvaluationConfig, evaluate
+from worldmodel.experiments.early_checks import check_data, warn_unlearnt_rewards
 from worldmodel.experiments.iteration_config import SCORES, IterationConfig, Round, best_round, has_stalled
 from worldmodel.models import VISION_FILE, WORLD_FILE, ConvVAE, MDNRNNConfig, Vision, WorldModel
 from worldmodel.rng import AGENT_STREAM, COLLECT_STREAM, VALIDATE_STREAM, derive_seed
@@ -166,6 +167,8 @@ class _Loop:
         if not (directory / SCORES_FILE).is_file():
             times = [time.monotonic()]
             self._collect(number, before)
+            if number == 1 and self.train_agent is None and self.config.reward is None:
+                check_data(self.out / "round-1" / "data", termination_head=self.config.mdnrnn.termination_head)
             times.append(time.monotonic())
             world = self._train(number)
             times.append(time.monotonic())
@@ -217,7 +220,7 @@ class _Loop:
             self._encode(number, vision)
         continued = number > 1 and options.continue_m
         initial = WorldModel.from_pretrained(self.out / f"round-{number - 1}" / "world") if continued else None
-        return fit(
+        world = fit(
             self._stores(number),
             out=path,
             config=None if continued else self._mdnrnn,
@@ -229,6 +232,9 @@ class _Loop:
             device=self.device,
             run=self._within(number),
         )
+        if number == 1 and options.improve and self.config.reward is None:
+            warn_unlearnt_rewards(world, self._stores(number))
+        return world
 
     @property
     def _mdnrnn(self) -> MDNRNNConfig:
