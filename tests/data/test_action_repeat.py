@@ -105,6 +105,9 @@ def test_reality_and_collection_play_the_same_episodes_and_dreams_are_as_long(tm
     tiny = wm.TrainingConfig(num_updates=2)
     world = wm.fit(tmp_path / "data", out=tmp_path / "world", config=wm.MDNRNNConfig(hidden_size=4), training_config=tiny)
     assert usual_horizon(world) == time_limit(env) == 10
+    for other in (EnvConfig("CartPole-v1", action_repeat=2), EnvConfig("CartPole-v1")):
+        with pytest.raises(ValueError, match=r"action_repeat: expected 3, as in the data of the world model, got"):
+            Reality(world, other, 1, seed=1)
     reality = Reality(world, env, 8, seed=1)
     scores = score(reality, lambda features: np.zeros(len(features), dtype=np.int64), horizon=time_limit(env), seed=0)
     reality.close()

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol
 
 import torch
@@ -117,6 +117,11 @@ class PPOConfig:
         for name, choices in {"spread": ("fixed", "state"), "test_from": ("first", "starts")}.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}: expected one of {choices}, got {getattr(self, name)!r}")
+
+    def identity(self) -> dict[str, Any]:
+        """Return all fields for the record of a run, without the later ones that have their default."""
+        later = {"spread": "fixed", "test_from": "first"}
+        return {name: value for name, value in asdict(self).items() if later.get(name) != value}
 
 
 def ppo(

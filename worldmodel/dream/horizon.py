@@ -32,6 +32,21 @@ def usual_horizon(world: WorldModel) -> int:
     )
 
 
+def check_action_repeat(world: WorldModel, env: EnvConfig) -> None:
+    """Raise if a real environment repeats actions another number of times than that of a world model's data.
+
+    Raises:
+        ValueError: if so, naming both numbers. Data of unknown origin are not checked.
+    """
+    for recipe in world.provenance.get("recipes", []):
+        repeat = recipe.get("action_repeat", 1)
+        if "env" in recipe and repeat != env.action_repeat:
+            raise ValueError(
+                f"action_repeat: expected {repeat}, as in the data of the world model, got {env.action_repeat}; set it in "
+                "EnvConfig (--action-repeat)"
+            )
+
+
 def time_limit(env: str | EnvMaker | EnvConfig) -> int:
     """Return the longest episode in steps: the smaller of ``max_steps`` and the environment's own limit; 1000 without either.
 

@@ -89,6 +89,8 @@ class Reproduction:
         """
         numbers = asdict(self.preset) | {"env": describe(self.preset.env), "seed": self.seed}
         data = self.preset.dynamics.data
+        if self.preset.improvement is not None:
+            numbers["improvement"]["ppo"] = self.preset.improvement.ppo.identity()
         numbers["dynamics"]["data"] = {"resident": data.resident} | data.identity()
         about_run: dict[str, Any] = {"marker": EXPERIMENT_FILE, "format": EXPERIMENT_FORMAT, "version": EXPERIMENT_VERSION}
         with contextlib.closing(Runner(self.env, self.preset.policy, seed=self.seed)) as runner:
