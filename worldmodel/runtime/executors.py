@@ -29,7 +29,6 @@ from worldmodel.version import __version__
 
 if TYPE_CHECKING:
     from worldmodel.runtime.tasks import Runner
-    from worldmodel.runtime.workers import WorkerConfig
 
 BATCH_SECONDS = 1.0  # work in one message
 MOST_TASKS = 64  # in one message
@@ -95,14 +94,31 @@ def run_batch(
     return BatchResult(name, None, outcomes, time.perf_counter() - start)
 
 
-def run_on_executor(runner: Runner, tasks: Sequence[int], config: WorkerConfig) -> Generator[tuple[int, int, Any]]:
-    """Run all tasks on ``config.executor``; yields as `worldmodel.runtime.workers.run_in_processes`.
+def run_on_executor(
+    runner: Runner,
+    tasks: Sequence[int],
+    executor: Executor,
+    *,
+    num_workers: int = 0,
+    attempts: int = 2,
+    memory_limit: float | None = None,
+) -> Generator[tuple[int, int, Any]]:
+    """Run all tasks on an executor; yields as `worldmodel.runtime.workers.run_in_processes`.
+
+    Args:
+        runner: sent to the workers by cloudpickle.
+        tasks: numbers of the tasks, all different.
+        executor: runs them.
+        num_workers: number of tasks that it runs at once; 0 asks it.
+        attempts: as in `WorkerConfig`.
+        memory_limit: as in `WorkerConfig`, for each process.
 
     Raises:
         RuntimeError: if the executor breaks, after everything that was complete has been yielded; or if a worker has another
             version of the library or cannot import what the tasks need. The message names the worker.
     """
-    with contextlib.closing(_Queue(runner, tasks, config)) as queue:
+    queue = _Queue(runner, tasks, executor, num_workers or count_workers(executor), attempts, memory_limit)
+    with contextlib.closing(queue):
         while queue.unfinished:
             queue.submit()
             yield from queue.receive()
@@ -111,12 +127,18 @@ def run_on_executor(runner: Runner, tasks: Sequence[int], config: WorkerConfig) 
 class _Queue:
     """The tasks of one run, as seen by the parent."""
 
-    def __init__(self, runner: Runner, tasks: Sequence[int], config: WorkerConfig):
-        assert config.executor is not None
-        self._executor, self._attempts, self._memory_limit = config.executor, config.attempts, config.memory_limit
+    def __init__(
+        self,
+        runner: Runner,
+        tasks: Sequence[int],
+        executor: Executor,
+        workers: int,
+        attempts: int,
+        memory_limit: float | None,
+    ):
+        self._executor, self._workers, self._attempts, self._memory_limit = executor, workers, attempts, memory_limit
         self._payload = cloudpickle.dumps(runner)
         self._digest = hashlib.sha256(self._payload).hexdigest()
-        self._workers = config.num_workers or count_workers(config.executor)
         self._waiting: deque[list[int]] = deque([task] for task in tasks)
         self.unfinished = set(tasks)
         self._tried: Counter[int] = Counter()

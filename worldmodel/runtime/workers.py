@@ -109,7 +109,14 @@ class WorkerConfig:
     def run(self, runner: Runner, tasks: Sequence[int]) -> Generator[tuple[int, int, Any]]:
         """Run all tasks, in this process or in workers; yields as `run_in_processes`."""
         if self.executor is not None:
-            return run_on_executor(runner, tasks, self)
+            return run_on_executor(
+                runner,
+                tasks,
+                self.executor,
+                num_workers=self.num_workers,
+                attempts=self.attempts,
+                memory_limit=self.memory_limit,
+            )
         if self.num_workers == 0:
             return run_here(runner, tasks, attempts=self.attempts, memory_limit=self.memory_limit)
         return run_in_processes(runner, tasks, self)
