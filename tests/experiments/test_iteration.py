@@ -6,11 +6,13 @@ import shutil
 import warnings
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from toy_envs import SpaceEnv
 from toy_images import DotEnv
-from toy_worlds import WalkEnv, walk_world
+from toy_worlds import WalkEnv, random_world, walk_world
 
 from worldmodel.agents import CONTROLLER_FILE, Controller, ControllerConfig, OpenAIESConfig, PPOConfig, SearchConfig, evolve
 from worldmodel.data import ActionNoise, EnvConfig, EpisodeStore
@@ -29,6 +31,7 @@ from worldmodel.experiments import (
     summarize,
 )
 from worldmodel.experiments.early_checks import warn_unlearnt_rewards
+from worldmodel.experiments.first_agent import first_agent
 from worldmodel.models import MDNRNNConfig, VAEConfig, Vision, WorldModel, feature_size
 from worldmodel.runtime import RunConfig, files, load_tensors
 from worldmodel.training import DataConfig, FrameConfig, TrainingConfig
@@ -482,6 +485,25 @@ def test_an_m_that_does_not_follow_the_rewards_is_warned_about(tmp_path):
     with pytest.warns(RuntimeWarning, match="expected dreamed rewards that follow the real ones under recorded actions"):
         warn_unlearnt_rewards(walk_world(), data[1:])
     warn_unlearnt_rewards(walk_world(), data[:1])  # warnings are errors
+
+
+def test_the_first_agent_acts_as_the_data_in_the_mean(tmp_path):
+    space = gym.spaces.Box(np.float32([-1, 0, 5]), np.float32([1, 1, 9]))
+    world = random_world(space)
+    env = EnvConfig(lambda: SpaceEnv(gym.spaces.Box(-np.inf, np.inf, (2,), np.float64), space), max_steps=50)
+
+    def policy(observation):
+        return np.float32([0.5, 0.25, 9.0])
+
+    path = wm_collect(env, out=tmp_path / "data", num_episodes=2, policy=policy).path
+    agent = first_agent(world, ControllerConfig(hidden_size=4), [path], 0)
+    state = random_world(space).start_mean
+    features = torch.cat([state, torch.zeros(len(state), 5)], dim=1)
+    expected = torch.tensor([0.5, 0.25, 8.9])  # within 0.95 of the range
+    torch.testing.assert_close(agent(features), expected.expand(len(state), 3))
+    assert agent.layers[0].weight.std() > 0.1
+    unbiased = first_agent(world, ControllerConfig(bias=False), [path], 0)
+    torch.testing.assert_close(unbiased(features)[0], torch.tensor([0.0, 0.5, 7.0]))
 
 
 def test_v_and_m_cannot_both_continue():

@@ -32,7 +32,6 @@ import torch
 from worldmodel.agents import (
     CONTROLLER_FILE,
     SEARCH_FILE,
-    Controller,
     LatentPolicy,
     check_agent,
     evolve,
@@ -44,6 +43,7 @@ from worldmodel.data import EnvConfig, EnvMaker, EpisodeStore, Runner, collect
 from worldmodel.dream import Agent, DreamPrecision, Dreams, Reality, Scores, StartBank, score, time_limit
 from worldmodel.evaluation import Evaluation, EvaluationConfig, evaluate
 from worldmodel.experiments.early_checks import check_data, warn_unlearnt_rewards
+from worldmodel.experiments.first_agent import first_agent
 from worldmodel.experiments.iteration_config import SCORES, IterationConfig, Round, best_round, has_stalled
 from worldmodel.models import VISION_FILE, WORLD_FILE, ConvVAE, MDNRNNConfig, Vision, WorldModel
 from worldmodel.rng import AGENT_STREAM, COLLECT_STREAM, VALIDATE_STREAM, derive_seed
@@ -320,8 +320,7 @@ class _Loop:
         preset = options.improvement
         agent = self._agent_of(before)
         if agent is None:
-            generator = torch.Generator().manual_seed(seed)
-            agent = Controller.for_world(world, self.config.controller, generator).to(self.device)
+            agent = first_agent(world, self.config.controller, self._stores(number), seed).to(self.device)
         starts = StartBank.along(world, self._stores(number)[-options.start_rounds :], config=preset.starts, seed=seed)
         temperature, reward = self.config.temperature, self.config.reward
         improved: Agent = ppo(
