@@ -18,7 +18,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from worldmodel.data import Episode, EpisodeStore, check_episode
+from worldmodel.data import TIME_LIMIT, Episode, EpisodeStore, check_episode, is_limit
 from worldmodel.runtime import missing_extra
 from worldmodel.spaces import build_value, leaf_values, leaves, space_from_json, space_to_json
 
@@ -64,7 +64,7 @@ def from_minari(dataset: str | minari.MinariDataset, out: str | Path, *, overwri
         out,
         observation_space=_space(dataset.observation_space, ours.get("observation_space"), first.observations),
         action_space=_space(dataset.action_space, ours.get("action_space"), first.actions),
-        recipe=ours.get("recipe", {"minari": dataset.id}),
+        recipe=ours.get("recipe", _recipe(dataset)),
         overwrite=overwrite,
     )
     failures: list[dict[str, Any]] = []
@@ -128,6 +128,12 @@ def _import_minari() -> Any:
     except ImportError as error:
         raise missing_extra("minari") from error
     return minari
+
+
+def _recipe(dataset: minari.MinariDataset) -> dict[str, Any]:
+    """Describe a dataset that `to_minari` did not make, with the time limit of its environment if it names one."""
+    limit = getattr(dataset.env_spec, "max_episode_steps", None)
+    return {"minari": dataset.id, **({TIME_LIMIT: limit} if is_limit(limit) else {})}
 
 
 def _episodes(dataset: minari.MinariDataset, store: EpisodeStore) -> Iterator[Episode]:

@@ -25,7 +25,7 @@ from worldmodel.agents.controller import Controller, ControllerConfig
 from worldmodel.agents.population import DreamPopulation, Population, RealPopulation
 from worldmodel.agents.registry import check_agent
 from worldmodel.agents.strategies import METHODS, Method, OpenAIESConfig, make_strategy
-from worldmodel.dream import Agent, Dreams
+from worldmodel.dream import Agent, Dreams, usual_horizon
 from worldmodel.models import WorldModel
 from worldmodel.rng import SEARCH_STREAM, derive_seed
 from worldmodel.runtime import (
@@ -96,7 +96,7 @@ def evolve(
     agent: Agent | ControllerConfig | None = None,
     *,
     config: SearchConfig | None = None,
-    horizon: int = 1000,
+    horizon: int | None = None,
     seed: int = 0,
     log: str | Path | None = None,
     run: RunConfig | None = None,
@@ -112,7 +112,7 @@ def evolve(
         agent: the agent to start from, an nn.Module whose parameters are searched; it is not modified. Or the kind of a
             `Controller`, which starts with zero weights and a random hidden layer; the default kind if None.
         config: numbers of the search; the defaults if None.
-        horizon: longest episode, in steps.
+        horizon: longest episode, in steps; None: the limit of the environment, or of the world model's data for dreams.
         seed: seed of the search and of the episodes.
         log: a file that is replaced after each generation, from which an interrupted search resumes.
         run: resume or overwrite the search in ``log``, and report progress; the defaults if None. Each generation is one record
@@ -130,6 +130,8 @@ def evolve(
         KeyboardInterrupt: after the generation in which Ctrl-C was pressed.
     """
     config, run = config or SearchConfig(), run or RunConfig()
+    if horizon is None:
+        horizon = usual_horizon(worlds.world) if isinstance(worlds, Dreams) else worlds.time_limit()
     horizon, seed = check_integer(horizon, "horizon", least=1), check_integer(seed, "seed", least=0)
     evaluator: Population = DreamPopulation(worlds, config.population) if isinstance(worlds, Dreams) else worlds
     start = _make_start(agent, evaluator.world, seed)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from worldmodel.agents.action_distributions import make_choices
 from worldmodel.agents.registry import check_agent
-from worldmodel.dream import Agent, Dreams, LatentState, StartBank
+from worldmodel.dream import Agent, Dreams, LatentState, StartBank, usual_horizon
 from worldmodel.models import FeatureKind, State
 from worldmodel.rng import PPO_LEARN_STREAM, PPO_TEST_STREAM, derive_seed
 from worldmodel.runtime import Progress, RunConfig, check_integer, check_integers, interrupt_between_steps
@@ -121,7 +121,7 @@ def ppo(
     starts: StartBank,
     *,
     config: PPOConfig | None = None,
-    horizon: int = 1000,
+    horizon: int | None = None,
     seed: int = 0,
     run: RunConfig | None = None,
 ) -> Any:
@@ -133,7 +133,8 @@ def ppo(
         dreams: world, temperature, termination rule ("sample" is recommended), and number of parallel dreams.
         starts: start states of the short dreams, such as `StartBank.along`.
         config: numbers of the algorithm; the defaults if None.
-        horizon: longest dream of the tests, in steps. (That of the short dreams is in ``config``.)
+        horizon: longest dream of the tests, in steps; None: the limit of the world model's data. (That of the short dreams is in
+            ``config``.)
         seed: seed of all samples.
         run: how to report progress. Each iteration is one record of stage "ppo", with the metrics ends (expected terminations
             per 1,000 steps of the short dreams), entropy (mean entropy of the actions, nats), explained (share of the returns'
@@ -148,7 +149,8 @@ def ppo(
         TypeError: if the agent lacks something; names it.
         KeyboardInterrupt: after the iteration in which Ctrl-C was pressed.
     """
-    config, world, horizon = config or PPOConfig(), dreams.world, check_integer(horizon, "horizon", least=1)
+    config, world = config or PPOConfig(), dreams.world
+    horizon = check_integer(usual_horizon(world) if horizon is None else horizon, "horizon", least=1)
     if world.mdnrnn.reward_head is None:
         raise ValueError("dreams: expected a world model that predicts rewards, got one without a reward head")
     if dreams.num_groups != 1:

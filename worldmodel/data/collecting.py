@@ -19,6 +19,7 @@ from worldmodel.data.episode import Episode
 from worldmodel.data.policies import Policy
 from worldmodel.data.runner import EpisodeFailure, Runner, run_all
 from worldmodel.data.store import SHARDS, EpisodeStore
+from worldmodel.data.time_limits import TIME_LIMIT
 from worldmodel.data.writer import EpisodeWriter
 from worldmodel.runtime import (
     Listener,
@@ -97,11 +98,12 @@ def collect(
     pool, runner = WorkerConfig.of(workers), Runner(env, policy, seed=seed)
     try:
         recipe = runner.recipe() if encoder is None else encoder.recipe(runner.recipe())
-        store = open_or_create(Path(out), lambda: _spaces(runner, encoder), recipe, run=run)
+        store = open_or_create(Path(out), lambda: _spaces(runner, encoder), recipe, run=run, found=runner.found)
         done = set(store.episode_ids.tolist())
         missing = [k for k in range(num_episodes) if k not in done]
         if missing:
             _require_spaces(store, _spaces(runner, encoder))
+            _require_time_limit(store, runner.found())
             sample = SAMPLE if encoder is not None or find_images(store.observation_space) else 0
             results = _results(runner, missing, pool, encoder, sample)
             writer = EpisodeWriter(store, max_bytes=FLUSH_BYTES, total=len(missing), sample=sample)
@@ -113,7 +115,12 @@ def collect(
 
 
 def open_or_create(
-    out: Path, spaces: Callable[[], Mapping[str, gym.Space[Any]]], recipe: Mapping[str, Any], *, run: RunConfig
+    out: Path,
+    spaces: Callable[[], Mapping[str, gym.Space[Any]]],
+    recipe: Mapping[str, Any],
+    *,
+    run: RunConfig,
+    found: Callable[[], Mapping[str, Any]] = dict,
 ) -> EpisodeStore:
     """Open the store of an earlier run of the same recipe to continue it, or create it.
 
@@ -122,14 +129,17 @@ def open_or_create(
         spaces: gives ``observation_space`` and ``action_space``, and is called only to create a store.
         recipe: arguments that the episodes depend on.
         run: whether an earlier store is continued, replaced or refused.
+        found: gives what the environment says of itself, for the recipe of a new store; stores of earlier versions lack it.
 
     Raises:
         FileExistsError: if ``out`` holds something else, a store of another recipe, or one that ``run`` does not resume.
     """
     if run.overwrite or not run.resume or not EpisodeStore.lies_in(out):
-        return EpisodeStore.create(out, **spaces(), recipe=recipe, overwrite=run.overwrite)
+        given = spaces()
+        return EpisodeStore.create(out, **given, recipe={**recipe, **found()}, overwrite=run.overwrite)
     store = EpisodeStore.open(out)
-    check_same_run(store.recipe, recipe, out, error=FileExistsError)
+    earlier, now = ({name: each[name] for name in each if name != TIME_LIMIT} for each in (store.recipe, recipe))
+    check_same_run(earlier, now, out, error=FileExistsError)
     for folder in (out, out / SHARDS):
         remove_temporaries(folder)
     store.adopt()
@@ -148,6 +158,16 @@ def _require_spaces(store: EpisodeStore, spaces: Mapping[str, gym.Space[Any]]) -
     for name, space in spaces.items():
         if space != getattr(store, name):
             raise ValueError(f"{store.path}: expected the {name} of its episodes, {getattr(store, name)}, got {space}")
+
+
+def _require_time_limit(store: EpisodeStore, found: Mapping[str, Any]) -> None:
+    """Raise if the environment's limit has changed; stores of earlier versions do not record it."""
+    earlier, now = store.recipe.get(TIME_LIMIT), found.get(TIME_LIMIT)
+    if earlier is not None and earlier != now:
+        raise FileExistsError(
+            f"{store.path}: expected the time limit of its episodes, {earlier} steps, got {now}; use the same environment, choose "
+            "another output, or overwrite (--overwrite) to start again"
+        )
 
 
 def _results(

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from worldmodel.data import EpisodeCollection, split_episodes
+from worldmodel.data import EpisodeCollection, common_truncation, recorded_limits, split_episodes
 from worldmodel.models import (
     MDNRNN,
     WEIGHTS_FILE,
@@ -298,8 +298,11 @@ def _provenance(
 ) -> dict[str, Any]:
     """Return the origin of a world model as JSON-serialisable data."""
     kept = ("data_fingerprint", "seed", "data_config", "training_config", "initial")
+    recipes = [store.recipe for store in episodes.stores]
+    truncated_at = None if any(map(recorded_limits, recipes)) else common_truncation(episodes)
     return {
-        "recipes": [store.recipe for store in episodes.stores],
+        "recipes": recipes,
+        **({} if truncated_at is None else {"truncated_at": truncated_at}),
         "num_episodes": len(episodes),
         "num_steps": int(episodes.lengths.sum()),
         **{name: arguments[name] for name in kept},
