@@ -37,7 +37,9 @@ def loop(out: str) -> float:
     episode: Episode = store.read(0)
     first: np.ndarray = episode.rewards
     training = wm.TrainingConfig(num_updates=10)
-    world: wm.WorldModel = wm.fit(store.path, out=f"{out}/world", config=wm.MDNRNNConfig(hidden_size=8), training_config=training)
+    world: wm.WorldModel = wm.fit(
+        store.path, out=f"{out}/world", config=wm.MDNRNNConfig(hidden_size=8), training_config=training
+    )
     dreams = wm.Dreams(world, 16, temperature=1.1)
     agent = wm.evolve(dreams, config=wm.SearchConfig(generations=1), horizon=20)
     scores: Scores = wm.evaluate(agent, world, env="CartPole-v1").real

@@ -18,7 +18,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from worldmodel.data import TIME_LIMIT, Episode, EpisodeStore, check_episode, is_limit
+from worldmodel.data import TIME_LIMIT, Episode, EpisodeStore, check_episode, positive_limits
 from worldmodel.runtime import missing_extra
 from worldmodel.spaces import build_value, leaf_values, leaves, space_from_json, space_to_json
 
@@ -132,8 +132,8 @@ def _import_minari() -> Any:
 
 def _recipe(dataset: minari.MinariDataset) -> dict[str, Any]:
     """Describe a dataset that `to_minari` did not make, with the time limit of its environment if it names one."""
-    limit = getattr(dataset.env_spec, "max_episode_steps", None)
-    return {"minari": dataset.id, **({TIME_LIMIT: limit} if is_limit(limit) else {})}
+    limits = positive_limits(getattr(dataset.env_spec, "max_episode_steps", None))
+    return {"minari": dataset.id, **({TIME_LIMIT: limits[0]} if limits else {})}
 
 
 def _episodes(dataset: minari.MinariDataset, store: EpisodeStore) -> Iterator[Episode]:

@@ -7,7 +7,7 @@ them scaled to the bounds for a Box, and their argmax for a discrete action. `wo
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from worldmodel.agents.registry import register_agent
 from worldmodel.dream import LatentState
-from worldmodel.models import FEATURE_KINDS, FeatureKind, WorldModel, feature_size
+from worldmodel.models import FEATURE_KINDS, FeatureKind, Origin, WorldModel, feature_size
 from worldmodel.runtime import check_integers, files
 from worldmodel.spaces import FlatSpace, Value, space_from_json, space_to_json
 
@@ -69,7 +69,13 @@ class Controller(nn.Module):
 
     Raises:
         ValueError: if a size is below 1 or ``features`` is unknown.
+
+    Attributes:
+        origin: the world model in which it was trained, which `evolve` and `ppo` record; None if it is unknown. In another
+            world model its features would mean something else, and it is refused.
     """
+
+    origin: Origin | None = None
 
     def __init__(
         self,
@@ -187,7 +193,8 @@ class Controller(nn.Module):
         """Raise unless this controller was made for the features and actions of a world model.
 
         Raises:
-            ValueError: naming the feature size or the action space that differs.
+            ValueError: naming the feature size or the action space that differs, or the part of the world model in which the
+                controller was trained.
         """
         expected = feature_size(world, self.features)
         if self.size != expected:
@@ -196,6 +203,8 @@ class Controller(nn.Module):
             )
         if self.action_features.space != world.action_space:
             raise ValueError(f"controller: expected action space {world.action_space}, got {self.action_features.space}")
+        if self.origin is not None:
+            self.origin.check(world, self.features, name="controller")
 
     def save_pretrained(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write the controller as a directory of JSON and safetensors.
@@ -213,6 +222,7 @@ class Controller(nn.Module):
             "hidden_size": self.hidden_size,
             "ordered": self.ordered,
             "action_space": space_to_json(self.action_features.space),
+            **({} if self.origin is None else {"origin": asdict(self.origin)}),
         }
         files.write_json(directory / CONTROLLER_FILE, content, format=CONTROLLER_FORMAT, version=CONTROLLER_VERSION)
 
@@ -237,6 +247,7 @@ class Controller(nn.Module):
             sizes |= {"hidden_size": content.get("hidden_size"), "ordered": content.get("ordered", False)}
             controller = cls(action_space=action_space, **sizes)
             controller.load_state_dict(weights)
+            controller.origin = Origin(**content["origin"]) if content.get("origin") is not None else None
         except (AttributeError, KeyError, TypeError, RuntimeError, ValueError) as error:
             raise ValueError(f"{path}: expected an undamaged controller, got a damaged one: {error}") from error
         return controller.to(device)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from worldmodel.agents.controller import Controller, ControllerConfig
 from worldmodel.agents.population import DreamPopulation, Population, RealPopulation
-from worldmodel.agents.registry import check_agent
+from worldmodel.agents.registry import copy_for_training
 from worldmodel.agents.strategies import METHODS, Method, OpenAIESConfig, make_strategy
 from worldmodel.dream import Agent, Dreams, usual_horizon
 from worldmodel.models import WorldModel
@@ -151,14 +151,14 @@ def _make_start(agent: Agent | ControllerConfig | None, world: WorldModel, seed:
     """Return the agent that the search starts from, on the device of the world."""
     if agent is None or isinstance(agent, ControllerConfig):
         generator = torch.Generator().manual_seed(derive_seed(seed, SEARCH_STREAM, 0, 1))
-        return Controller.for_world(world, agent, generator).to(world.device)
-    checked = check_agent(agent, world)
+        return copy_for_training(Controller.for_world(world, agent, generator), world).to(world.device)
+    checked = copy_for_training(agent, world)
     if not isinstance(checked, nn.Module) or not any(True for _ in checked.parameters()):
         raise TypeError(
             f"agent: expected an agent that is an nn.Module with parameters to search, got {type(agent).__name__}; pass a "
             "ControllerConfig to search a controller"
         )
-    return copy.deepcopy(checked).to(world.device)
+    return checked.to(world.device)
 
 
 @dataclass

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel.agents.action_distributions import make_choices
-from worldmodel.agents.registry import check_agent
+from worldmodel.agents.registry import copy_for_training
 from worldmodel.dream import Agent, Dreams, LatentState, StartBank, usual_horizon
 from worldmodel.models import FeatureKind, State
 from worldmodel.rng import PPO_LEARN_STREAM, PPO_TEST_STREAM, derive_seed
@@ -133,8 +133,8 @@ def ppo(
         dreams: world, temperature, termination rule ("sample" is recommended), and number of parallel dreams.
         starts: start states of the short dreams, such as `StartBank.along`.
         config: numbers of the algorithm; the defaults if None.
-        horizon: longest dream of the tests, in steps; None: the limit of the world model's data. (That of the short dreams is in
-            ``config``.)
+        horizon: longest dream of the tests, in steps; None: the limit of the world model's data. (That of the short dreams is
+            in ``config``.)
         seed: seed of all samples.
         run: how to report progress. Each iteration is one record of stage "ppo", with the metrics ends (expected terminations
             per 1,000 steps of the short dreams), entropy (mean entropy of the actions, nats), explained (share of the returns'
@@ -156,11 +156,9 @@ def ppo(
     if dreams.num_groups != 1:
         raise ValueError(f"num_groups: expected 1 (no common random numbers), got {dreams.num_groups}")
     _check_differentiable(agent)
-    check_agent(agent, world)
-    module: Any = agent
-    learner = _Learner(copy.deepcopy(module).to(world.device), dreams, starts, config, seed)
+    best = copy_for_training(agent, world).to(world.device)
+    learner = _Learner(copy.deepcopy(best), dreams, starts, config, seed)
     test = _Test(dreams, config, horizon, seed)
-    best = copy.deepcopy(module).to(world.device)
     best_test = test(best)
     with interrupt_between_steps() as requested, (run or RunConfig()).reporter() as report:
         for number in range(1, config.iterations + 1):

@@ -14,6 +14,7 @@ A class of agents is one file that registers itself:
 
 from __future__ import annotations
 
+import copy
 import importlib
 import pkgutil
 from collections.abc import Callable
@@ -23,8 +24,8 @@ from typing import Any, TypeVar
 import torch
 
 from worldmodel import agents
-from worldmodel.dream import Agent, Policy, as_agent
-from worldmodel.models import WorldModel
+from worldmodel.dream import Agent, Policy, agent_of
+from worldmodel.models import Origin, WorldModel
 
 AgentClass = TypeVar("AgentClass", bound=type[Any])
 
@@ -86,11 +87,20 @@ def check_agent(agent: Policy, world: WorldModel) -> Agent:
         TypeError: if it is neither; names the missing methods.
         ValueError: from the agent's ``check_world``, if it has this method and was not made for the world.
     """
-    checked = as_agent(agent)
-    check = getattr(checked, "check_world", None)
-    if check is not None:
-        check(world)
-    return checked
+    return agent_of(agent, world)
+
+
+def copy_for_training(agent: Any, world: WorldModel) -> Any:
+    """Copy an agent that is going to be trained in a world; it may come from another one, and belongs to this one afterwards.
+
+    Raises:
+        TypeError: see `check_agent`.
+        ValueError: see `check_agent`.
+    """
+    copied = copy.deepcopy(agent)
+    if hasattr(copied, "origin"):
+        copied.origin = Origin.of(world)
+    return check_agent(copied, world)
 
 
 def _find_marker(path: Path) -> str | None:

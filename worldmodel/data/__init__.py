@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from worldmodel.data.time_limits import TIME_LIMIT as TIME_LIMIT
     from worldmodel.data.time_limits import common_truncation as common_truncation
     from worldmodel.data.time_limits import find_time_limit as find_time_limit
-    from worldmodel.data.time_limits import is_limit as is_limit
+    from worldmodel.data.time_limits import positive_limits as positive_limits
     from worldmodel.data.time_limits import recorded_limits as recorded_limits
     from worldmodel.data.writer import EpisodeWriter as EpisodeWriter
 else:
@@ -66,7 +66,7 @@ else:
             "runner": "EpisodeFailure Runner rollouts",
             "shards": "Schema",
             "store": "EpisodeStore Problem repair verify",
-            "time_limits": "TIME_LIMIT common_truncation find_time_limit is_limit recorded_limits",
+            "time_limits": "TIME_LIMIT common_truncation find_time_limit positive_limits recorded_limits",
             "writer": "EpisodeWriter",
         },
     )

@@ -165,8 +165,8 @@ def _require_time_limit(store: EpisodeStore, found: Mapping[str, Any]) -> None:
     earlier, now = store.recipe.get(TIME_LIMIT), found.get(TIME_LIMIT)
     if earlier is not None and earlier != now:
         raise FileExistsError(
-            f"{store.path}: expected the time limit of its episodes, {earlier} steps, got {now}; use the same environment, choose "
-            "another output, or overwrite (--overwrite) to start again"
+            f"{store.path}: expected the time limit of its episodes, {earlier} steps, got {now}; use the same environment, "
+            "choose another output, or overwrite (--overwrite) to start again"
         )
 
 

@@ -30,17 +30,17 @@ def find_time_limit(env: gym.Env) -> int | None:
     while layer is not None:
         limits.append(vars(layer).get("_max_episode_steps"))
         layer = layer.env if isinstance(layer, gym.Wrapper) else None
-    return min((limit for limit in limits if is_limit(limit)), default=None)
+    return min(positive_limits(*limits), default=None)
 
 
-def is_limit(value: Any) -> bool:
-    """Whether a value is a number of steps; Gymnasium's -1 is no limit."""
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+def positive_limits(*values: Any) -> list[int]:
+    """Return the values that are numbers of steps; Gymnasium's -1 is no limit."""
+    return [value for value in values if isinstance(value, int) and not isinstance(value, bool) and value > 0]
 
 
 def recorded_limits(recipe: Mapping[str, Any]) -> list[int]:
     """Return the limits that the recipe of a store records: ``max_steps``, and what was found in the environment."""
-    return [recipe[name] for name in ("max_steps", TIME_LIMIT) if is_limit(recipe.get(name))]
+    return positive_limits(recipe.get("max_steps"), recipe.get(TIME_LIMIT))
 
 
 def common_truncation(episodes: EpisodeCollection) -> int | None:

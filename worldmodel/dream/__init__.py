@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from worldmodel.dream.policies import RandomActions as RandomActions
     from worldmodel.dream.policies import RecordedActions as RecordedActions
     from worldmodel.dream.policies import RepeatedActions as RepeatedActions
+    from worldmodel.dream.policies import agent_of as agent_of
     from worldmodel.dream.policies import as_agent as as_agent
     from worldmodel.dream.reality import Reality as Reality
     from worldmodel.dream.scores import Scores as Scores
@@ -58,7 +59,7 @@ else:
             "horizon": "DEFAULT_HORIZON time_limit usual_horizon",
             "imagination": "Imagination imagine lambda_returns",
             "latent_world": "BatchedWorld Rollout",
-            "policies": "CyclicActions FeaturePolicy RandomActions RecordedActions RepeatedActions as_agent",
+            "policies": "CyclicActions FeaturePolicy RandomActions RecordedActions RepeatedActions agent_of as_agent",
             "reality": "Reality",
             "scores": "Scores score",
             "seeding": "EpisodeSeeds Rows rows_to_reset",

@@ -15,7 +15,7 @@ from torch import Tensor
 from worldmodel.dream.agent import LatentState, Policy
 from worldmodel.dream.half_precision_step import FastStep, applies
 from worldmodel.dream.latent_world import BatchedWorld, Drawn
-from worldmodel.dream.policies import as_agent
+from worldmodel.dream.policies import agent_of
 from worldmodel.dream.tracking import primed_states
 from worldmodel.mixtures import check_temperature, shared_draws
 from worldmodel.models import State, WorldModel, draw_latent
@@ -58,24 +58,50 @@ class Dreams(BatchedWorld):
         num_groups: int = 1,
         precision: DreamPrecision = "float32",
     ):
-        check_temperature(temperature)
         num_dreams = check_integer(num_dreams, "num_dreams", least=1)
         num_groups = check_integer(num_groups, "num_groups", least=1)
         if num_dreams % num_groups:
             raise ValueError(f"num_groups: expected a divisor of num_dreams {num_dreams}, got {num_groups}")
-        if isinstance(temperature, Tensor) and temperature.shape not in ((), (num_dreams,)):
-            raise ValueError(f"temperature: expected a number or shape ({num_dreams},), got {tuple(temperature.shape)}")
-        if termination not in ("threshold", "sample"):
-            raise ValueError(f"termination: expected 'threshold' or 'sample', got {termination!r}")
         resolved = resolve_precision(precision, world.device)
         super().__init__(world, num_dreams)
-        self.temperature = temperature.to(world.device) if isinstance(temperature, Tensor) else temperature
-        self.termination = termination
-        self.num_groups = num_groups
+        self.temperature, self.termination = temperature, termination
+        self._num_groups = num_groups
         if precision == "auto" and not applies(world.mdnrnn):
             resolved = "float32"
-        self.precision: DreamPrecision = "bfloat16" if resolved == "bfloat16" else "float32"
-        self._fast = FastStep(world.mdnrnn) if self.precision == "bfloat16" else None
+        self._fast = FastStep(world.mdnrnn) if resolved == "bfloat16" else None
+
+    @property
+    def temperature(self) -> float | Tensor:
+        """tau, a number or one value per dream (B,); a new value takes effect at the next step."""
+        return self._temperature
+
+    @temperature.setter
+    def temperature(self, value: float | Tensor) -> None:
+        check_temperature(value)
+        if isinstance(value, Tensor) and value.shape not in ((), (self.batch_size,)):
+            raise ValueError(f"temperature: expected a number or shape ({self.batch_size},), got {tuple(value.shape)}")
+        self._temperature = value.to(self.world.device) if isinstance(value, Tensor) else value
+
+    @property
+    def termination(self) -> TerminationRule:
+        """Rule by which dreams terminate; a new value takes effect at the next step."""
+        return self._termination
+
+    @termination.setter
+    def termination(self, value: TerminationRule) -> None:
+        if value not in ("threshold", "sample"):
+            raise ValueError(f"termination: expected 'threshold' or 'sample', got {value!r}")
+        self._termination = value
+
+    @property
+    def num_groups(self) -> int:
+        """Number of groups; `variant` makes dreams with another one."""
+        return self._num_groups
+
+    @property
+    def precision(self) -> DreamPrecision:
+        """Precision of M's matrix products, "float32" or "bfloat16"."""
+        return "float32" if self._fast is None else "bfloat16"
 
     def variant(self, *, num_dreams: int | None = None, num_groups: int = 1) -> Dreams:
         """Return dreams of the same world, temperature and termination with another number of dreams or groups."""
@@ -174,7 +200,7 @@ class Dreams(BatchedWorld):
         Raises:
             ValueError: if ``horizon`` is below 1.
         """
-        horizon, agent = check_integer(horizon, "horizon", least=1), as_agent(policy)
+        horizon, agent = check_integer(horizon, "horizon", least=1), agent_of(policy, self.world)
         agent.reset(self.batch_size)
         state = self.start(generator=generator)
         returns, weight = (torch.full((self.batch_size,), fill, device=self.world.device) for fill in (0.0, 1.0))

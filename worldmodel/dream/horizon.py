@@ -9,7 +9,7 @@ from typing import Any
 
 import gymnasium as gym
 
-from worldmodel.data import EnvConfig, EnvMaker, find_time_limit, is_limit, recorded_limits
+from worldmodel.data import EnvConfig, EnvMaker, find_time_limit, positive_limits, recorded_limits
 from worldmodel.models import WorldModel
 
 DEFAULT_HORIZON = 1000  # steps of a dream if the longest episode is unknown
@@ -25,14 +25,9 @@ def usual_horizon(world: WorldModel) -> int:
     Only ids that are registered already are looked up: a model directory must not make anything be imported.
     """
     limits = [limit for recipe in world.provenance.get("recipes", []) if (limit := _limit_of(recipe)) is not None]
-    truncated_at = world.provenance.get("truncated_at")
-    if not limits and is_limit(truncated_at):
-        limits.append(truncated_at)
-    return (
-        max(limits)
-        if limits
-        else _guess("the world model's data have none, and their episodes are not truncated at one length")
-    )
+    if not limits:
+        limits = positive_limits(world.provenance.get("truncated_at"))
+    return max(limits) if limits else _guess("the world model's data have none, and no common length of truncated episodes")
 
 
 def time_limit(env: str | EnvMaker | EnvConfig) -> int:
@@ -56,7 +51,7 @@ def _limit_of(recipe: Mapping[str, Any]) -> int | None:
     spec = gym.registry.get(env.rpartition(":")[2]) if isinstance(env, str) else None  # ids may be "module:Id-v0"
     asked = (recipe.get("env_kwargs") or {}).get("max_episode_steps")  # overrides the registered limit; -1 is no limit
     registered = (spec and spec.max_episode_steps) if asked is None else asked
-    return min([*recorded_limits(recipe), *([registered] if is_limit(registered) else [])], default=None)
+    return min([*recorded_limits(recipe), *positive_limits(registered)], default=None)
 
 
 def _guess(reason: str) -> int:

@@ -30,7 +30,7 @@ from worldmodel.agents import (
     CONTROLLER_FILE,
     SEARCH_FILE,
     LatentPolicy,
-    check_agent,
+    copy_for_training,
     evolve,
     has_agent,
     load_agent,
@@ -224,7 +224,7 @@ class _Loop:
         stage = self._stage(number, "train agent")
         self.report(Progress(stage, 0, 1, "agent"))
         controller = train_agent(world, before, derive_seed(self.seed, AGENT_STREAM, number))
-        controller = check_agent(controller, world)
+        controller = copy_for_training(controller, world)  # it belongs to this world, also if it started as the one before
         self.report(Progress(stage, 1, 1, "agent"))
         return controller
 

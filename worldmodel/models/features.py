@@ -1,7 +1,12 @@
-"""Features for agents, in dreams and in the real environment: z, (z, h) or (z, h, c), and their Gymnasium space."""
+"""Features for agents, in dreams and in the real environment: z, (z, h) or (z, h, c), and their Gymnasium space.
+
+Features have a meaning only in the world model that made them: another V has other latents, and another M other hidden units.
+So an agent and a space of features carry the `Origin` of the features, and an agent of another world model is refused.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -15,6 +20,60 @@ from worldmodel.models.world import WorldModel
 FeatureKind = Literal["z", "zh", "zhc"]
 FEATURE_KINDS: tuple[FeatureKind, ...] = ("z", "zh", "zhc")
 CELL_BOUND = 1e6  # an LSTM's cell grows by less than 1 per step, so only an episode of a million steps could exceed it
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The world model in which an agent was trained.
+
+    Args:
+        vision: fingerprint of V.
+        world: fingerprint of the world model.
+    """
+
+    vision: str
+    world: str
+
+    @classmethod
+    def of(cls, world: WorldModel) -> Origin:
+        """Return the origin of the features of a world model."""
+        return cls(world.vision.fingerprint, world.fingerprint)
+
+    def check(self, world: WorldModel, kind: FeatureKind, *, name: str) -> None:
+        """Raise unless features of this kind mean the same in a world model.
+
+        V must be the same one and, as "zh" and "zhc" contain M's state, M too; an M that was trained further (``fit`` with
+        ``initial``) counts as the same.
+
+        Raises:
+            ValueError: naming ``name`` and what differs.
+        """
+        if self.vision != world.vision.fingerprint:
+            part, expected, got = "V", world.vision.fingerprint, self.vision
+        elif kind != "z" and self.world not in (world.fingerprint, world.provenance.get("initial")):
+            part, expected, got = "M", world.fingerprint, self.world
+        else:
+            return
+        raise ValueError(
+            f"{name}: expected one trained on features of this world model, got one trained with another {part} ({got[:8]}, "
+            f"not {expected[:8]}), whose features mean something else; use its own world model, train it in this one (evolve "
+            "and ppo take it as the start), or set its origin to None if you know better"
+        )
+
+
+class FeatureSpace(spaces.Box):
+    """Space of features, which also says what they are; a Box in all other respects.
+
+    Args:
+        low: (F,) lower bounds.
+        high: (F,) upper bounds.
+        kind: "z", "zh" or "zhc".
+        origin: the world model that makes them.
+    """
+
+    def __init__(self, low: np.ndarray, high: np.ndarray, *, kind: FeatureKind, origin: Origin):
+        super().__init__(low, high, dtype=np.float32)
+        self.kind, self.origin = kind, origin
 
 
 def check_features(kind: str) -> None:
@@ -50,11 +109,12 @@ def feature_size(world: WorldModel, kind: FeatureKind) -> int:
     return model.latent_size + {"z": 0, "zh": 1, "zhc": 2}[kind] * model.config.hidden_size
 
 
-def feature_space(world: WorldModel, kind: FeatureKind) -> spaces.Box:
+def feature_space(world: WorldModel, kind: FeatureKind) -> FeatureSpace:
     """Return the space of the features (F,): z within the bounds of dreams, h within -1 and 1, c within `CELL_BOUND`."""
     check_features(kind)
     model = world.mdnrnn
     hidden = np.ones(model.config.hidden_size, dtype=np.float32)
     others = {"z": [], "zh": [hidden], "zhc": [hidden, CELL_BOUND * hidden]}[kind]
     low, high = (bound.cpu().float().numpy() for bound in (model.latent_low, model.latent_high))
-    return spaces.Box(np.concatenate([low, *(-part for part in others)]), np.concatenate([high, *others]), dtype=np.float32)
+    bounds = np.concatenate([low, *(-part for part in others)]), np.concatenate([high, *others])
+    return FeatureSpace(*bounds, kind=kind, origin=Origin.of(world))
