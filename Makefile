@@ -1,4 +1,4 @@
-.PHONY: install format check test slow
+.PHONY: install format check test slow docs
 
 install:  ## set up for development
 	python -m pip install -e '.[dev]'
@@ -19,3 +19,6 @@ test:
 
 slow:
 	pytest -m slow
+
+docs:  ## the pages, in build/docs; needs the extra docs
+	python -m sphinx -W --keep-going -n -q -b html docs build/docs

@@ -1,24 +1,25 @@
-"""Every page, README and docs/**/*.md: its Python runs, its commands parse, its links lead somewhere."""
+"""Every page, README and docs/**/*.md: its code runs, its commands parse, its links lead somewhere."""
 
+import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from pages import DOCS, ROOT, blocks, program, runs, shell_commands
 
-ROOT = Path(__file__).parent.parent
-DOCS = ROOT / "docs"
+from worldmodel.cli import main as commands_of_the_program
+from worldmodel.cli.parsing import UsageError, parse
+
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
-MOST_LINES = 30  # of a block of Python
+MOST_LINES = 40  # of a block of Python
 
 SMALLER = {  # text in blocks of Python, and what a test runs instead
     "num_updates=500": "num_updates=60",
     "num_updates=600": "num_updates=60",
     "num_updates=800": "num_updates=100",
-    "num_updates=1_200, warmup_updates=100": "num_updates=4",
+    "num_updates=400, warmup_updates=50": "num_updates=4, warmup_updates=1",
     "num_updates=350": "num_updates=4",
     "num_episodes=500": "num_episodes=60",
     "num_episodes=1000": "num_episodes=300",
@@ -38,6 +39,7 @@ SMALLER = {  # text in blocks of Python, and what a test runs instead
 EXTRAS = {  # word in a block: the package it needs, and the extra that brings it
     "stable_baselines3": ("stable_baselines3", "sb3"),
     "torchrl": ("torchrl", "torchrl"),
+    "adapters.minari": ("minari", "minari"),
     "rgb_array": ("pygame", "classic-control"),
 }
 MY_GAME = f"""import sys
@@ -49,19 +51,19 @@ gymnasium.register("MyGame-v0", entry_point="toy_images:DotEnv")
 every_page = pytest.mark.parametrize("page", PAGES, ids=NAMES)
 
 
-def blocks(page: Path, *languages: str) -> list[str]:
-    return re.findall(rf"^```(?:{'|'.join(languages)})\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE)
-
-
 def prose(page: Path) -> str:
     return re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
 
 
 def commands(page: Path) -> list[list[str]]:
     """Every shell command of a page, in blocks and inline, split into words."""
-    lines = "\n".join(blocks(page, "bash", "sh")).replace("\\\n", " ").splitlines()
-    lines += re.findall(r"`((?:python|pip) [^`]*)`", prose(page))
-    return [words for line in lines for part in line.split("&&") if (words := shlex.split(part, comments=True))]
+    inline = re.findall(r"`((?:python|pip|worldmodel) [^`]*)`", prose(page))
+    return [words for code in [*blocks(page, "bash", "sh"), *inline] for words in shell_commands(code)]
+
+
+def contents(page: Path) -> list[str]:
+    """Pages in the tables of contents of a page."""
+    return [line for code in blocks(page, "{toctree}") for line in code.splitlines() if line and line[0] != ":"]
 
 
 def anchors(page: Path) -> set[str]:
@@ -72,16 +74,15 @@ def anchors(page: Path) -> set[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, page in zip(NAMES, PAGES, strict=True) if blocks(page, "python")])
-def test_python_blocks_run_in_order(name, tmp_path):
-    program = "\n".join(blocks(ROOT / name, "python"))
+def test_the_code_blocks_run_in_order(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(tmp_path)]))
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    (tmp_path / "my_games.py").write_text(blocks(DOCS / "how_to" / "add_an_environment.md", "python")[0])
+    code = program(ROOT / name, SMALLER)
     for word, (package, extra) in EXTRAS.items():
-        if word in program:
+        if word in code:
             pytest.importorskip(package, reason=f"needs worldmodel[{extra}]")
-    for text, smaller in SMALLER.items():
-        program = program.replace(text, smaller)
-    (tmp_path / "program.py").write_text(MY_GAME * ("MyGame-v0" in program) + program)
-    command = [sys.executable, "-W", "error", "program.py"]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    result = runs(MY_GAME * ("MyGame-v0" in code) + code, tmp_path)
     assert result.returncode == 0, result.stderr
 
 
@@ -98,26 +99,44 @@ def test_every_text_that_is_made_smaller_occurs(text):
 
 
 @every_page
-def test_shell_commands_are_valid(page, parse):
+def test_shell_commands_are_valid(page):
     targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
-    for program, *arguments in commands(page):
-        if program == "make":
+    for name, *arguments in commands(page):
+        if name == "make":
             assert set(arguments) <= set(targets)
-        elif program == "python" and arguments[0].startswith("scripts/"):
-            parse(Path(arguments[0]).name, arguments[1:])
-        elif program == "python" and arguments[0] == "-c":
+        elif name == "worldmodel":
+            check_command(arguments)
+        elif name == "python" and arguments[0] == "-c":
             compile(arguments[1], str(page), "exec")
-        elif program == "python":
+        elif name == "python" and arguments[0] == "-m":
+            assert arguments[1] in ("worldmodel", "sphinx")
+        elif name == "python":
             source = (ROOT / arguments[0]).read_text()
             assert not [option for option in arguments[1:] if option.startswith("--") and f'"{option}"' not in source]
         else:
-            assert program in ("pip", "pytest"), f"no test for the command {program}"
+            assert name in ("pip", "pytest", "jupytext"), f"no test for the command {name}"
+
+
+def check_command(words: list[str]) -> None:
+    """Parse a command of the program without running it; an error is a `UsageError` or an exit."""
+    if words[0] == "--print-completion":
+        assert words[1] in commands_of_the_program.SHELLS
+    elif words[-1] != "--help" and words[0] != "--version":
+        name = commands_of_the_program.find(words)
+        if options := words[len(name.split()) :]:  # without any, it is only named
+            parse(commands_of_the_program.load(name), options, name=name)
+
+
+@pytest.mark.parametrize("words", ["colect --out a", "collect --no-such-option", "store look"])
+def test_a_command_that_does_not_exist_would_be_noticed(words):
+    with pytest.raises((SystemExit, UsageError)):
+        check_command(shlex.split(words))
 
 
 @every_page
 def test_extras_that_a_page_installs_exist(page):
     extras = set(re.findall(r"^([\w-]+) = \[", (ROOT / "pyproject.toml").read_text(), flags=re.MULTILINE))
-    named = [name for names in re.findall(r"install -e '\.\[([\w,-]+)\]'", page.read_text()) for name in names.split(",")]
+    named = [name for names in re.findall(r"install [^`\n]*\[([\w,-]+)\]'", page.read_text()) for name in names.split(",")]
     assert set(named) <= extras
 
 
@@ -157,7 +176,14 @@ def test_pages_link_no_markdown_outside_of_the_documentation(page):
 def test_the_index_links_every_page_and_has_it_in_a_table_of_contents():
     index = DOCS / "index.md"
     pages = {page.relative_to(DOCS).as_posix() for page in PAGES[1:] if page != index}
+    inside = {page for page in pages if page.startswith("api/") and page != "api/index.md"}
     linked = {link for link in re.findall(r"\]\(([^)#]+\.md)\)", prose(index)) if not link.startswith("..")}
-    contents = [line for block in blocks(index, "{toctree}") for line in block.splitlines() if line and line[0] != ":"]
-    assert linked == pages
-    assert sorted(f"{name}.md" for name in contents) == sorted(pages)
+    assert linked == pages - inside
+    assert sorted(f"{name}.md" for name in contents(index) if not name.startswith("notebooks/")) == sorted(linked)
+    assert sorted(f"api/{name}.md" for name in contents(DOCS / "api" / "index.md")) == sorted(inside)
+
+
+def test_every_package_has_a_page_of_the_reference():
+    packages = {path.parent.name for path in (ROOT / "worldmodel").glob("*/__init__.py")}
+    assert packages
+    assert packages == set(contents(DOCS / "api" / "index.md"))

@@ -104,3 +104,30 @@ def test_a_search_is_a_function_of_its_seed_and_of_fitness(method):
 def test_arguments_out_of_range_raise(arguments, message):
     with pytest.raises(ValueError, match=message):
         make(**arguments)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_strategy_refuses_a_fitness_that_is_nan(method):
+    strategy = make(method, population=4)
+    strategy.ask()
+    with pytest.raises(ValueError, match="fitness: expected numbers, got NaN for candidate 1"):
+        strategy.tell(np.array([1.0, np.nan, 0.0, 2.0]))
+    with pytest.raises(ValueError, match=r"fitness: expected shape \(4,\), got \(3,\)"):
+        strategy.tell(np.zeros(3))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_strategy_takes_minus_infinity_as_the_worst_rank(method):
+    means = []
+    for worst in (-np.inf, -1000.0):
+        strategy = make(method, population=4)
+        strategy.ask()
+        strategy.tell(np.array([1.0, worst, 0.0, 2.0]))
+        means.append(strategy.mean)
+    np.testing.assert_array_equal(*means)
+
+
+def test_nan_has_no_rank():
+    with pytest.raises(ValueError, match="fitness: expected numbers, got NaN for candidate 1"):
+        centred_ranks([1, np.nan, 0])
+    np.testing.assert_array_equal(centred_ranks([1, -np.inf, 0]), [0.5, -0.5, 0])

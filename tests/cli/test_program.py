@@ -165,6 +165,9 @@ def test_verify_is_exit_code_1_for_a_damaged_store(run, tmp_path):
 
 
 def test_info_names_versions_devices_and_extras(run):
+    code, printed, said = run("info")
+    assert (code, said) == (0, "")
+    assert "torch" in printed
     found = json.loads(run("info --json")[1])
     assert {"versions", "machine", "devices", "extras"} <= set(found)
     assert found["versions"]["torch"]

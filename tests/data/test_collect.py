@@ -73,6 +73,24 @@ class TimeLimited(gym.Wrapper):
         return observation, reward, terminated, np.bool_(truncated or self.count == 2), info
 
 
+class ReusedReward(gym.Wrapper):
+    """Returns the reward in an array of shape (1,), always the same one."""
+
+    def reset(self, **options):
+        self.reward = np.zeros(1)
+        return super().reset(**options)
+
+    def step(self, action):
+        observation, _, terminated, truncated, info = super().step(action)
+        self.reward += 1
+        return observation, self.reward, terminated, truncated, info
+
+
+def test_rewards_in_an_array_that_is_reused_are_copied():
+    (episode,) = rollouts(EnvConfig("CartPole-v1", wrappers=[ReusedReward], max_steps=4), episode_ids=[0], seed=0)
+    assert episode.rewards.tolist() == [1.0, 2.0, 3.0, 4.0]
+
+
 def test_an_episode_is_what_stepping_by_hand_gives():
     (episode,) = rollouts("CartPole-v1", AlternatingPolicy(), episode_ids=[5], seed=2)
     env = gym.make("CartPole-v1")

@@ -7,7 +7,7 @@ import pytest
 from gymnasium import spaces
 from toy_envs import NESTED_ACTION, NESTED_OBSERVATION, nested_env
 
-from worldmodel.data import EnvConfig, Episode, check_episode, rollouts
+from worldmodel.data import EnvConfig, Episode, as_reward, check_episode, rollouts
 from worldmodel.spaces import stack_values
 
 OBSERVATION = spaces.Dict({"x": spaces.Box(-1, 1, (2,), np.float32), "m": spaces.Discrete(3)})
@@ -82,7 +82,7 @@ def bad(value, step, rows=4, width=2):
             "terminations: expected none before the last step 2, got one at step 0",
         ),
         ({"truncations": np.array([False, True, False])}, "truncations: .*got one at step 1"),
-        ({"rewards": np.zeros((3, 1))}, r"rewards: expected shape \(3,\), got \(3, 1\)"),
+        ({"rewards": np.zeros((3, 2))}, r"rewards: expected shape \(3,\), got \(3, 2\)"),
     ],
 )
 def test_check_episode_names_episode_leaf_and_step(changes, message):
@@ -125,3 +125,23 @@ def test_values_that_the_space_cannot_hold_raise(dtype, values):
     observations = np.broadcast_to(values, (4, 2))
     with pytest.raises(ValueError, match="episode 9 observations"):
         check_episode(make(observations=observations), spaces.Box(low, high, (2,), dtype), ACTION)
+
+
+def test_rewards_of_one_number_per_step_in_arrays_are_flattened():
+    rewards = np.array([[1.0], [2.0], [3.0]])
+    episode = make(3, rewards=rewards)
+    assert episode.rewards.tolist() == [1.0, 2.0, 3.0]
+    check_episode(episode, OBSERVATION, ACTION)
+
+
+@pytest.mark.parametrize("value", [2, 2.0, np.float32(2), np.int64(2), np.array(2.0), np.array([2.0]), np.array([[2]])])
+def test_a_reward_may_be_an_array_of_one_number(value):
+    reward = as_reward(value)
+    assert type(reward) is float
+    assert reward == 2.0
+
+
+@pytest.mark.parametrize("value", [np.array([1.0, 2.0]), np.array([]), None, "2", 1j])
+def test_a_reward_that_is_not_one_number_is_refused(value):
+    with pytest.raises(ValueError, match=r"reward: expected one number per step, got .*; combine several in a wrapper"):
+        as_reward(value)

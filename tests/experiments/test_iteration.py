@@ -38,6 +38,10 @@ def run(out, **arguments):
     return iterate(env, **{"out": out, "config": TINY, "seed": 3, **arguments})
 
 
+def constant(before, action, after):
+    return torch.full((len(action),), 7.0)
+
+
 def outcome(rounds: list[Round]):
     """Return all results of the rounds except durations and paths."""
     return [{key: value for key, value in one.to_json().items() if key != "seconds"} for one in rounds]
@@ -276,7 +280,8 @@ def test_exploration_changes_the_data_of_later_rounds_alone(whole, tmp_path):
 
 
 def test_longer_episodes_are_truncated_everywhere(tmp_path):
-    rounds = run(tmp_path / "loop", max_steps=7)
+    config = dataclasses.replace(TINY, reward=constant)  # its own reward, 1 at every step, leaves nothing to search
+    rounds = run(tmp_path / "loop", max_steps=7, config=config)
     for one in rounds:
         assert EpisodeStore.open(one.directory / "data").lengths.max() == 7
         assert max(scores.lengths.max() for scores in (one.validation, one.real, one.dream, one.random)) == 7
@@ -343,3 +348,14 @@ def test_invalid_arguments_leave_the_loop_to_be_overwritten(tmp_path, arguments)
 def test_numpy_numbers_are_the_same_loop(whole):
     out, rounds, _ = whole
     assert outcome(run(out, seed=np.int64(3))) == outcome(rounds)
+
+
+def test_a_reward_function_replaces_dreamed_and_real_rewards(tmp_path):
+    config = dataclasses.replace(TINY, max_rounds=1, reward=constant)
+    (one,) = run(tmp_path / "loop", config=config)
+    np.testing.assert_array_equal(one.validation.returns, 7 * one.validation.lengths)
+    np.testing.assert_array_equal(one.dream.returns, 7 * one.dream.lengths)
+    recorded = json.loads((tmp_path / "loop" / "iteration.json").read_text())["config"]["reward"]
+    assert recorded == "test_iteration:constant"
+    assert "reward" not in TINY.identity()
+    assert not {"reward_atoms", "reward_components", "layer_norm_eps"} & set(TINY.identity()["mdnrnn"])

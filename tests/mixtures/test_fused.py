@@ -31,6 +31,7 @@ def make_batch(dtype=torch.float64):
     g = seeded(1)
     z, action, reward = (torch.randn(*shape, generator=g) for shape in ((B, T + 1, D), (B, T, A), (B, T)))
     mask = torch.rand(B, T, generator=g) < 0.6
+    reward[:, ::2] = 0.5  # an atom of some models
     return SequenceBatch(z.to(dtype), action.to(dtype), reward.to(dtype), torch.rand(B, T, generator=g) < 0.3, mask)
 
 
@@ -63,6 +64,9 @@ OPTIONS = [
     {"num_layers": 2},
     {"layer_norm": True},
     {"min_scale": 1.0},
+    {"reward_components": 3},
+    {"reward_atoms": (0.5, 1.5), "reward_components": 2},
+    {"reward_atoms": (0.5, 1.5), "reward_components": 2, "termination_head": False, "layer_norm": True},
 ]
 
 

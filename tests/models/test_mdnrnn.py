@@ -342,7 +342,7 @@ def test_every_field_of_the_configuration_changes_the_loss(change):
 
 @pytest.mark.parametrize("num_layers", [1, 2])
 def test_the_layer_norm_lstm_is_the_formula_of_its_source(num_layers):
-    """LayerNormBasicLSTMCell of TensorFlow 1, with eps of `nn.LayerNorm`, written out in scalars of one unit at a time."""
+    """LayerNormBasicLSTMCell of TensorFlow 1 with its eps, written out in scalars of one unit at a time."""
     torch.manual_seed(0)
     lstm = LayerNormLSTM(4, 5, num_layers).double()
     for parameter in lstm.parameters():
@@ -352,7 +352,7 @@ def test_the_layer_norm_lstm_is_the_formula_of_its_source(num_layers):
 
     def norm(vector, layer):
         centred = vector - vector.mean()
-        return layer.weight * centred / ((centred**2).mean() + 1e-5) ** 0.5 + layer.bias
+        return layer.weight * centred / ((centred**2).mean() + 1e-12) ** 0.5 + layer.bias
 
     for b in range(2):
         sequence = x[b]
@@ -573,6 +573,46 @@ def test_the_json_of_a_model_is_that_of_older_files():
     assert (data["factorization"], data["noise_type"], data["termination_head"]) == ("per_dimension", "diagonal", True)
     again = MDNRNN.from_config(data)
     assert (again.latent_size, again.action_size, again.config) == (D, A, model.config)
+
+
+def test_later_fields_are_in_the_json_only_where_earlier_versions_did_otherwise():
+    atoms = (0.1, 3.0)
+    model = MDNRNN(D, A, make_config(reward_atoms=atoms, reward_components=0, layer_norm=True))
+    data = json.loads(json.dumps(model.config_to_json()))
+    assert data["reward_components"] == 0
+    assert data["layer_norm_eps"] == 1e-12
+    again = MDNRNN.from_config(data)
+    assert again.config == model.config
+    assert torch.equal(again.reward_head.atoms, torch.tensor(atoms))
+    assert "reward_head.atoms" not in model.state_dict()  # the configuration holds them
+    plain = MDNRNN(D, A, make_config(reward_atoms=(), reward_components=1)).config_to_json()
+    assert not {"reward_atoms", "reward_components", "layer_norm_eps"} & set(plain)
+    assert not {"reward_atoms", "reward_components", "layer_norm_eps"} & set(make_config().identity())
+
+
+def test_files_without_an_eps_of_the_layer_norm_have_that_of_earlier_versions():
+    data = MDNRNN(D, A, make_config(layer_norm=True)).config_to_json()
+    del data["layer_norm_eps"]
+    model = MDNRNN.from_config(data)
+    assert {norm.eps for norm in model.modules() if isinstance(norm, nn.LayerNorm)} == {1e-5}
+    assert model.config_to_json() == data  # so that the fingerprint does not change
+    new = MDNRNN(D, A, make_config(layer_norm=True))
+    assert {norm.eps for norm in new.modules() if isinstance(norm, nn.LayerNorm)} == {1e-12}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"reward_components": -1}, "reward_components: expected an integer >= 0, got -1"),
+        ({"reward_components": 0, "reward_atoms": ()}, "reward_components: expected an integer >= 1 without reward_atoms"),
+        ({"reward_atoms": (1.0, 1.0)}, "reward_atoms: expected different finite float32 numbers"),
+        ({"layer_norm_eps": 0.0}, "layer_norm_eps: expected a positive number, got 0.0"),
+    ],
+    ids=str,
+)
+def test_reward_fields_out_of_range_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        make_config(**fields)
 
 
 def test_a_configuration_is_frozen_and_takes_names_as_strings():

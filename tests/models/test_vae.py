@@ -102,7 +102,8 @@ def test_leaves_other_than_the_image_are_standardised_and_follow_its_latents():
     assert vision.latent_size == 6 + 2 + 3
     mean, log_variance = vision.encode(batch)
     assert mean.shape == (50, 11)
-    torch.testing.assert_close(mean[:, 6:].mean(dim=0), torch.zeros(5), rtol=0, atol=1e-5)
+    torch.testing.assert_close(mean[:, 6:8].mean(dim=0), torch.zeros(2), rtol=0, atol=1e-5)
+    assert torch.equal(mean[:, 8:], torch.eye(3)[batch["gear"]])  # choices are one-hot
     assert log_variance[:, :6].isfinite().all()
     assert (log_variance[:, 6:] == -torch.inf).all()
     back = vision.decode(mean)

@@ -1,9 +1,13 @@
 """Integer arguments are validated in the same way everywhere."""
 
+import dataclasses
+import json
+
 import numpy as np
 import pytest
 
 import worldmodel as wm
+from worldmodel.agents import OpenAIESConfig
 from worldmodel.data import EnvConfig, RepeatPolicy, rollouts, split_episodes
 from worldmodel.envs.options import DreamOptions
 from worldmodel.runtime import WorkerConfig, check_integer
@@ -45,6 +49,34 @@ def test_every_configuration_rejects_a_boolean_and_a_fraction_and_takes_numpys_i
     with pytest.raises(ValueError, match=f"{name}: expected an integer >= "):
         config(**{name: -1})
     assert type(getattr(config(**{name: np.int64(4)}), name)) is int
+
+
+NUMPY_NUMBERS = [
+    (wm.TrainingConfig, {"learning_rate": np.float32(1e-3), "final_learning_rate": np.float64(1e-5), "calibrate": np.True_}),
+    (wm.TrainingConfig, {"clip_norm": np.float32(1)}),
+    (wm.DataConfig, {"test_fraction": np.float32(0.25)}),
+    (wm.FrameConfig, {"test_fraction": np.float32(0.25)}),
+    (wm.MDNRNNConfig, {"min_scale": np.float32(0.1), "output_dropout": np.float64(0.5), "reward_components": np.int64(2)}),
+    (wm.MDNRNNConfig, {"reward_atoms": (np.float32(0.1), np.int64(3)), "skip": np.False_}),
+    (wm.SearchConfig, {"sigma": np.float32(0.5), "target": np.float32(3)}),
+    (wm.PPOConfig, {"discount": np.float32(0.5), "entropy": np.float64(0.1)}),
+    (wm.EvaluationConfig, {"temperature": np.float32(0.5)}),
+    (wm.IterationConfig, {"temperature": np.float32(0.5), "exploration": np.float32(0.5)}),
+    (OpenAIESConfig, {"learning_rate": np.float32(0.5)}),
+    (wm.VAEConfig, {"min_nats": np.float32(0.5)}),
+]
+
+
+@pytest.mark.parametrize(("config", "fields"), NUMPY_NUMBERS, ids=str)
+def test_numpys_numbers_are_the_same_configuration_as_pythons(config, fields):
+    made = config(**fields)
+    assert json.loads(json.dumps(dataclasses.asdict(made), default=str)) is not None
+    for name in fields:
+        value = getattr(made, name)
+        assert not isinstance(value, np.generic)
+        assert not any(isinstance(one, np.generic) for one in value) if isinstance(value, tuple) else True
+    plain = {name: np.asarray(value).tolist() for name, value in fields.items()}
+    assert made == config(**{name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()})
 
 
 def test_functions_reject_booleans(tmp_path):

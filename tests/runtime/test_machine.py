@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from worldmodel.runtime import fast_precision, keep_freed_memory, process
+from worldmodel.runtime import choose_device, fast_precision, keep_freed_memory, missing_operation, process
 
 PROGRAM = """
 import resource, sys, torch
@@ -52,3 +52,44 @@ def test_an_old_pytorch_means_float32(monkeypatch):
 
 def test_other_devices_keep_float32():
     assert fast_precision(torch.device("meta")) == "float32"
+
+
+def test_auto_is_a_gpu_if_there_is_one_and_never_apples(monkeypatch):
+    for available, expected in ((False, "cpu"), (True, "cuda")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda available=available: available)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+        assert choose_device("auto") == torch.device(expected)
+
+
+def test_apples_gpu_is_used_if_it_is_named(monkeypatch):
+    empty = torch.empty
+
+    def stand_in(*size, device=None, **options):
+        return empty(*size, **options)
+
+    monkeypatch.setattr(torch, "empty", stand_in)
+    assert choose_device("mps") == torch.device("mps")
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "mps", "tpu", ""])
+def test_a_device_that_this_machine_lacks_is_rejected(device):
+    if device == "mps" and torch.backends.mps.is_available():
+        pytest.skip("this machine has the device")
+    with pytest.raises(ValueError, match="device: expected an available device such as 'cpu', got"):
+        choose_device(device)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        NotImplementedError("The operator 'aten::linalg_eigh' is not currently implemented for the MPS device."),
+        TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64."),
+    ],
+)
+def test_what_torch_lacks_on_apples_gpu_is_explained(error):
+    assert "--device cpu" in missing_operation(error)
+
+
+def test_other_errors_are_not_explained_by_the_device():
+    assert missing_operation(TypeError("expected an int")) is None
+    assert missing_operation(ValueError("mps")) is None

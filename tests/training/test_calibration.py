@@ -89,6 +89,20 @@ def test_scores_after_calibration_are_cross_validated():
     assert calibrate_termination(model, [batch])["after"] == expected
 
 
+def test_calibration_is_applied_only_if_it_helps_by_more_than_its_standard_error():
+    model, batch = make_model_and_batch(distort=(1.0, 0.0))  # the true probabilities
+    before = model.termination_head.weight.clone()
+    report = calibrate_termination(model, [batch])
+    assert report["gain"]["nll"] == pytest.approx(report["before"]["nll"] - report["after"]["nll"])
+    assert report["gain"]["nll"] < report["gain"]["standard_error"]
+    assert report["gain"]["applied"] == 0
+    assert report["fitted"] == {"scale": 1.0, "shift": 0.0}
+    assert torch.equal(model.termination_head.weight, before)
+    helped = calibrate_termination(*[part if i == 0 else [part] for i, part in enumerate(make_model_and_batch())])
+    assert helped["gain"]["applied"] == 1
+    assert helped["gain"]["nll"] > helped["gain"]["standard_error"] > 0
+
+
 def test_too_few_terminations_change_nothing():
     model, batch = make_model_and_batch(batch_size=4, steps=5)
     before = model.termination_head.weight.clone()

@@ -528,6 +528,9 @@ def test_tensorboard_missing_says_how_to_install_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(ImportError, match=r"pip install 'worldmodel\[tensorboard\]'"):
         MetricsLog(tmp_path, 0, tensorboard=True)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    with pytest.raises(ImportError, match=r"pip install 'worldmodel\[tensorboard\]'"):
+        RunConfig(tensorboard=True)  # before a run writes anything
 
 
 # Learning

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from worldmodel.agents.strategies import OpenAIES as OpenAIES
     from worldmodel.agents.strategies import OpenAIESConfig as OpenAIESConfig
     from worldmodel.agents.strategies import centred_ranks as centred_ranks
+    from worldmodel.agents.strategies import check_fitness as check_fitness
     from worldmodel.agents.strategies import estimate_gradient as estimate_gradient
     from worldmodel.agents.strategies import make_strategy as make_strategy
 else:
@@ -59,6 +60,6 @@ else:
             "policy_gradient": "DifferentiableAgent PPOConfig ppo",
             "population": "AgentGroups ControllerBatch DreamPopulation RealPopulation",
             "registry": "check_agent copy_for_training has_agent load_agent register_agent",
-            "strategies": "METHODS Method OpenAIES OpenAIESConfig centred_ranks estimate_gradient make_strategy",
+            "strategies": "METHODS Method OpenAIES OpenAIESConfig centred_ranks check_fitness estimate_gradient make_strategy",
         },
     )

@@ -37,6 +37,7 @@ from worldmodel.runtime import (
     files,
     interrupt_between_steps,
     jsonable,
+    require_extras,
 )
 
 SEARCH_FORMAT, SEARCH_VERSION = "worldmodel.search", 1
@@ -90,6 +91,15 @@ class SearchConfig:
                 raise ValueError(f"target: expected None or a finite number, got {self.target}")
             object.__setattr__(self, "target", float(self.target))
 
+    def require_packages(self) -> None:
+        """Raise if the method needs a package that is not installed.
+
+        Raises:
+            ImportError: naming the extra that brings it.
+        """
+        if self.method == "cma":
+            require_extras("search", advice="or use method='openai-es' (--method openai-es)")
+
 
 def evolve(
     worlds: Dreams | RealPopulation,
@@ -123,8 +133,8 @@ def evolve(
         The agent of the best test, on the device of the world.
 
     Raises:
-        ValueError: if a number is out of range, the world has no reward head, the agent was not made for this world, or ``log``
-            holds another search.
+        ValueError: if a number is out of range, there are no rewards or constant ones, the agent was not made for this world,
+            or ``log`` holds another search.
         TypeError: if ``agent`` is not an agent with parameters, or a number is not an integer.
         FileExistsError: if ``log`` exists and may be neither resumed nor overwritten.
         KeyboardInterrupt: after the generation in which Ctrl-C was pressed.
@@ -133,6 +143,7 @@ def evolve(
     if horizon is None:
         horizon = usual_horizon(worlds.world) if isinstance(worlds, Dreams) else worlds.time_limit()
     horizon, seed = check_integer(horizon, "horizon", least=1), check_integer(seed, "seed", least=0)
+    config.require_packages()
     evaluator: Population = DreamPopulation(worlds, config.population) if isinstance(worlds, Dreams) else worlds
     start = _make_start(agent, evaluator.world, seed)
     search = _Search(evaluator, config, start, horizon=horizon, seed=seed, log=None if log is None else Path(log))

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from worldmodel.agents.action_distributions import make_choices
 from worldmodel.agents.registry import copy_for_training
-from worldmodel.dream import Agent, Dreams, LatentState, StartBank, usual_horizon
+from worldmodel.dream import Agent, Dreams, LatentState, StartBank, check_rewards, usual_horizon
 from worldmodel.models import FeatureKind, State
 from worldmodel.rng import PPO_LEARN_STREAM, PPO_TEST_STREAM, derive_seed
 from worldmodel.runtime import Progress, RunConfig, check_integer, check_integers, interrupt_between_steps
@@ -144,15 +144,14 @@ def ppo(
         The agent of the best test, which may be the one given, on the device of the world.
 
     Raises:
-        ValueError: if the world has no reward head, the dreams share random numbers, the agent was not made for this world, or
-            its action space is neither Discrete with several actions nor a Box.
+        ValueError: if there are no rewards or constant ones, the dreams share random numbers, the agent was not made for this
+            world, or its action space is neither Discrete with several actions nor a Box.
         TypeError: if the agent lacks something; names it.
         KeyboardInterrupt: after the iteration in which Ctrl-C was pressed.
     """
     config, world = config or PPOConfig(), dreams.world
     horizon = check_integer(usual_horizon(world) if horizon is None else horizon, "horizon", least=1)
-    if world.mdnrnn.reward_head is None:
-        raise ValueError("dreams: expected a world model that predicts rewards, got one without a reward head")
+    check_rewards(world, dreams.reward)
     if dreams.num_groups != 1:
         raise ValueError(f"num_groups: expected 1 (no common random numbers), got {dreams.num_groups}")
     _check_differentiable(agent)
@@ -233,7 +232,7 @@ class _Learner:
             agent.shrink_outputs(excess.clamp(min=1.0))
         if self._scaled:
             agent.scale_inputs(self._scale)
-        usual = dreams.world.mdnrnn.reward_mean.item()
+        usual = dreams.world.mdnrnn.mean_reward if dreams.reward is None else 0.0
         self._critic = _make_critic(seen.shape[1], config.critic_size, usual, self._generator)
         self._actor_optimizer = torch.optim.Adam(agent.parameters(), lr=config.learning_rate, betas=(0.9, 0.99))
         self._critic_optimizer = torch.optim.Adam(self._critic.parameters(), lr=config.critic_learning_rate)

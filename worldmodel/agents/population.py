@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from worldmodel.agents.controller import Controller
 from worldmodel.data import EnvConfig, EnvMaker, env_maker
-from worldmodel.dream import Agent, Dreams, LatentState, Reality, Scores, score, time_limit
+from worldmodel.dream import Agent, Dreams, LatentState, Reality, Reward, Scores, check_rewards, reward_name, score, time_limit
 from worldmodel.models import State, WorldModel
 from worldmodel.rng import derive_seed, episode_seed
 from worldmodel.runtime import Listener, Progress, WorkerConfig, check_integer
@@ -51,15 +51,12 @@ class DreamPopulation:
         population: P.
 
     Raises:
-        ValueError: if the world has no reward head, there is one temperature per dream, or P does not divide their number.
+        ValueError: if there are no rewards or constant ones, there is one temperature per dream, or P does not divide their
+            number.
     """
 
     def __init__(self, dreams: Dreams, population: int):
-        if dreams.world.mdnrnn.reward_head is None:
-            raise ValueError(
-                "dreams: expected a world model that predicts rewards, got one without a reward head; "
-                "fit it with reward_head=True"
-            )
+        check_rewards(dreams.world, dreams.reward)
         if dreams.batch_size % population:
             raise ValueError(f"population: expected a divisor of the number of dreams {dreams.batch_size}, got {population}")
         if isinstance(dreams.temperature, Tensor) and dreams.temperature.ndim > 0:
@@ -69,12 +66,16 @@ class DreamPopulation:
     def recipe(self) -> dict[str, Any]:
         """Return everything that the scores depend on, as JSON-serialisable data."""
         dreams = self._dreams
+        later: dict[str, Any] = {} if dreams.reward is None else {"reward": dreams.reward.name}
+        if dreams.reward_mode != "expected":
+            later["reward_mode"] = dreams.reward_mode
         return {
             "worlds": "dreams",
             "num_dreams": dreams.batch_size,
             "temperature": float(dreams.temperature),
             "termination": dreams.termination,
             "precision": dreams.precision,
+            **later,  # left out where they have the value that they had in earlier versions
         }
 
     def fitness(self, agent: Any, candidates: Tensor, *, horizon: int, seed: int, name: str) -> np.ndarray:
@@ -166,6 +167,7 @@ class RealPopulation:
         env: id, constructor, or `EnvConfig`.
         rollouts: episodes of each candidate of a generation; the same ones for all candidates.
         workers: number of worker processes, or a `WorkerConfig`; 0 plays in this process.
+        reward: a function that replaces the environment's reward; see `worldmodel.dream.rewards`.
 
     Raises:
         TypeError: if a number is not an integer.
@@ -179,13 +181,15 @@ class RealPopulation:
         *,
         rollouts: int = 4,
         workers: int | WorkerConfig = 0,
+        reward: Reward | None = None,
     ):
         config, self._workers = EnvConfig.of(env), WorkerConfig.of(workers)
         self._env = config
         self.world, self._rollouts = world, check_integer(rollouts, "rollouts", least=1)
         described = config.recipe()
         self._recipe = {"worlds": described.pop("env"), "rollouts": self._rollouts, **described}
-        self._stage = _Stage(copy.deepcopy(world).cpu(), replace(config, env=env_maker(config.env)))
+        self._recipe |= {} if reward is None else {"reward": reward_name(reward)}
+        self._stage = _Stage(copy.deepcopy(world).cpu(), replace(config, env=env_maker(config.env)), reward)
         self._stage.reality(1, 0).close()  # raises now if the environment cannot be made
 
     def time_limit(self) -> int:
@@ -263,9 +267,10 @@ class _Stage:
 
     world: WorldModel
     env: EnvConfig
+    reward: Reward | None = None
 
     def reality(self, episodes: int, seed: int) -> Reality:
-        return Reality(self.world, self.env, episodes, seed=seed)
+        return Reality(self.world, self.env, episodes, seed=seed, reward=self.reward)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from worldmodel.runtime import missing_extra
+from worldmodel.runtime import check_integers, missing_extra
 
 Method = Literal["cma", "openai-es"]
 METHODS = ("cma", "openai-es")
@@ -36,7 +36,11 @@ class Strategy(Protocol):
         """Propose candidates (P, N), float64."""
 
     def tell(self, fitness: np.ndarray) -> None:
-        """Update the search with the fitness (P,) of the candidates of the last `ask`."""
+        """Update the search with the fitness (P,) of the candidates of the last `ask`.
+
+        Raises:
+            ValueError: if a fitness is NaN; see `check_fitness`.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +60,7 @@ class OpenAIESConfig:
 
     def __post_init__(self) -> None:
         """Validate every field."""
+        check_integers(self, {})
         if not 0 < self.learning_rate < float("inf"):
             raise ValueError(f"learning_rate: expected a positive finite number, got {self.learning_rate}")
         if not 0 <= self.weight_decay < float("inf"):
@@ -126,7 +131,7 @@ class CMAES:
 
     def tell(self, fitness: np.ndarray) -> None:
         """Update the search with the fitness (P,) of the last candidates."""
-        self._search.tell(self._candidates, (-fitness).tolist())  # ``cma`` minimises
+        self._search.tell(self._candidates, (-check_fitness(fitness, len(self._candidates))).tolist())  # ``cma`` minimises
 
 
 class OpenAIES:
@@ -169,7 +174,8 @@ class OpenAIES:
 
     def tell(self, fitness: np.ndarray) -> None:
         """Ascend the estimated gradient by one step of Adam (Kingma & Ba 2015)."""
-        gradient = estimate_gradient(self._noise, centred_ranks(fitness), self._sigma)
+        ranks = centred_ranks(check_fitness(fitness, self._population))
+        gradient = estimate_gradient(self._noise, ranks, self._sigma)
         gradient -= self._config.weight_decay * self._mean
         self._steps += 1
         self._first += (1 - self.BETA1) * (gradient - self._first)
@@ -179,8 +185,35 @@ class OpenAIES:
         self._mean += self._config.learning_rate * first / (np.sqrt(second) + self.EPSILON)
 
 
+def check_fitness(fitness: np.ndarray, population: int | None = None) -> np.ndarray:
+    """Return the fitness of P candidates as float64 numbers, for every strategy.
+
+    An infinite fitness ranks as expected. NaN has no rank: NumPy sorts it above all numbers, and CMA-ES does not notice it.
+
+    Args:
+        fitness: (P,).
+        population: P; None allows any number.
+
+    Raises:
+        ValueError: if the shape differs, or a fitness is NaN; names the candidate.
+    """
+    values = np.asarray(fitness, dtype=np.float64)
+    if values.ndim != 1 or len(values) != (len(values) if population is None else population):
+        expected = "(P,)" if population is None else f"({population},)"
+        raise ValueError(f"fitness: expected shape {expected}, got {values.shape}")
+    if np.isnan(values).any():
+        where = int(np.isnan(values).argmax())
+        raise ValueError(f"fitness: expected numbers, got NaN for candidate {where}; give a failed candidate -inf, the worst")
+    return values
+
+
 def centred_ranks(fitness: np.ndarray) -> np.ndarray:
-    """Replace fitness (P,) by ranks from -1/2 (worst) to 1/2 (best); ties share their mean."""
+    """Replace fitness (P,) by ranks from -1/2 (worst) to 1/2 (best); ties share their mean.
+
+    Raises:
+        ValueError: if a fitness is NaN.
+    """
+    fitness = check_fitness(fitness)
     _, index, counts = np.unique(fitness, return_inverse=True, return_counts=True)
     ranks = np.cumsum(counts) - (counts + 1) / 2  # mean rank of each value, from 0
     return ranks[index] / (len(fitness) - 1) - 0.5

@@ -193,7 +193,8 @@ class Command:
     def translate(cls, words: Sequence[str]) -> list[str]:
         """Replace options of earlier versions by today's: ``--resident`` and ``--no-resident`` had no value."""
         translated: list[str] = []
-        for word, following in zip(words, [*words[1:], ""], strict=True):
+        for position, word in enumerate(words):
+            following = words[position + 1] if position + 1 < len(words) else ""
             if word == "--no-resident":
                 translated += ["--resident", "False"]
             else:

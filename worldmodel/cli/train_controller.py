@@ -91,6 +91,7 @@ class TrainController(Command):
 
     def run(self) -> Result:
         """Search."""
+        self.search.require_packages()
         device = self.where.choose()
         world = wm.WorldModel.from_pretrained(self.model, device=device)
         dreams = self.kind.dreams(world, self.search.population * self.rollouts, temperature=self.temperature)

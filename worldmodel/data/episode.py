@@ -24,7 +24,7 @@ class Episode:
     Args:
         observations: arrays nested like the observation space, with leading dimension L + 1.
         actions: arrays nested like the action space, with leading dimension L.
-        rewards: (L,) float64.
+        rewards: (L,) float64; (L, 1), one number per step in an array, becomes (L,).
         terminations: (L,) bool, True where the environment reached a terminal state.
         truncations: (L,) bool, True where the episode was cut off, as by a time limit.
         episode_id: number of the episode in the collection.
@@ -44,6 +44,8 @@ class Episode:
 
     def __post_init__(self) -> None:
         """Validate the leading dimensions."""
+        if np.shape(self.rewards)[1:] == (1,):
+            object.__setattr__(self, "rewards", np.asarray(self.rewards)[:, 0])
         steps = len(self.rewards)
         if steps < 1:
             raise ValueError(f"episode {self.episode_id} rewards: expected at least one step, got none")
@@ -61,6 +63,20 @@ class Episode:
     def nbytes(self) -> int:
         """Size of observations and actions in bytes."""
         return sum(np.asarray(leaf).nbytes for part in (self.observations, self.actions) for leaf in leaf_values(part).values())
+
+
+def as_reward(value: Any) -> float:
+    """Return a reward as a number; an array that holds a single number, as of shape (1,), is accepted.
+
+    Raises:
+        ValueError: if it is no number or several.
+    """
+    array = np.asarray(value)
+    if array.size != 1 or array.dtype.kind not in "biuf":
+        raise ValueError(
+            f"reward: expected one number per step, got {value!r}; combine several in a wrapper of the environment"
+        )
+    return float(array.reshape(-1)[0])
 
 
 def check_episode(episode: Episode, observation_space: gym.Space[Any], action_space: gym.Space[Any]) -> None:

@@ -16,7 +16,7 @@ import gymnasium as gym
 import numpy as np
 
 from worldmodel.data.env_factory import EnvConfig, EnvMaker, env_maker
-from worldmodel.data.episode import Episode, check_episode
+from worldmodel.data.episode import Episode, as_reward, check_episode
 from worldmodel.data.policies import POLICIES, Policy, make_policy
 from worldmodel.data.time_limits import TIME_LIMIT, find_time_limit
 from worldmodel.rng import POLICY_STREAM, episode_seed
@@ -142,13 +142,13 @@ class Runner:
             actions.append(_copy(action))
             observation, reward, terminated, truncated, _ = env.step(action)
             observations.append(_copy(observation))
-            rewards.append(reward)
+            rewards.append(as_reward(reward))
             truncated = truncated or (len(rewards) == self._config.max_steps and not terminated)
         last = np.arange(len(rewards)) == len(rewards) - 1
         return Episode(
             observations=stack_values(observations),
             actions=stack_values(actions),
-            rewards=np.array(rewards, dtype=np.float64).reshape(len(rewards)),
+            rewards=np.array(rewards, dtype=np.float64),
             terminations=last & bool(terminated),
             truncations=last & bool(truncated),
             episode_id=episode_id,

@@ -40,6 +40,15 @@ if TYPE_CHECKING:
     from worldmodel.dream.policies import agent_of as agent_of
     from worldmodel.dream.policies import as_agent as as_agent
     from worldmodel.dream.reality import Reality as Reality
+    from worldmodel.dream.rewards import REWARD_MODES as REWARD_MODES
+    from worldmodel.dream.rewards import LatentReward as LatentReward
+    from worldmodel.dream.rewards import Reward as Reward
+    from worldmodel.dream.rewards import RewardFunction as RewardFunction
+    from worldmodel.dream.rewards import RewardMode as RewardMode
+    from worldmodel.dream.rewards import UserReward as UserReward
+    from worldmodel.dream.rewards import check_rewards as check_rewards
+    from worldmodel.dream.rewards import load_reward as load_reward
+    from worldmodel.dream.rewards import reward_name as reward_name
     from worldmodel.dream.scores import Scores as Scores
     from worldmodel.dream.scores import score as score
     from worldmodel.dream.seeding import EpisodeSeeds as EpisodeSeeds
@@ -61,6 +70,9 @@ else:
             "latent_world": "BatchedWorld Rollout",
             "policies": "CyclicActions FeaturePolicy RandomActions RecordedActions RepeatedActions agent_of as_agent",
             "reality": "Reality",
+            "rewards": (
+                "LatentReward REWARD_MODES Reward RewardFunction RewardMode UserReward check_rewards load_reward reward_name"
+            ),
             "scores": "Scores score",
             "seeding": "EpisodeSeeds Rows rows_to_reset",
             "starts": "StartBank StartConfig",

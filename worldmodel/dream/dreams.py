@@ -16,6 +16,7 @@ from worldmodel.dream.agent import LatentState, Policy
 from worldmodel.dream.half_precision_step import FastStep, applies
 from worldmodel.dream.latent_world import BatchedWorld, Drawn
 from worldmodel.dream.policies import agent_of
+from worldmodel.dream.rewards import REWARD_MODES, Reward, RewardMode, UserReward
 from worldmodel.dream.tracking import primed_states
 from worldmodel.mixtures import check_temperature, shared_draws
 from worldmodel.models import State, WorldModel, draw_latent
@@ -30,7 +31,7 @@ DreamPrecision = Literal["float32", "bfloat16", "auto"]
 class Dreams(BatchedWorld):
     """A batch of dreams in a world model, on the device of that model.
 
-    Without a termination head no dream ends before its horizon; without a reward head every reward is 0.
+    Without a termination head no dream ends before its horizon; without a reward head or function every reward is 0.
 
     Args:
         world: the world model.
@@ -43,9 +44,13 @@ class Dreams(BatchedWorld):
         precision: "float32"; "bfloat16" for the matrix products of M, by `FastStep`, which at the paper's sizes is several
             times as fast where the device has units for it, and works on a copy of M's weights as they are now; "auto" for
             the latter where device and M allow it. A seed dreams one dream in the one and another in the other.
+        reward: a function that replaces M's reward head, or its name, "module:function"; see `worldmodel.dream.rewards`.
+        reward_mode: "expected" pays the mean of the reward that M predicts, "sampled" draws it, so that returns spread as real
+            ones do. The temperature changes neither. A seed dreams one dream in the one and another in the other.
 
     Raises:
-        ValueError: if an argument is out of range, or M is of a kind that `FastStep` does not know.
+        ValueError: if an argument is out of range, M is of a kind that `FastStep` does not know, or the reward function is not
+            found or needs a decoder that V lacks.
     """
 
     def __init__(
@@ -57,15 +62,21 @@ class Dreams(BatchedWorld):
         termination: TerminationRule = "sample",
         num_groups: int = 1,
         precision: DreamPrecision = "float32",
+        reward: Reward | None = None,
+        reward_mode: RewardMode = "expected",
     ):
         num_dreams = check_integer(num_dreams, "num_dreams", least=1)
         num_groups = check_integer(num_groups, "num_groups", least=1)
         if num_dreams % num_groups:
             raise ValueError(f"num_groups: expected a divisor of num_dreams {num_dreams}, got {num_groups}")
+        if reward_mode not in REWARD_MODES:
+            raise ValueError(f"reward_mode: expected one of {', '.join(REWARD_MODES)}, got {reward_mode!r}")
         resolved = resolve_precision(precision, world.device)
         super().__init__(world, num_dreams)
         self.temperature, self.termination = temperature, termination
         self._num_groups = num_groups
+        self.reward = None if reward is None else UserReward(reward, world)
+        self._reward_mode: RewardMode = reward_mode
         if precision == "auto" and not applies(world.mdnrnn):
             resolved = "float32"
         self._fast = FastStep(world.mdnrnn) if resolved == "bfloat16" else None
@@ -94,6 +105,11 @@ class Dreams(BatchedWorld):
         self._termination = value
 
     @property
+    def reward_mode(self) -> RewardMode:
+        """Whether rewards are expected or sampled."""
+        return self._reward_mode
+
+    @property
     def num_groups(self) -> int:
         """Number of groups; `variant` makes dreams with another one."""
         return self._num_groups
@@ -104,7 +120,7 @@ class Dreams(BatchedWorld):
         return "float32" if self._fast is None else "bfloat16"
 
     def variant(self, *, num_dreams: int | None = None, num_groups: int = 1) -> Dreams:
-        """Return dreams of the same world, temperature and termination with another number of dreams or groups."""
+        """Return dreams of the same world, temperature, termination and rewards with another number of dreams or groups."""
         return Dreams(
             self.world,
             self.batch_size if num_dreams is None else num_dreams,
@@ -112,6 +128,8 @@ class Dreams(BatchedWorld):
             termination=self.termination,
             num_groups=num_groups,
             precision=self.precision,
+            reward=None if self.reward is None else self.reward.reward,
+            reward_mode=self.reward_mode,
         )
 
     @torch.no_grad()
@@ -159,31 +177,37 @@ class Dreams(BatchedWorld):
             generator: source of randomness; `Streams` give every dream its own.
 
         Returns:
-            The next state, the expected reward (B,), and whether the dream terminated with this step (B,). Dreams that had
-            ended before get reward 0 and False.
+            The next state, the reward (B,) by ``reward_mode`` or the reward function, and whether the dream terminated with
+            this step (B,). Dreams that had ended before get reward 0 and False.
 
         Raises:
-            ValueError: if the shape of ``actions`` is not that of B actions.
+            ValueError: if the shape of ``actions`` is not that of B actions, or the reward function returns another shape or a
+                number that is not finite.
             TypeError: if a choice is given as a floating-point number.
         """
-        return self.step_features(state, self.flatten_actions(actions), generator=generator)
+        return self.step_features(state, self.flatten_actions(actions), generator=generator, actions=actions)
 
     @torch.no_grad()
     def step_features(
-        self, state: LatentState, action: Tensor, *, generator: torch.Generator | Streams
+        self, state: LatentState, action: Tensor, *, generator: torch.Generator | Streams, actions: Value | None = None
     ) -> tuple[LatentState, Tensor, Tensor]:
-        """`step` for action features (B, A), which are not checked."""
-        z, lstm, expected, logit = self.draw(state, action, generator=generator)
+        """`step` for action features (B, A), which are not checked; ``actions`` are for the reward function."""
+        z, lstm, given, logit = self.draw(state, action, generator=generator, actions=actions)
         ended = torch.zeros_like(state.alive) if logit is None else self._ends(logit, generator) & state.alive
-        reward = torch.zeros_like(z[:, 0]) if expected is None else torch.where(state.alive, expected, 0.0)
+        reward = torch.zeros_like(z[:, 0]) if given is None else torch.where(state.alive, given, 0.0)
         return LatentState(z, lstm, state.alive & ~ended), reward, ended
 
     @torch.no_grad()
-    def draw(self, state: LatentState, action: Tensor, *, generator: torch.Generator | Streams) -> Drawn:
+    def draw(
+        self, state: LatentState, action: Tensor, *, generator: torch.Generator | Streams, actions: Value | None = None
+    ) -> Drawn:
         """Advance as `step_features` does, but return termination log-odds instead of a decision."""
         if isinstance(generator, Streams):
             generator.reserve(self._numbers_per_step)
-        return (self._draw if self._fast is None else self._draw_fast)(state, action, generator)
+        drawn = (self._draw if self._fast is None else self._draw_fast)(state, action, generator)
+        if self.reward is None:
+            return drawn
+        return drawn._replace(reward=self.reward.of_dreams(state.z, action, drawn.z, state.alive, actions))
 
     @torch.no_grad()
     def expected_return(self, policy: Policy, horizon: int, *, generator: torch.Generator) -> Tensor:
@@ -220,8 +244,12 @@ class Dreams(BatchedWorld):
         """Return the next z and state of every dream; those of terminated dreams do not change."""
         prediction, lstm = self.world.mdnrnn.step(state.z, action, state.lstm)
         z = self.bound(prediction.latent.sample(self.temperature, num_groups=self.num_groups, generator=generator))
-        expected = None if prediction.reward is None else self.expected_reward(prediction.reward.expectation())
-        return Drawn(*_unless_ended(state, z, lstm), expected, prediction.termination_logit)
+        reward = None
+        if prediction.reward is not None and self._samples_rewards:
+            reward = self.bound_reward(prediction.reward.sample(num_groups=self.num_groups, generator=generator))
+        elif prediction.reward is not None:
+            reward = self.bound_reward(prediction.reward.expectation())
+        return Drawn(*_unless_ended(state, z, lstm), reward, prediction.termination_logit)
 
     def _draw_fast(self, state: LatentState, action: Tensor, generator: torch.Generator | Streams) -> Drawn:
         """Sample in half precision; on a CPU only running dreams are computed, as finding them synchronises a GPU."""
@@ -230,38 +258,51 @@ class Dreams(BatchedWorld):
         uniform, normal = rows_of(self.batch_size, head.num_uniforms), rows_of(self.batch_size, head.num_normals)
         uniform = shared_draws(uniform, self.num_groups, partial(fill_uniform, source=generator))
         normal = shared_draws(normal, self.num_groups, partial(fill_normal, source=generator))
+        noise = self._reward_noise(state.z, generator)
         on_cpu = state.z.device.type == "cpu"
         rows = state.alive.nonzero()[:, 0] if on_cpu and not bool(state.alive.all()) else slice(None)
         tau = self.temperature
-        z, lstm, expected, logit = self._fast(
+        z, lstm, reward, logit = self._fast(
             state.z[rows],
             action[rows],
             State(*(part[:, rows] for part in state.lstm)),
             temperature=tau[rows] if isinstance(tau, Tensor) and tau.ndim else tau,
             uniform=uniform[rows],
             normal=normal[rows],
+            reward_noise=None if noise is None else (noise[0][rows], noise[1][rows]),
         )
-        expected = None if expected is None else self.expected_reward(expected.unsqueeze(-1))
+        reward = None if reward is None else self.bound_reward(reward.unsqueeze(-1))
         z = self.bound(z)
         if isinstance(rows, slice):
-            return Drawn(z, lstm, expected, logit) if on_cpu else Drawn(*_unless_ended(state, z, lstm), expected, logit)
+            return Drawn(z, lstm, reward, logit) if on_cpu else Drawn(*_unless_ended(state, z, lstm), reward, logit)
         kept = State(*(old.index_copy(1, rows, new) for old, new in zip(state.lstm, lstm, strict=True)))
-        others = (
-            None if part is None else part.new_zeros(len(state.z)).index_copy(0, rows, part) for part in (expected, logit)
-        )
+        others = (None if part is None else part.new_zeros(len(state.z)).index_copy(0, rows, part) for part in (reward, logit))
         return Drawn(state.z.index_copy(0, rows, z), kept, *others)
 
     @property
     def _numbers_per_step(self) -> int:
-        """Random numbers that a step takes per dream: those of the latent head, and one for the termination."""
-        return self.world.mdnrnn.latent_head.numbers_per_sample + 1
+        """Random numbers that a step takes per dream: those of the heads that are sampled, and one for the termination."""
+        head = self.world.mdnrnn.reward_head
+        reward = head.numbers_per_sample if head is not None and self._samples_rewards else 0
+        return self.world.mdnrnn.latent_head.numbers_per_sample + reward + 1
+
+    @property
+    def _samples_rewards(self) -> bool:
+        return self.reward_mode == "sampled" and self.reward is None
+
+    def _reward_noise(self, z: Tensor, generator: torch.Generator | Streams) -> tuple[Tensor, Tensor] | None:
+        """Uniform and normal numbers (B,) each that sample M's rewards; None if no reward is sampled."""
+        if self.world.mdnrnn.reward_head is None or not self._samples_rewards:
+            return None
+        uniform = shared_draws(z[:, 0], self.num_groups, partial(fill_uniform, source=generator))
+        return uniform, shared_draws(z[:, 0], self.num_groups, partial(fill_normal, source=generator))
 
     def bound(self, z: Tensor) -> Tensor:
         """Clip latents (B, D) to the bounds of dreams; see `DataStatistics`."""
         return z.clamp(self.world.mdnrnn.latent_low, self.world.mdnrnn.latent_high)
 
-    def expected_reward(self, reward: Tensor) -> Tensor:
-        """Clip expected rewards (B, 1) to the bounds of dreams: (B,)."""
+    def bound_reward(self, reward: Tensor) -> Tensor:
+        """Clip rewards of M's head (B, 1) to the bounds of dreams: (B,)."""
         return reward.clamp(self.world.mdnrnn.reward_low, self.world.mdnrnn.reward_high)[:, 0]
 
     def _alive(self, z: Tensor, lstm: State) -> LatentState:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel.dream.latent_world import Drawn
-from worldmodel.mixtures import fused
+from worldmodel.mixtures import RewardHead, fused
 from worldmodel.models import MDNRNN, State, activate_gates, stack_weights
 
 
@@ -42,7 +42,15 @@ class FastStep:
         self._bias = torch.cat([head.linear.bias for head in heads]).detach()
 
     def __call__(
-        self, z: Tensor, action: Tensor, state: State, *, temperature: float | Tensor, uniform: Tensor, normal: Tensor
+        self,
+        z: Tensor,
+        action: Tensor,
+        state: State,
+        *,
+        temperature: float | Tensor,
+        uniform: Tensor,
+        normal: Tensor,
+        reward_noise: tuple[Tensor, Tensor] | None = None,
     ) -> Drawn:
         """Advance by one step and sample z.
 
@@ -53,6 +61,7 @@ class FastStep:
             temperature: tau >= 0, a number or (B,).
             uniform: (B, `LatentHead.num_uniforms`) in [0, 1).
             normal: (B, `LatentHead.num_normals`) standard normal.
+            reward_noise: (B,) in [0, 1) and (B,) standard normal, to sample the reward; None for its expectation.
         """
         model = self._model
         lstm, h = self._advance(z, action, state)
@@ -60,14 +69,20 @@ class FastStep:
         raw = (seen @ self._heads).to(self._bias.dtype).add_(self._bias)  # (B, O)
         outputs = iter([raw[:, own] for own in self._columns])
         sample = model.latent_head.sample_raw(next(outputs), temperature=temperature, uniform=uniform, normal=normal)
-        if model.config.predict_change:
-            sample = sample.mul_(model.change_scale).add_(z)
+        sample = model.frame.next_z(sample, z, model.change_scale)
         reward = logit = None
         if model.reward_head is not None:
-            reward = model.reward_head.raw_expectation(next(outputs)) * model.reward_scale + model.reward_mean
+            reward = self._reward(model.reward_head, next(outputs), reward_noise)
         if model.termination_head is not None:
             logit = model.termination_head.raw_logit(next(outputs))
         return Drawn(sample, lstm, reward, logit)
+
+    def _reward(self, head: RewardHead, raw: Tensor, noise: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Return expected or sampled rewards (B,)."""
+        units = self._model.reward_mean, self._model.reward_scale
+        if noise is None:
+            return head.raw_expectation(raw, *units)
+        return head.sample_raw(raw, *units, uniform=noise[0], normal=noise[1])
 
     def _advance(self, z: Tensor, action: Tensor, state: State) -> tuple[State, Tensor]:
         """Return the next state, in the precision of ``state``, and h of the last layer (B, H) in that of the products."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from worldmodel.dream.agent import LatentState
 from worldmodel.dream.dreams import Dreams
+from worldmodel.dream.rewards import check_rewards
 from worldmodel.models import FeatureKind
 from worldmodel.runtime import check_integer
 
@@ -31,7 +32,7 @@ class Imagination:
         features: (B, T + 1, F) the policy's input at each step, and after the last.
         z: (B, T + 1, D).
         action: (B, T, A) action features.
-        reward: (B, T) expected rewards.
+        reward: (B, T) expected rewards, or those of the dreams' reward function.
         continuation: (B, T) continuation probability after each step; ones without a termination head.
     """
 
@@ -53,7 +54,8 @@ def imagine(
 ) -> Imagination:
     """Dream ``horizon`` steps, with gradients from everything in the result to the policy and to ``start``.
 
-    The weights of the world get no gradient. The dreams' termination rule is not used.
+    The weights of the world get no gradient. The dreams' termination rule and reward mode are not used: a sampled atom of the
+    reward has no gradient, so rewards are expectations. A reward function must be differentiable.
 
     Args:
         dreams: the world, the temperature, the number of dreams B.
@@ -66,8 +68,8 @@ def imagine(
         start: initial state; from the world's start states if None.
 
     Raises:
-        ValueError: if ``horizon`` is below 1, the world has no reward head, ``start`` is of another number of dreams or holds
-            a terminated one, or the policy's result has another shape.
+        ValueError: if ``horizon`` is below 1, there are no rewards or constant ones, ``start`` is of another number of dreams
+            or holds a terminated one, the policy's result has another shape, or the reward function is not differentiable.
         TypeError: if the policy's result is not a tensor.
     """
     kind: FeatureKind = getattr(policy, "features", "zh")
@@ -131,11 +133,20 @@ def lambda_returns(reward: Tensor, continuation: Tensor, value: Tensor, *, disco
 
 def _step(dreams: Dreams, state: LatentState, action: Tensor, generator: torch.Generator) -> tuple[LatentState, Tensor, Tensor]:
     """`Dreams.step` with gradients: the next state, the expected reward (B,) and the continuation probability (B,)."""
-    with _fixed(dreams.world.mdnrnn):
+    with _fixed(dreams.world):
         prediction, lstm = dreams.world.mdnrnn.step(state.z, action, state.lstm)
-    assert prediction.reward is not None
-    z = dreams.bound(prediction.latent.rsample(dreams.temperature, num_groups=dreams.num_groups, generator=generator))
-    reward, logit = dreams.expected_reward(prediction.reward.expectation()), prediction.termination_logit
+        z = dreams.bound(prediction.latent.rsample(dreams.temperature, num_groups=dreams.num_groups, generator=generator))
+        if dreams.reward is None:
+            assert prediction.reward is not None
+            reward = dreams.bound_reward(prediction.reward.expectation())
+        else:
+            reward = dreams.reward.of_dreams(state.z, action, z, state.alive)
+            if action.requires_grad and not reward.requires_grad:
+                raise ValueError(
+                    f"reward: expected a differentiable function, got {dreams.reward.name}, whose result has no gradient; "
+                    "compute it with torch operations on its arguments, or search with evolve or ppo, which need no gradient"
+                )
+    logit = prediction.termination_logit
     continuation = torch.ones_like(reward) if logit is None else torch.sigmoid(-logit)
     return LatentState(z, lstm, state.alive), reward, continuation
 
@@ -155,10 +166,7 @@ def _fixed(module: nn.Module) -> Iterator[None]:
 
 def _check(dreams: Dreams, state: LatentState, horizon: int) -> None:
     check_integer(horizon, "horizon", least=1)
-    if dreams.world.mdnrnn.reward_head is None:
-        raise ValueError(
-            "dreams: expected a world model that predicts rewards, got one without a reward head; fit it with reward_head=True"
-        )
+    check_rewards(dreams.world, dreams.reward)
     if state.z.shape[0] != dreams.batch_size:
         raise ValueError(f"start: expected the states of {dreams.batch_size} dreams, got {state.z.shape[0]}")
     if not bool(state.alive.all()):

@@ -28,7 +28,7 @@ CHECK_EVERY = 16  # steps between checks whether any world is still running: eac
 class Step:
     """One step of B episodes: actions (B, ...) taken in ``state``, reward (B,), termination (B,) bool, and the next state.
 
-    In dreams the reward is an expectation. In reality a truncation counts as a termination too.
+    In dreams the reward is an expectation, unless they sample it. In reality a truncation counts as a termination too.
     """
 
     state: LatentState
@@ -45,7 +45,7 @@ class Rollout:
     Args:
         z: (B, T + 1, D).
         actions: nested tensors (B, T, ...) in the action space's own form; after the end, those in the frozen state.
-        rewards: (B, T) rewards, 0 where the mask is False; expected rewards in dreams.
+        rewards: (B, T) rewards, 0 where the mask is False; expected rewards in dreams, unless they sample them.
         terminated: (B, T) bool, True at the last step of an episode that terminated (in reality also: was truncated).
         mask: (B, T) bool, True for steps before the end.
     """
@@ -194,7 +194,7 @@ class Drawn(NamedTuple):
     Args:
         z: (B, D) sampled latents.
         lstm: M's state.
-        reward: (B,) expected rewards; None without the head.
+        reward: (B,) expected or sampled rewards, or those of a reward function; None without head and function.
         termination_logit: (B,); None without the head.
     """
 

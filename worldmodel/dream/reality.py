@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldmodel.data import EnvConfig, EnvMaker
+from worldmodel.data import EnvConfig, EnvMaker, as_reward
 from worldmodel.dream.agent import LatentState
 from worldmodel.dream.latent_world import BatchedWorld
+from worldmodel.dream.rewards import LatentReward, Reward, UserReward
 from worldmodel.dream.tracking import LatentTracker, check_finite
 from worldmodel.models import WorldModel
 from worldmodel.rng import episode_seed
@@ -33,6 +34,7 @@ class Reality(BatchedWorld):
         env: id, constructor, or `EnvConfig`.
         num_episodes: B.
         seed: episode k is reset with ``episode_seed(seed, k)``, as in a collection.
+        reward: a function that replaces the environment's reward, as in `Dreams`; it gets the real observations.
 
     Raises:
         TypeError: if a number is not an integer.
@@ -46,11 +48,13 @@ class Reality(BatchedWorld):
         num_episodes: int,
         *,
         seed: int,
+        reward: Reward | None = None,
     ):
         num_episodes, config = check_integer(num_episodes, "num_episodes", least=1), EnvConfig.of(env)
         super().__init__(world, num_episodes)
         self._seed, self._max_steps = check_integer(seed, "seed", least=0), config.max_steps
         self._leaves = leaves(world.observation_space)
+        self._reward = None if reward is None else UserReward(reward, world)
         self._envs: list[gym.Env] = []
         try:
             for _ in range(num_episodes):
@@ -85,7 +89,8 @@ class Reality(BatchedWorld):
         """
         if state.z is not self._tracker.state.z:
             raise ValueError("state: expected the latest one that start or step returned, got another")
-        self.flatten_actions(actions)  # checks them before an environment is stepped
+        features = self.flatten_actions(actions)  # checks them before an environment is stepped
+        before = list(self._observations)
         self._steps += 1
         alive = state.alive.tolist()
         rewards, ended = np.zeros(self.batch_size), np.zeros(self.batch_size, dtype=bool)
@@ -95,12 +100,20 @@ class Reality(BatchedWorld):
         self._tracker.observe(stack_values(self._observations), actions, generator=generator)
         self._tracker.end(ended)
         reward = torch.as_tensor(rewards, dtype=state.z.dtype, device=state.z.device)
+        if self._reward is not None:
+            reward = self._user_reward(self._reward, state, features, (stack_values(before), chosen))
         return self._tracker.state, reward, torch.as_tensor(ended, device=state.z.device)
 
     def close(self) -> None:
         """Close the environments."""
         for env in self._envs:
             env.close()
+
+    def _user_reward(self, reward: UserReward, state: LatentState, features: Tensor, seen: tuple[Value, Value]) -> Tensor:
+        """Evaluate a reward function on the step of the running episodes: (B,)."""
+        if isinstance(reward.reward, LatentReward):
+            return reward.of_dreams(state.z, features, self._tracker.state.z, state.alive)
+        return reward.of_observations(*seen, stack_values(self._observations), state.alive, like=state.z)
 
     def _reset_one(self, k: int) -> Value:
         seed = episode_seed(self._seed, k)
@@ -122,14 +135,15 @@ class Reality(BatchedWorld):
         try:
             observation, reward, terminated, truncated, _ = self._envs[k].step(action)
             self._observations[k] = self._checked(observation, k)
-            if not np.isfinite(float(reward)):
+            number = as_reward(reward)
+            if not np.isfinite(number):
                 raise ValueError(f"expected a finite reward, got {reward}")
         except Exception as error:
             seed = episode_seed(self._seed, k)
             raise RuntimeError(
                 f"env: expected to step episode {k} (seed {seed}), but step {self._steps} failed: {error!r}"
             ) from error
-        return float(reward), terminated or truncated or self._steps == self._max_steps
+        return number, terminated or truncated or self._steps == self._max_steps
 
 
 def _row(leaf: Any, k: int) -> np.ndarray | np.generic:

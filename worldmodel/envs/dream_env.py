@@ -25,7 +25,7 @@ from worldmodel.envs.options import DreamOptions, check_decoder
 from worldmodel.envs.rendering import ObservationRenderer
 from worldmodel.envs.settings import ChangeableDreams, DreamSettings, split_temperature
 from worldmodel.models import State, WorldModel, feature_space, latent_features, open_world
-from worldmodel.spaces import Value, as_numbers, map_leaves, stack_values, to_numpy
+from worldmodel.spaces import Value, map_leaves, stack_values, take_row, to_numpy
 
 
 class DreamVectorEnv(ChangeableDreams, VectorEnv[Value, Value, Any]):
@@ -73,9 +73,10 @@ class DreamVectorEnv(ChangeableDreams, VectorEnv[Value, Value, Any]):
         chosen.check_world(self.world)
         if render_mode is not None:
             check_decoder(self.world)
-        self._dreams = Dreams(self.world, num_envs, termination=chosen.termination)
+        self._dreams = Dreams(
+            self.world, num_envs, termination=chosen.termination, reward=chosen.reward, reward_mode=chosen.reward_mode
+        )
         self._kind = chosen.observation
-        self._reward = chosen.reward_function()
         self._bank = chosen.start_bank(self.world)
         self.single_action_space = self.world.action_space
         self.single_observation_space = (
@@ -145,9 +146,8 @@ class DreamVectorEnv(ChangeableDreams, VectorEnv[Value, Value, Any]):
         running = ~finished
         state = LatentState(before.z, before.lstm, running)
         action = self.world.action_features.flatten(actions)
-        self._state, reward, terminated = self._dreams.step_features(state, action, generator=self._seeds.streams)
-        if self._reward is not None:
-            reward = self._reward_of(before.z, actions, self._state.z)
+        streams = self._seeds.streams
+        self._state, reward, terminated = self._dreams.step_features(state, action, generator=streams, actions=actions)
         self._steps = self._steps + running
         truncated = running & ~terminated & (self._steps >= self.settings.horizon)
         self._over = terminated | truncated
@@ -198,17 +198,6 @@ class DreamVectorEnv(ChangeableDreams, VectorEnv[Value, Value, Any]):
                     'options={"reset_mask": terminations | truncations}'
                 )
         return self._state
-
-    def _reward_of(self, z: Tensor, actions: Value, next_z: Tensor) -> Tensor:
-        """Evaluate the reward function: (B,) float32, 0 for dreams that had already finished."""
-        assert self._reward is not None
-        given = map_leaves(lambda leaf: torch.as_tensor(leaf, device=z.device), actions)
-        rewards = self._reward(self.world.decode(z), given, self.world.decode(next_z))
-        reward = as_numbers(rewards, "reward").to(z.device, torch.float32)
-        if reward.shape != self._over.shape:
-            expected, got = tuple(self._over.shape), tuple(reward.shape)
-            raise ValueError(f"reward: expected a function that returns shape {expected}, got {got}")
-        return torch.where(self._over, 0.0, reward)
 
     def _begin(self, mask: Tensor) -> None:
         """Start the next episode in the rows of ``mask`` (B,) bool."""
@@ -307,10 +296,9 @@ class DreamEnv(ChangeableDreams, gym.Env[Value, Value]):
         if seed is None and not self._seeded:
             seed = int(self.np_random.integers(2**31))
         self._seeded = True
-        observations, infos = self._one.reset(
-            seed=[seed], options=None if temperature is None else {"temperature": temperature}
-        )
-        return _first(observations), _single_info(infos)
+        given = None if temperature is None else {"temperature": temperature}
+        observations, infos = self._one.reset(seed=[seed], options=given)
+        return take_row(self.observation_space, observations, 0), _single_info(infos)
 
     def step(self, action: Value) -> tuple[Value, float, bool, bool, dict[str, Any]]:
         """Advance the dream by one step.
@@ -323,7 +311,13 @@ class DreamEnv(ChangeableDreams, gym.Env[Value, Value]):
         if bool(self._one._over.any()):
             raise gym.error.ResetNeeded("step: expected a running dream, got a finished one; start an episode with reset()")
         observations, rewards, terminations, truncations, infos = self._one.step(stack_values([action]))
-        return _first(observations), float(rewards[0]), bool(terminations[0]), bool(truncations[0]), _single_info(infos)
+        return (
+            take_row(self.observation_space, observations, 0),
+            float(rewards[0]),
+            bool(terminations[0]),
+            bool(truncations[0]),
+            _single_info(infos),
+        )
 
     def render(self) -> np.ndarray | None:
         """Render the decoded dream: (height, width, 3) uint8; None without a render mode."""
@@ -333,11 +327,6 @@ class DreamEnv(ChangeableDreams, gym.Env[Value, Value]):
     def close(self) -> None:
         """Close the renderer."""
         self._one.close()
-
-
-def _first(batch: Value) -> Value:
-    """Return row 0 of a batch; a scalar for a Discrete space."""
-    return map_leaves(lambda leaf: leaf[0], batch)
 
 
 def _single_info(infos: dict[str, Any]) -> dict[str, Any]:

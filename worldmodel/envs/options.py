@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from worldmodel.dream import StartBank, TerminationRule
+from worldmodel.dream import REWARD_MODES, LatentReward, Reward, RewardMode, StartBank, TerminationRule, load_reward
 from worldmodel.mixtures import check_temperature
 from worldmodel.models import WorldModel
 from worldmodel.runtime import check_integers
-from worldmodel.spaces import Value
 
 ObservationKind = Literal["z", "zh", "zhc", "decoded"]
-RewardFunction = Callable[[Value, Value, Value], Tensor]  # batches of (observation, action, next observation) -> rewards (B,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +32,8 @@ class DreamOptions:
             in which the data were collected.
         reward: None uses M's reward head. Otherwise a function of batches of decoded (observation,
             action, next observation), as nested tensors of the spaces, that returns rewards (B,);
-            or its name, "module:function".
+            a `worldmodel.dream.LatentReward`; or the name of one, "module:function".
+        reward_mode: "expected" pays the mean of the reward that M predicts, "sampled" draws it.
         prefix_length: number of real steps that prime M before the dream starts; 0 starts at the
             first frames stored in the world model.
         prefix_data: path of the store with the episodes for the prefixes.
@@ -49,7 +46,8 @@ class DreamOptions:
     temperature: float | Sequence[float] = 1.0
     termination: TerminationRule = "sample"
     horizon: int | None = None
-    reward: RewardFunction | str | None = None
+    reward: Reward | None = None
+    reward_mode: RewardMode = "expected"
     prefix_length: int = 0
     prefix_data: str | Path | None = None
 
@@ -67,8 +65,10 @@ class DreamOptions:
                 "prefix_length, prefix_data: expected both or neither, got "
                 f"{self.prefix_length} and {None if self.prefix_data is None else str(self.prefix_data)!r}"
             )
-        if not (self.reward is None or isinstance(self.reward, str) or callable(self.reward)):
-            raise ValueError(f"reward: expected None, a function or its name, 'module:function', got {self.reward!r}")
+        if not isinstance(self.reward, str):
+            load_reward(self.reward)
+        if self.reward_mode not in REWARD_MODES:
+            raise ValueError(f"reward_mode: expected one of {REWARD_MODES}, got {self.reward_mode!r}")
 
     @property
     def temperature_range(self) -> tuple[float, float]:
@@ -97,23 +97,6 @@ class DreamOptions:
             return StartBank.of(world)
         return StartBank.after_prefixes(world, self.prefix_data, self.prefix_length)
 
-    def reward_function(self) -> RewardFunction | None:
-        """Return the reward function, imported if it is given by name; None for M's reward head.
-
-        Raises:
-            ValueError: if the name is not "module:function" or cannot be imported.
-        """
-        if self.reward is None or callable(self.reward):
-            return self.reward
-        module, _, name = self.reward.partition(":")
-        try:
-            function = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError, TypeError, ValueError) as error:
-            raise ValueError(f"reward: expected a function or its name, 'module:function', got {self.reward!r}") from error
-        if not callable(function):
-            raise ValueError(f"reward: expected the name of a function, got {self.reward!r}, which is {function!r}")
-        return function
-
     def check_world(self, world: WorldModel) -> None:
         """Validate that a world model has the reward head and the decoder that these options need.
 
@@ -125,7 +108,7 @@ class DreamOptions:
                 "reward: expected a world model with a reward head, got one without; fit it with reward_head=True, or pass "
                 "a reward function"
             )
-        if self.observation == "decoded" or self.reward is not None:
+        if self.observation == "decoded" or not (self.reward is None or isinstance(load_reward(self.reward), LatentReward)):
             check_decoder(world)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from worldmodel.dream import DreamPrecision, TerminationRule
+from worldmodel.dream import DreamPrecision, Reward, TerminationRule, load_reward
 from worldmodel.mixtures import check_temperature
 from worldmodel.runtime import PRECISIONS, check_integers
 
@@ -19,6 +19,7 @@ class EvaluationConfig:
         temperature: tau >= 0 of the dreams.
         termination: how dreams end; see `Dreams`.
         precision: of the dreams; see `Dreams`.
+        reward: a function that replaces the rewards of dreams and of the environment; see `worldmodel.dream.rewards`.
 
     Raises:
         TypeError: if a number is not an integer.
@@ -30,11 +31,13 @@ class EvaluationConfig:
     temperature: float = 1.0
     termination: TerminationRule = "sample"
     precision: DreamPrecision = "float32"
+    reward: Reward | None = None
 
     def __post_init__(self) -> None:
         """Check every field."""
         check_integers(self, {"num_episodes": 1, "num_dreams": 1})
         check_temperature(self.temperature)
+        load_reward(self.reward)
         for name, choices in {"termination": ("threshold", "sample"), "precision": PRECISIONS}.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {getattr(self, name)!r}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from worldmodel.agents import check_agent
 from worldmodel.data import EnvConfig, EnvMaker
-from worldmodel.dream import Dreams, Policy, RandomActions, Reality, Scores, score, time_limit
+from worldmodel.dream import REWARD_MODES, Dreams, Policy, RandomActions, Reality, RewardMode, Scores, score, time_limit
 from worldmodel.evaluation.config import EvaluationConfig
 from worldmodel.models import WorldModel
 from worldmodel.rng import EVALUATION_STREAM, derive_seed
@@ -20,18 +20,24 @@ class Evaluation:
 
     Args:
         real: in the real environment.
-        dream: in the dream it was evaluated in; a world model without a reward head returns 0.
+        dream: in the dream it was evaluated in, which pays expected rewards; a world model without a reward head returns 0.
         random: of uniformly random actions in the real environment.
         temperature: tau of the dream.
+        sampled: in dreams that sample their rewards, so that the spread of their returns is comparable with that of real ones;
+            None if rewards do not come from M's reward head.
     """
 
     real: Scores
     dream: Scores
     random: Scores
     temperature: float
+    sampled: Scores | None = None
 
     def __str__(self) -> str:
-        rows = {f"dream (temperature {self.temperature:g})": self.dream, "reality": self.real, "random in reality": self.random}
+        rows = {f"dream (temperature {self.temperature:g})": self.dream}
+        if self.sampled is not None:
+            rows["the same, sampled rewards"] = self.sampled
+        rows |= {"reality": self.real, "random in reality": self.random}
         width = max(len(name) for name in rows)
         return "\n".join(f"{name:<{width}}  {scores}" for name, scores in rows.items())
 
@@ -63,14 +69,7 @@ def evaluate(
         RuntimeError: if the environment raises; names the episode.
     """
     config, agent = config or EvaluationConfig(), check_agent(agent, world)
-    dreams = Dreams(
-        world,
-        config.num_dreams,
-        temperature=config.temperature,
-        termination=config.termination,
-        precision=config.precision,
-    )
-    reality = Reality(world, env, config.num_episodes, seed=derive_seed(seed, EVALUATION_STREAM))
+    reality = Reality(world, env, config.num_episodes, seed=derive_seed(seed, EVALUATION_STREAM), reward=config.reward)
     with contextlib.closing(reality), (run or RunConfig()).reporter() as report:
 
         def on_progress(progress: Progress) -> None:
@@ -80,4 +79,23 @@ def evaluate(
         real = score(reality, agent, horizon=horizon, seed=seed, on_progress=on_progress)
         by_chance = RandomActions(world, generator=reality.generator(seed))
         random = score(reality, by_chance, horizon=horizon, seed=seed)
-    return Evaluation(real, score(dreams, agent, horizon=horizon, seed=seed), random, config.temperature)
+    dreamed, sampled = (
+        score(_dreams(world, config, mode), agent, horizon=horizon, seed=seed)
+        if mode == "expected" or (config.reward is None and world.mdnrnn.reward_head is not None)
+        else None
+        for mode in REWARD_MODES
+    )
+    assert dreamed is not None
+    return Evaluation(real, dreamed, random, config.temperature, sampled)
+
+
+def _dreams(world: WorldModel, config: EvaluationConfig, mode: RewardMode) -> Dreams:
+    return Dreams(
+        world,
+        config.num_dreams,
+        temperature=config.temperature,
+        termination=config.termination,
+        precision=config.precision,
+        reward=config.reward,
+        reward_mode=mode,
+    )

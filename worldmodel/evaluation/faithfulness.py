@@ -182,6 +182,8 @@ def probe(
     config, pool, real_env = config or EvaluationConfig(), WorkerConfig.of(workers), EnvConfig.of(env)
     if world.mdnrnn.reward_head is None:
         raise ValueError("world: expected a world model that predicts rewards, got one without a reward head")
+    if config.reward is not None:
+        raise ValueError("reward: expected None for a probe, which compares M's rewards with real ones, got a reward function")
     with contextlib.closing(real_env.make()) as built:
         world.check_spaces(built.observation_space, built.action_space, source="env")
     policies = fixed_policies(world.action_space, names)

@@ -117,6 +117,7 @@ def _check(env: EnvConfig, config: IterationConfig, seed: int) -> None:
     """Raise the errors of the stages now, before an earlier run is overwritten."""
     with contextlib.closing(Runner(env, config.first_policy, seed=derive_seed(seed, COLLECT_STREAM, 1))) as runner:
         runner.spaces()
+    config.search.require_packages()
 
 
 @dataclass(frozen=True)
@@ -207,7 +208,7 @@ class _Loop:
     def _search(self, number: int, world: WorldModel) -> Agent:
         config = self.config
         found: Agent = evolve(
-            Dreams(world, config.search.population * config.rollouts, temperature=config.temperature),
+            Dreams(world, config.search.population * config.rollouts, temperature=config.temperature, reward=config.reward),
             config.controller,
             config=config.search,
             horizon=time_limit(self.env),
@@ -231,10 +232,12 @@ class _Loop:
     def _evaluate(self, number: int, world: WorldModel, controller: Agent) -> tuple[Scores, Evaluation]:
         """Score the controller on validation episodes, and on others in reality and in dreams; no store holds any of them."""
         seed = derive_seed(self.seed, VALIDATE_STREAM)
-        reality = Reality(world, self.env, self.config.validation_episodes, seed=seed)
+        reality = Reality(world, self.env, self.config.validation_episodes, seed=seed, reward=self.config.reward)
         with contextlib.closing(reality):
             validation = score(reality, controller, horizon=time_limit(self.env), seed=seed)
-        config = EvaluationConfig(num_episodes=self.config.test_episodes, temperature=self.config.temperature)
+        config = EvaluationConfig(
+            num_episodes=self.config.test_episodes, temperature=self.config.temperature, reward=self.config.reward
+        )
         run = self._within(number)
         return validation, evaluate(controller, world, env=self.env, config=config, seed=self.seed, run=run)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from worldmodel.agents import ControllerConfig, SearchConfig
 from worldmodel.data import POLICIES
-from worldmodel.dream import Scores
+from worldmodel.dream import Scores, load_reward, reward_name
 from worldmodel.mixtures import check_temperature
 from worldmodel.models import MDNRNNConfig
 from worldmodel.runtime import check_integers
@@ -35,6 +35,8 @@ class IterationConfig:
         controller: kind of controller.
         search: numbers of the search of the controller.
         temperature: temperature of the dreams of the search.
+        reward: name "module:function" of a function that replaces all rewards, dreamed and real; from Python also the function
+            itself. See `worldmodel.dream.rewards`. A ``train_agent`` must give it to its own dreams.
         rollouts: dreams per candidate of the search.
         validation_episodes: real episodes that decide when to stop and which round was best.
         test_episodes: other real episodes, for the reported score of each round.
@@ -60,6 +62,7 @@ class IterationConfig:
         default_factory=lambda: SearchConfig(population=24, generations=30, patience=2, test_dreams=256)
     )
     temperature: float = 1.0
+    reward: str | None = None
     rollouts: int = 8
     validation_episodes: int = 30
     test_episodes: int = 100
@@ -69,6 +72,7 @@ class IterationConfig:
         counts = ("max_rounds", "patience_rounds", "first_episodes", "controller_episodes", "rollouts")
         check_integers(self, dict.fromkeys((*counts, "validation_episodes", "test_episodes"), 1), optional=("patience_rounds",))
         check_temperature(self.temperature)
+        load_reward(self.reward)
         if not 0 <= self.exploration <= 1:
             raise ValueError(f"exploration: expected a probability from 0 to 1, got {self.exploration}")
         if self.first_policy not in POLICIES:
@@ -77,7 +81,10 @@ class IterationConfig:
     def identity(self) -> dict[str, Any]:
         """Return what the results depend on, for the record of a run."""
         training = self.training_config.identity() | ({"calibrate": True} if self.training_config.calibrate else {})
-        return asdict(self) | {"data_config": self.data_config.identity(), "training_config": training}
+        parts = {"mdnrnn": self.mdnrnn.identity(), "data_config": self.data_config.identity(), "training_config": training}
+        found = asdict(self) | parts
+        del found["reward"]
+        return found if self.reward is None else found | {"reward": reward_name(self.reward)}
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ within training and search::
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -36,7 +37,7 @@ from worldmodel.agents import (
     load_agent,
     ppo,
 )
-from worldmodel.data import EnvConfig, Episode, EpisodeCollection, collect, rollouts, split_episodes
+from worldmodel.data import EnvConfig, Episode, EpisodeCollection, Runner, collect, rollouts, split_episodes
 from worldmodel.dream import Agent, Dreams, Scores, StartBank, score
 from worldmodel.evaluation import EvaluationConfig, probe
 from worldmodel.experiments.presets import ImprovementPreset, Preset
@@ -96,7 +97,12 @@ class Reproduction:
             KeyboardInterrupt: on Ctrl-C; the same call resumes.
         """
         numbers = asdict(self.preset) | {"env": describe(self.preset.env), "seed": self.seed}
+        data = self.preset.dynamics.data
+        numbers["dynamics"]["data"] = {"resident": data.resident} | data.identity()
         about_run: dict[str, Any] = {"marker": EXPERIMENT_FILE, "format": EXPERIMENT_FORMAT, "version": EXPERIMENT_VERSION}
+        with contextlib.closing(Runner(self.env, self.preset.policy, seed=self.seed)) as runner:
+            runner.spaces()  # raise now if the environment cannot be made, before anything is written
+        self.preset.search.require_packages()
         runs.prepare_run(self.out, numbers, **about_run, replaces=OUTPUTS, run=self.run_config)
         for stage in (self.collect, self.train_vae, self.encode, self.train_mdnrnn, self.probe):
             stage()

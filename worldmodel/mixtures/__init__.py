@@ -20,6 +20,14 @@ from typing import TYPE_CHECKING
 from worldmodel.lazy import attach
 
 if TYPE_CHECKING:
+    from worldmodel.mixtures.composite_head import CompositeDistribution as CompositeDistribution
+    from worldmodel.mixtures.composite_head import CompositeHead as CompositeHead
+    from worldmodel.mixtures.composite_head import SubHead as SubHead
+    from worldmodel.mixtures.discrete_heads import Bits as Bits
+    from worldmodel.mixtures.discrete_heads import BitsHead as BitsHead
+    from worldmodel.mixtures.discrete_heads import ChoiceHead as ChoiceHead
+    from worldmodel.mixtures.discrete_heads import OneHot as OneHot
+    from worldmodel.mixtures.discrete_heads import Segments as Segments
     from worldmodel.mixtures.gaussian import HALF_LOG_TWO_PI as HALF_LOG_TWO_PI
     from worldmodel.mixtures.gaussian import GaussianMixture as GaussianMixture
     from worldmodel.mixtures.gaussian import at_least_float32 as at_least_float32
@@ -34,19 +42,35 @@ if TYPE_CHECKING:
     from worldmodel.mixtures.latent_head import LatentDistribution as LatentDistribution
     from worldmodel.mixtures.latent_head import LatentHead as LatentHead
     from worldmodel.mixtures.latent_head import latent_head_class as latent_head_class
+    from worldmodel.mixtures.layout import COPIED as COPIED
+    from worldmodel.mixtures.layout import DENSITIES as DENSITIES
+    from worldmodel.mixtures.layout import LatentLayout as LatentLayout
+    from worldmodel.mixtures.layout import LatentPart as LatentPart
+    from worldmodel.mixtures.layout import PartKind as PartKind
+    from worldmodel.mixtures.mixed import MixedDistribution as MixedDistribution
     from worldmodel.mixtures.network import MixtureDensityNetwork as MixtureDensityNetwork
     from worldmodel.mixtures.reparameterization import reparameterize as reparameterize
-    from worldmodel.mixtures.scalar_heads import RewardHead as RewardHead
+    from worldmodel.mixtures.reward_head import RewardDistribution as RewardDistribution
+    from worldmodel.mixtures.reward_head import RewardHead as RewardHead
+    from worldmodel.mixtures.reward_head import check_atoms as check_atoms
     from worldmodel.mixtures.scalar_heads import TerminationHead as TerminationHead
+    from worldmodel.mixtures.unchanged_head import UnchangedHead as UnchangedHead
+    from worldmodel.mixtures.unchanged_head import UnchangedOrDensity as UnchangedOrDensity
 else:
     __getattr__, __dir__, __all__ = attach(
         __name__,
         {
+            "composite_head": "CompositeDistribution CompositeHead SubHead",
+            "discrete_heads": "Bits BitsHead ChoiceHead OneHot Segments",
             "gaussian": "GaussianMixture HALF_LOG_TWO_PI at_least_float32 categorical check_temperature shared_draws",
             "heads": "Factorization MixtureHead NoiseType check_noise soft_floor",
             "latent_head": "LatentDistribution LatentHead latent_head_class",
+            "layout": "COPIED DENSITIES LatentLayout LatentPart PartKind",
+            "mixed": "MixedDistribution",
             "network": "MixtureDensityNetwork",
             "reparameterization": "reparameterize",
-            "scalar_heads": "RewardHead TerminationHead",
+            "reward_head": "RewardDistribution RewardHead check_atoms",
+            "scalar_heads": "TerminationHead",
+            "unchanged_head": "UnchangedHead UnchangedOrDensity",
         },
     )

@@ -222,7 +222,7 @@ class MixtureHead(LatentHead):
 
 
 def raw_mixture_nll(
-    logits: Tensor, mean: Tensor, raw_log_scale: Tensor, x: Tensor, min_scale: float, *, gradient: bool
+    logits: Tensor, mean: Tensor, raw_log_scale: Tensor, x: Tensor, min_scale: float | Tensor, *, gradient: bool
 ) -> Tensor:
     """Sum -log p(x) over everything, in nats, and overwrite the first three arguments with its gradient if requested.
 

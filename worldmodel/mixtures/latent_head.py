@@ -111,6 +111,18 @@ class LatentHead(nn.Module, abc.ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} does not implement raw_nll")
 
+    def log_volume(self, target: Tensor, log_unit: Tensor) -> Tensor:
+        """Return what the units of the target add to the sum of -log p, in nats: the logs of the units, for densities.
+
+        Args:
+            target: (N, D), in units.
+            log_unit: (D,) log of the units.
+
+        Returns:
+            A scalar.
+        """
+        return len(target) * log_unit.sum()
+
     def sample_raw(self, raw: Tensor, *, temperature: float | Tensor, uniform: Tensor, normal: Tensor) -> Tensor:
         """Sample from the distributions of raw outputs: the same distribution as ``forward(...).sample``.
 

@@ -1,4 +1,4 @@
-"""M's heads for one number per step: the reward and the termination."""
+"""M's head for the termination."""
 
 from __future__ import annotations
 
@@ -6,23 +6,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from worldmodel.mixtures.gaussian import at_least_float32
-from worldmodel.mixtures.heads import MixtureHead
-
-
-class RewardHead(MixtureHead, registered=False):
-    """A linear layer from features to a Gaussian over the reward, as a mixture of one component over one number.
-
-    Args:
-        in_features: F, size of the features.
-        min_scale: floor of the standard deviation, in the units of the target.
-    """
-
-    def __init__(self, in_features: int, min_scale: float):
-        super().__init__(in_features, 1, 1, min_scale=min_scale)
-
-    def raw_expectation(self, raw: Tensor) -> Tensor:
-        """Return the mean reward (N,) of raw outputs (N, 3): logit of the only component, mean, raw log-scale."""
-        return raw[:, 1]
 
 
 class TerminationHead(nn.Linear):

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from worldmodel.models.features import feature_size as feature_size
     from worldmodel.models.features import feature_space as feature_space
     from worldmodel.models.features import latent_features as latent_features
+    from worldmodel.models.layout import find_layout as find_layout
+    from worldmodel.models.layout import vision_for as vision_for
     from worldmodel.models.lstm import HalfPrecisionLayer as HalfPrecisionLayer
     from worldmodel.models.lstm import LayerNormLSTM as LayerNormLSTM
     from worldmodel.models.lstm import activate_gates as activate_gates
@@ -75,6 +77,7 @@ else:
                 "FEATURE_KINDS FeatureKind FeatureSpace Origin check_features feature_size feature_space "
                 "latent_features"
             ),
+            "layout": "find_layout vision_for",
             "lstm": "HalfPrecisionLayer LayerNormLSTM activate_gates run_lstm stack_weights",
             "mdnrnn": "MDNRNN Prediction State",
             "mdnrnn_config": "MDNRNNConfig",

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-SMALLEST_SCALE = 1e-6  # targets with a smaller standard deviation get unit scale
+from worldmodel.mixtures import COPIED, LatentLayout
+from worldmodel.models.change_units import SMALLEST_SCALE, robust_units, sample_rows
+
+MAX_BATCHES = 100  # number of batches that the sample of changes is sized for
 DREAM_MARGIN = 3.0  # distance of the bounds of dreams from the range of the data, in half-ranges
 
 
@@ -53,9 +56,10 @@ class DataStatistics:
     """Statistics of the training data that M stores in addition to its weights.
 
     Args:
-        change_scale: (D,) standard deviation of z_{t+1} - z_t, the unit of predicted changes.
-        reward_mean: (1,) mean reward.
-        reward_scale: (1,) standard deviation of the reward, the unit of predicted rewards.
+        change_scale: (D,) unit of predicted changes z_{t+1} - z_t: see `worldmodel.models.change_units`, or their standard
+            deviation if there is no layout.
+        reward_mean: (1,) mean of the rewards that are no atoms; of all, if there are no atoms.
+        reward_scale: (1,) their standard deviation, the unit of predicted rewards.
         latent_low: (D,) lower bound of latents in dreams: far outside of the data. It keeps dreams
             finite if M diverges.
         latent_high: (D,) upper bound of latents in dreams.
@@ -80,31 +84,53 @@ class DataStatistics:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, batches: Iterable[SequenceBatch]) -> DataStatistics:
+    def of(
+        cls, batches: Iterable[SequenceBatch], layout: LatentLayout | None = None, *, atoms: Sequence[float] = ()
+    ) -> DataStatistics:
         """Compute the statistics of batches, with one batch in memory at a time.
 
         Constant changes and rewards get unit scales. The bounds lie `DREAM_MARGIN` half-ranges
-        outside of the data.
+        outside of the data; numbers that dreams copy have none.
+
+        Args:
+            batches: the data.
+            layout: the parts of z; None takes standard deviations as units of all changes.
+
+        Args:
+            batches: the data, or enough of them.
+            atoms: rewards that do not count in ``reward_mean`` and ``reward_scale``; they lie within the bounds.
 
         Raises:
             ValueError: if no step of any batch counts in the loss.
         """
-        parts = [_summarise(batch) for batch in batches if batch.weight > 0]
+        parts, samples = [], []
+        for batch in batches:
+            if batch.weight > 0:
+                parts.append(_summarise(batch, atoms))
+                if layout is not None:
+                    samples.append(sample_rows((batch.z[:, 1:] - batch.z[:, :-1])[batch.mask], MAX_BATCHES))
         if not parts:
             raise ValueError("batches: expected at least one step that counts, got none")
         count, means, variance, lows, highs = (torch.stack(part) for part in zip(*parts, strict=True))  # (batches, D + 1) each
-        weight = count / count.sum(dim=0)
+        weight = count / count.sum(dim=0).clamp(min=1)
         mean = (weight * means).sum(dim=0)
-        scale = (weight * (variance + (means - mean).square())).sum(dim=0).sqrt().to(lows.dtype)
-        scale = torch.where(scale > SMALLEST_SCALE, scale, 1.0)
+        deviation = (weight * (variance + (means - mean).square())).sum(dim=0).sqrt().to(lows.dtype)
+        scale = torch.where(deviation > SMALLEST_SCALE, deviation, 1.0)
         low, high = lows.amin(dim=0), highs.amax(dim=0)
+        if atoms:
+            low[-1:], high[-1:] = low[-1:].clamp(max=min(atoms)), high[-1:].clamp(min=max(atoms))
         min_range = torch.ones_like(low).index_fill(0, torch.tensor([len(low) - 1], device=low.device), 0.0)  # 0 for the reward
         margin = DREAM_MARGIN / 2 * (high - low).clamp(min=min_range)
         low, high = low - margin, high + margin
-        return cls(scale[:-1], mean[-1:].to(low.dtype), scale[-1:], low[:-1], high[:-1], low[-1:], high[-1:])
+        unit = scale[:-1]
+        if layout is not None:
+            unit = robust_units(samples, deviation[:-1], layout)
+            copied = layout.columns(*COPIED)
+            low[copied], high[copied] = -torch.inf, torch.inf
+        return cls(unit, mean[-1:].to(low.dtype), scale[-1:], low[:-1], high[:-1], low[-1:], high[-1:])
 
 
-def _summarise(batch: SequenceBatch) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _summarise(batch: SequenceBatch, atoms: Sequence[float]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Summarise a batch.
 
     Returns:
@@ -116,5 +142,10 @@ def _summarise(batch: SequenceBatch) -> tuple[Tensor, Tensor, Tensor, Tensor, Te
     values = torch.cat([after - before, reward], dim=-1).double()
     low = torch.cat([torch.minimum(before, after), reward], dim=-1).amin(dim=0)
     high = torch.cat([torch.maximum(before, after), reward], dim=-1).amax(dim=0)
-    mean = values.mean(dim=0)
-    return torch.full_like(mean, len(values)), mean, values.var(dim=0, correction=0), low, high
+    mean, variance = values.mean(dim=0), values.var(dim=0, correction=0)
+    count = torch.full_like(mean, len(values))
+    if atoms:
+        others = reward[(reward != torch.as_tensor(atoms, dtype=reward.dtype, device=reward.device)).all(dim=-1)].double()
+        count[-1] = len(others)
+        mean[-1], variance[-1] = (others.mean(), others.var(correction=0)) if len(others) else (0.0, 0.0)
+    return count, mean, variance, low, high

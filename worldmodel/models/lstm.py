@@ -21,12 +21,13 @@ class LayerNormLSTM(nn.Module):
         hidden_size: H, size of the outputs.
         num_layers: number of stacked layers.
         batch_first: must be True; exists for compatibility with `nn.LSTM`.
+        eps: added to the variances; the default is TensorFlow's.
 
     Raises:
         ValueError: if ``batch_first`` is False.
     """
 
-    def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, *, batch_first: bool = True):
+    def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, *, batch_first: bool = True, eps: float = 1e-12):
         super().__init__()
         if not batch_first:
             raise ValueError("batch_first: expected True, got False")
@@ -34,8 +35,8 @@ class LayerNormLSTM(nn.Module):
         self.hidden_size = hidden_size
         sizes = [input_size] + [hidden_size] * (num_layers - 1)
         self.gates = nn.ModuleList(nn.Linear(size + hidden_size, 4 * hidden_size, bias=False) for size in sizes)
-        self.gate_norms = nn.ModuleList(nn.ModuleList(nn.LayerNorm(hidden_size) for _ in range(4)) for _ in sizes)
-        self.cell_norms = nn.ModuleList(nn.LayerNorm(hidden_size) for _ in sizes)
+        self.gate_norms = nn.ModuleList(nn.ModuleList(nn.LayerNorm(hidden_size, eps=eps) for _ in range(4)) for _ in sizes)
+        self.cell_norms = nn.ModuleList(nn.LayerNorm(hidden_size, eps=eps) for _ in sizes)
 
     def forward(self, inputs: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Run the LSTM over a sequence.

@@ -1,14 +1,14 @@
 r"""M, the MDN-RNN of Ha & Schmidhuber (2018): an LSTM whose output parameterises a distribution over the next step.
 
 From :math:`(z_t, a_t)` and its state the LSTM computes :math:`h_{t+1}`. Linear heads on it give
-:math:`p(z_{t+1} \mid h_{t+1})`, a Gaussian over the reward :math:`r_t` and the log-odds that the episode terminates with this
-step. A sequence (`MDNRNN.forward`) and one step of a dream (`MDNRNN.step`) are the same mathematics with the same weights.
+:math:`p(z_{t+1} \mid h_{t+1})`, a distribution over the reward :math:`r_t` and the log-odds that the episode terminates with
+this step. A sequence (`MDNRNN.forward`) and one step of a dream (`MDNRNN.step`) are the same mathematics with the same weights.
 
 Two choices differ from the paper's code:
 
 - The latent head predicts the *change* z_{t+1} - z_t, in units of its standard deviation over the data, unless
   ``predict_change`` is False. The density is still that of z_{t+1}. dev/LOG.md has the measurement behind the default.
-- The reward head is a Gaussian too, so that it has a likelihood.
+- The reward head has a likelihood: atoms for rewards that recur exactly, and a mixture for the others.
 
 The head that predicts z is any `worldmodel.mixtures.LatentHead`, named by `MDNRNNConfig.latent_head`.
 """
@@ -21,8 +21,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from worldmodel.mixtures import GaussianMixture, LatentDistribution, RewardHead, TerminationHead, fused, latent_head_class
+from worldmodel.mixtures import (
+    CompositeDistribution,
+    LatentDistribution,
+    LatentLayout,
+    RewardDistribution,
+    RewardHead,
+    TerminationHead,
+    fused,
+)
 from worldmodel.models.batch import DataStatistics, SequenceBatch
+from worldmodel.models.latent_frame import LatentFrame
 from worldmodel.models.lstm import LayerNormLSTM, run_lstm, runs_in_loop
 from worldmodel.models.mdnrnn_config import MDNRNNConfig
 from worldmodel.runtime import check_integer
@@ -41,12 +50,13 @@ class Prediction:
 
     Args:
         latent: distribution over z_{t+1}, batch shape (...).
-        reward: Gaussian over r_t as a one-component mixture over one number, batch shape (...); None without the head.
+        reward: distribution over r_t, over one number, batch shape (...): a `GaussianMixture`, or a `MixedDistribution` if M
+            has ``reward_atoms``; None without the head.
         termination_logit: (...) log-odds that the episode terminates with this step; None without the head.
     """
 
     latent: LatentDistribution
-    reward: GaussianMixture | None
+    reward: RewardDistribution | None
     termination_logit: Tensor | None
 
 
@@ -73,9 +83,10 @@ class MDNRNN(nn.Module):
         action_size: A, size of the action's feature vector.
         config: architecture and loss; with ``termination_head`` None the model has that head. The model's ``config`` has the
             decision.
+        layout: the kinds of the parts of z; None predicts all of it with one density, as does a layout of densities.
 
     Raises:
-        ValueError: if a size is below 1, or ``latent_head`` is not a registered class.
+        ValueError: if a size is below 1, ``latent_head`` is not a registered class, or ``layout`` is of another size.
         TypeError: if a size is not an integer.
     """
 
@@ -87,21 +98,34 @@ class MDNRNN(nn.Module):
     reward_low: Tensor
     reward_high: Tensor
 
-    def __init__(self, latent_size: int, action_size: int, config: MDNRNNConfig | None = None):
+    def __init__(
+        self,
+        latent_size: int,
+        action_size: int,
+        config: MDNRNNConfig | None = None,
+        *,
+        layout: LatentLayout | None = None,
+    ):
         super().__init__()
         latent_size, action_size = (
             check_integer(size, name, least=1) for name, size in (("latent_size", latent_size), ("action_size", action_size))
         )
         config = config or MDNRNNConfig()
-        if config.termination_head is None:
-            config = replace(config, termination_head=True)
+        config = replace(
+            config,
+            termination_head=True if config.termination_head is None else config.termination_head,
+            reward_components=1 if config.reward_components is None else config.reward_components,
+            reward_atoms=config.reward_atoms or (),
+        )
         self.latent_size, self.action_size, self.config = latent_size, action_size, config
         input_size = latent_size + action_size
-        lstm = LayerNormLSTM if config.layer_norm else nn.LSTM
-        self.lstm = lstm(input_size, config.hidden_size, config.num_layers, batch_first=True)
+        sizes = input_size, config.hidden_size, config.num_layers
+        self.lstm = LayerNormLSTM(*sizes, eps=config.layer_norm_eps) if config.layer_norm else nn.LSTM(*sizes, batch_first=True)
         features = config.hidden_size + (input_size if config.skip else 0)
-        self.latent_head = latent_head_class(config.latent_head).from_config(features, latent_size, config)
-        self.reward_head = RewardHead(features, config.min_scale) if config.reward_head else None
+        self.layout = None if layout is None or layout.is_density else layout
+        self.frame = LatentFrame(latent_size, predict_change=config.predict_change, layout=self.layout)
+        self.latent_head = self.frame.new_head(features, config)
+        self.reward_head = RewardHead.from_config(features, config) if config.reward_head else None
         self.termination_head = TerminationHead(features, config.termination_weight) if config.termination_head else None
         statistics = DataStatistics.neutral(latent_size)
         for name, value in vars(statistics).items():
@@ -109,13 +133,15 @@ class MDNRNN(nn.Module):
 
     def config_to_json(self) -> dict[str, Any]:
         """Return the constructor arguments as JSON-serialisable data, the sizes first."""
-        return {"latent_size": self.latent_size, "action_size": self.action_size, **self.config.to_json()}
+        layout = {} if self.layout is None else {"layout": self.layout.to_json()}
+        return {"latent_size": self.latent_size, "action_size": self.action_size, **self.config.to_json(), **layout}
 
     @classmethod
     def from_config(cls, data: dict[str, Any]) -> MDNRNN:
         """Make a model with fresh weights from what `config_to_json` returned."""
         fields = dict(data)
-        return cls(fields.pop("latent_size"), fields.pop("action_size"), MDNRNNConfig(**fields))
+        layout = LatentLayout.from_json(fields.pop("layout")) if "layout" in fields else None
+        return cls(fields.pop("latent_size"), fields.pop("action_size"), MDNRNNConfig.from_json(fields), layout=layout)
 
     def set_statistics(self, statistics: DataStatistics) -> None:
         """Set the units of the heads and the bounds of dreams, usually from the training data.
@@ -131,6 +157,11 @@ class MDNRNN(nn.Module):
                 raise ValueError(f"{name}: expected positive finite numbers, got {value}")
         for name, value in vars(statistics).items():  # all or none
             getattr(self, name).copy_(value)
+
+    @property
+    def mean_reward(self) -> float:
+        """Mean reward of the training data; 0 without a reward head."""
+        return 0.0 if self.reward_head is None else self.reward_head.mean_reward(self.reward_mean).item()
 
     def initial_state(self, batch_size: int) -> State:
         """Return the state at the start of every episode, zeros: (num_layers, B, H) each."""
@@ -156,7 +187,7 @@ class MDNRNN(nn.Module):
         """
         output, state = self._run(z, action, state, generator)
         output = _dropout(output, self.config.output_dropout, self.training, generator)
-        return self._predict(z, action, output, termination_gradient=self.config.termination_gradient), state
+        return self._predict(z, action, output, damped=True), state
 
     def step(self, z: Tensor, action: Tensor, state: State) -> tuple[Prediction, State]:
         """Predict one step for ``z`` (B, D) and ``action`` (B, A), batch shape (B,): `forward` with T = 1, without dropout."""
@@ -192,15 +223,24 @@ class MDNRNN(nn.Module):
             ValueError: if a shape does not fit; nothing is broadcast silently.
         """
         self._check_batch(batch)
+        by_kind, reward, termination = self._losses_by_kind(batch, generator)
+        return StepLosses(torch.stack(by_kind).sum(dim=0) if by_kind else torch.zeros_like(reward), reward, termination)
+
+    def _losses_by_kind(self, batch: SequenceBatch, generator: torch.Generator | None) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Losses of each step, (B, T) each: of the latent by kind, of the reward and of the termination."""
         prediction, _ = self(batch.z[:, :-1], batch.action, generator=generator)
-        latent = -prediction.latent.log_prob(batch.z[:, 1:])
-        reward = termination = torch.zeros_like(latent)
+        after = batch.z[:, 1:]
+        if isinstance(prediction.latent, CompositeDistribution):
+            latent = [-part for part in prediction.latent.log_probs(after).values()]
+        else:
+            latent = [-prediction.latent.log_prob(after)]
+        reward = termination = after.new_zeros(after.shape[:-1])
         if prediction.reward is not None:
             reward = -prediction.reward.log_prob(batch.reward.unsqueeze(-1))
         if self.termination_head is not None:
             assert prediction.termination_logit is not None
             termination = self.termination_head.loss(prediction.termination_logit, batch.terminated)
-        return StepLosses(latent, reward, termination)
+        return latent, reward, termination
 
     def loss(self, batch: SequenceBatch, *, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Average the losses over the steps in the mask, the latent loss per dimension, with the weights of the authors' code.
@@ -210,19 +250,21 @@ class MDNRNN(nn.Module):
             generator: source of dropout's randomness, in training only.
 
         Returns:
-            The scalar ``latent / D + reward + termination``, and its terms: ``nll_per_dim`` (nats per dimension of z),
-            ``reward_nll`` (nats) and ``termination_loss`` (nats, weighted).
+            The scalar ``latent / V + reward + termination``, and its terms: ``nll_per_dim`` (nats per dimension of z),
+            ``reward_nll`` (nats) and ``termination_loss`` (nats, weighted). V is D, or with a layout its number of random
+            variables; the terms of the latent are then by kind (`worldmodel.mixtures.composite_head.SubHead`).
         """
         self._check_batch(batch)
         count = batch.mask.sum().clamp(min=1)
+        kinds = self.frame.sub_heads(self.latent_head)
         if self.latent_head.supports_raw:
             total, sums = self._fused_losses(batch, generator)
         else:
-            losses = self.step_losses(batch, generator=generator)
-            sums = torch.stack([torch.where(batch.mask, term, 0.0).sum() for term in vars(losses).values()])
-            total = sums[0] / self.latent_size + sums[1] + sums[2]
-        latent, reward, termination = (sums.detach() / count).unbind()
-        metrics = {"nll_per_dim": latent / self.latent_size}
+            by_kind, reward, termination = self._losses_by_kind(batch, generator)
+            sums = torch.stack([torch.where(batch.mask, term, 0.0).sum() for term in (*by_kind, reward, termination)])
+            total = sums[:-2].sum() / self.frame.num_variables + sums[-2] + sums[-1]
+        *latent, reward, termination = (sums.detach() / count).unbind()
+        metrics = {metric: value / size for (metric, _, _, size), value in zip(kinds, latent, strict=True)}
         if self.reward_head is not None:
             metrics["reward_nll"] = reward
         if self.termination_head is not None:
@@ -230,30 +272,34 @@ class MDNRNN(nn.Module):
         return total / count, metrics
 
     def _fused_losses(self, batch: SequenceBatch, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """The loss summed over the counted steps, and its terms, summed too: (3,) latent, reward and termination."""
+        """The loss summed over the counted steps, and its terms, summed too: the latent by kind, reward and termination."""
         lengths = None
         if runs_in_loop(self.lstm, batch.z.device):
             batch, lengths = batch.longest_first()
         before, config, mask = batch.z[:, :-1], self.config, batch.mask
         output, _ = self._run(before, batch.action, None, generator, lengths)
         output = _dropout(output, config.output_dropout, self.training, generator)
-        origin, unit = (before, self.change_scale) if config.predict_change else (0.0, torch.ones_like(self.change_scale))
+        origin, unit = self.frame.of(before, self.change_scale)
         target = ((batch.z[:, 1:] - origin) / unit)[mask]  # (N, D)
-        terms = [fused.LossTerm(self.latent_head, target, divisor=self.latent_size)]
+        kinds = self.frame.sub_heads(self.latent_head)
+        terms = [fused.LossTerm(head, target[:, columns], divisor=self.frame.num_variables) for _, head, columns, _ in kinds]
+        reward_share: Tensor | float = 0.0
         if self.reward_head is not None:
-            reward = ((batch.reward - self.reward_mean) / self.reward_scale)[mask].unsqueeze(-1)
-            terms.append(fused.LossTerm(self.reward_head, reward))
+            reward = self.reward_head.targets(batch.reward[mask], self.reward_mean, self.reward_scale)
+            reward_share = self.reward_head.density_share(reward)
+            terms.append(fused.LossTerm(self.reward_head, reward, feature_gradient=self.reward_head.feature_gradient))
         if self.termination_head is not None:
             terminated = batch.terminated[mask].to(before.dtype)
             terms.append(fused.LossTerm(self.termination_head, terminated, feature_gradient=config.termination_gradient))
         features = self._features(before, batch.action, output).flatten(0, 1)
         total, found = fused.heads_loss(features, mask.flatten().nonzero()[:, 0], terms)
         parts, zero = iter(found.unbind()), found.new_zeros(())
-        present = (True, self.reward_head is not None, self.termination_head is not None)
+        present = (*(True for _ in kinds), self.reward_head is not None, self.termination_head is not None)
         sums = torch.stack([next(parts) if here else zero for here in present])
-        volume = unit.log().sum(), self.reward_scale.log().sum() * config.reward_head  # densities are of z and r, not in units
-        sums = sums + len(target) * torch.stack([*volume, torch.zeros_like(volume[0])])
-        return total + len(target) * (volume[0] / self.latent_size + volume[1]), sums
+        log_unit = unit.log()  # densities are of z and r, not in units
+        latent = [head.log_volume(target[:, columns], log_unit[columns]) for _, head, columns, _ in kinds]
+        volume = torch.stack([*latent, len(target) * self.reward_scale.log().sum() * reward_share, zero])
+        return total + volume[:-2].sum() / self.frame.num_variables + volume[-2], sums + volume
 
     def _run(
         self,
@@ -286,16 +332,18 @@ class MDNRNN(nn.Module):
         """Inputs of the heads: h_{t+1} (..., H), followed by z_t (..., D) and a_t (..., A) with skip connections."""
         return torch.cat([h, z, action], dim=-1) if self.config.skip else h
 
-    def _predict(self, z: Tensor, action: Tensor, h: Tensor, *, termination_gradient: float = 1.0) -> Prediction:
-        """Apply the heads."""
+    def _predict(self, z: Tensor, action: Tensor, h: Tensor, *, damped: bool = False) -> Prediction:
+        """Apply the heads; ``damped`` reduces the gradients of the reward and the termination with respect to the features."""
         h = self._features(z, action, h)
         latent = self.latent_head(h)
-        if self.config.predict_change:
-            latent = latent.affine(z, self.change_scale)
-        reward = None if self.reward_head is None else self.reward_head(h).affine(self.reward_mean, self.reward_scale)
-        logit = None
+        if self.config.predict_change or self.layout is not None:
+            latent = latent.affine(*self.frame.of(z, self.change_scale))
+        reward = logit = None
+        if self.reward_head is not None:
+            seen = _damped(h, self.reward_head.feature_gradient if damped else 1.0)
+            reward = self.reward_head(seen, self.reward_mean, self.reward_scale)
         if self.termination_head is not None:
-            logit = self.termination_head(_damped(h, termination_gradient))
+            logit = self.termination_head(_damped(h, self.config.termination_gradient if damped else 1.0))
         return Prediction(latent, reward, logit)
 
 

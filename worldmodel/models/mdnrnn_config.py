@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from worldmodel.mixtures import Factorization, NoiseType, check_noise
-from worldmodel.runtime import check_integers
+from worldmodel.mixtures import Factorization, NoiseType, check_atoms, check_noise
+from worldmodel.runtime import check_integer, check_integers
 
 DEFAULT_LATENT_HEAD = "MixtureHead"
+LAYER_NORM_EPS, EARLIER_LAYER_NORM_EPS = (
+    1e-12,
+    1e-5,
+)  # TensorFlow's, and PyTorch's, which files without the field were made with
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +34,10 @@ class MDNRNNConfig:
         skip: the heads see z_t and a_t in addition to h_{t+1} (skip connections, as in Graves 2013); the paper's heads see h
             alone.
         reward_head: predict the reward.
+        reward_components: components of the mixture of the rewards that are no atoms; 0 if the atoms are all rewards there are.
+            None: `fit` takes 5, or 0 if the atoms make up its data; an `MDNRNN` that is made directly has 1.
+        reward_atoms: rewards that recur exactly and get a probability of their own, as float32 numbers. None: `fit` finds them
+            (see `find_atoms`); an `MDNRNN` that is made directly has none.
         termination_head: predict whether the episode terminates (truncation is not termination). None: `fit` adds the head if
             any episode of the data terminates; an `MDNRNN` that is made directly has it.
         termination_weight: weight of the steps that terminate, in the loss (the paper's Doom code: 10).
@@ -36,6 +45,7 @@ class MDNRNNConfig:
             rare, and an LSTM that gets the full gradient may memorise them. `MDNRNN.step`, through which policies learn, has
             the full gradient.
         layer_norm: normalise the gates and the cell, as the authors' code can; slower, as it loops over time in Python.
+        layer_norm_eps: added to the variances of ``layer_norm``; the default is TensorFlow's. Files without it have 1e-5.
         input_dropout: probability of zeroing an input of the LSTM, in training.
         output_dropout: probability of zeroing an output of the LSTM, in training.
         latent_head: class name of the head that predicts z: a subclass of `worldmodel.mixtures.LatentHead`.
@@ -55,19 +65,22 @@ class MDNRNNConfig:
     predict_change: bool = True
     skip: bool = True
     reward_head: bool = True
+    reward_components: int | None = None
+    reward_atoms: tuple[float, ...] | None = None
     termination_head: bool | None = None
     termination_weight: float = 1.0
     termination_gradient: float = 1.0
     layer_norm: bool = False
+    layer_norm_eps: float = LAYER_NORM_EPS
     input_dropout: float = 0.0
     output_dropout: float = 0.0
     latent_head: str = DEFAULT_LATENT_HEAD
 
     def __post_init__(self) -> None:
         """Check every field."""
+        check_integers(self, dict.fromkeys(("hidden_size", "num_layers", "num_components"), 1))
         object.__setattr__(self, "factorization", Factorization(self.factorization))
         object.__setattr__(self, "noise_type", NoiseType(self.noise_type))
-        check_integers(self, dict.fromkeys(("hidden_size", "num_layers", "num_components"), 1))
         for name in ("input_dropout", "output_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected a probability in [0, 1), got {getattr(self, name)}")
@@ -75,14 +88,47 @@ class MDNRNNConfig:
             raise ValueError(f"termination_weight: expected a positive number, got {self.termination_weight}")
         if not 0 <= self.termination_gradient <= 1:
             raise ValueError(f"termination_gradient: expected a number in [0, 1], got {self.termination_gradient}")
+        if not 0 < self.layer_norm_eps < math.inf:
+            raise ValueError(f"layer_norm_eps: expected a positive number, got {self.layer_norm_eps}")
+        self._check_reward()
         check_noise(self.noise_type, self.fixed_noise_level, self.min_scale)
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the fields as JSON-serialisable data; without ``latent_head`` if it is the default.
+    def _check_reward(self) -> None:
+        """Check the fields of the reward head, and store the atoms as sorted float32 numbers."""
+        if self.reward_atoms is not None:
+            object.__setattr__(self, "reward_atoms", check_atoms(self.reward_atoms))
+        if self.reward_components is not None:
+            number = check_integer(self.reward_components, "reward_components", least=0)
+            object.__setattr__(self, "reward_components", number)
+        if self.reward_components == 0 and self.reward_atoms == ():
+            raise ValueError("reward_components: expected an integer >= 1 without reward_atoms, got 0")
 
-        Files of earlier versions have no such field, and the fingerprint of a world model is a digest of this data.
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON-serialisable data; without the later fields that have the value that earlier versions had.
+
+        Files of earlier versions have no such fields, and the fingerprint of a world model is a digest of this data.
         """
-        fields = {name: getattr(value, "value", value) for name, value in asdict(self).items()}
-        if self.latent_head == DEFAULT_LATENT_HEAD:
-            del fields["latent_head"]
-        return fields
+        values = {name: getattr(value, "value", value) for name, value in asdict(self).items()}
+        earlier: dict[str, tuple[Any, ...]] = {
+            "latent_head": (DEFAULT_LATENT_HEAD,),
+            "reward_components": (None, 1),
+            "reward_atoms": (None, ()),
+        }
+        for name, same in earlier.items():
+            if values[name] in same:
+                del values[name]
+        if not self.layer_norm or self.layer_norm_eps == EARLIER_LAYER_NORM_EPS:
+            del values["layer_norm_eps"]
+        return values
+
+    def identity(self) -> dict[str, Any]:
+        """Return all fields for the record of a run, without the later ones that have their default."""
+        later = ("reward_components", "reward_atoms", "layer_norm_eps")
+        defaults = {field.name: field.default for field in fields(self)}
+        return {name: value for name, value in asdict(self).items() if name not in later or value != defaults[name]}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> MDNRNNConfig:
+        """Make a configuration from the output of `to_json`, of this version or an earlier one."""
+        earlier = {"layer_norm_eps": EARLIER_LAYER_NORM_EPS} if data.get("layer_norm") else {}
+        return cls(**{**earlier, **data})

@@ -1,35 +1,68 @@
-"""V for vector observations: z is the standardised feature vector, without noise."""
+"""V for vector observations: z is the feature vector without noise, with standardised numbers and one-hot choices."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import gymnasium as gym
 import torch
 from torch import Tensor
 
+from worldmodel.models.value_choices import ValueChoices
 from worldmodel.models.vision import Vision
-from worldmodel.spaces import FlatSpace, Value
+from worldmodel.spaces import FlatSpace, Value, leaf_values, map_paths
 
 SMALLEST_STANDARD_DEVIATION = 1e-6  # a dimension that varies less in the data counts as constant and is not scaled up
 
 
 class StateNormalizer(Vision):
-    """V for vector observations: flat features, standardised to mean 0 and standard deviation 1 over the data.
+    """V for vector observations: flat features; numbers are standardised to mean 0 and standard deviation 1 over the data.
+
+    Choices and bits are zeros and ones. (Files of earlier versions standardise them, too; they open as they are.)
 
     Args:
         observation_space: Box, Discrete, MultiDiscrete, MultiBinary, or a Dict or Tuple of them.
+        choices: the numbers of Box leaves that are choices, by path of the leaf and index in it, with their values, ascending.
+            Each is one-hot in z; another value counts as the nearest.
     """
 
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, observation_space: gym.Space):
+    def __init__(self, observation_space: gym.Space, choices: Mapping[tuple[str, int], tuple[float, ...]] | None = None):
         super().__init__()
         self.flat_space = FlatSpace(observation_space)
-        self.latent_size = self.flat_space.size
-        self.register_buffer("mean", torch.zeros(self.latent_size))
-        self.register_buffer("scale", torch.ones(self.latent_size))
+        self.choices = dict(choices or {})
+        self._values = ValueChoices(self.flat_space, self.choices) if choices else None
+        self.latent_size = self.flat_space.size if self._values is None else self._values.latent_size
+        self.register_buffer("mean", torch.zeros(self.flat_space.size))
+        self.register_buffer("scale", torch.ones(self.flat_space.size))
+
+    @classmethod
+    def from_config(cls, observation_space: gym.Space, config: Mapping[str, Any]) -> StateNormalizer:
+        """Make a V that is not fitted from what `config_to_json` returned."""
+        choices = {(path, index): tuple(values) for path, index, values in config.get("choices", [])}
+        return cls(observation_space, choices)
+
+    def config_to_json(self) -> dict[str, Any]:
+        """Return the choices as JSON-serialisable data; nothing if there are none."""
+        rows = [[path, index, list(values)] for (path, index), values in self.choices.items()]
+        return {"choices": rows} if rows else {}
+
+    def form_to_json(self) -> dict[str, Any]:
+        """Return the choices, which change encodings."""
+        return self.config_to_json()
+
+    @property
+    def vector_part(self) -> StateNormalizer:
+        """Itself."""
+        return self
+
+    def keeps_choices(self, path: str) -> bool:
+        """Whether the choices or bits of a leaf are zeros and ones in z."""
+        own = self.flat_space.features_of(path)
+        return bool((self.mean[own] == 0).all() and (self.scale[own] == 1).all())
 
     @property
     def observation_space(self) -> gym.Space:
@@ -66,15 +99,24 @@ class StateNormalizer(Vision):
         if count == 0:
             raise ValueError("observations: expected at least one, got none")
         deviation = (squares / count).sqrt()
-        self.mean.copy_(mean)
-        self.scale.copy_(torch.where(deviation > SMALLEST_STANDARD_DEVIATION, deviation, 1.0))
+        numbers = self.flat_space.is_box  # the others are choices and bits, which stay zeros and ones
+        self.mean.copy_(torch.where(numbers, mean, 0.0))
+        self.scale.copy_(torch.where(numbers & (deviation > SMALLEST_STANDARD_DEVIATION), deviation, 1.0))
         return self
 
     def encode(self, observation: Value) -> tuple[Tensor, Tensor]:
         """Turn observations with any leading dimensions (...) into the mean and log-variance (-inf) of z, (..., D) each."""
-        mean = (self.flat_space.flatten(observation) - self.mean) / self.scale
+        features = self.flat_space.flatten(observation)
+        mean = (features - self.mean) / self.scale
+        if self._values is not None:
+            mean = self._values.expand(mean, features)
         return mean, torch.full_like(mean, -torch.inf)
 
     def decode(self, z: Tensor) -> Value:
         """Turn latents (..., D) into the nearest observations of the space, as nested tensors."""
-        return self.flat_space.unflatten(z * self.scale + self.mean)
+        if self._values is None:
+            return self.flat_space.unflatten(z * self.scale + self.mean)
+        numbers, index = self._values.collapse(z)
+        value = self.flat_space.unflatten(numbers * self.scale + self.mean)
+        exact = self._values.exact(leaf_values(value), index)
+        return map_paths(lambda path, leaf: exact.get(path, leaf), value)

@@ -173,6 +173,11 @@ class ConvVAE(Vision):
         """Number of the latents, from the first, that encode the image."""
         return self.config.latent_size
 
+    @property
+    def vector_part(self) -> StateNormalizer | None:
+        """The part of V that standardises everything but the image."""
+        return self.vectors
+
     def config_to_json(self) -> dict[str, Any]:
         """Return the configuration as JSON-serialisable data."""
         return asdict(self.config)

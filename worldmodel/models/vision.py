@@ -104,6 +104,11 @@ class Vision(nn.Module, abc.ABC):
         """Number of the latents, from the first, that encode the image."""
         return 0 if self.image_layout is None else self.latent_size
 
+    @property
+    def vector_part(self) -> Any:
+        """The `StateNormalizer` of the numbers of z after those of the image; None if there are none or V has no such part."""
+        return None
+
     def fit(self: V, observations: Iterable[Value]) -> V:
         """Fit V to batches of observations in one pass, for a V that can be fitted that way.
 

@@ -17,6 +17,7 @@ import gymnasium as gym
 import torch
 from torch import Tensor, nn
 
+from worldmodel.mixtures import LatentLayout, LatentPart, PartKind
 from worldmodel.models.mdnrnn import MDNRNN
 from worldmodel.models.vision import Vision, draw_latent, vision_from_json, vision_to_json
 from worldmodel.rng import Source
@@ -86,6 +87,17 @@ class WorldModel(nn.Module):
     def action_space(self) -> gym.Space:
         """Space of the actions."""
         return self.action_features.space
+
+    @property
+    def layout(self) -> LatentLayout:
+        """The parts of z and their kinds: as `fit` found them, or one density, as in worlds of earlier versions."""
+        if self.mdnrnn.layout is not None:
+            return self.mdnrnn.layout
+        if "layout" in self.provenance:
+            return LatentLayout.from_json(self.provenance["layout"])
+        images = self.vision.image_layout is not None and self.vision.image_latent_size == self.vision.latent_size
+        kind = PartKind.IMAGE if images else PartKind.CONTINUOUS
+        return LatentLayout((LatentPart(name="", kind=kind, start=0, size=self.mdnrnn.latent_size),))
 
     @property
     def device(self) -> torch.device:

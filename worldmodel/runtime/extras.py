@@ -19,7 +19,7 @@ EXTRAS = {  # extra: the modules that it brings
 
 def has_extra(extra: str) -> bool:
     """Return whether the modules of an extra are installed."""
-    return all(importlib.util.find_spec(module) is not None for module in EXTRAS[extra])
+    return all(map(_is_installed, EXTRAS[extra]))
 
 
 def missing_extra(*extras: str, advice: str = "") -> ImportError:
@@ -44,3 +44,10 @@ def require_extras(*extras: str, advice: str = "") -> None:
     missing = [extra for extra in extras if not has_extra(extra)]
     if missing:
         raise missing_extra(*missing, advice=advice)
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ValueError:  # imports of the module are blocked
+        return False

@@ -35,6 +35,8 @@ def check_integer(value: Any, name: str, *, least: int | None = None) -> int:
 def check_integers(config: Any, least: dict[str, int], *, optional: tuple[str, ...] = ()) -> None:
     """Check fields of a frozen dataclass with `check_integer` and store them as Python integers.
 
+    NumPy's numbers in the other fields become Python's too, as JSON knows no others.
+
     Args:
         config: the dataclass instance.
         least: field name -> smallest value allowed.
@@ -44,6 +46,9 @@ def check_integers(config: Any, least: dict[str, int], *, optional: tuple[str, .
         TypeError: if a field is not an integer.
         ValueError: if a field is below its smallest value.
     """
+    for name, value in vars(config).items():
+        if isinstance(value, np.generic) and name not in least:
+            object.__setattr__(config, name, value.item())
     for name, smallest in least.items():
         value = getattr(config, name)
         if value is not None or name not in optional:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from worldmodel.runtime.extras import require_extras
 from worldmodel.runtime.files import prepare_directory, read_json, write_json
 from worldmodel.runtime.progress import Listener, Progress, Reporter
 
@@ -40,6 +41,9 @@ class RunConfig:
         tensorboard: also write TensorBoard scalars, where the run has a log (extra ``tensorboard``).
         progress: show tqdm bars on stderr if that is a terminal.
         on_progress: called with every progress record.
+
+    Raises:
+        ImportError: if TensorBoard is requested and not installed.
     """
 
     resume: bool = True
@@ -47,6 +51,11 @@ class RunConfig:
     tensorboard: bool = False
     progress: bool = True
     on_progress: Listener | None = None
+
+    def __post_init__(self) -> None:
+        """Raise now if TensorBoard is missing, before anything is written."""
+        if self.tensorboard:
+            require_extras("tensorboard")
 
     def reporter(self) -> Reporter:
         """Make the context manager that shows and passes on progress records."""

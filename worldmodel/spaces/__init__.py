@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     from worldmodel.spaces.nested import leaf_values as leaf_values
     from worldmodel.spaces.nested import leaves as leaves
     from worldmodel.spaces.nested import map_leaves as map_leaves
+    from worldmodel.spaces.nested import map_paths as map_paths
     from worldmodel.spaces.nested import stack_values as stack_values
+    from worldmodel.spaces.nested import take_row as take_row
     from worldmodel.spaces.nested import to_numpy as to_numpy
     from worldmodel.spaces.validation import as_numbers as as_numbers
     from worldmodel.spaces.validation import leaf_bounds as leaf_bounds
@@ -45,7 +47,7 @@ else:
             "flat": "FlatSpace",
             "images": "ImageLayout area_weights find_images image_layout is_image refuse_float_images resize_by_area",
             "json": "space_from_json space_to_json",
-            "nested": "Value build_value leaf_values leaves map_leaves stack_values to_numpy",
+            "nested": "Value build_value leaf_values leaves map_leaves map_paths stack_values take_row to_numpy",
             "validation": "as_numbers leaf_bounds",
         },
     )

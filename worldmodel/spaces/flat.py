@@ -78,6 +78,19 @@ class FlatSpace(nn.Module):
             [torch.full((n,), bool(predicate(leaf))) for (_, leaf), n in zip(self._leaves, self._sizes, strict=True)]
         )
 
+    def features_of(self, path: str) -> slice:
+        """Return the features of a leaf.
+
+        Raises:
+            KeyError: if there is no such leaf.
+        """
+        first = 0
+        for (own, _), size in zip(self._leaves, self._sizes, strict=True):
+            if own == path:
+                return slice(first, first + size)
+            first += size
+        raise KeyError(path)
+
     def flatten(self, value: Value) -> Tensor:
         """Convert a batch of values to features.
 

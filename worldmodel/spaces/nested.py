@@ -78,6 +78,15 @@ def map_leaves(function: Callable[..., Any], *values: Value) -> Value:
     return function(*values)
 
 
+def map_paths(function: Callable[[str, Any], Any], value: Value, path: str = "") -> Value:
+    """Apply ``function`` to path and leaf of every leaf of a nested value; keep the nesting."""
+    if isinstance(value, Mapping):
+        return {key: map_paths(function, child, f"{path}/{key}" if path else key) for key, child in value.items()}
+    if isinstance(value, tuple):
+        return tuple(map_paths(function, child, f"{path}/{i}" if path else str(i)) for i, child in enumerate(value))
+    return function(path, value)
+
+
 def leaf_values(value: Value, path: str = "") -> dict[str, Any]:
     """Flatten a nested value to ``{path: leaf}`` with the paths of `leaves`."""
     if isinstance(value, Mapping):
@@ -99,6 +108,12 @@ def build_value(space: gym.Space, leaf: Mapping[str, Any], path: str = "") -> Va
     if isinstance(space, spaces.Tuple):
         return tuple(build_value(child, leaf, f"{path}/{i}" if path else str(i)) for i, child in enumerate(space.spaces))
     return leaf[path]
+
+
+def take_row(space: gym.Space, batch: Value, row: int) -> Value:
+    """Return a row of a batch of arrays as ``space`` contains it: an array for Box, also of shape (), a scalar for Discrete."""
+    boxes = {path for path, leaf in leaves(space) if isinstance(leaf, spaces.Box)}
+    return map_paths(lambda path, leaf: leaf[row, ...] if path in boxes else leaf[row], batch)
 
 
 def to_numpy(value: Value) -> Value:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from worldmodel.runtime import PRECISIONS, check_integers
-from worldmodel.training.optimizers import OPTIMIZERS
+from worldmodel.mixtures import LatentLayout
+from worldmodel.runtime import PRECISIONS, Precision, check_integers
+from worldmodel.training.optimizers import OPTIMIZERS, Optimizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +43,11 @@ class TrainingConfig:
     warmup_updates: int = 0
     clip_norm: float | None = 10.0
     clip_value: float | None = None
-    precision: str = "float32"
+    precision: Precision = "float32"
     evaluate_every: int = 200
     max_test_batches: int = 50
     patience: int | None = None
-    optimizer: str = "adam"
+    optimizer: Optimizer = "adam"
     calibrate: bool = False
 
     def __post_init__(self) -> None:
@@ -120,6 +122,10 @@ class DataConfig:
         min_length: episodes of fewer steps are left out.
         resident: True keeps the encoded data on the device (fast, if they fit), False reads windows from disk as they come (any
             size), None decides by size. The result is the same.
+        kinds: kinds of leaves of the observation, or of numbers of a leaf, that `fit` shall not find from the data:
+            "gear=choice", "state[0:3]=continuous", "gear=choice(1, 2.5)" (see `worldmodel.models.find_layout`). A mapping is
+            accepted, too.
+        layout: the same for every number of the observation, so that `fit` finds nothing. A `LatentLayout` is accepted, too.
 
     Raises:
         TypeError: if a number is not an integer.
@@ -132,13 +138,40 @@ class DataConfig:
     test_fraction: float = 0.1
     min_length: int = 1
     resident: bool | None = None
+    kinds: tuple[str, ...] = ()
+    layout: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check every field."""
         check_integers(self, {"window": 1, "burn_in": 0, "batch_size": 1, "min_length": 1})
         if not 0 <= self.test_fraction < 1:
             raise ValueError(f"test_fraction: expected a number in [0, 1), got {self.test_fraction}")
+        for name in ("kinds", "layout"):
+            object.__setattr__(self, name, _kinds(getattr(self, name), name))
+        if self.kinds and self.layout:
+            raise ValueError(f"kinds, layout: expected one of them, got both: {self.kinds} and {self.layout}")
+
+    def kinds_by_leaf(self) -> dict[str, str]:
+        """Return ``kinds`` or ``layout`` as a mapping."""
+        return {key: kind for key, _, kind in (entry.rpartition("=") for entry in self.kinds or self.layout)}
 
     def identity(self) -> dict[str, Any]:
-        """Return what the batches depend on, for the record of a run; ``resident`` changes no result and is left out."""
-        return {name: value for name, value in asdict(self).items() if name != "resident"}
+        """Return what the batches depend on, for the record of a run.
+
+        ``resident`` changes no result and is left out, as are ``kinds`` and ``layout`` if they are not given.
+        """
+        fields = {name: getattr(self, name) for name in DataConfig.__dataclass_fields__ if name != "resident"}
+        kinds, layout = fields.pop("kinds"), fields.pop("layout")
+        return fields | ({"kinds": list(kinds)} if kinds else {}) | ({"layout": list(layout)} if layout else {})
+
+
+def _kinds(given: Any, name: str) -> tuple[str, ...]:
+    """Return kinds by leaf as strings "leaf=kind", from a layout, a mapping, or such strings."""
+    given = given.kinds() if isinstance(given, LatentLayout) else given
+    if isinstance(given, Mapping):
+        given = [f"{key}={getattr(kind, 'value', kind)}" for key, kind in given.items()]
+    entries = (given,) if isinstance(given, str) else tuple(given)
+    for entry in entries:
+        if not isinstance(entry, str) or "=" not in entry:
+            raise ValueError(f"{name}: expected entries such as 'gear=choice', got {entry!r}")
+    return entries

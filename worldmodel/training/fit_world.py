@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from worldmodel.data import EpisodeCollection, common_truncation, recorded_limits, split_episodes
+from worldmodel.mixtures import DENSITIES, LatentLayout
 from worldmodel.models import (
     MDNRNN,
     WEIGHTS_FILE,
@@ -27,13 +28,16 @@ from worldmodel.models import (
     encode_all,
     encoded_bytes,
     encoded_form,
+    find_layout,
+    vision_for,
 )
-from worldmodel.runtime import RunConfig, choose_device, runs
+from worldmodel.runtime import RunConfig, choose_device, files, runs
 from worldmodel.spaces import FlatSpace, find_images, map_leaves, refuse_float_images
 from worldmodel.training import likelihood, loop
 from worldmodel.training.config import DataConfig, TrainingConfig
 from worldmodel.training.likelihood import calibrate_termination
 from worldmodel.training.loop import TrainingResult
+from worldmodel.training.reward_atoms import check_rewards_of, read_rewards, set_base_rates, with_reward_fields
 from worldmodel.training.windows import RESIDENT_BYTES, SequenceData, WindowSampler
 
 FIT_FORMAT, FIT_VERSION, FIT_FILE = "worldmodel.fit", 1, "fit.json"
@@ -62,7 +66,8 @@ def fit(
         data: path of a store, or several of the same environment; or of what `encode_store` made of them, with ``vision``.
         out: directory for the world model; its training state goes to ``out/training``.
         config: architecture and loss of M. With ``termination_head`` None, M has that head if any episode terminates.
-        data_config: windows and batches.
+        data_config: windows and batches, and what is known about the layout of z: the kind of each number of an observation.
+            The rest of the layout is found in the data; ``provenance["layout"]`` has it, and ``print(world.layout)`` shows it.
         training_config: how to train, and whether to calibrate termination probabilities on held-out episodes; their losses
             before and after are in the provenance.
         vision: a trained V, as `train_vae` returns it; images need one. Or a subclass of `Vision` that is fitted in one pass
@@ -78,7 +83,8 @@ def fit(
 
     Raises:
         ValueError: if the data are empty, hold images but no ``vision`` is given, or images of floats, or are of another
-            environment than ``initial``; if an argument is out of range, or a resumed run was started with others.
+            environment than ``initial``; if they contradict the layout; if an argument is out of range, or a resumed run was
+            started with others.
         NonFiniteLossError: if training diverged.
         FileExistsError: if ``out`` holds something that may not be replaced.
         KeyboardInterrupt: on Ctrl-C, after the state has been saved; the same call resumes.
@@ -88,9 +94,9 @@ def fit(
     episodes = EpisodeCollection.open(data, min_length=data_config.min_length)
     encoded = encoded_form(episodes.stores, _trained_v(initial, vision))
     if initial is None:
-        v, model = _new_parts(episodes, seed, config, vision, encoded)
+        v, model, layout = _new_parts(episodes, seed, _decided(config, episodes, Path(out), run), vision, encoded, data_config)
     else:
-        v, model = _parts_of(initial, episodes, config, vision, encoded)
+        v, model, layout = _parts_of(initial, episodes, config, vision, encoded, data_config)
     arguments = _arguments(episodes, seed, torch.device(device), vision, model, initial, data_config, training_config)
     split = split_episodes(len(episodes), test_fraction=data_config.test_fraction, seed=seed)
     directory = runs.prepare_run(out, arguments, run=run, **RUN)
@@ -102,7 +108,7 @@ def fit(
     reader = world.vision if encoded is None else encoded.to(device)
     train_data, test_data = _sequence_data(episodes, split, reader, world.action_features, data_config, seed)
     if initial is None:
-        _set_statistics(world.mdnrnn, train_data)
+        _set_statistics(world.mdnrnn, train_data, layout)
     scores = _baselines(world.mdnrnn, train_data, test_data, training_config, seed)
     with run.reporter() as report:
         result = loop.train(
@@ -115,7 +121,7 @@ def fit(
             fingerprint=episodes.fingerprint,
             run=run.within(report, "train M"),
         )
-    world.provenance = _provenance(episodes, arguments, result, scores)
+    world.provenance = _provenance(episodes, arguments, result, scores) | {"layout": layout.to_json()}
     if training_config.calibrate:
         world.provenance["calibration"] = _calibrate(world, test_data, seed)
     world.write(directory)
@@ -149,11 +155,12 @@ def _arguments(
 def _new_parts(
     episodes: EpisodeCollection,
     seed: int,
-    config: MDNRNNConfig | None,
+    config: MDNRNNConfig,
     vision: Vision | type[Vision] | None,
     encoded: Vision | None,
-) -> tuple[Vision, MDNRNN]:
-    """Return V (a copy of the given one, or a new one that is not fitted) and M with new weights."""
+    data_config: DataConfig,
+) -> tuple[Vision, MDNRNN, LatentLayout]:
+    """Return V (a copy of the given one, or a new one that is not fitted), M with new weights, and the layout of z."""
     space = episodes.observation_space
     if vision is None and find_images(space):
         raise ValueError(
@@ -166,14 +173,33 @@ def _new_parts(
         raise ValueError(f"vision: expected a class that is fitted in one pass, got {vision.__name__}; train it and give the V")
     if isinstance(vision, Vision) and encoded is None and vision.observation_space != space:
         raise ValueError(f"vision: expected a V of the observation space {space}, got one of {vision.observation_space}")
+    with torch.random.fork_rng(devices=[]):  # torch's initialisers take no generator: borrow the CPU's and give it back
+        torch.default_generator.manual_seed(seed)
+        v, layout = _vision_and_layout(episodes, vision, data_config)
+        return v, MDNRNN(v.latent_size, FlatSpace(episodes.action_space).size, config, layout=layout), layout
+
+
+def _vision_and_layout(
+    episodes: EpisodeCollection, vision: Vision | type[Vision] | None, data_config: DataConfig
+) -> tuple[Vision, LatentLayout]:
+    """Return V on the CPU (a copy of the given one, or a new one that is not fitted) and the layout of its z."""
+    kinds, complete = data_config.kinds_by_leaf(), bool(data_config.layout)
+    if vision is None or vision is StateNormalizer:
+        layout = find_layout(episodes, kinds=kinds, complete=complete)
+        return vision_for(episodes.observation_space, layout), layout
+    v = copy.deepcopy(vision).cpu() if isinstance(vision, Vision) else vision.from_config(episodes.observation_space, {})
+    return v, find_layout(episodes, v, kinds=kinds, complete=complete)
+
+
+def _decided(config: MDNRNNConfig | None, episodes: EpisodeCollection, out: Path, run: RunConfig) -> MDNRNNConfig:
+    """Decide the fields of M's configuration that depend on the data."""
     config = config or MDNRNNConfig()
     if config.termination_head is None:
         config = replace(config, termination_head=_any_terminates(episodes))
-    with torch.random.fork_rng(devices=[]):  # torch's initialisers take no generator: borrow the CPU's and give it back
-        torch.default_generator.manual_seed(seed)
-        made = vision if isinstance(vision, Vision) else (vision or StateNormalizer).from_config(space, {})
-        v = copy.deepcopy(made).cpu()
-        return v, MDNRNN(v.latent_size, FlatSpace(episodes.action_space).size, config)
+    resumed = None
+    if run.resume and not run.overwrite and (out / FIT_FILE).is_file():
+        resumed = files.read_json(out / FIT_FILE, format=FIT_FORMAT, version=FIT_VERSION).get("mdnrnn")
+    return with_reward_fields(config, episodes, resumed=resumed)
 
 
 def _trained_v(initial: WorldModel | None, vision: Vision | type[Vision] | None) -> Vision | None:
@@ -200,8 +226,9 @@ def _parts_of(
     config: MDNRNNConfig | None,
     vision: Vision | type[Vision] | None,
     encoded: Vision | None,
-) -> tuple[Vision, MDNRNN]:
-    """Return copies of V and M of a world model that fits the data."""
+    data_config: DataConfig,
+) -> tuple[Vision, MDNRNN, LatentLayout]:
+    """Return copies of V and M of a world model that fits the data, and its layout."""
     if vision is not None:
         raise ValueError("vision: expected None with an initial world model, which has its own")
     space = episodes.observation_space if encoded is None else initial.observation_space
@@ -212,7 +239,13 @@ def _parts_of(
         raise ValueError(
             "initial: expected a world model with a termination head, as episodes of the data terminate, got one without"
         )
-    return copy.deepcopy(initial.vision).cpu(), copy.deepcopy(initial.mdnrnn).cpu()
+    if initial.mdnrnn.config.reward_components == 0:
+        check_rewards_of(initial.mdnrnn.config.reward_atoms, 0, read_rewards(episodes))
+    if data_config.kinds or data_config.layout:
+        raise ValueError("kinds, layout: expected none with an initial world model, which has its own layout")
+    if initial.mdnrnn.layout is not None:
+        find_layout(episodes, initial.vision, kinds=initial.layout.kinds(), complete=True)  # raises if the data contradict it
+    return copy.deepcopy(initial.vision).cpu(), copy.deepcopy(initial.mdnrnn).cpu(), initial.layout
 
 
 def _build_world(episodes: EpisodeCollection, vision: Vision, model: MDNRNN, reader: Vision) -> WorldModel:
@@ -263,9 +296,11 @@ def _statistics_batches(data: SequenceData, seed: int = 0) -> Iterator[SequenceB
 
 
 @torch.no_grad()
-def _set_statistics(model: MDNRNN, data: SequenceData) -> None:
-    """Set M's statistics from the data, and the initial termination probability to the rate in the data."""
-    model.set_statistics(DataStatistics.of(_statistics_batches(data)))
+def _set_statistics(model: MDNRNN, data: SequenceData, layout: LatentLayout) -> None:
+    """Set M's statistics from the data, and the initial probabilities of terminations and atoms to the rates in the data."""
+    atoms = model.config.reward_atoms or ()
+    model.set_statistics(DataStatistics.of(_statistics_batches(data), layout, atoms=atoms))
+    set_base_rates(model, _statistics_batches(data))
     if model.termination_head is None:
         return
     counts = torch.tensor([[(b.terminated & b.mask).sum().item(), b.mask.sum().item()] for b in _statistics_batches(data)])
@@ -277,13 +312,16 @@ def _baselines(
     model: MDNRNN, train: SequenceData, test: SequenceData | None, config: TrainingConfig, seed: int
 ) -> dict[str, float]:
     """Score the baselines on the batches of the model's evaluation, or on training data if there are none."""
-    unit = model.change_scale if model.config.predict_change else torch.ones_like(model.change_scale)
+    unit = model.frame.units(model.change_scale)
+    columns = None if model.layout is None else model.layout.columns(*DENSITIES)
+    if columns == []:
+        return {}
     scored = (
         _statistics_batches(train)
         if test is None
         else loop.held_out_batches(test, config.max_test_batches, seed=seed, device=unit.device)
     )
-    return likelihood.baseline_nll(_statistics_batches(train), scored, min_scale=model.config.min_scale * unit)
+    return likelihood.baseline_nll(_statistics_batches(train), scored, min_scale=model.config.min_scale * unit, columns=columns)
 
 
 def _calibrate(world: WorldModel, test: SequenceData | None, seed: int) -> dict[str, dict[str, float]] | None:

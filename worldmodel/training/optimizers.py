@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+Optimizer = Literal["adam", "muon"]
 OPTIMIZERS = ("adam", "muon")
 MIN_MATRIX_SIZE = 16  # minimum of rows and columns; Adam updates smaller matrices
 MOMENTUM = 0.95

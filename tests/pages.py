@@ -1,0 +1,74 @@
+"""The code blocks of a page as one program, for the tests of the documentation.
+
+Blocks of Python and of shell run in the order of the page, in one process and one directory; a ``worldmodel`` command of a
+shell block runs in a process of its own, with small sizes.
+"""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+
+SMALLER = {  # command: options put behind those of the page; the last one counts
+    "collect": "--episodes 60",
+    "train-mdnrnn": "--num-updates 60 --hidden-size 16",
+    "dream": "--num-dreams 32 --horizon 20",
+    "train-controller": "--population 4 --rollouts 4 --generations 2 --horizon 30",
+    "evaluate": "--episodes 3 --num-dreams 8",
+    "iterate": "--first-episodes 20 --num-updates 20 --max-rounds 1 --generations 2 --population 4 --num-dreams 8",
+}
+ONLY_PARSED = ("quickstart", "reproduce", "doom")  # too long for a test of pages, or in need of Doom; other tests run them
+HEADER = """import subprocess, sys
+def run(*words):
+    subprocess.run([sys.executable, "-m", "worldmodel", *words], check=True)
+"""
+
+
+def blocks(page: Path, *languages: str) -> list[str]:
+    """Return the code blocks of some languages."""
+    return [code for language, code in all_blocks(page) if language in languages]
+
+
+def all_blocks(page: Path) -> list[tuple[str, str]]:
+    """Return every code block of a page as (language, code)."""
+    return re.findall(r"^```([^\s`]*)[^\n]*\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+def shell_commands(block: str) -> list[list[str]]:
+    """Return the commands of a shell block, split into words."""
+    lines = block.replace("\\\n", " ").splitlines()
+    return [words for line in lines for part in line.split("&&") if (words := shlex.split(part, comments=True))]
+
+
+def is_run(words: list[str]) -> bool:
+    """Return whether a test runs a command; otherwise it is only parsed."""
+    return words[0] == "worldmodel" and not any(part in " ".join(words) for part in ONLY_PARSED)
+
+
+def program(page: Path, smaller: dict[str, str]) -> str:
+    """Return the blocks of a page as one Python program; ``smaller`` replaces texts of Python blocks."""
+    parts = [HEADER]
+    for language, code in all_blocks(page):
+        if language == "python":
+            for text, less in smaller.items():
+                code = code.replace(text, less)
+            parts.append(code)
+        elif language in ("bash", "sh"):
+            parts += [f"run(*{with_small_sizes(words)!r})" for words in shell_commands(code) if is_run(words)]
+    return "\n".join(parts)
+
+
+def with_small_sizes(words: list[str]) -> list[str]:
+    """Return the words of a ``worldmodel`` command after the program's name, with small sizes."""
+    return [*words[1:], *SMALLER.get(words[1], "").split()]
+
+
+def runs(program: str, directory: Path) -> subprocess.CompletedProcess[str]:
+    """Run a program in a directory with warnings as errors."""
+    (directory / "program.py").write_text(program)
+    command = [sys.executable, "-W", "error", "program.py"]
+    return subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=900)
