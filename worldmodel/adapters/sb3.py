@@ -210,9 +210,8 @@ def _kind_of(space: gym.Space[Any], world: WorldModel, features: FeatureKind | N
         check_features(features)
         if marked not in (None, features) or space.shape != (feature_size(world, features),):
             raise ValueError(f"features: expected the kind of the agent's observations, {marked or space}, got {features!r}")
-    if marked is not None or features is not None:
-        chosen = marked or features
-        assert chosen is not None
+    chosen = marked or features
+    if chosen is not None and space.shape == (feature_size(world, chosen),):
         return chosen
     offered = {kind: feature_space(world, kind) for kind in FEATURE_KINDS}
     fitting = [kind for kind, known in offered.items() if known == space]

@@ -10,6 +10,7 @@ import importlib
 import json
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
@@ -106,6 +107,7 @@ def run(name: str, words: Sequence[str]) -> int:
     from worldmodel.cli.parsing import USER_ERRORS, UsageError, explain, parse
 
     command = load(name)
+    warnings.showwarning = show_warning
     try:
         chosen = parse(command, words, name=f"worldmodel {name}")
         result = chosen.run()
@@ -128,6 +130,11 @@ def print_completion(words: Sequence[str]) -> NoReturn:
 
     print(completion(words[0], {name: load(name) for name in COMMANDS}))
     sys.exit(0)
+
+
+def show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """Print a warning on one line."""
+    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def fail(message: str) -> NoReturn:

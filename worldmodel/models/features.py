@@ -7,7 +7,8 @@ So an agent and a space of features carry the `Origin` of the features, and an a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -36,8 +37,12 @@ class Origin:
 
     @classmethod
     def of(cls, world: WorldModel) -> Origin:
-        """Return the origin of the features of a world model."""
-        return cls(world.vision.fingerprint, world.fingerprint)
+        """Return the origin of the features of a world model; it is computed once, until a weight is written to."""
+        state = tuple((tensor.data_ptr(), tensor._version) for tensor in world.state_dict().values())
+        known = _ORIGINS.get(world)
+        if known is None or known[0] != state:
+            known = _ORIGINS[world] = (state, cls(world.vision.fingerprint, world.fingerprint))
+        return known[1]
 
     def check(self, world: WorldModel, kind: FeatureKind, *, name: str) -> None:
         """Raise unless features of this kind mean the same in a world model.
@@ -48,10 +53,11 @@ class Origin:
         Raises:
             ValueError: naming ``name`` and what differs.
         """
-        if self.vision != world.vision.fingerprint:
-            part, expected, got = "V", world.vision.fingerprint, self.vision
-        elif kind != "z" and self.world not in (world.fingerprint, world.provenance.get("initial")):
-            part, expected, got = "M", world.fingerprint, self.world
+        here = Origin.of(world)
+        if self.vision != here.vision:
+            part, expected, got = "V", here.vision, self.vision
+        elif kind != "z" and self.world not in (here.world, world.provenance.get("initial")):
+            part, expected, got = "M", here.world, self.world
         else:
             return
         raise ValueError(
@@ -59,6 +65,9 @@ class Origin:
             f"not {expected[:8]}), whose features mean something else; use its own world model, train it in this one (evolve "
             "and ppo take it as the start), or set its origin to None if you know better"
         )
+
+
+_ORIGINS: WeakKeyDictionary[WorldModel, tuple[Any, Origin]] = WeakKeyDictionary()  # digests copy a GPU's weights to the host
 
 
 class FeatureSpace(spaces.Box):

@@ -6,13 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from worldmodel.data import Episode, EpisodeStore, EpisodeWriter, Schema, open_or_create
 from worldmodel.models import Encoder, Vision
 from worldmodel.runtime import Progress, RunConfig, require_disk
 from worldmodel.spaces import leaf_values
+from worldmodel.training import quality
 
 FLUSH_STEPS = 2**17  # size of a shard
+JUDGED = 50  # encoded episodes that show whether V has collapsed
+LEAST_OBSERVATIONS = 200  # of them
 
 
 def encode_store(
@@ -53,12 +57,26 @@ def encode_store(
     store = open_or_create(Path(out), lambda: spaces_of_store, encoder.recipe(source.recipe), run=run)
     done = _require_same_episodes(store, source)
     missing = [index for index, episode_id in enumerate(source.episode_ids.tolist()) if episode_id not in done]
+    seen: list[dict[str, np.ndarray]] = []
     with run.reporter() as report, EpisodeWriter(store, max_steps=FLUSH_STEPS) as writer:
         for count, index in enumerate(missing, start=len(done) + 1):
-            writer.add(encoder.encode(source.read(index)))
+            encoded = encoder.encode(source.read(index))
+            seen += [encoded.observations] if len(seen) < JUDGED else []
+            writer.add(encoded)
             writer.write_if_due()
             report(Progress("encode", count, len(source), "episode"))
+    _warn_if_collapsed(seen)
     return store
+
+
+def _warn_if_collapsed(seen: Sequence[dict[str, np.ndarray]]) -> None:
+    """Warn if V's means hardly change over many observations of some episodes, compared with its noise."""
+    if sum(len(one["mean"]) for one in seen) < LEAST_OBSERVATIONS:
+        return
+    mean, log_variance = (
+        torch.from_numpy(np.concatenate([one[name] for one in seen])).float() for name in ("mean", "log_variance")
+    )
+    quality.warn(quality.vision_problems(quality.latents_in_use(mean, log_variance), mean.shape[1]))
 
 
 def _require_disk(out: Path, source: EpisodeStore, schema: Schema, overwrite: bool) -> None:

@@ -20,7 +20,7 @@ from worldmodel.data import EpisodeCollection, split_episodes
 from worldmodel.models import IN_USE, VISION_FILE, VISION_WEIGHTS, ConvVAE, FrameBatch, VAEConfig, divergence
 from worldmodel.runtime import RunConfig, choose_device, runs
 from worldmodel.spaces import leaf_values
-from worldmodel.training import loop
+from worldmodel.training import loop, quality
 from worldmodel.training.config import FrameConfig, TrainingConfig
 from worldmodel.training.frames import FrameData
 
@@ -96,7 +96,12 @@ def train_vae(
     most, there = training_config.max_test_batches, torch.device(device)
     seen = loop.held_out_batches(test_data or train_data, most, seed=seed, device=there)
     vision, latents = _without_idle_latents(vision.eval(), seen)
-    vision.write(directory, provenance={**arguments, "training": asdict(result), "latents": latents})
+    provenance: dict[str, Any] = {**arguments, "training": asdict(result), "latents": latents}
+    if quality.judge(result, held_out=test_data is not None):
+        problems = quality.vision_problems(latents["in_use"], latents["size"])
+        problems += quality.loss_problems(result, evaluate_every=training_config.evaluate_every)
+        provenance |= {"warnings": quality.warn(problems)} if problems else {}
+    vision.write(directory, provenance=provenance)
     return vision
 
 

@@ -33,7 +33,7 @@ from worldmodel.models import (
 )
 from worldmodel.runtime import RunConfig, choose_device, files, runs
 from worldmodel.spaces import FlatSpace, find_images, map_leaves, refuse_float_images
-from worldmodel.training import likelihood, loop
+from worldmodel.training import likelihood, loop, quality
 from worldmodel.training.config import DataConfig, TrainingConfig
 from worldmodel.training.likelihood import calibrate_termination
 from worldmodel.training.loop import TrainingResult
@@ -44,6 +44,7 @@ FIT_FORMAT, FIT_VERSION, FIT_FILE = "worldmodel.fit", 1, "fit.json"
 OUTPUTS = (FIT_FILE, WORLD_FILE, WEIGHTS_FILE, "training", ".*.tmp")
 RUN: dict[str, Any] = {"marker": FIT_FILE, "format": FIT_FORMAT, "version": FIT_VERSION, "replaces": OUTPUTS}
 MAX_START_STATES = 2_000
+MAX_JUDGED = 20  # held-out episodes that show whether V has collapsed
 STATISTICS_BATCHES = 100  # maximum number of batches for the statistics of the data and the baselines
 
 
@@ -124,6 +125,10 @@ def fit(
     world.provenance = _provenance(episodes, arguments, result, scores) | {"layout": layout.to_json()}
     if training_config.calibrate:
         world.provenance["calibration"] = _calibrate(world, test_data, seed)
+    if quality.judge(result, held_out=test_data is not None):
+        problems = _problems(world, test_data, result, scores, training_config, seed)
+        problems += _vision_problems(episodes, split[1], reader)
+        world.provenance |= {"warnings": quality.warn(problems)} if problems else {}
     world.write(directory)
     return world.eval()
 
@@ -329,6 +334,37 @@ def _calibrate(world: WorldModel, test: SequenceData | None, seed: int) -> dict[
     if test is None or world.mdnrnn.termination_head is None:
         return None
     return calibrate_termination(world.mdnrnn, loop.held_out_batches(test, test.num_batches(0), seed=seed, device=world.device))
+
+
+def _problems(
+    world: WorldModel,
+    test: SequenceData | None,
+    result: TrainingResult,
+    scores: dict[str, float],
+    config: TrainingConfig,
+    seed: int,
+) -> list[str]:
+    """Say in which bad states the training has ended, with the number, the likely cause and the page to read."""
+    if test is None:
+        return []
+    model = world.mdnrnn.eval()
+    batches = loop.held_out_batches(test, config.max_test_batches, seed=seed, device=world.device)
+    return [
+        *quality.loss_problems(result, evaluate_every=config.evaluate_every),
+        *quality.model_problems(result.best_metrics, scores),
+        *quality.termination_problems(model, batches),
+    ]
+
+
+def _vision_problems(episodes: EpisodeCollection, test: np.ndarray, reader: Vision) -> list[str]:
+    """Say if V has collapsed, by some held-out episodes; a V without noise has not."""
+    parts = [reader.encode(episodes.read(int(index)).observations) for index in test[:MAX_JUDGED]]
+    mean, log_variance = (torch.cat(part).detach() for part in zip(*parts, strict=True))
+    if bool(log_variance.isneginf().all()):
+        return []
+    noisy = ~log_variance.isneginf().all(dim=0)
+    in_use = quality.latents_in_use(mean[:, noisy], log_variance[:, noisy])
+    return quality.vision_problems(in_use, int(noisy.sum()))
 
 
 def _provenance(
