@@ -37,7 +37,9 @@ from worldmodel.runtime import (
     files,
     interrupt_between_steps,
     jsonable,
+    keeps_threads,
     require_extras,
+    set_threads,
 )
 
 SEARCH_FORMAT, SEARCH_VERSION = "worldmodel.search", 1
@@ -101,6 +103,7 @@ class SearchConfig:
             require_extras("search", advice="or use method='openai-es' (--method openai-es)")
 
 
+@keeps_threads
 def evolve(
     worlds: Dreams | RealPopulation,
     agent: Agent | ControllerConfig | None = None,
@@ -213,8 +216,9 @@ class _Search:
                     f"{self._log}: expected no file, got an earlier search; resume it (RunConfig(resume=True)), overwrite it "
                     "(--overwrite), or choose another file"
                 )
-            self._replay(self._log)
+            self._replay(self._log, run.threads)
         else:
+            set_threads(None, run.threads, self._log or "this search")
             self._table = _Table(self._test(self.best, "the start"))
             self._best_test = self._table.start_test
             if self._log is not None:
@@ -287,13 +291,14 @@ class _Search:
             "tests": torch.tensor(tests, dtype=torch.float64),
         }
         content = {"format": SEARCH_FORMAT, "version": SEARCH_VERSION, "search": self._identity, "centre": self._digest()}
-        content["table"] = files.digest_tensors(tensors)
+        content |= {"table": files.digest_tensors(tensors), "threads": torch.get_num_threads()}
         files.save_tensors(self._log, tensors, {"log": json.dumps(content)})
 
-    def _replay(self, path: Path) -> None:
+    def _replay(self, path: Path, threads: int | None) -> None:
         """Repeat all asks and tells of the log, so that the strategy has the same state, to the bit."""
         tensors, content = _read_log(path)
         check_same_run(content["search"], self._identity, path)
+        set_threads(content.get("threads"), threads, path)
         start_test, *tests = tensors["tests"].tolist()
         self._table, self._best_test = _Table(start_test), start_test
         for fitness, test in zip(tensors["fitness"].numpy(), tests, strict=True):

@@ -41,7 +41,18 @@ from worldmodel.evaluation import Evaluation, EvaluationConfig, evaluate
 from worldmodel.experiments.iteration_config import SCORES, IterationConfig, Round, has_stalled
 from worldmodel.models import WORLD_FILE, WorldModel
 from worldmodel.rng import AGENT_STREAM, COLLECT_STREAM, VALIDATE_STREAM, derive_seed
-from worldmodel.runtime import Listener, Progress, RunConfig, check_integer, choose_device, describe, files, jsonable, runs
+from worldmodel.runtime import (
+    Listener,
+    Progress,
+    RunConfig,
+    check_integer,
+    choose_device,
+    describe,
+    files,
+    jsonable,
+    keeps_threads,
+    runs,
+)
 from worldmodel.training import fit
 
 ITERATION_FORMAT, SCORES_FORMAT, ITERATION_VERSION = "worldmodel.iteration", "worldmodel.scores", 1
@@ -51,6 +62,7 @@ OUTPUTS = (ITERATION_FILE, "round-*", "report.png", "summary.json", ".*.tmp")  #
 AgentTrainer = Callable[[WorldModel, Agent | None, int], Agent]  # world, the agent of the round before, seed
 
 
+@keeps_threads
 def iterate(
     env: str | EnvMaker | EnvConfig,
     *,

@@ -57,6 +57,8 @@ if TYPE_CHECKING:
     from worldmodel.runtime.runs import describe as describe
     from worldmodel.runtime.runs import jsonable as jsonable
     from worldmodel.runtime.runs import prepare_run as prepare_run
+    from worldmodel.runtime.threads import keeps_threads as keeps_threads
+    from worldmodel.runtime.threads import set_threads as set_threads
     from worldmodel.runtime.workers import Runner as Runner
     from worldmodel.runtime.workers import WorkerConfig as WorkerConfig
     from worldmodel.runtime.workers import run_here as run_here
@@ -77,6 +79,7 @@ else:
             "provenance": "command_line describe_machine read_runs record_run source_commit versions",
             "registry": "Registry UnknownClassError",
             "runs": "RunConfig check_same_run describe jsonable prepare_run",
+            "threads": "keeps_threads set_threads",
             "workers": "Runner WorkerConfig run_here run_in_processes",
         },
     )

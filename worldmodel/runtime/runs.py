@@ -16,7 +16,11 @@ import numpy as np
 
 from worldmodel.runtime.extras import require_extras
 from worldmodel.runtime.files import prepare_directory, read_json, write_json
+from worldmodel.runtime.integers import check_integers
 from worldmodel.runtime.progress import Listener, Progress, Reporter
+from worldmodel.runtime.threads import set_threads
+
+THREADS = "threads"  # in the record of a run; not one of its arguments
 
 # Modules that moved since files were written which name their contents: new name -> the name that files keep.
 RECORDED_MODULES = {
@@ -41,9 +45,13 @@ class RunConfig:
         tensorboard: also write TensorBoard scalars, where the run has a log (extra ``tensorboard``).
         progress: show tqdm bars on stderr if that is a terminal.
         on_progress: called with every progress record.
+        threads: number of torch's threads; None keeps that of a run that is resumed, else torch's own. Another number gives
+            results with other last bits, so a run is not resumed with one.
 
     Raises:
         ImportError: if TensorBoard is requested and not installed.
+        TypeError: if ``threads`` is not an integer.
+        ValueError: if it is below 1.
     """
 
     resume: bool = True
@@ -51,9 +59,11 @@ class RunConfig:
     tensorboard: bool = False
     progress: bool = True
     on_progress: Listener | None = None
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         """Raise now if TensorBoard is missing, before anything is written."""
+        check_integers(self, {"threads": 1}, optional=("threads",))
         if self.tensorboard:
             require_extras("tensorboard")
 
@@ -151,6 +161,8 @@ def prepare_run(
         run: whether a run that is there is resumed, replaced or refused.
         error: class of the exception if its arguments are others.
 
+    The number of torch's threads is recorded, too, and set to that of a run that is resumed; see `set_threads`.
+
     Returns:
         The directory.
 
@@ -161,13 +173,17 @@ def prepare_run(
     path = Path(path)
     if run.overwrite or not (path / marker).is_file():
         prepare_directory(path, marker=marker, format=format, overwrite=run.overwrite, replaces=replaces)
-        write_json(path / marker, arguments, format=format, version=version)
+        threads = set_threads(None, run.threads, path)
+        write_json(path / marker, {**arguments, THREADS: threads}, format=format, version=version)
         return path
     if not run.resume:
         raise FileExistsError(
             f"{path}: expected no earlier run, got one; resume it (RunConfig(resume=True)) or replace it (--overwrite)"
         )
-    check_same_run(read_json(path / marker, format=format, version=version), arguments, path, error=error)
+    earlier = dict(read_json(path / marker, format=format, version=version))
+    threads = earlier.pop(THREADS, None)  # runs of earlier versions have no record
+    check_same_run(earlier, arguments, path, error=error)
+    set_threads(threads, run.threads, path)
     return path
 
 

@@ -27,7 +27,9 @@ from worldmodel.runtime import (
     check_same_run,
     files,
     interrupt_between_steps,
+    keeps_threads,
     resolve_precision,
+    set_threads,
 )
 from worldmodel.training.config import TrainingConfig, learning_rate
 from worldmodel.training.log import METRICS_FILE, MetricsLog
@@ -98,6 +100,7 @@ class NonFiniteLossError(RuntimeError):
     """The loss or its gradient is NaN or infinite; the last good state has been saved."""
 
 
+@keeps_threads
 def train(
     model: nn.Module,
     data: TrainingData,
@@ -229,7 +232,9 @@ class _Run:
                     f"{self.out}: expected no earlier training, got one; resume it, replace it with overwrite, or choose "
                     "another directory"
                 )
-            self._load(self.out / STATE_FILE)
+            self._load(self.out / STATE_FILE, run.threads)
+            return
+        set_threads(None, run.threads, self.out)
 
     def update(self) -> dict[str, Tensor]:
         """Do one optimiser step and return the loss and its terms."""
@@ -288,6 +293,7 @@ class _Run:
             tensors |= {f"optimizer.{number}.{name}": tensor for name, tensor in moments.items()}
         tensors["generator"] = self.generator.get_state()
         content = {"format": STATE_FORMAT, "version": STATE_VERSION, "state": asdict(self.state), "identity": self.identity}
+        content["threads"] = torch.get_num_threads()
         files.save_tensors(self.out / STATE_FILE, tensors, {"state": json.dumps(content)})
 
     def load_best(self) -> None:
@@ -296,11 +302,12 @@ class _Run:
             self.model.load_state_dict(files.load_tensors(self.out / BEST_FILE)[0])
         self.model.eval()
 
-    def _load(self, path: Path) -> None:
+    def _load(self, path: Path, threads: int | None) -> None:
         tensors, metadata = files.load_tensors(path)
         content = json.loads(metadata.get("state", "{}"))
         files.check_stamp(content, path, format=STATE_FORMAT, version=STATE_VERSION)
         check_same_run(content["identity"], self.identity, path)
+        set_threads(content.get("threads"), threads, path)
         try:
             self.model.load_state_dict({n.removeprefix("model."): x for n, x in tensors.items() if n.startswith("model.")})
         except RuntimeError as error:
