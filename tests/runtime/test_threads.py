@@ -52,7 +52,7 @@ def test_a_resumed_fit_sets_the_number_it_was_started_with_and_says_so(tmp_path)
 
 def test_a_conflicting_number_is_refused_and_the_same_is_not(tmp_path):
     interrupted_fit(tmp_path)
-    with pytest.raises(ValueError, match="threads: expected 1, as in the run in .*, got 2"):
+    with pytest.raises(ValueError, match=r"threads: expected 1, as in the run in .*, got 2"):
         fit(tmp_path, wm.RunConfig(threads=2))
     fit(tmp_path, wm.RunConfig(threads=1))
 

@@ -34,6 +34,7 @@ from worldmodel.runtime import (
     check_integer,
     check_integers,
     check_same_run,
+    explains_keywords,
     files,
     interrupt_between_steps,
     jsonable,
@@ -103,6 +104,7 @@ class SearchConfig:
             require_extras("search", advice="or use method='openai-es' (--method openai-es)")
 
 
+@explains_keywords
 @keeps_threads
 def evolve(
     worlds: Dreams | RealPopulation,

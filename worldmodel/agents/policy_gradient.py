@@ -30,7 +30,7 @@ from worldmodel.agents.registry import copy_for_training
 from worldmodel.dream import Agent, Dreams, LatentState, StartBank, check_rewards, usual_horizon
 from worldmodel.models import FeatureKind, State
 from worldmodel.rng import PPO_LEARN_STREAM, PPO_TEST_STREAM, derive_seed
-from worldmodel.runtime import Progress, RunConfig, check_integer, check_integers, interrupt_between_steps
+from worldmodel.runtime import Progress, RunConfig, check_integer, check_integers, explains_keywords, interrupt_between_steps
 from worldmodel.spaces import FlatSpace
 
 LARGEST_STD = 1.5  # initial standard deviation of the outputs over the starts, at most; beyond it an agent hardly explores
@@ -115,6 +115,7 @@ class PPOConfig:
             raise ValueError(f"discount, gae_lambda: expected in [0, 1) and in [0, 1], got {given}")
 
 
+@explains_keywords
 def ppo(
     agent: DifferentiableAgent,
     dreams: Dreams,

@@ -28,6 +28,7 @@ from worldmodel.runtime import (
     WorkerConfig,
     check_integer,
     check_same_run,
+    explains_keywords,
     remove_temporaries,
 )
 from worldmodel.spaces import find_images
@@ -54,6 +55,7 @@ class EpisodeEncoder(Protocol):
         """Return the episode as it is stored."""
 
 
+@explains_keywords
 def collect(
     env: str | EnvMaker | EnvConfig,
     *,

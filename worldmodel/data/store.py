@@ -26,6 +26,7 @@ import numpy as np
 
 from worldmodel.data import shards
 from worldmodel.data.episode import Episode, check_episode
+from worldmodel.data.reading import ReadableEpisodes, describe_store
 from worldmodel.data.shard_table import Shard
 from worldmodel.data.shards import Schema
 from worldmodel.runtime import TEMPORARY_SUFFIX, prepare_directory, read_json, remove_temporaries, write_bytes, write_json
@@ -58,7 +59,7 @@ class Problem:
     episode_ids: tuple[int, ...] = ()
 
 
-class EpisodeStore:
+class EpisodeStore(ReadableEpisodes):
     """The episodes of one directory, in the order of their ids; returned by `create` and `open`."""
 
     def __init__(self, path: Path, schema: Schema, known: Iterable[Shard] = (), failures: Iterable[Mapping[str, Any]] = ()):
@@ -161,9 +162,8 @@ class EpisodeStore:
         """Hex SHA-256 of ids and checksums; independent of the division into shards."""
         return sha256(np.stack([self._ids, self._checksums], axis=1).astype("<i8").tobytes()).hexdigest()
 
-    def __len__(self) -> int:
-        """Return the number of episodes."""
-        return len(self._ids)
+    def __repr__(self) -> str:
+        return describe_store(self)
 
     def __iter__(self) -> Iterator[Episode]:
         """Iterate over complete episodes by id, with one in memory at a time."""

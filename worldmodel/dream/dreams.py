@@ -119,6 +119,12 @@ class Dreams(BatchedWorld):
         """Precision of M's matrix products, "float32" or "bfloat16"."""
         return "float32" if self._fast is None else "bfloat16"
 
+    def __repr__(self) -> str:
+        model, tau = self.world.mdnrnn, self.temperature
+        shown = f"{len(tau)} temperatures" if isinstance(tau, Tensor) and tau.ndim else f"temperature {float(tau):g}"
+        sizes = f"latents ({self.batch_size}, {model.latent_size}), LSTM of {model.config.hidden_size}"
+        return f"Dreams: {self.batch_size} dreams, {sizes}, {shown}, termination {self.termination}, {self.precision}"
+
     def variant(self, *, num_dreams: int | None = None, num_groups: int = 1) -> Dreams:
         """Return dreams of the same world, temperature, termination and rewards with another number of dreams or groups."""
         return Dreams(

@@ -56,6 +56,11 @@ class Rollout:
     terminated: Tensor
     mask: Tensor
 
+    def __repr__(self) -> str:
+        b, t = self.mask.shape
+        ended = int(self.terminated.any(dim=1).sum())
+        return f"Rollout: {b} episodes of up to {t} steps, {ended} terminated; z {tuple(self.z.shape)}, rewards {(b, t)}"
+
     @property
     def returns(self) -> Tensor:
         """Undiscounted sum of rewards of each episode: (B,)."""

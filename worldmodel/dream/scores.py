@@ -57,7 +57,16 @@ class Scores:
         return cls(np.asarray(data["returns"], dtype=np.float64), np.asarray(data["lengths"], dtype=np.int64))
 
     def __str__(self) -> str:
-        return f"{self.mean:.1f} +- {self.std:.1f} ({len(self.returns)} episodes, standard error {self.standard_error:.1f})"
+        digits = _digits(self.std or abs(self.mean))
+        mean, std, error = (f"{number:.{digits}f}" for number in (self.mean, self.std, self.standard_error))
+        return f"{mean} +- {std} ({len(self.returns)} episodes, standard error {error})"
+
+
+def _digits(size: float) -> int:
+    """Return the decimals that show a spread of this size with two digits: 1, or more if it is below 1."""
+    if not math.isfinite(size) or size <= 0 or size >= 1:
+        return 1
+    return min(8, 1 - math.floor(math.log10(size)))
 
 
 def score(

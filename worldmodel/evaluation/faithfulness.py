@@ -34,7 +34,7 @@ from worldmodel.dream import (
 from worldmodel.evaluation.config import EvaluationConfig
 from worldmodel.models import WorldModel
 from worldmodel.rng import EVALUATION_STREAM, PROBE_STREAM, derive_seed
-from worldmodel.runtime import Progress, RunConfig, WorkerConfig
+from worldmodel.runtime import Progress, RunConfig, WorkerConfig, explains_keywords
 
 Dreamed = Callable[[WorldModel, torch.Generator], Policy]
 MOST_ACTIONS = 10  # of a Discrete space, each of which is a policy
@@ -151,6 +151,7 @@ class Probe:
         return "\n".join(rows)
 
 
+@explains_keywords
 def probe(
     world: WorldModel,
     *,

@@ -48,6 +48,7 @@ from worldmodel.runtime import (
     check_integer,
     choose_device,
     describe,
+    explains_keywords,
     files,
     jsonable,
     keeps_threads,
@@ -62,6 +63,7 @@ OUTPUTS = (ITERATION_FILE, "round-*", "report.png", "summary.json", ".*.tmp")  #
 AgentTrainer = Callable[[WorldModel, Agent | None, int], Agent]  # world, the agent of the round before, seed
 
 
+@explains_keywords
 @keeps_threads
 def iterate(
     env: str | EnvMaker | EnvConfig,

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from worldmodel.runtime.files import write_json as write_json
     from worldmodel.runtime.integers import check_integer as check_integer
     from worldmodel.runtime.integers import check_integers as check_integers
+    from worldmodel.runtime.keywords import explains_keywords as explains_keywords
     from worldmodel.runtime.process import interrupt_between_steps as interrupt_between_steps
     from worldmodel.runtime.process import keep_freed_memory as keep_freed_memory
     from worldmodel.runtime.progress import Listener as Listener
@@ -74,6 +75,7 @@ else:
                 "require_disk save_tensors write_bytes write_json"
             ),
             "integers": "check_integer check_integers",
+            "keywords": "explains_keywords",
             "process": "interrupt_between_steps keep_freed_memory",
             "progress": "Listener Progress Reporter",
             "provenance": "command_line describe_machine read_runs record_run source_commit versions",

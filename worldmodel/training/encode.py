@@ -10,7 +10,7 @@ import torch
 
 from worldmodel.data import Episode, EpisodeStore, EpisodeWriter, Schema, open_or_create
 from worldmodel.models import Encoder, Vision
-from worldmodel.runtime import Progress, RunConfig, require_disk
+from worldmodel.runtime import Progress, RunConfig, explains_keywords, require_disk
 from worldmodel.spaces import leaf_values
 from worldmodel.training import quality
 
@@ -19,6 +19,7 @@ JUDGED = 50  # encoded episodes that show whether V has collapsed
 LEAST_OBSERVATIONS = 200  # of them
 
 
+@explains_keywords
 def encode_store(
     data: str | Path,
     *,

@@ -18,7 +18,7 @@ import torch
 
 from worldmodel.data import EpisodeCollection, split_episodes
 from worldmodel.models import IN_USE, VISION_FILE, VISION_WEIGHTS, ConvVAE, FrameBatch, VAEConfig, divergence
-from worldmodel.runtime import RunConfig, choose_device, keeps_threads, runs
+from worldmodel.runtime import RunConfig, choose_device, explains_keywords, keeps_threads, runs
 from worldmodel.spaces import leaf_values
 from worldmodel.training import loop, quality
 from worldmodel.training.config import FrameConfig, TrainingConfig
@@ -29,6 +29,7 @@ OUTPUTS = (RUN_FILE, VISION_FILE, VISION_WEIGHTS, "training", ".*.tmp")
 RUN: dict[str, Any] = {"marker": RUN_FILE, "format": "worldmodel.train_vae", "version": 1, "replaces": OUTPUTS}
 
 
+@explains_keywords
 @keeps_threads
 def train_vae(
     data: str | Path | Sequence[str | Path],

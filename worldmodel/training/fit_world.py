@@ -31,7 +31,7 @@ from worldmodel.models import (
     find_layout,
     vision_for,
 )
-from worldmodel.runtime import RunConfig, choose_device, files, keeps_threads, runs
+from worldmodel.runtime import RunConfig, choose_device, explains_keywords, files, keeps_threads, runs
 from worldmodel.spaces import FlatSpace, find_images, map_leaves, refuse_float_images
 from worldmodel.training import likelihood, loop, quality
 from worldmodel.training.config import DataConfig, TrainingConfig
@@ -48,6 +48,7 @@ MAX_JUDGED = 20  # held-out episodes that show whether V has collapsed
 STATISTICS_BATCHES = 100  # maximum number of batches for the statistics of the data and the baselines
 
 
+@explains_keywords
 @keeps_threads
 def fit(
     data: str | Path | Sequence[str | Path],
