@@ -66,8 +66,7 @@ def train_vae(
         FileExistsError: if ``out`` holds something that may not be replaced.
         KeyboardInterrupt: on Ctrl-C, after the state has been saved; the same call resumes.
     """
-    frame_config, training_config = frame_config or FrameConfig(), training_config or TrainingConfig()
-    run = run or RunConfig()
+    frame_config, training_config, run = frame_config or FrameConfig(), training_config or TrainingConfig(), run or RunConfig()
     if training_config.calibrate:
         raise ValueError("calibrate: expected False, as V has no termination probabilities, got True; give it to fit")
     device = choose_device(device)
@@ -101,8 +100,7 @@ def train_vae(
     provenance: dict[str, Any] = {**arguments, "training": asdict(result), "latents": latents}
     if quality.judge(result, held_out=test_data is not None):
         problems = quality.vision_problems(latents["in_use"], latents["size"])
-        problems += quality.loss_problems(result, evaluate_every=training_config.evaluate_every)
-        provenance |= {"warnings": quality.warn(problems)} if problems else {}
+        quality.record(problems + quality.loss_problems(result, evaluate_every=training_config.evaluate_every), provenance)
     vision.write(directory, provenance=provenance)
     return vision
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -127,10 +127,7 @@ def fit(
     world.provenance = _provenance(episodes, arguments, result, scores) | {"layout": layout.to_json()}
     if training_config.calibrate:
         world.provenance["calibration"] = _calibrate(world, test_data, seed)
-    if quality.judge(result, held_out=test_data is not None):
-        problems = _problems(world, test_data, result, scores, training_config, seed)
-        problems += _vision_problems(episodes, split[1], reader)
-        world.provenance |= {"warnings": quality.warn(problems)} if problems else {}
+    _record_problems(world, test_data, result, scores, training_config, seed, _seen(episodes, split[1], reader))
     world.write(directory)
     return world.eval()
 
@@ -338,30 +335,38 @@ def _calibrate(world: WorldModel, test: SequenceData | None, seed: int) -> dict[
     return calibrate_termination(world.mdnrnn, loop.held_out_batches(test, test.num_batches(0), seed=seed, device=world.device))
 
 
-def _problems(
+def _record_problems(
     world: WorldModel,
     test: SequenceData | None,
     result: TrainingResult,
     scores: dict[str, float],
     config: TrainingConfig,
     seed: int,
-) -> list[str]:
-    """Say in which bad states the training has ended, with the number, the likely cause and the page to read."""
-    if test is None:
-        return []
+    posteriors: Iterable[tuple[torch.Tensor, torch.Tensor]],
+) -> None:
+    """Warn of the bad states in which the training has ended, and add them to the provenance."""
+    if test is None or not quality.judge(result, held_out=True):
+        return
     model = world.mdnrnn.eval()
     batches = loop.held_out_batches(test, config.max_test_batches, seed=seed, device=world.device)
-    return [
+    problems = [
+        *_vision_problems(posteriors),
         *quality.loss_problems(result, evaluate_every=config.evaluate_every),
         *quality.model_problems(result.best_metrics, scores),
         *quality.termination_problems(model, batches),
     ]
+    quality.record(problems, world.provenance)
 
 
-def _vision_problems(episodes: EpisodeCollection, test: np.ndarray, reader: Vision) -> list[str]:
-    """Say if V has collapsed, by some held-out episodes; a V without noise has not."""
-    parts = [reader.encode(episodes.read(int(index)).observations) for index in test[:MAX_JUDGED]]
-    mean, log_variance = (torch.cat(part).detach() for part in zip(*parts, strict=True))
+def _seen(episodes: EpisodeCollection, test: np.ndarray, reader: Vision) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Encode some held-out episodes: mean and log-variance of each."""
+    return (reader.encode(episodes.read(int(index)).observations) for index in test[:MAX_JUDGED])
+
+
+@torch.no_grad()
+def _vision_problems(posteriors: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> list[str]:
+    """Say if V has collapsed; a V without noise has not."""
+    mean, log_variance = (torch.cat(part) for part in zip(*posteriors, strict=True))
     if bool(log_variance.isneginf().all()):
         return []
     noisy = ~log_variance.isneginf().all(dim=0)

@@ -103,6 +103,7 @@ def termination_problems(model: MDNRNN, batches: Iterable[SequenceBatch]) -> lis
     ]
 
 
-def recorded(provenance: Mapping[str, Any]) -> list[str]:
-    """Return the warnings that a model directory records."""
-    return [str(message) for message in provenance.get("warnings", [])]
+def record(problems: Sequence[str], provenance: dict[str, Any]) -> None:
+    """Issue a warning for each problem and add them to the provenance as ``warnings``, if there is one."""
+    if problems:
+        provenance["warnings"] = warn(problems)
