@@ -93,8 +93,7 @@ def fit(
         KeyboardInterrupt: on Ctrl-C, after the state has been saved; the same call resumes.
     """
     data_config, training_config, run = data_config or DataConfig(), training_config or TrainingConfig(), run or RunConfig()
-    device = choose_device(device)
-    episodes = EpisodeCollection.open(data, min_length=data_config.min_length)
+    device, episodes = choose_device(device), EpisodeCollection.open(data, min_length=data_config.min_length)
     encoded = encoded_form(episodes.stores, _trained_v(initial, vision))
     if initial is None:
         v, model, layout = _new_parts(episodes, seed, _decided(config, episodes, Path(out), run), vision, encoded, data_config)
