@@ -1,4 +1,4 @@
-.PHONY: install format check test slow docs
+.PHONY: install format check test slow docs campaign mutation
 
 install:  ## set up for development
 	python -m pip install -e '.[dev]'
@@ -22,3 +22,9 @@ slow:
 
 docs:  ## the pages, in build/docs; needs the extra docs
 	python -m sphinx -W --keep-going -n -q -b html docs build/docs
+
+campaign:  ## 30 minutes of faults: kills, flips, full disks, crafted files, two writers, bad environments, random spaces
+	PYTHONPATH=.:tests python -m campaign --minutes 30 --out build/campaign.json
+
+mutation:  ## 400 small mutants against the tests of their packages; hours, resumable
+	nice -n 19 python benchmarks/mutation.py --out build/mutation.jsonl --sample 400

@@ -64,7 +64,7 @@ def header() -> dict[str, Any]:
 def machine() -> dict[str, Any]:
     """Describe the machine and the code: CPU model and flags, cores, threads, versions, commit."""
     cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     facts = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
     return {
         "cpu": facts.get("model name", platform.processor()),
@@ -80,7 +80,7 @@ def machine() -> dict[str, Any]:
 def commit() -> str | None:
     """Return the commit of this code, with ``-dirty`` if files have changed since; None without git."""
     git = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    found = subprocess.run(git, capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
+    found = subprocess.run(git, capture_output=True, encoding="utf-8", check=False, cwd=Path(__file__).parent)
     return found.stdout.strip() if found.returncode == 0 else None
 
 
@@ -94,10 +94,10 @@ def write_result(out: str | Path, content: Mapping[str, Any], *, markdown: str |
     """
     out, about = Path(out), header()
     out.mkdir(parents=True, exist_ok=True)
-    (out / "result.json").write_text(json.dumps({**about, **content}, indent=2) + "\n")
+    (out / "result.json").write_text(json.dumps({**about, **content}, indent=2) + "\n", encoding="utf-8")
     if markdown is not None:
         facts = "\n".join(f"- {name}: {value}" for name, value in about.items())
-        (out / "result.md").write_text(f"{markdown.rstrip()}\n\n{facts}\n")
+        (out / "result.md").write_text(f"{markdown.rstrip()}\n\n{facts}\n", encoding="utf-8")
 
 
 def print_row(row: Mapping[str, Any]) -> None:

@@ -84,7 +84,7 @@ def peak_megabytes() -> float:
     """
     status = Path("/proc/self/status")
     if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        line = next(line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024 / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
 
@@ -102,7 +102,7 @@ def measure_memory(folder: Path, megabytes: int, updates: int) -> dict[str, floa
         facts = {"store_mb": round(size), "episodes": len(store), "steps": store.num_steps, "updates": updates}
         start = time.perf_counter()
         command = child(store.path, Path(temporary) / "run", updates)
-        printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        printed = subprocess.run(command, check=True, capture_output=True, encoding="utf-8").stdout
         return facts | {"peak_rss_mb": round(float(printed), 1), "seconds": round(time.perf_counter() - start, 1)}
 
 
@@ -129,7 +129,9 @@ def measure_kills(folder: Path, updates: int) -> dict[str, object]:
                 process.wait()
                 saved.append(saved_update(out))
         whole, killed = (WorldModel.from_pretrained(Path(temporary) / name) for name in ("whole", "killed"))
-        logs = [(Path(temporary) / name / "training" / "metrics.jsonl").read_text() for name in ("whole", "killed")]
+        logs = [
+            (Path(temporary) / name / "training" / "metrics.jsonl").read_text(encoding="utf-8") for name in ("whole", "killed")
+        ]
         return {
             "updates": updates,
             "kills": len(saved) - 1,

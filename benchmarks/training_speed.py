@@ -85,7 +85,7 @@ def measure(size: str, rounds: int, clock: Callable[[], float]) -> dict[str, flo
 def child(size: str, rounds: int, threads: int, clock: str, keep: bool) -> dict[str, float]:
     """Run `measure` in a separate process."""
     command = [sys.executable, __file__, "--size", size, "--rounds", str(rounds), "--threads", str(threads), "--clock", clock]
-    result = subprocess.run([*command, *["--keep"][:keep]], capture_output=True, text=True, check=True)
+    result = subprocess.run([*command, *["--keep"][:keep]], capture_output=True, encoding="utf-8", check=True)
     return json.loads(result.stdout)
 
 

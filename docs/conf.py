@@ -50,7 +50,10 @@ napoleon_use_rtype = False
 nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(?!worldmodel\.).*"),  # names of other libraries, and type aliases
-    ("py:class", r"worldmodel\..*\.(EpisodeEncoder|TrainingData|V)"),  # protocols and a type variable that no package exports
+    (
+        "py:class",
+        r"worldmodel\..*\.(EpisodeEncoder|TrainingData|V|R|P)",
+    ),  # protocols and type variables, not exported
 ]
 
 

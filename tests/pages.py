@@ -19,7 +19,7 @@ SMALLER = {  # command: options put behind those of the page; the last one count
     "dream": "--num-dreams 32 --horizon 20",
     "train-controller": "--population 4 --rollouts 4 --generations 2 --horizon 30",
     "evaluate": "--episodes 3 --num-dreams 8",
-    "iterate": "--first-episodes 20 --num-updates 20 --max-rounds 1 --generations 2 --population 4 --num-dreams 8",
+    "iterate": "--first-episodes 20 --num-updates 20 --max-rounds 1 --generations 2 --population 4",
 }
 ONLY_PARSED = ("quickstart", "reproduce", "doom")  # too long for a test of pages, or in need of Doom; other tests run them
 HEADER = """import subprocess, sys

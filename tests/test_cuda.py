@@ -6,9 +6,7 @@ numbers must be is tested elsewhere, on the CPU.
 
 import json
 import os
-import runpy
 import signal
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -309,13 +307,12 @@ def test_iterate_trains_and_dreams_on_the_device(tmp_path, device, losses, monke
     assert all(seen == {device} for seen in losses)
 
 
-def test_the_training_script_takes_the_device(walks, tmp_path, device, losses, monkeypatch, capsys):
+def test_the_training_command_takes_the_device(walks, tmp_path, device, losses, run):
     out = tmp_path / "out"
     sizes = ["--hidden-size", "8", "--num-components", "2", "--window", "6", "--batch-size", "4", "--num-updates", "12"]
-    monkeypatch.setattr(sys, "argv", ["train_mdnrnn.py", "--data", str(walks), "--out", str(out), "--device", device, *sizes])
-    monkeypatch.syspath_prepend(SCRIPTS)
-    runpy.run_path(str(SCRIPTS / "train_mdnrnn.py"), run_name="__main__")
-    assert f"world model: {out}" in capsys.readouterr().out
+    code, printed, said = run(["train-mdnrnn", "--data", str(walks), "--out", str(out), "--device", device, *sizes])
+    assert code == 0, said
+    assert f"world model: {out}" in printed
     assert all(seen == {device} for seen in losses)
     assert json.loads((out / FIT_FILE).read_text())["device"] == device
     assert kinds(*everything(WorldModel.from_pretrained(out, device=device))) == {device}

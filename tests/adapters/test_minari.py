@@ -1,6 +1,7 @@
 """Copies of episodes to and from Minari datasets."""
 
 import builtins
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -149,3 +150,67 @@ def test_without_minari_the_error_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ImportError, match=r"pip install 'worldmodel\[minari\]'"):
         from_minari("any", tmp_path)
+
+
+def test_a_malformed_episode_is_listed_and_the_others_are_imported(tmp_path, minari):
+    store = collect(EnvConfig(narrow_env, max_steps=6), out=tmp_path / "a", num_episodes=4)
+    dataset = to_minari(store, "toy/malformed-v0")
+    inner = type(dataset).__iter__
+
+    class Malformed(type(dataset)):
+        def __iter__(self):
+            for number, episode in enumerate(inner(self)):
+                if number == 1:
+                    episode = replace(episode, rewards=episode.rewards[:-1])
+                if number == 2:
+                    episode = replace(episode, actions=episode.actions + 0.5)
+                yield episode
+
+    dataset.__class__ = Malformed
+    back = from_minari(dataset, tmp_path / "b")
+    assert back.episode_ids.tolist() == [0, 3]
+    assert [failure["episode_id"] for failure in back.failures] == [1, 2]
+
+
+def test_a_dataset_that_has_grown_is_imported_again(tmp_path, minari):
+    store = collect("CartPole-v1", out=tmp_path / "a", num_episodes=2)
+    to_minari(store, "toy/grows-v0")
+    assert len(from_minari("toy/grows-v0", tmp_path / "b")) == 2
+    minari.delete_dataset("toy/grows-v0")
+    to_minari(collect("CartPole-v1", out=tmp_path / "a", num_episodes=5), "toy/grows-v0")
+    back = from_minari("toy/grows-v0", tmp_path / "b")
+    assert back.fingerprint == EpisodeStore.open(tmp_path / "a").fingerprint
+    assert back.unfinished is None
+
+
+def test_a_killed_import_says_so_and_is_continued(tmp_path, minari, monkeypatch):
+    from worldmodel.adapters import minari as module
+    from worldmodel.data import EpisodeCollection
+
+    store = collect("CartPole-v1", out=tmp_path / "a", num_episodes=4)
+    to_minari(store, "toy/killed-v0")
+    monkeypatch.setattr(module, "CHUNK_BYTES", 1)
+    append = EpisodeStore.append
+
+    def killed(self, episodes):
+        if len(self) == 2:
+            raise KeyboardInterrupt
+        append(self, episodes)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EpisodeStore, "append", killed)
+        with pytest.raises(KeyboardInterrupt):
+            from_minari("toy/killed-v0", tmp_path / "b")
+    assert "was interrupted" in EpisodeStore.open(tmp_path / "b").unfinished
+    with pytest.warns(UserWarning, match="expected a complete store, but the import of 4 episodes"):
+        EpisodeCollection.open(tmp_path / "b")
+    back = from_minari("toy/killed-v0", tmp_path / "b")
+    assert (back.fingerprint, back.unfinished) == (store.fingerprint, None)
+
+
+def test_another_dataset_of_the_same_recipe_is_refused(tmp_path, minari):
+    to_minari(collect("CartPole-v1", out=tmp_path / "a", num_episodes=2, seed=1), "toy/one-v0")
+    to_minari(collect("CartPole-v1", out=tmp_path / "c", num_episodes=2, seed=2), "toy/two-v0")
+    from_minari("toy/one-v0", tmp_path / "b")
+    with pytest.raises(FileExistsError):
+        from_minari("toy/two-v0", tmp_path / "b")

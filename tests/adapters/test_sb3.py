@@ -307,3 +307,25 @@ def test_an_agent_with_multi_binary_actions_learns_in_dreams_and_acts_as_a_polic
     actions = core.rollout(SB3Policy(model, world), 3, generator=core.generator(0)).actions
     assert actions.dtype == torch.int8
     assert actions.shape == (4, 3, 3)
+
+
+class GoalReward:
+    """A reward of the user with the method that Hindsight Experience Replay needs."""
+
+    def __call__(self, observation, action, next_observation):
+        return next_observation[:, 0]
+
+    def compute_reward(self, achieved_goal, desired_goal, info):
+        return -np.abs(achieved_goal - desired_goal).sum(axis=-1)
+
+
+def test_rewards_of_exchanged_goals_are_computed_as_the_her_buffer_asks_for_them():
+    env = dreams(walk_world(), num_envs=3, reward=GoalReward())
+    achieved, desired = np.ones((7, 2), np.float32), np.zeros((7, 2), np.float32)
+    rewards = env.env_method("compute_reward", achieved, desired, [{}] * 7, indices=[0])
+    assert len(rewards) == 1
+    assert rewards[0].astype(np.float32).tolist() == [-2.0] * 7
+    assert len(env.env_method("compute_reward", achieved, desired, [{}] * 7)) == 3
+    for other in (dreams(walk_world()), dreams(walk_world(), reward=GoalReward().__call__)):
+        with pytest.raises(AttributeError, match="expected a reward function with a method compute_reward"):
+            other.env_method("compute_reward", achieved, desired, [{}] * 7, indices=[0])

@@ -139,7 +139,7 @@ def test_a_first_test_with_progress_is_not_counted_as_stale():
         ({"test_every": 0}, "test_every: expected an integer >= 1"),
         ({"test_dreams": 0}, "test_dreams: expected an integer >= 1"),
         ({"patience": 0}, "patience: expected an integer >= 1"),
-        ({"target": float("inf")}, "target: expected None or a finite number, got inf"),
+        ({"target": float("inf")}, "target: expected a finite number, got inf"),
         ({"horizon": 0}, "horizon: expected an integer >= 1"),
         ({"sigma": 0.0}, "sigma: expected a positive finite number"),
         ({"sigma": float("nan")}, "sigma: expected a positive finite number"),

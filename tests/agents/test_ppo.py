@@ -2,9 +2,7 @@
 
 import copy
 import math
-import runpy
 import signal
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -268,22 +266,20 @@ def test_numbers_of_numpy_are_accepted():
     assert type(PPOConfig(iterations=np.int64(3)).iterations) is int
 
 
-def test_the_script_improves_a_controller_and_says_so(tmp_path, monkeypatch, capsys):
+def test_the_command_improves_a_controller_and_says_so(tmp_path, run):
     env = gym.make("CartPole-v1")
     world = random_world(env.action_space, env.observation_space)
     world.save_pretrained(tmp_path / "world")
     collect("CartPole-v1", out=tmp_path / "data", num_episodes=4, seed=0)
     Controller(feature_size(world, "zh"), world.action_space).save_pretrained(tmp_path / "before")
-    monkeypatch.syspath_prepend(SCRIPTS)
     places = [f"--{name}={tmp_path / place}" for name, place in PLACES.items()]
     small = "--num-dreams 8 --iterations 2 --steps 3 --horizon 4 --critic-size 4 --minibatches 2 --test-every 1"
     small += " --test-dreams 4 --whole-horizon 10 --num-states 20 --nearest 1 --farthest 5 --device cpu"
-    monkeypatch.setattr(sys, "argv", ["improve_controller.py", *places, *small.split()])
-    runpy.run_path(str(SCRIPTS / "improve_controller.py"), run_name="__main__")
-    printed = capsys.readouterr().out
+    code, printed, said = run(["improve-controller", *places, *small.split()])
+    assert code == 0, said
     assert "dream return before" in printed
     assert "dream return after" in printed
     assert Controller.from_pretrained(tmp_path / "after").size == 9
-    with pytest.raises(SystemExit):  # the output exists already
-        runpy.run_path(str(SCRIPTS / "improve_controller.py"), run_name="__main__")
-    assert "overwrite" in capsys.readouterr().err
+    code, _, said = run(["improve-controller", *places, *small.split()])  # the output exists already
+    assert code == 2
+    assert "overwrite" in said

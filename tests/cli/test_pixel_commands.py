@@ -113,7 +113,12 @@ def test_a_probe_gives_the_same_scores_with_any_number_of_workers(call, monkeypa
     env = gym.make("CartPole-v1")
     random_world(env.action_space, env.observation_space).save_pretrained("world")
     probe, workers = wm.probe, []
-    monkeypatch.setattr(wm, "probe", lambda *args, **kwargs: workers.append(kwargs["workers"]) or probe(*args, **kwargs))
+
+    def counted(*arguments, **options):
+        workers.append(options["workers"].num_workers)
+        return probe(*arguments, **options)
+
+    monkeypatch.setattr(wm, "probe", counted)
     for number in (0, 2):
         numbers = f"--episodes 3 --num-dreams 2 --max-steps 20 --workers {number} --out {number}.json"
         call(f"evaluate --model world --env CartPole-v1 --probe {numbers} --device cpu")

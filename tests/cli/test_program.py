@@ -196,3 +196,16 @@ def test_a_script_is_the_command_of_its_name(script, tmp_path):
     done = subprocess.run([sys.executable, str(script), *words], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert f"usage: worldmodel {script.stem.split('_')[0]}" in done.stdout
+
+
+def test_a_warning_is_one_line(capsys):
+    program.show_warning(UserWarning("gear looks\nlike a choice"), UserWarning, "file.py", 3)
+    assert capsys.readouterr().err == "warning: gear looks like a choice\n"
+
+
+def test_ctrl_c_while_torch_is_imported_is_exit_code_130(run, monkeypatch):
+    def interrupt(name):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(program, "load", interrupt)
+    assert run("info") == (130, "", "\ninterrupted before anything was done\n")

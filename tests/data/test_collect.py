@@ -334,14 +334,14 @@ def test_an_interrupted_collection_keeps_its_episodes_and_resumes_to_the_same_re
         assert seen[-1] == Progress("collect", done=9, total=9, unit="episode", metrics=metrics)
 
 
-@pytest.mark.parametrize("moment", ["append", "_write_shard", "_set_shards", "_write_manifest"])
+@pytest.mark.parametrize("moment", ["append", "_write_shard", "_reads_back", "_write_manifest"])
 @pytest.mark.parametrize("before", [True, False])
 def test_an_interruption_during_an_append_neither_loses_nor_duplicates_an_episode(tmp_path, monkeypatch, moment, before):
     monkeypatch.setattr(collect_module, "FLUSH_BYTES", 1)
     original, done = getattr(EpisodeStore, moment), []
 
     def interrupted(self, *arguments):
-        strike = len(self.episode_ids) > 0 and not done if hasattr(self, "_ids") else False
+        strike = len(self.episode_ids) > 0 and not done if hasattr(self, "_index") else False
         if strike:
             done.append(True)
         if strike and before:

@@ -13,6 +13,7 @@ from worldmodel.dream import Dreams, LatentReward, RandomActions, Reality, Start
 from worldmodel.envs import DreamVectorEnv
 from worldmodel.evaluation import EvaluationConfig, evaluate
 from worldmodel.rng import Streams
+from worldmodel.runtime import RunConfig
 
 ATOMS = (0.0, 100.0)
 ATOMS_ONLY = {"reward_atoms": ATOMS, "reward_components": 0}
@@ -199,7 +200,12 @@ def test_searches_run_on_a_function_without_a_reward_head():
     world = random_world(BOX, reward_head=False)
     dreams = Dreams(world, 8, reward=distance)
     agent = evolve(dreams, config=SEARCH, horizon=5)
-    ppo(agent, dreams, StartBank.of(world), config=PPOConfig(iterations=1, steps=2, test_every=1, test_dreams=4), horizon=5)
+    config = PPOConfig(iterations=1, steps=2, test_every=1, test_dreams=4)
+    better = ppo(agent, dreams, StartBank.of(world), config=config, horizon=5)
+    for found in (agent, better):
+        returns = dreams.expected_return(found, 5, generator=dreams.generator(0))
+        assert returns.isfinite().all()
+        assert (returns != 0).any()
 
 
 def test_the_log_of_a_search_holds_what_pays_its_rewards(tmp_path):
@@ -237,7 +243,9 @@ def test_a_constant_reward_is_enough_where_episodes_terminate():
     world = random_world(BOX)
     world.mdnrnn.reward_low.fill_(1.0)
     world.mdnrnn.reward_high.fill_(1.0)
-    evolve(Dreams(world, 8), config=SEARCH, horizon=2)
+    seen = []
+    evolve(Dreams(world, 8), config=SEARCH, horizon=2, run=RunConfig(on_progress=seen.append))
+    assert max(progress.done for progress in seen) == SEARCH.generations
 
 
 # imagination

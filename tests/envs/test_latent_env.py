@@ -244,3 +244,18 @@ def test_an_agent_moves_between_dream_and_reality_by_one_line():
     for name in ("single_observation_space", "observation_space", "single_action_space", "action_space"):
         assert getattr(awake, name) == getattr(asleep, name)
     assert awake.autoreset_mode == asleep.autoreset_mode
+
+
+def test_a_latent_env_is_made_again_from_its_spec(tmp_path):
+    world = walk_world()
+    world.save_pretrained(tmp_path / "world")
+    gym.register("toy-walk-v0", entry_point=WalkEnv)
+    try:
+        for given in (world, str(tmp_path / "world")):
+            env = LatentEnv(gym.make("toy-walk-v0", disable_env_checker=True), given, features="z")
+            again = gym.make(env.spec)
+            assert isinstance(again, LatentEnv)
+            assert again.observation_space == env.observation_space
+            np.testing.assert_array_equal(again.reset(seed=3)[0], env.reset(seed=3)[0])
+    finally:
+        del gym.registry["toy-walk-v0"]

@@ -92,8 +92,8 @@ def test_frames_of_changing_size_are_a_failure_that_names_both_shapes(tmp_path):
 @pytest.mark.parametrize(
     ("make", "module", "error", "message"),
     [
-        (paper.doom_take_cover, "vizdoom", ModuleNotFoundError("x"), r"vizdoom: expected the package .*worldmodel\[doom\]"),
-        (paper.car_racing, "Box2D", ModuleNotFoundError("x"), r"Box2D and pygame: expected the package .*worldmodel\[box2d\]"),
+        (paper.doom_take_cover, "vizdoom", ModuleNotFoundError("x"), r"vizdoom: expected the extra doom.*worldmodel\[doom\]"),
+        (paper.car_racing, "Box2D", ModuleNotFoundError("x"), r"Box2D, pygame: expected the extra box2d.*worldmodel\[box2d\]"),
         (
             paper.doom_take_cover,
             "vizdoom",

@@ -197,8 +197,8 @@ def test_numbers_out_of_range_are_rejected(name):
     [
         ({"max_rounds": 0}, "max_rounds: expected an integer >= 1, got 0"),
         ({"test_episodes": 2.5}, "test_episodes: expected an integer >= 1, got 2.5"),
-        ({"temperature": -1.0}, "temperature: expected finite values >= 0"),
-        ({"exploration": 1.5}, "exploration: expected a probability from 0 to 1, got 1.5"),
+        ({"temperature": -1.0}, "temperature: expected a finite number >= 0"),
+        ({"exploration": 1.5}, "exploration: expected a number in .0, 1., got 1.5"),
         ({"patience_rounds": 0}, "patience_rounds: expected an integer >= 1, got 0"),
         ({"first_policy": "wise"}, "first_policy: expected one of random, repeat, repeat-long, sweep, brownian, got 'wise'"),
     ],

@@ -525,13 +525,13 @@ def test_statistics_that_do_not_fit_are_rejected_and_change_nothing(field, value
     ("fields", "message"),
     [
         *[({name: 0}, f"{name}: expected an integer >= 1, got 0") for name in ("hidden_size", "num_layers", "num_components")],
-        *[({name: value}, f"{name}: expected a probability in \\[0, 1\\), got {value}") for name, value in itertools.product(
+        *[({name: value}, f"{name}: expected a number in \\[0, 1\\), got {value}") for name, value in itertools.product(
             ("input_dropout", "output_dropout"), (-0.1, 1.0, math.nan))],
         ({"termination_gradient": 1.1}, r"termination_gradient: expected a number in \[0, 1\], got 1.1"),
-        ({"termination_weight": 0.0}, "termination_weight: expected a positive number, got 0.0"),
-        ({"termination_weight": math.inf}, "termination_weight: expected a positive number, got inf"),
-        ({"termination_weight": math.nan}, "termination_weight: expected a positive number, got nan"),
-        ({"min_scale": 0.0}, "min_scale: expected a positive number, got 0.0"),
+        ({"termination_weight": 0.0}, "termination_weight: expected a positive finite number, got 0.0"),
+        ({"termination_weight": math.inf}, "termination_weight: expected a positive finite number, got inf"),
+        ({"termination_weight": math.nan}, "termination_weight: expected a positive finite number, got nan"),
+        ({"min_scale": 0.0}, "min_scale: expected a positive finite number, got 0.0"),
         ({"noise_type": NoiseType.FIXED}, "fixed_noise_level: expected a positive number with noise type 'fixed', got None"),
         ({"fixed_noise_level": 0.1}, "fixed_noise_level: expected None with noise type 'diagonal', got 0.1"),
         ({"noise_type": "round"}, "'round' is not a valid NoiseType"),
@@ -606,7 +606,7 @@ def test_files_without_an_eps_of_the_layer_norm_have_that_of_earlier_versions():
         ({"reward_components": -1}, "reward_components: expected an integer >= 0, got -1"),
         ({"reward_components": 0, "reward_atoms": ()}, "reward_components: expected an integer >= 1 without reward_atoms"),
         ({"reward_atoms": (1.0, 1.0)}, "reward_atoms: expected different finite float32 numbers"),
-        ({"layer_norm_eps": 0.0}, "layer_norm_eps: expected a positive number, got 0.0"),
+        ({"layer_norm_eps": 0.0}, "layer_norm_eps: expected a positive finite number, got 0.0"),
     ],
     ids=str,
 )

@@ -102,8 +102,8 @@ def test_leaves_other_than_the_image_are_standardised_and_follow_its_latents():
     assert vision.latent_size == 6 + 2 + 3
     mean, log_variance = vision.encode(batch)
     assert mean.shape == (50, 11)
-    torch.testing.assert_close(mean[:, 6:8].mean(dim=0), torch.zeros(2), rtol=0, atol=1e-5)
-    assert torch.equal(mean[:, 8:], torch.eye(3)[batch["gear"]])  # choices are one-hot
+    torch.testing.assert_close(mean[:, 9:].mean(dim=0), torch.zeros(2), rtol=0, atol=1e-5)
+    assert torch.equal(mean[:, 6:9], torch.eye(3)[batch["gear"]])  # choices are one-hot, and leaves in the order of their names
     assert log_variance[:, :6].isfinite().all()
     assert (log_variance[:, 6:] == -torch.inf).all()
     back = vision.decode(mean)
@@ -257,22 +257,31 @@ def test_fingerprints_differ_if_encodings_differ():
     )  # these fields change only the training
 
 
+def write_content(directory, content):
+    """Write vision.json without a checksum, as earlier versions did."""
+    kept = {name: value for name, value in content.items() if name != "sha256"}
+    (directory / "vision.json").write_text(json.dumps(kept), encoding="utf-8")
+
+
 def test_a_v_of_format_version_1_opens(tmp_path):
     make_vae().save_pretrained(tmp_path / "v")
     content = json.loads((tmp_path / "v" / "vision.json").read_text())
-    (tmp_path / "v" / "vision.json").write_text(json.dumps(content | {"version": 1, "fingerprint": "another"}))
+    write_content(tmp_path / "v", content | {"version": 1, "fingerprint": "another"})
     assert ConvVAE.from_pretrained(tmp_path / "v").fingerprint == make_vae().fingerprint
 
 
 def test_a_damaged_v_raises(tmp_path):
     make_vae().save_pretrained(tmp_path / "v")
     make_vae(seed=1).save_pretrained(tmp_path / "w")
-    (tmp_path / "w" / "vision.safetensors").replace(tmp_path / "v" / "vision.safetensors")
+    other = json.loads((tmp_path / "w" / "vision.json").read_text(encoding="utf-8"))
+    (tmp_path / "w" / other["weights"]).replace(tmp_path / "v" / other["weights"])
+    names = {name: other[name] for name in ("weights", "weights_sha256")}
+    write_content(tmp_path / "v", json.loads((tmp_path / "v" / "vision.json").read_text(encoding="utf-8")) | names)
     with pytest.raises(ValueError, match="expected a complete V, got a damaged one: the fingerprint is not the one recorded"):
         ConvVAE.from_pretrained(tmp_path / "v")
     content = json.loads((tmp_path / "v" / "vision.json").read_text())
     del content["config"]
-    (tmp_path / "v" / "vision.json").write_text(json.dumps(content))
+    write_content(tmp_path / "v", content)
     with pytest.raises(ValueError, match="damaged one: KeyError: 'config'"):
         ConvVAE.from_pretrained(tmp_path / "v")
     with pytest.raises(FileNotFoundError, match=r"vision.json: expected a worldmodel.vision file, found none"):

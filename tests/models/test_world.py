@@ -31,9 +31,16 @@ def make_world(observation_space=OBSERVATION, action_space=ACTION, *, seed=0, **
     return WorldModel(vision, model, action_space, start_mean=start, start_log_variance=noise, provenance={"made": "up"}).eval()
 
 
+def weights_of(path):
+    """Return the weights of a world model directory."""
+    (weights,) = path.glob("weights-*.safetensors")
+    return weights
+
+
 def rewrite(path, change):
     """Change the JSON of a world model directory in place."""
     content = json.loads((path / "world.json").read_text())
+    del content["sha256"]  # as if it had been written so
     change(content)
     (path / "world.json").write_text(json.dumps(content))
 
@@ -99,9 +106,9 @@ def test_saving_replaces_only_an_earlier_world_and_only_on_request(saved, tmp_pa
 
 def test_the_json_is_readable_and_says_what_it_is(saved):
     content = json.loads((saved / "world.json").read_text())
-    assert (content["format"], content["version"]) == ("worldmodel.world", 2)
+    assert (content["format"], content["version"]) == ("worldmodel.world", 3)
     assert content["mdnrnn"]["hidden_size"] == 6
-    assert sorted(path.name for path in saved.iterdir()) == ["weights.safetensors", "world.json"]
+    assert sorted(path.name for path in saved.iterdir()) == [weights_of(saved).name, "world.json"]
 
 
 def test_a_world_of_format_1_which_named_only_the_class_of_v_opens(saved):
@@ -124,22 +131,22 @@ def test_an_unknown_v_is_rejected(saved):
 def test_missing_files_are_named(saved, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere: expected a world model directory with world.json"):
         WorldModel.from_pretrained(tmp_path / "nowhere")
-    (saved / "weights.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match=r"weights.safetensors: expected a safetensors file, found none"):
+    weights_of(saved).unlink()
+    with pytest.raises(FileNotFoundError, match=r"weights-[0-9a-f]{16}.safetensors: expected a safetensors file, found none"):
         WorldModel.from_pretrained(saved)
 
 
 @pytest.mark.parametrize("keep", [0, 5, 100, -1])
 def test_truncated_weights_are_rejected(saved, keep):
-    path = saved / "weights.safetensors"
+    path = weights_of(saved)
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(ValueError, match=r"weights.safetensors: expected a safetensors file, got a damaged file"):
+    with pytest.raises(ValueError, match=r"weights-[0-9a-f]{16}.safetensors: expected a safetensors file, got a damaged file"):
         WorldModel.from_pretrained(saved)
 
 
 @pytest.mark.parametrize("place", [0.0, 0.01, 0.3, 0.6, 0.999])
 def test_a_flipped_bit_anywhere_in_the_weights_is_rejected(saved, place):
-    path = saved / "weights.safetensors"
+    path = weights_of(saved)
     data = bytearray(path.read_bytes())
     data[int(place * len(data))] ^= 1
     path.write_bytes(data)
@@ -149,14 +156,14 @@ def test_a_flipped_bit_anywhere_in_the_weights_is_rejected(saved, place):
 
 def test_weights_of_another_model_are_rejected(saved, tmp_path):
     make_world(seed=1).save_pretrained(tmp_path / "other")
-    (saved / "weights.safetensors").write_bytes((tmp_path / "other" / "weights.safetensors").read_bytes())
+    weights_of(saved).write_bytes(weights_of(tmp_path / "other").read_bytes())
     with pytest.raises(ValueError, match="digest of the weights is not the one recorded"):
         WorldModel.from_pretrained(saved)
 
 
 def test_a_newer_version_says_how_to_upgrade(saved):
-    rewrite(saved, lambda content: content.update(version=3))
-    with pytest.raises(ValueError, match=r"version 2 or older, got version 3; .*pip install --upgrade worldmodel"):
+    rewrite(saved, lambda content: content.update(version=4))
+    with pytest.raises(ValueError, match=r"version 3 or older, got version 4; .*pip install --upgrade worldmodel"):
         WorldModel.from_pretrained(saved)
 
 
@@ -180,7 +187,8 @@ VALUES = ["absent", None, -1, "rubbish", [], {}, {"type": "Box"}, {"hidden_size"
 def test_a_wrong_field_is_a_clear_error(saved, field, value):
     rewrite(saved, lambda content: content.pop(field) if value == "absent" else content.update({field: value}))
     with pytest.raises(
-        ValueError, match=r"world: (expected a complete world model, got a damaged one: .+|vision: expected one)"
+        ValueError,
+        match=r"(world: expected a complete world model, got a damaged one: .+|vision: expected one|digest of the weights)",
     ):
         WorldModel.from_pretrained(saved)
 

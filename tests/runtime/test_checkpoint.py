@@ -1,5 +1,6 @@
 """Atomic writes, strict reads and output directories."""
 
+import errno
 import json
 import os
 import shutil
@@ -158,3 +159,13 @@ def test_an_interrupted_replacement_can_be_repeated(tmp_path, monkeypatch):
             prepare_directory(tmp_path, **replace)
     prepare_directory(tmp_path, **replace)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_error_of_a_full_disk_names_the_file(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*state\.json'"):
+        write_json(tmp_path / "state.json", {}, format="toy", version=1)
+    assert list(tmp_path.iterdir()) == []

@@ -13,7 +13,7 @@ from toy_worlds import WalkEnv, random_world
 import worldmodel as wm
 from worldmodel.runtime import Progress, Reporter, RunConfig, check_same_run, files, prepare_run, resolve_precision
 
-ABOUT = {"marker": "run.json", "format": "worldmodel.toy", "version": 1, "replaces": ("run.json", "result")}
+ABOUT = {"marker": "toy.json", "format": "worldmodel.toy", "version": 1, "replaces": ("toy.json", "result")}
 TRAINING = wm.TrainingConfig(num_updates=2, evaluate_every=2)
 
 
@@ -42,8 +42,8 @@ def test_overwrite_replaces_a_run_whatever_resume_says(tmp_path, resume):
     prepare(tmp_path / "out", {"seed": 1})
     (tmp_path / "out" / "result").write_text("half")
     prepare(tmp_path / "out", {"seed": 2}, resume=resume, overwrite=True)
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["run.json"]
-    assert files.read_json(tmp_path / "out" / "run.json", format="worldmodel.toy", version=1)["seed"] == 2
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"toy.json", "run.json"}
+    assert files.read_json(tmp_path / "out" / "toy.json", format="worldmodel.toy", version=1)["seed"] == 2
 
 
 def test_overwrite_leaves_a_directory_that_holds_something_else(tmp_path):

@@ -139,10 +139,10 @@ def test_recordings_with_the_same_recipe_are_distinguished(tmp_path, other):
 
 
 def test_ctrl_c_during_an_append_loses_nothing(frames, tmp_path, monkeypatch):
-    written = EpisodeStore._set_shards
+    written = EpisodeStore._write_manifest
 
     def interrupted(store, *args):
-        monkeypatch.setattr(EpisodeStore, "_set_shards", written)
+        monkeypatch.setattr(EpisodeStore, "_write_manifest", written)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(encode, "FLUSH_STEPS", 1)
@@ -150,7 +150,7 @@ def test_ctrl_c_during_an_append_loses_nothing(frames, tmp_path, monkeypatch):
 
     def interrupt_later(progress):
         if progress.done == 2:
-            monkeypatch.setattr(EpisodeStore, "_set_shards", interrupted)
+            monkeypatch.setattr(EpisodeStore, "_write_manifest", interrupted)
 
     with pytest.raises(KeyboardInterrupt):
         encode_store(frames, vision=make_vae(), out=tmp_path / "z", run=wm.RunConfig(on_progress=interrupt_later))
@@ -164,7 +164,7 @@ def with_free_disk(monkeypatch, free):
 
 def shard_bytes(store):
     """Return the bytes of a store's shards, without headers."""
-    return sum(shard.size - shard.offsets[0] for shard in store._shards)
+    return sum(shard.size - shard.offsets[0] for shard in store._index.shards)
 
 
 def test_encoding_more_than_the_disk_can_hold_raises_before_anything_is_written(frames, tmp_path, monkeypatch):

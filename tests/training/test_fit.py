@@ -59,12 +59,16 @@ def interrupted(walks, out, at=10, **options):
 
 def test_calibration_scales_the_termination_head_on_held_out_episodes_and_is_in_the_provenance(tmp_path):
     store = write_store(tmp_path / "store", [walking_episode(i, 4 + i % 5) for i in range(120)]).path
-    plain = small_fit(store, tmp_path / "plain")
-    world = small_fit(store, tmp_path / "calibrated", training_config=replace(TRAINING, calibrate=True))
+    config = replace(SMALL, termination_weight=10.0)  # which biases the probabilities
+    training = replace(TRAINING, num_updates=80, learning_rate=3e-2)
+    plain = small_fit(store, tmp_path / "plain", config=config, training_config=training)
+    training = replace(training, calibrate=True)
+    world = small_fit(store, tmp_path / "calibrated", config=config, training_config=training)
     assert "calibration" not in plain.provenance
     report = world.provenance["calibration"]
     assert report["before"]["observed"] == 30  # a quarter of the episodes, each of which ends
     scale, shift = report["fitted"]["scale"], report["fitted"]["shift"]
+    assert report["gain"]["applied"] == 1
     assert scale != 1
     one, other = plain.mdnrnn.termination_head, world.mdnrnn.termination_head
     torch.testing.assert_close(other.weight, scale * one.weight)
@@ -159,6 +163,7 @@ def test_calibration_is_recorded_only_if_it_is_requested(walks, tmp_path):
     interrupted(walks, tmp_path / "calibrated", training_config=replace(TRAINING, calibrate=True))
     plain, calibrated = (json.loads((tmp_path / name / "fit.json").read_text()) for name in ("plain", "calibrated"))
     assert calibrated.pop("calibrate") is True
+    assert calibrated.pop("sha256") != plain.pop("sha256")
     assert plain == calibrated
     with pytest.raises(ValueError, match=r"expected calibrate True, .* got None"):
         small_fit(walks, tmp_path / "calibrated")

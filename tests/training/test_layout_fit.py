@@ -9,7 +9,7 @@ from gymnasium import spaces
 from toy_data import walking_episode, write_store
 
 from worldmodel.data import Episode
-from worldmodel.dream import Dreams, LatentTracker, StartBank, imagine
+from worldmodel.dream import Dreams, LatentReward, LatentTracker, StartBank, imagine
 from worldmodel.envs import DreamEnv
 from worldmodel.mixtures import PartKind
 from worldmodel.models import MDNRNNConfig, WorldModel
@@ -181,7 +181,7 @@ def test_a_tracker_starts_imagination_and_environments_work_with_a_layout(goal_w
     copied = goal_world.layout.columns(*COPIED)
     assert len(bank) == 30
     assert bank.mean[:, copied].unique(dim=0).shape[0] == 30
-    dreams = Dreams(goal_world, 6)
+    dreams = Dreams(goal_world, 6, reward=LatentReward(lambda z, action, next_z: next_z[:, 0]))
     weight = torch.zeros(1, requires_grad=True)
     dream = imagine(dreams, lambda features: (features[:, :1] * weight).tanh(), 4, generator=dreams.generator(0))
     dream.z.sum().backward()

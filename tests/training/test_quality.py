@@ -31,9 +31,7 @@ def test_latents_in_use_are_those_whose_mean_varies_more_than_a_hundredth_of_the
     assert quality.latents_in_use(mean, log_variance) == 2
 
 
-@pytest.mark.parametrize(
-    ("own", "linear", "bad"), [(1.0, 0.5, True), (0.5, 0.5, False), (0.505, 0.5, False)]
-)
+@pytest.mark.parametrize(("own", "linear", "bad"), [(1.0, 0.5, True), (0.5, 0.5, False), (0.505, 0.5, False)])
 def test_an_m_worse_than_a_linear_gaussian_is_told(own, linear, bad):
     assert bool(quality.model_problems({"nll_per_dim": own}, {"linear_gaussian": linear})) == bad
     assert quality.model_problems({"nll_per_dim": own}, {}) == []

@@ -203,8 +203,8 @@ def test_other_leaves_than_the_image_are_standardised_over_the_training_episodes
     vision = train_vae(tmp_path / "data", out=tmp_path / "v", training_config=config(1), **SMALL)
     ((train,), _) = split_episodes(2, test_fraction=0.25, seed=0)
     mean, _ = vision.encode(store.read(int(train)).observations)
-    torch.testing.assert_close(mean[:, 3:5].mean(dim=0), torch.zeros(2), rtol=0, atol=1e-5)
-    assert (mean[:, 5:].sum(dim=1) == 1).all()  # a choice is one-hot
+    torch.testing.assert_close(mean[:, 6:].mean(dim=0), torch.zeros(2), rtol=0, atol=1e-5)
+    assert (mean[:, 3:6].sum(dim=1) == 1).all()  # a choice is one-hot
 
 
 def test_data_without_an_image_raise(tmp_path):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +18,9 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from worldmodel.data import TIME_LIMIT, Episode, EpisodeStore, check_episode, positive_limits
-from worldmodel.runtime import missing_extra
-from worldmodel.spaces import build_value, leaf_values, leaves, space_from_json, space_to_json
+from worldmodel.data import TIME_LIMIT, Episode, EpisodeStore, check_episode, open_or_create, positive_limits
+from worldmodel.runtime import RunConfig, check_integer, missing_extra, single_writer
+from worldmodel.spaces import build_value, leaf_values, leaves, select_leaves, space_from_json, space_to_json, without_leaves
 
 if TYPE_CHECKING:
     import minari
@@ -31,27 +31,42 @@ _KEY = "worldmodel"
 _ID_KEY = "worldmodel_episode_id"
 
 
-def from_minari(dataset: str | minari.MinariDataset, out: str | Path, *, overwrite: bool = False) -> EpisodeStore:
-    """Copy a Minari dataset to a new store.
+@single_writer()
+def from_minari(
+    dataset: str | minari.MinariDataset,
+    out: str | Path,
+    *,
+    overwrite: bool = False,
+    leave_out: Sequence[str] = (),
+    break_lock: bool = False,
+) -> EpisodeStore:
+    """Copy a Minari dataset to a store, or those of its episodes that the store does not hold yet.
+
+    An import that was killed is continued by the same call, and one of a dataset that has grown since is extended. Until an
+    import is complete, the recipe of the store is marked as unfinished (`EpisodeStore.unfinished`).
 
     Values keep their dtype. If the dtype of the first episode is wider than its space (float64
     values of a float32 Box), the store's space gets the wider dtype. Invalid episodes (NaN,
-    termination before the last step) are skipped and listed in ``store.failures``.
+    termination before the last step, values that the dtypes of the first episode cannot represent) are skipped and listed in
+    ``store.failures``.
 
     Args:
         dataset: a dataset, or the id of a local one.
-        out: directory of the store; absent or empty.
+        out: directory of the store; absent, empty, or an earlier import of the same dataset.
         overwrite: replace an earlier store at ``out``.
+        leave_out: paths of leaves of the observations that are not copied, such as "mission"; leaves
+            that are not supported (Text, Sequence, Graph) must be among them.
+        break_lock: write although a process on another host has locked ``out``; see `RunConfig`.
 
     Returns:
-        The store. Its recipe is the one stored by `to_minari`, or else the id of the dataset.
+        The store. Its recipe is the one stored by `to_minari`, or else the id of the dataset, with
+        ``leave_out`` added.
 
     Raises:
         ImportError: if Minari is not installed.
-        FileExistsError: if ``out`` is not empty and may not be replaced.
+        FileExistsError: if ``out`` holds something else, or the episodes of another dataset.
         TypeError: if a space is not supported.
-        ValueError: if the dataset is empty, or if the dtypes of the first episode cannot represent
-            the values of a later one.
+        ValueError: if ``leave_out`` names no leaf, or if the dataset is empty.
     """
     minari = _import_minari()
     if isinstance(dataset, str):
@@ -59,18 +74,25 @@ def from_minari(dataset: str | minari.MinariDataset, out: str | Path, *, overwri
     if len(dataset) == 0:
         raise ValueError(f"dataset: expected at least one episode, got none in {dataset.id!r}")
     ours = json.loads(dataset.storage.metadata.get(_KEY, "{}"))
-    first = next(iter(dataset))
-    store = EpisodeStore.create(
-        out,
-        observation_space=_space(dataset.observation_space, ours.get("observation_space"), first.observations),
-        action_space=_space(dataset.action_space, ours.get("action_space"), first.actions),
-        recipe=ours.get("recipe", _recipe(dataset)),
-        overwrite=overwrite,
-    )
+    observed = without_leaves(dataset.observation_space, leave_out)
+
+    def make_spaces() -> dict[str, gym.Space[Any]]:
+        first = next(iter(dataset))
+        return {
+            "observation_space": _space(observed, None if leave_out else ours.get("observation_space"), first.observations),
+            "action_space": _space(dataset.action_space, ours.get("action_space"), first.actions),
+        }
+
+    recipe = ours.get("recipe", _recipe(dataset))
+    if leave_out:
+        recipe = {**recipe, "leave_out": [*recipe.get("leave_out", ()), *leave_out]}
+    store = open_or_create(Path(out), make_spaces, recipe, run=RunConfig(overwrite=overwrite))
     failures: list[dict[str, Any]] = []
-    for chunk in _chunks(_valid(_episodes(dataset, store), store, failures)):
+    store.mark_unfinished(f"the import of {len(dataset)} episodes of {dataset.id!r} was interrupted; import it again")
+    for chunk in _chunks(_new(_episodes(dataset, store, failures), store)):
         store.append(chunk)
     store.record_failures(failures)
+    store.mark_unfinished(None)
     return store
 
 
@@ -136,30 +158,50 @@ def _recipe(dataset: minari.MinariDataset) -> dict[str, Any]:
     return {"minari": dataset.id, **({TIME_LIMIT: limits[0]} if limits else {})}
 
 
-def _episodes(dataset: minari.MinariDataset, store: EpisodeStore) -> Iterator[Episode]:
+def _episodes(dataset: minari.MinariDataset, store: EpisodeStore, failures: list[dict[str, Any]]) -> Iterator[Episode]:
+    """Yield the valid episodes and append the others to ``failures``."""
     stored = dataset.storage.get_episode_metadata(dataset.episode_indices)
     for data, metadata in zip(dataset, stored, strict=True):
+        number = check_integer(metadata.get(_ID_KEY, data.id), "episode_id")
         seed = metadata.get("seed")
-        yield Episode(
-            observations=_cast(data.observations, store.observation_space),
-            actions=_cast(data.actions, store.action_space),
-            rewards=np.asarray(data.rewards, dtype=np.float64).reshape(-1),
-            terminations=np.asarray(data.terminations, dtype=bool).reshape(-1),
-            truncations=np.asarray(data.truncations, dtype=bool).reshape(-1),
-            episode_id=int(metadata.get(_ID_KEY, data.id)),
-            seed=int(seed) if isinstance(seed, (int, np.integer)) and seed >= 0 else None,
-        )
-
-
-def _valid(episodes: Iterable[Episode], store: EpisodeStore, failures: list[dict[str, Any]]) -> Iterator[Episode]:
-    """Yield the valid episodes and append the others to ``failures``."""
-    for episode in episodes:
+        is_seed = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool) and 0 <= seed < 2**63
+        known = int(seed) if is_seed else None
         try:
+            episode = _episode(data, store, number, known)
             check_episode(episode, store.observation_space, store.action_space)
-        except ValueError as error:  # noqa: PERF203 (one episode is far longer than a try)
-            failures.append({"episode_id": episode.episode_id, "seed": episode.seed, "error": str(error)})
+        except (ValueError, TypeError, LookupError, OverflowError) as error:  # of one episode; the others are imported
+            failures.append({"episode_id": number, "seed": known, "error": f"{type(error).__name__}: {error}"})
         else:
             yield episode
+
+
+def _episode(data: Any, store: EpisodeStore, number: int, seed: int | None) -> Episode:
+    return Episode(
+        observations=_cast(data.observations, store.observation_space),
+        actions=_cast(data.actions, store.action_space),
+        rewards=np.asarray(data.rewards, dtype=np.float64).reshape(-1),
+        terminations=np.asarray(data.terminations, dtype=bool).reshape(-1),
+        truncations=np.asarray(data.truncations, dtype=bool).reshape(-1),
+        episode_id=number,
+        seed=seed,
+    )
+
+
+def _new(episodes: Iterable[Episode], store: EpisodeStore) -> Iterator[Episode]:
+    """Yield the episodes that the store lacks; those that it holds must be the same.
+
+    Raises:
+        FileExistsError: if it holds another episode of the same id.
+    """
+    held = {number: index for index, number in enumerate(store.episode_ids.tolist())}
+    for episode in episodes:
+        if episode.episode_id not in held:
+            yield episode
+        elif not store.holds(episode):
+            raise FileExistsError(
+                f"{store.path}: expected episodes of this dataset, got another episode {episode.episode_id}; choose another "
+                "directory, or overwrite (overwrite=True) to replace them"
+            )
 
 
 def _space(space: gym.Space[Any], ours: Mapping[str, Any] | None, value: Any) -> gym.Space[Any]:
@@ -167,7 +209,7 @@ def _space(space: gym.Space[Any], ours: Mapping[str, Any] | None, value: Any) ->
     if ours is not None:
         return space_from_json(ours)
     leaves(space)  # raises for an unsupported leaf
-    return _widen(space, value)
+    return _widen(space, select_leaves(space, value))
 
 
 def _widen(space: gym.Space[Any], value: Any) -> gym.Space[Any]:
@@ -183,7 +225,7 @@ def _widen(space: gym.Space[Any], value: Any) -> gym.Space[Any]:
 
 
 def _cast(value: Any, space: gym.Space[Any]) -> Any:
-    given, cast = leaf_values(value), {}
+    given, cast = leaf_values(select_leaves(space, value)), {}
     for path, leaf in leaves(space):
         rows = np.asarray(given[path])
         with np.errstate(invalid="ignore"):

@@ -113,9 +113,14 @@ class SB3VecEnv(VecEnv):
     def env_method(self, method_name: str, *method_args: Any, indices: Any = None, **method_kwargs: Any) -> list[Any]:
         """Call a method of the vector environment once; return its result, repeated for each row.
 
+        ``compute_reward``, which has no state, may be called for some rows with a batch of any size, as the HER buffer does.
+
         Raises:
             ValueError: if ``indices`` are not all rows.
         """
+        if method_name == "compute_reward":
+            rewards = getattr(self.env, method_name)(*method_args, **method_kwargs)
+            return [rewards] * len(list(self._get_indices(indices)))
         self._check_all(self._get_indices(indices), method_name)
         return [getattr(self.env, method_name)(*method_args, **method_kwargs)] * self.num_envs
 

@@ -114,7 +114,7 @@ class TorchRLEnv(ChangeableDreams, EnvBase):  # type: ignore[misc]  # TorchRL ha
         if isinstance(actions, TensorDictBase):
             actions = actions.to_dict()
         if self._check_actions:
-            self.dreams.world.action_features.check(actions, self.dreams.num_envs, name="action")
+            actions = self.dreams.world.action_features.check(actions, self.dreams.num_envs, name="action")
             self._check_rows(tensordict.get("_step", None))
         observations, reward, terminated, truncated, _ = self.dreams.step(actions)
         self._terminated = self._terminated | terminated.unsqueeze(-1)

@@ -21,8 +21,8 @@ from worldmodel.lazy import attach
 if TYPE_CHECKING:
     from worldmodel.agents.action_distributions import make_choices as make_choices
     from worldmodel.agents.controller import CONTROLLER_FILE as CONTROLLER_FILE
+    from worldmodel.agents.controller import CONTROLLER_FILES as CONTROLLER_FILES
     from worldmodel.agents.controller import CONTROLLER_FORMAT as CONTROLLER_FORMAT
-    from worldmodel.agents.controller import WEIGHTS_FILE as WEIGHTS_FILE
     from worldmodel.agents.controller import Controller as Controller
     from worldmodel.agents.controller import ControllerConfig as ControllerConfig
     from worldmodel.agents.evolution import SEARCH_FILE as SEARCH_FILE
@@ -54,7 +54,7 @@ else:
         __name__,
         {
             "action_distributions": "make_choices",
-            "controller": "CONTROLLER_FILE CONTROLLER_FORMAT Controller ControllerConfig WEIGHTS_FILE",
+            "controller": "CONTROLLER_FILE CONTROLLER_FILES CONTROLLER_FORMAT Controller ControllerConfig",
             "evolution": "SEARCH_FILE SearchConfig evolve",
             "latent_policy": "LatentPolicy",
             "policy_gradient": "DifferentiableAgent PPOConfig ppo",

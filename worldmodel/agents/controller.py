@@ -7,6 +7,7 @@ them scaled to the bounds for a Box, and their argmax for a discrete action. `wo
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,12 @@ from torch import Tensor, nn
 from worldmodel.agents.registry import register_agent
 from worldmodel.dream import LatentState
 from worldmodel.models import FEATURE_KINDS, FeatureKind, Origin, WorldModel, feature_size
-from worldmodel.runtime import check_integers, files
-from worldmodel.spaces import FlatSpace, Value, space_from_json, space_to_json
+from worldmodel.runtime import ModelFiles, check_flags, check_integers, file_errors, files, float32_default
+from worldmodel.spaces import FlatSpace, Value, json_features, space_from_json, space_to_json
 
-CONTROLLER_FORMAT, CONTROLLER_VERSION = "worldmodel.controller", 1
-CONTROLLER_FILE, WEIGHTS_FILE = "controller.json", "controller.safetensors"
+CONTROLLER_FORMAT, CONTROLLER_VERSION = "worldmodel.controller", 2  # version 1 has weights of a fixed name
+CONTROLLER_FILE = "controller.json"
+CONTROLLER_FILES = ModelFiles(marker=CONTROLLER_FILE, stem="controller", format=CONTROLLER_FORMAT, version=CONTROLLER_VERSION)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +40,7 @@ class ControllerConfig:
 
     Raises:
         ValueError: if ``features`` is unknown or ``hidden_size`` is below 1.
-        TypeError: if ``hidden_size`` is not an integer.
+        TypeError: if ``hidden_size`` is not an integer, or a flag not a boolean.
     """
 
     features: FeatureKind = "zh"
@@ -51,6 +53,7 @@ class ControllerConfig:
         if self.features not in FEATURE_KINDS:
             raise ValueError(f"features: expected 'z', 'zh' or 'zhc', got {self.features!r}")
         check_integers(self, {"hidden_size": 1}, optional=("hidden_size",))
+        check_flags(self, "bias", "ordered")
 
 
 @register_agent(CONTROLLER_FILE)
@@ -77,6 +80,7 @@ class Controller(nn.Module):
 
     origin: Origin | None = None
 
+    @float32_default()
     def __init__(
         self,
         size: int,
@@ -212,10 +216,7 @@ class Controller(nn.Module):
         Raises:
             FileExistsError: if ``path`` holds something that may not be replaced.
         """
-        directory = files.prepare_directory(path, marker=CONTROLLER_FILE, format=CONTROLLER_FORMAT, overwrite=overwrite)
-        files.save_tensors(directory / WEIGHTS_FILE, self.state_dict())
         content = {
-            "weights_sha256": files.digest(directory / WEIGHTS_FILE),
             "size": self.size,
             "features": self.features,
             "bias": self.bias,
@@ -224,7 +225,7 @@ class Controller(nn.Module):
             "action_space": space_to_json(self.action_features.space),
             **({} if self.origin is None else {"origin": asdict(self.origin)}),
         }
-        files.write_json(directory / CONTROLLER_FILE, content, format=CONTROLLER_FORMAT, version=CONTROLLER_VERSION)
+        CONTROLLER_FILES.save(path, content, self.state_dict(), overwrite=overwrite)
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *, device: str | torch.device = "cpu") -> Controller:
@@ -235,19 +236,27 @@ class Controller(nn.Module):
             ValueError: if it is damaged, of another format, or of a newer version.
         """
         path = Path(path)
-        content = files.read_json(path / CONTROLLER_FILE, format=CONTROLLER_FORMAT, version=CONTROLLER_VERSION)
-        weights, _ = files.load_tensors(path / WEIGHTS_FILE)
-        try:
-            if files.digest(path / WEIGHTS_FILE) != content["weights_sha256"]:
-                raise ValueError(
-                    "the digest of the weights is not the one recorded; one of the two files was changed or replaced"
-                )
+        saved = CONTROLLER_FILES.read(path)
+        content = saved.content
+        with file_errors(path, "an undamaged controller"):
+            weights = saved.weights()
+            files.check_weights(weights, most=float("inf"))
+            _check_shapes(content, saved.shapes)
             sizes = {name: content[name] for name in ("size", "features", "bias")}
             action_space = space_from_json(content["action_space"])
             sizes |= {"hidden_size": content.get("hidden_size"), "ordered": content.get("ordered", False)}
             controller = cls(action_space=action_space, **sizes)
             controller.load_state_dict(weights)
             controller.origin = Origin(**content["origin"]) if content.get("origin") is not None else None
-        except (AttributeError, KeyError, TypeError, RuntimeError, ValueError) as error:
-            raise ValueError(f"{path}: expected an undamaged controller, got a damaged one: {error}") from error
         return controller.to(device)
+
+
+def _check_shapes(content: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise unless the sizes in the JSON are those of the weights, before anything of these sizes is made."""
+    last = f"layers.{0 if content.get('hidden_size') is None else 1}.weight"
+    outputs = 1 if content.get("ordered", False) else json_features(content["action_space"])
+    expected = (content["size"], outputs)
+    found = (shapes["layers.0.weight"][1], shapes[last][0])
+    hidden = content.get("hidden_size") in (None, shapes["layers.0.weight"][0])
+    if found != expected or not hidden:
+        raise ValueError(f"sizes: expected {expected} by the JSON, got {found} in the weights")

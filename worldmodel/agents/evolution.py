@@ -33,6 +33,7 @@ from worldmodel.runtime import (
     RunConfig,
     check_integer,
     check_integers,
+    check_numbers,
     check_same_run,
     explains_keywords,
     files,
@@ -65,7 +66,7 @@ class SearchConfig:
 
     Raises:
         ValueError: naming the field that is out of range.
-        TypeError: naming the field that is not an integer.
+        TypeError: naming the field of another type.
     """
 
     generations: int = 100
@@ -82,16 +83,13 @@ class SearchConfig:
         """Check every field; NumPy's numbers become Python's, as in the log."""
         least = {"generations": 1, "population": 2, "test_every": 1, "test_dreams": 1, "patience": 1}
         check_integers(self, least, optional=("patience",))
-        if not 0 < self.sigma < float("inf"):
-            raise ValueError(f"sigma: expected a positive finite number, got {self.sigma}")
+        check_numbers(self, {"sigma": "(0, inf)", "target": "(-inf, inf)"}, optional=("target",))
         if self.method not in METHODS:
             raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {self.method!r}")
         if self.method == "openai-es" and self.population % 2:
             raise ValueError(f"population: expected an even number for openai-es, got {self.population}")
         object.__setattr__(self, "sigma", float(self.sigma))
         if self.target is not None:
-            if not math.isfinite(self.target):
-                raise ValueError(f"target: expected None or a finite number, got {self.target}")
             object.__setattr__(self, "target", float(self.target))
 
     def require_packages(self) -> None:
@@ -332,10 +330,7 @@ def _read_log(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def _read_stamped(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a file that is the log of a search, damaged or not; raise ValueError if it is not."""
     tensors, metadata = files.load_tensors(path)
-    try:
-        content = json.loads(metadata.get("log", "{}"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: expected the log of a search, got a file of another format ({error})") from error
+    content = files.parse_json(metadata.get("log", "{}"), path, what="the log of a search")
     files.check_stamp(content, path, format=SEARCH_FORMAT, version=SEARCH_VERSION)
     return tensors, content
 

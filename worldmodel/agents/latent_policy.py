@@ -15,7 +15,7 @@ from worldmodel.data import RandomPolicy
 from worldmodel.dream import Agent, FeaturePolicy, LatentTracker, Policy
 from worldmodel.models import WorldModel
 from worldmodel.runtime import describe, digest_tensors
-from worldmodel.spaces import Value, map_leaves, stack_values, to_numpy
+from worldmodel.spaces import Value, as_tuples, map_leaves, select_leaves, stack_values, to_numpy
 
 
 class LatentPolicy:
@@ -68,8 +68,11 @@ class LatentPolicy:
         """
         if not self._started:
             raise RuntimeError("LatentPolicy: expected reset(rng) before the first observation of an episode, got none")
-        state = self._tracker.observe(stack_values([observation]), self._last_action, generator=self._generator)
-        self._last_action = self.agent.act(state)  # also if it is replaced: a recurrent agent sees every step
+        observed = stack_values([select_leaves(self.world.observation_space, observation)])
+        state = self._tracker.observe(observed, self._last_action, generator=self._generator)
+        self._last_action = as_tuples(
+            self.world.action_space, self.agent.act(state)
+        )  # also if it is replaced: a recurrent agent sees every step
         if self.exploration and self._rng.random() < self.exploration:
             action = self._random(observation)
             self._last_action = stack_values([action])

@@ -18,7 +18,6 @@ termination head: see `worldmodel.training.likelihood`.
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -30,7 +29,15 @@ from worldmodel.agents.registry import copy_for_training
 from worldmodel.dream import Agent, Dreams, LatentState, StartBank, check_rewards, usual_horizon
 from worldmodel.models import FeatureKind, State
 from worldmodel.rng import PPO_LEARN_STREAM, PPO_TEST_STREAM, derive_seed
-from worldmodel.runtime import Progress, RunConfig, check_integer, check_integers, explains_keywords, interrupt_between_steps
+from worldmodel.runtime import (
+    Progress,
+    RunConfig,
+    check_integer,
+    check_integers,
+    check_numbers,
+    explains_keywords,
+    interrupt_between_steps,
+)
 from worldmodel.spaces import FlatSpace
 
 LARGEST_STD = 1.5  # initial standard deviation of the outputs over the starts, at most; beyond it an agent hardly explores
@@ -82,7 +89,7 @@ class PPOConfig:
 
     Raises:
         ValueError: naming the field that is out of range.
-        TypeError: naming the field that is not an integer.
+        TypeError: naming the field of another type.
     """
 
     iterations: int = 300
@@ -105,14 +112,8 @@ class PPOConfig:
         """Check every field."""
         counts = ("iterations", "steps", "horizon", "critic_size", "epochs", "minibatches", "test_every", "test_dreams")
         check_integers(self, dict.fromkeys(counts, 1))
-        for name in ("breadth", "learning_rate", "critic_learning_rate", "clip"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name}: expected a positive finite number, got {getattr(self, name)}")
-        if not 0 <= self.entropy < math.inf:
-            raise ValueError(f"entropy: expected a finite number >= 0, got {self.entropy}")
-        if not (0 <= self.discount < 1 and 0 <= self.gae_lambda <= 1):
-            given = f"{self.discount} and {self.gae_lambda}"
-            raise ValueError(f"discount, gae_lambda: expected in [0, 1) and in [0, 1], got {given}")
+        positive = dict.fromkeys(("breadth", "learning_rate", "critic_learning_rate", "clip"), "(0, inf)")
+        check_numbers(self, {**positive, "entropy": "[0, inf)", "discount": "[0, 1)", "gae_lambda": "[0, 1]"})
 
 
 @explains_keywords
@@ -221,7 +222,7 @@ class _Learner:
     def __init__(self, agent: Any, dreams: Dreams, starts: StartBank, config: PPOConfig, seed: int):
         self._dreams, self._starts, self._config = dreams, starts, config
         self._generator = dreams.generator(derive_seed(seed, PPO_LEARN_STREAM))
-        noise = torch.randn(starts.mean.shape, generator=self._generator, device=starts.mean.device)
+        noise = torch.empty_like(starts.mean).normal_(generator=self._generator)
         seen = starts.features(agent.features, noise)  # (N, F)
         scale = seen.std(dim=0, correction=0)
         self._scale = torch.where(scale > SMALLEST_SCALE, scale, 1.0)  # M's state is 0 in all first frames
@@ -261,7 +262,7 @@ class _Learner:
     @torch.no_grad()
     def _dream(self) -> tuple[_Steps, float]:
         """Continue every dream; return the steps and the expected number of terminations in them."""
-        config, columns, ends = self._config, [], torch.zeros((), device=self._scale.device)
+        config, columns, ends = self._config, [], self._scale.new_zeros(())
         features = self._features(self._state)
         for _ in range(config.steps):
             outputs = self._outputs(features)
@@ -310,13 +311,13 @@ class _Learner:
         return entropy.item()
 
     def _uniform(self, like: Tensor) -> Tensor:
-        return torch.rand(like.shape, generator=self._generator, device=like.device)
+        return torch.empty_like(like).uniform_(generator=self._generator)
 
     def _restarted(self, state: LatentState, over: Tensor) -> LatentState:
         """Return the state with new starts for dreams that are over."""
         rows = over.nonzero()[:, 0]
         index = torch.randint(len(self._starts), (len(rows),), generator=self._generator, device=rows.device)
-        noise = torch.randn(len(rows), state.z.shape[1], generator=self._generator, device=rows.device)
+        noise = state.z.new_empty(len(rows), state.z.shape[1]).normal_(generator=self._generator)
         z, lstm = self._starts.take(index, noise)
         joined = State(*(old.index_copy(1, rows, new) for old, new in zip(state.lstm, lstm, strict=True)))
         return LatentState(state.z.index_copy(0, rows, z), joined, torch.ones_like(over))
@@ -336,7 +337,8 @@ class _Learner:
 
 def _make_critic(size: int, hidden: int, value: float, generator: torch.Generator) -> nn.Module:
     """Make a critic whose initial value is the same for all features."""
-    first, last = (nn.utils.skip_init(nn.Linear, *pair, device=generator.device) for pair in ((size, hidden), (hidden, 1)))
+    made = {"device": generator.device, "dtype": torch.float32}
+    first, last = (nn.utils.skip_init(nn.Linear, *pair, **made) for pair in ((size, hidden), (hidden, 1)))
     nn.init.normal_(first.weight, std=size**-0.5, generator=generator)
     for parameter, constant in ((first.bias, 0.0), (last.weight, 0.0), (last.bias, value)):
         nn.init.constant_(parameter, constant)

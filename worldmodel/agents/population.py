@@ -20,7 +20,7 @@ from worldmodel.data import EnvConfig, EnvMaker, env_maker
 from worldmodel.dream import Agent, Dreams, LatentState, Reality, Reward, Scores, check_rewards, reward_name, score, time_limit
 from worldmodel.models import State, WorldModel
 from worldmodel.rng import derive_seed, episode_seed
-from worldmodel.runtime import Listener, Progress, WorkerConfig, check_integer
+from worldmodel.runtime import Listener, Progress, StepWatch, WorkerConfig, check_integer
 from worldmodel.spaces import Value, map_leaves
 
 EPISODES_A_TASK = 16  # real episodes of a test that are played in lockstep; fixed, so that results do not depend on the workers
@@ -269,8 +269,8 @@ class _Stage:
     env: EnvConfig
     reward: Reward | None = None
 
-    def reality(self, episodes: int, seed: int) -> Reality:
-        return Reality(self.world, self.env, episodes, seed=seed, reward=self.reward)
+    def reality(self, episodes: int, seed: int, watch: StepWatch | None = None) -> Reality:
+        return Reality(self.world, self.env, episodes, seed=seed, watch=watch, reward=self.reward)
 
 
 @dataclass(frozen=True)
@@ -291,12 +291,13 @@ class _Runner:
         self._reality: Reality | None = None
         self._episodes: tuple[int, int] | None = None
 
-    def run(self, number: int) -> Scores:
+    def run(self, number: int, watch: StepWatch) -> Scores:
         """Play the episodes of a task; on any error the environments are closed."""
         task = self._tasks[number]
         if self._reality is None or self._episodes != (task.episodes, task.seed):
             self.close()
-            self._reality, self._episodes = self._stage.reality(task.episodes, task.seed), (task.episodes, task.seed)
+            self._reality = self._stage.reality(task.episodes, task.seed, watch)
+            self._episodes = task.episodes, task.seed
         if task.weights is not None:
             nn.utils.vector_to_parameters(task.weights, self._agent.parameters())
         try:

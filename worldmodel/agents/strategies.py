@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from worldmodel.runtime import check_integers, missing_extra
+from worldmodel.runtime import check_numbers, missing_extra
 
 Method = Literal["cma", "openai-es"]
 METHODS = ("cma", "openai-es")
@@ -53,6 +53,7 @@ class OpenAIESConfig:
 
     Raises:
         ValueError: if a field is out of range.
+        TypeError: if a field is not a number.
     """
 
     learning_rate: float = 0.03
@@ -60,11 +61,7 @@ class OpenAIESConfig:
 
     def __post_init__(self) -> None:
         """Validate every field."""
-        check_integers(self, {})
-        if not 0 < self.learning_rate < float("inf"):
-            raise ValueError(f"learning_rate: expected a positive finite number, got {self.learning_rate}")
-        if not 0 <= self.weight_decay < float("inf"):
-            raise ValueError(f"weight_decay: expected a finite number >= 0, got {self.weight_decay}")
+        check_numbers(self, {"learning_rate": "(0, inf)", "weight_decay": "[0, inf)"})
 
 
 def make_strategy(

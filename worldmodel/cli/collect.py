@@ -24,7 +24,7 @@ from worldmodel.cli.options import (
 )
 from worldmodel.experiments import Preset
 from worldmodel.models import Encoder
-from worldmodel.runtime import Progress
+from worldmodel.runtime import Progress, WorkerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +43,10 @@ class Collect(Command):
         model: world model directory, for --policy controller.
         controller: controller directory, for --policy controller.
         workers: worker processes; 0: none; the result is the same.
+        step_timeout: seconds after which a step, reset or construction of the environment counts as hanging: its worker is
+            killed and the episode is listed as a failure; needs --workers; None: no limit.
+        memory_limit: fraction of the machine's memory for the running episodes; one that exceeds its share is listed as a
+            failure; None: no limit.
         seed: seed of the collection.
         vision: directory written by worldmodel train-vae; the store then holds its codes instead of frames.
         environment: arguments of the environment.
@@ -61,6 +65,8 @@ class Collect(Command):
     model: str | None = None
     controller: str | None = None
     workers: int = 0
+    step_timeout: float | None = None
+    memory_limit: float | None = 0.8
     seed: int = 0
     vision: str | None = None
     environment: Flat[EnvironmentOptions] = field(default_factory=EnvironmentOptions)
@@ -94,7 +100,7 @@ class Collect(Command):
             num_episodes=self.episodes,
             policy=self.behaviour(),
             seed=self.seed,
-            workers=self.workers,
+            workers=WorkerConfig(num_workers=self.workers, step_timeout=self.step_timeout, memory_limit=self.memory_limit),
             encoder=Encoder(vision, dtype=self.encoder.dtype, precision=self.encoder.precision) if vision else None,
             run=self.output.config(count),
         )

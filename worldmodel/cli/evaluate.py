@@ -26,6 +26,7 @@ from worldmodel.cli.options import (
 )
 from worldmodel.evaluation import Evaluation, EvaluationConfig, Probe
 from worldmodel.experiments import Preset
+from worldmodel.runtime import WorkerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,8 @@ class Evaluate(Command):
         probe: score fixed policies instead: do dreams rank them as the real environment does?
         episodes: number of real episodes.
         workers: worker processes for --probe; 0: none; the result is the same.
+        step_timeout: seconds after which a step counts as hanging and ends the probe with an error that names the episode;
+            needs --probe and --workers; None: no limit.
         num_dreams: number of dreams.
         temperature: of the dreams; several with --probe.
         out: JSON file to write, with each episode's return and length.
@@ -58,6 +61,7 @@ class Evaluate(Command):
     probe: Flag = False
     episodes: int = 100
     workers: int = 0
+    step_timeout: float | None = None
     num_dreams: int = 1024
     temperature: tuple[float, ...] = (1.0,)
     out: str | None = None
@@ -111,7 +115,7 @@ class Evaluate(Command):
             temperatures=self.temperature,
             config=self.config(),
             seed=self.seed,
-            workers=self.workers,
+            workers=WorkerConfig(num_workers=self.workers, step_timeout=self.step_timeout),
         )
         return found, {"seed": self.seed, **found.to_json()}
 

@@ -13,7 +13,7 @@ from worldmodel.agents import CONTROLLER_FILE, CONTROLLER_FORMAT, load_agent
 from worldmodel.cli.options import Command, DeviceOption, DreamKind, PresetName, Result, Run
 from worldmodel.dream import StartBank, StartConfig, score, usual_horizon
 from worldmodel.experiments import Preset
-from worldmodel.runtime import Progress, prepare_directory
+from worldmodel.runtime import Progress, prepare_directory, record_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +76,10 @@ class ImproveController(Command):
         horizon = self.whole_horizon or usual_horizon(world)
         starts = StartBank.along(world, self.data, config=self.starts, seed=self.seed)
         run = self.output.config(self.save)
-        prepare_directory(self.out, marker=CONTROLLER_FILE, format=CONTROLLER_FORMAT, overwrite=run.overwrite)
-        best = wm.ppo(agent, dreams, starts, config=self.ppo, horizon=horizon, seed=self.seed, run=run)
+        with self.output.writing(self.out):
+            prepare_directory(self.out, marker=CONTROLLER_FILE, format=CONTROLLER_FORMAT, overwrite=run.overwrite)
+            record_run(self.out)
+            best = wm.ppo(agent, dreams, starts, config=self.ppo, horizon=horizon, seed=self.seed, run=run)
         lines, data = [], {}
         for name, one in (("before", agent), ("after", best)):
             scores = score(dreams.variant(num_dreams=1024), one, horizon=horizon, seed=self.seed + 1)

@@ -12,7 +12,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from worldmodel.version import __version__
 
@@ -104,9 +104,13 @@ def load(name: str) -> type[Command]:
 
 def run(name: str, words: Sequence[str]) -> int:
     """Run a command and return its exit code."""
-    from worldmodel.cli.parsing import USER_ERRORS, UsageError, explain, parse
+    try:
+        from worldmodel.cli.parsing import USER_ERRORS, UsageError, explain, parse
 
-    command = load(name)
+        command = load(name)
+    except KeyboardInterrupt:  # torch takes seconds to import
+        print("\ninterrupted before anything was done", file=sys.stderr)
+        return 130
     warnings.showwarning = show_warning
     try:
         chosen = parse(command, words, name=f"worldmodel {name}")
@@ -122,6 +126,18 @@ def run(name: str, words: Sequence[str]) -> int:
     return result.exit_code
 
 
+def show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Print a warning on one line."""
+    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+
 def print_completion(words: Sequence[str]) -> NoReturn:
     """Print a completion script for a shell and exit."""
     if list(words[1:]) or words[:1] not in [[shell] for shell in SHELLS]:
@@ -130,11 +146,6 @@ def print_completion(words: Sequence[str]) -> NoReturn:
 
     print(completion(words[0], {name: load(name) for name in COMMANDS}))
     sys.exit(0)
-
-
-def show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    """Print a warning on one line."""
-    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def fail(message: str) -> NoReturn:

@@ -7,9 +7,10 @@ field is marked `tyro.conf.OmitArgPrefixes`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -21,7 +22,7 @@ from worldmodel.data import EnvConfig
 from worldmodel.dream import Dreams, TerminationRule
 from worldmodel.experiments import PRESETS, Preset
 from worldmodel.models import Vision, WorldModel
-from worldmodel.runtime import Listener, Precision, RunConfig, choose_device, write_bytes
+from worldmodel.runtime import Listener, Precision, RunConfig, choose_device, locked, write_bytes
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]  # --name alone, without --no-name
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -85,14 +86,23 @@ class Run(Output):
     Args:
         overwrite: replace an earlier run in OUT; anything else there is an error.
         resume: resume even with --overwrite; an interrupted run is resumed anyway.
+        break_lock: write to OUT although a process on another host has locked it; only after a crash of that host.
     """
 
     overwrite: Flag = False
     resume: Flag = False
+    break_lock: Flag = False
+
+    def writing(self, path: str) -> contextlib.AbstractContextManager[None]:
+        """Keep other writers out of OUT while a command runs; a file in its place is left to the check that names it."""
+        if Path(path).exists() and not Path(path).is_dir():
+            return contextlib.nullcontext()
+        return locked(path, break_lock=self.break_lock)
 
     def config(self, on_progress: Listener | None = None) -> RunConfig:
         """Build the library's configuration of a run; ``resume`` takes precedence over ``overwrite``."""
-        return RunConfig(overwrite=self.overwrite and not self.resume, on_progress=on_progress)
+        overwrite = self.overwrite and not self.resume
+        return RunConfig(overwrite=overwrite, break_lock=self.break_lock, on_progress=on_progress)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,8 +117,7 @@ class TrainingRun(Run):
 
     def config(self, on_progress: Listener | None = None) -> RunConfig:
         """Build the library's configuration of a run."""
-        overwrite = self.overwrite and not self.resume
-        return RunConfig(overwrite=overwrite, tensorboard=self.tensorboard, on_progress=on_progress)
+        return replace(super().config(on_progress), tensorboard=self.tensorboard)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,14 +143,16 @@ class EnvironmentOptions:
     Args:
         max_steps: truncate an episode after this many steps; None: the environment's own limit.
         env_kwargs: arguments of the environment, e.g. '{"g": 9.8}'.
+        leave_out: leaves of the observations that are not recorded, e.g. mission.
     """
 
     max_steps: int | None = None
     env_kwargs: JsonObject = field(default_factory=dict)
+    leave_out: tuple[str, ...] = ()
 
     def of(self, env: str) -> EnvConfig:
         """Build the configuration of the environment with this id."""
-        return EnvConfig(env, kwargs=self.env_kwargs, max_steps=self.max_steps)
+        return EnvConfig(env, kwargs=self.env_kwargs, max_steps=self.max_steps, leave_out=self.leave_out)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from typing import Any
 import tyro
 from tyro.conf import OmitArgPrefixes as Flat
 
-from worldmodel.cli.options import Command, Output, Result
+from worldmodel.cli.options import Command, Flag, Output, Result
 from worldmodel.data import EpisodeStore, Problem, repair, verify
 
 
@@ -56,15 +56,17 @@ class Repair(Command):
 
     Args:
         path: directory of the store.
+        break_lock: repair although a process on another host has locked the store; only after a crash of that host.
         output: output.
     """
 
     path: tyro.conf.Positional[str]
+    break_lock: Flag = False
     output: Flat[Output] = field(default_factory=Output)
 
     def run(self) -> Result:
         """Repair."""
-        problems = repair(self.path)
+        problems = repair(self.path, break_lock=self.break_lock)
         text = "\n".join([*map(describe, problems), f"{len(problems)} problems" + (" repaired" if problems else "")])
         return Result(text, {"repaired": [to_json(one) for one in problems]})
 

@@ -17,7 +17,7 @@ from worldmodel.cli.options import Command, DeviceOption, DreamKind, Environment
 from worldmodel.dream import score, time_limit, usual_horizon
 from worldmodel.evaluation import EvaluationConfig
 from worldmodel.experiments import Preset
-from worldmodel.runtime import Progress, prepare_directory
+from worldmodel.runtime import Progress, WorkerConfig, prepare_directory, record_run
 
 REAL_TESTS = 64  # real episodes in a test, unless --test-dreams says otherwise
 SCORED_DREAMS = 1024
@@ -30,11 +30,13 @@ class TrainController(Command):
 
     Args:
         model: world model directory.
-        out: directory of the controller; the state of the search is in OUT.search.jsonl.
+        out: directory of the controller; the state of the search is in OUT.search.safetensors.
         preset: use the numbers of an experiment as defaults; explicit options take precedence.
         temperature: of the dreams; above 1 they are more random than M predicts.
         env: Gymnasium id; search in this real environment instead of dreams.
         workers: worker processes for --env; 0: none; the result is the same.
+        step_timeout: seconds after which a step of --env counts as hanging and ends the search with an error that names the
+            episode; needs --workers; None: no limit.
         rollouts: dreams, or real episodes, per candidate.
         initial: directory of a controller to start from; its architecture is kept.
         horizon: longest episode, in steps; None: the limit of the environment.
@@ -58,6 +60,7 @@ class TrainController(Command):
     temperature: float = 1.0
     env: str | None = None
     workers: int = 0
+    step_timeout: float | None = None
     rollouts: int = 8
     initial: str | None = None
     horizon: int | None = None
@@ -99,20 +102,20 @@ class TrainController(Command):
         env = self.environment.of(self.env) if self.env else None
         horizon = self.horizon
         if env is not None:
-            worlds = RealPopulation(world, env, rollouts=self.rollouts, workers=self.workers)
+            workers = WorkerConfig(num_workers=self.workers, step_timeout=self.step_timeout)
+            worlds = RealPopulation(world, env, rollouts=self.rollouts, workers=workers)
         if horizon is None:
             horizon = usual_horizon(world) if env is None else time_limit(env)
         start = load_agent(self.initial, device=device) if self.initial else self.controller
-        log = self.prepare()
 
         def save(progress: Progress) -> None:
             if "test" in progress.metrics:  # save the best so far, in case the search is interrupted
                 progress.result.save_pretrained(self.out, overwrite=True)
 
-        found = wm.evolve(
-            worlds, start, config=self.search, horizon=horizon, seed=self.seed, log=log, run=self.output.config(save)
-        )
-        found.save_pretrained(self.out, overwrite=True)
+        with self.output.writing(self.out):
+            run, log = self.output.config(save), self.prepare()
+            found = wm.evolve(worlds, start, config=self.search, horizon=horizon, seed=self.seed, log=log, run=run)
+            found.save_pretrained(self.out, overwrite=True)
         return self.report(found, world, dreams, horizon)
 
     def prepare(self) -> Path:
@@ -121,6 +124,7 @@ class TrainController(Command):
         if log.exists() and (self.output.resume or not self.output.overwrite):  # --overwrite took effect when it started
             return log
         prepare_directory(self.out, marker=CONTROLLER_FILE, format=CONTROLLER_FORMAT, overwrite=self.output.overwrite)
+        record_run(self.out)
         return log
 
     def report(self, found: wm.Controller, world: wm.WorldModel, dreams: wm.Dreams, horizon: int) -> Result:

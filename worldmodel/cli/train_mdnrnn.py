@@ -11,6 +11,7 @@ from tyro.conf import OmitArgPrefixes as Flat
 import worldmodel as wm
 from worldmodel.cli.options import Command, DeviceOption, PresetName, Result, TrainingRun
 from worldmodel.experiments import Preset
+from worldmodel.mixtures import LIKELIHOODS
 from worldmodel.models import Vision
 from worldmodel.runtime import keep_freed_memory
 
@@ -79,10 +80,13 @@ def report(world: wm.WorldModel, out: str) -> Result:
     """Describe held-out losses, baselines and calibration."""
     training, baselines = world.provenance["training"], world.provenance["baselines"]
     calibration = world.provenance.get("calibration") or {}
-    rows = {"this model": training["best_metrics"].get("nll_per_dim"), **baselines}
-    lines = ["held-out negative log-likelihood, nats per dimension of z"]
-    for name, value in rows.items():
-        lines.append(f"  {name.replace('_', ' '):<16}  {'-' if value is None else format(value, '.3f')}")
+    lines = ["layout of z", *(f"  {line}" for line in str(world.layout).splitlines())]
+    for metric, unit in LIKELIHOODS.items():
+        rows = {"this model": training["best_metrics"].get(metric), **(baselines if metric == "nll_per_dim" else {})}
+        if any(value is not None for value in rows.values()):
+            lines.append(f"held-out negative log-likelihood, {unit}")
+            for name, value in rows.items():
+                lines.append(f"  {name.replace('_', ' '):<16}  {'-' if value is None else format(value, '.3f')}")
     for name, scores in calibration.items():
         lines.append(f"termination {name}: " + ", ".join(f"{key} {value:.4g}" for key, value in scores.items()))
     lines.append(f"updates {training['updates']}, best at {training['best_update']}, {training['seconds']:.1f} s")

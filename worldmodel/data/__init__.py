@@ -40,14 +40,14 @@ if TYPE_CHECKING:
     from worldmodel.data.policies import RepeatPolicy as RepeatPolicy
     from worldmodel.data.policies import SweepPolicy as SweepPolicy
     from worldmodel.data.policies import make_policy as make_policy
+    from worldmodel.data.repairing import Problem as Problem
+    from worldmodel.data.repairing import repair as repair
+    from worldmodel.data.repairing import verify as verify
     from worldmodel.data.runner import EpisodeFailure as EpisodeFailure
     from worldmodel.data.runner import Runner as Runner
     from worldmodel.data.runner import rollouts as rollouts
     from worldmodel.data.shards import Schema as Schema
     from worldmodel.data.store import EpisodeStore as EpisodeStore
-    from worldmodel.data.store import Problem as Problem
-    from worldmodel.data.store import repair as repair
-    from worldmodel.data.store import verify as verify
     from worldmodel.data.time_limits import TIME_LIMIT as TIME_LIMIT
     from worldmodel.data.time_limits import common_truncation as common_truncation
     from worldmodel.data.time_limits import find_time_limit as find_time_limit
@@ -64,9 +64,10 @@ else:
             "env_factory": "EnvConfig EnvMaker env_maker make_env",
             "episode": "Episode as_reward check_episode",
             "policies": "BrownianPolicy CyclicPolicy POLICIES Policy RandomPolicy RepeatPolicy SweepPolicy make_policy",
+            "repairing": "Problem repair verify",
             "runner": "EpisodeFailure Runner rollouts",
             "shards": "Schema",
-            "store": "EpisodeStore Problem repair verify",
+            "store": "EpisodeStore",
             "time_limits": "TIME_LIMIT common_truncation find_time_limit positive_limits recorded_limits",
             "writer": "EpisodeWriter",
         },

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,7 +18,7 @@ import gymnasium as gym
 from worldmodel.data.env_factory import EnvConfig, EnvMaker
 from worldmodel.data.episode import Episode
 from worldmodel.data.policies import Policy
-from worldmodel.data.runner import EpisodeFailure, Runner, run_all
+from worldmodel.data.runner import EpisodeFailure, Runner, run_all, spaces_of
 from worldmodel.data.store import SHARDS, EpisodeStore
 from worldmodel.data.time_limits import TIME_LIMIT
 from worldmodel.data.writer import EpisodeWriter
@@ -29,7 +30,9 @@ from worldmodel.runtime import (
     check_integer,
     check_same_run,
     explains_keywords,
+    record_run,
     remove_temporaries,
+    single_writer,
 )
 from worldmodel.spaces import find_images
 
@@ -56,6 +59,7 @@ class EpisodeEncoder(Protocol):
 
 
 @explains_keywords
+@single_writer()
 def collect(
     env: str | EnvMaker | EnvConfig,
     *,
@@ -97,14 +101,16 @@ def collect(
             missing episodes; they are not written then.
     """
     num_episodes, run = check_integer(num_episodes, "num_episodes", least=1), run or RunConfig()
-    pool, runner = WorkerConfig.of(workers), Runner(env, policy, seed=seed)
+    pool = WorkerConfig.of(workers)
+    runner = Runner(env, policy, seed=seed)
     try:
         recipe = runner.recipe() if encoder is None else encoder.recipe(runner.recipe())
-        store = open_or_create(Path(out), lambda: _spaces(runner, encoder), recipe, run=run, found=runner.found)
+        make_spaces = partial(_spaces, runner, encoder, pool)
+        store = open_or_create(Path(out), make_spaces, recipe, run=run, found=runner.found)
         done = set(store.episode_ids.tolist())
         missing = [k for k in range(num_episodes) if k not in done]
         if missing:
-            _require_spaces(store, _spaces(runner, encoder))
+            _require_spaces(store, make_spaces())
             _require_time_limit(store, runner.found())
             sample = SAMPLE if encoder is not None or find_images(store.observation_space) else 0
             results = _results(runner, missing, pool, encoder, sample)
@@ -138,18 +144,21 @@ def open_or_create(
     """
     if run.overwrite or not run.resume or not EpisodeStore.lies_in(out):
         given = spaces()
-        return EpisodeStore.create(out, **given, recipe={**recipe, **found()}, overwrite=run.overwrite)
+        created = EpisodeStore.create(out, **given, recipe={**recipe, **found()}, overwrite=run.overwrite)
+        record_run(out)
+        return created
     store = EpisodeStore.open(out)
     earlier, now = ({name: each[name] for name in each if name != TIME_LIMIT} for each in (store.recipe, recipe))
     check_same_run(earlier, now, out, error=FileExistsError)
     for folder in (out, out / SHARDS):
         remove_temporaries(folder)
     store.adopt()
+    record_run(out)
     return store
 
 
-def _spaces(runner: Runner, encoder: EpisodeEncoder | None) -> dict[str, gym.Space[Any]]:
-    found = runner.spaces()
+def _spaces(runner: Runner, encoder: EpisodeEncoder | None, workers: WorkerConfig) -> dict[str, gym.Space[Any]]:
+    found = spaces_of(runner, workers)
     if encoder is None:
         return found
     encoder.check(found["observation_space"])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import numpy as np
 from worldmodel.data.episode import Episode
 from worldmodel.data.store import EpisodeStore
 from worldmodel.runtime import check_integer
+from worldmodel.spaces import select_leaves, without_leaves
 
 
 class EpisodeCollection:
@@ -19,13 +22,14 @@ class EpisodeCollection:
     Args:
         stores: at least one store; all have the same spaces.
         min_length: minimum number of steps; shorter episodes are left out.
+        leave_out: paths of leaves of the observations that are left out.
 
     Raises:
         ValueError: if there is no store, no episode of at least ``min_length`` steps, or if the
             spaces differ.
     """
 
-    def __init__(self, stores: Sequence[EpisodeStore], *, min_length: int = 1):
+    def __init__(self, stores: Sequence[EpisodeStore], *, min_length: int = 1, leave_out: Sequence[str] = ()):
         if not stores:
             raise ValueError("stores: expected at least one, got none")
         for store in stores[1:]:
@@ -34,7 +38,8 @@ class EpisodeCollection:
                 if actual != expected:
                     raise ValueError(f"{store.path}: expected {name} {expected} as in {stores[0].path}, got {actual}")
         self.stores = list(stores)
-        self.observation_space = stores[0].observation_space
+        self._selects = bool(leave_out)
+        self.observation_space = without_leaves(stores[0].observation_space, leave_out)
         self.action_space = stores[0].action_space
         lengths = np.concatenate([store.lengths for store in stores])
         self._kept = np.flatnonzero(lengths >= min_length)  # indices into all episodes
@@ -48,12 +53,15 @@ class EpisodeCollection:
             raise ValueError(f"{paths}: expected at least one episode{least} to train on, got none; collect some first")
 
     @classmethod
-    def open(cls, data: str | Path | Sequence[str | Path], *, min_length: int = 1) -> EpisodeCollection:
+    def open(
+        cls, data: str | Path | Sequence[str | Path], *, min_length: int = 1, leave_out: Sequence[str] = ()
+    ) -> EpisodeCollection:
         """Open one or several stores by path.
 
         Args:
             data: one path or several.
             min_length: minimum number of steps; shorter episodes are left out.
+            leave_out: paths of leaves of the observations that are left out.
 
         Raises:
             FileNotFoundError: if a path holds no store.
@@ -63,7 +71,11 @@ class EpisodeCollection:
         paths = [data] if isinstance(data, (str, Path)) else list(data)
         if len({Path(path).resolve() for path in paths}) < len(paths):
             raise ValueError(f"data: expected different stores, got one twice in {[str(path) for path in paths]}")
-        return cls([EpisodeStore.open(path) for path in paths], min_length=min_length)
+        stores = [EpisodeStore.open(path) for path in paths]
+        for store in stores:
+            if store.unfinished is not None:
+                warnings.warn(f"{store.path}: expected a complete store, but {store.unfinished}", UserWarning, stacklevel=2)
+        return cls(stores, min_length=min_length, leave_out=leave_out)
 
     def __len__(self) -> int:
         """Return the number of episodes."""
@@ -73,7 +85,10 @@ class EpisodeCollection:
         """Read steps [start, stop) of episode ``index``; ``stop=None`` means its end."""
         index = int(self._kept[index])
         which = int(np.searchsorted(self._first, index, side="right")) - 1
-        return self.stores[which].read(index - int(self._first[which]), start, stop)
+        episode = self.stores[which].read(index - int(self._first[which]), start, stop)
+        if not self._selects:
+            return episode
+        return replace(episode, observations=select_leaves(self.observation_space, episode.observations))
 
     @property
     def fingerprint(self) -> str:

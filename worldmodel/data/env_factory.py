@@ -11,7 +11,7 @@ from typing import Any
 
 import gymnasium as gym
 
-from worldmodel.runtime import check_integers, describe, jsonable
+from worldmodel.runtime import check_integers, check_names, describe, jsonable
 
 EnvMaker = Callable[..., gym.Env]
 
@@ -25,9 +25,11 @@ class EnvConfig:
         kwargs: keyword arguments of the environment.
         wrappers: applied to it in this order.
         max_steps: truncate an episode after this many steps; None leaves it to the environment.
+        leave_out: paths of leaves of the observations that are not recorded, such as "mission"; leaves that are not supported
+            (Text, Sequence, Graph) must be among them. Policies of a collection still see them.
 
     Raises:
-        TypeError: if ``max_steps`` is not an integer.
+        TypeError: if ``max_steps`` is not an integer, or ``leave_out`` is not a sequence of strings.
         ValueError: if ``max_steps`` is below 1.
     """
 
@@ -35,10 +37,12 @@ class EnvConfig:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     wrappers: Sequence[Callable[[gym.Env], gym.Env]] = ()
     max_steps: int | None = None
+    leave_out: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check ``max_steps``."""
+        """Check ``max_steps`` and ``leave_out``."""
         check_integers(self, {"max_steps": 1}, optional=("max_steps",))
+        check_names(self, "leave_out")
 
     @classmethod
     def of(cls, env: str | EnvMaker | EnvConfig) -> EnvConfig:
@@ -60,6 +64,7 @@ class EnvConfig:
             "env_kwargs": jsonable(self.kwargs),
             "wrappers": [describe(wrapper) for wrapper in self.wrappers],
             "max_steps": self.max_steps,
+            **({"leave_out": list(self.leave_out)} if self.leave_out else {}),  # else as in recipes of earlier versions
         }
 
 

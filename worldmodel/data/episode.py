@@ -14,6 +14,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from worldmodel.runtime import check_integer
 from worldmodel.spaces import Value, leaf_bounds, leaf_values, leaves
 
 
@@ -31,7 +32,9 @@ class Episode:
         seed: seed of the environment's reset, if known; 0 <= seed < 2^63.
 
     Raises:
-        ValueError: if the leading dimensions do not match. `check_episode` validates the values.
+        TypeError: if ``episode_id`` or ``seed`` is not an integer.
+        ValueError: if one of them does not fit 64 bits, or the leading dimensions do not match.
+            `check_episode` validates the values.
     """
 
     observations: Value
@@ -43,7 +46,10 @@ class Episode:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        """Validate the leading dimensions."""
+        """Validate id, seed and leading dimensions; integers of every kind become Python's."""
+        object.__setattr__(self, "episode_id", _int64(self.episode_id, "episode_id", least=-(2**63)))
+        if self.seed is not None:
+            object.__setattr__(self, "seed", _int64(self.seed, "seed", least=0))
         if np.shape(self.rewards)[1:] == (1,):
             object.__setattr__(self, "rewards", np.asarray(self.rewards)[:, 0])
         steps = len(self.rewards)
@@ -97,17 +103,36 @@ def check_episode(episode: Episode, observation_space: gym.Space[Any], action_sp
     name = f"episode {episode.episode_id}"
     _check_leaves(f"{name} observations", episode.observations, observation_space)
     _check_leaves(f"{name} actions", episode.actions, action_space)
-    _check_finite(f"{name} rewards", np.asarray(episode.rewards))
+    _check_rewards(f"{name} rewards", np.asarray(episode.rewards))
     for kind in ("rewards", "terminations", "truncations"):
         shape = np.shape(getattr(episode, kind))
         if shape != (len(episode),):
             raise ValueError(f"{name} {kind}: expected shape ({len(episode)},), got {shape}")
     for kind in ("terminations", "truncations"):
+        flags = np.asarray(getattr(episode, kind))
+        if flags.dtype.kind not in "biuf" or not np.isin(flags, (0, 1)).all():
+            raise ValueError(f"{name} {kind}: expected bool, got {flags.dtype}")
         early = np.flatnonzero(getattr(episode, kind)[:-1])
         if early.size:
             raise ValueError(
                 f"{name} {kind}: expected none before the last step {len(episode) - 1}, got one at step {early[0]}"
             )
+
+
+def _int64(value: Any, name: str, *, least: int) -> int:
+    number = check_integer(value, name, least=least)
+    if number >= 2**63:
+        raise ValueError(f"{name}: expected an integer below 2^63, got {number}")
+    return number
+
+
+def _check_rewards(name: str, rewards: np.ndarray) -> None:
+    if rewards.dtype.kind not in "biuf":
+        raise ValueError(f"{name}: expected real numbers, got {rewards.dtype}")
+    if rewards.dtype.kind != "f" and not _fits(rewards, np.dtype(np.float64)):
+        raise ValueError(f"{name}: expected integers that convert to float64 exactly, got {rewards.dtype}")
+    with np.errstate(over="ignore"):
+        _check_finite(name, rewards.astype(np.float64))
 
 
 def _check_leaves(name: str, value: Value, space: gym.Space[Any]) -> None:

@@ -8,6 +8,7 @@ is tried again with a new environment and then reported; the other episodes cont
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,8 +21,10 @@ from worldmodel.data.episode import Episode, as_reward, check_episode
 from worldmodel.data.policies import POLICIES, Policy, make_policy
 from worldmodel.data.time_limits import TIME_LIMIT, find_time_limit
 from worldmodel.rng import POLICY_STREAM, episode_seed
-from worldmodel.runtime import WorkerConfig, check_integer, describe
-from worldmodel.spaces import leaves, map_leaves, stack_values
+from worldmodel.runtime import StepWatch, WorkerConfig, check_integer, describe
+from worldmodel.spaces import as_tuples, check_space, leaf_values, map_leaves, select_leaves, stack_values, without_leaves
+
+LONG_EPISODE = 100_000  # steps after which a warning asks whether the episode has an end
 
 
 @dataclass(frozen=True)
@@ -88,15 +91,16 @@ class Runner:
             **{name: self._env_recipe[name] for name in ("env", "env_kwargs", "wrappers")},
             "policy": describe(self._policy),
             "seed": self._seed,
-            "max_steps": self._env_recipe["max_steps"],
+            **{name: self._env_recipe[name] for name in ("max_steps", "leave_out") if name in self._env_recipe},
         }
 
     def spaces(self) -> dict[str, gym.Space[Any]]:
-        """Return the two spaces of the environment; raises a TypeError if one is not supported."""
+        """Return the two spaces of the episodes; raises an error if one is not supported (see `check_space`)."""
         env = self._ready_env()
-        for space in (env.observation_space, env.action_space):
-            leaves(space)
-        return {"observation_space": env.observation_space, "action_space": env.action_space}
+        found = {"observation_space": self._observed, "action_space": env.action_space}
+        for name, space in found.items():
+            check_space(space, name)
+        return found
 
     def found(self) -> dict[str, Any]:
         """Return what the recipe of a new store records of the built environment: its time limit, if it has one."""
@@ -107,12 +111,13 @@ class Runner:
         """Return the seed that an episode resets the environment with."""
         return episode_seed(self._seed, episode_id)
 
-    def run(self, episode_id: int) -> Episode:
+    def run(self, episode_id: int, watch: StepWatch) -> Episode:
         """Make one episode; on any error the environment is dropped, so that the next one starts with a fresh one."""
+        watch.step()
         try:
             env = self._ready_env()
-            episode = self._roll(env, episode_id)
-            check_episode(episode, env.observation_space, env.action_space)
+            episode = self._roll(env, episode_id, watch)
+            check_episode(episode, self._observed, env.action_space)
             return episode
         except BaseException:
             self.close()
@@ -127,23 +132,31 @@ class Runner:
     def _ready_env(self) -> gym.Env:
         if self._env is None:
             self._env = env = self._config.make()
+            self._observed = without_leaves(env.observation_space, self._config.leave_out)
             self._act = make_policy(self._policy, env.action_space)
         return self._env
 
-    def _roll(self, env: gym.Env, episode_id: int) -> Episode:
+    def _roll(self, env: gym.Env, episode_id: int, watch: StepWatch) -> Episode:
         if hasattr(self._act, "reset"):
             self._act.reset(np.random.default_rng([self._seed, episode_id, POLICY_STREAM]))
         seed = self.seed_of(episode_id)
+        watch.step()
         observation, _ = env.reset(seed=seed)
-        observations, actions, rewards = [_copy(observation)], [], []
+        observations, actions, rewards = [self._kept(observation)], list[Any](), list[Any]()
         terminated = truncated = False
+        step_size = 0
         while not (terminated or truncated):
+            watch.step(step_size * len(rewards))
             action = self._act(observation)
-            actions.append(_copy(action))
+            actions.append(_copy(as_tuples(env.action_space, action)))
             observation, reward, terminated, truncated, _ = env.step(action)
-            observations.append(_copy(observation))
+            observations.append(self._kept(observation))
             rewards.append(as_reward(reward))
+            step_size = step_size or _size(observations[-1]) + _size(actions[-1])
+            if len(rewards) == LONG_EPISODE:
+                _warn_long(episode_id, step_size)
             truncated = truncated or (len(rewards) == self._config.max_steps and not terminated)
+        watch.pause()
         last = np.arange(len(rewards)) == len(rewards) - 1
         return Episode(
             observations=stack_values(observations),
@@ -155,9 +168,13 @@ class Runner:
             seed=seed,
         )
 
+    def _kept(self, observation: Any) -> Any:
+        """Copy the leaves of an observation that are recorded."""
+        return _copy(select_leaves(self._observed, observation))
+
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the environment; the copy builds its own."""
-        return {key: value for key, value in self.__dict__.items() if key not in ("_env", "_act")} | {"_env": None}
+        return {key: value for key, value in self.__dict__.items() if key not in ("_env", "_act", "_observed")} | {"_env": None}
 
 
 def run_all(runner: Runner, episode_ids: Sequence[int], workers: WorkerConfig) -> Generator[Episode | EpisodeFailure]:
@@ -170,5 +187,54 @@ def run_all(runner: Runner, episode_ids: Sequence[int], workers: WorkerConfig) -
             yield EpisodeFailure(episode_id, runner.seed_of(episode_id), outcome, attempts) if failed else outcome
 
 
+class _SpacesRunner:
+    """Builds the environment of another runner in a worker and returns its spaces."""
+
+    def __init__(self, runner: Runner):
+        self._runner = runner
+
+    def run(self, task: int, watch: StepWatch) -> dict[str, gym.Space[Any]]:
+        """Return the two spaces; an error of the environment is re-raised in the parent as a `RuntimeError`."""
+        watch.step()
+        return self._runner.spaces()
+
+    def close(self) -> None:
+        """Close the environment."""
+        self._runner.close()
+
+
+def spaces_of(runner: Runner, workers: WorkerConfig) -> dict[str, gym.Space[Any]]:
+    """Return the two spaces of an environment; with a step timeout, it is built in a worker, which can be stopped.
+
+    Raises:
+        TypeError: if a space is not supported.
+        RuntimeError: if the environment cannot be built within the step timeout.
+    """
+    if workers.step_timeout is None:
+        return runner.spaces()
+    runner.close()
+    with contextlib.closing(replace(workers, num_workers=1).run(_SpacesRunner(runner), [0])) as results:
+        for _, attempts, outcome in results:
+            if isinstance(outcome, dict):
+                return outcome
+            raise RuntimeError(f"env: expected to build the environment, got {attempts} times: {outcome}")
+    raise AssertionError("a task without an outcome")
+
+
 def _copy(value: Any) -> Any:
     return map_leaves(np.array, value)
+
+
+def _size(value: Any) -> int:
+    """Return the bytes of a value of a space."""
+    return sum(np.asarray(leaf).nbytes for leaf in leaf_values(value).values())
+
+
+def _warn_long(episode_id: int, step_size: int) -> None:
+    size = step_size * LONG_EPISODE / 2**20
+    warnings.warn(
+        f"env: episode {episode_id} has taken {LONG_EPISODE:,} steps ({size:,.0f} MiB) without an end, and is kept in memory "
+        "until it ends; if the environment has no end, set max_steps (--max-steps)",
+        RuntimeWarning,
+        stacklevel=2,
+    )

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 COLUMNS = ("episode_ids", "lengths", "seeds", "crc32")  # per episode, in header and manifest
+MAX_STEPS = 2**40  # of an episode; sums of more could overflow
 NO_SEED = -1  # marks an unknown seed in the column of seeds
 
 
@@ -63,7 +64,12 @@ class Shard:
     starts: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
-        """Compute the first step of each episode."""
+        """Check the columns, and compute the first step of each episode."""
+        sizes = {len(column) for column in (*self.columns, *self.packed.values())}
+        if len(sizes) != 1 or len(np.unique(self.episode_ids)) != len(self.episode_ids):
+            raise ValueError(f"{self.name}: expected columns of equal lengths and different episode ids")
+        if not ((self.lengths > 0) & (self.lengths <= MAX_STEPS)).all() or not (self.seeds >= NO_SEED).all():
+            raise ValueError(f"{self.name}: expected lengths from 1 to {MAX_STEPS} and seeds of at least {NO_SEED}")
         object.__setattr__(self, "starts", np.cumsum(self.lengths) - self.lengths)
 
     @property

@@ -16,10 +16,9 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from hashlib import sha256
@@ -29,22 +28,21 @@ from typing import Any, BinaryIO
 import gymnasium as gym
 import numpy as np
 
-from worldmodel.data.compression import fill, pack, unpack
+from worldmodel.data.compression import PIECE, fill, pack, stream, unpack
 from worldmodel.data.episode import Episode
 from worldmodel.data.shard_table import COLUMNS, NO_SEED, Leaf, Shard, read_column, read_packed, write_column, write_packed
+from worldmodel.runtime import InvalidFileError, check_regular, file_errors, parse_json
+from worldmodel.runtime import NewerVersionError as NewerVersionError
 from worldmodel.spaces import build_value, is_image, leaf_values, leaves, space_from_json, space_to_json
 
 FORMAT = "worldmodel.shard"
 VERSION = 2  # 1 where nothing is packed
 SUFFIX = ".safetensors"
+MAX_HEADER = 2**28  # bytes; a million episodes in one shard have 50 MB
 
-_REPAIR = "run `python scripts/store.py repair`"
+_REPAIR = "run `worldmodel store repair`"
 _DTYPES = {"bool": "BOOL", "float16": "F16", "float32": "F32", "float64": "F64"}
 _DTYPES |= {f"{sign}int{bits}": f"{sign.upper() or 'I'}{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
-
-
-class NewerVersionError(ValueError):
-    """A shard of a newer version of this library, which is never changed."""
 
 
 class Schema:
@@ -86,6 +84,17 @@ class Schema:
             if leaf.dtype.name not in _DTYPES:
                 raise ValueError(f"{leaf.name}: expected a dtype of {sorted(_DTYPES)}, got {leaf.dtype}")
         self.leaves = sorted(found, key=lambda leaf: (-leaf.dtype.itemsize, leaf.name))  # aligns every leaf
+
+    def check_spaces(self) -> None:
+        """Raise unless both spaces come back from a file as they are.
+
+        Raises:
+            ValueError: naming the space.
+        """
+        for name, space in (("observation_space", self.observation_space), ("action_space", self.action_space)):
+            back = space_from_json(json.loads(self.metadata[name]))
+            if back != space and space_to_json(back) != space_to_json(space):
+                raise ValueError(f"{name}: expected a space that a file can keep, got {space}, which comes back as {back}")
 
     def arrays(self, episode: Episode) -> dict[str, np.ndarray]:
         """Return the leaves of an episode by name, in the dtypes of the spaces."""
@@ -192,16 +201,19 @@ class Schema:
         found = {}
         try:
             with open(path, "rb", buffering=0) as file:
+                size = os.fstat(file.fileno()).st_size
                 for leaf, offset in zip(self.leaves, shard.offsets, strict=True):
+                    if leaf.name not in shard.packed and offset + (stop - start) * leaf.row_bytes > size:
+                        raise EOFError  # before anything of the size that the table says is allocated
                     array = np.empty((stop - start + leaf.extra, *leaf.shape), leaf.dtype)
                     _read_rows(file, shard, leaf, offset, position, start, array)
                     found[leaf.name] = array
         except (FileNotFoundError, EOFError) as error:
             state = "no file" if isinstance(error, FileNotFoundError) else "a file that was cut short"
-            raise ValueError(f"{path}: expected a complete shard, got {state}; {_REPAIR}") from error
-        except ValueError as error:
+            raise InvalidFileError(f"{path}: expected a complete shard, got {state}; {_REPAIR}") from error
+        except (ValueError, MemoryError) as error:
             number = int(shard.episode_ids[position])
-            raise ValueError(
+            raise InvalidFileError(
                 f"{path}: expected an undamaged episode {number}, got a damaged one: {error}; {_REPAIR}"
             ) from error
         episode = Episode(
@@ -212,8 +224,30 @@ class Schema:
             seed=None if shard.seeds[position] == NO_SEED else int(shard.seeds[position]),
         )
         if len(episode) == shard.lengths[position] and self.checksum(episode) != shard.checksums[position]:
-            raise ValueError(f"{path}: expected an undamaged episode {episode.episode_id}, got a damaged one; {_REPAIR}")
+            raise InvalidFileError(f"{path}: expected an undamaged episode {episode.episode_id}, got a damaged one; {_REPAIR}")
         return episode
+
+    def check(self, path: Path, shard: Shard, position: int) -> None:
+        """Verify the checksum of an episode, with a small part of it in memory at a time.
+
+        Raises:
+            ValueError: if the episode is damaged.
+            OSError: if its file is missing or cannot be read.
+        """
+        length = int(shard.lengths[position])
+        value = zlib.crc32(f"{shard.episode_ids[position]} {length} {shard.seeds[position]}".encode())
+        with open(path, "rb", buffering=0) as file:
+            for leaf, offset in sorted(zip(self.leaves, shard.offsets, strict=True), key=lambda each: each[0].name):
+                rows = length + leaf.extra
+                value = zlib.crc32(f"{leaf.name} {leaf.dtype.name} {(rows, *leaf.shape)}".encode(), value)
+                try:
+                    for piece in _pieces(file, shard, leaf, offset, position):
+                        value = zlib.crc32(piece, value)
+                except EOFError:
+                    raise ValueError("the file was cut short") from None
+        if value != shard.checksums[position]:
+            number = int(shard.episode_ids[position])
+            raise InvalidFileError(f"{path}: expected an undamaged episode {number}, got a damaged one; {_REPAIR}")
 
     def _nest(self, name: str, space: gym.Space[Any], found: Mapping[str, np.ndarray]) -> Any:
         return build_value(space, {path: found[f"{name}/{path}" if path else name] for path, _ in leaves(space)})
@@ -226,32 +260,42 @@ def scan(path: Path) -> tuple[Schema, Shard]:
         NewerVersionError: if a newer version of the library wrote the file.
         ValueError: if the header is damaged or the file is not a shard.
     """
-    with open(path, "rb") as file:
-        prefix = file.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-        text = file.read(length) if length <= path.stat().st_size else b""
+    prefix, text = read_header(path)
     try:
-        metadata = json.loads(text)["__metadata__"]
+        metadata = parse_json(text, path)["__metadata__"]
         found, version = metadata["format"], int(metadata["version"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: expected the header of a {FORMAT} file, got a damaged one or another format") from error
+        raise InvalidFileError(
+            f"{path}: expected the header of a {FORMAT} file, got a damaged one or another format"
+        ) from error
     if found == FORMAT and version > VERSION:
         raise NewerVersionError(f"{path}: expected {FORMAT} version {VERSION} or older, got {version}: upgrade worldmodel")
-    try:
-        spaces = [space_from_json(json.loads(metadata[key])) for key in ("observation_space", "action_space")]
-        schema = Schema(spaces[0], spaces[1], json.loads(metadata["recipe"]))
-        columns = [read_column(metadata[key]) for key in COLUMNS]
-        shard = schema.shard(path.name, *columns, packed=read_packed(json.loads(metadata.get("packed", "{}"))))
-        undamaged = schema.header(shard) == prefix + text
-    except (ValueError, KeyError, TypeError, AssertionError) as error:
-        raise ValueError(f"{path}: expected the header of a {FORMAT} file, got a damaged one ({error})") from error
-    if not undamaged:
-        raise ValueError(f"{path}: expected the header of a {FORMAT} file, got a damaged one")
+    with file_errors(path, f"the header of a {FORMAT} file"):
+        schema, shard = from_metadata(metadata, path)
+        if schema.header(shard) != prefix + text:
+            raise ValueError("it differs from the one that was written: a damaged one")
     return schema, shard
 
 
+def read_header(path: Path) -> tuple[bytes, bytes]:
+    """Return the first 8 bytes of a shard, and the header whose length they give; empty if that is longer than the file."""
+    size = check_regular(path).st_size
+    with open(path, "rb") as file:
+        prefix = file.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+        return prefix, file.read(length) if length <= min(size, MAX_HEADER) else b""
+
+
+def from_metadata(metadata: Mapping[str, str], path: Path) -> tuple[Schema, Shard]:
+    """Return schema and table of contents from the metadata in the header of a shard."""
+    spaces = [space_from_json(parse_json(metadata[key], path)) for key in ("observation_space", "action_space")]
+    schema = Schema(spaces[0], spaces[1], parse_json(metadata["recipe"], path))
+    columns = [read_column(metadata[key]) for key in COLUMNS]
+    return schema, schema.shard(path.name, *columns, packed=read_packed(parse_json(metadata.get("packed", "{}"), path)))
+
+
 def inspect(path: Path, schema: Schema, shard: Shard) -> tuple[str, str, list[int]] | None:
-    """Check a shard for damage, with one episode in memory at a time.
+    """Check a shard for damage, with a small part of it in memory at a time.
 
     Returns:
         None for an undamaged shard. Otherwise the kind of damage, its detail, and the positions of
@@ -259,10 +303,12 @@ def inspect(path: Path, schema: Schema, shard: Shard) -> tuple[str, str, list[in
     """
     if not path.is_file():
         return "missing", "the file does not exist", []
-    header = schema.header(shard)
-    with open(path, "rb") as file:
-        header_matches = file.read(len(header)) == header
-    size = path.stat().st_size
+    header, size = schema.header(shard), path.stat().st_size
+    try:
+        with open(path, "rb") as file:
+            header_matches = file.read(len(header)) == header
+    except OSError as error:
+        return "unreadable", str(error), [p for p in range(len(shard.lengths)) if _is_undamaged(path, schema, shard, p)]
     undamaged = [position for position in range(len(shard.lengths)) if _is_undamaged(path, schema, shard, position)]
     if size != shard.size:
         return "cut", f"expected {shard.size} bytes, got {size}", undamaged
@@ -275,25 +321,20 @@ def inspect(path: Path, schema: Schema, shard: Shard) -> tuple[str, str, list[in
 
 def _is_undamaged(path: Path, schema: Schema, shard: Shard, position: int) -> bool:
     try:
-        schema.read(path, shard, position, 0, int(shard.lengths[position]))
-    except ValueError:
+        schema.check(path, shard, position)
+    except (OSError, ValueError, MemoryError):
         return False
     return True
 
 
 def files(folder: Path) -> list[Path]:
-    """List the shards in a folder by name, damaged ones included."""
-    return sorted(folder.glob(f"[!.]*{SUFFIX}"))
+    """List the shards in a folder by name, damaged ones included; only regular files, as others may block for ever."""
+    return [path for path in sorted(folder.glob(f"[!.]*{SUFFIX}")) if path.is_file() and not path.is_symlink()]
 
 
-def set_aside(path: Path, folder: Path) -> None:
-    """Copy a damaged file to ``folder`` under a name that is not in use there."""
-    folder.mkdir(exist_ok=True)
-    target, number = folder / path.name, 0
-    while target.exists():
-        number += 1
-        target = folder / f"{path.name}.{number}"
-    shutil.copy2(path, target)
+def strangers(folder: Path) -> list[Path]:
+    """List what has the name of a shard in a folder, but is a directory, a link, a FIFO or a device."""
+    return [path for path in sorted(folder.glob(f"[!.]*{SUFFIX}")) if not path.is_file() or path.is_symlink()]
 
 
 def _bytes(leaf: Leaf, arrays: Mapping[str, np.ndarray]) -> bytes:
@@ -323,6 +364,22 @@ def _read_rows(file: BinaryIO, shard: Shard, leaf: Leaf, offset: int, position: 
         return
     file.seek(offset + (int(shard.starts[position]) + start + leaf.extra * position) * leaf.row_bytes)
     fill(file, into)
+
+
+def _pieces(file: BinaryIO, shard: Shard, leaf: Leaf, offset: int, position: int) -> Iterator[bytes | memoryview]:
+    """Yield the uncompressed bytes of one leaf of one episode, a small part at a time."""
+    rows = int(shard.lengths[position]) + leaf.extra
+    if leaf.name in shard.packed:
+        sizes = shard.packed[leaf.name]
+        yield from stream(file, offset + int(sizes[:position].sum()), int(sizes[position]), rows, leaf.row_bytes)
+        return
+    file.seek(offset + (int(shard.starts[position]) + leaf.extra * position) * leaf.row_bytes)
+    left = rows * leaf.row_bytes
+    while left:
+        piece = np.empty(min(left, PIECE), np.uint8)
+        fill(file, piece)
+        left -= len(piece)
+        yield piece.data
 
 
 def _rows(leaf: Leaf, lengths: np.ndarray) -> int:

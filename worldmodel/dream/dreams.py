@@ -233,7 +233,7 @@ class Dreams(BatchedWorld):
         horizon, agent = check_integer(horizon, "horizon", least=1), agent_of(policy, self.world)
         agent.reset(self.batch_size)
         state = self.start(generator=generator)
-        returns, weight = (torch.full((self.batch_size,), fill, device=self.world.device) for fill in (0.0, 1.0))
+        returns, weight = (self.world.start_mean.new_full((self.batch_size,), fill) for fill in (0.0, 1.0))
         for _ in range(horizon):
             action = self.flatten_actions(agent.act(state))
             z, lstm, reward, logit = self.draw(state, action, generator=generator)

@@ -64,6 +64,7 @@ class FastStep:
             reward_noise: (B,) in [0, 1) and (B,) standard normal, to sample the reward; None for its expectation.
         """
         model = self._model
+        action = model.action_units(action, z.dtype)
         lstm, h = self._advance(z, action, state)
         seen = torch.cat([h, z.to(h.dtype), action.to(h.dtype)], dim=1) if model.config.skip else h
         raw = (seen @ self._heads).to(self._bias.dtype).add_(self._bias)  # (B, O)

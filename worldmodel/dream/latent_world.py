@@ -19,7 +19,7 @@ from worldmodel.dream.agent import LatentState, Policy
 from worldmodel.dream.policies import agent_of
 from worldmodel.models import State, WorldModel
 from worldmodel.runtime import Listener, Progress, check_integer
-from worldmodel.spaces import Value, map_leaves
+from worldmodel.spaces import Value, as_tuples, map_leaves
 
 CHECK_EVERY = 16  # steps between checks whether any world is still running: each check synchronises a GPU
 
@@ -169,7 +169,7 @@ class BatchedWorld(abc.ABC):
         for t in range(horizon):
             if t % CHECK_EVERY == 0 and t > 0 and not bool(state.alive.any()):
                 return
-            actions = agent.act(state)
+            actions = as_tuples(self.world.action_space, agent.act(state))
             next_state, reward, terminated = self.step(state, actions, generator=generator)
             yield Step(state, actions, reward, terminated, next_state)
             state = next_state

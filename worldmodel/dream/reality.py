@@ -19,8 +19,8 @@ from worldmodel.dream.rewards import LatentReward, Reward, UserReward
 from worldmodel.dream.tracking import LatentTracker, check_finite
 from worldmodel.models import WorldModel
 from worldmodel.rng import episode_seed
-from worldmodel.runtime import check_integer
-from worldmodel.spaces import Value, leaf_values, leaves, map_leaves, stack_values, to_numpy
+from worldmodel.runtime import StepWatch, check_integer
+from worldmodel.spaces import Value, as_tuples, leaf_values, leaves, map_leaves, select_leaves, stack_values, to_numpy
 
 
 class Reality(BatchedWorld):
@@ -35,6 +35,7 @@ class Reality(BatchedWorld):
         num_episodes: B.
         seed: episode k is reset with ``episode_seed(seed, k)``, as in a collection.
         reward: a function that replaces the environment's reward, as in `Dreams`; it gets the real observations.
+        watch: called before each step, reset and construction; None for no timeout and no limit on the memory.
 
     Raises:
         TypeError: if a number is not an integer.
@@ -49,6 +50,7 @@ class Reality(BatchedWorld):
         *,
         seed: int,
         reward: Reward | None = None,
+        watch: StepWatch | None = None,
     ):
         num_episodes, config = check_integer(num_episodes, "num_episodes", least=1), EnvConfig.of(env)
         super().__init__(world, num_episodes)
@@ -56,10 +58,13 @@ class Reality(BatchedWorld):
         self._leaves = leaves(world.observation_space)
         self._reward = None if reward is None else UserReward(reward, world)
         self._envs: list[gym.Env] = []
+        self._watch = watch or StepWatch()
         try:
             for _ in range(num_episodes):
+                self._watch.step()
                 self._envs.append(config.make())
-                world.check_spaces(self._envs[-1].observation_space, self._envs[-1].action_space, source="env")
+                spaces = self._envs[-1].observation_space, self._envs[-1].action_space
+                world.check_spaces(*spaces, source="env", leave_out=config.leave_out)
         except BaseException:
             self.close()
             raise
@@ -89,6 +94,7 @@ class Reality(BatchedWorld):
         """
         if state.z is not self._tracker.state.z:
             raise ValueError("state: expected the latest one that start or step returned, got another")
+        actions = as_tuples(self.world.action_space, actions)
         features = self.flatten_actions(actions)  # checks them before an environment is stepped
         before = list(self._observations)
         self._steps += 1
@@ -117,13 +123,15 @@ class Reality(BatchedWorld):
 
     def _reset_one(self, k: int) -> Value:
         seed = episode_seed(self._seed, k)
+        self._watch.step()
         try:
             return self._checked(self._envs[k].reset(seed=seed)[0], k)
         except Exception as error:
             raise RuntimeError(f"env: expected to reset episode {k} (seed {seed}), but that failed: {error!r}") from error
 
     def _checked(self, observation: Value, k: int) -> Value:
-        """Return the observation of environment k; raise unless it has the shapes of its space and is finite."""
+        """Return V's leaves of the observation of environment k; raise unless they have the space's shapes and are finite."""
+        observation = select_leaves(self.world.observation_space, observation)
         given = leaf_values(observation)
         for path, space in self._leaves:
             if np.shape(given[path]) != space.shape:
@@ -132,6 +140,7 @@ class Reality(BatchedWorld):
         return observation
 
     def _step_one(self, k: int, action: Any) -> tuple[float, bool]:
+        self._watch.step()
         try:
             observation, reward, terminated, truncated, _ = self._envs[k].step(action)
             self._observations[k] = self._checked(observation, k)

@@ -25,7 +25,8 @@ from worldmodel.models import (
     latent_features,
 )
 from worldmodel.rng import Streams, box_muller
-from worldmodel.runtime import check_integer, check_integers
+from worldmodel.runtime import check_integer, check_integers, check_numbers
+from worldmodel.spaces import known_leaves
 
 MAX_PREFIXES = 2_000  # largest number of episodes that prime M
 PARALLEL_EPISODES = 64  # episodes of similar lengths that prime M in one batch
@@ -61,6 +62,7 @@ class StartConfig:
     def __post_init__(self) -> None:
         """Check every field."""
         check_integers(self, dict.fromkeys(("num_states", "nearest", "farthest"), 1))
+        check_numbers(self, dict.fromkeys(("first_frames", "before_ends"), "(-inf, inf)"))
         shares = self.first_frames, self.before_ends
         if not (min(shares) >= 0 and sum(shares) <= 1):
             raise ValueError(f"first_frames, before_ends: expected two parts of one, got {shares[0]} and {shares[1]}")
@@ -105,7 +107,7 @@ class StartBank:
             ValueError: if ``length`` is below 1, no episode is that long, or the data are of another environment.
         """
         length = check_integer(length, "prefix_length", least=1)
-        episodes = EpisodeCollection([EpisodeStore.open(data)])
+        episodes = _open(world, data)
         world.check_spaces(episodes.observation_space, episodes.action_space, source=str(data))
         long_enough = [index for index, steps in enumerate(episodes.lengths) if steps > length]
         if not long_enough:
@@ -146,7 +148,7 @@ class StartBank:
             ValueError: if a number is out of range, or the data are of another environment or encoded by another V.
         """
         config = config or StartConfig()
-        episodes = EpisodeCollection.open(data)
+        episodes = _open(world, data)
         encoded = encoded_form(episodes.stores, world.vision)
         observed = episodes.observation_space if encoded is None else world.observation_space
         world.check_spaces(observed, episodes.action_space, source=str(data))
@@ -191,6 +193,12 @@ class StartBank:
         uniform = streams.uniform_(self.mean.new_empty(batch_size, 1 + size + size % 2))  # one call: each has a fixed cost
         index = (uniform[:, 0] * len(self)).long()  # (B,); uniform < 1, so never N
         return self.take(index, box_muller(uniform[:, 1:])[:, :size])
+
+
+def _open(world: WorldModel, data: str | Path) -> EpisodeCollection:
+    """Open a store without the leaves that the world model's data lack."""
+    store = EpisodeStore.open(data)
+    return EpisodeCollection([store], leave_out=known_leaves(store.observation_space, world.left_out))
 
 
 def _shares(lengths: np.ndarray, even: str) -> np.ndarray:

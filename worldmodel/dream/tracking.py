@@ -25,7 +25,7 @@ from worldmodel.dream.agent import LatentState
 from worldmodel.dream.seeding import EpisodeSeeds, Rows
 from worldmodel.models import MDNRNN, State, WorldModel, draw_latent
 from worldmodel.runtime import check_integer
-from worldmodel.spaces import Value, as_numbers, leaf_values, map_leaves
+from worldmodel.spaces import Value, as_numbers, check_float32_range, leaf_values, map_leaves, select_leaves
 
 
 class LatentTracker:
@@ -80,7 +80,8 @@ class LatentTracker:
         """Process one observation of every running episode.
 
         Args:
-            observation: a batch of B observations, as arrays or tensors. Rows of ended episodes are ignored.
+            observation: a batch of B observations, as arrays or tensors. Rows of ended episodes are ignored, and so are leaves
+                that the world model's observation space lacks.
             last_action: a batch of B actions that led to it. Rows that were reset ignore it. None if no action was taken: then
                 only rows that were reset process their observation, and the others keep their state.
             generator: source of V's noise, on the device of the world; None uses the random stream of each episode.
@@ -98,6 +99,7 @@ class LatentTracker:
             raise ValueError("last_action: expected the action that led to this observation, got None; or call reset() first")
         if self._any_ended and not bool(self._alive.any()):
             return self.state
+        observation = select_leaves(self.world.observation_space, observation)
         running = Rows(self._alive, dense=False) if self._any_ended else None
         if running is not None:
             observation = _take_rows(observation, self._alive)
@@ -195,7 +197,7 @@ def primed_states(mdnrnn: MDNRNN, z: Tensor, action: Tensor, state: State | None
 
 
 def check_finite(observation: Value, *, rows: Tensor | Sequence[int] | None = None) -> None:
-    """Raise if a number in a batch of observations (B, ...) is NaN or infinite.
+    """Raise if a number in a batch of observations (B, ...) is NaN, infinite, or beyond the range of float32.
 
     Args:
         observation: arrays or tensors.
@@ -213,3 +215,4 @@ def check_finite(observation: Value, *, rows: Tensor | Sequence[int] | None = No
             row = int(finite.int().argmin())
             number = row if rows is None else int(rows[row])
             raise ValueError(f"observation: expected finite numbers, got NaN or infinity in row {number}")
+        check_float32_range(values, f"observation at {path!r}" if path else "observation")

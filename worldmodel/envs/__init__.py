@@ -21,6 +21,7 @@ from worldmodel.lazy import attach
 if TYPE_CHECKING:
     from worldmodel.envs.dream_env import DreamEnv as DreamEnv
     from worldmodel.envs.dream_env import DreamVectorEnv as DreamVectorEnv
+    from worldmodel.envs.frames import FramesAsChannels as FramesAsChannels
     from worldmodel.envs.latent_env import LatentEnv as LatentEnv
     from worldmodel.envs.latent_env import LatentVectorEnv as LatentVectorEnv
     from worldmodel.envs.options import DreamOptions as DreamOptions
@@ -38,6 +39,7 @@ else:
         __name__,
         {
             "dream_env": "DreamEnv DreamVectorEnv",
+            "frames": "FramesAsChannels",
             "latent_env": "LatentEnv LatentVectorEnv",
             "options": "DreamOptions",
             "paper": "AreaResize CAR_STEPS DOOM_ACTIONS DOOM_STEPS",

@@ -25,7 +25,7 @@ from worldmodel.envs.options import DreamOptions, check_decoder
 from worldmodel.envs.rendering import ObservationRenderer
 from worldmodel.envs.settings import ChangeableDreams, DreamSettings, split_temperature
 from worldmodel.models import State, WorldModel, feature_space, latent_features, open_world
-from worldmodel.spaces import Value, map_leaves, stack_values, take_row, to_numpy
+from worldmodel.spaces import Value, as_tuples, map_leaves, stack_values, take_row, to_numpy
 
 
 class DreamVectorEnv(ChangeableDreams, VectorEnv[Value, Value, Any]):
@@ -142,7 +142,9 @@ class DreamVectorEnv(ChangeableDreams, VectorEnv[Value, Value, Any]):
                 message names the index and the value.
             TypeError: if a discrete action is floating-point.
         """
-        before, finished = self._check_step(actions), self._over
+        actions = as_tuples(self.world.action_space, actions)
+        before, actions = self._check_step(actions)
+        finished = self._over
         running = ~finished
         state = LatentState(before.z, before.lstm, running)
         action = self.world.action_features.flatten(actions)
@@ -181,23 +183,45 @@ class DreamVectorEnv(ChangeableDreams, VectorEnv[Value, Value, Any]):
         decoded = to_numpy(self.world.decode(self._state.z))
         return tuple(self._renderer(map_leaves(lambda leaf, k=k: leaf[k], decoded)) for k in range(self.num_envs))
 
+    def compute_reward(self, achieved_goal: Value, desired_goal: Value, info: Any) -> Any:
+        """Return the rewards (N,) of a batch of goals, by the ``compute_reward`` of the reward function of the user.
+
+        Hindsight Experience Replay calls it with goals that it exchanged, as for a goal environment of Gymnasium-Robotics.
+
+        Args:
+            achieved_goal: (N, ...) goals that were achieved.
+            desired_goal: (N, ...) goals.
+            info: passed on.
+
+        Raises:
+            AttributeError: if the reward function has no method of this name; M's reward head knows no goals.
+        """
+        reward = None if self._dreams.reward is None else self._dreams.reward.reward
+        compute = getattr(reward, "compute_reward", None)
+        if not callable(compute):
+            raise AttributeError(
+                "compute_reward: expected a reward function with a method compute_reward(achieved_goal, desired_goal, info), "
+                f"got {reward!r}; pass reward=... to the dream"
+            )
+        return compute(achieved_goal, desired_goal, info)
+
     def close_extras(self, **kwargs: Any) -> None:
         """Close the renderer."""
         if self._renderer is not None:
             self._renderer.close()
 
-    def _check_step(self, actions: Value) -> LatentState:
-        """Validate a step and its actions, and return the current state."""
+    def _check_step(self, actions: Value) -> tuple[LatentState, Value]:
+        """Validate a step and its actions; return the current state, and the actions with rounding errors clipped."""
         if self._state is None:
             raise gym.error.ResetNeeded("step: expected reset() first")
         if self._check_actions:
-            self.world.action_features.check(actions, self.num_envs, name="actions")
+            actions = self.world.action_features.check(actions, self.num_envs, name="actions")
             if self.autoreset_mode is AutoresetMode.DISABLED and bool(self._over.any()):
                 raise gym.error.ResetNeeded(
                     f"step: expected no finished dream, got {self._over.nonzero().flatten().tolist()}; reset them with "
                     'options={"reset_mask": terminations | truncations}'
                 )
-        return self._state
+        return self._state, actions
 
     def _begin(self, mask: Tensor) -> None:
         """Start the next episode in the rows of ``mask`` (B,) bool."""
@@ -310,7 +334,9 @@ class DreamEnv(ChangeableDreams, gym.Env[Value, Value]):
         """
         if bool(self._one._over.any()):
             raise gym.error.ResetNeeded("step: expected a running dream, got a finished one; start an episode with reset()")
-        observations, rewards, terminations, truncations, infos = self._one.step(stack_values([action]))
+        observations, rewards, terminations, truncations, infos = self._one.step(
+            stack_values([as_tuples(self.action_space, action)])
+        )
         return (
             take_row(self.observation_space, observations, 0),
             float(rewards[0]),

@@ -13,15 +13,16 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium.utils import RecordConstructorArgs
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 
 from worldmodel.dream import LatentTracker, rows_to_reset
 from worldmodel.models import FeatureKind, WorldModel, feature_space, open_world
-from worldmodel.spaces import Value, map_leaves, stack_values
+from worldmodel.spaces import Value, as_tuples, map_leaves, select_leaves, stack_values
 
 
-class LatentEnv(gym.Wrapper[np.ndarray, Any, Any, Any]):
+class LatentEnv(gym.Wrapper[np.ndarray, Any, Any, Any], RecordConstructorArgs):
     """A real environment whose observations are the features of a world model.
 
     Args:
@@ -34,7 +35,8 @@ class LatentEnv(gym.Wrapper[np.ndarray, Any, Any, Any]):
     """
 
     def __init__(self, env: gym.Env[Any, Any], world: WorldModel | str | Path, *, features: FeatureKind = "zh"):
-        super().__init__(env)
+        RecordConstructorArgs.__init__(self, world=world, features=features)  # for `gym.make(env.spec)`
+        gym.Wrapper.__init__(self, env)
         world = open_world(world)
         world.check_spaces(env.observation_space, env.action_space, source="env")
         self._tracker, self._features = LatentTracker(world), features
@@ -44,14 +46,19 @@ class LatentEnv(gym.Wrapper[np.ndarray, Any, Any, Any]):
         """Begin an episode; ``seed`` is the seed of the environment and of V's noise."""
         observation, info = self.env.reset(seed=seed, options=options)
         self._tracker.reset(seed=[seed])
-        self._tracker.observe(stack_values([observation]))
+        self._tracker.observe(self._batch_of_one(observation))
         return _features(self._tracker, self._features)[0], info
 
     def step(self, action: Any) -> tuple[np.ndarray, Any, bool, bool, dict[str, Any]]:
         """Step the environment and advance M once."""
         observation, reward, terminated, truncated, info = self.env.step(action)
-        self._tracker.observe(stack_values([observation]), stack_values([action]))
+        last_action = stack_values([as_tuples(self.action_space, action)])
+        self._tracker.observe(self._batch_of_one(observation), last_action)
         return _features(self._tracker, self._features)[0], reward, terminated, truncated, info
+
+    def _batch_of_one(self, observation: Value) -> Value:
+        """The leaves of V's space of an observation, as a batch."""
+        return stack_values([select_leaves(self._tracker.world.observation_space, observation)])
 
 
 class LatentVectorEnv(VectorWrapper):
@@ -96,7 +103,8 @@ class LatentVectorEnv(VectorWrapper):
         observations, rewards, terminations, truncations, infos = self.env.step(actions)
         ended = np.asarray(terminations) | np.asarray(truncations)
         if self.autoreset_mode is AutoresetMode.SAME_STEP:
-            self._tracker.observe(_with_final(observations, infos, ended), actions)
+            observations = select_leaves(self._tracker.world.observation_space, observations)
+            self._tracker.observe(self._with_final(observations, infos, ended), actions)
             if ended.any():
                 infos = self._final_features(infos, ended)
                 self._tracker.reset(mask=ended)
@@ -107,6 +115,16 @@ class LatentVectorEnv(VectorWrapper):
             self._tracker.observe(observations, actions)
         self._over = ended
         return _features(self._tracker, self._features), rewards, terminations, truncations, infos
+
+    def _with_final(self, observations: Value, infos: dict[str, Any], ended: np.ndarray) -> Value:
+        """Return the observations that the actions led to: ``final_obs`` in rows whose episode ended and was reset."""
+        if not ended.any():
+            return observations
+        led_to = map_leaves(np.array, observations)
+        for k in np.flatnonzero(ended):
+            final = select_leaves(self._tracker.world.observation_space, infos["final_obs"][k])
+            map_leaves(lambda leaf, last, k=k: leaf.__setitem__(k, last), led_to, final)
+        return led_to
 
     def _final_features(self, infos: dict[str, Any], ended: np.ndarray) -> dict[str, Any]:
         """Return the infos with features in ``final_obs``, one array for each row that ended."""
@@ -119,13 +137,3 @@ class LatentVectorEnv(VectorWrapper):
 def _features(tracker: LatentTracker, kind: FeatureKind) -> np.ndarray:
     """Features of all rows: (B, F) float32, in new memory."""
     return tracker.state.features(kind).float().cpu().numpy().copy()
-
-
-def _with_final(observations: Value, infos: dict[str, Any], ended: np.ndarray) -> Value:
-    """Return the observations that the actions led to: ``final_obs`` in rows whose episode ended, which were reset since."""
-    if not ended.any():
-        return observations
-    led_to = map_leaves(np.array, observations)
-    for k in np.flatnonzero(ended):
-        map_leaves(lambda leaf, final, k=k: leaf.__setitem__(k, final), led_to, infos["final_obs"][k])
-    return led_to

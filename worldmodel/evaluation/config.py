@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from worldmodel.dream import DreamPrecision, Reward, TerminationRule, load_reward
-from worldmodel.mixtures import check_temperature
-from worldmodel.runtime import PRECISIONS, check_integers
+from worldmodel.runtime import PRECISIONS, check_integers, check_numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +21,7 @@ class EvaluationConfig:
         reward: a function that replaces the rewards of dreams and of the environment; see `worldmodel.dream.rewards`.
 
     Raises:
-        TypeError: if a number is not an integer.
+        TypeError: naming the field of another type.
         ValueError: naming the field that is out of range.
     """
 
@@ -36,7 +35,7 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         """Check every field."""
         check_integers(self, {"num_episodes": 1, "num_dreams": 1})
-        check_temperature(self.temperature)
+        check_numbers(self, {"temperature": "[0, inf)"})
         load_reward(self.reward)
         for name, choices in {"termination": ("threshold", "sample"), "precision": PRECISIONS}.items():
             if getattr(self, name) not in choices:

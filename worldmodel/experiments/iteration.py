@@ -53,6 +53,7 @@ from worldmodel.runtime import (
     jsonable,
     keeps_threads,
     runs,
+    single_writer,
 )
 from worldmodel.training import fit
 
@@ -65,6 +66,7 @@ AgentTrainer = Callable[[WorldModel, Agent | None, int], Agent]  # world, the ag
 
 @explains_keywords
 @keeps_threads
+@single_writer()
 def iterate(
     env: str | EnvMaker | EnvConfig,
     *,

@@ -10,9 +10,8 @@ from typing import Any
 from worldmodel.agents import ControllerConfig, SearchConfig
 from worldmodel.data import POLICIES
 from worldmodel.dream import Scores, load_reward, reward_name
-from worldmodel.mixtures import check_temperature
 from worldmodel.models import MDNRNNConfig
-from worldmodel.runtime import check_integers
+from worldmodel.runtime import check_integers, check_numbers
 from worldmodel.training import DataConfig, TrainingConfig
 
 SCORES = ("validation", "real", "dream", "random")
@@ -42,7 +41,7 @@ class IterationConfig:
         test_episodes: other real episodes, for the reported score of each round.
 
     Raises:
-        TypeError: if a number is not an integer.
+        TypeError: naming the field of another type.
         ValueError: naming the field that is out of range.
     """
 
@@ -71,10 +70,8 @@ class IterationConfig:
         """Check what the stages would check only later."""
         counts = ("max_rounds", "patience_rounds", "first_episodes", "controller_episodes", "rollouts")
         check_integers(self, dict.fromkeys((*counts, "validation_episodes", "test_episodes"), 1), optional=("patience_rounds",))
-        check_temperature(self.temperature)
+        check_numbers(self, {"temperature": "[0, inf)", "exploration": "[0, 1]"})
         load_reward(self.reward)
-        if not 0 <= self.exploration <= 1:
-            raise ValueError(f"exploration: expected a probability from 0 to 1, got {self.exploration}")
         if self.first_policy not in POLICIES:
             raise ValueError(f"first_policy: expected one of {', '.join(POLICIES)}, got {self.first_policy!r}")
 

@@ -27,16 +27,7 @@ from typing import Any
 
 import torch
 
-from worldmodel.agents import (
-    CONTROLLER_FILE,
-    SEARCH_FILE,
-    LatentPolicy,
-    RealPopulation,
-    evolve,
-    has_agent,
-    load_agent,
-    ppo,
-)
+from worldmodel.agents import CONTROLLER_FILE, SEARCH_FILE, LatentPolicy, RealPopulation, evolve, has_agent, load_agent, ppo
 from worldmodel.data import EnvConfig, Episode, EpisodeCollection, Runner, collect, rollouts, split_episodes
 from worldmodel.dream import Agent, Dreams, Scores, StartBank, score
 from worldmodel.evaluation import EvaluationConfig, probe
@@ -44,7 +35,7 @@ from worldmodel.experiments.presets import ImprovementPreset, Preset
 from worldmodel.experiments.results import TABLE_FILE, Stages, read_scores, table, write_scores
 from worldmodel.models import Vision, WorldModel
 from worldmodel.rng import DREAM_TEST_STREAM, EVALUATION_STREAM, VIDEO_STREAM, derive_seed
-from worldmodel.runtime import Progress, RunConfig, WorkerConfig, describe, files, runs
+from worldmodel.runtime import Progress, RunConfig, WorkerConfig, describe, files, locked, runs
 from worldmodel.training import MetricsLog, encode_store, fit, train_vae
 
 EXPERIMENT_FORMAT, EXPERIMENT_VERSION = "worldmodel.experiment", 1
@@ -103,7 +94,11 @@ class Reproduction:
         with contextlib.closing(Runner(self.env, self.preset.policy, seed=self.seed)) as runner:
             runner.spaces()  # raise now if the environment cannot be made, before anything is written
         self.preset.search.require_packages()
-        runs.prepare_run(self.out, numbers, **about_run, replaces=OUTPUTS, run=self.run_config)
+        with locked(self.out, break_lock=self.run_config.break_lock):
+            runs.prepare_run(self.out, numbers, **about_run, replaces=OUTPUTS, run=self.run_config)
+            return self._run_stages(about or {})
+
+    def _run_stages(self, about: Mapping[str, Any]) -> dict[str, Any]:
         for stage in (self.collect, self.train_vae, self.encode, self.train_mdnrnn, self.probe):
             stage()
         for temperature in self.preset.temperatures:
@@ -112,7 +107,7 @@ class Reproduction:
         for repeat in range(1, self.preset.searches):
             self.search(self.best_temperature(), repeat)
             self.test(self.best_temperature(), repeat)
-        return self.write_results(about or {})
+        return self.write_results(about)
 
     @property
     def env(self) -> EnvConfig:
@@ -209,7 +204,7 @@ class Reproduction:
                 workers=self.workers,
                 run=self.run_config.within(report),
             )
-        (self.out / "probe.txt").write_text(f"{found}\n")
+        (self.out / "probe.txt").write_text(f"{found}\n", encoding="utf-8")
         write_scores(path, found.to_json())
 
     def search(self, temperature: float, repeat: int = 0) -> Agent:

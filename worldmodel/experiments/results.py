@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,7 +36,14 @@ class Stages:
     def read(self) -> dict[str, dict[str, Any]]:
         """Read ``seconds``, ``commits`` and ``complete`` of each stage, by its name."""
         path = self.directory / STAGES_FILE
-        return json.loads(path.read_bytes()) if path.is_file() else {}
+        try:
+            content = files.parse_json(files.read_bytes(path), path)
+        except FileNotFoundError:
+            return {}
+        except files.InvalidFileError as error:
+            warnings.warn(f"{error}; its seconds are counted anew", UserWarning, stacklevel=2)
+            return {}
+        return content if isinstance(content, dict) else {}
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from worldmodel.lazy import attach
 
 if TYPE_CHECKING:
+    from worldmodel.mixtures.composite_head import LIKELIHOODS as LIKELIHOODS
     from worldmodel.mixtures.composite_head import CompositeDistribution as CompositeDistribution
     from worldmodel.mixtures.composite_head import CompositeHead as CompositeHead
     from worldmodel.mixtures.composite_head import SubHead as SubHead
@@ -60,7 +61,7 @@ else:
     __getattr__, __dir__, __all__ = attach(
         __name__,
         {
-            "composite_head": "CompositeDistribution CompositeHead SubHead",
+            "composite_head": "CompositeDistribution CompositeHead LIKELIHOODS SubHead",
             "discrete_heads": "Bits BitsHead ChoiceHead OneHot Segments",
             "gaussian": "GaussianMixture HALF_LOG_TWO_PI at_least_float32 categorical check_temperature shared_draws",
             "heads": "Factorization MixtureHead NoiseType check_noise soft_floor",

@@ -239,6 +239,14 @@ METRICS = {
 }
 
 
+LIKELIHOODS = {  # of held-out data: name of the metric -> unit
+    "nll_per_dim": "nats per dimension of z",
+    "mixed_nats_per_dim": "nats per number that is mostly unchanged",
+    "nats_per_choice": "nats per choice",
+    "nats_per_bit": "nats per bit",
+}
+
+
 def as_slice(columns: Sequence[int]) -> slice | None:
     """Return contiguous ascending columns as a slice, which makes views; None for others."""
     contiguous = columns and list(columns) == list(range(columns[0], columns[0] + len(columns)))

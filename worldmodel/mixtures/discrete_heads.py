@@ -74,7 +74,8 @@ class Segments:
             index[row, :size] = torch.arange(first, first + size)
             first += size
         self._pad = index  # (C, max n), `total` where a choice has no such value
-        self._flat = (index.flatten() < self.total).nonzero()[:, 0]  # (total,), positions in (C * max n)
+        rows = [torch.arange(row * self.longest, row * self.longest + size) for row, size in enumerate(sizes)]
+        self._flat = torch.cat(rows)  # (total,), positions in (C * max n)
 
     def rows(self, flat: Tensor, fill: float) -> Tensor:
         """Return (..., C, max n) of (..., sum n_c), a view if all sizes are equal; missing values are ``fill``."""

@@ -88,7 +88,7 @@ def check_temperature(temperature: float | Tensor) -> None:
         ValueError: if a value is negative or not finite.
         TypeError: if the temperature is neither a number nor a tensor.
     """
-    if not isinstance(temperature, (Tensor, numbers.Real)):
+    if isinstance(temperature, bool) or not isinstance(temperature, (Tensor, numbers.Real)):
         raise TypeError(f"temperature: expected a number or a tensor, got {temperature!r}")
     values = torch.as_tensor(temperature)
     if not bool((torch.isfinite(values) & (values >= 0)).all()):

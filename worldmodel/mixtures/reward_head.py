@@ -70,8 +70,11 @@ class RewardHead(nn.Module):
 
     @property
     def feature_gradient(self) -> float:
-        """Factor of the loss's gradient with respect to the LSTM in training; 1 for the Gaussian of earlier versions."""
-        return FEATURE_GRADIENT if self._flexible else 1.0
+        """Factor of the loss's gradient with respect to the LSTM in training; 1 for the Gaussian of earlier versions.
+
+        It is proportional to the floor of sigma, because the gradient of a density is inversely proportional to its sigma.
+        """
+        return FEATURE_GRADIENT * math.exp(self.log_floor.item()) / self.min_scale if self._flexible else 1.0
 
     @property
     def numbers_per_sample(self) -> int:
@@ -245,7 +248,7 @@ def check_atoms(atoms: Sequence[float]) -> tuple[float, ...]:
     Raises:
         ValueError: if one is not finite in float32 or is given twice.
     """
-    values = torch.tensor([float(atom) for atom in atoms], dtype=torch.float32).tolist()
+    values = torch.tensor([float(atom) for atom in atoms], dtype=torch.float32, device="cpu").tolist()
     if not all(math.isfinite(value) for value in values) or len(set(values)) < len(values):
         raise ValueError(f"reward_atoms: expected different finite float32 numbers, got {tuple(atoms)}")
     return tuple(sorted(values))

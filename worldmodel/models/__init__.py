@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from worldmodel.lazy import attach
 
 if TYPE_CHECKING:
+    from worldmodel.models.action_units import ActionUnits as ActionUnits
     from worldmodel.models.batch import DataStatistics as DataStatistics
     from worldmodel.models.batch import SequenceBatch as SequenceBatch
     from worldmodel.models.encoded import DTYPES as DTYPES
@@ -57,25 +58,25 @@ if TYPE_CHECKING:
     from worldmodel.models.vae import VAEConfig as VAEConfig
     from worldmodel.models.vae import divergence as divergence
     from worldmodel.models.vision import VISION_FILE as VISION_FILE
-    from worldmodel.models.vision import VISION_WEIGHTS as VISION_WEIGHTS
+    from worldmodel.models.vision import VISION_FILES as VISION_FILES
     from worldmodel.models.vision import Vision as Vision
     from worldmodel.models.vision import draw_latent as draw_latent
-    from worldmodel.models.world import WEIGHTS_FILE as WEIGHTS_FILE
     from worldmodel.models.world import WORLD_FILE as WORLD_FILE
+    from worldmodel.models.world import WORLD_FILES as WORLD_FILES
     from worldmodel.models.world import WorldModel as WorldModel
     from worldmodel.models.world import open_world as open_world
 else:
     __getattr__, __dir__, __all__ = attach(
         __name__,
         {
+            "action_units": "ActionUnits",
             "batch": "DataStatistics SequenceBatch",
             "encoded": (
                 "DTYPES EncodedObservations EncodedSteps Encoder encode_all encode_episodes encoded_bytes "
                 "encoded_form encoded_with gather"
             ),
             "features": (
-                "FEATURE_KINDS FeatureKind FeatureSpace Origin check_features feature_size feature_space "
-                "latent_features"
+                "FEATURE_KINDS FeatureKind FeatureSpace Origin check_features feature_size feature_space latent_features"
             ),
             "layout": "find_layout vision_for",
             "lstm": "HalfPrecisionLayer LayerNormLSTM activate_gates run_lstm stack_weights",
@@ -83,7 +84,7 @@ else:
             "mdnrnn_config": "MDNRNNConfig",
             "state_normalizer": "StateNormalizer",
             "vae": "ConvVAE FrameBatch IN_USE VAEConfig divergence",
-            "vision": "VISION_FILE VISION_WEIGHTS Vision draw_latent",
-            "world": "WEIGHTS_FILE WORLD_FILE WorldModel open_world",
+            "vision": "VISION_FILE VISION_FILES Vision draw_latent",
+            "world": "WORLD_FILE WORLD_FILES WorldModel open_world",
         },
     )

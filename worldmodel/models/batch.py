@@ -79,8 +79,9 @@ class DataStatistics:
     @classmethod
     def neutral(cls, latent_size: int) -> DataStatistics:
         """Return unit scales and infinite bounds."""
-        high, reward_high = torch.full((latent_size,), torch.inf), torch.full((1,), torch.inf)
-        return cls(torch.ones(latent_size), torch.zeros(1), torch.ones(1), -high, high, -reward_high, reward_high)
+        one, reward_one = (torch.ones(size, dtype=torch.float32) for size in (latent_size, 1))
+        high, reward_high = torch.inf * one, torch.inf * reward_one
+        return cls(one, torch.zeros_like(reward_one), reward_one, -high, high, -reward_high, reward_high)
 
     @classmethod
     @torch.no_grad()

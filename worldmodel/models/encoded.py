@@ -23,7 +23,7 @@ from worldmodel.data import Episode, EpisodeCollection, EpisodeStore
 from worldmodel.models.batch import SequenceBatch
 from worldmodel.models.vision import Vision, draw_latent
 from worldmodel.runtime import resolve_precision
-from worldmodel.spaces import FlatSpace, Value, leaves, map_leaves
+from worldmodel.spaces import FlatSpace, Value, check_float32_range, check_magnitude, leaves, map_leaves
 
 ENCODE_BYTES = 32 * 2**20  # of observations encoded at once by `encode_all`
 
@@ -48,7 +48,7 @@ class EncodedObservations(Vision):
         if dtype not in DTYPES:
             raise ValueError(f"dtype: expected one of {list(DTYPES)}, got {dtype!r}")
         self.latent_size, self.dtype = latent_size, np.dtype(dtype)
-        self.register_buffer("device_of", torch.zeros(()), persistent=False)
+        self.register_buffer("device_of", torch.zeros((), dtype=torch.float32), persistent=False)
 
     @property
     def observation_space(self) -> gym.Space:
@@ -68,8 +68,21 @@ class EncodedObservations(Vision):
         return {"mean": z, "log_variance": torch.full_like(z, NOISELESS)}
 
     def to_observation(self, mean: Tensor, log_variance: Tensor) -> Value:
-        """Turn the mean and log-variance of a V into an observation of the space, as arrays."""
+        """Turn the mean and log-variance of a V into an observation of the space, as arrays.
+
+        Raises:
+            ValueError: if a number is beyond the range of the dtype.
+        """
         kept = {"log_variance": log_variance.clamp(min=NOISELESS), "mean": mean}
+        limit = float(np.finfo(self.dtype).max)
+        for name, part in kept.items():
+            too_large = part.abs() > limit
+            if bool(too_large.any()):
+                *_, latent = (int(index) for index in too_large.nonzero()[0])
+                raise ValueError(
+                    f"dtype: expected {self.dtype} to hold the encodings, up to {limit:g}, got a {name.replace('_', '-')} of "
+                    f"{part[too_large][0]:g} in latent {latent}; encode in float32 (dtype, --dtype)"
+                )
         return {name: part.detach().cpu().numpy().astype(self.dtype) for name, part in kept.items()}
 
 
@@ -169,8 +182,14 @@ class EncodedSteps:
 
 @torch.no_grad()
 def encode_episodes(episodes: Sequence[Episode], vision: Vision, action_space: FlatSpace) -> EncodedSteps:
-    """Encode complete episodes or windows of them, all at once, on the device of ``vision``."""
+    """Encode complete episodes or windows of them, all at once, on the device of ``vision``.
+
+    Raises:
+        ValueError: if a number is beyond float32's range. The message names episode, dimension, value and fix.
+    """
     device = action_space.low.device
+    for episode in episodes:
+        _check_magnitudes(episode, vision.observation_space, action_space.space)
     mean, log_variance = vision.encode(_concatenate(e.observations for e in episodes))
     return EncodedSteps(
         mean,
@@ -194,7 +213,8 @@ def encode_all(episodes: EpisodeCollection, vision: Vision, action_space: FlatSp
 
 def encoded_bytes(episodes: EpisodeCollection, vision: Vision, action_space: FlatSpace) -> int:
     """Return the bytes that the result of `encode_all` takes: two latents, action, reward and termination of each step."""
-    return int(episodes.lengths.sum() + len(episodes)) * (2 * 4 * vision.latent_size + 4 * action_space.size + 5)
+    action_bytes = 8 if action_space.exact and action_space.needs_float64 else 4
+    return int(episodes.lengths.sum() + len(episodes)) * (2 * 4 * vision.latent_size + action_bytes * action_space.size + 5)
 
 
 def gather(
@@ -228,6 +248,14 @@ def gather(
         terminated=steps.terminated[step],
         mask=(t[:-1] < which[2]) & (t[:-1] >= which[3]),
     )
+
+
+def _check_magnitudes(episode: Episode, observation_space: gym.Space, action_space: gym.Space) -> None:
+    """Raise if a number of an episode is beyond float32's range; the loss would be infinite at the first update."""
+    name = f"episode {episode.episode_id}"
+    check_magnitude(observation_space, episode.observations, f"{name} observations")
+    check_magnitude(action_space, episode.actions, f"{name} actions")
+    check_float32_range(torch.as_tensor(episode.rewards), f"{name} rewards")
 
 
 def _concatenate(values: Iterable[Value]) -> Value:

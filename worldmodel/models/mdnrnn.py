@@ -30,11 +30,12 @@ from worldmodel.mixtures import (
     TerminationHead,
     fused,
 )
+from worldmodel.models.action_units import ActionUnits
 from worldmodel.models.batch import DataStatistics, SequenceBatch
 from worldmodel.models.latent_frame import LatentFrame
 from worldmodel.models.lstm import LayerNormLSTM, run_lstm, runs_in_loop
 from worldmodel.models.mdnrnn_config import MDNRNNConfig
-from worldmodel.runtime import check_integer
+from worldmodel.runtime import check_integer, float32_default
 
 
 class State(NamedTuple):
@@ -98,6 +99,7 @@ class MDNRNN(nn.Module):
     reward_low: Tensor
     reward_high: Tensor
 
+    @float32_default()
     def __init__(
         self,
         latent_size: int,
@@ -130,6 +132,7 @@ class MDNRNN(nn.Module):
         statistics = DataStatistics.neutral(latent_size)
         for name, value in vars(statistics).items():
             self.register_buffer(name, value)
+        self.action_units = ActionUnits(action_size)
 
     def config_to_json(self) -> dict[str, Any]:
         """Return the constructor arguments as JSON-serialisable data, the sizes first."""
@@ -175,7 +178,7 @@ class MDNRNN(nn.Module):
 
         Args:
             z: (B, T, D).
-            action: (B, T, A) action features.
+            action: (B, T, A) action features, in their own units; `ActionUnits` standardises them.
             state: state before the first step; zeros if None.
             generator: source of dropout's randomness, in training only.
 
@@ -185,13 +188,15 @@ class MDNRNN(nn.Module):
         Raises:
             ValueError: if a shape does not fit.
         """
+        action = self.action_units(action, z.dtype)
         output, state = self._run(z, action, state, generator)
         output = _dropout(output, self.config.output_dropout, self.training, generator)
         return self._predict(z, action, output, damped=True), state
 
     def step(self, z: Tensor, action: Tensor, state: State) -> tuple[Prediction, State]:
         """Predict one step for ``z`` (B, D) and ``action`` (B, A), batch shape (B,): `forward` with T = 1, without dropout."""
-        state = self.advance(z, action, state)
+        action = self.action_units(action, z.dtype)
+        state = self._advance(z, action, state)
         return self._predict(z, action, state.h[-1]), state
 
     def advance(self, z: Tensor, action: Tensor, state: State) -> State:
@@ -200,6 +205,10 @@ class MDNRNN(nn.Module):
         Raises:
             ValueError: if a shape does not fit.
         """
+        return self._advance(z, self.action_units(action, z.dtype), state)
+
+    def _advance(self, z: Tensor, action: Tensor, state: State) -> State:
+        """`advance` with standardised actions."""
         self._check_inputs(z, action, "B")
         inputs = torch.cat([z, action], dim=-1)
         if isinstance(self.lstm, LayerNormLSTM):
@@ -277,7 +286,8 @@ class MDNRNN(nn.Module):
         if runs_in_loop(self.lstm, batch.z.device):
             batch, lengths = batch.longest_first()
         before, config, mask = batch.z[:, :-1], self.config, batch.mask
-        output, _ = self._run(before, batch.action, None, generator, lengths)
+        action = self.action_units(batch.action, before.dtype)
+        output, _ = self._run(before, action, None, generator, lengths)
         output = _dropout(output, config.output_dropout, self.training, generator)
         origin, unit = self.frame.of(before, self.change_scale)
         target = ((batch.z[:, 1:] - origin) / unit)[mask]  # (N, D)
@@ -291,7 +301,7 @@ class MDNRNN(nn.Module):
         if self.termination_head is not None:
             terminated = batch.terminated[mask].to(before.dtype)
             terms.append(fused.LossTerm(self.termination_head, terminated, feature_gradient=config.termination_gradient))
-        features = self._features(before, batch.action, output).flatten(0, 1)
+        features = self._features(before, action, output).flatten(0, 1)
         total, found = fused.heads_loss(features, mask.flatten().nonzero()[:, 0], terms)
         parts, zero = iter(found.unbind()), found.new_zeros(())
         present = (*(True for _ in kinds), self.reward_head is not None, self.termination_head is not None)

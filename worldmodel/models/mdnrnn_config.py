@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from worldmodel.mixtures import Factorization, NoiseType, check_atoms, check_noise
-from worldmodel.runtime import check_integer, check_integers
+from worldmodel.runtime import check_flags, check_integer, check_integers, check_numbers
 
 DEFAULT_LATENT_HEAD = "MixtureHead"
 LAYER_NORM_EPS, EARLIER_LAYER_NORM_EPS = (
@@ -52,7 +51,7 @@ class MDNRNNConfig:
 
     Raises:
         ValueError: naming the field that is out of range.
-        TypeError: naming the size that is not an integer.
+        TypeError: naming the field of another type.
     """
 
     hidden_size: int = 256
@@ -81,15 +80,12 @@ class MDNRNNConfig:
         check_integers(self, dict.fromkeys(("hidden_size", "num_layers", "num_components"), 1))
         object.__setattr__(self, "factorization", Factorization(self.factorization))
         object.__setattr__(self, "noise_type", NoiseType(self.noise_type))
-        for name in ("input_dropout", "output_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected a probability in [0, 1), got {getattr(self, name)}")
-        if not 0 < self.termination_weight < math.inf:
-            raise ValueError(f"termination_weight: expected a positive number, got {self.termination_weight}")
-        if not 0 <= self.termination_gradient <= 1:
-            raise ValueError(f"termination_gradient: expected a number in [0, 1], got {self.termination_gradient}")
-        if not 0 < self.layer_norm_eps < math.inf:
-            raise ValueError(f"layer_norm_eps: expected a positive number, got {self.layer_norm_eps}")
+        dropouts = dict.fromkeys(("input_dropout", "output_dropout"), "[0, 1)")
+        check_numbers(
+            self, {**dropouts, "termination_weight": "(0, inf)", "layer_norm_eps": "(0, inf)", "termination_gradient": "[0, 1]"}
+        )
+        check_numbers(self, dict.fromkeys(("fixed_noise_level", "min_scale"), "(0, inf)"), optional=("fixed_noise_level",))
+        check_flags(self, "predict_change", "skip", "reward_head", "layer_norm", optional=("termination_head",))
         self._check_reward()
         check_noise(self.noise_type, self.fixed_noise_level, self.min_scale)
 

@@ -1,4 +1,9 @@
-"""V for vector observations: z is the feature vector without noise, with standardised numbers and one-hot choices."""
+"""V for vector observations: z is the feature vector without noise, with standardised numbers and one-hot choices.
+
+Where float32 cannot represent the observations (see `FlatSpace.needs_float64`), mean and scale are
+float64, and numbers become float32 only after they are centred. Those of earlier versions are
+float32 everywhere; they open and encode as before.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +16,13 @@ from torch import Tensor
 
 from worldmodel.models.value_choices import ValueChoices
 from worldmodel.models.vision import Vision
-from worldmodel.spaces import FlatSpace, Value, leaf_values, map_paths
+from worldmodel.spaces import FlatSpace, Float64Buffers, Value, check_magnitude, leaf_values, map_paths
 
 SMALLEST_STANDARD_DEVIATION = 1e-6  # a dimension that varies less in the data counts as constant and is not scaled up
+SMALLEST_RELATIVE_DEVIATION = 1e-12  # the same for float64, relative to the larger of 1 and the mean
 
 
-class StateNormalizer(Vision):
+class StateNormalizer(Float64Buffers, Vision):
     """V for vector observations: flat features; numbers are standardised to mean 0 and standard deviation 1 over the data.
 
     Choices and bits are zeros and ones. (Files of earlier versions standardise them, too; they open as they are.)
@@ -36,8 +42,9 @@ class StateNormalizer(Vision):
         self.choices = dict(choices or {})
         self._values = ValueChoices(self.flat_space, self.choices) if choices else None
         self.latent_size = self.flat_space.size if self._values is None else self._values.latent_size
-        self.register_buffer("mean", torch.zeros(self.flat_space.size))
-        self.register_buffer("scale", torch.ones(self.flat_space.size))
+        dtype = torch.float64 if self.flat_space.needs_float64 else torch.float32
+        self.register_buffer("mean", torch.zeros(self.flat_space.size, dtype=dtype))
+        self.register_buffer("scale", torch.ones(self.flat_space.size, dtype=dtype))
 
     @classmethod
     def from_config(cls, observation_space: gym.Space, config: Mapping[str, Any]) -> StateNormalizer:
@@ -80,7 +87,8 @@ class StateNormalizer(Vision):
             Itself.
 
         Raises:
-            ValueError: if there are no observations.
+            ValueError: if there are no observations, or a number is too large for float32. The
+                message names the dimension and the value.
         """
         count, mean, squares = (
             0,
@@ -88,7 +96,8 @@ class StateNormalizer(Vision):
             torch.zeros_like(self.mean, dtype=torch.float64),
         )
         for batch in observations:
-            features = self.flat_space.flatten(batch).double()  # (N, D)
+            check_magnitude(self.observation_space, batch, "observations")
+            features = self.flat_space.flatten(batch, exact=True).double()  # (N, D)
             if len(features) == 0:
                 continue
             n, batch_mean = features.shape[0], features.mean(dim=0)
@@ -100,14 +109,17 @@ class StateNormalizer(Vision):
             raise ValueError("observations: expected at least one, got none")
         deviation = (squares / count).sqrt()
         numbers = self.flat_space.is_box  # the others are choices and bits, which stay zeros and ones
+        least = torch.full_like(mean, SMALLEST_STANDARD_DEVIATION)
+        if self.flat_space.needs_float64:
+            least = SMALLEST_RELATIVE_DEVIATION * mean.abs().clamp(min=1.0)
         self.mean.copy_(torch.where(numbers, mean, 0.0))
-        self.scale.copy_(torch.where(numbers & (deviation > SMALLEST_STANDARD_DEVIATION), deviation, 1.0))
+        self.scale.copy_(torch.where(numbers & (deviation > least), deviation, 1.0))
         return self
 
     def encode(self, observation: Value) -> tuple[Tensor, Tensor]:
         """Turn observations with any leading dimensions (...) into the mean and log-variance (-inf) of z, (..., D) each."""
-        features = self.flat_space.flatten(observation)
-        mean = (features - self.mean) / self.scale
+        features = self.flat_space.flatten(observation, exact=self.mean.dtype is torch.float64)
+        mean = ((features - self.mean) / self.scale).to(self.flat_space.low.dtype)  # that of the other weights
         if self._values is not None:
             mean = self._values.expand(mean, features)
         return mean, torch.full_like(mean, -torch.inf)
@@ -120,3 +132,11 @@ class StateNormalizer(Vision):
         value = self.flat_space.unflatten(numbers * self.scale + self.mean)
         exact = self._values.exact(leaf_values(value), index)
         return map_paths(lambda path, leaf: exact.get(path, leaf), value)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+        """Take the dtype of the file: with the float32 statistics of earlier versions, encodings keep their bits."""
+        for name in ("mean", "scale"):
+            given = state_dict.get(prefix + name)
+            if given is not None and given.dtype in (torch.float32, torch.float64):
+                setattr(self, name, getattr(self, name).to(given.dtype))
+        super()._load_from_state_dict(state_dict, prefix, *others)

@@ -12,7 +12,6 @@ follow the latents of the image in z, without noise.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
@@ -26,10 +25,11 @@ from torch.nn import functional
 
 from worldmodel.models.state_normalizer import StateNormalizer
 from worldmodel.models.vision import Vision, draw_latent
-from worldmodel.runtime import check_integers
+from worldmodel.runtime import check_integers, check_numbers, float32_default
 from worldmodel.spaces import (
     ImageLayout,
     Value,
+    as_tuples,
     build_value,
     find_images,
     leaf_values,
@@ -72,7 +72,7 @@ class VAEConfig:
         crop_right: columns to crop on the right.
 
     Raises:
-        TypeError: if a size is not an integer.
+        TypeError: if a field has another type.
         ValueError: if a field is out of range.
     """
 
@@ -89,9 +89,7 @@ class VAEConfig:
     def __post_init__(self) -> None:
         """Validate every field."""
         check_integers(self, {"latent_size": 1, "crop_top": 0, "crop_bottom": 0, "crop_left": 0, "crop_right": 0})
-        for name in ("kl_tolerance", "large_error_weight", "min_nats"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name}: expected a finite number >= 0, got {getattr(self, name)}")
+        check_numbers(self, dict.fromkeys(("kl_tolerance", "large_error_weight", "min_nats"), "[0, inf)"))
         if self.free_bits not in ("total", "dimension"):
             raise ValueError(f"free_bits: expected 'total' or 'dimension', got {self.free_bits!r}")
 
@@ -124,6 +122,7 @@ class ConvVAE(Vision):
             crop is too large.
     """
 
+    @float32_default()
     def __init__(self, observation_space: gym.Space, config: VAEConfig | None = None):
         super().__init__()
         self.config = config or VAEConfig()
@@ -193,7 +192,7 @@ class ConvVAE(Vision):
         Raises:
             ValueError: if a leaf is missing or has another shape, or if the image is not uint8.
         """
-        given = leaf_values(observation)
+        given = leaf_values(as_tuples(self._space, observation))
         if self.layout.path not in given:
             raise ValueError(f"observation: expected a leaf {self.layout.path!r}, got {sorted(given)}")
         image = torch.as_tensor(given[self.layout.path], device=self.mean_head.weight.device)

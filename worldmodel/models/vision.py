@@ -13,6 +13,7 @@ import abc
 import copy
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,11 +23,22 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel.rng import Source, fill_normal
-from worldmodel.runtime import Registry, UnknownClassError, choose_device, digest_tensors, files
+from worldmodel.runtime import (
+    InvalidFileError,
+    ModelFiles,
+    Registry,
+    UnknownClassError,
+    choose_device,
+    digest_tensors,
+    files,
+    float32_default,
+)
 from worldmodel.spaces import ImageLayout, Value, space_from_json, space_to_json
 
-VISION_FORMAT, VISION_VERSION = "worldmodel.vision", 2  # version 1 fingerprints the complete configuration
-VISION_FILE, VISION_WEIGHTS = "vision.json", "vision.safetensors"
+VISION_FORMAT, VISION_VERSION = "worldmodel.vision", 3  # version 1 fingerprints the complete configuration
+VISION_FILE = "vision.json"
+VISION_FILES = ModelFiles(marker=VISION_FILE, stem="vision", format=VISION_FORMAT, version=VISION_VERSION)
+MAX_WEIGHT = 1e6
 UNNAMED_CLASS = "ConvVAE"  # class of a `VISION_FILE` that names none
 
 V = TypeVar("V", bound="Vision")
@@ -140,14 +152,14 @@ class Vision(nn.Module, abc.ABC):
         return hashlib.sha256((json.dumps(content) + digest_tensors(self.state_dict())).encode()).hexdigest()
 
     def save_pretrained(self, path: str | Path, *, overwrite: bool = False) -> None:
-        """Write V as a directory: ``vision.json`` and ``vision.safetensors``.
+        """Write V as a directory: ``vision.json`` and ``vision-DIGEST.safetensors``.
 
         Raises:
             FileExistsError: if ``path`` holds something that may not be replaced.
             ValueError: if a weight is not finite; nothing is written then.
         """
         self._check_finite()
-        self.write(files.prepare_directory(path, marker=VISION_FILE, format=VISION_FORMAT, overwrite=overwrite))
+        VISION_FILES.save(path, self._content(), self.state_dict(), overwrite=overwrite)
 
     def write(self, directory: Path, *, provenance: Mapping[str, Any] | None = None) -> None:
         """Write the two files into an existing directory, weights first, each atomically.
@@ -161,16 +173,17 @@ class Vision(nn.Module, abc.ABC):
         """
         self._check_finite()
         self.provenance = copy.deepcopy(dict(provenance or self.provenance))
-        files.save_tensors(directory / VISION_WEIGHTS, self.state_dict())
+        VISION_FILES.write(directory, self._content(), self.state_dict())
+
+    def _content(self) -> dict[str, Any]:
         name = type(self).__name__
-        content = {
+        return {
             **({} if name == UNNAMED_CLASS else {"class": name}),
             "config": self.config_to_json(),
             "observation_space": space_to_json(self.observation_space),
             "fingerprint": self.fingerprint,
             "provenance": self.provenance,
         }
-        files.write_json(directory / VISION_FILE, content, format=VISION_FORMAT, version=VISION_VERSION)
 
     @classmethod
     def from_pretrained(cls: type[V], path: str | Path, *, device: str | torch.device = "cpu") -> V:
@@ -184,31 +197,53 @@ class Vision(nn.Module, abc.ABC):
         """
         path = Path(path)
         device = choose_device(device)
-        content = files.read_json(path / VISION_FILE, format=VISION_FORMAT, version=VISION_VERSION)
-        weights, _ = files.load_tensors(path / VISION_WEIGHTS)
+        saved = VISION_FILES.read(path)
+        content = saved.content
         try:
             kind = vision_class(str(content.get("class", UNNAMED_CLASS)))
         except UnknownClassError as error:
-            raise ValueError(f"{path}: {error}") from error
+            raise InvalidFileError(f"{path}: {error}") from error
         if not issubclass(kind, cls):
-            raise ValueError(f"{path}: expected a {cls.__name__}, got a {kind.__name__}")
+            raise InvalidFileError(f"{path}: expected a {cls.__name__}, got a {kind.__name__}")
         try:
-            with torch.random.fork_rng(devices=[]):  # the random weights are replaced at once
+            check_config_sizes(content["config"], saved.shapes)
+            with torch.random.fork_rng(devices=[]), float32_default():  # the random weights are replaced at once
                 vision = kind.from_config(space_from_json(content["observation_space"]), content["config"])
+            weights = saved.weights()
+            files.check_weights(weights, most=MAX_WEIGHT)
             vision.load_state_dict(weights)
             vision.provenance = content["provenance"]
             if content["version"] > 1 and vision.fingerprint != content["fingerprint"]:
                 raise ValueError("the fingerprint is not the one recorded; one of the two files was changed or replaced")
-        except (AttributeError, KeyError, TypeError, RuntimeError, ValueError) as error:
+        except InvalidFileError:
+            raise
+        except (*(AttributeError, LookupError, TypeError, RuntimeError), ValueError, ArithmeticError, MemoryError) as error:
             detail = f"{type(error).__name__}: {error}" if isinstance(error, LookupError) else str(error)
-            raise ValueError(f"{path}: expected a complete V, got a damaged one: {detail}") from error
+            raise InvalidFileError(f"{path}: expected a complete V, got a damaged one: {detail}") from error
         assert isinstance(vision, cls)
         return vision.to(device).eval()
 
     def _check_finite(self) -> None:
-        for name, tensor in self.state_dict().items():
-            if not bool(tensor.isfinite().all()):
-                raise ValueError(f"{name}: expected finite numbers, got NaN or infinity")
+        files.check_weights(self.state_dict(), most=float("inf"))
+
+
+def check_config_sizes(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise if a number in a configuration is too large for weights of these shapes, before a module is made with it.
+
+    Args:
+        config: JSON, nested or not.
+        shapes: shape of each weight.
+
+    Raises:
+        ValueError: naming the number.
+    """
+    elements = sum(math.prod(shape) for shape in shapes.values())
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            check_config_sizes(value, shapes)
+        most = len(shapes) if name == "num_layers" else max(elements, 1024)  # each layer has weights of its own
+        if isinstance(value, int) and value > most:
+            raise ValueError(f"{name}: expected at most {most} for weights of {elements} numbers, got {value}")
 
 
 _REGISTRY: Registry[Vision] = Registry("vision", "worldmodel.models")

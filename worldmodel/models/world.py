@@ -1,6 +1,6 @@
 """`WorldModel`: V, M, the spaces and a bank of real start states, saved as one directory.
 
-The directory holds ``world.json`` (readable: configuration, spaces, provenance of the data) and ``weights.safetensors``
+The directory holds ``world.json`` (readable: configuration, spaces, provenance of the data) and ``weights-DIGEST.safetensors``
 (weights, normaliser, start states). Nothing in it can run code. The JSON contains the digest of the weights, so a truncated,
 changed or exchanged weights file is refused.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,23 @@ import gymnasium as gym
 import torch
 from torch import Tensor, nn
 
-from worldmodel.mixtures import LatentLayout, LatentPart, PartKind
+from worldmodel.mixtures import LatentLayout, LatentPart, PartKind, latent_head_class
 from worldmodel.models.mdnrnn import MDNRNN
-from worldmodel.models.vision import Vision, draw_latent, vision_from_json, vision_to_json
+from worldmodel.models.mdnrnn_config import DEFAULT_LATENT_HEAD
+from worldmodel.models.vision import Vision, check_config_sizes, draw_latent, vision_from_json, vision_to_json
 from worldmodel.rng import Source
-from worldmodel.runtime import UnknownClassError, choose_device, files
-from worldmodel.spaces import FlatSpace, Value, space_from_json, space_to_json
+from worldmodel.runtime import InvalidFileError, ModelFiles, UnknownClassError, choose_device, files, float32_default
+from worldmodel.spaces import FlatSpace, Value, json_features, known_leaves, space_from_json, space_to_json, without_leaves
 from worldmodel.version import __version__
 
-WORLD_FORMAT, WORLD_VERSION = "worldmodel.world", 2
+WORLD_FORMAT, WORLD_VERSION = "worldmodel.world", 3  # version 2 has weights of a fixed name, and no checksum of the JSON
 WORLD_FILE: str = "world.json"
-WEIGHTS_FILE: str = "weights.safetensors"
+WORLD_FILES = ModelFiles(marker=WORLD_FILE, stem="weights", format=WORLD_FORMAT, version=WORLD_VERSION)
+MAX_WEIGHT = 1e6  # trained weights are below 100; larger ones overflow in a dream
+DAMAGE = (AttributeError, LookupError, TypeError, RuntimeError, ValueError, ArithmeticError, MemoryError, AssertionError)
 DREAM_BOUNDS = ("latent_low", "latent_high", "reward_low", "reward_high")  # of M; infinite if it was given none
+
+MAY_BE_INFINITE = ("start_log_variance", *(f"mdnrnn.{bound}" for bound in DREAM_BOUNDS))
 
 
 class WorldModel(nn.Module):
@@ -62,7 +67,7 @@ class WorldModel(nn.Module):
         super().__init__()
         self.vision = vision
         self.mdnrnn = mdnrnn
-        self.action_features = FlatSpace(action_space)
+        self.action_features = FlatSpace(action_space, exact=True)
         self.provenance = dict(provenance or {})
         if (vision.latent_size, self.action_features.size) != (mdnrnn.latent_size, mdnrnn.action_size):
             raise ValueError(
@@ -87,6 +92,12 @@ class WorldModel(nn.Module):
     def action_space(self) -> gym.Space:
         """Space of the actions."""
         return self.action_features.space
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Paths of the leaves of real observations that were left out of the data; these are ignored wherever they occur."""
+        sources = [*self.provenance.get("recipes", []), self.provenance.get("data_config", {})]
+        return tuple(dict.fromkeys(name for source in sources for name in source.get("leave_out", ())))
 
     @property
     def layout(self) -> LatentLayout:
@@ -122,14 +133,23 @@ class WorldModel(nn.Module):
         """Turn latents (..., D) into observations of the space, as nested tensors."""
         return self.vision.decode(z)
 
-    def check_spaces(self, observation_space: gym.Space, action_space: gym.Space, *, source: str) -> None:
-        """Raise if the spaces of an environment or data set are not this model's.
+    def check_spaces(
+        self, observation_space: gym.Space, action_space: gym.Space, *, source: str, leave_out: Iterable[str] = ()
+    ) -> None:
+        """Raise if the spaces of an environment or data set are not this model's, without the leaves of `left_out`.
+
+        Args:
+            observation_space: space of its observations.
+            action_space: space of its actions.
+            source: its name in the message.
+            leave_out: paths of further leaves to ignore.
 
         Raises:
             ValueError: naming the source and the space that differs.
         """
+        ignored = known_leaves(observation_space, (*self.left_out, *leave_out))
         for name, expected, actual in (
-            ("observation space", self.observation_space, observation_space),
+            ("observation space", self.observation_space, without_leaves(observation_space, ignored)),
             ("action space", self.action_space, action_space),
         ):
             if expected != actual:
@@ -147,8 +167,7 @@ class WorldModel(nn.Module):
             ValueError: if a weight is not finite; nothing is written then.
         """
         self._check_finite()
-        directory = files.prepare_directory(path, marker=WORLD_FILE, format=WORLD_FORMAT, overwrite=overwrite)
-        self.write(directory)
+        WORLD_FILES.save(path, self._content(), self.state_dict(), overwrite=overwrite)
 
     def write(self, directory: Path) -> None:
         """Write the two files into an existing directory, weights first, each atomically.
@@ -159,18 +178,18 @@ class WorldModel(nn.Module):
             ValueError: if a weight is not finite; nothing is written then.
         """
         self._check_finite()
-        files.save_tensors(directory / WEIGHTS_FILE, self.state_dict())
-        content = {
+        WORLD_FILES.write(directory, self._content(), self.state_dict())
+
+    def _content(self) -> dict[str, Any]:
+        return {
             "library_version": __version__,
             "vision": vision_to_json(self.vision),
             "mdnrnn": self.mdnrnn.config_to_json(),
             "observation_space": space_to_json(self.observation_space),
             "action_space": space_to_json(self.action_space),
             "num_start_states": self.start_mean.shape[0],
-            "weights_sha256": files.digest(directory / WEIGHTS_FILE),
             "provenance": self.provenance,
         }
-        files.write_json(directory / WORLD_FILE, content, format=WORLD_FORMAT, version=WORLD_VERSION)
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *, device: str | torch.device = "cpu") -> WorldModel:
@@ -185,15 +204,12 @@ class WorldModel(nn.Module):
         if not (path / WORLD_FILE).is_file():
             unfinished = "; the training in this directory is not finished: resume it" if (path / "training").is_dir() else ""
             raise FileNotFoundError(f"{path}: expected a world model directory with {WORLD_FILE}, found none{unfinished}")
-        content = files.read_json(path / WORLD_FILE, format=WORLD_FORMAT, version=WORLD_VERSION)
-        weights, _ = files.load_tensors(path / WEIGHTS_FILE)
+        saved = WORLD_FILES.read(path)
+        content = saved.content
         try:
-            if files.digest(path / WEIGHTS_FILE) != content["weights_sha256"]:
-                raise ValueError(
-                    "the digest of the weights is not the one recorded; one of the two files was changed or replaced"
-                )
-            start = torch.zeros(content["num_start_states"], content["mdnrnn"]["latent_size"])
-            with torch.random.fork_rng(devices=[]):  # the random weights are replaced at once
+            _check_sizes(content, saved.shapes)
+            start = torch.zeros(saved.shapes["start_mean"], dtype=torch.float32)
+            with torch.random.fork_rng(devices=[]), float32_default():  # the random weights are replaced at once
                 mdnrnn = MDNRNN.from_config(content["mdnrnn"])
                 vision = vision_from_json(content["vision"], space_from_json(content["observation_space"]))
             world = cls(
@@ -204,20 +220,44 @@ class WorldModel(nn.Module):
                 start_log_variance=start.clone(),
                 provenance=content["provenance"],
             )
-            world.load_state_dict(weights)
-            world._check_finite()
+            world.load_state_dict(saved.weights())
+            files.check_weights(world.state_dict(), most=MAX_WEIGHT, infinite=MAY_BE_INFINITE)
+            world.action_features.exact = not mdnrnn.action_units.is_neutral  # else as before: the same bits
         except UnknownClassError as error:
             raise ValueError(f"{path}: {error}") from error
-        except (AttributeError, IndexError, KeyError, TypeError, RuntimeError, ValueError) as error:
+        except InvalidFileError:
+            raise
+        except DAMAGE as error:
             detail = f"{type(error).__name__}: {error}" if isinstance(error, LookupError) else str(error)
-            raise ValueError(f"{path}: expected a complete world model, got a damaged one: {detail}") from error
+            raise InvalidFileError(f"{path}: expected a complete world model, got a damaged one: {detail}") from error
         return world.to(device).eval()
 
     def _check_finite(self) -> None:
-        for name, tensor in self.state_dict().items():
-            may_be_infinite = name in ("start_log_variance", *(f"mdnrnn.{bound}" for bound in DREAM_BOUNDS))
-            if bool(tensor.isnan().any()) or (not may_be_infinite and bool(tensor.isinf().any())):
-                raise ValueError(f"{name}: expected finite numbers, got NaN or infinity")
+        files.check_weights(self.state_dict(), most=float("inf"), infinite=MAY_BE_INFINITE)
+
+
+def _check_sizes(content: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise unless the sizes in the JSON are those of the weights, before anything of these sizes is made."""
+    if shapes["start_mean"] != (content["num_start_states"], content["mdnrnn"]["latent_size"]):
+        raise ValueError(f"start_mean: expected num_start_states and latent_size of the JSON, got {shapes['start_mean']}")
+    check_config_sizes({"mdnrnn": content["mdnrnn"], "vision": content["vision"]}, shapes)
+    features = json_features(content["action_space"])
+    if features != content["mdnrnn"]["action_size"]:
+        raise ValueError(f"action_space: expected {content['mdnrnn']['action_size']} features, got {features}")
+    try:
+        with torch.device("meta"):  # no memory
+            tensors = MDNRNN.from_config(content["mdnrnn"]).state_dict()
+    except RuntimeError:
+        if latent_head_class(content["mdnrnn"].get("latent_head", DEFAULT_LATENT_HEAD)).__module__.startswith("worldmodel."):
+            raise
+        return  # a head of the user that computes with values, of which "meta" has none
+    expected = {f"mdnrnn.{name}": tuple(tensor.shape) for name, tensor in tensors.items()}
+    found = {name: shape for name, shape in shapes.items() if name.startswith("mdnrnn.")}
+    for name in [name for name in expected if name.startswith("mdnrnn.action_units.") and name not in found]:
+        del expected[name]  # neutral ones are not saved
+    if found != expected:
+        wrong = next(name for name in {**expected, **found} if expected.get(name) != found.get(name))
+        raise ValueError(f"{wrong}: expected shape {expected.get(wrong)} by the JSON, got {found.get(wrong)} in the weights")
 
 
 def open_world(world: WorldModel | str | Path, device: str | torch.device | None = None) -> WorldModel:

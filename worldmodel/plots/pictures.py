@@ -90,7 +90,7 @@ def traversals(
     strips = []
     for d in used:
         z = observation.repeat(steps, 1)
-        z[:, d] = torch.linspace(-reach, reach, steps, device=z.device)
+        z[:, d] = torch.linspace(-reach, reach, steps, dtype=z.dtype, device=z.device)
         strips.append(colour(vision, vision.decode(z)))
     columns = [grid(strips[first : first + rows]) for first in range(0, len(strips), rows)]
     height = columns[0].shape[0]

@@ -13,6 +13,7 @@ from worldmodel.data import Episode
 from worldmodel.dream import Dreams, Rollout
 from worldmodel.evaluation import replay
 from worldmodel.experiments import Round, best_round
+from worldmodel.mixtures import LIKELIHOODS
 from worldmodel.models import WorldModel
 from worldmodel.runtime import missing_extra
 from worldmodel.spaces import FlatSpace, Value
@@ -57,19 +58,22 @@ def draw_report(
 
 def draw_training(axes: Axes, rounds: Sequence[Round]) -> None:
     """Draw training and held-out losses of each round, and the baselines of the last round."""
-    for round_ in rounds:
-        rows = [row for row in read_metrics(round_.directory / "world" / "training") if "train/nll_per_dim" in row]
-        updates, values = [row["update"] for row in rows], [row["train/nll_per_dim"] for row in rows]
+    logs = [read_metrics(round_.directory / "world" / "training") for round_ in rounds]
+    measured = {key.removeprefix("train/") for log in logs for row in log for key in row}
+    metric = next((name for name in LIKELIHOODS if name in measured), "loss")  # densities first, else choices
+    for round_, log in zip(rounds, logs, strict=True):
+        rows = [row for row in log if f"train/{metric}" in row]
+        updates, values = [row["update"] for row in rows], [row[f"train/{metric}"] for row in rows]
         shade = 0.3 + 0.7 * round_.number / len(rounds)
         axes.plot(updates, values, color=DREAM, alpha=shade, linewidth=1, label=f"round {round_.number}, training")
-        held_out = [(row["update"], row["test/nll_per_dim"]) for row in rows if "test/nll_per_dim" in row]
+        held_out = [(row["update"], row[f"test/{metric}"]) for row in rows if f"test/{metric}" in row]
         tested = [update for update, _ in held_out]  # empty if nothing was held out
         values = [value for _, value in held_out]
         axes.plot(tested, values, "o", color=REAL, alpha=shade, markersize=4, label=f"round {round_.number}, held out")
     baselines = WorldModel.from_pretrained(rounds[-1].directory / "world").provenance["baselines"]
-    for (name, value), style in zip(baselines.items(), ("--", ":"), strict=True):
+    for (name, value), style in zip(baselines.items(), ("--", ":"), strict=False):  # none if there are no densities
         axes.axhline(value, color=NEUTRAL, linestyle=style, label=name.replace("_", " "))
-    axes.set(title="What M learned", xlabel="update", ylabel="negative log-likelihood, nats per dimension of z")
+    axes.set(title="What M learned", xlabel="update", ylabel=f"negative log-likelihood, {LIKELIHOODS.get(metric, metric)}")
     axes.legend(fontsize=8)
 
 
@@ -171,7 +175,10 @@ def draw_learning(runs: Mapping[str, tuple[Path, str, str]]) -> Figure:
 def _natural(world: WorldModel, observations: Value) -> np.ndarray:
     """Return the features of observations in the units of the observation: (..., F)."""
     space = FlatSpace(world.observation_space).to(world.device)
-    return (space.flatten(observations) * space.half_range + space.center).cpu().numpy()
+    features = space.flatten(observations, exact=True)
+    exact = features.dtype == space.exact_center.dtype
+    half_range, center = (space.exact_half_range, space.exact_center) if exact else (space.half_range, space.center)
+    return (features * half_range + center).cpu().numpy()
 
 
 def _dimension_name(world: WorldModel, index: int) -> str:

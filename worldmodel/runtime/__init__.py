@@ -21,25 +21,30 @@ if TYPE_CHECKING:
     from worldmodel.runtime.device import check_device as check_device
     from worldmodel.runtime.device import choose_device as choose_device
     from worldmodel.runtime.device import fast_precision as fast_precision
+    from worldmodel.runtime.device import float32_default as float32_default
     from worldmodel.runtime.device import missing_operation as missing_operation
     from worldmodel.runtime.device import resolve_precision as resolve_precision
+    from worldmodel.runtime.directories import is_being_replaced as is_being_replaced
+    from worldmodel.runtime.directories import prepare_directory as prepare_directory
+    from worldmodel.runtime.directories import remove_temporaries as remove_temporaries
+    from worldmodel.runtime.directories import require_disk as require_disk
+    from worldmodel.runtime.disk_errors import naming as naming
     from worldmodel.runtime.extras import EXTRAS as EXTRAS
     from worldmodel.runtime.extras import has_extra as has_extra
     from worldmodel.runtime.extras import missing_extra as missing_extra
     from worldmodel.runtime.extras import require_extras as require_extras
-    from worldmodel.runtime.files import TEMPORARY_SUFFIX as TEMPORARY_SUFFIX
-    from worldmodel.runtime.files import digest_tensors as digest_tensors
-    from worldmodel.runtime.files import load_tensors as load_tensors
-    from worldmodel.runtime.files import prepare_directory as prepare_directory
     from worldmodel.runtime.files import read_json as read_json
-    from worldmodel.runtime.files import remove_temporaries as remove_temporaries
-    from worldmodel.runtime.files import require_disk as require_disk
-    from worldmodel.runtime.files import save_tensors as save_tensors
-    from worldmodel.runtime.files import write_bytes as write_bytes
     from worldmodel.runtime.files import write_json as write_json
     from worldmodel.runtime.integers import check_integer as check_integer
     from worldmodel.runtime.integers import check_integers as check_integers
     from worldmodel.runtime.keywords import explains_keywords as explains_keywords
+    from worldmodel.runtime.locks import LockedError as LockedError
+    from worldmodel.runtime.locks import locked as locked
+    from worldmodel.runtime.model_files import ModelFiles as ModelFiles
+    from worldmodel.runtime.numbers import check_flags as check_flags
+    from worldmodel.runtime.numbers import check_names as check_names
+    from worldmodel.runtime.numbers import check_number as check_number
+    from worldmodel.runtime.numbers import check_numbers as check_numbers
     from worldmodel.runtime.process import interrupt_between_steps as interrupt_between_steps
     from worldmodel.runtime.process import keep_freed_memory as keep_freed_memory
     from worldmodel.runtime.progress import Listener as Listener
@@ -51,6 +56,12 @@ if TYPE_CHECKING:
     from worldmodel.runtime.provenance import record_run as record_run
     from worldmodel.runtime.provenance import source_commit as source_commit
     from worldmodel.runtime.provenance import versions as versions
+    from worldmodel.runtime.reading import InvalidFileError as InvalidFileError
+    from worldmodel.runtime.reading import NewerVersionError as NewerVersionError
+    from worldmodel.runtime.reading import check_regular as check_regular
+    from worldmodel.runtime.reading import file_errors as file_errors
+    from worldmodel.runtime.reading import parse_json as parse_json
+    from worldmodel.runtime.reading import read_bytes as read_bytes
     from worldmodel.runtime.registry import Registry as Registry
     from worldmodel.runtime.registry import UnknownClassError as UnknownClassError
     from worldmodel.runtime.runs import RunConfig as RunConfig
@@ -58,30 +69,46 @@ if TYPE_CHECKING:
     from worldmodel.runtime.runs import describe as describe
     from worldmodel.runtime.runs import jsonable as jsonable
     from worldmodel.runtime.runs import prepare_run as prepare_run
+    from worldmodel.runtime.runs import single_writer as single_writer
+    from worldmodel.runtime.tensor_files import digest_tensors as digest_tensors
+    from worldmodel.runtime.tensor_files import load_tensors as load_tensors
+    from worldmodel.runtime.tensor_files import save_tensors as save_tensors
     from worldmodel.runtime.threads import keeps_threads as keeps_threads
     from worldmodel.runtime.threads import set_threads as set_threads
+    from worldmodel.runtime.watch import StepWatch as StepWatch
     from worldmodel.runtime.workers import Runner as Runner
     from worldmodel.runtime.workers import WorkerConfig as WorkerConfig
     from worldmodel.runtime.workers import run_here as run_here
     from worldmodel.runtime.workers import run_in_processes as run_in_processes
+    from worldmodel.runtime.writing import TEMPORARY_SUFFIX as TEMPORARY_SUFFIX
+    from worldmodel.runtime.writing import write_bytes as write_bytes
 else:
     __getattr__, __dir__, __all__ = attach(
         __name__,
         {
-            "device": "PRECISIONS Precision check_device choose_device fast_precision missing_operation resolve_precision",
-            "extras": "EXTRAS has_extra missing_extra require_extras",
-            "files": (
-                "TEMPORARY_SUFFIX digest_tensors load_tensors prepare_directory read_json remove_temporaries "
-                "require_disk save_tensors write_bytes write_json"
+            "device": (
+                "PRECISIONS Precision check_device choose_device fast_precision float32_default missing_operation "
+                "resolve_precision"
             ),
+            "directories": "is_being_replaced prepare_directory remove_temporaries require_disk",
+            "disk_errors": "naming",
+            "extras": "EXTRAS has_extra missing_extra require_extras",
+            "files": "read_json write_json",
             "integers": "check_integer check_integers",
             "keywords": "explains_keywords",
+            "locks": "LockedError locked",
+            "model_files": "ModelFiles",
+            "numbers": "check_flags check_names check_number check_numbers",
             "process": "interrupt_between_steps keep_freed_memory",
             "progress": "Listener Progress Reporter",
             "provenance": "command_line describe_machine read_runs record_run source_commit versions",
+            "reading": "InvalidFileError NewerVersionError check_regular file_errors parse_json read_bytes",
             "registry": "Registry UnknownClassError",
-            "runs": "RunConfig check_same_run describe jsonable prepare_run",
+            "runs": "RunConfig check_same_run describe jsonable prepare_run single_writer",
+            "tensor_files": "digest_tensors load_tensors save_tensors",
             "threads": "keeps_threads set_threads",
+            "watch": "StepWatch",
             "workers": "Runner WorkerConfig run_here run_in_processes",
+            "writing": "TEMPORARY_SUFFIX write_bytes",
         },
     )

@@ -14,10 +14,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from worldmodel.runtime.directories import RUN_FILE
 from worldmodel.runtime.files import read_json, write_json
 from worldmodel.version import __version__
 
-RUN_FILE, RUN_FORMAT, RUN_VERSION = "run.json", "worldmodel.run", 1
+RUN_FORMAT, RUN_VERSION = "worldmodel.run", 1
 PACKAGES = ("torch", "gymnasium", "numpy", "safetensors", "cloudpickle", "zstandard", "tyro")
 MOST_CALLS = 100  # of the calls that made a run, the first and the latest are kept
 
@@ -79,7 +80,9 @@ def source_commit() -> str | None:
         return None
     git = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        found = subprocess.run(git, capture_output=True, text=True, check=False, cwd=root, timeout=10)
+        found = subprocess.run(
+            git, capture_output=True, text=True, encoding="utf-8", errors="replace", check=False, cwd=root, timeout=10
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return found.stdout.strip() or None

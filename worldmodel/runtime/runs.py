@@ -6,20 +6,27 @@ A long run records its arguments as JSON. A later call with the same output resu
 from __future__ import annotations
 
 import functools
+import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
+from worldmodel.runtime.directories import is_being_replaced, prepare_directory, remove_temporaries
 from worldmodel.runtime.extras import require_extras
-from worldmodel.runtime.files import prepare_directory, read_json, write_json
+from worldmodel.runtime.files import read_json, write_json
 from worldmodel.runtime.integers import check_integers
+from worldmodel.runtime.locks import locked
+from worldmodel.runtime.numbers import check_flags
 from worldmodel.runtime.progress import Listener, Progress, Reporter
+from worldmodel.runtime.provenance import record_run
 from worldmodel.runtime.threads import set_threads
 
+P = ParamSpec("P")
+R = TypeVar("R")
 THREADS = "threads"  # in the record of a run; not one of its arguments
 
 # Modules that moved since files were written which name their contents: new name -> the name that files keep.
@@ -47,8 +54,11 @@ class RunConfig:
         on_progress: called with every progress record.
         threads: number of torch's threads; None keeps that of a run that is resumed, else torch's own. Another number gives
             results with other last bits, so a run is not resumed with one.
+        break_lock: write to a directory that a process on another host has locked. Only after a crash of that host: two
+            writers destroy each other's files.
 
     Raises:
+        TypeError: if a flag is not a boolean.
         ImportError: if TensorBoard is requested and not installed.
         TypeError: if ``threads`` is not an integer.
         ValueError: if it is below 1.
@@ -60,9 +70,11 @@ class RunConfig:
     progress: bool = True
     on_progress: Listener | None = None
     threads: int | None = None
+    break_lock: bool = False
 
     def __post_init__(self) -> None:
-        """Raise now if TensorBoard is missing, before anything is written."""
+        """Check the fields; raise now if TensorBoard is missing, before anything is written."""
+        check_flags(self, "resume", "overwrite", "tensorboard", "progress", "break_lock")
         check_integers(self, {"threads": 1}, optional=("threads",))
         if self.tensorboard:
             require_extras("tensorboard")
@@ -171,10 +183,11 @@ def prepare_run(
         ValueError: or another ``error``, if the run to resume had other arguments.
     """
     path = Path(path)
-    if run.overwrite or not (path / marker).is_file():
+    if run.overwrite or not (path / marker).is_file() or is_being_replaced(path / marker, format):
         prepare_directory(path, marker=marker, format=format, overwrite=run.overwrite, replaces=replaces)
         threads = set_threads(None, run.threads, path)
         write_json(path / marker, {**arguments, THREADS: threads}, format=format, version=version)
+        record_run(path)
         return path
     if not run.resume:
         raise FileExistsError(
@@ -184,7 +197,37 @@ def prepare_run(
     threads = earlier.pop(THREADS, None)  # runs of earlier versions have no record
     check_same_run(earlier, arguments, path, error=error)
     set_threads(threads, run.threads, path)
+    remove_temporaries(path)
+    record_run(path)
     return path
+
+
+def single_writer(*, result: str | None = None) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Decorate a long function, so that no other process writes to its output directory while it runs.
+
+    Args:
+        result: name of a file that a complete run has; such a run is only read, and not locked.
+
+    Returns:
+        A decorator of functions with the keyword arguments ``out`` and ``run`` (or ``overwrite`` and ``break_lock``), which
+        then raise a `LockedError` if another process writes to ``out``.
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def alone(*args: P.args, **kwargs: P.kwargs) -> R:
+            given: Any = inspect.signature(function).bind(*args, **kwargs).arguments
+            out, run = Path(given["out"]), given.get("run") or RunConfig(break_lock=given.get("break_lock", False))
+            overwrite = run.overwrite or given.get("overwrite", False)
+            complete = result is not None and not overwrite and (out / result).is_file()
+            if complete or (out.exists() and not out.is_dir()) or (out.is_symlink() and not out.exists()):
+                return function(*args, **kwargs)  # reads, or raises
+            with locked(out, break_lock=run.break_lock):
+                return function(*args, **kwargs)
+
+        return alone
+
+    return decorate
 
 
 def difference(earlier: Any, given: Any) -> tuple[Any, Any]:

@@ -2,17 +2,20 @@
 
 Each worker has its own pipe and does its tasks in order, so a crash can be attributed to one task.
 The parent detects a crash by the process's sentinel, counts a failure of that task, returns the
-others to the queue and starts a new worker.
+others to the queue and starts a new worker. With a step timeout it also reads the beats of each
+worker from shared memory and kills one that makes none, so a step that hangs costs one attempt.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import multiprocessing
 import os
 import pickle
 import signal
 import threading
+import time
 import traceback
 from collections import Counter, deque
 from collections.abc import Generator, Sequence
@@ -23,10 +26,15 @@ from typing import Any, Protocol
 import cloudpickle
 import torch
 
-from worldmodel.runtime.integers import check_integer
+from worldmodel.runtime.integers import check_integers
+from worldmodel.runtime.watch import StepWatch
 
 PREFETCH = 2  # tasks per worker: the running one, and the next one to hide the latency of the pipe
-STOP_SECONDS = 2.0  # grace period in which a worker closes its resources before it is terminated
+STOP_SECONDS = 2.0  # grace period in which a worker closes its resources; then it is terminated, and as long after that killed
+KILL_SECONDS = 10.0  # longest wait for the system to report the end of killed workers
+START_DELAYS = (0.01, 0.1, 1.0, 5.0)  # seconds, until the system reports the end of a fork server
+POLL_SECONDS = 0.5  # longest time between two looks at the beats of the workers
+MAX_LOST = 10  # workers that may be lost with their fork server before the run gives up; one such loss costs no attempt
 
 _NO_START = (
     "workers: expected a worker process to start, got exit code {code}; put the script's calls under "
@@ -41,20 +49,36 @@ class WorkerConfig:
     Args:
         num_workers: number of processes; 0 runs tasks in this process. With 1 or more, a script
             needs ``if __name__ == "__main__":``.
-        attempts: maximum number of attempts at a task that raises or crashes its worker.
+        attempts: maximum number of attempts at a task that raises, crashes its worker or hangs.
+        step_timeout: seconds after which a step, a reset or the construction of an environment counts as hanging: its worker is
+            killed and the attempt fails; None: no limit. Needs ``num_workers`` >= 1.
+        memory_limit: fraction of the machine's memory that the running episodes may take together, in (0, 1]; an episode that
+            exceeds its share ends as a failure; None: no limit.
 
     Raises:
         TypeError: if a number is not an integer.
-        ValueError: if ``num_workers`` is below 0 or ``attempts`` is below 1.
+        ValueError: if ``num_workers`` is below 0, ``attempts`` is below 1, ``step_timeout`` is not positive or is given without
+            workers, or ``memory_limit`` is out of range.
     """
 
     num_workers: int = 0
     attempts: int = 2
+    step_timeout: float | None = None
+    memory_limit: float | None = 0.8
 
     def __post_init__(self) -> None:
-        """Validate both numbers."""
-        for name, least in {"num_workers": 0, "attempts": 1}.items():
-            object.__setattr__(self, name, check_integer(getattr(self, name), name, least=least))
+        """Validate all numbers."""
+        check_integers(self, {"num_workers": 0, "attempts": 1})
+        for name, most in {"step_timeout": math.inf, "memory_limit": 1.0}.items():
+            value = getattr(self, name)
+            if value is not None and not (_is_number(value) and 0 < value <= most and value < math.inf):
+                expected = "a positive number of seconds" if most == math.inf else "a fraction in (0, 1]"
+                raise ValueError(f"{name}: expected {expected} or None, got {value!r}")
+        if self.step_timeout is not None and self.num_workers == 0:
+            raise ValueError(
+                "step_timeout: expected num_workers >= 1 (--workers), because only a process can be stopped in the middle of "
+                f"a step, got {self.step_timeout} s with num_workers=0"
+            )
 
     @classmethod
     def of(cls, workers: int | WorkerConfig) -> WorkerConfig:
@@ -64,30 +88,27 @@ class WorkerConfig:
     def run(self, runner: Runner, tasks: Sequence[int]) -> Generator[tuple[int, int, Any]]:
         """Run all tasks, in this process or in workers; yields as `run_in_processes`."""
         if self.num_workers == 0:
-            return run_here(runner, tasks, attempts=self.attempts)
-        return run_in_processes(runner, tasks, num_workers=self.num_workers, attempts=self.attempts)
+            return run_here(runner, tasks, attempts=self.attempts, memory_limit=self.memory_limit)
+        return run_in_processes(runner, tasks, self)
 
 
 class Runner(Protocol):
     """Runs tasks. Each worker process gets its own copy."""
 
-    def run(self, task: int) -> Any:
-        """Run one task and return its result; may raise."""
+    def run(self, task: int, watch: StepWatch) -> Any:
+        """Run one task and return its result; may raise. Calls ``watch.step()`` before whatever may hang."""
 
     def close(self) -> None:
         """Release all resources."""
 
 
-def run_in_processes(
-    runner: Runner, tasks: Sequence[int], *, num_workers: int, attempts: int
-) -> Generator[tuple[int, int, Any]]:
+def run_in_processes(runner: Runner, tasks: Sequence[int], config: WorkerConfig) -> Generator[tuple[int, int, Any]]:
     """Run all tasks in worker processes, each with its own copy of ``runner``.
 
     Args:
         runner: sent to the workers by cloudpickle.
         tasks: numbers of the tasks, all different.
-        num_workers: number of processes, at least 1.
-        attempts: maximum number of attempts at a task that raises or crashes its worker.
+        config: number of processes, at least 1, and limits.
 
     Yields:
         (task, attempts made, outcome) in the order of completion. The outcome is the result, or the
@@ -99,63 +120,77 @@ def run_in_processes(
     payload = cloudpickle.dumps(runner)
     waiting = deque(tasks)
     tried: Counter[int] = Counter()
-    pool = [_Worker(payload) for _ in range(min(num_workers, len(waiting)))]
+    lost = 0
+    pool: list[_Worker] = []
     try:
+        pool += [_Worker(payload, config) for _ in range(min(config.num_workers, len(waiting)))]
         while waiting or any(worker.tasks for worker in pool):
             for worker in pool:
                 worker.feed(waiting)
-            wait([handle for worker in pool for handle in (worker.connection, worker.process.sentinel)])
+            handles = [handle for worker in pool for handle in (worker.connection, worker.process.sentinel)]
+            wait(handles, None if config.step_timeout is None else min(POLL_SECONDS, config.step_timeout / 4))
             for index, worker in enumerate(pool):
                 for task, succeeded, outcome in worker.receive():
                     tried[task] += 1
-                    if succeeded or tried[task] == attempts:
+                    if succeeded or tried[task] == config.attempts:
                         yield task, tried[task], outcome
                     else:
                         waiting.appendleft(task)
                 if worker.ended:
+                    lost += worker.lost
+                    if lost > MAX_LOST:
+                        raise RuntimeError(
+                            f"workers: expected the fork server to keep running, got {lost} workers lost with it"
+                        )
                     waiting.extendleft(reversed(worker.tasks))
-                    worker.stop()
-                    pool[index] = _Worker(payload)
+                    stop_workers([worker])
+                    pool[index] = _Worker(payload, config)
     finally:
-        for worker in pool:
-            worker.connection.close()
-        for worker in pool:
-            worker.stop()
+        stop_workers(pool)
 
 
-def run_here(runner: Runner, tasks: Sequence[int], *, attempts: int) -> Generator[tuple[int, int, Any]]:
+def run_here(
+    runner: Runner, tasks: Sequence[int], *, attempts: int, memory_limit: float | None = None
+) -> Generator[tuple[int, int, Any]]:
     """Run all tasks in this process; yields as `run_in_processes`, then closes the runner."""
+    watch = StepWatch(memory_limit=memory_limit)
     try:
         for task in tasks:
             tried, succeeded = 0, False
             while not succeeded and tried < attempts:
                 tried += 1
-                succeeded, outcome = attempt_task(runner, task)
+                succeeded, outcome = attempt_task(runner, task, watch)
             yield task, tried, outcome
     finally:
         runner.close()
 
 
-def attempt_task(runner: Runner, task: int) -> tuple[bool, Any]:
+def attempt_task(runner: Runner, task: int, watch: StepWatch) -> tuple[bool, Any]:
     """Run a task once: (True, result), or (False, message with the location of the error)."""
+    watch.start()
     try:
-        return True, runner.run(task)
+        return True, runner.run(task, watch)
     except Exception as error:  # environments and policies may raise anything; the other tasks must still run
         place = traceback.extract_tb(error.__traceback__)[-1]
         return False, f"{type(error).__name__}: {error} (in {place.name}, {os.path.basename(place.filename)}:{place.lineno})"
+    finally:
+        watch.pause()
 
 
 class _Worker:
     """One worker process, as seen by the parent."""
 
-    def __init__(self, payload: bytes):
-        context = _context()
+    def __init__(self, payload: bytes, config: WorkerConfig):
+        context, self._timeout = _context(), config.step_timeout
+        self._beats = None if config.step_timeout is None else context.RawArray("Q", 2)
+        share = None if config.memory_limit is None else config.memory_limit / config.num_workers
         self.connection, worker_connection = context.Pipe()
-        self.process = context.Process(target=_work, args=(worker_connection, payload), daemon=True)
-        self.process.start()
+        self.process = context.Process(target=_work, args=(worker_connection, payload, share, self._beats), daemon=True)
+        _start(self.process)
         worker_connection.close()
         self.tasks: deque[int] = deque()
-        self.started = self.ended = False
+        self.started = self.ended = self.lost = False
+        self._seen, self._quiet, self._looked = -1, 0.0, time.monotonic()
 
     def feed(self, waiting: deque[int]) -> None:
         """Send tasks until the worker has `PREFETCH`."""
@@ -167,11 +202,12 @@ class _Worker:
             self.tasks.append(waiting.popleft())
 
     def receive(self) -> Generator[tuple[int, bool, Any]]:
-        """Yield finished tasks: (task, succeeded, outcome). A crash fails the running task."""
-        ended = not self.process.is_alive()  # checked before reading the pipe, so that the last results are not lost
+        """Yield finished tasks: (task, succeeded, outcome). A crash fails the running task, and so does a step that hangs."""
+        ended, closed = not self.process.is_alive(), False  # before reading the pipe, so that the last results are not lost
         try:
             while self.connection.poll():
                 task, succeeded, outcome = self.connection.recv()
+                self._quiet = 0.0
                 if task is None and not succeeded:
                     raise RuntimeError(f"workers: expected a worker to unpickle its tasks' runner, got {outcome}")
                 self.started = True
@@ -179,23 +215,87 @@ class _Worker:
                     self.tasks.popleft()
                     yield task, succeeded, outcome
         except (EOFError, OSError, pickle.UnpicklingError):
-            ended = True
+            ended = closed = True
         if not ended:
+            if self._hangs():
+                self.ended = True
+                yield self.tasks.popleft(), False, f"a step took longer than step_timeout = {self._timeout:g} s"
             return
         self.ended = True
         self.process.join(STOP_SECONDS)
+        self.lost = not closed and _is_running(self.process.pid)
+        if self.lost:
+            return  # the fork server died, which reports the ends of workers, and not this worker
         if not self.started:
             raise RuntimeError(_NO_START.format(code=self.process.exitcode))
         if self.tasks:
             yield self.tasks.popleft(), False, f"the worker process crashed (exit code {self.process.exitcode})"
 
-    def stop(self) -> None:
-        """Close the pipe, so that the worker exits; terminate it after `STOP_SECONDS`."""
-        self.connection.close()
-        self.process.join(STOP_SECONDS)
-        if self.process.is_alive():
-            self.process.terminate()
-            self.process.join()
+    def _hangs(self) -> bool:
+        """Return whether the running step has made no beat for the timeout."""
+        if self._beats is None or self._timeout is None:
+            return False
+        (beats, running), now = self._beats, time.monotonic()
+        if beats != self._seen or not running or not self.tasks:
+            self._seen, self._quiet = beats, 0.0
+        else:
+            self._quiet += min(now - self._looked, 2 * POLL_SECONDS)  # the rest the caller, or a suspended machine, took
+        self._looked = now
+        return self._quiet > self._timeout
+
+
+def stop_workers(workers: Sequence[_Worker]) -> None:
+    """Close the pipes, so that the workers exit; terminate those that do not within `STOP_SECONDS`, then kill them.
+
+    A worker that the system cannot kill (it waits for a device) is left behind.
+    """
+    try:
+        for worker in workers:
+            worker.connection.close()
+        for end in (None, "terminate", "kill"):
+            running = [worker.process for worker in workers if worker.process.is_alive()]
+            for process in running:
+                if end is not None:
+                    getattr(process, end)()
+            deadline = time.monotonic() + (KILL_SECONDS if end == "kill" else STOP_SECONDS)
+            for process in running:
+                process.join(max(0.0, deadline - time.monotonic()))
+    finally:  # at once after a second Ctrl-C
+        for worker in workers:
+            if worker.lost:
+                with contextlib.suppress(OSError):
+                    os.kill(worker.process.pid, getattr(signal, "SIGKILL", signal.SIGTERM))
+            elif worker.process.is_alive():
+                worker.process.kill()
+
+
+def _start(process: Any) -> None:
+    """Start a process; a fork server that has just died is replaced by the next attempt."""
+    for delay in (*START_DELAYS, 0.0):
+        error = _start_error(process)
+        if error is None:
+            return
+        time.sleep(delay)
+    raise RuntimeError(f"workers: expected a worker process to start, got {error!r}") from error
+
+
+def _start_error(process: Any) -> Exception | None:
+    try:
+        process.start()
+    except (EOFError, ConnectionError) as error:
+        return error
+    return None
+
+
+def _is_running(pid: int) -> bool:
+    """Return whether a process exists; False where that cannot be asked."""
+    if os.name != "posix":
+        return False  # on Windows os.kill would end it
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return False
+    return True
 
 
 def _context() -> Any:  # ForkServerContext or SpawnContext; the type stubs have no common base with Process and Pipe
@@ -206,7 +306,7 @@ def _context() -> Any:  # ForkServerContext or SpawnContext; the type stubs have
     return context
 
 
-def _work(connection: Connection, payload: bytes) -> None:
+def _work(connection: Connection, payload: bytes, memory_limit: float | None, beats: Any) -> None:
     """Run tasks until the pipe closes, in the worker process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -216,11 +316,16 @@ def _work(connection: Connection, payload: bytes) -> None:
     except Exception as error:  # reported to the parent, which raises
         connection.send((None, False, f"{type(error).__name__}: {error}"))
         return
+    watch = StepWatch(memory_limit=memory_limit, beats=beats)
     with contextlib.closing(runner), contextlib.suppress(EOFError, OSError):
         connection.send((None, True, None))
         while True:
             task = connection.recv()
-            connection.send((task, *attempt_task(runner, task)))
+            connection.send((task, *attempt_task(runner, task, watch)))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _end_with_parent() -> None:

@@ -19,14 +19,18 @@ from typing import TYPE_CHECKING
 from worldmodel.lazy import attach
 
 if TYPE_CHECKING:
+    from worldmodel.spaces.buffers import Float64Buffers as Float64Buffers
+    from worldmodel.spaces.checking import check_space as check_space
     from worldmodel.spaces.flat import FlatSpace as FlatSpace
     from worldmodel.spaces.images import ImageLayout as ImageLayout
     from worldmodel.spaces.images import area_weights as area_weights
     from worldmodel.spaces.images import find_images as find_images
+    from worldmodel.spaces.images import has_image_shape as has_image_shape
     from worldmodel.spaces.images import image_layout as image_layout
     from worldmodel.spaces.images import is_image as is_image
     from worldmodel.spaces.images import refuse_float_images as refuse_float_images
     from worldmodel.spaces.images import resize_by_area as resize_by_area
+    from worldmodel.spaces.json import json_features as json_features
     from worldmodel.spaces.json import space_from_json as space_from_json
     from worldmodel.spaces.json import space_to_json as space_to_json
     from worldmodel.spaces.nested import Value as Value
@@ -38,16 +42,27 @@ if TYPE_CHECKING:
     from worldmodel.spaces.nested import stack_values as stack_values
     from worldmodel.spaces.nested import take_row as take_row
     from worldmodel.spaces.nested import to_numpy as to_numpy
+    from worldmodel.spaces.selection import as_tuples as as_tuples
+    from worldmodel.spaces.selection import known_leaves as known_leaves
+    from worldmodel.spaces.selection import select_leaves as select_leaves
+    from worldmodel.spaces.selection import without_leaves as without_leaves
     from worldmodel.spaces.validation import as_numbers as as_numbers
+    from worldmodel.spaces.validation import check_float32_range as check_float32_range
+    from worldmodel.spaces.validation import check_magnitude as check_magnitude
     from worldmodel.spaces.validation import leaf_bounds as leaf_bounds
 else:
     __getattr__, __dir__, __all__ = attach(
         __name__,
         {
+            "buffers": "Float64Buffers",
+            "checking": "check_space",
             "flat": "FlatSpace",
-            "images": "ImageLayout area_weights find_images image_layout is_image refuse_float_images resize_by_area",
-            "json": "space_from_json space_to_json",
+            "images": (
+                "ImageLayout area_weights find_images has_image_shape image_layout is_image refuse_float_images resize_by_area"
+            ),
+            "json": "json_features space_from_json space_to_json",
             "nested": "Value build_value leaf_values leaves map_leaves map_paths stack_values take_row to_numpy",
-            "validation": "as_numbers leaf_bounds",
+            "selection": "as_tuples known_leaves select_leaves without_leaves",
+            "validation": "as_numbers check_float32_range check_magnitude leaf_bounds",
         },
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,8 @@ from gymnasium import spaces
 
 from worldmodel.spaces.nested import leaves
 
+MAX_ELEMENTS = 2**27  # of an array; an uncompressed 8K colour image has 1e8
+
 
 def space_to_json(space: gym.Space) -> dict[str, Any]:
     """Return a JSON-serialisable description of a space. Infinite bounds become "inf" and "-inf".
@@ -19,6 +22,9 @@ def space_to_json(space: gym.Space) -> dict[str, Any]:
         TypeError: if the space contains an unsupported space.
     """
     if isinstance(space, spaces.Dict):
+        for key in space.spaces:
+            if not isinstance(key, str):
+                raise TypeError(f"space: expected strings as keys of a Dict, as JSON has no others, got the key {key!r}")
         return {"type": "Dict", "spaces": {key: space_to_json(child) for key, child in space.spaces.items()}}
     if isinstance(space, spaces.Tuple):
         return {"type": "Tuple", "spaces": [space_to_json(child) for child in space.spaces]}
@@ -40,6 +46,7 @@ def space_from_json(data: Mapping[str, Any]) -> gym.Space:
     Raises:
         ValueError: if the type in the description is unknown.
     """
+    _check_size(data)
     kind = data.get("type")
     if kind == "Dict":
         return spaces.Dict({key: space_from_json(child) for key, child in data["spaces"].items()})
@@ -58,6 +65,27 @@ def space_from_json(data: Mapping[str, Any]) -> gym.Space:
         low, high = (_bound_from_json(data[name], shape, dtype) for name in ("low", "high"))
         return spaces.Box(low=low, high=high, shape=shape, dtype=dtype.type)
     raise ValueError(f"space: expected a description of Dict, Tuple, Discrete, MultiDiscrete, MultiBinary or Box, got {kind!r}")
+
+
+def json_features(data: Mapping[str, Any]) -> int:
+    """Return the number of flat features of a described space, as `FlatSpace.size`, without making the space."""
+    kind = data["type"]
+    if kind in ("Dict", "Tuple"):
+        children = data["spaces"].values() if kind == "Dict" else data["spaces"]
+        return sum(map(json_features, children))
+    if kind == "Discrete":
+        return int(data["n"])
+    if kind == "MultiDiscrete":
+        return int(np.sum(data["nvec"], dtype=object))
+    return math.prod(np.atleast_1d(data["n"]).tolist() if kind == "MultiBinary" else data["shape"])
+
+
+def _check_size(data: Mapping[str, Any]) -> None:
+    """Raise before a space is made that would take more memory than any real one."""
+    if data.get("type") in ("Box", "MultiBinary"):
+        elements = json_features(data)
+        if not 0 <= elements <= MAX_ELEMENTS:
+            raise ValueError(f"space: expected at most {MAX_ELEMENTS:,} numbers in a {data['type']}, got {elements:,}")
 
 
 def _bound_to_json(bound: np.ndarray) -> Any:

@@ -46,26 +46,34 @@ def leaves(space: gym.Space, path: str = "") -> list[tuple[str, gym.Space]]:
     (Tuple).
 
     Raises:
-        TypeError: if a leaf is not Box, Discrete, MultiDiscrete or MultiBinary, or has no numbers.
-            The message names the path and the nearest supported space.
+        TypeError: if a leaf is not Box, Discrete, MultiDiscrete or MultiBinary, or has no numbers,
+            or a Dict or Tuple is empty. The message names the path and the nearest supported space.
     """
+    where = f"space at {path!r}" if path else "space"
     children: list[tuple[str, gym.Space]] | None = None
     if isinstance(space, spaces.Dict):
         children = list(space.spaces.items())
     elif isinstance(space, spaces.Tuple):
         children = [(str(index), child) for index, child in enumerate(space.spaces)]
     if children is not None:
+        if not children:
+            raise TypeError(f"{where}: expected a {type(space).__name__} of at least one space, got an empty one")
         return [leaf for key, child in children for leaf in leaves(child, f"{path}/{key}" if path else key)]
     if not isinstance(space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
         kind = type(space).__name__
         nearest = _NEAREST_SUPPORTED.get(kind, "Box")
         raise TypeError(
-            f"space{f' at {path!r}' if path else ''}: expected Box, Discrete, MultiDiscrete, MultiBinary, or a Dict or Tuple "
-            f"of them, got {kind}; the nearest supported space is {nearest}: wrap the environment to convert it"
+            f"{where}: expected Box, Discrete, MultiDiscrete, MultiBinary, or a Dict or Tuple of them, got {kind}; the nearest "
+            f"supported space is {nearest}: wrap the environment to convert it{_left_out(path)}"
         )
     if 0 in (space.shape or ()):
-        raise TypeError(f"space{f' at {path!r}' if path else ''}: expected at least one number, got shape {space.shape}")
+        raise TypeError(f"{where}: expected at least one number, got shape {space.shape}{_left_out(path)}")
     return [(path, space)]
+
+
+def _left_out(path: str) -> str:
+    """The other fix of a leaf that is not supported; a bare space has no leaf to leave out."""
+    return f', or skip this leaf of the observations: leave_out=("{path}",)' if path else ""
 
 
 def map_leaves(function: Callable[..., Any], *values: Value) -> Value:

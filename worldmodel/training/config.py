@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from worldmodel.mixtures import LatentLayout
-from worldmodel.runtime import PRECISIONS, Precision, check_integers
+from worldmodel.runtime import PRECISIONS, Precision, check_flags, check_integers, check_names, check_numbers
 from worldmodel.training.optimizers import OPTIMIZERS, Optimizer
 
 
@@ -33,7 +33,7 @@ class TrainingConfig:
             `calibrate_termination`); V has none.
 
     Raises:
-        TypeError: if a number is not an integer.
+        TypeError: if a field has another type.
         ValueError: naming the field that is out of range.
     """
 
@@ -54,10 +54,10 @@ class TrainingConfig:
         """Check every field."""
         at_least_one = dict.fromkeys(("num_updates", "evaluate_every", "max_test_batches", "patience"), 1)
         check_integers(self, {**at_least_one, "warmup_updates": 0}, optional=("patience",))
-        for name in ("clip_norm", "clip_value"):
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise ValueError(f"{name}: expected None or a positive number, got {getattr(self, name)}")
-        if not 0 <= self.final_learning_rate <= self.learning_rate or not self.learning_rate > 0:
+        clips = dict.fromkeys(("clip_norm", "clip_value"), "(0, inf)")
+        check_numbers(self, {"learning_rate": "(0, inf)", "final_learning_rate": "[0, inf)", **clips}, optional=tuple(clips))
+        check_flags(self, "calibrate")
+        if self.final_learning_rate > self.learning_rate:
             raise ValueError(
                 f"learning_rate, final_learning_rate: expected 0 <= final <= peak and a positive peak, "
                 f"got {self.learning_rate} and {self.final_learning_rate}"
@@ -94,7 +94,7 @@ class FrameConfig:
         min_length: episodes of fewer steps are left out.
 
     Raises:
-        TypeError: if a number is not an integer.
+        TypeError: if a field has another type.
         ValueError: naming the field that is out of range.
     """
 
@@ -105,8 +105,7 @@ class FrameConfig:
     def __post_init__(self) -> None:
         """Check every field."""
         check_integers(self, {"batch_size": 1, "min_length": 1})
-        if not 0 <= self.test_fraction < 1:
-            raise ValueError(f"test_fraction: expected a number in [0, 1), got {self.test_fraction}")
+        check_numbers(self, {"test_fraction": "[0, 1)"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +119,7 @@ class DataConfig:
         batch_size: B, windows in a batch.
         test_fraction: part of the episodes that is held out.
         min_length: episodes of fewer steps are left out.
+        leave_out: paths of leaves of the observations that z does not hold, such as "mission".
         resident: True keeps the encoded data on the device (fast, if they fit), False reads windows from disk as they come (any
             size), None decides by size. The result is the same.
         kinds: kinds of leaves of the observation, or of numbers of a leaf, that `fit` shall not find from the data:
@@ -128,7 +128,7 @@ class DataConfig:
         layout: the same for every number of the observation, so that `fit` finds nothing. A `LatentLayout` is accepted, too.
 
     Raises:
-        TypeError: if a number is not an integer.
+        TypeError: if a field has another type.
         ValueError: naming the field that is out of range.
     """
 
@@ -137,15 +137,17 @@ class DataConfig:
     batch_size: int = 64
     test_fraction: float = 0.1
     min_length: int = 1
+    leave_out: tuple[str, ...] = ()
     resident: bool | None = None
     kinds: tuple[str, ...] = ()
     layout: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check every field."""
+        check_names(self, "leave_out")
         check_integers(self, {"window": 1, "burn_in": 0, "batch_size": 1, "min_length": 1})
-        if not 0 <= self.test_fraction < 1:
-            raise ValueError(f"test_fraction: expected a number in [0, 1), got {self.test_fraction}")
+        check_numbers(self, {"test_fraction": "[0, 1)"})
+        check_flags(self, optional=("resident",))
         for name in ("kinds", "layout"):
             object.__setattr__(self, name, _kinds(getattr(self, name), name))
         if self.kinds and self.layout:
@@ -158,11 +160,11 @@ class DataConfig:
     def identity(self) -> dict[str, Any]:
         """Return what the batches depend on, for the record of a run.
 
-        ``resident`` changes no result and is left out, as are ``kinds`` and ``layout`` if they are not given.
+        ``resident`` changes no result and is left out, as are ``kinds``, ``layout`` and ``leave_out`` if they are not given.
         """
         fields = {name: getattr(self, name) for name in DataConfig.__dataclass_fields__ if name != "resident"}
-        kinds, layout = fields.pop("kinds"), fields.pop("layout")
-        return fields | ({"kinds": list(kinds)} if kinds else {}) | ({"layout": list(layout)} if layout else {})
+        given = {name: list(fields.pop(name)) for name in ("kinds", "layout", "leave_out")}
+        return fields | {name: entries for name, entries in given.items() if entries}
 
 
 def _kinds(given: Any, name: str) -> tuple[str, ...]:

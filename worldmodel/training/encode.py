@@ -10,7 +10,7 @@ import torch
 
 from worldmodel.data import Episode, EpisodeStore, EpisodeWriter, Schema, open_or_create
 from worldmodel.models import Encoder, Vision
-from worldmodel.runtime import Progress, RunConfig, explains_keywords, require_disk
+from worldmodel.runtime import Progress, RunConfig, explains_keywords, require_disk, single_writer
 from worldmodel.spaces import leaf_values
 from worldmodel.training import quality
 
@@ -20,6 +20,7 @@ LEAST_OBSERVATIONS = 200  # of them
 
 
 @explains_keywords
+@single_writer()
 def encode_store(
     data: str | Path,
     *,
@@ -59,6 +60,8 @@ def encode_store(
     done = _require_same_episodes(store, source)
     missing = [index for index, episode_id in enumerate(source.episode_ids.tolist()) if episode_id not in done]
     seen: list[dict[str, np.ndarray]] = []
+    if missing:
+        store.mark_unfinished(f"the encoding of {len(source)} episodes of {source.path} was interrupted; encode it again")
     with run.reporter() as report, EpisodeWriter(store, max_steps=FLUSH_STEPS) as writer:
         for count, index in enumerate(missing, start=len(done) + 1):
             encoded = encoder.encode(source.read(index))
@@ -66,6 +69,7 @@ def encode_store(
             writer.add(encoded)
             writer.write_if_due()
             report(Progress("encode", count, len(source), "episode"))
+    store.mark_unfinished(None)
     _warn_if_collapsed(seen)
     return store
 

@@ -17,20 +17,21 @@ import numpy as np
 import torch
 
 from worldmodel.data import EpisodeCollection, split_episodes
-from worldmodel.models import IN_USE, VISION_FILE, VISION_WEIGHTS, ConvVAE, FrameBatch, VAEConfig, divergence
-from worldmodel.runtime import RunConfig, choose_device, explains_keywords, keeps_threads, runs
+from worldmodel.models import IN_USE, VISION_FILE, VISION_FILES, ConvVAE, FrameBatch, VAEConfig, divergence
+from worldmodel.runtime import RunConfig, check_integer, choose_device, explains_keywords, keeps_threads, runs, single_writer
 from worldmodel.spaces import leaf_values
 from worldmodel.training import loop, quality
 from worldmodel.training.config import FrameConfig, TrainingConfig
 from worldmodel.training.frames import FrameData
 
 RUN_FILE = "train_vae.json"
-OUTPUTS = (RUN_FILE, VISION_FILE, VISION_WEIGHTS, "training", ".*.tmp")
+OUTPUTS = (RUN_FILE, *VISION_FILES.outputs, "training", ".*.tmp")
 RUN: dict[str, Any] = {"marker": RUN_FILE, "format": "worldmodel.train_vae", "version": 1, "replaces": OUTPUTS}
 
 
 @explains_keywords
 @keeps_threads
+@single_writer(result=VISION_FILE)
 def train_vae(
     data: str | Path | Sequence[str | Path],
     *,
@@ -70,6 +71,7 @@ def train_vae(
     if training_config.calibrate:
         raise ValueError("calibrate: expected False, as V has no termination probabilities, got True; give it to fit")
     device = choose_device(device)
+    seed = check_integer(seed, "seed", least=0)
     episodes = EpisodeCollection.open(data, min_length=frame_config.min_length)
     vision = _new_vae(episodes, config, initial, seed)
     arguments: dict[str, Any] = {"data_fingerprint": episodes.fingerprint, "seed": seed, "device": torch.device(device).type}

@@ -5,20 +5,22 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from worldmodel.data import EpisodeCollection, common_truncation, recorded_limits, split_episodes
 from worldmodel.mixtures import DENSITIES, LatentLayout
 from worldmodel.models import (
     MDNRNN,
-    WEIGHTS_FILE,
     WORLD_FILE,
+    WORLD_FILES,
     DataStatistics,
     MDNRNNConfig,
     SequenceBatch,
@@ -31,7 +33,17 @@ from worldmodel.models import (
     find_layout,
     vision_for,
 )
-from worldmodel.runtime import RunConfig, choose_device, explains_keywords, files, keeps_threads, runs
+from worldmodel.runtime import (
+    RunConfig,
+    check_integer,
+    choose_device,
+    explains_keywords,
+    files,
+    float32_default,
+    keeps_threads,
+    runs,
+    single_writer,
+)
 from worldmodel.spaces import FlatSpace, find_images, map_leaves, refuse_float_images
 from worldmodel.training import likelihood, loop, quality
 from worldmodel.training.config import DataConfig, TrainingConfig
@@ -41,15 +53,15 @@ from worldmodel.training.reward_atoms import check_rewards_of, read_rewards, set
 from worldmodel.training.windows import RESIDENT_BYTES, SequenceData, WindowSampler
 
 FIT_FORMAT, FIT_VERSION, FIT_FILE = "worldmodel.fit", 1, "fit.json"
-OUTPUTS = (FIT_FILE, WORLD_FILE, WEIGHTS_FILE, "training", ".*.tmp")
+OUTPUTS = (FIT_FILE, *WORLD_FILES.outputs, "training", ".*.tmp")
 RUN: dict[str, Any] = {"marker": FIT_FILE, "format": FIT_FORMAT, "version": FIT_VERSION, "replaces": OUTPUTS}
 MAX_START_STATES = 2_000
-MAX_JUDGED = 20  # held-out episodes that show whether V has collapsed
 STATISTICS_BATCHES = 100  # maximum number of batches for the statistics of the data and the baselines
 
 
 @explains_keywords
 @keeps_threads
+@single_writer(result=WORLD_FILE)
 def fit(
     data: str | Path | Sequence[str | Path],
     *,
@@ -93,7 +105,8 @@ def fit(
         KeyboardInterrupt: on Ctrl-C, after the state has been saved; the same call resumes.
     """
     data_config, training_config, run = data_config or DataConfig(), training_config or TrainingConfig(), run or RunConfig()
-    device, episodes = choose_device(device), EpisodeCollection.open(data, min_length=data_config.min_length)
+    device, seed = choose_device(device), check_integer(seed, "seed", least=0)
+    episodes = EpisodeCollection.open(data, min_length=data_config.min_length, leave_out=data_config.leave_out)
     encoded = encoded_form(episodes.stores, _trained_v(initial, vision))
     if initial is None:
         v, model, layout = _new_parts(episodes, seed, _decided(config, episodes, Path(out), run), vision, encoded, data_config)
@@ -106,7 +119,7 @@ def fit(
         return WorldModel.from_pretrained(directory, device=device)
     if initial is None and not isinstance(vision, Vision):
         v.fit(episodes.read(int(index)).observations for index in split[0])
-    world = _build_world(episodes, v, model, encoded or v).to(device)
+    world = _build_world(episodes, v, model, encoded or v, initial).to(device)
     reader = world.vision if encoded is None else encoded.to(device)
     train_data, test_data = _sequence_data(episodes, split, reader, world.action_features, data_config, seed)
     if initial is None:
@@ -124,9 +137,8 @@ def fit(
             run=run.within(report, "train M"),
         )
     world.provenance = _provenance(episodes, arguments, result, scores) | {"layout": layout.to_json()}
-    if training_config.calibrate:
-        world.provenance["calibration"] = _calibrate(world, test_data, seed)
-    _record_problems(world, test_data, result, scores, training_config, seed, _seen(episodes, split[1], reader))
+    seen = (reader.encode(episodes.read(int(index)).observations) for index in split[1][: quality.MAX_JUDGED])
+    _examine(world, test_data, result, training_config, seed, seen)
     world.write(directory)
     return world.eval()
 
@@ -176,7 +188,7 @@ def _new_parts(
         raise ValueError(f"vision: expected a class that is fitted in one pass, got {vision.__name__}; train it and give the V")
     if isinstance(vision, Vision) and encoded is None and vision.observation_space != space:
         raise ValueError(f"vision: expected a V of the observation space {space}, got one of {vision.observation_space}")
-    with torch.random.fork_rng(devices=[]):  # torch's initialisers take no generator: borrow the CPU's and give it back
+    with torch.random.fork_rng(devices=[]), float32_default():  # initialisers take no generator: borrow the CPU's, give it back
         torch.default_generator.manual_seed(seed)
         v, layout = _vision_and_layout(episodes, vision, data_config)
         return v, MDNRNN(v.latent_size, FlatSpace(episodes.action_space).size, config, layout=layout), layout
@@ -251,12 +263,16 @@ def _parts_of(
     return copy.deepcopy(initial.vision).cpu(), copy.deepcopy(initial.mdnrnn).cpu(), initial.layout
 
 
-def _build_world(episodes: EpisodeCollection, vision: Vision, model: MDNRNN, reader: Vision) -> WorldModel:
+def _build_world(
+    episodes: EpisodeCollection, vision: Vision, model: MDNRNN, reader: Vision, initial: WorldModel | None
+) -> WorldModel:
     """Combine V, M and the first observations of at most `MAX_START_STATES` episodes, spread evenly."""
     firsts = [episodes.read(i, 0, 1).observations for i in _spread(len(episodes))]
     parts = [reader.encode(map_leaves(lambda leaf: leaf[:1], first)) for first in firsts]
     mean, log_variance = (torch.cat(part) for part in zip(*parts, strict=True))
-    return WorldModel(vision, model, episodes.action_space, start_mean=mean, start_log_variance=log_variance)
+    world = WorldModel(vision, model, episodes.action_space, start_mean=mean, start_log_variance=log_variance)
+    world.action_features.exact = initial is None or initial.action_features.exact
+    return world
 
 
 def _sequence_data(
@@ -304,6 +320,7 @@ def _set_statistics(model: MDNRNN, data: SequenceData, layout: LatentLayout) -> 
     atoms = model.config.reward_atoms or ()
     model.set_statistics(DataStatistics.of(_statistics_batches(data), layout, atoms=atoms))
     set_base_rates(model, _statistics_batches(data))
+    model.action_units.fit(_statistics_batches(data), data.action_space.is_box)
     if model.termination_head is None:
         return
     counts = torch.tensor([[(b.terminated & b.mask).sum().item(), b.mask.sum().item()] for b in _statistics_batches(data)])
@@ -315,6 +332,10 @@ def _baselines(
     model: MDNRNN, train: SequenceData, test: SequenceData | None, config: TrainingConfig, seed: int
 ) -> dict[str, float]:
     """Score the baselines on the batches of the model's evaluation, or on training data if there are none."""
+
+    def standardised(batches: Iterator[SequenceBatch]) -> Iterator[SequenceBatch]:  # else the regression is ill-conditioned
+        return (replace(batch, action=model.action_units(batch.action, torch.float64)) for batch in batches)
+
     unit = model.frame.units(model.change_scale)
     columns = None if model.layout is None else model.layout.columns(*DENSITIES)
     if columns == []:
@@ -324,7 +345,8 @@ def _baselines(
         if test is None
         else loop.held_out_batches(test, config.max_test_batches, seed=seed, device=unit.device)
     )
-    return likelihood.baseline_nll(_statistics_batches(train), scored, min_scale=model.config.min_scale * unit, columns=columns)
+    batches, floor = standardised(_statistics_batches(train)), model.config.min_scale * unit
+    return likelihood.baseline_nll(batches, standardised(scored), min_scale=floor, columns=columns)
 
 
 def _calibrate(world: WorldModel, test: SequenceData | None, seed: int) -> dict[str, dict[str, float]] | None:
@@ -334,43 +356,23 @@ def _calibrate(world: WorldModel, test: SequenceData | None, seed: int) -> dict[
     return calibrate_termination(world.mdnrnn, loop.held_out_batches(test, test.num_batches(0), seed=seed, device=world.device))
 
 
-def _record_problems(
+def _examine(
     world: WorldModel,
     test: SequenceData | None,
     result: TrainingResult,
-    scores: dict[str, float],
     config: TrainingConfig,
     seed: int,
-    posteriors: Iterable[tuple[torch.Tensor, torch.Tensor]],
+    posteriors: Iterator[tuple[Tensor, Tensor]],
 ) -> None:
-    """Warn of the bad states in which the training has ended, and add them to the provenance."""
+    """Calibrate if requested, warn of the bad states in which the training has ended, and add both to the provenance."""
+    if config.calibrate:
+        world.provenance["calibration"] = _calibrate(world, test, seed)
     if test is None or not quality.judge(result, held_out=True):
         return
-    model = world.mdnrnn.eval()
-    batches = loop.held_out_batches(test, config.max_test_batches, seed=seed, device=world.device)
-    problems = [
-        *_vision_problems(posteriors),
-        *quality.loss_problems(result, evaluate_every=config.evaluate_every),
-        *quality.model_problems(result.best_metrics, scores),
-        *quality.termination_problems(model, batches),
-    ]
+    batches = partial(loop.held_out_batches, test, config.max_test_batches, seed=seed, device=world.device)
+    scores = world.provenance["baselines"]
+    problems = quality.world_problems(world.mdnrnn, result, scores, batches, posteriors, config.evaluate_every)
     quality.record(problems, world.provenance)
-
-
-def _seen(episodes: EpisodeCollection, test: np.ndarray, reader: Vision) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Encode some held-out episodes: mean and log-variance of each."""
-    return (reader.encode(episodes.read(int(index)).observations) for index in test[:MAX_JUDGED])
-
-
-@torch.no_grad()
-def _vision_problems(posteriors: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> list[str]:
-    """Say if V has collapsed; a V without noise has not."""
-    mean, log_variance = (torch.cat(part) for part in zip(*posteriors, strict=True))
-    if bool(log_variance.isneginf().all()):
-        return []
-    noisy = ~log_variance.isneginf().all(dim=0)
-    in_use = quality.latents_in_use(mean[:, noisy], log_variance[:, noisy])
-    return quality.vision_problems(in_use, int(noisy.sum()))
 
 
 def _provenance(

@@ -105,21 +105,20 @@ def platt_scaling(logits: Tensor, ended: Tensor) -> tuple[float, float]:
 def calibrate_termination(model: MDNRNN, batches: Iterable[SequenceBatch]) -> dict[str, dict[str, float]]:
     """Calibrate the termination head in place on held-out batches.
 
+    Calibration is applied only if its gain exceeds its standard error. Otherwise, or if a half of
+    the steps has fewer than `MIN_TERMINATIONS` terminations, the model stays unchanged, and the
+    scale is 1 and the shift 0.
+
     Args:
         model: M, in evaluation mode.
         batches: batches of episodes that M was not trained on, with at least some tens of
             terminations.
 
     Returns:
-        - ``before`` and ``after``: `termination_scores` without and with calibration, by two-fold
-          cross-validation.
-        - ``fitted``: ``scale`` a and ``shift`` b, fitted on all steps.
-        - ``gain``: ``nll`` that calibration saves in the cross-validation, in nats per step, its
-          ``standard_error``, and ``applied``, 1 if the model was calibrated, else 0.
-
-        Calibration is applied only if the gain exceeds its standard error. Otherwise, or if a half
-        has fewer than `MIN_TERMINATIONS` terminations, the model stays unchanged, and the scale is
-        1 and the shift 0.
+        Four records. ``before`` and ``after`` are `termination_scores` without and with calibration,
+        by two-fold cross-validation. ``fitted`` holds ``scale`` a and ``shift`` b, fitted on all
+        steps. ``gain`` holds the ``nll`` that calibration saves in the cross-validation, in nats per
+        step, its ``standard_error``, and ``applied``, 1 if the model was calibrated, else 0.
 
     Raises:
         ValueError: if M has no termination head.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from worldmodel.runtime import files, missing_extra
+from worldmodel.runtime import files, missing_extra, naming
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -29,12 +30,14 @@ class MetricsLog:
         kept = [row for row in read_metrics(out) if row["update"] <= update]
         path = out / METRICS_FILE
         files.write_bytes(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
-        self._file = open(path, "a")  # noqa: SIM115 (closed in __exit__)
+        self._path = path
+        self._file = open(path, "a", encoding="utf-8", newline="\n")  # noqa: SIM115 (closed in __exit__)
 
     def write(self, update: int, values: Mapping[str, float]) -> None:
         """Append one row and flush the file."""
-        self._file.write(json.dumps({"update": update, **values}) + "\n")
-        self._file.flush()
+        with naming(self._path):
+            self._file.write(json.dumps({"update": update, **values}) + "\n")
+            self._file.flush()
         if self._writer is not None:
             for name, value in values.items():
                 self._writer.add_scalar(name, value, update)
@@ -56,11 +59,26 @@ def read_metrics(out: str | Path) -> list[dict[str, float]]:
 
     Returns:
         Dictionaries with ``update`` and the metrics of that update. Leaves out a last row that is
-        incomplete.
+        incomplete, and damaged rows with a warning.
     """
     path = Path(out) / METRICS_FILE
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]  # a kill can cut the last row
+    try:
+        lines = files.read_bytes(path).split(b"\n")[:-1]  # a kill can cut the last row
+    except FileNotFoundError:
+        return []
+    rows = [_parse_row(line, path) for line in lines]
+    kept = [row for row in rows if row is not None]
+    if len(kept) < len(rows):
+        warnings.warn(f"{path}: left out {len(rows) - len(kept)} damaged lines of the log", UserWarning, stacklevel=2)
+    return kept
+
+
+def _parse_row(line: bytes, path: Path) -> dict[str, float] | None:
+    try:
+        row = files.parse_json(line, path)
+    except files.InvalidFileError:
+        return None
+    return row if isinstance(row, dict) and type(row.get("update")) is int else None
 
 
 def _tensorboard_writer(out: Path, update: int) -> Any:

@@ -26,10 +26,12 @@ from worldmodel.runtime import (
     RunConfig,
     check_same_run,
     files,
+    float32_default,
     interrupt_between_steps,
     keeps_threads,
     resolve_precision,
     set_threads,
+    single_writer,
 )
 from worldmodel.training.config import TrainingConfig, learning_rate
 from worldmodel.training.log import METRICS_FILE, MetricsLog
@@ -101,6 +103,7 @@ class NonFiniteLossError(RuntimeError):
 
 
 @keeps_threads
+@single_writer()
 def train(
     model: nn.Module,
     data: TrainingData,
@@ -255,7 +258,8 @@ class _Run:
             self._stop(f"update {state.update + 1}, batch {state.index} of epoch {state.epoch}", finite)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, state.update)
-        self.optimizer.step()
+        with float32_default():  # the optimiser's counters have the default dtype
+            self.optimizer.step()
         state.update, state.index = state.update + 1, state.index + 1
         return values
 
@@ -304,7 +308,7 @@ class _Run:
 
     def _load(self, path: Path, threads: int | None) -> None:
         tensors, metadata = files.load_tensors(path)
-        content = json.loads(metadata.get("state", "{}"))
+        content = files.parse_json(metadata.get("state", "{}"), path)
         files.check_stamp(content, path, format=STATE_FORMAT, version=STATE_VERSION)
         check_same_run(content["identity"], self.identity, path)
         set_threads(content.get("threads"), threads, path)

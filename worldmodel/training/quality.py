@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from worldmodel.training.likelihood import MIN_TERMINATIONS, termination_logits,
 from worldmodel.training.loop import TrainingResult
 
 LEAST_UPDATES = 200
+MAX_JUDGED = 20  # held-out episodes that show whether V has collapsed
 FEW_IN_USE = 8  # one latent in so many must be in use
 MARGIN = 0.01  # nats by which a loss may exceed that of a trivial model
 PAGE = "docs/explanations/calibration_and_trust.md"
@@ -101,6 +102,42 @@ def termination_problems(model: MDNRNN, batches: Iterable[SequenceBatch]) -> lis
         "Likely causes: too few episodes that terminate, or a termination_weight other than 1; calibrate it (calibrate=True, "
         f"--calibrate) or collect more; see {PAGE}"
     ]
+
+
+def world_problems(
+    model: MDNRNN,
+    result: TrainingResult,
+    baselines: Mapping[str, float],
+    batches: Callable[[], Iterable[SequenceBatch]],
+    posteriors: Iterable[tuple[Tensor, Tensor]],
+    evaluate_every: int,
+) -> list[str]:
+    """Say which parts of a world model are in a bad state after `fit`.
+
+    Args:
+        model: M, with the best weights.
+        result: how the training ended.
+        baselines: held-out scores of trivial models.
+        batches: makes the held-out batches of an evaluation.
+        posteriors: mean (N, D) and log-variance (N, D) of V for some held-out observations.
+        evaluate_every: updates between evaluations.
+    """
+    return [
+        *posterior_problems(posteriors),
+        *loss_problems(result, evaluate_every=evaluate_every),
+        *model_problems(result.best_metrics, baselines),
+        *termination_problems(model.eval(), batches()),
+    ]
+
+
+@torch.no_grad()
+def posterior_problems(posteriors: Iterable[tuple[Tensor, Tensor]]) -> list[str]:
+    """Say if V has collapsed, given mean (N, D) and log-variance (N, D) of observations; a V without noise has not."""
+    mean, log_variance = (torch.cat(part) for part in zip(*posteriors, strict=True))
+    noisy = ~log_variance.isneginf().all(dim=0)
+    if not bool(noisy.any()):
+        return []
+    return vision_problems(latents_in_use(mean[:, noisy], log_variance[:, noisy]), int(noisy.sum()))
 
 
 def record(problems: Sequence[str], provenance: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from worldmodel.data import EpisodeCollection
 from worldmodel.models import MDNRNN, MDNRNNConfig, SequenceBatch
+from worldmodel.spaces import check_float32_range
 
 REWARD_COMPONENTS = 5  # of the mixture of the other rewards, in new fits
 MIN_FRACTION, MIN_COUNT = 0.01, 50  # of the steps, and steps: of a value that is an atom
@@ -78,8 +79,17 @@ def check_rewards_of(atoms: tuple[float, ...] | None, components: int | None, re
 
 
 def read_rewards(episodes: EpisodeCollection) -> np.ndarray:
-    """Return the rewards of all episodes as float32 numbers."""
-    return np.concatenate([episodes.read(index).rewards for index in range(len(episodes))]).astype(np.float32)
+    """Return the rewards of all episodes as float32 numbers.
+
+    Raises:
+        ValueError: if a reward is too large for float32; names the episode and the step.
+    """
+    rewards = []
+    for index in range(len(episodes)):
+        episode = episodes.read(index)
+        check_float32_range(torch.as_tensor(episode.rewards), f"episode {episode.episode_id} rewards")
+        rewards.append(episode.rewards.astype(np.float32))
+    return np.concatenate(rewards)
 
 
 @torch.no_grad()
