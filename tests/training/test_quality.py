@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 import worldmodel as wm
 from worldmodel.models import MDNRNN, MDNRNNConfig, SequenceBatch
 from worldmodel.training import TrainingQualityWarning, TrainingResult, quality
+from worldmodel.training.trivial_models import TrivialModels
 
 GOOD = TrainingResult(updates=1000, best_update=900, best_metrics={"nll_per_dim": 0.5}, seconds=1.0)
 
@@ -37,24 +39,106 @@ def test_an_m_worse_than_a_linear_gaussian_is_told(own, linear, bad):
     assert quality.model_problems({"nll_per_dim": own}, {}) == []
 
 
+@pytest.mark.parametrize(("own", "bad"), [(-3.7, False), (-3.5, True)])
+def test_an_m_close_to_a_linear_gaussian_that_is_nearly_exact_is_good(own, bad):
+    baselines = {"repeat_last": -0.1, "linear_gaussian": -4.1}  # of CartPole
+    assert bool(quality.model_problems({"nll_per_dim": own}, baselines)) == bad
+
+
 @pytest.mark.parametrize(("best", "updates", "bad"), [(200, 1000, True), (400, 1000, False), (200, 400, False)])
 def test_a_loss_that_rises_from_the_first_evaluation_on_is_told(best, updates, bad):
     result = TrainingResult(updates=updates, best_update=best, best_metrics={}, seconds=1.0)
     assert bool(quality.loss_problems(result, evaluate_every=200)) == bad
 
 
-@pytest.mark.parametrize(("bias", "bad"), [(-2.1972, False), (-8.0, True), (3.0, True)])
-def test_a_termination_head_worse_than_the_base_rate_is_told(bias, bad):
-    model = MDNRNN(2, 1, MDNRNNConfig(hidden_size=3)).eval()
+def steps(num=400, *, seed=0):
+    """Make a batch of steps: z of two numbers, a step that ends with a probability of 0.1, and more if |z_0| is large."""
+    generator = torch.Generator().manual_seed(seed)
+    z = torch.randn(num, 2, 2, generator=generator)
+    ended = torch.rand(num, 1, generator=generator) < 0.1
+    return SequenceBatch(
+        z=z, action=torch.zeros(num, 1, 1), reward=z[:, :1, 0] + 0.1 * torch.randn(num, 1, generator=generator),
+        terminated=ended, mask=torch.ones(num, 1, dtype=torch.bool),
+    )  # fmt: skip
+
+
+def predicted(model, batch, *, fitted_on=None):
+    trivial = TrivialModels.fit([fitted_on or batch])
+    return quality.Predictions.of(model.eval(), [batch], trivial)
+
+
+def flat_model(bias, **config):
+    """Make an M whose termination head says the same at each step."""
+    model = MDNRNN(2, 1, MDNRNNConfig(hidden_size=3, **config))
     with torch.no_grad():
         model.termination_head.weight.zero_()
         model.termination_head.bias.fill_(bias)
-    ended = torch.arange(400).reshape(4, 100) % 10 == 0  # a rate of 0.1, log-odds -2.197
-    batch = SequenceBatch(
-        z=torch.zeros(4, 101, 2), action=torch.zeros(4, 100, 1), reward=torch.zeros(4, 100), terminated=ended,
-        mask=torch.ones(4, 100, dtype=torch.bool),
-    )  # fmt: skip
-    assert bool(quality.termination_problems(model, [batch])) == bad
+    return model
+
+
+@pytest.mark.parametrize(("bias", "bad"), [(-2.1972, False), (-8.0, True), (3.0, True)])
+def test_a_termination_head_worse_than_the_base_rate_is_told(bias, bad):
+    batch = replace(steps(), terminated=torch.arange(400).reshape(400, 1) % 10 == 0)  # a rate of 0.1, log-odds -2.197
+    found = quality.termination_problems(predicted(flat_model(bias), batch))
+    assert bool(found) == bad
+    assert all("worse than the rate" in one for one in found)
+
+
+def test_a_termination_head_that_predicts_the_rate_is_told_only_if_a_regression_does_better():
+    by_chance = steps(4000)
+    rate = float(by_chance.terminated.double().mean())
+    model = flat_model(float(np.log(rate / (1 - rate))))
+    assert quality.termination_problems(predicted(model, by_chance, fitted_on=steps(4000, seed=1))) == []
+    far = replace(by_chance, terminated=by_chance.z[:, :1, 0].abs() > 1.7)  # in both directions, so not linear in z
+    rate = float(far.terminated.double().mean())
+    model = flat_model(float(np.log(rate / (1 - rate))))
+    (message,) = quality.termination_problems(predicted(model, far))
+    assert "hardly predicts better than the rate" in message
+
+
+def test_few_terminations_are_not_judged():
+    few = replace(steps(), terminated=torch.arange(400).reshape(400, 1) < 9)
+    assert quality.termination_problems(predicted(flat_model(9.0), few)) == []
+
+
+@pytest.mark.parametrize(("slope", "bad"), [(0.0, True), (0.05, True), (0.3, False), (1.0, False)])
+def test_a_reward_head_that_has_learnt_little_is_told(slope, bad):
+    batch = steps(2000)
+    predictions = predicted(MDNRNN(2, 1, MDNRNNConfig(hidden_size=3)), batch)
+    found = quality.reward_problems(replace(predictions, mean_reward=slope * batch.z[:, 0, 0].double()))
+    assert bool(found) == bad
+
+
+def test_a_reward_head_is_not_told_of_rewards_that_no_one_can_predict_or_that_are_constant():
+    noise = replace(steps(2000), reward=torch.randn(2000, 1, generator=torch.Generator().manual_seed(5)))
+    constant = replace(noise, reward=torch.ones(2000, 1))
+    model = MDNRNN(2, 1, MDNRNNConfig(hidden_size=3))
+    for batch in (noise, constant):
+        predictions = predicted(model, batch, fitted_on=replace(steps(2000, seed=3), reward=batch.reward.flip(0)))
+        assert quality.reward_problems(replace(predictions, mean_reward=predictions.mean_reward * 0 + 0.2)) == []
+
+
+@pytest.mark.parametrize("factorization", ["joint", "per_dimension"])
+def test_dead_components_are_counted(factorization):
+    model = MDNRNN(2, 1, MDNRNNConfig(hidden_size=3, num_components=3, factorization=factorization))
+    predictions = predicted(model, steps())
+    assert predictions.weights.shape == (3,)
+    assert quality.dead_components(predictions) == ""
+    dead = replace(predictions, weights=torch.tensor([0.995, 0.004, 0.001]))
+    assert "1 of 3 components" in quality.dead_components(dead)
+    (message,) = quality.model_problems({"nll_per_dim": 1.0}, {"linear_gaussian": 0.0}, quality.dead_components(dead))
+    assert "not below 0.000, with 1 of 3 components" in message
+
+
+def test_a_logistic_regression_finds_known_log_odds_and_a_linear_one_known_coefficients():
+    batch = steps(40_000)
+    generator = torch.Generator().manual_seed(7)
+    log_odds = -2 + 1.5 * batch.z[:, 0, 0].double() - 0.5 * batch.z[:, 0, 1].double().square()
+    ended = torch.rand(40_000, generator=generator, dtype=torch.float64) < log_odds.sigmoid()
+    trivial = TrivialModels.fit([replace(batch, terminated=ended.unsqueeze(-1))])
+    found, reward = trivial.predict(batch)
+    assert float((found - log_odds).abs().mean()) < 0.1
+    torch.testing.assert_close(reward, batch.z[:, 0, 0].double(), atol=0.02, rtol=0)
 
 
 @pytest.mark.parametrize(("updates", "held_out", "judged"), [(199, True, False), (200, True, True), (200, False, False)])

@@ -93,6 +93,10 @@ class Dreams(BatchedWorld):
             raise ValueError(f"temperature: expected a number or shape ({self.batch_size},), got {tuple(value.shape)}")
         self._temperature = value.to(self.world.device) if isinstance(value, Tensor) else value
 
+    def put_temperatures(self, values: Tensor) -> None:
+        """Set valid temperatures (B,), on the world's device, without reading their values, which would synchronise a GPU."""
+        self._temperature = values
+
     @property
     def termination(self) -> TerminationRule:
         """Rule by which dreams terminate; a new value takes effect at the next step."""

@@ -103,7 +103,7 @@ class DreamSettings:
         old = torch.as_tensor(self._dreams.temperature)
         low, high = (self._of_rows(bound, rows, old) for bound in (self._low, self._high))
         sampled = low + (high - low) * fill_uniform(old.new_empty(rows.count), streams)
-        self._dreams.temperature = rows.put(old, sampled)
+        self._dreams.put_temperatures(rows.put(old, sampled))
 
     def infos(self) -> dict[str, Tensor]:
         """Return the temperature of each dream, with its mask, if each has its own."""

@@ -7,7 +7,6 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +49,7 @@ from worldmodel.training.config import DataConfig, TrainingConfig
 from worldmodel.training.likelihood import calibrate_termination
 from worldmodel.training.loop import TrainingResult
 from worldmodel.training.reward_atoms import check_rewards_of, read_rewards, set_base_rates, with_reward_fields
+from worldmodel.training.trivial_models import TrivialModels
 from worldmodel.training.windows import RESIDENT_BYTES, SequenceData, WindowSampler
 
 FIT_FORMAT, FIT_VERSION, FIT_FILE = "worldmodel.fit", 1, "fit.json"
@@ -138,7 +138,7 @@ def fit(
         )
     world.provenance = _provenance(episodes, arguments, result, scores) | {"layout": layout.to_json()}
     seen = (reader.encode(episodes.read(int(index)).observations) for index in split[1][: quality.MAX_JUDGED])
-    _examine(world, test_data, result, training_config, seed, seen)
+    _examine(world, (train_data, test_data), result, training_config, seed, seen)
     world.write(directory)
     return world.eval()
 
@@ -358,21 +358,23 @@ def _calibrate(world: WorldModel, test: SequenceData | None, seed: int) -> dict[
 
 def _examine(
     world: WorldModel,
-    test: SequenceData | None,
+    data: tuple[SequenceData, SequenceData | None],
     result: TrainingResult,
     config: TrainingConfig,
     seed: int,
     posteriors: Iterator[tuple[Tensor, Tensor]],
 ) -> None:
     """Calibrate if requested, warn of the bad states in which the training has ended, and add both to the provenance."""
+    train, test = data
     if config.calibrate:
         world.provenance["calibration"] = _calibrate(world, test, seed)
-    if test is None or not quality.judge(result, held_out=True):
+    trivial = TrivialModels.fit(_statistics_batches(train)) if quality.judge(result, held_out=test is not None) else None
+    if test is None or trivial is None:
         return
-    batches = partial(loop.held_out_batches, test, config.max_test_batches, seed=seed, device=world.device)
+    batches = loop.held_out_batches(test, config.max_test_batches, seed=seed, device=world.device)
+    predictions = quality.Predictions.of(world.mdnrnn.eval(), batches, trivial)
     scores = world.provenance["baselines"]
-    problems = quality.world_problems(world.mdnrnn, result, scores, batches, posteriors, config.evaluate_every)
-    quality.record(problems, world.provenance)
+    quality.record(quality.world_problems(result, scores, predictions, posteriors, config.evaluate_every), world.provenance)
 
 
 def _provenance(
