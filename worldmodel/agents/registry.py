@@ -26,6 +26,7 @@ import torch
 from worldmodel import agents
 from worldmodel.dream import Agent, Policy, agent_of
 from worldmodel.models import Origin, WorldModel
+from worldmodel.runtime import local_path
 
 AgentClass = TypeVar("AgentClass", bound=type[Any])
 
@@ -66,7 +67,8 @@ def load_agent(path: str | Path, *, device: str | torch.device = "cpu") -> Any:
         FileNotFoundError: if the directory holds no agent of a known class.
         ValueError: if it is damaged, or of a newer version.
     """
-    marker = _find_marker(Path(path))
+    path = local_path(path)
+    marker = _find_marker(path)
     if marker is None:
         raise FileNotFoundError(
             f"{path}: expected an agent ({' or '.join(sorted(_REGISTRY))}), found none; for an agent of your own class, import "
@@ -77,7 +79,7 @@ def load_agent(path: str | Path, *, device: str | torch.device = "cpu") -> Any:
 
 def has_agent(path: str | Path) -> bool:
     """Return whether a directory holds a complete agent of a known class."""
-    return _find_marker(Path(path)) is not None
+    return _find_marker(local_path(path)) is not None
 
 
 def check_agent(agent: Policy, world: WorldModel) -> Agent:

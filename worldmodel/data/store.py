@@ -37,6 +37,7 @@ from worldmodel.runtime import (
     file_errors,
     files,
     is_being_replaced,
+    local_path,
     locked,
     prepare_directory,
     write_bytes,
@@ -105,7 +106,7 @@ class EpisodeStore(ReadableEpisodes):
             FileNotFoundError: if there is no store; the message says if `repair` can rebuild it.
             ValueError: if the manifest is damaged or of a newer version.
         """
-        path = Path(path)
+        path = local_path(path)
         if not (path / MANIFEST).is_file():
             hint = f"; its shards exist: {_REBUILD}" if shards.files(path / SHARDS) else ""
             raise FileNotFoundError(f"{path / MANIFEST}: expected the manifest of an episode store, got none{hint}")
