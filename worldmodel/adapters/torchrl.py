@@ -39,7 +39,7 @@ class TorchRLEnv(ChangeableDreams, EnvBase):  # type: ignore[misc]  # TorchRL ha
         num_envs: number B of dreams.
         check_actions: validate every action, and raise if a finished dream is stepped. This
             synchronises the GPU at each step.
-        device: device of a world model given as a path.
+        device: device of a world model given as a path; "auto": an NVIDIA GPU if there is one, else the CPU.
         **options: fields of `DreamOptions`.
 
     Raises:

@@ -37,6 +37,8 @@ from worldmodel.runtime import (
     check_numbers,
     explains_keywords,
     interrupt_between_steps,
+    keeps_threads,
+    set_threads,
 )
 from worldmodel.spaces import FlatSpace
 
@@ -117,6 +119,7 @@ class PPOConfig:
 
 
 @explains_keywords
+@keeps_threads
 def ppo(
     agent: DifferentiableAgent,
     dreams: Dreams,
@@ -151,7 +154,8 @@ def ppo(
         TypeError: if the agent lacks something; names it.
         KeyboardInterrupt: after the iteration in which Ctrl-C was pressed.
     """
-    config, world = config or PPOConfig(), dreams.world
+    config, world, run = config or PPOConfig(), dreams.world, run or RunConfig()
+    set_threads(None, run.threads, "ppo")
     horizon = check_integer(usual_horizon(world) if horizon is None else horizon, "horizon", least=1)
     check_rewards(world, dreams.reward)
     if dreams.num_groups != 1:
@@ -161,7 +165,7 @@ def ppo(
     learner = _Learner(copy.deepcopy(best), dreams, starts, config, seed)
     test = _Test(dreams, config, horizon, seed)
     best_test = test(best)
-    with interrupt_between_steps() as requested, (run or RunConfig()).reporter() as report:
+    with interrupt_between_steps() as requested, run.reporter() as report:
         for number in range(1, config.iterations + 1):
             metrics = learner.iterate()
             if number % config.test_every == 0 or number == config.iterations:

@@ -26,7 +26,7 @@ import torch
 from worldmodel import agents
 from worldmodel.dream import Agent, Policy, agent_of
 from worldmodel.models import Origin, WorldModel
-from worldmodel.runtime import local_path
+from worldmodel.runtime import choose_device, local_path
 
 AgentClass = TypeVar("AgentClass", bound=type[Any])
 
@@ -61,7 +61,7 @@ def load_agent(path: str | Path, *, device: str | torch.device = "cpu") -> Any:
 
     Args:
         path: the directory.
-        device: device of the agent.
+        device: device of the agent; "auto" is an NVIDIA GPU if there is one, else the CPU.
 
     Raises:
         FileNotFoundError: if the directory holds no agent of a known class.
@@ -74,7 +74,7 @@ def load_agent(path: str | Path, *, device: str | torch.device = "cpu") -> Any:
             f"{path}: expected an agent ({' or '.join(sorted(_REGISTRY))}), found none; for an agent of your own class, import "
             "the module that registers it first (worldmodel.agents.register_agent)"
         )
-    return _REGISTRY[marker].from_pretrained(path, device=device)
+    return _REGISTRY[marker].from_pretrained(path, device=choose_device(device))
 
 
 def has_agent(path: str | Path) -> bool:

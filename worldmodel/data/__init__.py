@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from worldmodel.data.policies import RepeatPolicy as RepeatPolicy
     from worldmodel.data.policies import SweepPolicy as SweepPolicy
     from worldmodel.data.policies import make_policy as make_policy
+    from worldmodel.data.reading import describe_recipe as describe_recipe
     from worldmodel.data.repairing import Problem as Problem
     from worldmodel.data.repairing import repair as repair
     from worldmodel.data.repairing import verify as verify
@@ -64,6 +65,7 @@ else:
             "env_factory": "EnvConfig EnvMaker env_maker make_env",
             "episode": "Episode as_reward check_episode",
             "policies": "BrownianPolicy CyclicPolicy POLICIES Policy RandomPolicy RepeatPolicy SweepPolicy make_policy",
+            "reading": "describe_recipe",
             "repairing": "Problem repair verify",
             "runner": "EpisodeFailure Runner rollouts",
             "shards": "Schema",

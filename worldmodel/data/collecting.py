@@ -30,8 +30,10 @@ from worldmodel.runtime import (
     check_integer,
     check_same_run,
     explains_keywords,
+    keeps_threads,
     record_run,
     remove_temporaries,
+    set_threads,
     single_writer,
 )
 from worldmodel.spaces import find_images
@@ -59,6 +61,7 @@ class EpisodeEncoder(Protocol):
 
 
 @explains_keywords
+@keeps_threads
 @single_writer()
 def collect(
     env: str | EnvMaker | EnvConfig,
@@ -101,6 +104,7 @@ def collect(
             missing episodes; they are not written then.
     """
     num_episodes, run = check_integer(num_episodes, "num_episodes", least=1), run or RunConfig()
+    set_threads(None, run.threads, out)  # of V and of policies with a network; no episode depends on it
     pool = WorkerConfig.of(workers)
     runner = Runner(env, policy, seed=seed)
     try:

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from worldmodel.dream.rewards import load_reward as load_reward
     from worldmodel.dream.rewards import reward_name as reward_name
     from worldmodel.dream.scores import Scores as Scores
+    from worldmodel.dream.scores import format_spread as format_spread
     from worldmodel.dream.scores import score as score
     from worldmodel.dream.seeding import EpisodeSeeds as EpisodeSeeds
     from worldmodel.dream.seeding import Rows as Rows
@@ -73,7 +74,7 @@ else:
             "rewards": (
                 "LatentReward REWARD_MODES Reward RewardFunction RewardMode UserReward check_rewards load_reward reward_name"
             ),
-            "scores": "Scores score",
+            "scores": "Scores format_spread score",
             "seeding": "EpisodeSeeds Rows rows_to_reset",
             "starts": "StartBank StartConfig",
             "tracking": "LatentTracker primed_states",

@@ -58,8 +58,14 @@ class Scores:
 
     def __str__(self) -> str:
         digits = _digits(self.std or abs(self.mean))
-        mean, std, error = (f"{number:.{digits}f}" for number in (self.mean, self.std, self.standard_error))
-        return f"{mean} +- {std} ({len(self.returns)} episodes, standard error {error})"
+        error = f"{self.standard_error:.{digits}f}"
+        return f"{format_spread(self.mean, self.std)} ({len(self.returns)} episodes, standard error {error})"
+
+
+def format_spread(mean: float, spread: float) -> str:
+    """Return a mean and its spread as text, with as many decimals as show two digits of the spread."""
+    digits = _digits(spread or abs(mean))
+    return f"{mean:.{digits}f} +- {spread:.{digits}f}"
 
 
 def _digits(size: float) -> int:

@@ -40,7 +40,7 @@ class DreamVectorEnv(ChangeableDreams, VectorEnv[Value, Value, Any]):
             accept actions as such. Only ``check_actions`` then copies to the host.
         check_actions: validate every action, and raise if a finished dream is stepped in DISABLED
             mode. This synchronises the GPU at each step. False leaves invalid actions undetected.
-        device: device of a world model given as a path.
+        device: device of a world model given as a path; "auto": an NVIDIA GPU if there is one, else the CPU.
         render_mode: "rgb_array" or None.
         **options: fields of `DreamOptions`.
 
@@ -275,7 +275,7 @@ class DreamEnv(ChangeableDreams, gym.Env[Value, Value]):
 
     Args:
         world: a world model, or its path.
-        device: device of a world model given as a path.
+        device: device of a world model given as a path; "auto": an NVIDIA GPU if there is one, else the CPU.
         render_mode: "rgb_array" or None.
         **options: fields of `DreamOptions`.
 

@@ -28,6 +28,7 @@ from worldmodel.dream import (
     RandomActions,
     RepeatedActions,
     Scores,
+    format_spread,
     score,
     time_limit,
 )
@@ -141,7 +142,7 @@ class Probe:
         columns = {"reality": self.real, **{f"dream, tau {tau:g}": found for tau, found in self.dreams.items()}}
         rows = [" " * width + "".join(f"{name:>24}" for name in columns)]
         for name in self.real:
-            cells = (f"{found[name].mean:.1f} +- {found[name].standard_error:.1f}" for found in columns.values())
+            cells = (format_spread(found[name].mean, found[name].standard_error) for found in columns.values())
             rows.append(f"{name:<{width}}" + "".join(f"{cell:>24}" for cell in cells))
         correlations = "".join(f"{self.rank_correlation(tau):>24.2f}" for tau in self.dreams)
         rows.append(f"{'rank correlation':<{width}}{'':>24}{correlations}")

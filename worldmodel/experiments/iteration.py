@@ -86,7 +86,7 @@ def iterate(
         target: mean real return at which to stop; None never stops early.
         config: sizes and budgets of a round.
         seed: seed of everything.
-        device: where M and the dreams are.
+        device: where M and the dreams are; "auto": an NVIDIA GPU if there is one, else the CPU.
         train_agent: returns a round's agent in place of `evolve`: called with the world model (on ``device``), the agent of the
             round before (None in round 1) and a seed. The record of the run holds its name. The class of the agent must be
             registered; see `worldmodel.agents.register_agent`.

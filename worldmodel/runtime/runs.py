@@ -23,7 +23,7 @@ from worldmodel.runtime.locks import locked
 from worldmodel.runtime.numbers import check_flags
 from worldmodel.runtime.progress import Listener, Progress, Reporter
 from worldmodel.runtime.provenance import record_run
-from worldmodel.runtime.threads import set_threads
+from worldmodel.runtime.threads import check_threads, set_threads
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -160,6 +160,7 @@ def prepare_run(
     replaces: Sequence[str],
     run: RunConfig,
     error: type[Exception] = ValueError,
+    result: str | None = None,
 ) -> Path:
     """Make the output directory of a long run, or check that the run in it has the same arguments.
 
@@ -172,6 +173,7 @@ def prepare_run(
         replaces: see `prepare_directory`.
         run: whether a run that is there is resumed, replaced or refused.
         error: class of the exception if its arguments are others.
+        result: name of a file that a complete run has, which is only opened.
 
     The number of torch's threads is recorded, too, and set to that of a run that is resumed; see `set_threads`.
 
@@ -196,7 +198,8 @@ def prepare_run(
     earlier = dict(read_json(path / marker, format=format, version=version))
     threads = earlier.pop(THREADS, None)  # runs of earlier versions have no record
     check_same_run(earlier, arguments, path, error=error)
-    set_threads(threads, run.threads, path)
+    complete = result is not None and (path / result).is_file()
+    (check_threads if complete else set_threads)(threads, run.threads, path)
     remove_temporaries(path)
     record_run(path)
     return path

@@ -13,8 +13,25 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 
+from worldmodel.runtime.process import end_if_starting
+
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+def check_threads(recorded: Any, asked: int | None, source: str | Path) -> int | None:
+    """Return the recorded number of threads of a run; None for a run of an earlier version.
+
+    Raises:
+        ValueError: if the caller asks for another number.
+    """
+    known = recorded if isinstance(recorded, int) and not isinstance(recorded, bool) and recorded >= 1 else None
+    if known is not None and asked is not None and asked != known:
+        raise ValueError(
+            f"threads: expected {known}, as in the run in {source}, got {asked}, which would change its results; leave it out, "
+            "or overwrite the run (--overwrite)"
+        )
+    return known
 
 
 def set_threads(recorded: Any, asked: int | None, source: str | Path) -> int:
@@ -31,12 +48,7 @@ def set_threads(recorded: Any, asked: int | None, source: str | Path) -> int:
     Raises:
         ValueError: if the run has another number than the caller asks for.
     """
-    known = recorded if isinstance(recorded, int) and not isinstance(recorded, bool) and recorded >= 1 else None
-    if known is not None and asked is not None and asked != known:
-        raise ValueError(
-            f"threads: expected {known}, as in the run in {source}, got {asked}, which would change its results; leave it out, "
-            "or overwrite the run (--overwrite)"
-        )
+    known = check_threads(recorded, asked, source)
     present, chosen = torch.get_num_threads(), known or asked
     if chosen is None or chosen == present:
         return present
@@ -51,10 +63,14 @@ def set_threads(recorded: Any, asked: int | None, source: str | Path) -> int:
 
 
 def keeps_threads(function: Callable[P, R]) -> Callable[P, R]:
-    """Decorate a function that resumes runs: after it, torch has as many threads as before."""
+    """Decorate a long function: after it, torch has as many threads as before.
+
+    A worker that is about to run it while it imports the user's script ends; see `end_if_starting`.
+    """
 
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        end_if_starting()
         before = torch.get_num_threads()
         try:
             return function(*args, **kwargs)

@@ -27,6 +27,7 @@ import cloudpickle
 import torch
 
 from worldmodel.runtime.integers import check_integers
+from worldmodel.runtime.process import end_if_starting
 from worldmodel.runtime.watch import StepWatch
 
 PREFETCH = 2  # tasks per worker: the running one, and the next one to hide the latency of the pipe
@@ -117,6 +118,7 @@ def run_in_processes(runner: Runner, tasks: Sequence[int], config: WorkerConfig)
     Raises:
         RuntimeError: if a worker cannot start.
     """
+    end_if_starting()
     payload = cloudpickle.dumps(runner)
     waiting = deque(tasks)
     tried: Counter[int] = Counter()

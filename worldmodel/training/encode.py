@@ -10,7 +10,7 @@ import torch
 
 from worldmodel.data import Episode, EpisodeStore, EpisodeWriter, Schema, open_or_create
 from worldmodel.models import Encoder, Vision
-from worldmodel.runtime import Progress, RunConfig, explains_keywords, require_disk, single_writer
+from worldmodel.runtime import Progress, RunConfig, explains_keywords, keeps_threads, require_disk, set_threads, single_writer
 from worldmodel.spaces import leaf_values
 from worldmodel.training import quality
 
@@ -20,6 +20,7 @@ LEAST_OBSERVATIONS = 200  # of them
 
 
 @explains_keywords
+@keeps_threads
 @single_writer()
 def encode_store(
     data: str | Path,
@@ -55,6 +56,7 @@ def encode_store(
     encoder.check(source.observation_space)
     spaces_of_store = {"observation_space": encoder.observation_space, "action_space": source.action_space}
     run = run or RunConfig()
+    set_threads(None, run.threads, out)  # an encoding does not depend on it
     _require_disk(Path(out), source, Schema(encoder.observation_space, source.action_space), run.overwrite)
     store = open_or_create(Path(out), lambda: spaces_of_store, encoder.recipe(source.recipe), run=run)
     done = _require_same_episodes(store, source)

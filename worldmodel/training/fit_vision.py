@@ -27,6 +27,7 @@ from worldmodel.training.frames import FrameData
 RUN_FILE = "train_vae.json"
 OUTPUTS = (RUN_FILE, *VISION_FILES.outputs, "training", ".*.tmp")
 RUN: dict[str, Any] = {"marker": RUN_FILE, "format": "worldmodel.train_vae", "version": 1, "replaces": OUTPUTS}
+RUN["result"] = VISION_FILE  # of a complete run
 
 
 @explains_keywords
@@ -54,7 +55,7 @@ def train_vae(
         training_config: how to train.
         initial: a V to start from, with its sizes and weights; None starts from random weights.
         seed: >= 0, of the split, the initial weights, the order of the frames and everything drawn in training.
-        device: where V and its training are.
+        device: where V and its training are; "auto": an NVIDIA GPU if there is one, else the CPU.
         run: whether a run in ``out`` is resumed or replaced (a complete one is returned as it is), its log, and how progress is
             shown; see `train`. The stage is "train V".
 

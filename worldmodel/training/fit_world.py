@@ -56,6 +56,7 @@ from worldmodel.training.windows import RESIDENT_BYTES, SequenceData, WindowSamp
 FIT_FORMAT, FIT_VERSION, FIT_FILE = "worldmodel.fit", 1, "fit.json"
 OUTPUTS = (FIT_FILE, CHOICE_FILE, *WORLD_FILES.outputs, "training", ".*.tmp")
 RUN: dict[str, Any] = {"marker": FIT_FILE, "format": FIT_FORMAT, "version": FIT_VERSION, "replaces": OUTPUTS}
+RUN["result"] = WORLD_FILE  # of a complete run
 MAX_START_STATES = 2_000
 
 
@@ -90,7 +91,7 @@ def fit(
             (`Vision.fit`). None is `StateNormalizer`, which standardises vector observations.
         initial: a world model to start from; its V, its configuration and its weights are kept. None starts from scratch.
         seed: >= 0, of the split, the initial weights, the batches and all samples in training.
-        device: where model, data and training are.
+        device: where model, data and training are; "auto": an NVIDIA GPU if there is one, else the CPU.
         run: whether a run in ``out`` is resumed or replaced (a complete one is returned as it is), its log, and how progress is
             shown; see `train`. The stage is "train M".
 
