@@ -83,7 +83,7 @@ class Controller(nn.Module):
         ValueError: if a size is below 1 or ``features`` is unknown.
 
     Attributes:
-        origin: the world model in which it was trained, which `evolve` and `ppo` record; None if it is unknown. In another
+        origin: the world model for which it was made or in which `evolve` or `ppo` trained it; None if it is unknown. In another
             world model its features would mean something else, and it is refused.
     """
 
@@ -124,7 +124,7 @@ class Controller(nn.Module):
     def for_world(
         cls, world: WorldModel, config: ControllerConfig | None = None, generator: torch.Generator | None = None
     ) -> Controller:
-        """Make a controller for a world's features and actions, on the CPU.
+        """Make a controller for a world's features and actions, on the CPU; the world is its ``origin``.
 
         Args:
             world: the world model.
@@ -132,7 +132,7 @@ class Controller(nn.Module):
             generator: see `Controller`.
         """
         config = config or ControllerConfig()
-        return cls(
+        controller = cls(
             feature_size(world, config.features),
             world.action_space,
             features=config.features,
@@ -141,6 +141,8 @@ class Controller(nn.Module):
             ordered=config.ordered,
             generator=generator,
         )
+        controller.origin = Origin.of(world)  # also for a training of one's own, such as gradients through `imagine`
+        return controller
 
     @property
     def num_parameters(self) -> int:
