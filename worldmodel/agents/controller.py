@@ -83,8 +83,8 @@ class Controller(nn.Module):
         ValueError: if a size is below 1 or ``features`` is unknown.
 
     Attributes:
-        origin: the world model for which it was made or in which `evolve` or `ppo` trained it; None if it is unknown. In another
-            world model its features would mean something else, and it is refused.
+        origin: the world model for which it was made or in which `evolve` or `ppo` trained it; None if it is unknown. In
+            another world model its features would mean something else, and it is refused.
     """
 
     origin: Origin | None = None
