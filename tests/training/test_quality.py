@@ -8,10 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from test_vae import make_vae
+from toy_images import dot_store
 
 import worldmodel as wm
 from worldmodel.models import MDNRNN, MDNRNNConfig, SequenceBatch
-from worldmodel.training import TrainingQualityWarning, TrainingResult, quality
+from worldmodel.training import TrainingQualityWarning, TrainingResult, encode, quality
 from worldmodel.training.trivial_models import TrivialModels
 
 GOOD = TrainingResult(updates=1000, best_update=900, best_metrics={"nll_per_dim": 0.5}, seconds=1.0)
@@ -161,6 +163,41 @@ def test_a_bad_fit_warns_and_its_directory_keeps_the_warning(tmp_path):
     assert wm.WorldModel.from_pretrained(tmp_path / "world").provenance["warnings"] == world.provenance["warnings"]
 
 
+@pytest.fixture
+def collapsed(tmp_path):
+    """Make a V whose mean is the same for every image, and a store of images."""
+    dot_store(tmp_path / "frames", 12)
+    vision = make_vae()
+    with torch.no_grad():
+        for parameter in (*vision.mean_head.parameters(), *vision.log_variance_head.parameters()):
+            parameter.zero_()
+    return vision, tmp_path / "frames"
+
+
+def test_encoding_with_a_collapsed_v_warns(collapsed, tmp_path, monkeypatch):
+    vision, frames = collapsed
+    monkeypatch.setattr(encode, "LEAST_OBSERVATIONS", 10)
+    with pytest.warns(TrainingQualityWarning, match=f"V has collapsed: 0 of {vision.latent_size} latents"):
+        wm.encode_store(frames, vision=vision, out=tmp_path / "z")
+
+
+def test_a_fit_with_a_collapsed_v_warns_and_keeps_it(collapsed, tmp_path):
+    vision, frames = collapsed
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always", TrainingQualityWarning)
+        world = wm.fit(
+            frames,
+            out=tmp_path / "world",
+            vision=vision,
+            config=MDNRNNConfig(hidden_size=4, num_components=1, latent_head="MixtureHead"),
+            data_config=wm.DataConfig(window=8, batch_size=4, test_fraction=0.2),
+            training_config=wm.TrainingConfig(num_updates=200, evaluate_every=100),
+        )
+    assert any("V has collapsed: 0 of" in str(one.message) for one in found)
+    assert any("V has collapsed: 0 of" in one for one in world.provenance["warnings"])
+    assert "V has collapsed" in str(world)
+
+
 def test_a_good_fit_says_nothing(tmp_path):
     wm.collect("CartPole-v1", out=tmp_path / "data", num_episodes=100, seed=0)
     config = wm.TrainingConfig(num_updates=600, learning_rate=1e-2)
@@ -183,7 +220,13 @@ def test_the_pages_that_warnings_name_exist():
     from pathlib import Path
 
     root = Path(__file__).parents[2]
-    for message in (*quality.vision_problems(0, 8), *quality.model_problems({"nll_per_dim": 1.0}, {"linear_gaussian": 0.0})):
+    batch = replace(steps(2000), terminated=torch.arange(2000).reshape(2000, 1) % 10 == 0)
+    bad = predicted(flat_model(9.0), batch)
+    bad = replace(bad, mean_reward=bad.reward * 0)
+    risen = TrainingResult(updates=1000, best_update=100, best_metrics={"nll_per_dim": 1.0}, seconds=1.0)
+    flat = torch.zeros(50, 8), torch.zeros(50, 8)
+    messages = quality.world_problems(risen, {"linear_gaussian": 0.0}, bad, [flat], evaluate_every=100)
+    assert len(messages) == 5
+    for message in messages:
         page = message.rpartition("see ")[2]
         assert (root / page).is_file(), page
-    assert np.isfinite(quality.MARGIN)
