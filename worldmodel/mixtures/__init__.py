@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from worldmodel.mixtures.heads import NoiseType as NoiseType
     from worldmodel.mixtures.heads import check_noise as check_noise
     from worldmodel.mixtures.heads import soft_floor as soft_floor
+    from worldmodel.mixtures.latent_head import CONSTANTS as CONSTANTS
     from worldmodel.mixtures.latent_head import LatentDistribution as LatentDistribution
     from worldmodel.mixtures.latent_head import LatentHead as LatentHead
     from worldmodel.mixtures.latent_head import latent_head_class as latent_head_class
@@ -68,7 +69,7 @@ else:
             "discrete_heads": "Bits BitsHead ChoiceHead OneHot Segments",
             "gaussian": "GaussianMixture HALF_LOG_TWO_PI at_least_float32 categorical check_temperature shared_draws",
             "heads": "Factorization MixtureHead NoiseType check_noise soft_floor",
-            "latent_head": "LatentDistribution LatentHead latent_head_class",
+            "latent_head": "CONSTANTS LatentDistribution LatentHead latent_head_class",
             "layout": "COPIED DENSITIES LatentLayout LatentPart PartKind",
             "mixed": "MixedDistribution",
             "network": "MixtureDensityNetwork",

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel.mixtures import (
+    CONSTANTS,
     CompositeDistribution,
     LatentDistribution,
     LatentLayout,
@@ -34,8 +35,8 @@ from worldmodel.models.action_units import ActionUnits
 from worldmodel.models.batch import DataStatistics, SequenceBatch
 from worldmodel.models.latent_frame import LatentFrame
 from worldmodel.models.lstm import LayerNormLSTM, run_lstm, runs_in_loop
-from worldmodel.models.mdnrnn_config import AUTO_LATENT_HEAD, DEFAULT_LATENT_HEAD, MDNRNNConfig
-from worldmodel.runtime import check_integer, check_number, float32_default
+from worldmodel.models.mdnrnn_config import AUTO_LATENT_HEAD, DEFAULT_LATENT_HEAD, DEFAULT_MIN_SCALE, MDNRNNConfig
+from worldmodel.runtime import check_integer, float32_default
 
 
 class State(NamedTuple):
@@ -119,6 +120,7 @@ class MDNRNN(nn.Module):
             reward_components=1 if config.reward_components is None else config.reward_components,
             reward_atoms=config.reward_atoms or (),
             latent_head=DEFAULT_LATENT_HEAD if config.latent_head == AUTO_LATENT_HEAD else config.latent_head,
+            min_scale=DEFAULT_MIN_SCALE if config.min_scale is None else config.min_scale,
         )
         self.latent_size, self.action_size, self.config = latent_size, action_size, config
         input_size = latent_size + action_size
@@ -137,9 +139,7 @@ class MDNRNN(nn.Module):
 
     def config_to_json(self) -> dict[str, Any]:
         """Return the constructor arguments as JSON-serialisable data, the sizes first."""
-        rest: dict[str, Any] = {} if self.layout is None else {"layout": self.layout.to_json()}
-        if self.latent_head.below_scale != 1:
-            rest["below_scale"] = self.latent_head.below_scale
+        rest = ({} if self.layout is None else {"layout": self.layout.to_json()}) | self.latent_head.constants()
         return {"latent_size": self.latent_size, "action_size": self.action_size, **self.config.to_json(), **rest}
 
     @classmethod
@@ -147,9 +147,9 @@ class MDNRNN(nn.Module):
         """Make a model with fresh weights from what `config_to_json` returned."""
         fields = dict(data)
         layout = LatentLayout.from_json(fields.pop("layout")) if "layout" in fields else None
-        below_scale = fields.pop("below_scale", 1.0)  # that of earlier versions, whose files lack it
+        constants = {name: fields.pop(name) for name in CONSTANTS if name in fields}
         model = cls(fields.pop("latent_size"), fields.pop("action_size"), MDNRNNConfig.from_json(fields), layout=layout)
-        model.latent_head.below_scale = check_number(below_scale, "below_scale", "(0, inf)")
+        model.latent_head.set_constants(constants)
         return model
 
     def set_statistics(self, statistics: DataStatistics) -> None:

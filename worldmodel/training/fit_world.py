@@ -100,9 +100,9 @@ def fit(
         v, model, layout = _new_parts(episodes, seed, config, vision, encoded, data_config)
     else:
         v, model, layout = _parts_of(initial, episodes, config, vision, encoded, data_config)
-    chooses = initial is None and config is not None and has_choice(config, layout)
+    left_open = _left_open(None if initial is not None else config, layout)
     arguments = _arguments(episodes, seed, torch.device(device), vision, model, initial, data_config, training_config)
-    arguments |= {"latent_head_choice": True} if chooses else {}  # else left out: old runs resume
+    arguments |= {name: True for name, is_open in left_open.items() if is_open}  # else left out: old runs resume
     split = split_episodes(len(episodes), test_fraction=data_config.test_fraction, seed=seed)
     directory = runs.prepare_run(out, arguments, run=run, **RUN)
     if (directory / WORLD_FILE).is_file():
@@ -113,7 +113,10 @@ def fit(
     reader = world.vision if encoded is None else encoded.to(device)
     parts = _sequence_data(episodes, split, reader, world.action_features, data_config, seed)
     if initial is None:
-        world.mdnrnn = prepare_model(world.mdnrnn, layout, parts, training_config, seed, directory, chooses=chooses)
+        chooses, fit_floors = left_open.values()
+        world.mdnrnn = prepare_model(
+            world.mdnrnn, layout, parts, training_config, seed, directory, chooses=chooses, fit_floors=fit_floors
+        )
     scores = _baselines(world.mdnrnn, *parts, training_config, seed)
     result = _train(world.mdnrnn, parts, directory / "training", training_config, seed, episodes.fingerprint, run)
     world.provenance = _provenance(episodes, arguments, result, scores) | {"layout": layout.to_json()} | read_choice(directory)
@@ -121,6 +124,13 @@ def fit(
         world.provenance["calibration"] = _calibrate(world, parts[1], seed)
     world.write(directory)
     return world.eval()
+
+
+def _left_open(config: MDNRNNConfig | None, layout: LatentLayout) -> dict[str, bool]:
+    """Return what a new M's configuration leaves to the data: the choice of the latent head, and the floors of its sigmas."""
+    if config is None:
+        return {"latent_head_choice": False, "latent_floors": False}
+    return {"latent_head_choice": has_choice(config, layout), "latent_floors": config.min_scale is None}
 
 
 def _train(
@@ -211,8 +221,10 @@ def _decided(config: MDNRNNConfig | None, episodes: EpisodeCollection, out: Path
     if run.resume and not run.overwrite and (out / FIT_FILE).is_file():
         record = files.read_json(out / FIT_FILE, format=FIT_FORMAT, version=FIT_VERSION)
         resumed = record.get("mdnrnn")
-        if config.latent_head == AUTO_LATENT_HEAD and resumed and not record.get("latent_head_choice"):  # of an earlier version
+        if resumed and config.latent_head == AUTO_LATENT_HEAD and not record.get("latent_head_choice"):  # of an earlier version
             config = replace(config, latent_head=resumed.get("latent_head", DEFAULT_LATENT_HEAD))
+        if resumed and config.min_scale is None and not record.get("latent_floors"):
+            config = replace(config, min_scale=resumed.get("min_scale"))
     return with_reward_fields(config, episodes, resumed=resumed)
 
 
@@ -324,7 +336,7 @@ def _baselines(
         if test is None
         else loop.held_out_batches(test, config.max_test_batches, seed=seed, device=unit.device)
     )
-    batches, floor = standardised(statistics_batches(train)), model.config.min_scale * unit
+    batches, floor = standardised(statistics_batches(train)), (model.config.min_scale or 0.0) * unit
     return likelihood.baseline_nll(batches, standardised(scored), min_scale=floor, columns=columns)
 
 
