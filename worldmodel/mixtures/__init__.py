@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from worldmodel.mixtures.gaussian import categorical as categorical
     from worldmodel.mixtures.gaussian import check_temperature as check_temperature
     from worldmodel.mixtures.gaussian import shared_draws as shared_draws
+    from worldmodel.mixtures.heads import DEFAULT_MIN_SCALE as DEFAULT_MIN_SCALE
     from worldmodel.mixtures.heads import Factorization as Factorization
     from worldmodel.mixtures.heads import MixtureHead as MixtureHead
     from worldmodel.mixtures.heads import NoiseType as NoiseType
@@ -68,7 +69,7 @@ else:
             "composite_head": "CompositeDistribution CompositeHead LIKELIHOODS SubHead",
             "discrete_heads": "Bits BitsHead ChoiceHead OneHot Segments",
             "gaussian": "GaussianMixture HALF_LOG_TWO_PI at_least_float32 categorical check_temperature shared_draws",
-            "heads": "Factorization MixtureHead NoiseType check_noise soft_floor",
+            "heads": "DEFAULT_MIN_SCALE Factorization MixtureHead NoiseType check_noise soft_floor",
             "latent_head": "CONSTANTS LatentDistribution LatentHead latent_head_class",
             "layout": "COPIED DENSITIES LatentLayout LatentPart PartKind",
             "mixed": "MixedDistribution",

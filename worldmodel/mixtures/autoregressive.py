@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel.mixtures.gaussian import GaussianMixture, at_least_float32, check_temperature, shared_draws
-from worldmodel.mixtures.heads import Factorization, MixtureHead, NoiseType, sample_raw_mixture, soft_floor
+from worldmodel.mixtures.heads import DEFAULT_MIN_SCALE, Factorization, MixtureHead, NoiseType, sample_raw_mixture, soft_floor
 from worldmodel.mixtures.initialization import fit_components
 from worldmodel.mixtures.reparameterization import reparameterize
 from worldmodel.rng import Source, fill_exponential, fill_normal
@@ -179,7 +179,8 @@ class AutoregressiveHead(MixtureHead):
                 "latent_head: expected factorization 'per_dimension' and noise_type 'diagonal' with 'AutoregressiveHead', got "
                 f"{config.factorization.value!r} and {config.noise_type.value!r}"
             )
-        return cls(in_features, dim, config.num_components, min_scale=config.min_scale)
+        least = DEFAULT_MIN_SCALE if config.min_scale is None else config.min_scale
+        return cls(in_features, dim, config.num_components, min_scale=least)
 
     @property
     def target_weight(self) -> Tensor:
@@ -188,8 +189,9 @@ class AutoregressiveHead(MixtureHead):
 
     def initialise(self, features: Tensor, target: Tensor, ridge: Tensor, *, fit_floors: bool = False) -> None:
         """Start from mixtures of linear regressions on features and earlier dimensions; see ``initialization.py``."""
-        components = fit_components(features, target, ridge, self.num_components, autoregressive=True)
-        self.start_from(components)
+        used = ridge.isfinite()
+        components = fit_components(features[:, used], target, ridge[used], self.num_components, autoregressive=True)
+        self.start_from(components, used)
         with torch.no_grad():
             self.coupling[: sum(self._sizes[:2])] = torch.cat(
                 [components.gate_coupling.flatten(0, 1), components.coupling.flatten(0, 1)]

@@ -49,6 +49,7 @@ LARGEST_LOG_VARIANCE = 80.0  # of the network's raw output: e^80 is still finite
 BELOW_ONE = 1 - 2.0**-22  # a uniform number times this times a sum is less than the sum, in float32 too
 
 
+DEFAULT_MIN_SCALE = 0.03  # of a configuration that leaves ``min_scale`` open
 FLOOR_OF_SPREAD, LOWEST_FLOOR = 0.3, 0.1  # fitted floors: a part of the spread, and at least this part of ``min_scale``
 
 
@@ -152,7 +153,7 @@ class MixtureHead(LatentHead):
             factorization=config.factorization,
             noise_type=config.noise_type,
             fixed_noise_level=config.fixed_noise_level,
-            min_scale=config.min_scale,
+            min_scale=DEFAULT_MIN_SCALE if config.min_scale is None else config.min_scale,
             below_scale=1 / dim if config.noise_type is NoiseType.FULL else 1.0,
         )
 
@@ -178,14 +179,18 @@ class MixtureHead(LatentHead):
     def initialise(self, features: Tensor, target: Tensor, ridge: Tensor, *, fit_floors: bool = False) -> None:
         """Start from mixtures of linear regressions, so that no component dies; see ``initialization.py``."""
         fit = fit_components if self.factorization is Factorization.PER_DIMENSION else fit_joint_components
-        components = fit(features, target, ridge, self.num_components)
-        self.start_from(components)
+        used = ridge.isfinite()
+        components = fit(features[:, used], target, ridge[used], self.num_components)
+        self.start_from(components, used)
         if fit_floors:
             self.fit_floors(components.spread)
 
     @torch.no_grad()
-    def start_from(self, components: Components) -> None:
-        """Set the weights of means, and the biases, to those of the components."""
+    def start_from(self, components: Components, used: Tensor) -> None:
+        """Set the biases, and the weights of the logits and means on the features that were ``used`` (F,), to the components.
+
+        The weights of the other features stay random; those of the means are scaled to the components' standard deviations.
+        """
         log_weights, log_scale = components.log_weights, components.log_scale
         if self.factorization is Factorization.JOINT:
             log_weights = log_weights[:, 0]
@@ -200,9 +205,10 @@ class MixtureHead(LatentHead):
             noise = log_scale
         self.linear.bias.copy_(torch.cat([part.flatten() for part in (log_weights, components.bias, noise)]))
         means = slice(self._sizes[0], sum(self._sizes[:2]))
-        self.linear.weight[means] = components.weight.flatten(0, 1)
+        self.linear.weight[means] *= components.log_scale.exp().flatten().unsqueeze(1)
+        self.linear.weight[means, used] = components.weight.flatten(0, 1)
         gate = components.gate if self.factorization is Factorization.PER_DIMENSION else components.gate[:, 0]
-        self.linear.weight[: self._sizes[0]] = gate.reshape(self._sizes[0], -1)
+        self.linear.weight[: self._sizes[0], used] = gate.reshape(self._sizes[0], -1)
 
     @torch.no_grad()
     def _start_without_correlation(self) -> None:

@@ -2,13 +2,15 @@ r"""Initial components of a mixture, fitted to training data in closed form.
 
 With random initial weights, all components start near 0 with a scale of 1, and gradients do the rest. That is slow where the
 mean depends on its inputs with large coefficients, and some components never win a target: the mixture ends in a local
-optimum with fewer components. Here the head starts from a *mixture of linear regressions* on its features, those of the
-untrained network:
+optimum with fewer components. Here the head starts from a *mixture of linear regressions* on its features:
 
-1. ridge regression of each dimension on the features (and, for autoregressive heads, on the dimensions before it);
-2. optimal clusters of its residuals. In one dimension k-means is solved exactly by dynamic programming (Wang & Song 2011), here
-   over `NUM_QUANTILES` quantiles: the cost of a cluster of sorted points is a difference of prefix sums;
-3. a few steps of EM, in which each component gets its own regression, if that is affordable.
+1. least trimmed squares finds one regression after the other, each on the steps that none before explains;
+2. what remains gets wide components: k-means clusters of the residuals. In one dimension k-means is solved exactly by dynamic
+   programming (Wang & Song 2011), here over `NUM_QUANTILES` quantiles: the cost of a cluster of sorted points is a difference
+   of prefix sums;
+3. a few steps of EM, in which each component gets its own regression and the weights depend on the features.
+
+If EM is too expensive, all components share one ridge regression and start at the clusters of its residuals.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ class LatentHead(nn.Module, abc.ABC):
         Args:
             features: (N, F) features of the untrained network.
             target: (N, D) the targets, in their units.
-            ridge: (F,) penalties of the features' squared coefficients; see `fit_components`.
+            ridge: (F,) penalties of the features' squared coefficients, see `fit_components`; infinite ones are not used.
             fit_floors: lower the floors of the sigmas where the data show less noise, if the head can.
         """
 

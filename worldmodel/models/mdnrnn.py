@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from worldmodel.mixtures import (
     CONSTANTS,
+    DEFAULT_MIN_SCALE,
     CompositeDistribution,
     LatentDistribution,
     LatentLayout,
@@ -35,7 +36,7 @@ from worldmodel.models.action_units import ActionUnits
 from worldmodel.models.batch import DataStatistics, SequenceBatch
 from worldmodel.models.latent_frame import LatentFrame
 from worldmodel.models.lstm import LayerNormLSTM, run_lstm, runs_in_loop
-from worldmodel.models.mdnrnn_config import AUTO_LATENT_HEAD, DEFAULT_LATENT_HEAD, DEFAULT_MIN_SCALE, MDNRNNConfig
+from worldmodel.models.mdnrnn_config import AUTO_LATENT_HEAD, DEFAULT_LATENT_HEAD, MDNRNNConfig
 from worldmodel.runtime import check_integer, float32_default
 
 
@@ -291,19 +292,20 @@ class MDNRNN(nn.Module):
         lengths = None
         if runs_in_loop(self.lstm, batch.z.device):
             batch, lengths = batch.longest_first()
-        features, config, mask = self.head_inputs(batch, generator=generator, lengths=lengths), self.config, batch.mask
-        unit, target = self.frame.units(self.change_scale), self.head_target(batch.z)[mask]  # (D,), (N, D)
+        features, config = self.head_inputs(batch, generator=generator, lengths=lengths), self.config
+        rows = batch.mask.flatten().nonzero()[:, 0]  # (N,) steps that count
+        unit, target = self.frame.units(self.change_scale), _select(self.head_target(batch.z), rows)  # (D,), (N, D)
         kinds = self.frame.sub_heads(self.latent_head)
         terms = [fused.LossTerm(head, target[:, columns], divisor=self.frame.num_variables) for _, head, columns, _ in kinds]
         reward_share: Tensor | float = 0.0
         if self.reward_head is not None:
-            reward = self.reward_head.targets(batch.reward[mask], self.reward_mean, self.reward_scale)
+            reward = self.reward_head.targets(_select(batch.reward, rows), self.reward_mean, self.reward_scale)
             reward_share = self.reward_head.density_share(reward)
             terms.append(fused.LossTerm(self.reward_head, reward, feature_gradient=self.reward_head.feature_gradient))
         if self.termination_head is not None:
-            terminated = batch.terminated[mask].to(target.dtype)
+            terminated = _select(batch.terminated, rows).to(target.dtype)
             terms.append(fused.LossTerm(self.termination_head, terminated, feature_gradient=config.termination_gradient))
-        total, found = fused.heads_loss(features.flatten(0, 1), mask.flatten().nonzero()[:, 0], terms)
+        total, found = fused.heads_loss(features.flatten(0, 1), rows, terms)
         parts, zero = iter(found.unbind()), found.new_zeros(())
         present = (*(True for _ in kinds), self.reward_head is not None, self.termination_head is not None)
         sums = torch.stack([next(parts) if here else zero for here in present])
@@ -377,6 +379,12 @@ class MDNRNN(nn.Module):
         if self.termination_head is not None:
             logit = self.termination_head(_damped(h, self.config.termination_gradient if damped else 1.0))
         return Prediction(latent, reward, logit)
+
+
+def _select(steps: Tensor, rows: Tensor) -> Tensor:
+    """Return the rows of (B, T, ...), flattened to (B T, ...): (N, ...)."""
+    flat = steps.flatten(0, 1)
+    return flat if len(rows) == len(flat) else flat.index_select(0, rows)
 
 
 def _damped(x: Tensor, factor: float) -> Tensor:

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from worldmodel.mixtures import Factorization, NoiseType, check_atoms, check_noise
+from worldmodel.mixtures import DEFAULT_MIN_SCALE, Factorization, NoiseType, check_atoms, check_noise
 from worldmodel.runtime import check_flags, check_integer, check_integers, check_numbers
 
 AUTO_LATENT_HEAD, DEFAULT_LATENT_HEAD = "auto", "MixtureHead"
-DEFAULT_MIN_SCALE = 0.03
 LAYER_NORM_EPS, EARLIER_LAYER_NORM_EPS = (
     1e-12,
     1e-5,

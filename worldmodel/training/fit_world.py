@@ -100,6 +100,7 @@ def fit(
         v, model, layout = _new_parts(episodes, seed, config, vision, encoded, data_config)
     else:
         v, model, layout = _parts_of(initial, episodes, config, vision, encoded, data_config)
+    training_config = _with_rate(training_config, model, Path(out), run)
     left_open = _left_open(None if initial is not None else config, layout)
     arguments = _arguments(episodes, seed, torch.device(device), vision, model, initial, data_config, training_config)
     arguments |= {name: True for name, is_open in left_open.items() if is_open}  # else left out: old runs resume
@@ -217,15 +218,27 @@ def _decided(config: MDNRNNConfig | None, episodes: EpisodeCollection, out: Path
     config = config or MDNRNNConfig()
     if config.termination_head is None:
         config = replace(config, termination_head=_any_terminates(episodes))
-    resumed = None
-    if run.resume and not run.overwrite and (out / FIT_FILE).is_file():
-        record = files.read_json(out / FIT_FILE, format=FIT_FORMAT, version=FIT_VERSION)
-        resumed = record.get("mdnrnn")
-        if resumed and config.latent_head == AUTO_LATENT_HEAD and not record.get("latent_head_choice"):  # of an earlier version
-            config = replace(config, latent_head=resumed.get("latent_head", DEFAULT_LATENT_HEAD))
-        if resumed and config.min_scale is None and not record.get("latent_floors"):
-            config = replace(config, min_scale=resumed.get("min_scale"))
+    record = _record(out, run)
+    resumed = record.get("mdnrnn")
+    if resumed and config.latent_head == AUTO_LATENT_HEAD and not record.get("latent_head_choice"):  # of an earlier version
+        config = replace(config, latent_head=resumed.get("latent_head", DEFAULT_LATENT_HEAD))
+    if resumed and config.min_scale is None and not record.get("latent_floors"):
+        config = replace(config, min_scale=resumed.get("min_scale"))
     return with_reward_fields(config, episodes, resumed=resumed)
+
+
+def _record(out: Path, run: RunConfig) -> dict[str, Any]:
+    """Return the record of the run to resume, an empty one if there is none."""
+    if run.overwrite or not run.resume or not (out / FIT_FILE).is_file():
+        return {}
+    return files.read_json(out / FIT_FILE, format=FIT_FORMAT, version=FIT_VERSION)
+
+
+def _with_rate(config: TrainingConfig, model: MDNRNN, out: Path, run: RunConfig) -> TrainingConfig:
+    """Decide the learning rate; a resumed run keeps its own, as earlier versions had another default."""
+    rate = _record(out, run).get("training_config", {}).get("learning_rate")
+    config = config if config.learning_rate is not None else replace(config, learning_rate=rate)
+    return config.resolve(hidden_size=model.config.hidden_size)
 
 
 def _trained_v(initial: WorldModel | None, vision: Vision | type[Vision] | None) -> Vision | None:

@@ -20,7 +20,7 @@ from worldmodel.training.windows import SequenceData
 
 STATISTICS_BATCHES = 100  # maximum number of batches for the statistics of the data and the baselines
 INITIAL_STEPS = 16_384  # the initial components of the latent head fit so many steps at most
-STATE_RIDGE, INPUT_RIDGE = 0.1, 1e-6  # of that fit: penalties of h, which changes in training, and of z and a
+STATE_RIDGE, INPUT_RIDGE = 0.1, 1e-6  # of that fit: penalties of h (only without skip connections), and of z and a
 
 
 @torch.no_grad()
@@ -43,7 +43,7 @@ def initialise_latent_head(model: MDNRNN, batches: Iterable[SequenceBatch], *, f
             break
     seen = torch.cat(features)
     ridge = seen.new_full((seen.shape[1],), INPUT_RIDGE)
-    ridge[: model.config.hidden_size] = STATE_RIDGE
+    ridge[: model.config.hidden_size] = torch.inf if model.config.skip else STATE_RIDGE  # h changes in training
     model.latent_head.initialise(seen, torch.cat(targets), ridge, fit_floors=fit_floors)
     model.train(was_training)
 
