@@ -9,6 +9,7 @@ import torch
 from gymnasium import spaces
 
 from worldmodel.data import Episode, EpisodeStore
+from worldmodel.mixtures import MixtureHead
 from worldmodel.models import MDNRNN, MDNRNNConfig, SequenceBatch, WorldModel
 from worldmodel.runtime import RunConfig
 from worldmodel.training import DataConfig, TrainingConfig, fit
@@ -84,3 +85,39 @@ def test_the_start_leaves_the_rest_of_the_model_and_its_mode_alone():
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {"latent_head.linear.weight", "latent_head.linear.bias"}
     assert model.training
+
+
+def test_the_learning_rate_of_m_falls_with_its_size_and_a_given_one_is_kept():
+    rate = [TrainingConfig().resolve(hidden_size=size).learning_rate for size in (16, 128, 512)]
+    assert rate == pytest.approx([6e-3, 6e-3, 3e-3])
+    assert TrainingConfig().resolve().learning_rate == 3e-3  # of V, as in earlier versions
+    assert TrainingConfig(learning_rate=1e-4).resolve(hidden_size=16).learning_rate == 1e-4
+    assert TrainingConfig().identity() == TrainingConfig(learning_rate=3e-3).identity()
+    with pytest.raises(ValueError, match="final_learning_rate: expected 0 <= final <= peak"):
+        TrainingConfig(final_learning_rate=4e-3)
+
+
+def test_a_run_of_another_default_rate_resumes_with_its_own(steps, tmp_path):
+    earlier = OPTIONS | {"training_config": TrainingConfig(num_updates=20, evaluate_every=20, learning_rate=3e-3)}
+
+    def interrupt(progress):
+        if progress.done == 10:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(steps, out=tmp_path / "out", config=CONFIG, **earlier, run=RunConfig(on_progress=interrupt))
+    world = fit(steps, out=tmp_path / "out", config=CONFIG, **OPTIONS)
+    assert world.provenance["training_config"]["learning_rate"] == 3e-3
+
+
+def test_features_that_the_start_does_not_use_keep_random_weights_in_proportion_to_the_noise():
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(3_000, 3, generator=generator)
+    x = features[:, 2:] + 0.01 * torch.randn(3_000, 1, generator=generator)
+    torch.manual_seed(0)
+    head = MixtureHead(3, 1, 1, factorization="per_dimension")
+    before = head.linear.weight.detach().clone()
+    head.initialise(features, x, torch.tensor([torch.inf, torch.inf, 1e-6]))
+    torch.testing.assert_close(head.linear.weight[1, :2], 0.01 * before[1, :2], rtol=0.1, atol=1e-6)
+    assert torch.equal(head.linear.weight[0, :2], before[0, :2])
+    assert head.linear.weight[1, 2].item() == pytest.approx(1.0, abs=1e-3)
