@@ -120,7 +120,10 @@ def fit(
         )
     scores = _baselines(world.mdnrnn, *parts, training_config, seed)
     result = _train(world.mdnrnn, parts, directory / "training", training_config, seed, episodes.fingerprint, run)
-    world.provenance = _provenance(episodes, arguments, result, scores) | {"layout": layout.to_json()} | read_choice(directory)
+    floor = (parts[1] or parts[0]).posterior_entropy(layout.columns(*DENSITIES)) if layout.columns(*DENSITIES) else None
+    world.provenance = (
+        _provenance(episodes, arguments, result, scores, floor) | {"layout": layout.to_json()} | read_choice(directory)
+    )
     if training_config.calibrate:
         world.provenance["calibration"] = _calibrate(world, parts[1], seed)
     world.write(directory)
@@ -361,9 +364,13 @@ def _calibrate(world: WorldModel, test: SequenceData | None, seed: int) -> dict[
 
 
 def _provenance(
-    episodes: EpisodeCollection, arguments: dict[str, Any], result: TrainingResult, scores: dict[str, float]
+    episodes: EpisodeCollection,
+    arguments: dict[str, Any],
+    result: TrainingResult,
+    scores: dict[str, float],
+    floor: float | None,
 ) -> dict[str, Any]:
-    """Return the origin of a world model as JSON-serialisable data."""
+    """Return the origin of a world model as JSON-serialisable data; ``floor`` is that of the likelihood, if known."""
     kept = ("data_fingerprint", "seed", "data_config", "training_config", "initial")
     return {
         "recipes": [store.recipe for store in episodes.stores],
@@ -372,4 +379,5 @@ def _provenance(
         **{name: arguments[name] for name in kept},
         "training": asdict(result),
         "baselines": scores,
+        **({} if floor is None else {"entropy_floor": {"nll_per_dim": floor}}),
     }
