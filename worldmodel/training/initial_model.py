@@ -59,14 +59,19 @@ def new_model(sizes: tuple[int, int], config: MDNRNNConfig, layout: LatentLayout
 def set_statistics(model: MDNRNN, data: SequenceData, layout: LatentLayout, *, fit_floors: bool = False) -> None:
     """Set M's statistics, the initial components of the latent, and the base rates of terminations and atoms from the data."""
     atoms = model.config.reward_atoms or ()
-    model.set_statistics(DataStatistics.of(statistics_batches(data), layout, atoms=atoms))
-    set_base_rates(model, statistics_batches(data))
-    model.action_units.fit(statistics_batches(data), data.action_space.is_box)
+    kept = list(statistics_batches(data)) if data.resident is not None else None  # else too large to keep
+
+    def batches() -> Iterable[SequenceBatch]:
+        return statistics_batches(data) if kept is None else kept
+
+    model.set_statistics(DataStatistics.of(batches(), layout, atoms=atoms))
+    set_base_rates(model, batches())
+    model.action_units.fit(batches(), data.action_space.is_box)
     if not layout.columns(PartKind.IMAGE):
-        initialise_latent_head(model, statistics_batches(data), fit_floors=fit_floors)
+        initialise_latent_head(model, batches(), fit_floors=fit_floors)
     if model.termination_head is None:
         return
-    counts = torch.tensor([[(b.terminated & b.mask).sum().item(), b.mask.sum().item()] for b in statistics_batches(data)])
+    counts = torch.tensor([[(b.terminated & b.mask).sum().item(), b.mask.sum().item()] for b in batches()])
     ended, steps = counts.sum(dim=0).tolist()
     model.termination_head.bias.fill_(math.log((ended + 0.5) / (steps - ended + 0.5)))
 
