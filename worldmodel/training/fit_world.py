@@ -133,8 +133,8 @@ def fit(
 def _left_open(config: MDNRNNConfig | None, layout: LatentLayout) -> dict[str, bool]:
     """Return what a new M's configuration leaves to the data: the choice of the latent head, and the floors of its sigmas."""
     if config is None:
-        return {"latent_head_choice": False, "latent_floors": False}
-    return {"latent_head_choice": has_choice(config, layout), "latent_floors": config.min_scale is None}
+        return {"latent_head_choice": False, "sigma_floors": False}
+    return {"latent_head_choice": has_choice(config, layout), "sigma_floors": config.min_scale is None}
 
 
 def _train(
@@ -225,7 +225,7 @@ def _decided(config: MDNRNNConfig | None, episodes: EpisodeCollection, out: Path
     resumed = record.get("mdnrnn")
     if resumed and config.latent_head == AUTO_LATENT_HEAD and not record.get("latent_head_choice"):  # of an earlier version
         config = replace(config, latent_head=resumed.get("latent_head", DEFAULT_LATENT_HEAD))
-    if resumed and config.min_scale is None and not record.get("latent_floors"):
+    if resumed and config.min_scale is None and not record.get("sigma_floors"):
         config = replace(config, min_scale=resumed.get("min_scale"))
     return with_reward_fields(config, episodes, resumed=resumed)
 
