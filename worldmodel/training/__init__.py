@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from worldmodel.training.config import FrameConfig as FrameConfig
     from worldmodel.training.config import TrainingConfig as TrainingConfig
     from worldmodel.training.config import learning_rate as learning_rate
+    from worldmodel.training.decisions import FIT_FILE as FIT_FILE
     from worldmodel.training.encode import encode_store as encode_store
     from worldmodel.training.fit_vision import train_vae as train_vae
-    from worldmodel.training.fit_world import FIT_FILE as FIT_FILE
     from worldmodel.training.fit_world import fit as fit
     from worldmodel.training.frames import FrameData as FrameData
     from worldmodel.training.likelihood import baseline_nll as baseline_nll
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from worldmodel.training.loop import train as train
     from worldmodel.training.optimizers import make_optimizer as make_optimizer
     from worldmodel.training.optimizers import orthogonalize as orthogonalize
+    from worldmodel.training.quality import TrainingQualityWarning as TrainingQualityWarning
     from worldmodel.training.reward_atoms import find_atoms as find_atoms
     from worldmodel.training.windows import SequenceData as SequenceData
     from worldmodel.training.windows import WindowSampler as WindowSampler
@@ -44,14 +45,16 @@ else:
         __name__,
         {
             "config": "DataConfig FrameConfig TrainingConfig learning_rate",
+            "decisions": "FIT_FILE",
             "encode": "encode_store",
             "fit_vision": "train_vae",
-            "fit_world": "FIT_FILE fit",
+            "fit_world": "fit",
             "frames": "FrameData",
             "likelihood": "baseline_nll calibrate_termination platt_scaling termination_logits termination_scores",
             "log": "MetricsLog read_metrics",
             "loop": "NonFiniteLossError TrainingResult train",
             "optimizers": "make_optimizer orthogonalize",
+            "quality": "TrainingQualityWarning",
             "reward_atoms": "find_atoms",
             "windows": "SequenceData WindowSampler",
         },

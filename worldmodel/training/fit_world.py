@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from worldmodel.data import EpisodeCollection, split_episodes
+from worldmodel.data import EpisodeCollection, common_truncation, recorded_limits, split_episodes
 from worldmodel.mixtures import DENSITIES, LatentLayout
 from worldmodel.models import (
-    AUTO_LATENT_HEAD,
-    DEFAULT_LATENT_HEAD,
     MDNRNN,
     WORLD_FILE,
     WORLD_FILES,
@@ -30,23 +29,36 @@ from worldmodel.models import (
     find_layout,
     vision_for,
 )
-from worldmodel.runtime import RunConfig, check_integer, choose_device, files, float32_default, runs, single_writer
+from worldmodel.runtime import (
+    RunConfig,
+    check_integer,
+    choose_device,
+    explains_keywords,
+    float32_default,
+    keeps_threads,
+    runs,
+    single_writer,
+)
 from worldmodel.spaces import FlatSpace, find_images, map_leaves, refuse_float_images
-from worldmodel.training import likelihood, loop
+from worldmodel.training import likelihood, loop, quality
 from worldmodel.training.config import DataConfig, TrainingConfig
-from worldmodel.training.head_choice import CHOICE_FILE, has_choice, read_choice
+from worldmodel.training.decisions import FIT_FILE, FIT_FORMAT, FIT_VERSION, any_terminates, decide, left_open, with_rate
+from worldmodel.training.head_choice import CHOICE_FILE, read_choice
 from worldmodel.training.initial_model import new_model, prepare_model, statistics_batches
 from worldmodel.training.likelihood import calibrate_termination
 from worldmodel.training.loop import TrainingResult
-from worldmodel.training.reward_atoms import check_rewards_of, read_rewards, with_reward_fields
+from worldmodel.training.reward_atoms import check_rewards_of, read_rewards
+from worldmodel.training.trivial_models import TrivialModels
 from worldmodel.training.windows import RESIDENT_BYTES, SequenceData, WindowSampler
 
-FIT_FORMAT, FIT_VERSION, FIT_FILE = "worldmodel.fit", 1, "fit.json"
 OUTPUTS = (FIT_FILE, CHOICE_FILE, *WORLD_FILES.outputs, "training", ".*.tmp")
 RUN: dict[str, Any] = {"marker": FIT_FILE, "format": FIT_FORMAT, "version": FIT_VERSION, "replaces": OUTPUTS}
+RUN["result"] = WORLD_FILE  # of a complete run
 MAX_START_STATES = 2_000
 
 
+@explains_keywords
+@keeps_threads
 @single_writer(result=WORLD_FILE)
 def fit(
     data: str | Path | Sequence[str | Path],
@@ -76,7 +88,7 @@ def fit(
             (`Vision.fit`). None is `StateNormalizer`, which standardises vector observations.
         initial: a world model to start from; its V, its configuration and its weights are kept. None starts from scratch.
         seed: >= 0, of the split, the initial weights, the batches and all samples in training.
-        device: where model, data and training are.
+        device: where model, data and training are; "auto": an NVIDIA GPU if there is one, else the CPU.
         run: whether a run in ``out`` is resumed or replaced (a complete one is returned as it is), its log, and how progress is
             shown; see `train`. The stage is "train M".
 
@@ -96,14 +108,14 @@ def fit(
     episodes = EpisodeCollection.open(data, min_length=data_config.min_length, leave_out=data_config.leave_out)
     encoded = encoded_form(episodes.stores, _trained_v(initial, vision))
     if initial is None:
-        config = _decided(config, episodes, Path(out), run)
+        config = decide(config, episodes, Path(out), run)
         v, model, layout = _new_parts(episodes, seed, config, vision, encoded, data_config)
     else:
         v, model, layout = _parts_of(initial, episodes, config, vision, encoded, data_config)
-    training_config = _with_rate(training_config, model, Path(out), run)
-    left_open = _left_open(None if initial is not None else config, layout)
+    training_config = with_rate(training_config, model, Path(out), run)
+    open_fields = left_open(None if initial is not None else config, layout)
     arguments = _arguments(episodes, seed, torch.device(device), vision, model, initial, data_config, training_config)
-    arguments |= {name: True for name, is_open in left_open.items() if is_open}  # else left out: old runs resume
+    arguments |= {name: True for name, is_open in open_fields.items() if is_open}  # else left out: old runs resume
     split = split_episodes(len(episodes), test_fraction=data_config.test_fraction, seed=seed)
     directory = runs.prepare_run(out, arguments, run=run, **RUN)
     if (directory / WORLD_FILE).is_file():
@@ -114,27 +126,17 @@ def fit(
     reader = world.vision if encoded is None else encoded.to(device)
     parts = _sequence_data(episodes, split, reader, world.action_features, data_config, seed)
     if initial is None:
-        chooses, fit_floors = left_open.values()
+        chooses, fit_floors = open_fields.values()
         world.mdnrnn = prepare_model(
             world.mdnrnn, layout, parts, training_config, seed, directory, chooses=chooses, fit_floors=fit_floors
         )
     scores = _baselines(world.mdnrnn, *parts, training_config, seed)
     result = _train(world.mdnrnn, parts, directory / "training", training_config, seed, episodes.fingerprint, run)
-    floor = (parts[1] or parts[0]).posterior_entropy(layout.columns(*DENSITIES)) if layout.columns(*DENSITIES) else None
-    world.provenance = (
-        _provenance(episodes, arguments, result, scores, floor) | {"layout": layout.to_json()} | read_choice(directory)
-    )
-    if training_config.calibrate:
-        world.provenance["calibration"] = _calibrate(world, parts[1], seed)
+    world.provenance = _provenance(episodes, arguments, result, scores) | {"layout": layout.to_json()} | read_choice(directory)
+    seen = (reader.encode(episodes.read(int(index)).observations) for index in split[1][: quality.MAX_JUDGED])
+    _examine(world, parts, result, training_config, seed, seen)
     world.write(directory)
     return world.eval()
-
-
-def _left_open(config: MDNRNNConfig | None, layout: LatentLayout) -> dict[str, bool]:
-    """Return what a new M's configuration leaves to the data: the choice of the latent head, and the floors of its sigmas."""
-    if config is None:
-        return {"latent_head_choice": False, "sigma_floors": False}
-    return {"latent_head_choice": has_choice(config, layout), "sigma_floors": config.min_scale is None}
 
 
 def _train(
@@ -216,44 +218,11 @@ def _vision_and_layout(
     return v, find_layout(episodes, v, kinds=kinds, complete=complete)
 
 
-def _decided(config: MDNRNNConfig | None, episodes: EpisodeCollection, out: Path, run: RunConfig) -> MDNRNNConfig:
-    """Decide the fields of M's configuration that depend on the data."""
-    config = config or MDNRNNConfig()
-    if config.termination_head is None:
-        config = replace(config, termination_head=_any_terminates(episodes))
-    record = _record(out, run)
-    resumed = record.get("mdnrnn")
-    if resumed and config.latent_head == AUTO_LATENT_HEAD and not record.get("latent_head_choice"):  # of an earlier version
-        config = replace(config, latent_head=resumed.get("latent_head", DEFAULT_LATENT_HEAD))
-    if resumed and config.min_scale is None and not record.get("sigma_floors"):
-        config = replace(config, min_scale=resumed.get("min_scale"))
-    return with_reward_fields(config, episodes, resumed=resumed)
-
-
-def _record(out: Path, run: RunConfig) -> dict[str, Any]:
-    """Return the record of the run to resume, an empty one if there is none."""
-    if run.overwrite or not run.resume or not (out / FIT_FILE).is_file():
-        return {}
-    return files.read_json(out / FIT_FILE, format=FIT_FORMAT, version=FIT_VERSION)
-
-
-def _with_rate(config: TrainingConfig, model: MDNRNN, out: Path, run: RunConfig) -> TrainingConfig:
-    """Decide the learning rate; a resumed run keeps its own, as earlier versions had another default."""
-    rate = _record(out, run).get("training_config", {}).get("learning_rate")
-    config = config if config.learning_rate is not None else replace(config, learning_rate=rate)
-    return config.resolve(hidden_size=model.config.hidden_size)
-
-
 def _trained_v(initial: WorldModel | None, vision: Vision | type[Vision] | None) -> Vision | None:
     """Return the V that encoded data must belong to."""
     if initial is not None:
         return initial.vision
     return vision if isinstance(vision, Vision) else None
-
-
-def _any_terminates(episodes: EpisodeCollection) -> bool:
-    """Return whether any episode terminates."""
-    return any(bool(episodes.read(i, int(episodes.lengths[i]) - 1).terminations[-1]) for i in range(len(episodes)))
 
 
 def _spread(num_episodes: int) -> list[int]:
@@ -277,7 +246,7 @@ def _parts_of(
     initial.check_spaces(space, episodes.action_space, source=", ".join(str(store.path) for store in episodes.stores))
     if config is not None:
         raise ValueError(f"config: expected None with an initial world model, which has its own configuration, got {config}")
-    if initial.mdnrnn.termination_head is None and _any_terminates(episodes):
+    if initial.mdnrnn.termination_head is None and any_terminates(episodes):
         raise ValueError(
             "initial: expected a world model with a termination head, as episodes of the data terminate, got one without"
         )
@@ -363,21 +332,50 @@ def _calibrate(world: WorldModel, test: SequenceData | None, seed: int) -> dict[
     return calibrate_termination(world.mdnrnn, loop.held_out_batches(test, test.num_batches(0), seed=seed, device=world.device))
 
 
+def _examine(
+    world: WorldModel,
+    data: tuple[SequenceData, SequenceData | None],
+    result: TrainingResult,
+    config: TrainingConfig,
+    seed: int,
+    posteriors: Iterator[tuple[Tensor, Tensor]],
+) -> None:
+    """Calibrate if requested, warn of the bad states in which the training has ended, and add both to the provenance.
+
+    If V's samples are noisy, their entropy is added, too: the floor of the likelihood.
+    """
+    train, test = data
+    columns = world.layout.columns(*DENSITIES)
+    floor = (test or train).posterior_entropy(columns) if columns else None
+    if floor is not None:
+        world.provenance["entropy_floor"] = {"nll_per_dim": floor}
+    if config.calibrate:
+        world.provenance["calibration"] = _calibrate(world, test, seed)
+    trivial = TrivialModels.fit(statistics_batches(train)) if quality.judge(result, held_out=test is not None) else None
+    if test is None or trivial is None:
+        return
+    batches = loop.held_out_batches(test, config.max_test_batches, seed=seed, device=world.device)
+    predictions = quality.Predictions.of(world.mdnrnn.eval(), batches, trivial)
+    scores = world.provenance["baselines"]
+    quality.record(quality.world_problems(result, scores, predictions, posteriors, config.evaluate_every), world.provenance)
+
+
 def _provenance(
     episodes: EpisodeCollection,
     arguments: dict[str, Any],
     result: TrainingResult,
     scores: dict[str, float],
-    floor: float | None,
 ) -> dict[str, Any]:
-    """Return the origin of a world model as JSON-serialisable data; ``floor`` is that of the likelihood, if known."""
+    """Return the origin of a world model as JSON-serialisable data."""
     kept = ("data_fingerprint", "seed", "data_config", "training_config", "initial")
+    recipes = [store.recipe for store in episodes.stores]
+    truncated_at = None if any(map(recorded_limits, recipes)) else common_truncation(episodes)
     return {
-        "recipes": [store.recipe for store in episodes.stores],
+        "recipes": recipes,
+        **({} if truncated_at is None else {"truncated_at": truncated_at}),
         "num_episodes": len(episodes),
         "num_steps": int(episodes.lengths.sum()),
         **{name: arguments[name] for name in kept},
         "training": asdict(result),
         "baselines": scores,
-        **({} if floor is None else {"entropy_floor": {"nll_per_dim": floor}}),
     }
