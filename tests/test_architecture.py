@@ -18,10 +18,13 @@ PACKAGE = ROOT / "worldmodel"
 PAGE = ROOT / "docs" / "architecture.md"
 
 OPTIONAL = {  # library -> the one file that imports it
+    "av": "data/formats/video.py",
     "cma": "agents/strategies.py",
+    "h5py": "data/formats/hdf5.py",
     "imageio_ffmpeg": "plots/video.py",
     "matplotlib": "plots/report.py",
     "minari": "adapters/minari.py",
+    "pyarrow": "data/formats/parquet.py",
     "stable_baselines3": "adapters/sb3.py",
     "tensordict": "adapters/torchrl.py",
     "torch.utils.tensorboard": "training/log.py",

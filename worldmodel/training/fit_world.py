@@ -66,7 +66,8 @@ def fit(
     Args:
         data: path of a store, or several of the same environment; or of what `encode_store` made of them, with ``vision``.
         out: directory for the world model; its training state goes to ``out/training``.
-        config: architecture and loss of M. With ``termination_head`` None, M has that head if any episode terminates.
+        config: architecture and loss of M. With ``termination_head`` None, M has that head if any episode terminates. For
+            converted data without rewards (see `worldmodel.data.from_arrays`) M has no reward head.
         data_config: windows and batches, and what is known about the layout of z: the kind of each number of an observation.
             The rest of the layout is found in the data; ``provenance["layout"]`` has it, and ``print(world.layout)`` shows it.
         training_config: how to train, and whether to calibrate termination probabilities on held-out episodes; their losses
@@ -195,6 +196,8 @@ def _vision_and_layout(
 def _decided(config: MDNRNNConfig | None, episodes: EpisodeCollection, out: Path, run: RunConfig) -> MDNRNNConfig:
     """Decide the fields of M's configuration that depend on the data."""
     config = config or MDNRNNConfig()
+    if not any(store.recipe.get("rewards", True) for store in episodes.stores):
+        config = replace(config, reward_head=False)  # none were recorded
     if config.termination_head is None:
         config = replace(config, termination_head=_any_terminates(episodes))
     resumed = None

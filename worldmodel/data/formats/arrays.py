@@ -37,8 +37,8 @@ def from_arrays(
     """Convert arrays to a store.
 
     Two forms are accepted. *Flat*: each argument is one array with a row per step, of all episodes; they end where
-    ``terminations`` (D4RL: terminals) or ``truncations`` (timeouts) are true, or where ``episodes`` changes. *Per episode*: each
-    argument is a list of arrays, which may have different lengths. With T actions an episode has T + 1 observations; of T
+    ``terminations`` (D4RL: terminals) or ``truncations`` (timeouts) are true, or where ``episodes`` changes. *Per episode*:
+    each argument is a list of arrays, which may have different lengths. With T actions an episode has T + 1 observations; of T
     observations and T actions the last action is dropped.
 
     Args:
@@ -102,6 +102,7 @@ class ArraySource:
 
     arrays: Mapping[str, Any]
     format: str = "arrays"
+    described: str = "arrays"
     images: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property

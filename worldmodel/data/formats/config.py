@@ -16,7 +16,7 @@ GUESSES = {  # names that are recognised, in lower case; the first that exists c
     "reward": ("reward", "rewards", "next.reward"),
     "termination": ("termination", "terminations", "terminated", "terminal", "terminals", "done", "dones"),
     "truncation": ("truncation", "truncations", "truncated", "timeout", "timeouts"),
-    "episode": ("episode", "episode_id", "episode_index", "episodes", "trajectory"),
+    "episode": ("episode", "episode_id", "episode_index", "episodes", "trajectory", "run", "trial", "demo"),
     "time": ("time", "timestamp", "timestamps", "t"),
     "next_observation": ("next_observation", "next_observations"),
 }
@@ -90,7 +90,7 @@ class Columns:
         for name in self.used:
             if name not in available:
                 raise ValueError(f"{source}: expected a column {name!r}, got {', '.join(map(repr, available))}")
-        single = {name: self._guessed(name, available) for name in SINGLE}
+        single: dict[str, Any] = {name: self._guessed(name, available) for name in SINGLE}
         action = self.action or _actions(available, {*self.observation, *filter(None, single.values())})
         found = replace(self, action=action, **single)
         observation = self.observation or _observations(available, found)

@@ -72,7 +72,8 @@ class Plan:
         """Return the plan of a store."""
         parts = {"observation": observation_space, "action": action_space}
         made = {name: leaves_of(space, data["leaves"][name]) for name, space in parts.items()}
-        return cls(**made, **{name: data[name] for name in ("max_steps", "numbered", "assumed", "found")})
+        others: dict[str, Any] = {name: data[name] for name in ("max_steps", "numbered", "assumed", "found")}
+        return cls(observation=made["observation"], action=made["action"], **others)
 
 
 @single_writer()
@@ -100,7 +101,7 @@ def convert_source(
         FileExistsError: if ``out`` holds something else, or a conversion of other data or with other arguments.
     """
     config, run = config or ConversionConfig(), run or RunConfig()
-    chosen, guessed = (columns or Columns()).resolve(source.names(), source.format)
+    chosen, guessed = (columns or Columns()).resolve(source.names(), source.described)
     arguments = {"format": source.format, "source": source.identity(), "columns": chosen.to_json(), "config": asdict(config)}
     if like is not None:
         arguments["like"] = EpisodeStore.open(like).recipe.get(KEY, {}).get("leaves")
@@ -182,11 +183,11 @@ def _scan(
         labels.add(recording.label)
         report(Progress("check", episodes.read, total, unit, {"episodes": count}))
     if count == 0:
-        raise ValueError(f"{source.format}: expected at least one episode of two rows, got none")
+        raise ValueError(f"{source.described}: expected at least one episode of two rows, got none")
     for name, shape in source.images.items():
         if name in found:
-            found[name].add(np.zeros((1, *shape), np.uint8), source.format)
-    options = {"widen": config.widen, "resize": config.resize, "narrow": config.dtype == "float32"}
+            found[name].add(np.zeros((1, *shape), np.uint8), source.described)
+    options: dict[str, Any] = {"widen": config.widen, "resize": config.resize, "narrow": config.dtype == "float32"}
     parts = {part: [found[name] for name in getattr(columns, part)] for part in ("observation", "action")}
     made = {part: make_leaves(each, part=part, **options) if each else [] for part, each in parts.items()}
     if like is not None:
@@ -200,8 +201,8 @@ def _longest(source: Source, columns: Columns, config: ConversionConfig) -> int:
     """Return the most steps of a recording that memory shall hold."""
     names = [name for name in (*columns.observation, *columns.steps) if name not in source.images]
     with contextlib.closing(_generator(source.pieces(names))) as pieces:
-        first = next(((rows.values, len(rows)) for rows, _ in pieces), ({}, 0))
-    row = sum(value.nbytes / max(1, len(value)) for value in first[0].values())
+        first: Mapping[str, np.ndarray] = next((rows.values for rows, _ in pieces), {})
+    row = sum(value.nbytes / max(1, len(value)) for value in first.values())
     for shape in source.images.values():
         row += math.prod(shape[2:]) * config.resize**2 if config.resize else math.prod(shape)
     return max(1, int(EPISODE_BYTES / max(row, 1)))

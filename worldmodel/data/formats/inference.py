@@ -29,7 +29,8 @@ class Found:
 
     def __init__(self, name: str, *, text: bool = False):
         self.name, self._text, self.count = name, text, 0
-        self.dtype, self.shape = np.dtype(np.float64), (0,)
+        self.dtype: np.dtype[Any] = np.dtype(np.float64)
+        self.shape: tuple[int, ...] = (0,)
         self.low, self.high = np.zeros(0), np.zeros(0)
         self.is_whole = True
         self.values: list[set[float] | None] = []
@@ -53,7 +54,7 @@ class Found:
             if self.count:
                 low, high = np.minimum(low, self.low), np.maximum(high, self.high)
             self.low, self.high = low, high
-            self.is_whole = self.is_whole and self.dtype.kind in "biu" or self._text and bool((rows == np.round(rows)).all())
+            self.is_whole = self.is_whole and (self.dtype.kind in "biu" or bool((rows == np.round(rows)).all()))
             self._add_values(rows)
         self.count += len(value)
 
@@ -74,8 +75,10 @@ class Found:
     @property
     def is_integer(self) -> bool:
         """Whether all numbers are integers by their dtype, or as text and small enough to be exact."""
-        exact = self._text and max(abs(float(self.low.min())), abs(float(self.high.max()))) < 2**53 if self.low.size else False
-        return self.dtype.kind in "iu" or (self.is_whole and exact)
+        if self.dtype.kind in "iu":
+            return True
+        limits = [abs(float(bound)) for bound in (*self.low, *self.high)]
+        return self._text and self.is_whole and bool(limits) and max(limits) < 2**53
 
     @property
     def is_real_number(self) -> bool:
@@ -142,7 +145,7 @@ def make_leaves(found: Sequence[Found], *, part: str, widen: float, resize: int 
     for group in groups:
         is_joined = group is groups[0] and bool(joined)
         name = group[0].name if len(group) == 1 else NUMBERS[part]
-        for prefix in (f"{part}.", f"{part}s.", f"{part}/", f"{part}s/"):
+        for prefix in ("obs.", "obs/", *(f"{part}{mark}" for mark in (".", "s.", "/", "s/"))):
             name = name.removeprefix(prefix)
         space = _space(group, part=part, widen=widen, resize=resize, narrow=narrow, joined=is_joined)
         made.append(Leaf(name.replace("/", "."), tuple(one.name for one in group), space))
@@ -197,10 +200,8 @@ def _integer_space(found: Found, part: str, widen: float) -> gym.Space[Any]:
     if found.shape == () and high[0] - low[0] < MAX_CHOICES:
         return spaces.Discrete(int(high[0] - low[0]) + 1, start=int(low[0]))
     if part == "action" and (high - low < MAX_CHOICES).all():
-        return spaces.MultiDiscrete(
-            (high - low + 1).reshape(found.shape), start=low.reshape(found.shape), dtype=np.int64
-        )
-    dtype = np.dtype(np.int64) if found.dtype.kind == "f" else found.dtype
+        return spaces.MultiDiscrete((high - low + 1).reshape(found.shape), start=low.reshape(found.shape), dtype=np.int64)
+    dtype: np.dtype[Any] = np.dtype(np.int64) if found.dtype.kind == "f" else found.dtype
     if part == "observation":
         limits = np.iinfo(dtype)
         margin = [max(1, math.ceil((int(b) - int(a)) * widen)) for a, b in zip(found.low, found.high, strict=True)]
@@ -208,7 +209,7 @@ def _integer_space(found: Found, part: str, widen: float) -> gym.Space[Any]:
             (max(int(a) - m, int(limits.min)), min(int(b) + m, int(limits.max)))
             for a, b, m in zip(found.low, found.high, margin, strict=True)
         ]
-        low, high = (np.array(bound) for bound in zip(*low_high, strict=True))
+        low, high = (np.array(bound, dtype=dtype) for bound in zip(*low_high, strict=True))
     return spaces.Box(low.astype(dtype).reshape(found.shape), high.astype(dtype).reshape(found.shape), found.shape, dtype.type)
 
 
@@ -224,7 +225,9 @@ def _rounded(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     step = 10.0 ** (np.floor(np.log10(np.where(varies, high - low, 1.0))) - 1)
     rounded = np.floor(low / step + 1e-9) * step, np.ceil(high / step - 1e-9) * step
     constant = _widened(low, high, 0.0)
-    return np.where(varies, np.minimum(rounded[0], low), constant[0]), np.where(varies, np.maximum(rounded[1], high), constant[1])
+    tidy = (np.array([float(f"{value:.12g}") for value in bound]) for bound in rounded)
+    low, high = np.minimum(next(tidy), low), np.maximum(next(tidy), high)
+    return np.where(varies, low, constant[0]), np.where(varies, high, constant[1])
 
 
 def resized_shape(shape: tuple[int, ...], size: int | None) -> tuple[int, ...]:

@@ -76,6 +76,10 @@ class Source(Protocol):
         """Name of the format."""
 
     @property
+    def described(self) -> str:
+        """Name of the file or directory, for messages."""
+
+    @property
     def images(self) -> Mapping[str, tuple[int, ...]]:
         """Shapes of the columns that are not among the rows, but read by `frames`."""
 

@@ -156,7 +156,7 @@ class Episodes:
             self._seen.clear()
         if not self.columns.episode or rows.complete:
             return
-        for row in np.flatnonzero(natural | (np.arange(len(rows)) == 0) & (not self._seen)):
+        for row in np.flatnonzero(natural | (np.arange(len(rows)) == 0) & (not self._seen)).tolist():
             label = labels[row].item() if isinstance(labels[row], np.generic) else labels[row]
             if label in self._seen:
                 raise ValueError(
@@ -285,8 +285,9 @@ class Episodes:
             count += 1
         else:
             dropped = bool(self.columns.steps) and not lacks and not cut
-            for flag in filter(None, (self.columns.termination, self.columns.truncation)):
-                if dropped and self._count > 1 and values[flag][-1]:
+            ends = [] if cut or count < 2 else [self.columns.termination, self.columns.truncation]
+            for flag in filter(None, ends):
+                if values[flag][-1] == 1:
                     values[flag] = values[flag].copy()
                     values[flag][-2] = values[flag][-1]
                     self._note(f"moved {flag!r} of the last row one step back, to the last step that is kept")
@@ -314,7 +315,7 @@ def _joined(parts: list[np.ndarray], name: str, where: str) -> np.ndarray:
     for part in parts[1:]:
         if part.shape[1:] != parts[0].shape[1:] or part.dtype != parts[0].dtype:
             raise ValueError(
-                f"{where}: expected {name!r} to be {parts[0].dtype} of shape {parts[0].shape[1:]} in all rows, got {part.dtype} "
-                f"of shape {part.shape[1:]} in the same episode"
+                f"{where}: expected {name!r} to be {parts[0].dtype} of shape {parts[0].shape[1:]} in all rows, got "
+                f"{part.dtype} of shape {part.shape[1:]} in the same episode"
             )
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
