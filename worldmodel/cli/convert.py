@@ -11,7 +11,7 @@ from typing import Any, Literal
 import tyro
 from tyro.conf import OmitArgPrefixes as Flat
 
-from worldmodel.adapters.minari import from_minari, to_minari
+from worldmodel.adapters import minari
 from worldmodel.cli.options import Command, Result, Run
 from worldmodel.data import (
     Columns,
@@ -82,7 +82,7 @@ class Convert(Command):
             return self._export()
         run = self.output.config()
         if kind == "minari":
-            store = from_minari(
+            store = minari.from_minari(
                 self.source[0].removeprefix(MINARI), self.out, overwrite=run.overwrite, break_lock=run.break_lock
             )
             return report(store)
@@ -99,7 +99,7 @@ class Convert(Command):
         """Write a store in another format."""
         store = EpisodeStore.open(self.source[0])
         if self.out.startswith(MINARI):
-            to_minari(store, self.out.removeprefix(MINARI))
+            minari.to_minari(store, self.out.removeprefix(MINARI))
         elif self.out.endswith(SUFFIXES["parquet"]):
             to_parquet(store, self.out, overwrite=self.output.config().overwrite, run=self.output.config())
         else:

@@ -133,6 +133,7 @@ class ParquetSource:
         index = 0
         for path in self.paths:
             first = 0
+            known: dict[str, tuple[Any, Any]] = {}  # shape and dtype
             for batch in batches(path, names):
                 values, missing, seconds = {}, {}, False
                 for name in names:
@@ -142,6 +143,9 @@ class ParquetSource:
                     seconds = seconds or is_date
                     if mask is not None:
                         missing[name] = mask
+                        if mask.all() and name in known:  # lists of unknown length
+                            values[name] = np.zeros((len(value), *known[name][0]), known[name][1])
+                    known[name] = values[name].shape[1:], values[name].dtype
                 rows = Rows(
                     values,
                     str(path),
@@ -228,8 +232,8 @@ def _lists(column: Any, mask: np.ndarray | None, where: str) -> np.ndarray:
     inner, missing, _ = to_numpy(column.drop_null().flatten(), where)
     if missing is not None:
         inner = np.where(missing.reshape(-1, *(1,) * (inner.ndim - 1)), np.nan, inner)
-    length = lengths[0] if lengths else 0
-    rows = inner.reshape(-1, length, *inner.shape[1:])
+    length = column.type.list_size if pa.types.is_fixed_size_list(column.type) else lengths[0] if lengths else 0
+    rows = inner.reshape(len(column) - column.null_count, length, *inner.shape[1:])
     if mask is None:
         return rows
     filled = np.zeros((len(mask), *rows.shape[1:]), rows.dtype)

@@ -58,7 +58,7 @@ class Episodes:
                     raise ValueError(f"{rows.source}: expected at least two rows in each episode, got an empty episode")
                 continue
             begins, kept, is_fragment = self._boundaries(rows)
-            starts = np.flatnonzero(begins)
+            starts = np.flatnonzero(begins).tolist()
             for start, stop in zip([0, *starts], [*starts, len(rows)], strict=True):
                 if start == stop:
                     continue
@@ -244,6 +244,7 @@ class Episodes:
             taken = self._max_steps + 1 - self._count
             if taken:
                 self._waiting.append(part.part(0, taken))
+                self._count += taken
             last = self._waiting[-1]
             yield self._emit(fragment=True, cut=True)
             self._note("cut episodes that are longer than the limit")
