@@ -143,7 +143,7 @@ def test_a_test_set_takes_the_spaces_of_another_conversion(tmp_path):
     write_csv(tmp_path / "june.csv", steps=7)
     may = from_csv(tmp_path / "may.csv", tmp_path / "may")
     assert from_csv(tmp_path / "june.csv", tmp_path / "other").action_space != may.action_space
-    june = from_csv(tmp_path / "june.csv", tmp_path / "june", like=tmp_path / "may")
+    june = from_csv(tmp_path / "june.csv", tmp_path / "june", config=ConversionConfig(like=tmp_path / "may"))
     assert (june.observation_space, june.action_space) == (may.observation_space, may.action_space)
 
 

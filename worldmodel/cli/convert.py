@@ -54,7 +54,6 @@ class Convert(Command):
         out: directory of the store; if SOURCE is a store, a file that ends in .parquet, or minari:ID.
         format: format of SOURCE; auto: by its name or content.
         video: videos with a frame for each row of SOURCE, a CSV file: "CAMERA=FILE" or "CAMERA=DIRECTORY" for each camera.
-        like: a converted store whose spaces are used, for data that are to test a model of that store.
         columns: names of the columns, keys or features.
         conversion: how rows become episodes.
         output: earlier runs and output.
@@ -66,7 +65,6 @@ class Convert(Command):
     out: str
     format: Format = "auto"
     video: tuple[str, ...] = ()
-    like: str | None = None
     columns: Flat[Columns] = field(default_factory=Columns)
     conversion: Flat[ConversionConfig] = field(default_factory=ConversionConfig)
     output: Flat[Run] = field(default_factory=Run)
@@ -86,9 +84,9 @@ class Convert(Command):
                 self.source[0].removeprefix(MINARI), self.out, overwrite=run.overwrite, break_lock=run.break_lock
             )
             return report(store)
-        options: dict[str, Any] = {"columns": self.columns, "config": self.conversion, "run": run, "like": self.like}
+        options: dict[str, Any] = {"columns": self.columns, "config": self.conversion, "run": run}
         source: Any = list(self.source) if len(self.source) > 1 else self.source[0]
-        if kind == "parquet" and (self.columns, self.conversion, self.like) == (Columns(), ConversionConfig(), None):
+        if kind == "parquet" and (self.columns, self.conversion) == (Columns(), ConversionConfig()):
             options |= {"columns": None, "config": None}  # restores what was exported
         if kind == "video" or self.video:
             table = source if self.video else None

@@ -57,6 +57,7 @@ def fit(
     training_config: TrainingConfig | None = None,
     vision: Vision | type[Vision] | None = None,
     initial: WorldModel | None = None,
+    test_data: str | Path | Sequence[str | Path] | None = None,
     seed: int = 0,
     device: str | torch.device = "cpu",
     run: RunConfig | None = None,
@@ -75,6 +76,8 @@ def fit(
         vision: a trained V, as `train_vae` returns it; images need one. Or a subclass of `Vision` that is fitted in one pass
             (`Vision.fit`). None is `StateNormalizer`, which standardises vector observations.
         initial: a world model to start from; its V, its configuration and its weights are kept. None starts from scratch.
+        test_data: a store, or several, to test on: another day, another robot. All of ``data`` is trained on then, and
+            ``test_fraction`` is ignored. Nothing is learned from the test data; they must have the same spaces.
         seed: >= 0, of the split, the initial weights, the batches and all samples in training.
         device: where model, data and training are.
         run: whether a run in ``out`` is resumed or replaced (a complete one is returned as it is), its log, and how progress is
@@ -93,14 +96,16 @@ def fit(
     """
     data_config, training_config, run = data_config or DataConfig(), training_config or TrainingConfig(), run or RunConfig()
     device, seed = choose_device(device), check_integer(seed, "seed", least=0)
-    episodes = EpisodeCollection.open(data, min_length=data_config.min_length, leave_out=data_config.leave_out)
-    encoded = encoded_form(episodes.stores, _trained_v(initial, vision))
+    episodes, tests = _open(data, data_config), None if test_data is None else _open(test_data, data_config)
+    encoded = encoded_form([*episodes.stores, *(tests.stores if tests else ())], _trained_v(initial, vision))
     if initial is None:
         v, model, layout = _new_parts(episodes, seed, _decided(config, episodes, Path(out), run), vision, encoded, data_config)
     else:
         v, model, layout = _parts_of(initial, episodes, config, vision, encoded, data_config)
     arguments = _arguments(episodes, seed, torch.device(device), vision, model, initial, data_config, training_config)
-    split = split_episodes(len(episodes), test_fraction=data_config.test_fraction, seed=seed)
+    if tests is not None:
+        arguments |= _check_tests(tests, episodes, model)
+    split = split_episodes(len(episodes), test_fraction=data_config.test_fraction if tests is None else 0, seed=seed)
     directory = runs.prepare_run(out, arguments, run=run, **RUN)
     if (directory / WORLD_FILE).is_file():
         return WorldModel.from_pretrained(directory, device=device)
@@ -108,10 +113,12 @@ def fit(
         v.fit(episodes.read(int(index)).observations for index in split[0])
     world = _build_world(episodes, v, model, encoded or v, initial).to(device)
     reader = world.vision if encoded is None else encoded.to(device)
-    train_data, test_data = _sequence_data(episodes, split, reader, world.action_features, data_config, seed)
+    train_data, held_out = _sequence_data(episodes, split, reader, world.action_features, data_config, seed)
+    if tests is not None:
+        held_out = _test_batches(tests, reader, world.action_features, data_config, seed)
     if initial is None:
         _set_statistics(world.mdnrnn, train_data, layout)
-    scores = _baselines(world.mdnrnn, train_data, test_data, training_config, seed)
+    scores = _baselines(world.mdnrnn, train_data, held_out, training_config, seed)
     with run.reporter() as report:
         result = loop.train(
             world.mdnrnn,
@@ -119,15 +126,35 @@ def fit(
             out=directory / "training",
             config=training_config,
             seed=seed,
-            test_data=test_data,
+            test_data=held_out,
             fingerprint=episodes.fingerprint,
             run=run.within(report, "train M"),
         )
     world.provenance = _provenance(episodes, arguments, result, scores) | {"layout": layout.to_json()}
     if training_config.calibrate:
-        world.provenance["calibration"] = _calibrate(world, test_data, seed)
+        world.provenance["calibration"] = _calibrate(world, held_out, seed)
     world.write(directory)
     return world.eval()
+
+
+def _open(data: str | Path | Sequence[str | Path], config: DataConfig) -> EpisodeCollection:
+    return EpisodeCollection.open(data, min_length=config.min_length, leave_out=config.leave_out)
+
+
+def _check_tests(tests: EpisodeCollection, episodes: EpisodeCollection, model: MDNRNN) -> dict[str, str]:
+    """Return the record of test data that fit the training data, or raise."""
+    EpisodeCollection([episodes.stores[0], *tests.stores])  # raises if the spaces differ
+    if model.config.reward_head:
+        check_rewards_of(model.config.reward_atoms, model.config.reward_components, read_rewards(tests))
+    return {"test_fingerprint": tests.fingerprint}
+
+
+def _test_batches(
+    tests: EpisodeCollection, reader: Vision, action_space: FlatSpace, config: DataConfig, seed: int
+) -> SequenceData:
+    """Return the batches of test data, in order."""
+    which = np.arange(len(tests)), np.zeros(0, int)
+    return _sequence_data(tests, which, reader, action_space, config, seed, shuffle=False)[0]
 
 
 def _arguments(
@@ -271,6 +298,8 @@ def _sequence_data(
     action_space: FlatSpace,
     config: DataConfig,
     seed: int,
+    *,
+    shuffle: bool = True,
 ) -> tuple[SequenceData, SequenceData | None]:
     """Return training and held-out batches; the latter is None if the split holds nothing out."""
     resident = config.resident
@@ -292,7 +321,7 @@ def _sequence_data(
         )
         return SequenceData(episodes, sampler, reader, action_space, resident=steps)
 
-    train = batches(split[0], shuffle=True)
+    train = batches(split[0], shuffle=shuffle)
     assert train is not None
     return train, batches(split[1], shuffle=False)
 
@@ -349,7 +378,8 @@ def _provenance(
     episodes: EpisodeCollection, arguments: dict[str, Any], result: TrainingResult, scores: dict[str, float]
 ) -> dict[str, Any]:
     """Return the origin of a world model as JSON-serialisable data."""
-    kept = ("data_fingerprint", "seed", "data_config", "training_config", "initial")
+    kept = ["data_fingerprint", "seed", "data_config", "training_config", "initial"]
+    kept += [name for name in ("test_fingerprint",) if name in arguments]
     return {
         "recipes": [store.recipe for store in episodes.stores],
         "num_episodes": len(episodes),

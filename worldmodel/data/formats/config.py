@@ -146,6 +146,7 @@ class ConversionConfig:
             the data, rounded outwards.
         resize: height and width of images, in pixels; None keeps their size.
         dtype: "keep", or "float32" to halve the size of real numbers of float64.
+        like: path of a converted store whose spaces are used, for data that are to test or extend a model of that store.
 
     Raises:
         TypeError: if a field has another type.
@@ -159,9 +160,12 @@ class ConversionConfig:
     widen: float = 0.5
     resize: int | None = None
     dtype: Literal["keep", "float32"] = "keep"
+    like: str | None = None
 
     def __post_init__(self) -> None:
         """Check every field."""
+        if self.like is not None:
+            object.__setattr__(self, "like", str(self.like))
         choices = {"time_unit": tuple(SECONDS), "missing": ("error", "split"), "dtype": ("keep", "float32")}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:

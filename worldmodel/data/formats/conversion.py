@@ -84,7 +84,6 @@ def convert_source(
     columns: Columns | None = None,
     config: ConversionConfig | None = None,
     run: RunConfig | None = None,
-    like: str | Path | None = None,
 ) -> EpisodeStore:
     """Convert a source to a store.
 
@@ -94,7 +93,6 @@ def convert_source(
         columns: names of columns.
         config: how rows become episodes.
         run: whether an earlier conversion is resumed or replaced, and how progress is shown. Stages "check" and "convert".
-        like: a converted store whose spaces are used, for data that are to test a model of that store.
 
     Raises:
         ValueError: if a column does not exist, or a row is wrong; names file and row. Nothing is written then.
@@ -103,8 +101,6 @@ def convert_source(
     config, run = config or ConversionConfig(), run or RunConfig()
     chosen, guessed = (columns or Columns()).resolve(source.names(), source.described)
     arguments = {"format": source.format, "source": source.identity(), "columns": chosen.to_json(), "config": asdict(config)}
-    if like is not None:
-        arguments["like"] = EpisodeStore.open(like).recipe.get(KEY, {}).get("leaves")
     path, created = Path(out), False
     with run.reporter() as report:
         if run.resume and not run.overwrite and EpisodeStore.lies_in(path):
@@ -113,7 +109,7 @@ def convert_source(
                 return store
             plan = Plan.from_json(store.recipe[KEY], store.observation_space, store.action_space)
         else:
-            plan = _scan(source, chosen, config, guessed, like, report)
+            plan = _scan(source, chosen, config, guessed, report)
             rewards = {} if chosen.reward else {"rewards": False}
             store = EpisodeStore.create(
                 path,
@@ -161,7 +157,6 @@ def _scan(
     columns: Columns,
     config: ConversionConfig,
     guessed: Sequence[str],
-    like: str | Path | None,
     report: Listener,
 ) -> Plan:
     """Read and check all rows, and infer the spaces."""
@@ -190,8 +185,8 @@ def _scan(
     options: dict[str, Any] = {"widen": config.widen, "resize": config.resize, "narrow": config.dtype == "float32"}
     parts = {part: [found[name] for name in getattr(columns, part)] for part in ("observation", "action")}
     made = {part: make_leaves(each, part=part, **options) if each else [] for part, each in parts.items()}
-    if like is not None:
-        made = _like(made, like)
+    if config.like is not None:
+        made = _like(made, config.like)
     numbers = {part: [number for one in each for number in one.numbers()] for part, each in parts.items()}
     assumed = [*guessed, *_assumptions(columns, config, episodes, count, numbered)]
     return Plan(made["observation"], made["action"], max_steps, numbered, assumed, numbers)
@@ -212,7 +207,7 @@ def _generator(pieces: Iterator[Any]) -> Any:
     return (one for one in pieces)
 
 
-def _like(made: Mapping[str, list[Leaf]], like: str | Path) -> dict[str, list[Leaf]]:
+def _like(made: Mapping[str, list[Leaf]], like: str) -> dict[str, list[Leaf]]:
     """Return the leaves of another conversion, which must have the same columns."""
     other = EpisodeStore.open(like)
     if KEY not in other.recipe:

@@ -32,7 +32,6 @@ def from_csv(
     columns: Columns | None = None,
     config: ConversionConfig | None = None,
     run: RunConfig | None = None,
-    like: str | Path | None = None,
 ) -> EpisodeStore:
     """Convert CSV files with a header to a store; only a few megabytes are in memory, and the rows of one episode.
 
@@ -45,7 +44,6 @@ def from_csv(
         columns: names of columns.
         config: how rows become episodes.
         run: whether an earlier conversion is resumed or replaced, and how progress is shown.
-        like: a converted store whose spaces are used, for data that are to test a model of that store.
 
     Returns:
         The store; `describe_conversion` tells what was found and assumed.
@@ -55,7 +53,7 @@ def from_csv(
         ValueError: if a column is missing or a row is wrong; names the file and the line.
     """
     found = CsvSource.of(source, columns or Columns())
-    return convert_source(found, out=out, columns=columns, config=config, run=run, like=like)
+    return convert_source(found, out=out, columns=columns, config=config, run=run)
 
 
 @dataclass(frozen=True)

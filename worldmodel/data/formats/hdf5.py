@@ -31,7 +31,6 @@ def from_hdf5(
     columns: Columns | None = None,
     config: ConversionConfig | None = None,
     run: RunConfig | None = None,
-    like: str | Path | None = None,
 ) -> EpisodeStore:
     """Convert HDF5 files to a store.
 
@@ -46,7 +45,6 @@ def from_hdf5(
         columns: names of data sets, with "/" between groups.
         config: how rows become episodes.
         run: whether an earlier conversion is resumed or replaced, and how progress is shown.
-        like: a converted store whose spaces are used, for data that are to test a model of that store.
 
     Returns:
         The store; `describe_conversion` tells what was found and assumed.
@@ -55,7 +53,7 @@ def from_hdf5(
         ImportError: if h5py is not installed.
         ValueError: if a file is damaged, a data set is missing or a row is wrong; names the file and the row.
     """
-    return convert_source(Hdf5Source.of(source), out=out, columns=columns, config=config, run=run, like=like)
+    return convert_source(Hdf5Source.of(source), out=out, columns=columns, config=config, run=run)
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,6 @@ def from_lerobot(
     columns: Columns | None = None,
     config: ConversionConfig | None = None,
     run: RunConfig | None = None,
-    like: str | Path | None = None,
 ) -> EpisodeStore:
     """Convert a LeRobot data set of version 3 in a local directory to a store.
 
@@ -49,7 +48,6 @@ def from_lerobot(
         columns: names of features.
         config: how rows become episodes; its ``resize`` makes images smaller as they are read.
         run: whether an earlier conversion is resumed or replaced, and how progress is shown.
-        like: a converted store whose spaces are used, for data that are to test a model of that store.
 
     Returns:
         The store; `describe_conversion` tells what was found and assumed.
@@ -62,7 +60,7 @@ def from_lerobot(
     chosen = columns or Columns()
     defaults: dict[str, Any] = {"episode": "episode_index", "time": "timestamp", "termination": ""}
     chosen = replace(chosen, **{name: default for name, default in defaults.items() if getattr(chosen, name) is None})
-    return convert_source(LeRobotSource.of(source), out=out, columns=chosen, config=config, run=run, like=like)
+    return convert_source(LeRobotSource.of(source), out=out, columns=chosen, config=config, run=run)
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,6 @@ def from_parquet(
     columns: Columns | None = None,
     config: ConversionConfig | None = None,
     run: RunConfig | None = None,
-    like: str | Path | None = None,
 ) -> EpisodeStore:
     """Convert parquet files to a store, or restore the store that `to_parquet` wrote.
 
@@ -58,7 +57,6 @@ def from_parquet(
         columns: names of columns. None restores the store if `to_parquet` wrote the file.
         config: how rows become episodes.
         run: whether an earlier conversion is resumed or replaced, and how progress is shown.
-        like: a converted store whose spaces are used, for data that are to test a model of that store.
 
     Returns:
         The store; `describe_conversion` tells what was found and assumed.
@@ -70,7 +68,7 @@ def from_parquet(
     found = ParquetSource.of(source)
     if columns is None and config is None and found.ours is not None:
         return _restore(found, out=out, run=run)
-    return convert_source(found, out=out, columns=columns, config=config, run=run, like=like)
+    return convert_source(found, out=out, columns=columns, config=config, run=run)
 
 
 @dataclass(frozen=True)

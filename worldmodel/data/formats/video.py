@@ -36,7 +36,6 @@ def from_video(
     columns: Columns | None = None,
     config: ConversionConfig | None = None,
     run: RunConfig | None = None,
-    like: str | Path | None = None,
 ) -> EpisodeStore:
     """Convert videos, with a table of actions and other measurements if there is one, to a store.
 
@@ -49,7 +48,6 @@ def from_video(
         columns: names of the columns of the table; those of the observation may name cameras.
         config: how rows become episodes; its ``resize`` makes images smaller as they are read.
         run: whether an earlier conversion is resumed or replaced, and how progress is shown.
-        like: a converted store whose spaces are used, for data that are to test a model of that store.
 
     Returns:
         The store; `describe_conversion` tells what was found and assumed.
@@ -65,7 +63,7 @@ def from_video(
         others = [] if inner is None else chosen.resolve([*source.images, *inner.header], source.described)[0].observation
         measured = [name for name in others if name not in source.images]
         chosen = Columns(**{**vars(chosen), "observation": (*source.images, *measured)})
-    return convert_source(source, out=out, columns=chosen, config=config, run=run, like=like)
+    return convert_source(source, out=out, columns=chosen, config=config, run=run)
 
 
 @dataclass(frozen=True)
