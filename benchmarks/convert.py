@@ -116,11 +116,10 @@ def main() -> None:
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     store = EpisodeStore.open(out)
-    print(
-        f"{arguments.format}: {size / 1e9:.2f} GB, {len(store)} episodes, {store.num_steps} steps; {seconds:.0f} s of processor "
-        f"time, {time.monotonic() - began:.0f} s, {size / 1e6 / seconds:.1f} MB/s; largest memory {after.ru_maxrss / 1024:.0f} MiB; "
-        f"fingerprint {store.fingerprint[:16]}"
-    )
+    speed, memory = size / 1e6 / seconds, after.ru_maxrss / 1024
+    print(f"{arguments.format}: {size / 1e9:.2f} GB, {len(store)} episodes, {store.num_steps} steps")
+    print(f"{seconds:.0f} s of processor time, {time.monotonic() - began:.0f} s, {speed:.1f} MB/s of processor time")
+    print(f"largest memory {memory:.0f} MiB; fingerprint {store.fingerprint[:16]}")
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ def test_crps_is_that_of_a_normal_distribution():
 
 
 def test_crps_is_that_of_a_mixture_of_normal_distributions():
-    """The sum of w A(y - m, s) less half that over pairs, A(m, s) = 2 s phi(m / s) + m (2 Phi(m / s) - 1) (Grimit et al. 2006)."""
+    """Sum of w A(y - m, s) less half of it over pairs; A(m, s) = 2 s phi(m / s) + m (2 Phi(m / s) - 1) (Grimit et al. 2006)."""
     weights, means, scales = (torch.tensor(x, dtype=torch.float64) for x in ([0.3, 0.7], [-1.0, 2.0], [0.5, 1.5]))
     unit = Normal(0.0, 1.0)
 
