@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from worldmodel.training.config import TrainingConfig as TrainingConfig
     from worldmodel.training.config import learning_rate as learning_rate
     from worldmodel.training.encode import encode_store as encode_store
+    from worldmodel.training.fit_cameras import train_cameras as train_cameras
     from worldmodel.training.fit_vision import train_vae as train_vae
     from worldmodel.training.fit_world import FIT_FILE as FIT_FILE
     from worldmodel.training.fit_world import fit as fit
@@ -45,6 +46,7 @@ else:
         {
             "config": "DataConfig FrameConfig TrainingConfig learning_rate",
             "encode": "encode_store",
+            "fit_cameras": "train_cameras",
             "fit_vision": "train_vae",
             "fit_world": "FIT_FILE fit",
             "frames": "FrameData",
