@@ -12,7 +12,7 @@ TimeUnit = Literal["s", "ms", "us", "ns"]
 Missing = Literal["error", "split"]
 SECONDS: dict[TimeUnit, float] = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 GUESSES = {  # names that are recognised, in lower case; the first that exists counts
-    "action": ("action", "actions"),
+    "action": ("action", "actions", "command", "commands", "control", "controls"),
     "reward": ("reward", "rewards", "next.reward"),
     "termination": ("termination", "terminations", "terminated", "terminal", "terminals", "done", "dones"),
     "truncation": ("truncation", "truncations", "truncated", "timeout", "timeouts"),
@@ -31,7 +31,7 @@ class Columns:
     Args:
         observation: what is observed; empty for those called "observation", "observations" or "obs" (or below that, such as
             "observation.state"), or else every column that has no other use.
-        action: what is done; empty for those called "action" or "actions", or that begin with "action." or "action_".
+        action: what is done; empty for those called "action", "command" or "control", or that begin with "action." or "action_".
         reward: reward of the step.
         termination: whether the step led to a terminal state.
         truncation: whether the recording was cut off after the step, as by a time limit.
