@@ -21,6 +21,7 @@ OPTIONAL = {  # library -> the one file that imports it
     "av": "data/formats/video.py",
     "cma": "agents/strategies.py",
     "h5py": "data/formats/hdf5.py",
+    "huggingface_hub": "runtime/hub.py",
     "imageio_ffmpeg": "plots/video.py",
     "matplotlib": "plots/report.py",
     "minari": "adapters/minari.py",
