@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from worldmodel.data import EpisodeCollection, split_episodes
@@ -87,11 +88,16 @@ def train_cameras(
             )
             visions.append(vision)
     cameras = Cameras(space, visions)
-    if cameras.vectors is not None:
-        kept = {path for path, _ in leaves(cameras.vectors.observation_space)}
-        train, _ = split_episodes(len(episodes), test_fraction=frame_config.test_fraction, seed=seed)
-        read = (leaf_values(episodes.read(int(index)).observations) for index in train)
-        cameras.vectors.fit({path: each[path] for path in each if path in kept} for each in read)
+    _fit_vectors(cameras, episodes, split_episodes(len(episodes), test_fraction=frame_config.test_fraction, seed=seed)[0])
     trained = {path: vision.provenance for path, vision in zip(paths, visions, strict=True)}
     cameras.to(device).eval().write(directory, provenance={**arguments, "cameras": trained})
     return cameras
+
+
+def _fit_vectors(cameras: Cameras, episodes: EpisodeCollection, which: np.ndarray) -> None:
+    """Fit the standardisation of all numbers but the images to the episodes ``which``."""
+    if cameras.vectors is None:
+        return
+    kept = {path for path, _ in leaves(cameras.vectors.observation_space)}
+    read = (leaf_values(episodes.read(int(index)).observations) for index in which)
+    cameras.vectors.fit({path: each[path] for path in each if path in kept} for each in read)
