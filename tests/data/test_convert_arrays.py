@@ -162,6 +162,17 @@ def test_a_wrong_row_is_named_and_nothing_is_written(tmp_path, name):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_unsigned_times_that_go_back_are_noticed(tmp_path):
+    with pytest.raises(ValueError, match=r"row 1: .* got 1 after 5"):
+        from_arrays(np.zeros((3, 1)), out=tmp_path / "s", time=np.array([5, 1, 7], dtype=np.uint64))
+
+
+def test_a_long_vector_is_described_in_part(tmp_path):
+    store = from_arrays(np.random.default_rng(0).normal(size=(5, 900)), out=tmp_path / "s")
+    assert len(store.recipe["conversion"]["found"]["observation"]) == 500
+    assert "  ..." in describe_conversion(store).splitlines()
+
+
 def test_arrays_and_lists_are_not_mixed(tmp_path):
     with pytest.raises(TypeError, match="observations an array, actions a list"):
         from_arrays(np.zeros((3, 2)), [np.zeros((3, 2))], out=tmp_path / "s")

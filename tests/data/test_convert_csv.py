@@ -72,6 +72,17 @@ def test_each_file_of_a_directory_begins_an_episode_in_natural_order(tmp_path):
     assert [e.observations[0, 0] for e in store] == [1.5, 2.5, 10.5]
 
 
+def test_many_files_are_identified_by_their_number_size_and_checksum(tmp_path, monkeypatch):
+    monkeypatch.setattr("worldmodel.data.formats.files.MOST_FILES", 2)
+    (tmp_path / "logs").mkdir()
+    for number in range(3):
+        (tmp_path / "logs" / f"{number}.csv").write_text("x,y\n1.5,0.5\n2.5,0.5\n")
+    assert from_csv(tmp_path / "logs", tmp_path / "s").recipe["conversion"]["arguments"]["source"][:2] == [3, 60]
+    (tmp_path / "logs" / "1.csv").write_text("x,y\n1.5,0.5\n2.5,0.6\n")
+    with pytest.raises(FileExistsError, match="expected source"):
+        from_csv(tmp_path / "logs", tmp_path / "s")
+
+
 def test_episodes_may_have_names_and_times_may_be_dates(tmp_path):
     rows = [f"{name},2026-05-01T12:00:{s:02d}.250,{s}.5" for name in ("walk", "7", "run") for s in (1, 2, 3, 9, 10)]
     (tmp_path / "log.csv").write_text("trial,time,x\n" + "\n".join(rows))

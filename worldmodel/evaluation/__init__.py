@@ -1,7 +1,8 @@
 """Scores of agents in the real environment, in dreams and against random play; faithfulness of dreams.
 
 `evaluate` scores one agent everywhere. `probe` asks whether dreams rank fixed policies as the real environment does, which
-tells whether a search in these dreams can succeed. Evaluation uses agents, dreams and data, and none of them imports it, so
+tells whether a search in these dreams can succeed. `likelihood` and `open_loop` score a world on held-out episodes without an
+environment. Evaluation uses agents, dreams and data, and none of them imports it, so
 no score can leak into training.
 
 Example:

@@ -5,10 +5,9 @@ Nothing is written before the first pass has read every row. An interrupted seco
 
 from __future__ import annotations
 
-import contextlib
 import math
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,9 @@ from worldmodel.spaces import image_layout, is_image, resize_by_area
 KEY = "conversion"  # in the recipe of a converted store
 SHARD_BYTES = 32 * 2**20
 EPISODE_BYTES = 256 * 2**20  # of a recording, unless `ConversionConfig.max_steps` says otherwise
-FRAMES = 256  # resized at once
+FRAMES = 64  # decoded and resized at once
+MOST_NUMBERS = 500  # of the observation or the action, that the recipe describes
+MOST_LINES = 40  # of them in a text
 UNFINISHED = "its conversion was interrupted; run the same command or call again"
 
 
@@ -187,7 +188,7 @@ def _scan(
     made = {part: make_leaves(each, part=part, **options) if each else [] for part, each in parts.items()}
     if config.like is not None:
         made = _like(made, config.like)
-    numbers = {part: [number for one in each for number in one.numbers()] for part, each in parts.items()}
+    numbers = {part: [number for one in each for number in one.numbers()][:MOST_NUMBERS] for part, each in parts.items()}
     assumed = [*guessed, *_assumptions(columns, config, episodes, count, numbered)]
     return Plan(made["observation"], made["action"], max_steps, numbered, assumed, numbers)
 
@@ -195,16 +196,11 @@ def _scan(
 def _longest(source: Source, columns: Columns, config: ConversionConfig) -> int:
     """Return the most steps of a recording that memory shall hold."""
     names = [name for name in (*columns.observation, *columns.steps) if name not in source.images]
-    with contextlib.closing(_generator(source.pieces(names))) as pieces:
-        first: Mapping[str, np.ndarray] = next((rows.values for rows, _ in pieces), {})
+    first: Mapping[str, np.ndarray] = next((rows.values for rows, _ in source.pieces(names)), {})
     row = sum(value.nbytes / max(1, len(value)) for value in first.values())
     for shape in source.images.values():
         row += math.prod(shape[2:]) * config.resize**2 if config.resize else math.prod(shape)
     return max(1, int(EPISODE_BYTES / max(row, 1)))
-
-
-def _generator(pieces: Iterator[Any]) -> Any:
-    return (one for one in pieces)
 
 
 def _like(made: Mapping[str, list[Leaf]], like: str) -> dict[str, list[Leaf]]:
@@ -313,8 +309,10 @@ def describe_conversion(store: EpisodeStore) -> str:
     for part in ("observation", "action"):
         numbers = data["found"][part]
         lines.append(f"{part} {getattr(store, f'{part}_space')}" if numbers else f"no {part}")
-        width = max((len(one["name"]) for one in numbers), default=0)
-        lines += [f"  {one['name']:{width}}  {describe_number(one)}" for one in numbers]
+        shown = numbers[:MOST_LINES]
+        width = max((len(one["name"]) for one in shown), default=0)
+        lines += [f"  {one['name']:{width}}  {describe_number(one)}" for one in shown]
+        lines += ["  ..."] if len(numbers) > len(shown) else []
     return "\n".join([*lines, "assumed", *(f"  {note}" for note in data["assumed"])])
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from worldmodel.data.formats.config import Columns, ConversionConfig
 from worldmodel.data.formats.conversion import convert_source
-from worldmodel.data.formats.files import file_identity, list_files
+from worldmodel.data.formats.files import identity_of, list_files
 from worldmodel.data.formats.rows import Rows
 from worldmodel.data.store import EpisodeStore
 from worldmodel.runtime import InvalidFileError, RunConfig
@@ -99,7 +99,7 @@ class CsvSource:
 
     def identity(self) -> Any:
         """Return name, size and checksum of each file."""
-        return [file_identity(path) for path in self.paths]
+        return identity_of(self.paths)
 
     def total(self) -> tuple[int, str]:
         """Return the size of all files in megabytes."""

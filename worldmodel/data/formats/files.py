@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+MOST_FILES = 100  # that are listed one by one
 SAMPLE_BYTES = 2**20  # at both ends of a file, and between them
 
 
@@ -38,6 +39,14 @@ def list_files(source: str | Path | Sequence[str | Path], suffixes: Sequence[str
 def natural(name: str | Path) -> list[Any]:
     """Return a key that sorts the numbers in names by value."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", str(name))]
+
+
+def identity_of(paths: Sequence[Path]) -> list[Any]:
+    """Return name, size and checksum of each file; of many files, their number, size and checksum."""
+    found = [file_identity(path) for path in paths]
+    if len(found) <= MOST_FILES:
+        return found
+    return [len(found), sum(size for _, size, _ in found), zlib.crc32(repr(found).encode())]
 
 
 def file_identity(path: Path) -> list[Any]:

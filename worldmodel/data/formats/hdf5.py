@@ -11,7 +11,7 @@ import numpy as np
 
 from worldmodel.data.formats.config import Columns, ConversionConfig
 from worldmodel.data.formats.conversion import convert_source
-from worldmodel.data.formats.files import file_identity, list_files, natural
+from worldmodel.data.formats.files import identity_of, list_files, natural
 from worldmodel.data.formats.rows import Rows
 from worldmodel.data.store import EpisodeStore
 from worldmodel.runtime import InvalidFileError, RunConfig, missing_extra
@@ -107,7 +107,7 @@ class Hdf5Source:
 
     def identity(self) -> Any:
         """Return name, size and checksum of each file."""
-        return [file_identity(path) for path in self.paths]
+        return identity_of(self.paths)
 
     def total(self) -> tuple[int, str]:
         """Return the number of rows."""

@@ -17,7 +17,7 @@ import numpy as np
 
 from worldmodel.data.formats.config import Columns, ConversionConfig
 from worldmodel.data.formats.conversion import convert_source
-from worldmodel.data.formats.files import file_identity
+from worldmodel.data.formats.files import identity_of
 from worldmodel.data.formats.parquet import ParquetSource, read_columns
 from worldmodel.data.formats.rows import Rows
 from worldmodel.data.formats.video import Video
@@ -126,7 +126,7 @@ class LeRobotSource:
     def identity(self) -> Any:
         """Return the identity of the table and of all videos."""
         paths = {video.path: None for episodes in self.cameras.values() for _, video, _ in episodes}
-        return [self.table.identity(), [file_identity(path) for path in paths]]
+        return [self.table.identity(), identity_of(list(paths))]
 
     def total(self) -> tuple[int, str]:
         """Return the number of frames."""

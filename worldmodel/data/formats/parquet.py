@@ -19,7 +19,7 @@ from worldmodel.data.collecting import open_or_create
 from worldmodel.data.episode import Episode
 from worldmodel.data.formats.config import Columns, ConversionConfig
 from worldmodel.data.formats.conversion import convert_source
-from worldmodel.data.formats.files import file_identity, list_files
+from worldmodel.data.formats.files import identity_of, list_files
 from worldmodel.data.formats.rows import Rows
 from worldmodel.data.store import EpisodeStore
 from worldmodel.data.writer import EpisodeWriter
@@ -120,7 +120,7 @@ class ParquetSource:
 
     def identity(self) -> Any:
         """Return name, size and checksum of each file."""
-        return [file_identity(path) for path in self.paths]
+        return identity_of(self.paths)
 
     def total(self) -> tuple[int, str]:
         """Return the number of rows."""
@@ -192,7 +192,10 @@ def batches(path: Path, names: Sequence[str]) -> Iterator[Any]:
 
 def read_columns(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
     """Read columns of a small file completely; text becomes an array of objects."""
-    table = open_parquet(path).read(columns=list(names))
+    file = open_parquet(path)
+    if missing := [name for name in names if name not in file.schema_arrow.names]:
+        raise ValueError(f"{path}: expected a column {missing[0]!r}, got {file.schema_arrow.names}")
+    table = file.read(columns=list(names))
     return {name: to_numpy(table.column(name).combine_chunks(), f"{path}: column {name!r}")[0] for name in names}
 
 

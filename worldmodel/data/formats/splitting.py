@@ -222,6 +222,7 @@ class Episodes:
         time = rows.values[name]
         if time.dtype.kind not in "iuf" or time.ndim != 1:
             raise ValueError(f"{rows.where(0)}: expected numbers as times in {name!r}, got {time.dtype} of shape {time.shape}")
+        time = time.astype(np.int64) if time.dtype.kind == "u" else time  # differences of unsigned integers wrap
         step = np.diff(time, prepend=self._last.get("time", time[0]))
         first = natural | (np.arange(len(rows)) == 0) & ("time" not in self._last)
         wrong = ~first & (step <= 0)

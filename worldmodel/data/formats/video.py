@@ -13,7 +13,7 @@ import numpy as np
 from worldmodel.data.formats.config import Columns, ConversionConfig
 from worldmodel.data.formats.conversion import convert_source
 from worldmodel.data.formats.csv_files import CsvSource
-from worldmodel.data.formats.files import file_identity, list_files
+from worldmodel.data.formats.files import identity_of, list_files
 from worldmodel.data.formats.rows import Rows
 from worldmodel.data.store import EpisodeStore
 from worldmodel.runtime import InvalidFileError, RunConfig, missing_extra
@@ -120,7 +120,7 @@ class VideoSource:
 
     def identity(self) -> Any:
         """Return name, size and checksum of each file."""
-        found = {name: [file_identity(video.path) for video in videos] for name, videos in self.cameras.items()}
+        found = {name: identity_of([video.path for video in videos]) for name, videos in self.cameras.items()}
         return found if self.table is None else {**found, "": self.table.identity()}
 
     def total(self) -> tuple[int, str]:
