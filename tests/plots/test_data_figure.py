@@ -1,11 +1,14 @@
 """The figure of a store."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from toy_data import walking_episode, write_store
 
 from worldmodel.data import EpisodeStore, from_arrays, summarise_store
-from worldmodel.plots import draw_store
+from worldmodel.evaluation import OpenLoop
+from worldmodel.plots import draw_open_loop, draw_store
 
 
 def mixed_store(path):
@@ -73,3 +76,15 @@ def test_an_empty_store_is_refused(tmp_path):
     empty = EpisodeStore.create(tmp_path / "e", observation_space=store.observation_space, action_space=store.action_space)
     with pytest.raises(ValueError, match="expected at least one episode, got none"):
         summarise_store(empty)
+
+
+def test_the_figure_of_forecasts_has_a_panel_for_each_score():
+    line = np.linspace(0.1, 1, 5)
+    options = {"error": line, "crps": line / 2, "coverage": np.full(5, 0.88), "nominal": 0.9}
+    options |= {"repeat_last_error": 2 * line, "repeat_last_crps": line, "crps_by_number": {}, "num_forecasts": 3}
+    result = OpenLoop(**options, choice_error=line / 9, repeat_last_choice_error=line / 3)
+    figure = draw_open_loop(result)
+    titles = ["root mean squared error", "CRPS", "wrong choices, share", "share within the interval"]
+    assert [axes.get_title() for axes in figure.axes] == titles
+    np.testing.assert_array_equal(figure.axes[1].lines[0].get_ydata(), line / 2)
+    assert len(draw_open_loop(replace(result, choice_error=None)).axes) == 3

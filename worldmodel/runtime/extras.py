@@ -15,6 +15,7 @@ EXTRAS = {  # extra: the modules that it brings
     "video": ("imageio_ffmpeg",),
     "formats": ("pyarrow", "h5py", "av"),
     "tensorboard": ("tensorboard",),
+    "dask": ("distributed",),
     "hub": ("huggingface_hub",),
 }
 
