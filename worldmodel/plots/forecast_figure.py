@@ -19,9 +19,10 @@ def draw_open_loop(result: OpenLoop) -> Figure:
     panels = [
         ("root mean squared error", result.error, result.repeat_last_error),
         ("CRPS", result.crps, result.repeat_last_crps),
-        ("wrong choices, share", result.choice_error, result.repeat_last_choice_error),
     ]
-    shown = [panel for panel in panels if panel[1] is not None and not np.isnan(panel[1]).all()]
+    if result.choice_error is not None and result.repeat_last_choice_error is not None:
+        panels.append(("wrong choices, share", result.choice_error, result.repeat_last_choice_error))
+    shown = [panel for panel in panels if not np.isnan(panel[1]).all()]
     axes = [figure.add_subplot(1, len(shown) + 1, number + 1) for number in range(len(shown) + 1)]
     for panel, (title, dreamed, repeated) in zip(axes, shown, strict=False):
         panel.plot(steps, dreamed, color=DREAM, label="dreams")
