@@ -74,7 +74,7 @@ def summarise_store(store: EpisodeStore, *, num_episodes: int = 200) -> StoreSum
     count = min(len(store), check_integer(num_episodes, "num_episodes", least=1))
     chosen = [k * len(store) // count for k in range(count)]
     parts: dict[str, dict[str, list[np.ndarray]]] = {"observation": {}, "action": {}}
-    cameras = {path for path, leaf in leaves(store.observation_space) if is_image(leaf)}
+    cameras = [path for path, leaf in leaves(store.observation_space) if is_image(leaf)]
     rewards, returns = [], []
     images: dict[str, list[np.ndarray]] = {path: [] for path in cameras}
     ends = {"terminated": 0, "truncated": 0, "no end": 0}
