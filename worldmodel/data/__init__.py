@@ -1,7 +1,8 @@
 """Real episodes: how they are collected, stored, verified and read.
 
 `collect` plays an environment and writes an `EpisodeStore`, a directory that stays readable after a kill and can be resumed,
-verified and repaired. ``rollouts`` yields episodes without storing them. This package does not import models: a store of
+verified and repaired. `from_arrays`, `from_csv`, `from_parquet`, `from_hdf5`, `from_lerobot` and `from_video` convert recorded
+data. ``rollouts`` yields episodes without storing them. This package does not import models: a store of
 encoded episodes records only the fingerprint of V, so data can be read without the model.
 
 Example:
