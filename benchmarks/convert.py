@@ -3,8 +3,8 @@
     python benchmarks/convert.py --gigabytes 5 --format csv --folder /tmp/convert
 
 Writes a file of about that size, converts it in a process of its own, and prints megabytes per second of processor time and the
-largest resident memory. With ``--kill`` the conversion is killed after some seconds and started again; the fingerprint must be
-that of an undisturbed one.
+largest resident memory. With ``--kill`` the conversion is killed once some episodes are written, and started again; the
+fingerprint must be that of an undisturbed one.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--gigabytes", type=float, default=1.0)
     parser.add_argument("--format", choices=WRITERS, default="csv")
     parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--kill", type=float, default=0.0, help="kill after so many seconds, and continue")
+    parser.add_argument("--kill", type=int, default=0, help="kill once so many episodes are written, and continue")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     source = arguments.folder / f"data.{arguments.format}"
@@ -103,13 +103,11 @@ def main() -> None:
     out = arguments.folder / f"store-{arguments.format}{'-killed' if arguments.kill else ''}"
     if arguments.kill:
         process = subprocess.Popen(command(source, out), stdout=subprocess.DEVNULL)
-        time.sleep(arguments.kill)
+        while process.poll() is None and (not EpisodeStore.lies_in(out) or len(EpisodeStore.open(out)) < arguments.kill):
+            time.sleep(0.5)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-        if (out / "manifest.json").exists():
-            print(f"killed after {arguments.kill:g} s with {len(EpisodeStore.open(out))} episodes written")
-        else:
-            print(f"killed after {arguments.kill:g} s, before anything was written")
+        print(f"killed with {len(EpisodeStore.open(out))} episodes written")
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     began = time.monotonic()
     subprocess.run(command(source, out), check=True, stdout=subprocess.DEVNULL)
