@@ -14,7 +14,7 @@ from worldmodel.data.formats.conversion import convert_source
 from worldmodel.data.formats.files import identity_of, list_files, natural
 from worldmodel.data.formats.rows import Rows
 from worldmodel.data.store import EpisodeStore
-from worldmodel.runtime import InvalidFileError, RunConfig, missing_extra
+from worldmodel.runtime import InvalidFileError, RunConfig, file_errors, missing_extra
 
 try:
     import h5py
@@ -87,7 +87,8 @@ class Hdf5Source:
         groups, keys, rows = [], [], 0
         for path in paths:
             with _opened(path) as file:
-                found = _episodes_of(file)
+                with file_errors(path, "a complete HDF5 file"):
+                    found = _episodes_of(file)
                 if not found:
                     raise ValueError(f"{path}: expected data sets with a row per step, got none")
                 groups.append(sorted(found, key=natural))
@@ -140,7 +141,8 @@ def _read(path: Path, file: Any, group: str, names: Sequence[str], index: int, n
     try:
         if group:
             label = int(digits) if (digits := "".join(filter(str.isdigit, group.rsplit("/", 1)[-1]))) else number
-            values = {name: _values(one[()]) for name, one in sets.items()}
+            with file_errors(where, "a complete HDF5 file"):
+                values = {name: _values(one[()]) for name, one in sets.items()}
             yield Rows(values, where, index=index, begins=True, complete=True, label=label)
             return
         total = {name: len(one) for name, one in sets.items()}
@@ -150,7 +152,8 @@ def _read(path: Path, file: Any, group: str, names: Sequence[str], index: int, n
         row = sum(one.dtype.itemsize * int(np.prod(one.shape[1:])) for one in sets.values())
         step = max(1, min(65_536, BATCH_BYTES // max(1, row)))
         for first in range(0, size, step):
-            values = {name: _values(one[first : first + step]) for name, one in sets.items()}
+            with file_errors(where, "a complete HDF5 file"):
+                values = {name: _values(one[first : first + step]) for name, one in sets.items()}
             yield Rows(values, where, first=first, index=index + first, begins=first == 0)
     except OSError as error:
         raise InvalidFileError(f"{where}: expected a complete HDF5 file, got a damaged one: {_one_line(error)}") from error

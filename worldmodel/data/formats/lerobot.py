@@ -22,7 +22,7 @@ from worldmodel.data.formats.parquet import ParquetSource, read_columns
 from worldmodel.data.formats.rows import Rows
 from worldmodel.data.formats.video import Video
 from worldmodel.data.store import EpisodeStore
-from worldmodel.runtime import InvalidFileError, RunConfig
+from worldmodel.runtime import InvalidFileError, RunConfig, file_errors
 
 INFO = Path("meta") / "info.json"
 NUMBERS = ("timestamp", "frame_index", "episode_index", "index", "task_index")  # columns that every data set has
@@ -101,11 +101,14 @@ class LeRobotSource:
                 f"{path / INFO}: expected LeRobot version 3, got {version}; convert it with the lerobot package "
                 "(convert_dataset_v21_to_v30)"
             )
-        images = [name for name, feature in features.items() if feature["dtype"] == "image"]
+        with file_errors(path / INFO, "a dtype of each feature, a rate and the path of videos"):
+            images = [name for name, feature in features.items() if feature["dtype"] == "image"]
+            videos = [name for name, feature in features.items() if feature["dtype"] == "video"]
+            if videos and not (float(info["fps"]) > 0 and "{" in info["video_path"]):
+                raise ValueError("fps, video_path")
         if images:
             raise ValueError(f"{path / INFO}: expected cameras as videos, got images in the table: {images}; leave them out")
         table = ParquetSource.of(path / "data")
-        videos = [name for name, feature in features.items() if feature["dtype"] == "video"]
         return cls(path, table, features, {name: _videos(path, info, name) for name in videos})
 
     @property
@@ -158,7 +161,8 @@ def _videos(path: Path, info: Mapping[str, Any], name: str) -> list[tuple[int, V
     for part in sorted((path / "meta" / "episodes").rglob("*.parquet")):
         rows = read_columns(part, keys)
         for first, length, chunk, file, start in zip(*(rows[key] for key in keys), strict=True):
-            place = path / str(info["video_path"]).format(video_key=name, chunk_index=int(chunk), file_index=int(file))
+            with file_errors(path / INFO, "the path of videos"):
+                place = path / str(info["video_path"]).format(video_key=name, chunk_index=int(chunk), file_index=int(file))
             if place not in opened:
                 if not place.is_file():
                     raise FileNotFoundError(f"{place}: expected a video of {name!r}, got nothing")
@@ -170,4 +174,6 @@ def _videos(path: Path, info: Mapping[str, Any], name: str) -> list[tuple[int, V
                     f"{int(length)} from {float(start):g} s, got {opened[place].length}"
                 )
             found.append((int(first), opened[place], frame))
+    if not found:
+        raise FileNotFoundError(f"{path / 'meta' / 'episodes'}: expected the episodes of {name!r}, got none")
     return sorted(found, key=lambda one: one[0])

@@ -15,16 +15,15 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from worldmodel.data.collecting import open_or_create
 from worldmodel.data.episode import Episode
 from worldmodel.data.formats.config import Columns, ConversionConfig
 from worldmodel.data.formats.conversion import convert_source
 from worldmodel.data.formats.files import identity_of, list_files
+from worldmodel.data.formats.restoring import STEPS, restore
 from worldmodel.data.formats.rows import Rows
 from worldmodel.data.store import EpisodeStore
-from worldmodel.data.writer import EpisodeWriter
-from worldmodel.runtime import InvalidFileError, Progress, RunConfig, missing_extra, single_writer
-from worldmodel.spaces import build_value, leaf_values, leaves, space_from_json, space_to_json
+from worldmodel.runtime import InvalidFileError, Progress, RunConfig, file_errors, missing_extra
+from worldmodel.spaces import leaf_values, leaves, space_to_json
 
 try:
     import pyarrow as pa
@@ -36,7 +35,6 @@ except ImportError:  # `open_parquet` and `to_parquet` raise
 BATCH_BYTES = 4 * 2**20  # read at once
 GROUP_BYTES = 32 * 2**20  # of a row group that is written, uncompressed
 KEY = b"worldmodel"  # of what is not in the columns
-STEPS = {"rewards": "reward", "terminations": "termination", "truncations": "truncation"}
 
 
 def from_parquet(
@@ -67,7 +65,7 @@ def from_parquet(
     """
     found = ParquetSource.of(source)
     if columns is None and config is None and found.ours is not None:
-        return _restore(found, out=out, run=run)
+        return restore(found, found.ours, out=out, run=run)
     return convert_source(found, out=out, columns=columns, config=config, run=run)
 
 
@@ -105,9 +103,10 @@ class ParquetSource:
             if file.schema_arrow.names != schema.names:
                 raise ValueError(f"{path}: expected the columns of {paths[0]}, {schema.names}, got {file.schema_arrow.names}")
         shapes = {one.name: tuple(json.loads(one.metadata[b"shape"])) for one in schema if b"shape" in (one.metadata or {})}
-        ours = (schema.metadata or {}).get(KEY)
+        with file_errors(paths[0], "the description that to_parquet writes"):
+            ours = json.loads(schema.metadata[KEY]) if KEY in (schema.metadata or {}) else None
         rows = [file.metadata.num_rows for file in files]
-        return cls(paths, shapes, None if ours is None else json.loads(ours), rows, schema.names)
+        return cls(paths, shapes, ours, rows, schema.names)
 
     @property
     def described(self) -> str:
@@ -170,8 +169,8 @@ def open_parquet(path: Path) -> Any:
     """
     _require_pyarrow()
     try:
-        return pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20)
-    except pa.ArrowException as error:
+        return pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20, page_checksum_verification=True)
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise InvalidFileError(f"{path}: expected a complete parquet file, got a damaged one: {_one_line(error)}") from error
 
 
@@ -186,7 +185,7 @@ def batches(path: Path, names: Sequence[str]) -> Iterator[Any]:
     row = max((group.total_byte_size / max(1, group.num_rows) for group in groups), default=1.0)
     try:
         yield from file.iter_batches(batch_size=max(1, min(65_536, int(BATCH_BYTES / max(row, 1)))), columns=list(names))
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
         raise InvalidFileError(f"{path}: expected a complete parquet file, got a damaged one: {_one_line(error)}") from error
 
 
@@ -217,7 +216,8 @@ def to_numpy(column: Any, where: str) -> tuple[np.ndarray, np.ndarray | None, bo
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         return _lists(column, mask, where), mask, False
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_dictionary(kind):
-        return np.array(column.to_pylist(), dtype=object), mask, False
+        with file_errors(where, "text"):
+            return np.array(column.to_pylist(), dtype=object), mask, False
     if not (pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind)):
         raise ValueError(f"{where}: expected numbers or lists of numbers, got {kind}; leave the column out")
     if mask is not None:
@@ -270,7 +270,10 @@ def to_parquet(store: EpisodeStore, path: str | Path, *, overwrite: bool = False
     temporary = path.with_name(f".{path.name}.tmp")
     schema = _schema(store)
     try:
-        with pq.ParquetWriter(temporary, schema, compression="zstd") as writer, run.reporter() as report:
+        with (
+            pq.ParquetWriter(temporary, schema, compression="zstd", write_page_checksum=True) as writer,
+            run.reporter() as report,
+        ):
             waiting: list[Episode] = []
             for count, episode in enumerate(store, start=1):
                 waiting.append(episode)
@@ -332,61 +335,6 @@ def _array(value: np.ndarray, rows: int, kind: Any) -> Any:
         made = pa.array(np.ascontiguousarray(value), kind)
     missing = rows - len(value)
     return made if missing == 0 else pa.concat_arrays([made, pa.nulls(missing, kind)])
-
-
-@single_writer()
-def _restore(source: ParquetSource, *, out: str | Path, run: RunConfig | None = None) -> EpisodeStore:
-    """Restore a store that `to_parquet` wrote."""
-    assert source.ours is not None
-    run, ours = run or RunConfig(), source.ours
-    described = {name: space_from_json(ours[name]) for name in ("observation_space", "action_space")}
-    store = open_or_create(Path(out), lambda: described, ours["recipe"], run=run)
-    store.mark_unfinished("its import was interrupted; run the same command or call again")
-    done = set(store.episode_ids.tolist())
-    with run.reporter() as report, EpisodeWriter(store, max_bytes=GROUP_BYTES) as writer:
-        for count, episode in enumerate(_episodes(source, **described)):
-            if episode.episode_id not in done:
-                writer.add(episode)
-                writer.write_if_due()
-            report(Progress("convert", count + 1, None, "episode"))
-    store.mark_unfinished(None)
-    return store
-
-
-def _episodes(source: ParquetSource, observation_space: gym.Space[Any], action_space: gym.Space[Any]) -> Iterator[Episode]:
-    """Yield the episodes of a file of `to_parquet`."""
-    waiting: list[Rows] = []
-    for rows, _ in source.pieces(list(source.columns)):
-        starts = np.flatnonzero(np.diff(rows.values["step"], prepend=0 if waiting else 1) <= 0)
-        starts = starts[rows.values["step"][starts] == 0]
-        for start, stop in zip([0, *starts], [*starts, len(rows)], strict=True):
-            if start < stop and rows.values["step"][start] == 0 and waiting:
-                yield _joined(waiting, observation_space, action_space)
-                waiting = []
-            if start < stop:
-                waiting.append(rows.part(start, stop))
-    if waiting:
-        yield _joined(waiting, observation_space, action_space)
-
-
-def _joined(parts: Sequence[Rows], observation_space: gym.Space[Any], action_space: gym.Space[Any]) -> Episode:
-    values = {name: np.concatenate([part.values[name] for part in parts]) for name in parts[0].values}
-    length = len(values["step"]) - 1
-
-    def nested(part: str, space: gym.Space[Any], count: int) -> Any:
-        if space.shape == (0,):
-            return np.zeros((count, 0), space.dtype)
-        found = {path: values[f"{part}/{path}" if path else part][:count].astype(leaf.dtype) for path, leaf in leaves(space)}
-        return build_value(space, found)
-
-    seed = None if "seed" in parts[0].missing and parts[0].missing["seed"][0] else int(values["seed"][0])
-    return Episode(
-        observations=nested("observation", observation_space, length + 1),
-        actions=nested("action", action_space, length),
-        **{long: values[short][:length] for long, short in STEPS.items()},
-        episode_id=int(values["episode"][0]),
-        seed=seed,
-    )
 
 
 def _require_pyarrow() -> None:

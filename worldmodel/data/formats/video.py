@@ -16,7 +16,7 @@ from worldmodel.data.formats.csv_files import CsvSource
 from worldmodel.data.formats.files import identity_of, list_files
 from worldmodel.data.formats.rows import Rows
 from worldmodel.data.store import EpisodeStore
-from worldmodel.runtime import InvalidFileError, RunConfig, missing_extra
+from worldmodel.runtime import InvalidFileError, RunConfig, file_errors, missing_extra
 
 try:
     import av
@@ -175,7 +175,7 @@ class Video:
         if av is None:
             raise missing_extra("formats")
         self.path = Path(path)
-        with self._opened() as container:
+        with self._opened() as container, file_errors(self.path, "a complete video"):
             stream = container.streams.video[0]
             self.shape = (stream.height, stream.width, 3)
             try:
@@ -203,7 +203,8 @@ class Video:
                 frame = next(self._frames, None)
                 if frame is None:
                     raise InvalidFileError(f"{self.path}: expected {self.length} frames, got {first + i}; it may be cut short")
-                frames[i] = frame.to_ndarray(format="rgb24")
+                with file_errors(self.path, f"frames of shape {self.shape}"):
+                    frames[i] = frame.to_ndarray(format="rgb24")
         except av.FFmpegError as error:
             raise self._damaged(error) from error
         self._next = first + count
