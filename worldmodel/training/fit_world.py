@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from torch import Tensor
 
-from worldmodel.data import EpisodeCollection, split_episodes
+from worldmodel.data import EpisodeCollection, common_truncation, recorded_limits, split_episodes
 from worldmodel.mixtures import DENSITIES, LatentLayout
 from worldmodel.models import (
     AUTO_LATENT_HEAD,
@@ -24,29 +25,42 @@ from worldmodel.models import (
     StateNormalizer,
     Vision,
     WorldModel,
-    encode_all,
-    encoded_bytes,
     encoded_form,
     find_layout,
     vision_for,
 )
-from worldmodel.runtime import RunConfig, check_integer, choose_device, files, float32_default, runs, single_writer
+from worldmodel.runtime import (
+    RunConfig,
+    check_integer,
+    choose_device,
+    explains_keywords,
+    files,
+    float32_default,
+    keeps_threads,
+    runs,
+    single_writer,
+)
 from worldmodel.spaces import FlatSpace, find_images, map_leaves, refuse_float_images
-from worldmodel.training import likelihood, loop
+from worldmodel.training import likelihood, loop, quality
 from worldmodel.training.config import DataConfig, TrainingConfig
+from worldmodel.training.fit_data import check_tests, held_out, open_data, sequence_data
 from worldmodel.training.head_choice import CHOICE_FILE, has_choice, read_choice
 from worldmodel.training.initial_model import new_model, prepare_model, statistics_batches
 from worldmodel.training.likelihood import calibrate_termination
 from worldmodel.training.loop import TrainingResult
 from worldmodel.training.reward_atoms import check_rewards_of, read_rewards, with_reward_fields
-from worldmodel.training.windows import RESIDENT_BYTES, SequenceData, WindowSampler
+from worldmodel.training.trivial_models import TrivialModels
+from worldmodel.training.windows import SequenceData
 
 FIT_FORMAT, FIT_VERSION, FIT_FILE = "worldmodel.fit", 1, "fit.json"
 OUTPUTS = (FIT_FILE, CHOICE_FILE, *WORLD_FILES.outputs, "training", ".*.tmp")
 RUN: dict[str, Any] = {"marker": FIT_FILE, "format": FIT_FORMAT, "version": FIT_VERSION, "replaces": OUTPUTS}
+RUN["result"] = WORLD_FILE  # of a complete run
 MAX_START_STATES = 2_000
 
 
+@explains_keywords
+@keeps_threads
 @single_writer(result=WORLD_FILE)
 def fit(
     data: str | Path | Sequence[str | Path],
@@ -81,7 +95,7 @@ def fit(
             held-out part of ``data`` (``test_fraction``), which is trained on then: the best update is chosen on it, and a head
             if there is a choice, but no statistic and no weight is computed from it.
         seed: >= 0, of the split, the initial weights, the batches and all samples in training.
-        device: where model, data and training are.
+        device: where model, data and training are; "auto": an NVIDIA GPU if there is one, else the CPU.
         run: whether a run in ``out`` is resumed or replaced (a complete one is returned as it is), its log, and how progress is
             shown; see `train`. The stage is "train M".
 
@@ -98,7 +112,7 @@ def fit(
     """
     data_config, training_config, run = data_config or DataConfig(), training_config or TrainingConfig(), run or RunConfig()
     device, seed = choose_device(device), check_integer(seed, "seed", least=0)
-    episodes, tests = _open(data, data_config), None if test_data is None else _open(test_data, data_config)
+    episodes, tests = open_data(data, data_config), None if test_data is None else open_data(test_data, data_config)
     encoded = encoded_form([*episodes.stores, *(tests.stores if tests else ())], _trained_v(initial, vision))
     if initial is None:
         config = _decided(config, episodes, Path(out), run)
@@ -108,7 +122,7 @@ def fit(
     chooses = initial is None and config is not None and has_choice(config, layout)
     arguments = _arguments(episodes, seed, torch.device(device), vision, model, initial, data_config, training_config)
     arguments |= {"latent_head_choice": True} if chooses else {}  # else left out: old runs resume
-    arguments |= {} if tests is None else _check_tests(tests, episodes, model)
+    arguments |= {} if tests is None else check_tests(tests, episodes, model)
     split = split_episodes(len(episodes), test_fraction=data_config.test_fraction if tests is None else 0, seed=seed)
     directory = runs.prepare_run(out, arguments, run=run, **RUN)
     if (directory / WORLD_FILE).is_file():
@@ -117,38 +131,17 @@ def fit(
         v.fit(episodes.read(int(index)).observations for index in split[0])
     world = _build_world(episodes, v, model, encoded or v, initial).to(device)
     reader = world.vision if encoded is None else encoded.to(device)
-    parts = _sequence_data(episodes, split, reader, world.action_features, data_config, seed)
-    if tests is not None:
-        parts = parts[0], _test_batches(tests, reader, world.action_features, data_config, seed)
+    parts = sequence_data(episodes, split, reader, world.action_features, data_config, seed, tests=tests)
     if initial is None:
         world.mdnrnn = prepare_model(world.mdnrnn, layout, parts, training_config, seed, directory, chooses=chooses)
     scores = _baselines(world.mdnrnn, *parts, training_config, seed)
     result = _train(world.mdnrnn, parts, directory / "training", training_config, seed, episodes.fingerprint, run)
     world.provenance = _provenance(episodes, arguments, result, scores) | {"layout": layout.to_json()} | read_choice(directory)
-    if training_config.calibrate:
-        world.provenance["calibration"] = _calibrate(world, parts[1], seed)
+    judged = held_out(episodes, split, tests)
+    seen = (reader.encode(each.observations) for each in itertools.islice(judged, quality.MAX_JUDGED))
+    _examine(world, parts, result, training_config, seed, seen)
     world.write(directory)
     return world.eval()
-
-
-def _open(data: str | Path | Sequence[str | Path], config: DataConfig) -> EpisodeCollection:
-    return EpisodeCollection.open(data, min_length=config.min_length, leave_out=config.leave_out)
-
-
-def _check_tests(tests: EpisodeCollection, episodes: EpisodeCollection, model: MDNRNN) -> dict[str, str]:
-    """Return the record of test data that fit the training data, or raise."""
-    EpisodeCollection([episodes.stores[0], *tests.stores])  # raises if the spaces differ
-    if model.config.reward_head:
-        check_rewards_of(model.config.reward_atoms, model.config.reward_components, read_rewards(tests))
-    return {"test_fingerprint": tests.fingerprint}
-
-
-def _test_batches(
-    tests: EpisodeCollection, reader: Vision, action_space: FlatSpace, config: DataConfig, seed: int
-) -> SequenceData:
-    """Return the batches of test data, in order."""
-    which = np.arange(len(tests)), np.zeros(0, int)
-    return _sequence_data(tests, which, reader, action_space, config, seed, shuffle=False)[0]
 
 
 def _train(
@@ -304,41 +297,6 @@ def _build_world(
     return world
 
 
-def _sequence_data(
-    episodes: EpisodeCollection,
-    split: tuple[np.ndarray, np.ndarray],
-    reader: Vision,
-    action_space: FlatSpace,
-    config: DataConfig,
-    seed: int,
-    *,
-    shuffle: bool = True,
-) -> tuple[SequenceData, SequenceData | None]:
-    """Return training and held-out batches; the latter is None if the split holds nothing out."""
-    resident = config.resident
-    if resident is None:
-        resident = encoded_bytes(episodes, reader, action_space) <= RESIDENT_BYTES
-    steps = encode_all(episodes, reader, action_space) if resident else None
-
-    def batches(which: np.ndarray, shuffle: bool) -> SequenceData | None:
-        if len(which) == 0:
-            return None
-        sampler = WindowSampler(
-            which,
-            episodes.lengths[which],
-            window=config.window,
-            burn_in=config.burn_in,
-            batch_size=config.batch_size,
-            seed=seed,
-            shuffle=shuffle,
-        )
-        return SequenceData(episodes, sampler, reader, action_space, resident=steps)
-
-    train = batches(split[0], shuffle=shuffle)
-    assert train is not None
-    return train, batches(split[1], shuffle=False)
-
-
 def _baselines(
     model: MDNRNN, train: SequenceData, test: SequenceData | None, config: TrainingConfig, seed: int
 ) -> dict[str, float]:
@@ -367,14 +325,38 @@ def _calibrate(world: WorldModel, test: SequenceData | None, seed: int) -> dict[
     return calibrate_termination(world.mdnrnn, loop.held_out_batches(test, test.num_batches(0), seed=seed, device=world.device))
 
 
+def _examine(
+    world: WorldModel,
+    data: tuple[SequenceData, SequenceData | None],
+    result: TrainingResult,
+    config: TrainingConfig,
+    seed: int,
+    posteriors: Iterator[tuple[Tensor, Tensor]],
+) -> None:
+    """Calibrate if requested, warn of the bad states in which the training has ended, and add both to the provenance."""
+    train, test = data
+    if config.calibrate:
+        world.provenance["calibration"] = _calibrate(world, test, seed)
+    trivial = TrivialModels.fit(statistics_batches(train)) if quality.judge(result, held_out=test is not None) else None
+    if test is None or trivial is None:
+        return
+    batches = loop.held_out_batches(test, config.max_test_batches, seed=seed, device=world.device)
+    predictions = quality.Predictions.of(world.mdnrnn.eval(), batches, trivial)
+    scores = world.provenance["baselines"]
+    quality.record(quality.world_problems(result, scores, predictions, posteriors, config.evaluate_every), world.provenance)
+
+
 def _provenance(
     episodes: EpisodeCollection, arguments: dict[str, Any], result: TrainingResult, scores: dict[str, float]
 ) -> dict[str, Any]:
     """Return the origin of a world model as JSON-serialisable data."""
     kept = ["data_fingerprint", "seed", "data_config", "training_config", "initial"]
     kept += [name for name in ("test_fingerprint",) if name in arguments]
+    recipes = [store.recipe for store in episodes.stores]
+    truncated_at = None if any(map(recorded_limits, recipes)) else common_truncation(episodes)
     return {
-        "recipes": [store.recipe for store in episodes.stores],
+        "recipes": recipes,
+        **({} if truncated_at is None else {"truncated_at": truncated_at}),
         "num_episodes": len(episodes),
         "num_steps": int(episodes.lengths.sum()),
         **{name: arguments[name] for name in kept},
