@@ -110,6 +110,13 @@ def test_a_long_episode_is_cut_without_a_loss(tmp_path):
     assert [bool(e.truncations[-1]) for e in store] == [True] * 4 + [False]
 
 
+def test_the_parts_of_a_cut_episode_count_as_truncated_whatever_the_data_say(tmp_path):
+    ends = np.isin(np.arange(12), [11])
+    options = {"truncations": ends, "config": ConversionConfig(max_steps=5)}
+    store = from_arrays(np.arange(12.0)[:, None], np.zeros(12), out=tmp_path / "s", **options)
+    assert [episode.truncations.tolist() for episode in store] == [[False] * 4 + [True]] * 2 + [[True]]
+
+
 def test_rows_that_lack_a_number_split_the_episode_if_requested(tmp_path):
     observations, actions = np.arange(12.0)[:, None], np.arange(12.0)[:, None]
     observations[4], observations[5], actions[8] = np.nan, np.nan, np.nan
