@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from gymnasium import spaces
 from recorded_files import write_csv
 
 from worldmodel.data import Columns, ConversionConfig, EpisodeStore, describe_conversion, from_csv
@@ -156,6 +157,24 @@ def test_a_test_set_takes_the_spaces_of_another_conversion(tmp_path):
     assert from_csv(tmp_path / "june.csv", tmp_path / "other").action_space != may.action_space
     june = from_csv(tmp_path / "june.csv", tmp_path / "june", config=ConversionConfig(like=tmp_path / "may"))
     assert (june.observation_space, june.action_space) == (may.observation_space, may.action_space)
+
+
+def test_a_choice_that_the_spaces_lack_is_refused_and_nothing_is_left(tmp_path):
+    lines = write_csv(tmp_path / "may.csv")
+    from_csv(tmp_path / "may.csv", tmp_path / "may")
+    changed(50, 4, "7")(lines)
+    (tmp_path / "june.csv").write_text("\n".join(lines))
+    with pytest.raises(ValueError, match=r"episode 2 observations gear: expected a value of .*, got 7"):
+        from_csv(tmp_path / "june.csv", tmp_path / "june", config=ConversionConfig(like=tmp_path / "may"))
+    assert not (tmp_path / "june").exists()
+
+
+def test_a_column_with_a_single_fraction_is_of_real_numbers(tmp_path):
+    rows = ["0,1,4", "0,2.5,5", "1,3,6", "1,4,7"]
+    (tmp_path / "log.csv").write_text("episode,x,y\n" + "\n".join(rows))
+    store = from_csv(tmp_path / "log.csv", tmp_path / "s")
+    assert store.observation_space["x"].dtype == np.float64
+    assert store.observation_space["y"] == spaces.Discrete(4, start=4)
 
 
 def test_a_killed_conversion_is_continued_to_the_same_store(tmp_path):

@@ -236,8 +236,7 @@ class Episodes:
         if len(known):
             self._last["time"] = known[-1]
         unit = 1.0 if rows.seconds else SECONDS[self.config.time_unit]
-        far = step * unit > self.config.max_gap if self.config.max_gap is not None else np.zeros(len(rows), dtype=bool)
-        return far
+        return step * unit > self.config.max_gap if self.config.max_gap is not None else np.zeros(len(rows), dtype=bool)
 
     def _add(self, part: Rows) -> Iterator[Recording]:
         """Append rows to the current recording; yield those that reach the longest length."""
