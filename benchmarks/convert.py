@@ -1,6 +1,6 @@
 """Speed and memory of `worldmodel convert` on large files, and a conversion that is killed and continued.
 
-    python benchmarks/convert.py --gigabytes 5 --format csv --folder /tmp/convert
+    python benchmarks/convert.py --gigabytes 5 --format csv --folder FOLDER
 
 Writes a file of about that size, converts it in a process of its own, and prints megabytes per second of processor time and the
 largest resident memory. With ``--kill`` the conversion is killed once some episodes are written, and started again; the
