@@ -8,7 +8,17 @@ import torch
 from gymnasium import spaces
 from toy_envs import NESTED_ACTION, NESTED_OBSERVATION
 
-from worldmodel.spaces import FlatSpace, build_value, leaf_values, leaves, map_leaves, space_from_json, space_to_json, to_numpy
+from worldmodel.spaces import (
+    FlatSpace,
+    build_value,
+    check_space,
+    leaf_values,
+    leaves,
+    map_leaves,
+    space_from_json,
+    space_to_json,
+    to_numpy,
+)
 
 SPACES = [
     spaces.Box(-2.0, 3.0, (2, 3), np.float32),
@@ -147,9 +157,17 @@ def test_sample_has_the_distribution_of_gymnasiums_sample(space):
             assert abs((a <= edge).mean() - (b <= edge).mean()) < 0.02
 
 
-def test_spaces_without_elements_are_rejected():
-    with pytest.raises(TypeError, match=r"expected at least one number, got shape \(0,\)"):
-        FlatSpace(spaces.Box(-1, 1, (0,), np.float32))
+@pytest.mark.parametrize("space", [spaces.Box(-1, 1, (2, 0)), spaces.Dict({"a": spaces.Box(-1, 1, (0,))})])
+def test_spaces_without_elements_are_rejected(space):
+    with pytest.raises(TypeError, match=r"expected at least one number, got shape \("):
+        FlatSpace(space)
+
+
+def test_only_the_actions_of_data_without_actions_may_have_no_elements():
+    nothing = spaces.Box(-1, 1, (0,), np.float32)
+    assert FlatSpace(check_space(nothing, "action_space")).sample(3).shape == (3, 0)
+    with pytest.raises(TypeError, match=r"observation_space: expected at least one number, got shape \(0,\)"):
+        check_space(nothing, "observation_space")
 
 
 CHECKED = spaces.Dict(

@@ -26,6 +26,7 @@ class TrainMdnrnn(Command):
         preset: use the numbers of an experiment as defaults; explicit options take precedence.
         initial: world model directory to start from; its sizes are kept and the options for them ignored.
         vision: directory written by worldmodel train-vae; required for images.
+        test_data: directories of episodes to test on, which are not trained on; none: a part of DATA.
         seed: seed of the split, the weights and the batches.
         mdnrnn: architecture and loss of M.
         windows: windows and batches.
@@ -41,6 +42,7 @@ class TrainMdnrnn(Command):
     preset: PresetName | None = None
     initial: str | None = None
     vision: str | None = None
+    test_data: tuple[str, ...] = ()
     seed: int = 0
     mdnrnn: Flat[wm.MDNRNNConfig] = field(default_factory=wm.MDNRNNConfig)
     windows: Flat[wm.DataConfig] = field(default_factory=wm.DataConfig)
@@ -69,6 +71,7 @@ class TrainMdnrnn(Command):
             training_config=self.training,
             vision=Vision.from_pretrained(self.vision) if self.vision else None,
             initial=initial,
+            test_data=self.test_data or None,
             seed=self.seed,
             device=device,
             run=self.output.config(),

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from worldmodel.models.action_units import ActionUnits as ActionUnits
     from worldmodel.models.batch import DataStatistics as DataStatistics
     from worldmodel.models.batch import SequenceBatch as SequenceBatch
+    from worldmodel.models.cameras import Cameras as Cameras
     from worldmodel.models.encoded import DTYPES as DTYPES
     from worldmodel.models.encoded import EncodedObservations as EncodedObservations
     from worldmodel.models.encoded import EncodedSteps as EncodedSteps
@@ -73,6 +74,7 @@ else:
         {
             "action_units": "ActionUnits",
             "batch": "DataStatistics SequenceBatch",
+            "cameras": "Cameras",
             "encoded": (
                 "DTYPES EncodedObservations EncodedSteps Encoder encode_all encode_episodes encoded_bytes "
                 "encoded_form encoded_with gather"

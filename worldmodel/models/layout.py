@@ -79,6 +79,8 @@ def find_layout(
     if vision is not None and vectors is None:
         if kinds:
             raise ValueError(f"kinds: expected none for {type(vision).__name__}, which encodes no vectors, got {dict(kinds)}")
+        if len(vision.image_layouts) > 1:
+            return LatentLayout(tuple(_image_parts(vision)))
         kind = PartKind.IMAGE if vision.image_layout is not None else PartKind.CONTINUOUS
         return LatentLayout((LatentPart(name="", kind=kind, start=0, size=vision.latent_size),))
     space = episodes.observation_space if vectors is None else vectors.observation_space
@@ -87,18 +89,22 @@ def find_layout(
     if complete:
         _require_all(found, declared)
     evidence = _collect(episodes, found, declared, vision)
-    offset = 0 if vision is None else vision.image_latent_size
-    parts = []
-    if offset:
-        assert vision is not None
-        assert vision.image_layout is not None
-        parts.append(LatentPart(name=vision.image_layout.path, kind=PartKind.IMAGE, start=0, size=offset))
+    parts = [] if vision is None else _image_parts(vision)
     for leaf, each in zip(found, evidence, strict=True):
         decided = _decide(each, declared[leaf.path], vectors)
         for part in _parts(leaf, decided):
             start = parts[-1].stop if parts else 0
             parts.append(LatentPart(**{**part, "start": start}))
     return LatentLayout(tuple(parts))
+
+
+def _image_parts(vision: Vision) -> list[LatentPart]:
+    """Return the parts of the latents of images, which are the first ones."""
+    parts: list[LatentPart] = []
+    for image, size in zip(vision.image_layouts, vision.image_latent_sizes, strict=True):
+        start = parts[-1].stop if parts else 0
+        parts.append(LatentPart(name=image.path, kind=PartKind.IMAGE, start=start, size=size))
+    return parts
 
 
 def vision_for(space: Any, layout: LatentLayout) -> StateNormalizer:

@@ -83,13 +83,13 @@ class MDNRNN(nn.Module):
 
     Args:
         latent_size: D, size of z.
-        action_size: A, size of the action's feature vector.
+        action_size: A, size of the action's feature vector; 0 for data without actions.
         config: architecture and loss; with ``termination_head`` None the model has that head, and with ``latent_head`` "auto" a
             `MixtureHead`. The model's ``config`` has the decision.
         layout: the kinds of the parts of z; None predicts all of it with one density, as does a layout of densities.
 
     Raises:
-        ValueError: if a size is below 1, ``latent_head`` is not a registered class, or ``layout`` is of another size.
+        ValueError: if a size is out of range, ``latent_head`` is not a registered class, or ``layout`` is of another size.
         TypeError: if a size is not an integer.
     """
 
@@ -111,9 +111,8 @@ class MDNRNN(nn.Module):
         layout: LatentLayout | None = None,
     ):
         super().__init__()
-        latent_size, action_size = (
-            check_integer(size, name, least=1) for name, size in (("latent_size", latent_size), ("action_size", action_size))
-        )
+        latent_size = check_integer(latent_size, "latent_size", least=1)
+        action_size = check_integer(action_size, "action_size", least=0)
         config = config or MDNRNNConfig()
         config = replace(
             config,

@@ -21,8 +21,8 @@ from worldmodel.training import read_metrics
 
 try:
     from matplotlib import image
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.axes import Axes as Axes
+    from matplotlib.figure import Figure as Figure
 except ImportError as error:
     raise missing_extra("plots") from error
 

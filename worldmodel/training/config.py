@@ -112,6 +112,7 @@ class FrameConfig:
         batch_size: images in a batch.
         test_fraction: part of the episodes that is held out.
         min_length: episodes of fewer steps are left out.
+        leave_out: paths of leaves of the observations that V does not encode, such as other cameras.
 
     Raises:
         TypeError: if a field has another type.
@@ -121,9 +122,17 @@ class FrameConfig:
     batch_size: int = 256
     test_fraction: float = 0.05
     min_length: int = 1
+    leave_out: tuple[str, ...] = ()
+
+    def identity(self) -> dict[str, Any]:
+        """Return what the batches depend on, for the record of a run; ``leave_out`` only if it is given."""
+        fields = asdict(self)
+        left = list(fields.pop("leave_out"))
+        return {**fields, "leave_out": left} if left else fields
 
     def __post_init__(self) -> None:
         """Check every field."""
+        check_names(self, "leave_out")
         check_integers(self, {"batch_size": 1, "min_length": 1})
         check_numbers(self, {"test_fraction": "[0, 1)"})
 

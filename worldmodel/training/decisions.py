@@ -20,6 +20,8 @@ FIT_FORMAT, FIT_VERSION, FIT_FILE = "worldmodel.fit", 1, "fit.json"
 def decide(config: MDNRNNConfig | None, episodes: EpisodeCollection, out: Path, run: RunConfig) -> MDNRNNConfig:
     """Decide the fields of M's configuration that depend on the data."""
     config = config or MDNRNNConfig()
+    if not any(store.recipe.get("rewards", True) for store in episodes.stores):
+        config = replace(config, reward_head=False)  # none were recorded
     if config.termination_head is None:
         config = replace(config, termination_head=any_terminates(episodes))
     record = _record(out, run)
