@@ -9,11 +9,10 @@ from typing_extensions import Self
 from tyro.conf import OmitArgPrefixes as Flat
 
 import worldmodel as wm
-from worldmodel.agents import CONTROLLER_FILE, CONTROLLER_FORMAT, load_agent
-from worldmodel.cli.options import Command, DeviceOption, DreamKind, PresetName, Result, Run
+from worldmodel.agents import PPO_FILE, load_agent
+from worldmodel.cli.options import Command, DeviceOption, DreamKind, PresetName, Result, SearchRun
 from worldmodel.dream import StartBank, StartConfig, score, usual_horizon
 from worldmodel.experiments import Preset
-from worldmodel.runtime import Progress, prepare_directory, record_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +23,7 @@ class ImproveController(Command):
         model: world model directory.
         controller: directory of the controller to improve.
         data: store of the episodes in which dreams start, encoded or not.
-        out: directory for the improved controller.
+        out: directory for the improved controller; the state of the search is in OUT.ppo.safetensors.
         preset: use the numbers of an experiment as defaults; explicit options take precedence.
         temperature: of the dreams; above 1 they are more random than M predicts.
         num_dreams: number of short dreams.
@@ -37,7 +36,10 @@ class ImproveController(Command):
         output: earlier runs and output.
     """
 
-    RESUME = "OUT holds the best controller tested so far; if none was tested, it is unchanged."
+    RESUME = (
+        "OUT holds the best controller tested so far; if none was tested, it is unchanged. "
+        "The same command, without --overwrite, resumes the search."
+    )
 
     model: str
     controller: str
@@ -52,7 +54,7 @@ class ImproveController(Command):
     starts: Flat[StartConfig] = field(default_factory=StartConfig)
     kind: Flat[DreamKind] = field(default_factory=DreamKind)
     where: Flat[DeviceOption] = field(default_factory=DeviceOption)
-    output: Flat[Run] = field(default_factory=Run)
+    output: Flat[SearchRun] = field(default_factory=SearchRun)
 
     @classmethod
     def of_preset(cls, preset: Preset) -> Self:
@@ -75,19 +77,13 @@ class ImproveController(Command):
         dreams = self.kind.dreams(world, self.num_dreams, temperature=self.temperature)
         horizon = self.whole_horizon or usual_horizon(world)
         starts = StartBank.along(world, self.data, config=self.starts, seed=self.seed)
-        run = self.output.config(self.save)
         with self.output.writing(self.out):
-            prepare_directory(self.out, marker=CONTROLLER_FILE, format=CONTROLLER_FORMAT, overwrite=run.overwrite)
-            record_run(self.out)
-            best = wm.ppo(agent, dreams, starts, config=self.ppo, horizon=horizon, seed=self.seed, run=run)
+            run, log = self.output.saving(self.out), self.output.start(self.out, PPO_FILE)
+            best = wm.ppo(agent, dreams, starts, config=self.ppo, horizon=horizon, seed=self.seed, log=log, run=run)
+            best.save_pretrained(self.out, overwrite=True)
         lines, data = [], {}
         for name, one in (("before", agent), ("after", best)):
             scores = score(dreams.variant(num_dreams=1024), one, horizon=horizon, seed=self.seed + 1)
             lines.append(f"dream return {name:6}  {scores} at temperature {self.temperature:g}")
             data[name] = scores.to_json()
         return Result("\n".join([*lines, f"controller: {self.out}"]), data | {"controller": self.out})
-
-    def save(self, progress: Progress) -> None:
-        """Save the best controller so far, in case the run is interrupted."""
-        if "test" in progress.metrics:
-            progress.result.save_pretrained(self.out, overwrite=True)

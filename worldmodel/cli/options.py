@@ -18,11 +18,22 @@ import torch
 import tyro
 from typing_extensions import Self
 
+from worldmodel.agents import CONTROLLER_FILE, CONTROLLER_FORMAT
 from worldmodel.data import EnvConfig
 from worldmodel.dream import Dreams, TerminationRule
 from worldmodel.experiments import PRESETS, Preset
 from worldmodel.models import Vision, WorldModel
-from worldmodel.runtime import Listener, Precision, RunConfig, choose_device, locked, write_bytes
+from worldmodel.runtime import (
+    Listener,
+    Precision,
+    Progress,
+    RunConfig,
+    choose_device,
+    locked,
+    prepare_directory,
+    record_run,
+    write_bytes,
+)
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]  # --name alone, without --no-name
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -118,6 +129,32 @@ class TrainingRun(Run):
     def config(self, on_progress: Listener | None = None) -> RunConfig:
         """Build the library's configuration of a run."""
         return replace(super().config(on_progress), tensorboard=self.tensorboard)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchRun(Run):
+    """Earlier runs and output."""
+
+    def start(self, out: str, log_name: str) -> Path:
+        """Prepare OUT, the directory of a controller, before a search, and return the path of the search's log.
+
+        The log is next to OUT, which holds only a controller. ``overwrite`` takes effect only when a search starts.
+        """
+        log = Path(out).with_name(f"{Path(out).name}.{log_name}")
+        if log.exists() and (self.resume or not self.overwrite):
+            return log
+        prepare_directory(out, marker=CONTROLLER_FILE, format=CONTROLLER_FORMAT, overwrite=self.overwrite)
+        record_run(out)
+        return log
+
+    def saving(self, out: str) -> RunConfig:
+        """Build the configuration of a search that writes its best controller to OUT after each test."""
+
+        def save(progress: Progress) -> None:
+            if "test" in progress.metrics:
+                progress.result.save_pretrained(out, overwrite=True)
+
+        return self.config(save)
 
 
 @dataclass(frozen=True, kw_only=True)

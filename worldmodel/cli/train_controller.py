@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import tyro
@@ -12,12 +11,12 @@ from typing_extensions import Self
 from tyro.conf import OmitArgPrefixes as Flat
 
 import worldmodel as wm
-from worldmodel.agents import CONTROLLER_FILE, CONTROLLER_FORMAT, SEARCH_FILE, ControllerConfig, RealPopulation, load_agent
-from worldmodel.cli.options import Command, DeviceOption, DreamKind, EnvironmentOptions, PresetName, Result, Run, given
+from worldmodel.agents import SEARCH_FILE, ControllerConfig, RealPopulation, load_agent
+from worldmodel.cli.options import Command, DeviceOption, DreamKind, EnvironmentOptions, PresetName, Result, SearchRun, given
 from worldmodel.dream import score, time_limit, usual_horizon
 from worldmodel.evaluation import EvaluationConfig
 from worldmodel.experiments import Preset
-from worldmodel.runtime import Progress, WorkerConfig, prepare_directory, record_run
+from worldmodel.runtime import WorkerConfig
 
 REAL_TESTS = 64  # real episodes in a test, unless --test-dreams says otherwise
 SCORED_DREAMS = 1024
@@ -70,7 +69,7 @@ class TrainController(Command):
     kind: Flat[DreamKind] = field(default_factory=DreamKind)
     environment: Flat[EnvironmentOptions] = field(default_factory=EnvironmentOptions)
     where: Flat[DeviceOption] = field(default_factory=DeviceOption)
-    output: Flat[Run] = field(default_factory=Run)
+    output: Flat[SearchRun] = field(default_factory=SearchRun)
 
     @classmethod
     def defaults(cls, words: Sequence[str]) -> Self | None:
@@ -107,25 +106,11 @@ class TrainController(Command):
         if horizon is None:
             horizon = usual_horizon(world) if env is None else time_limit(env)
         start = load_agent(self.initial, device=device) if self.initial else self.controller
-
-        def save(progress: Progress) -> None:
-            if "test" in progress.metrics:  # save the best so far, in case the search is interrupted
-                progress.result.save_pretrained(self.out, overwrite=True)
-
         with self.output.writing(self.out):
-            run, log = self.output.config(save), self.prepare()
+            run, log = self.output.saving(self.out), self.output.start(self.out, SEARCH_FILE)
             found = wm.evolve(worlds, start, config=self.search, horizon=horizon, seed=self.seed, log=log, run=run)
             found.save_pretrained(self.out, overwrite=True)
         return self.report(found, world, dreams, horizon)
-
-    def prepare(self) -> Path:
-        """Prepare OUT before the search, and return the path of the search's log."""
-        log = Path(self.out).with_name(f"{Path(self.out).name}.{SEARCH_FILE}")  # next to OUT, which holds only a controller
-        if log.exists() and (self.output.resume or not self.output.overwrite):  # --overwrite took effect when it started
-            return log
-        prepare_directory(self.out, marker=CONTROLLER_FILE, format=CONTROLLER_FORMAT, overwrite=self.output.overwrite)
-        record_run(self.out)
-        return log
 
     def report(self, found: wm.Controller, world: wm.WorldModel, dreams: wm.Dreams, horizon: int) -> Result:
         """Score the controller."""

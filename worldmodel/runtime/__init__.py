@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from worldmodel.runtime.numbers import check_names as check_names
     from worldmodel.runtime.numbers import check_number as check_number
     from worldmodel.runtime.numbers import check_numbers as check_numbers
+    from worldmodel.runtime.optimizer_state import load_optimizer_tensors as load_optimizer_tensors
+    from worldmodel.runtime.optimizer_state import optimizer_tensors as optimizer_tensors
     from worldmodel.runtime.process import interrupt_between_steps as interrupt_between_steps
     from worldmodel.runtime.process import keep_freed_memory as keep_freed_memory
     from worldmodel.runtime.progress import Listener as Listener
@@ -95,6 +97,7 @@ else:
             "locks": "LockedError locked",
             "model_files": "ModelFiles",
             "numbers": "check_flags check_names check_number check_numbers",
+            "optimizer_state": "load_optimizer_tensors optimizer_tensors",
             "process": "interrupt_between_steps keep_freed_memory",
             "progress": "Listener Progress Reporter",
             "provenance": "command_line describe_machine read_runs record_run source_commit versions",
