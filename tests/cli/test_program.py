@@ -90,7 +90,12 @@ def test_the_flag_of_memory_works_as_before(word, value):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (f"{TRAIN} --hiden-size 3", "unrecognized options: --hiden-size, 3; perhaps you meant --hidden-size"),
+        (f"{TRAIN} --hiden-size 3", "unknown option --hiden-size; perhaps you meant --hidden-size; see"),
+        (f"{TRAIN} --hiden-size=3", "unknown option --hiden-size; perhaps you meant --hidden-size; see"),
+        (f"{TRAIN} --foo -3 --hiden-size 3 --bar", "unknown options --foo, --hiden-size, --bar; perhaps you meant --hid"),
+        ("store inspect", "PATH: required, got nothing"),
+        ("store inspect a b", "expected no more words, got b"),
+        ("collect --env a --out o --episodes 3 --policy", "--policy: expected a value, got nothing"),
         (f"{TRAIN} --hidden-size x", "--hidden-size: expected an integer, got 'x'"),
         (f"{TRAIN} --learning-rate x", "--learning-rate: expected a number, got 'x'"),
         (f"{TRAIN} --hidden-size 0", "hidden_size: expected an integer >= 1, got 0"),

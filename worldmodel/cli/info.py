@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import tyro
@@ -24,7 +24,7 @@ class Info(Command):
         output: output.
     """
 
-    run_directory: tyro.conf.Positional[str | None] = None
+    run_directory: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[RUN]")] = None
     output: Flat[Output] = field(default_factory=Output)
 
     def run(self) -> Result:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 from tyro.conf import OmitArgPrefixes as Flat
 
 from worldmodel.cli.options import Command, Flag, Output, Result
 from worldmodel.data import EpisodeStore, Problem, repair, verify
+
+StorePath = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PATH")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +23,7 @@ class Inspect(Command):
         output: output.
     """
 
-    path: tyro.conf.Positional[str]
+    path: StorePath
     output: Flat[Output] = field(default_factory=Output)
 
     def run(self) -> Result:
@@ -40,7 +42,7 @@ class Verify(Command):
         output: output.
     """
 
-    path: tyro.conf.Positional[str]
+    path: StorePath
     output: Flat[Output] = field(default_factory=Output)
 
     def run(self) -> Result:
@@ -60,7 +62,7 @@ class Repair(Command):
         output: output.
     """
 
-    path: tyro.conf.Positional[str]
+    path: StorePath
     break_lock: Flag = False
     output: Flat[Output] = field(default_factory=Output)
 
