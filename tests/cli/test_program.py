@@ -10,6 +10,7 @@ import pytest
 
 from worldmodel.cli import main as program
 from worldmodel.cli.collect import Collect
+from worldmodel.cli.iterate import Iterate
 from worldmodel.cli.options import Command, Result
 from worldmodel.cli.parsing import one_line, parse
 from worldmodel.cli.train_mdnrnn import TrainMdnrnn
@@ -85,6 +86,17 @@ def test_options_may_be_written_with_underscores_and_the_last_one_counts():
 @pytest.mark.parametrize(("word", "value"), [("--resident", True), ("--no-resident", False), ("--resident None", None)])
 def test_the_flag_of_memory_works_as_before(word, value):
     assert parse(TrainMdnrnn, ["--data", "d", "--out", "o", *word.split()], name="x").windows.resident is value
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [("--termination-head", True), ("--no-termination-head", False), ("--termination-head None", None), ("", None)],
+)
+def test_the_termination_head_is_a_flag_too(word, value):
+    for words in (["--data", "d", *word.split(), "--out", "o"], ["--data", "d", "--out", "o", *word.split()]):
+        assert parse(TrainMdnrnn, words, name="x").mdnrnn.termination_head is value
+    words = ["--env", "e", "--out", "o", *word.split()]
+    assert parse(Iterate, words, name="x").config.mdnrnn.termination_head is value
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,8 @@ def run(name: str, words: Sequence[str]) -> int:
         return 130
     except USER_ERRORS as error:
         fail(explain(error))
+    if chosen.was_complete:
+        print("the run was complete already; nothing was done (--overwrite starts it again)", file=sys.stderr)
     print(json.dumps(result.data) if chosen.json_output else result.text)
     return result.exit_code
 

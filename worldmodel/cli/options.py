@@ -11,6 +11,7 @@ import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -38,6 +39,7 @@ from worldmodel.runtime import (
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]  # --name alone, without --no-name
 Device = Literal["auto", "cpu", "cuda", "mps"]
 TRUTH = ("True", "False", "None")
+TRUE_FALSE_NONE = ("resident", "termination-head")  # options with these values, which may be left out: --x, --no-x
 PresetName = Literal["car-racing", "doom"]
 
 
@@ -113,7 +115,19 @@ class Run(Output):
     def config(self, on_progress: Listener | None = None) -> RunConfig:
         """Build the library's configuration of a run; ``resume`` takes precedence over ``overwrite``."""
         overwrite = self.overwrite and not self.resume
-        return RunConfig(overwrite=overwrite, break_lock=self.break_lock, on_progress=on_progress)
+        self.work["records"] = 0
+
+        def listen(progress: Progress) -> None:
+            self.work["records"] += 1
+            if on_progress is not None:
+                on_progress(progress)
+
+        return RunConfig(overwrite=overwrite, break_lock=self.break_lock, on_progress=listen)
+
+    @cached_property
+    def work(self) -> dict[str, int]:
+        """Number of progress records of the run since `config`; empty before."""
+        return {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,20 +247,29 @@ class Command:
         """Whether to print JSON."""
         return bool(getattr(self, "output", Output()).json)
 
+    @property
+    def was_complete(self) -> bool:
+        """Whether `run` found a complete run in its output directory, and had nothing to do."""
+        output = getattr(self, "output", None)
+        return isinstance(output, Run) and output.work.get("records") == 0
+
     def run(self) -> Result:
         """Do the work and return what to print."""
         raise NotImplementedError
 
     @classmethod
     def translate(cls, words: Sequence[str]) -> list[str]:
-        """Replace options of earlier versions by today's: ``--resident`` and ``--no-resident`` had no value."""
+        """Give options whose value is True, False or None, such as ``--no-termination-head``, the value that they imply."""
         translated: list[str] = []
         for position, word in enumerate(words):
             following = words[position + 1] if position + 1 < len(words) else ""
-            if word == "--no-resident":
-                translated += ["--resident", "False"]
+            name = word.removeprefix("--no-").removeprefix("--")
+            if name not in TRUE_FALSE_NONE or not word.startswith("--"):
+                translated.append(word)
+            elif word.startswith("--no-"):
+                translated += [f"--{name}", "False"]
             else:
-                translated += [word, "True"] if word == "--resident" and following not in TRUTH else [word]
+                translated += [word, "True"] if following not in TRUTH else [word]
         return translated
 
     @classmethod

@@ -76,6 +76,8 @@ class Repair(Command):
 def summary(store: EpisodeStore) -> dict[str, Any]:
     """Return the content of a store, JSON-serialisable."""
     data: dict[str, Any] = {"episodes": len(store), "steps": store.num_steps}
+    if store.unfinished is not None:
+        data["unfinished"] = store.unfinished
     if len(store):
         lengths = store.lengths
         data["lengths"] = f"{lengths.min()} to {lengths.max()}, mean {lengths.mean():.1f}"

@@ -168,7 +168,7 @@ class EpisodeStore:
 
     @property
     def unfinished(self) -> str | None:
-        """Reason why the store is incomplete, as after a killed import; None if it is complete or of a growing collection."""
+        """Reason why the store is incomplete, as after a killed collection or import; None if it is complete."""
         return self._unfinished
 
     @property
@@ -259,6 +259,11 @@ class EpisodeStore:
         with locked(self.path):
             self._unfinished = reason
             self._write_manifest(self._index)
+
+    def remove(self) -> None:
+        """Remove the files of the store; its directory stays."""
+        with locked(self.path):
+            prepare_directory(self.path, marker=MANIFEST, format=FORMAT, overwrite=True, replaces=OUTPUTS)
 
     def holds(self, episode: Episode) -> bool:
         """Return whether the store holds an episode with the same content."""
