@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from worldmodel.agents.controller import Controller
 from worldmodel.data import EnvConfig, EnvMaker, env_maker
 from worldmodel.dream import Agent, Dreams, LatentState, Reality, Reward, Scores, check_rewards, reward_name, score
-from worldmodel.models import State, WorldModel
+from worldmodel.models import State, WorldModel, require_world
 from worldmodel.rng import derive_seed, episode_seed
 from worldmodel.runtime import Listener, Progress, StepWatch, WorkerConfig, check_integer
 from worldmodel.spaces import Value, map_leaves
@@ -187,6 +187,7 @@ class RealPopulation:
         workers: int | WorkerConfig = 0,
         reward: Reward | None = None,
     ):
+        require_world(world)
         config, self._workers = EnvConfig.of(env), WorkerConfig.of(workers)
         self.world, self._rollouts = world, check_integer(rollouts, "rollouts", least=1)
         described = config.recipe()

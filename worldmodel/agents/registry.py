@@ -24,7 +24,7 @@ import torch
 
 from worldmodel import agents
 from worldmodel.dream import Agent, Policy, as_agent
-from worldmodel.models import WorldModel
+from worldmodel.models import WorldModel, require_world
 
 AgentClass = TypeVar("AgentClass", bound=type[Any])
 
@@ -86,6 +86,7 @@ def check_agent(agent: Policy, world: WorldModel) -> Agent:
         TypeError: if it is neither; names the missing methods.
         ValueError: from the agent's ``check_world``, if it has this method and was not made for the world.
     """
+    require_world(world)
     checked = as_agent(agent)
     check = getattr(checked, "check_world", None)
     if check is not None:

@@ -260,6 +260,18 @@ def _check_sizes(content: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...
         raise ValueError(f"{wrong}: expected shape {expected.get(wrong)} by the JSON, got {found.get(wrong)} in the weights")
 
 
+def require_world(world: object) -> None:
+    """Raise unless an argument ``world`` is an open world model.
+
+    Raises:
+        TypeError: naming the call that opens one.
+    """
+    if not isinstance(world, WorldModel):
+        given = f"{str(world)!r}" if isinstance(world, (str, Path)) else type(world).__name__
+        fix = f"open it first, WorldModel.from_pretrained({given})" if isinstance(world, (str, Path)) else "fit returns one"
+        raise TypeError(f"world: expected a WorldModel, got {given}; {fix}")
+
+
 def open_world(world: WorldModel | str | Path, device: str | torch.device | None = None) -> WorldModel:
     """Return a world model as it is, or open the one in a directory on a device ("cpu" if None).
 
