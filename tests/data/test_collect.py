@@ -648,3 +648,22 @@ def test_a_first_episode_that_kills_its_process_does_not_end_a_collection_of_ima
     store = collect(FragileDotEnv, out=tmp_path, num_episodes=4, workers=1)
     assert store.episode_ids.tolist() == [1, 2, 3]
     assert [failure["episode_id"] for failure in store.failures] == [0]
+
+
+def test_an_environment_that_needs_box2d_names_the_extra_of_this_library(tmp_path, run):
+    # Gymnasium names its own extra; a dependency of another kind keeps its message
+    for name, extra in (("NeedsBox2D-v0", "box2d"), ("NeedsMore-v0", "other")):
+        if name not in gym.registry:
+            gym.register(name, functools.partial(lacking, extra))
+    code, _, said = run(["collect", "--env=NeedsBox2D-v0", "--episodes=2", f"--out={tmp_path / 's'}"])
+    assert code == 2
+    assert "pip install 'worldmodel[box2d]'" in said
+    assert said.count("\n") == 1
+    code, _, said = run(["collect", "--env=NeedsMore-v0", "--episodes=2", f"--out={tmp_path / 's'}"])
+    assert code == 2
+    assert "gymnasium[other]" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def lacking(extra):
+    raise gym.error.DependencyNotInstalled(f'Not installed, you can install it by run `pip install "gymnasium[{extra}]"`')
