@@ -11,7 +11,7 @@ from tyro.conf import OmitArgPrefixes as Flat
 
 import worldmodel as wm
 from worldmodel.agents import check_agent, load_agent
-from worldmodel.cli.options import Command, DeviceOption, DreamKind, Flag, Output, Result, check_free
+from worldmodel.cli.options import Command, DeviceOutput, DreamKind, Flag, Result, check_free
 from worldmodel.dream import Policy, RandomActions, Rollout
 from worldmodel.spaces import leaf_values, to_numpy
 
@@ -29,9 +29,8 @@ class Dream(Command):
         temperature: of the dreams; 0: the most probable next z; 1: as M predicts; above 1: more random.
         seed: seed of the dreams.
         overwrite: replace an existing file.
-        kind: end and precision of dreams.
-        where: device.
-        output: output.
+        kind: end, precision and rewards of dreams.
+        output: device and output.
     """
 
     model: str
@@ -43,8 +42,7 @@ class Dream(Command):
     seed: int = 0
     overwrite: Flag = False
     kind: Flat[DreamKind] = field(default_factory=DreamKind)
-    where: Flat[DeviceOption] = field(default_factory=DeviceOption)
-    output: Flat[Output] = field(default_factory=Output)
+    output: Flat[DeviceOutput] = field(default_factory=DeviceOutput)
 
     def run(self) -> Result:
         """Dream."""
@@ -52,7 +50,7 @@ class Dream(Command):
         if out.suffix != ".npz":
             raise ValueError(f"--out: expected a file name that ends in .npz, got {out}")
         check_free(self.out, overwrite=self.overwrite)
-        device = self.where.choose()
+        device = self.output.choose_device()
         world = wm.WorldModel.from_pretrained(self.model, device=device)
         dreams = self.kind.dreams(world, self.num_dreams, temperature=self.temperature)
         generator = dreams.generator(self.seed)
