@@ -19,6 +19,7 @@ PAGE = ROOT / "docs" / "architecture.md"
 
 OPTIONAL = {  # library -> the one file that imports it
     "cma": "agents/strategies.py",
+    "huggingface_hub": "runtime/hub.py",
     "imageio_ffmpeg": "plots/video.py",
     "matplotlib": "plots/report.py",
     "minari": "adapters/minari.py",

@@ -35,10 +35,17 @@ if TYPE_CHECKING:
     from worldmodel.runtime.extras import require_extras as require_extras
     from worldmodel.runtime.files import read_json as read_json
     from worldmodel.runtime.files import write_json as write_json
+    from worldmodel.runtime.hub import HubError as HubError
+    from worldmodel.runtime.hub import HubName as HubName
+    from worldmodel.runtime.hub import local_path as local_path
+    from worldmodel.runtime.hub import upload_directory as upload_directory
     from worldmodel.runtime.integers import check_integer as check_integer
     from worldmodel.runtime.integers import check_integers as check_integers
     from worldmodel.runtime.locks import LockedError as LockedError
     from worldmodel.runtime.locks import locked as locked
+    from worldmodel.runtime.model_card import CARD_FILE as CARD_FILE
+    from worldmodel.runtime.model_card import ModelCard as ModelCard
+    from worldmodel.runtime.model_card import write_card as write_card
     from worldmodel.runtime.model_files import ModelFiles as ModelFiles
     from worldmodel.runtime.numbers import check_flags as check_flags
     from worldmodel.runtime.numbers import check_names as check_names
@@ -93,8 +100,10 @@ else:
             "disk_errors": "naming",
             "extras": "EXTRAS has_extra missing_extra require_extras",
             "files": "read_json write_json",
+            "hub": "HubError HubName local_path upload_directory",
             "integers": "check_integer check_integers",
             "locks": "LockedError locked",
+            "model_card": "CARD_FILE ModelCard write_card",
             "model_files": "ModelFiles",
             "numbers": "check_flags check_names check_number check_numbers",
             "optimizer_state": "load_optimizer_tensors optimizer_tensors",
