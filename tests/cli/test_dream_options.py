@@ -1,5 +1,7 @@
 """Options of dreams and of the device that all commands share: rewards, their mode, threads."""
 
+from pathlib import Path
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -44,6 +46,19 @@ def test_dreams_pay_expected_sampled_or_own_rewards(call):
         call(f"dream --model world --out {name}.npz --num-dreams 64 --horizon 4 {options}")
     assert rewards("sampled.npz").std() > rewards("expected.npz").std()
     assert set(rewards("own.npz").tolist()) == {10.0}
+
+
+def test_dreams_are_written_completely_or_not_at_all(call, run, monkeypatch):
+    def full(path, data):
+        raise OSError(28, "No space left on device", str(path))
+
+    words = "dream --model world --out new/dreams.npz --num-dreams 2 --horizon 2"
+    with monkeypatch.context() as patched:
+        patched.setattr("worldmodel.cli.dream.write_bytes", full)
+        assert run(words)[0] == 2
+    assert list(Path("new").iterdir()) == []
+    call(words)
+    assert rewards("new/dreams.npz").size
 
 
 def test_a_search_records_its_rewards_and_refuses_to_resume_with_others(call, run):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ import worldmodel as wm
 from worldmodel.agents import check_agent, load_agent
 from worldmodel.cli.options import Command, DeviceOutput, DreamKind, Flag, Result, check_free
 from worldmodel.dream import Policy, RandomActions, Rollout
+from worldmodel.runtime import write_bytes
 from worldmodel.spaces import leaf_values, to_numpy
 
 
@@ -32,6 +34,8 @@ class Dream(Command):
         kind: end, precision and rewards of dreams.
         output: device and output.
     """
+
+    RESUME = "Nothing was written; the same command starts again."
 
     model: str
     out: str
@@ -63,7 +67,9 @@ class Dream(Command):
         arrays = {name: getattr(rollout, name).cpu().numpy() for name in ("z", "rewards", "terminated", "mask")}
         arrays |= nested("actions", rollout.actions) | nested("observations", world.decode(rollout.z))
         out.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(out, **arrays)
+        packed = io.BytesIO()
+        np.savez_compressed(packed, **arrays)
+        write_bytes(out, packed.getvalue())  # atomic: after a kill the same command works
         return self.report(rollout, arrays, seconds)
 
     def report(self, rollout: Rollout, arrays: dict[str, np.ndarray], seconds: float) -> Result:

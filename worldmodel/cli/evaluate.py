@@ -52,6 +52,8 @@ class Evaluate(Command):
         output: device and output.
     """
 
+    RESUME = "Nothing was written; the same command starts again."
+
     model: str
     env: str
     preset: PresetName | None = None
