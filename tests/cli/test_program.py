@@ -115,7 +115,7 @@ def test_the_termination_head_is_a_flag_too(word, value):
         (f"{TRAIN} --preset dom", "--preset: expected one of car-racing, doom, got 'dom'"),
         ("train-mdnrnn --data d", "--out: required, got nothing"),
         ("collect --env e --out o --episodes 1 --env-kwargs [1", "--env-kwargs: expected a JSON object such as"),
-        ("collectt", "expected a command, got 'collectt'; did you mean collect?"),
+        ("collectt", "expected a command, got 'collectt' (did you mean collect?); see worldmodel --help"),
         ("store", "expected store inspect or store verify or store repair, got 'store'"),
         ("store look x", "expected store inspect or store verify or store repair, got 'store look'"),
         ("info nowhere", "nowhere: expected the output directory of a run, got no directory"),

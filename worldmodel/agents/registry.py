@@ -25,7 +25,7 @@ import torch
 from worldmodel import agents
 from worldmodel.dream import Agent, Policy, as_agent
 from worldmodel.models import WorldModel, require_world
-from worldmodel.runtime import local_path
+from worldmodel.runtime import local_path, other_output
 
 AgentClass = TypeVar("AgentClass", bound=type[Any])
 
@@ -70,8 +70,12 @@ def load_agent(path: str | Path, *, device: str | torch.device = "cpu") -> Any:
     marker = _find_marker(path)
     if marker is None:
         raise FileNotFoundError(
-            f"{path}: expected an agent ({' or '.join(sorted(_REGISTRY))}), found none; for an agent of your own class, import "
-            "the module that registers it first (worldmodel.agents.register_agent)"
+            f"{path}: expected an agent ({' or '.join(sorted(_REGISTRY))}), found none"
+            + (
+                other_output(path)
+                or "; for an agent of your own class, import the module that registers it first "
+                "(worldmodel.agents.register_agent)"
+            )
         )
     return _REGISTRY[marker].from_pretrained(path, device=device)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +11,16 @@ import tyro
 from tyro.conf import OmitArgPrefixes as Flat
 
 from worldmodel.cli.options import Command, Output, Result
-from worldmodel.runtime import EXTRAS, describe_machine, fast_precision, has_extra, read_runs, source_commit, versions
+from worldmodel.runtime import (
+    EXTRAS,
+    describe_machine,
+    fast_precision,
+    formats_in,
+    has_extra,
+    read_runs,
+    source_commit,
+    versions,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,25 +66,11 @@ def run_record(directory: str) -> dict[str, Any]:
     path = Path(directory)
     if not path.is_dir():
         raise FileNotFoundError(f"{directory}: expected the output directory of a run, got no directory")
-    calls, files = read_runs(path), _formats(path)
+    calls, files = read_runs(path), formats_in(path)
     if not calls and not files:
         raise ValueError(f"{directory}: expected the output directory of a run, got one without files of this library")
     calls = calls or ["not recorded: made by an earlier version"]  # type: ignore[list-item]
     return {"run": str(path), "files": files, "made by": calls}
-
-
-def _formats(path: Path) -> dict[str, str]:
-    """Return name and format of the JSON files in a directory."""
-    found = {}
-    for file in sorted(path.glob("*.json")):
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            found[file.name] = "damaged"
-            continue
-        if isinstance(content, dict) and str(content.get("format", "")).startswith("worldmodel."):
-            found[file.name] = f"{content['format']} {content.get('version', '')}".strip()
-    return found
 
 
 def _lines(data: Any, indent: str = "") -> list[str]:

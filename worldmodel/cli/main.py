@@ -92,7 +92,7 @@ def find(words: Sequence[str]) -> str:
     near = difflib.get_close_matches(wanted, group or list(COMMANDS), n=1)
     expected = " or ".join(group) if group else "a command"
     return fail(
-        f"expected {expected}, got {wanted!r}" + (f"; did you mean {near[0]}?" if near else "") + "; see worldmodel --help"
+        f"expected {expected}, got {wanted!r}" + (f" (did you mean {near[0]}?)" if near else "") + "; see worldmodel --help"
     )
 
 

@@ -38,6 +38,7 @@ from worldmodel.runtime import (
     is_being_replaced,
     local_path,
     locked,
+    other_output,
     prepare_directory,
     write_bytes,
 )
@@ -108,7 +109,8 @@ class EpisodeStore:
         path = local_path(path)
         if not (path / MANIFEST).is_file():
             hint = f"; its shards exist: {_REBUILD}" if shards.files(path / SHARDS) else ""
-            raise FileNotFoundError(f"{path / MANIFEST}: expected the manifest of an episode store, got none{hint}")
+            found = hint or other_output(path)
+            raise FileNotFoundError(f"{path / MANIFEST}: expected the manifest of an episode store, got none{found}")
         try:
             content = files.read_json(path / MANIFEST, format=FORMAT, version=VERSION)
             with file_errors(path / MANIFEST, "an undamaged manifest"):

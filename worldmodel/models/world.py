@@ -32,6 +32,7 @@ from worldmodel.runtime import (
     files,
     float32_default,
     local_path,
+    other_output,
 )
 from worldmodel.spaces import FlatSpace, Value, json_features, known_leaves, space_from_json, space_to_json, without_leaves
 from worldmodel.version import __version__
@@ -223,8 +224,10 @@ class WorldModel(nn.Module):
         path = local_path(path)
         device = choose_device(device)
         if not (path / WORLD_FILE).is_file():
-            unfinished = "; the training in this directory is not finished: resume it" if (path / "training").is_dir() else ""
-            raise FileNotFoundError(f"{path}: expected a world model directory with {WORLD_FILE}, found none{unfinished}")
+            found = other_output(path)
+            if not found and (path / "training").is_dir():
+                found = "; the training in this directory is not finished: resume it"
+            raise FileNotFoundError(f"{path}: expected a world model directory with {WORLD_FILE}, found none{found}")
         saved = WORLD_FILES.read(path)
         content = saved.content
         try:

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from worldmodel.runtime.device import float32_default as float32_default
     from worldmodel.runtime.device import missing_operation as missing_operation
     from worldmodel.runtime.device import resolve_precision as resolve_precision
+    from worldmodel.runtime.directories import formats_in as formats_in
     from worldmodel.runtime.directories import is_being_replaced as is_being_replaced
+    from worldmodel.runtime.directories import other_output as other_output
     from worldmodel.runtime.directories import prepare_directory as prepare_directory
     from worldmodel.runtime.directories import remove_temporaries as remove_temporaries
     from worldmodel.runtime.directories import require_disk as require_disk
@@ -96,7 +98,7 @@ else:
                 "PRECISIONS Precision check_device choose_device fast_precision float32_default missing_operation "
                 "resolve_precision"
             ),
-            "directories": "is_being_replaced prepare_directory remove_temporaries require_disk",
+            "directories": "formats_in is_being_replaced other_output prepare_directory remove_temporaries require_disk",
             "disk_errors": "naming",
             "extras": "EXTRAS has_extra missing_extra require_extras",
             "files": "read_json write_json",
