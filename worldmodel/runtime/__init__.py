@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from worldmodel.lazy import attach
 
 if TYPE_CHECKING:
+    from worldmodel.runtime.cluster import dask_executor as dask_executor
     from worldmodel.runtime.device import PRECISIONS as PRECISIONS
     from worldmodel.runtime.device import Precision as Precision
     from worldmodel.runtime.device import check_device as check_device
@@ -80,11 +81,11 @@ if TYPE_CHECKING:
     from worldmodel.runtime.runs import jsonable as jsonable
     from worldmodel.runtime.runs import prepare_run as prepare_run
     from worldmodel.runtime.runs import single_writer as single_writer
+    from worldmodel.runtime.tasks import Runner as Runner
     from worldmodel.runtime.tensor_files import digest_tensors as digest_tensors
     from worldmodel.runtime.tensor_files import load_tensors as load_tensors
     from worldmodel.runtime.tensor_files import save_tensors as save_tensors
     from worldmodel.runtime.watch import StepWatch as StepWatch
-    from worldmodel.runtime.workers import Runner as Runner
     from worldmodel.runtime.workers import WorkerConfig as WorkerConfig
     from worldmodel.runtime.workers import run_here as run_here
     from worldmodel.runtime.workers import run_in_processes as run_in_processes
@@ -94,6 +95,7 @@ else:
     __getattr__, __dir__, __all__ = attach(
         __name__,
         {
+            "cluster": "dask_executor",
             "device": (
                 "PRECISIONS Precision check_device choose_device fast_precision float32_default missing_operation "
                 "resolve_precision"
@@ -117,7 +119,8 @@ else:
             "runs": "RunConfig check_same_run describe jsonable prepare_run single_writer",
             "tensor_files": "digest_tensors load_tensors save_tensors",
             "watch": "StepWatch",
-            "workers": "Runner WorkerConfig run_here run_in_processes",
+            "tasks": "Runner",
+            "workers": "WorkerConfig run_here run_in_processes",
             "writing": "TEMPORARY_SUFFIX write_bytes",
         },
     )
