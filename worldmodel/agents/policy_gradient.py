@@ -25,13 +25,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from worldmodel.agents.population import dreams_recipe
 from worldmodel.agents.ppo_learner import Learner, PPOConfig, named
-from worldmodel.agents.registry import check_agent
+from worldmodel.agents.registry import copy_for_training
 from worldmodel.agents.search_log import SearchLog
-from worldmodel.dream import Agent, Dreams, StartBank, check_rewards
+from worldmodel.dream import Agent, Dreams, StartBank, check_rewards, usual_horizon
 from worldmodel.models import FeatureKind
 from worldmodel.rng import PPO_TEST_STREAM, derive_seed
 from worldmodel.runtime import (
@@ -40,8 +41,11 @@ from worldmodel.runtime import (
     check_integer,
     check_same_run,
     digest_tensors,
+    explains_keywords,
     interrupt_between_steps,
     jsonable,
+    keeps_threads,
+    set_threads,
 )
 from worldmodel.spaces import FlatSpace
 
@@ -69,13 +73,15 @@ class DifferentiableAgent(Agent, Protocol):
         """Return the outputs (B, A) for features (B, F), differentiably."""
 
 
+@explains_keywords
+@keeps_threads
 def ppo(
     agent: DifferentiableAgent,
     dreams: Dreams,
     starts: StartBank,
     *,
     config: PPOConfig | None = None,
-    horizon: int = 1000,
+    horizon: int | None = None,
     seed: int = 0,
     log: str | Path | None = None,
     run: RunConfig | None = None,
@@ -88,7 +94,8 @@ def ppo(
         dreams: world, temperature, termination rule ("sample" is recommended), and number of parallel dreams.
         starts: start states of the short dreams, such as `StartBank.along`.
         config: numbers of the algorithm; the defaults if None.
-        horizon: longest dream of the tests, in steps. (That of the short dreams is in ``config``.)
+        horizon: longest dream of the tests, in steps; None: the limit of the world model's data. (That of the short dreams is
+            in ``config``.)
         seed: seed of all samples.
         log: a file that is replaced after each iteration, from which an interrupted search resumes to the same bits.
         run: resume or overwrite the search in ``log``, and report progress; the defaults if None. Each iteration is one record
@@ -106,14 +113,14 @@ def ppo(
         FileExistsError: if ``log`` exists and may be neither resumed nor overwritten.
         KeyboardInterrupt: after the iteration in which Ctrl-C was pressed.
     """
-    config, run, horizon = config or PPOConfig(), run or RunConfig(), check_integer(horizon, "horizon", least=1)
+    config, run = config or PPOConfig(), run or RunConfig()
+    horizon = check_integer(usual_horizon(dreams.world) if horizon is None else horizon, "horizon", least=1)
     check_rewards(dreams.world, dreams.reward)
     if dreams.num_groups != 1:
         raise ValueError(f"num_groups: expected 1 (no common random numbers), got {dreams.num_groups}")
     _check_differentiable(agent)
-    check_agent(agent, dreams.world)
     kept = SearchLog(None if log is None else Path(log), PPO_FORMAT, PPO_VERSION)
-    search = _Search(agent, dreams, starts, config, horizon=horizon, seed=seed, log=kept)
+    search = _Search(copy_for_training(agent, dreams.world), dreams, starts, config, horizon=horizon, seed=seed, log=kept)
     search.start(run)
     with interrupt_between_steps() as requested, run.reporter() as report:
         while search.done < config.iterations:
@@ -161,10 +168,12 @@ class _Search:
     def start(self, run: RunConfig) -> None:
         """Test the agent that was given, or load the log."""
         if not self._log.prepare(run):
+            set_threads(None, run.threads, self._log.path or "this search")
             self._best_test = self._test(self.best)
             return
         tensors, content = self._log.read()
         check_same_run(content["search"], self._identity, str(self._log.path))
+        set_threads(content["threads"], run.threads, str(self._log.path))
         self.done, self._best_test = content["done"], content["best_test"]
         self.best.load_state_dict(named(tensors, "best"))
         self._learner.load(tensors)
@@ -179,7 +188,8 @@ class _Search:
             if metrics["test"] > self._best_test:
                 self.best, self._best_test = candidate, metrics["test"]
         tensors = {f"best.{name}": tensor for name, tensor in self.best.state_dict().items()} | self._learner.tensors()
-        self._log.write(tensors, {"search": self._identity, "done": self.done, "best_test": self._best_test})
+        progress = {"done": self.done, "best_test": self._best_test, "threads": torch.get_num_threads()}
+        self._log.write(tensors, {"search": self._identity, **progress})
         metrics["best_test"] = self._best_test
         return Progress("ppo", self.done, config.iterations, "iteration", metrics, self.best)
 
