@@ -11,7 +11,7 @@ import numpy as np
 from tyro.conf import OmitArgPrefixes as Flat
 
 import worldmodel as wm
-from worldmodel.cli.options import Command, DeviceOption, Output, Result
+from worldmodel.cli.options import Command, DeviceOutput, Result
 from worldmodel.envs import DOOM_ACTIONS
 from worldmodel.experiments import CAR_RACING, DOOM, Preset, Reproduction, small
 from worldmodel.plots import draw_learning, pictures, save_figure, save_image, write_video
@@ -34,8 +34,7 @@ class Reproduce(Command):
         episodes: an earlier collection by worldmodel collect --preset with the same seed; None: OUT/episodes.
         workers: worker processes for the real environment.
         video: write films (extra: video).
-        where: device.
-        output: output.
+        output: device and output.
     """
 
     RESUME = "The same command resumes the experiment."
@@ -48,14 +47,13 @@ class Reproduce(Command):
     episodes: str | None = None
     workers: int = 2
     video: bool = True
-    where: Flat[DeviceOption] = field(default_factory=DeviceOption)
-    output: Flat[Output] = field(default_factory=Output)
+    output: Flat[DeviceOutput] = field(default_factory=DeviceOutput)
 
     def run(self) -> Result:
         """Run the experiment."""
         require_extras(*(("video",) if self.video else ()), advice="or give --no-video")
         keep_freed_memory()
-        device = self.where.choose()
+        device = self.output.choose_device()
         experiment = Reproduction(
             small(self.PRESET) if self.scale == "small" else self.PRESET,
             Path(self.out),

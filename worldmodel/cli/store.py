@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 from tyro.conf import OmitArgPrefixes as Flat
@@ -11,6 +11,8 @@ from tyro.conf import OmitArgPrefixes as Flat
 from worldmodel.cli.options import Command, Flag, Output, Result
 from worldmodel.data import EpisodeStore, Problem, describe_conversion, repair, verify
 from worldmodel.runtime import require_extras
+
+StorePath = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PATH")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +25,7 @@ class Inspect(Command):
         output: output.
     """
 
-    path: tyro.conf.Positional[str]
+    path: StorePath
     plot: str | None = None
     output: Flat[Output] = field(default_factory=Output)
 
@@ -55,7 +57,7 @@ class Verify(Command):
         output: output.
     """
 
-    path: tyro.conf.Positional[str]
+    path: StorePath
     output: Flat[Output] = field(default_factory=Output)
 
     def run(self) -> Result:
@@ -75,7 +77,7 @@ class Repair(Command):
         output: output.
     """
 
-    path: tyro.conf.Positional[str]
+    path: StorePath
     break_lock: Flag = False
     output: Flat[Output] = field(default_factory=Output)
 
@@ -89,6 +91,8 @@ class Repair(Command):
 def summary(store: EpisodeStore) -> dict[str, Any]:
     """Return the content of a store, JSON-serialisable."""
     data: dict[str, Any] = {"episodes": len(store), "steps": store.num_steps}
+    if store.unfinished is not None:
+        data["unfinished"] = store.unfinished
     if len(store):
         lengths = store.lengths
         data["lengths"] = f"{lengths.min()} to {lengths.max()}, mean {lengths.mean():.1f}"

@@ -10,7 +10,7 @@ from typing_extensions import Self
 from tyro.conf import OmitArgPrefixes as Flat
 
 import worldmodel as wm
-from worldmodel.cli.options import Command, DeviceOption, PresetName, Result, TrainingRun
+from worldmodel.cli.options import Result, TrainingCommand, TrainingRun
 from worldmodel.data import EpisodeStore
 from worldmodel.experiments import Preset
 from worldmodel.runtime import keep_freed_memory
@@ -19,33 +19,19 @@ from worldmodel.training import train_cameras
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainVae(Command):
+class TrainVae(TrainingCommand):
     """Train V for images on one or several stores of episodes and write it as a directory; a V for each of several cameras.
 
     Args:
-        data: directories written by worldmodel collect or worldmodel convert, all of one environment.
-        out: directory for V; the training state is in OUT/training.
-        preset: use the numbers of an experiment as defaults; explicit options take precedence.
-        initial: directory of a V to start from; its sizes are kept and the options for them ignored.
-        seed: seed of the split, the weights and the order of the frames.
         vae: sizes and loss of V.
         frames: batches of frames.
         training: updates and learning rate.
-        where: device.
-        output: earlier runs and output.
+        output: device, earlier runs and output.
     """
 
-    RESUME = "The same command, without --overwrite, resumes the training."
-
-    data: tuple[str, ...]
-    out: str
-    preset: PresetName | None = None
-    initial: str | None = None
-    seed: int = 0
     vae: Flat[wm.VAEConfig] = field(default_factory=wm.VAEConfig)
     frames: Flat[wm.FrameConfig] = field(default_factory=wm.FrameConfig)
     training: Flat[wm.TrainingConfig] = field(default_factory=wm.TrainingConfig)
-    where: Flat[DeviceOption] = field(default_factory=DeviceOption)
     output: Flat[TrainingRun] = field(default_factory=TrainingRun)
 
     @classmethod
@@ -69,7 +55,7 @@ class TrainVae(Command):
             training_config=self.training,
             initial=initial,
             seed=self.seed,
-            device=self.where.choose(),
+            device=self.output.choose_device(),
             run=self.output.config(),
         )
         return Result("\n".join([*report(vision.provenance), f"V: {self.out}"]), self._data(vision.provenance))
@@ -83,7 +69,7 @@ class TrainVae(Command):
             frame_config=self.frames,
             training_config=self.training,
             seed=self.seed,
-            device=self.where.choose(),
+            device=self.output.choose_device(),
             run=self.output.config(),
         )
         lines, data = [], {}

@@ -33,7 +33,7 @@ from worldmodel.dream import (
     time_limit,
 )
 from worldmodel.evaluation.config import EvaluationConfig
-from worldmodel.models import WorldModel
+from worldmodel.models import WorldModel, require_world
 from worldmodel.rng import EVALUATION_STREAM, PROBE_STREAM, derive_seed
 from worldmodel.runtime import Progress, RunConfig, WorkerConfig, explains_keywords
 
@@ -181,6 +181,7 @@ def probe(
         ValueError: if world and environment do not belong together, the world has no reward head, or a number is out of range.
         RuntimeError: if the environment raises; names the episode.
     """
+    require_world(world)
     config, pool, real_env = config or EvaluationConfig(), WorkerConfig.of(workers), EnvConfig.of(env)
     if world.mdnrnn.reward_head is None:
         raise ValueError("world: expected a world model that predicts rewards, got one without a reward head")

@@ -68,6 +68,7 @@ if TYPE_CHECKING:
     from worldmodel.models.world import WORLD_FILES as WORLD_FILES
     from worldmodel.models.world import WorldModel as WorldModel
     from worldmodel.models.world import open_world as open_world
+    from worldmodel.models.world import require_world as require_world
 else:
     __getattr__, __dir__, __all__ = attach(
         __name__,
@@ -89,6 +90,6 @@ else:
             "state_normalizer": "StateNormalizer",
             "vae": "ConvVAE FrameBatch IN_USE VAEConfig divergence",
             "vision": "VISION_FILE VISION_FILES Vision draw_latent",
-            "world": "WORLD_FILE WORLD_FILES WorldModel open_world",
+            "world": "WORLD_FILE WORLD_FILES WorldModel open_world require_world",
         },
     )

@@ -254,7 +254,8 @@ def _parts_of(
         raise ValueError(f"config: expected None with an initial world model, which has its own configuration, got {config}")
     if initial.mdnrnn.termination_head is None and any_terminates(episodes):
         raise ValueError(
-            "initial: expected a world model with a termination head, as episodes of the data terminate, got one without"
+            "initial: expected a world model with a termination head, as episodes of the data terminate, got one without; "
+            "fit a new one on all data, without initial (--initial)"
         )
     if initial.mdnrnn.config.reward_components == 0:
         check_rewards_of(initial.mdnrnn.config.reward_atoms, 0, read_rewards(episodes))

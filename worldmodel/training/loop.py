@@ -29,6 +29,8 @@ from worldmodel.runtime import (
     float32_default,
     interrupt_between_steps,
     keeps_threads,
+    load_optimizer_tensors,
+    optimizer_tensors,
     resolve_precision,
     set_threads,
     single_writer,
@@ -293,8 +295,7 @@ class _Run:
     def save(self) -> None:
         """Write the complete state as one file, atomically."""
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        for number, moments in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{number}.{name}": tensor for name, tensor in moments.items()}
+        tensors |= optimizer_tensors(self.optimizer, "optimizer")
         tensors["generator"] = self.generator.get_state()
         content = {"format": STATE_FORMAT, "version": STATE_VERSION, "state": asdict(self.state), "identity": self.identity}
         content["threads"] = torch.get_num_threads()
@@ -316,12 +317,7 @@ class _Run:
             self.model.load_state_dict({n.removeprefix("model."): x for n, x in tensors.items() if n.startswith("model.")})
         except RuntimeError as error:
             raise ValueError(f"{path}: expected the weights of this model, got those of another one: {error}") from error
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            if name.startswith("optimizer."):
-                _, number, key = name.split(".")
-                moments.setdefault(int(number), {})[key] = tensor
-        self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        load_optimizer_tensors(self.optimizer, "optimizer", tensors)
         self.generator.set_state(tensors["generator"])
         self.state = _RunState(**content["state"])
 
