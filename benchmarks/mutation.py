@@ -4,11 +4,11 @@
 
 A mutant replaces one operator, comparison, constant, default or sign. It is caught if a test fails, or if its tests take ten
 times as long as without it. For each package, its tests run once under coverage.py (`pip install coverage`); a mutant then
-meets only the tests that execute its statement, the fastest first, in a fork of this process, until one fails. A statement that
-runs at import (a default of a dataclass, a constant) meets all tests of the package. The tests run in a copy of the sources, so the
-sources may change meanwhile. The file of results has one line per mutant; the same command continues where it stopped, and
-`--again` tests the survivors a second time. The sample is chosen by digests of the mutants, so that an edit of one function
-leaves the rest of the sample as it is. Texts of errors, `strict=` of zip and `stacklevel=` are left alone.
+meets only the tests that execute its statement, the fastest first, in a fork, until one fails. A statement that runs at import
+(a default of a dataclass, a constant) meets all tests of the package. The tests run in a copy of the sources, so the sources
+may change meanwhile. The file of results has one line per mutant; the same command continues where it stopped, and `--again`
+tests the survivors a second time. The sample is chosen by digests of the mutants, so that an edit of one function leaves the
+rest of the sample as it is. Texts of errors, `strict=` of zip and `stacklevel=` are left alone.
 """
 
 from __future__ import annotations
@@ -16,14 +16,18 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
+import gc
 import hashlib
 import json
+import math
 import os
 import shutil
 import signal
 import sys
 import tempfile
 import time
+import traceback
+import types
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -54,6 +58,7 @@ SWAPS: dict[type[ast.AST], type[ast.AST]] = {
     ast.BitOr: ast.BitAnd,
 }
 OPTIONS = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "not slow and not cuda"]
+BROKEN = 99  # exit code of a fork that an error here ended
 SLOWER = 10  # times as long as without the mutant
 MIN_SECONDS = 60
 
@@ -161,6 +166,9 @@ def _package(mutant: Mutant) -> str:
     return Path(mutant.file).parts[1]
 
 
+Job = tuple[Mutant, str, "range | None"]
+
+
 class Tests:
     """Runs chosen tests of a copy of the sources in forks of this process."""
 
@@ -172,31 +180,53 @@ class Tests:
             shutil.copytree(ROOT / name, folder / name, ignore=ignore)
         for name in ("pyproject.toml", "README.md", "CHANGELOG.md"):
             shutil.copy(ROOT / name, folder)
-        for name in ("coverage", "gymnasium", "numpy", "pytest", "safetensors", "scipy.stats", "torch"):
+        for name in ("coverage", "gymnasium", "numpy", "pytest", "safetensors", "scipy.stats", "torch", "torch._dynamo"):
             __import__(name)
 
-    def survives(self, mutant: Mutant, changed: str, where: range | None) -> tuple[bool, int]:
-        """Return whether the tests pass with a mutant, and how many there were."""
-        seconds, lines = self._of(_package(mutant))
-        covered = lines.get(mutant.file, {})
-        chosen = set().union(*(covered.get(line, set()) for line in where or ()))
-        known = set().union(*covered.values())
-        chosen = chosen or set(seconds)  # executed at import, or in another process
-        order = sorted(chosen, key=lambda name: (name not in known, seconds[name]))
+    def run(self, package: str, jobs: list[Job], report: Callable[[Mutant, bool, int], None]) -> None:
+        """Report of each mutant of a package whether its tests pass, and how many there were.
+
+        Mutants in functions replace the code of the functions in forks of one process that has collected the tests. The others,
+        and those that no test executes in its own process, need a new import.
+        """
+        seconds, lines = self._of(package)
+        inside, outside = [], []
+        for mutant, changed, where in jobs:
+            covered = lines.get(mutant.file, {})
+            chosen = set().union(*(covered.get(line, set()) for line in where or ()))
+            known = set().union(*covered.values())
+            order = sorted(chosen or seconds, key=lambda name: (name not in known, seconds[name]))
+            (inside if chosen else outside).append((mutant, changed, order))
+        if inside:
+
+            def each(session: Any) -> None:
+                for mutant, changed, order in inside:
+                    report(mutant, self._survives(mutant, changed, order, lambda *all: _in_session(session, *all)), len(order))
+
+            if self._fork(lambda: self._pytest(package, [InPlaceOfTests(each)]), math.inf) != 0:
+                raise RuntimeError(f"{package}: expected all its mutants to be run, see {self.folder / 'log'}")
+        for mutant, changed, order in outside:
+            again = lambda *all: self._pytest(package, [InPlaceOfTests(lambda session: _only(session, all[-1]))])  # noqa: E731
+            report(mutant, self._survives(mutant, changed, order, again), len(order))
+
+    def _survives(self, mutant: Mutant, changed: str, order: list[str], run: Callable[[Path, str, list[str]], int]) -> bool:
         path = self.folder / mutant.file
-        original = path.read_bytes()
+        original = path.read_text("utf-8")
         path.write_text(changed, encoding="utf-8")
-        limit = max(MIN_SECONDS, SLOWER * sum(seconds[name] for name in order))
+        limit = max(MIN_SECONDS, SLOWER * sum(self._found[_package(mutant)][0][name] for name in order))
         try:
-            return self._fork(lambda: self._run(_package(mutant), [Only(order)]), limit) == 0, len(order)
+            code = self._fork(lambda: run(path, original, order), limit)
+            if code == BROKEN:
+                raise RuntimeError(f"{mutant}: expected its tests to run, see {self.folder / 'log'}")
+            return code == 0
         finally:
-            path.write_bytes(original)
+            path.write_text(original, encoding="utf-8")
 
     def _of(self, package: str) -> tuple[dict[str, float], dict[str, dict[int, set[str]]]]:
         """Return the duration of each test of a package, and the tests that execute each line."""
         if package not in self._found:
             result = self.folder / f"{package}.json"
-            if self._fork(lambda: self._measure(package, result), float("inf")) != 0:
+            if self._fork(lambda: self._measure(package, result), math.inf) != 0:
                 raise RuntimeError(f"{package}: expected its tests to pass without a mutant")
             seconds, lines = json.loads(result.read_text("utf-8"))
             by_line = {file: {int(line): set(names) for line, names in found.items()} for file, found in lines.items()}
@@ -209,7 +239,7 @@ class Tests:
         measured = coverage.Coverage(data_file=None, include=[str(self.folder / "worldmodel" / "*")])
         measured.start()
         durations = Durations(measured)
-        code = self._run(package, [durations])
+        code = self._pytest(package, [durations])
         measured.stop()
         data = measured.get_data()
         lines = {}
@@ -219,7 +249,7 @@ class Tests:
         result.write_text(json.dumps([durations.seconds, lines]), encoding="utf-8")
         return code
 
-    def _run(self, package: str, plugins: list[Any]) -> int:
+    def _pytest(self, package: str, plugins: list[Any]) -> int:
         import pytest
         import torch
 
@@ -227,19 +257,22 @@ class Tests:
         os.chdir(self.folder)
         sys.path.insert(0, str(self.folder))
         os.environ["PYTHONPATH"] = str(self.folder)
-        return int(pytest.main([*OPTIONS, str(self.folder / "tests" / package)], plugins=plugins))
+        temporary = f"--basetemp={self.folder / 'temporary'}"
+        return int(pytest.main([*OPTIONS, temporary, str(self.folder / "tests" / package)], plugins=plugins))
 
     def _fork(self, function: Callable[[], int], seconds: float) -> int:
         """Return the exit code of a function in a fork, without its output; 1 if it takes too long."""
         pid = os.fork()
         if pid == 0:
-            code = 3
+            code = BROKEN
             try:
                 os.setsid()
                 quiet = os.open(self.folder / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
                 for stream in (1, 2):
                     os.dup2(quiet, stream)
                 code = function()
+            except BaseException:
+                traceback.print_exc()
             finally:
                 os._exit(code)
         ends = time.monotonic() + seconds
@@ -252,15 +285,55 @@ class Tests:
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-class Only:
-    """Plugin of pytest: runs these tests, in this order."""
+class InPlaceOfTests:
+    """Plugin of pytest: calls a function with the collected session instead of running all tests."""
 
-    def __init__(self, names: list[str]):
-        self._place = {name: place for place, name in enumerate(names)}
+    def __init__(self, function: Callable[[Any], object]):
+        self._function = function
 
-    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
-        """Select and sort the tests."""
-        items[:] = sorted((one for one in items if one.nodeid in self._place), key=lambda one: self._place[one.nodeid])
+    def pytest_runtestloop(self, session: Any) -> bool:
+        """Call the function; raises `Failed` of the session if a test failed."""
+        self._function(session)
+        return True
+
+
+def _only(session: Any, order: list[str]) -> None:
+    """Run these tests, in this order."""
+    from _pytest.main import pytest_runtestloop
+
+    items = {one.nodeid: one for one in session.items}
+    session.items = [items[name] for name in order]
+    pytest_runtestloop(session)
+
+
+def _in_session(session: Any, path: Path, original: str, order: list[str]) -> int:
+    """Run these tests with the present content of a file; return 1 if one failed."""
+    replace_functions(path, original, path.read_text("utf-8"))
+    try:
+        _only(session, order)
+    except session.Failed:
+        return 1
+    return int(session.testsfailed > 0)
+
+
+def replace_functions(path: Path, original: str, changed: str) -> None:
+    """Give all functions of a file the code of its changed source, which has the same functions; wrapped ones too."""
+    before, after = ([*_codes(compile(source, str(path), "exec"))] for source in (original, changed))
+    codes = {_place(old): new for old, new in zip(before, after, strict=True) if old != new}
+    for one in gc.get_objects():
+        if type(one) is types.FunctionType and one.__code__.co_filename == str(path) and _place(one.__code__) in codes:
+            one.__code__ = codes[_place(one.__code__)]
+
+
+def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _codes(constant)
+
+
+def _place(code: types.CodeType) -> tuple[str, int]:
+    return code.co_name, code.co_firstlineno
 
 
 class Durations:
@@ -298,23 +371,22 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--packages", nargs="+", choices=PACKAGES, default=PACKAGES)
-    parser.add_argument("--minutes", type=float, default=float("inf"))
     parser.add_argument("--again", action="store_true", help="test the survivors again")
     arguments = parser.parse_args()
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     done = {_key(one): one["survived"] for one in _read(arguments.out)}
     chosen = sample(arguments.sample, arguments.seed, tuple(arguments.packages))
-    started = time.monotonic()
+    missing = [job for job in chosen if job[0].key not in done or (arguments.again and done[job[0].key])]
     with tempfile.TemporaryDirectory() as folder, open(arguments.out, "a", encoding="utf-8") as file:
-        tests = Tests(Path(folder).resolve())
-        for mutant, changed, where in chosen:
-            if mutant.key in done and not (arguments.again and done[mutant.key]):
-                continue
-            if time.monotonic() - started > arguments.minutes * 60:
-                break
-            survived, count = tests.survives(mutant, changed, where)
+
+        def report(mutant: Mutant, survived: bool, count: int) -> None:
             file.write(json.dumps({**asdict(mutant), "tests": count, "survived": survived}) + "\n")
             file.flush()
+
+        tests = Tests(Path(folder).resolve())
+        for package in arguments.packages:
+            if jobs := [job for job in missing if _package(job[0]) == package]:
+                tests.run(package, jobs, report)
     present = {mutant.key for mutant, _, _ in chosen}
     print(table([one for one in _read(arguments.out) if _key(one) in present]))
 
