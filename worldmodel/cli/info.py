@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,17 @@ import tyro
 from tyro.conf import OmitArgPrefixes as Flat
 
 from worldmodel.cli.options import Command, Output, Result
-from worldmodel.runtime import EXTRAS, describe_machine, fast_precision, has_extra, read_runs, source_commit, versions
+from worldmodel.runtime import (
+    EXTRAS,
+    describe_machine,
+    fast_precision,
+    has_extra,
+    parse_json,
+    read_bytes,
+    read_runs,
+    source_commit,
+    versions,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +79,8 @@ def _formats(path: Path) -> dict[str, str]:
     found = {}
     for file in sorted(path.glob("*.json")):
         try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
+            content = parse_json(read_bytes(file), file)
+        except (OSError, ValueError):
             found[file.name] = "damaged"
             continue
         if isinstance(content, dict) and str(content.get("format", "")).startswith("worldmodel."):

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from worldmodel.data.env_factory import env_maker as env_maker
     from worldmodel.data.env_factory import make_env as make_env
     from worldmodel.data.episode import Episode as Episode
+    from worldmodel.data.episode import as_flag as as_flag
     from worldmodel.data.episode import as_reward as as_reward
     from worldmodel.data.episode import check_episode as check_episode
     from worldmodel.data.policies import POLICIES as POLICIES
@@ -57,7 +58,7 @@ else:
             "collection": "EpisodeCollection permuted split_episodes",
             "compression": "pack unpack",
             "env_factory": "EnvConfig EnvMaker env_maker make_env",
-            "episode": "Episode as_reward check_episode",
+            "episode": "Episode as_flag as_reward check_episode",
             "policies": "BrownianPolicy CyclicPolicy POLICIES Policy RandomPolicy RepeatPolicy SweepPolicy make_policy",
             "repairing": "Problem repair verify",
             "runner": "EpisodeFailure Runner rollouts",
