@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from worldmodel.models.mdnrnn import MDNRNN as MDNRNN
     from worldmodel.models.mdnrnn import Prediction as Prediction
     from worldmodel.models.mdnrnn import State as State
+    from worldmodel.models.mdnrnn_config import AUTO_LATENT_HEAD as AUTO_LATENT_HEAD
+    from worldmodel.models.mdnrnn_config import DEFAULT_LATENT_HEAD as DEFAULT_LATENT_HEAD
     from worldmodel.models.mdnrnn_config import MDNRNNConfig as MDNRNNConfig
     from worldmodel.models.state_normalizer import StateNormalizer as StateNormalizer
     from worldmodel.models.vae import IN_USE as IN_USE
@@ -76,7 +78,7 @@ else:
             "layout": "find_layout vision_for",
             "lstm": "HalfPrecisionLayer LayerNormLSTM activate_gates run_lstm stack_weights",
             "mdnrnn": "MDNRNN Prediction State",
-            "mdnrnn_config": "MDNRNNConfig",
+            "mdnrnn_config": "AUTO_LATENT_HEAD DEFAULT_LATENT_HEAD MDNRNNConfig",
             "state_normalizer": "StateNormalizer",
             "vae": "ConvVAE FrameBatch IN_USE VAEConfig divergence",
             "vision": "VISION_FILE VISION_FILES Vision draw_latent",
