@@ -234,6 +234,7 @@ class _Run:
                 )
             self._load(self.out / STATE_FILE)
 
+    @torch.enable_grad()  # the caller may have turned gradients off
     def update(self) -> dict[str, Tensor]:
         """Do one optimiser step and return the loss and its terms."""
         state = self.state
