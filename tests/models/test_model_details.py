@@ -9,11 +9,22 @@ from toy_worlds import random_world
 
 from worldmodel.data import EpisodeCollection
 from worldmodel.mixtures import LatentLayout, LatentPart, PartKind
-from worldmodel.models import DataStatistics, EncodedObservations, SequenceBatch, StateNormalizer, Vision, encode_all
+from worldmodel.models import (
+    MDNRNN,
+    DataStatistics,
+    EncodedObservations,
+    MDNRNNConfig,
+    SequenceBatch,
+    StateNormalizer,
+    Vision,
+    encode_all,
+)
 from worldmodel.models import encoded as encoded_module
 from worldmodel.models.action_units import ActionUnits
 from worldmodel.models.change_units import robust_units
 from worldmodel.models.encoded import encoded_bytes, encoded_form
+from worldmodel.models.features import check_features
+from worldmodel.models.lstm import LayerNormLSTM
 from worldmodel.models.value_choices import ValueChoices
 from worldmodel.spaces import FlatSpace
 from worldmodel.training import encode_store
@@ -161,3 +172,39 @@ def test_statistics_of_rewards_leave_out_atoms_and_those_of_z_do_not():
     assert found.reward_mean.item() == pytest.approx(3.5)
     assert found.reward_scale.item() == pytest.approx(1.5)
     assert found.change_scale.item() == pytest.approx(torch.tensor([1.0, 2, 3, 4]).std(correction=0).item())
+
+
+def test_numbers_that_do_not_vary_have_a_unit_of_one():
+    part = LatentPart(name="x", kind=PartKind.CONTINUOUS, start=0, size=2, path="x", first=0, count=2)
+    unit = robust_units([torch.zeros(10, 2)], torch.zeros(2), LatentLayout((part,)))
+    assert unit.tolist() == [1.0, 1.0]
+
+
+def test_unknown_features_are_refused():
+    for kind in ("z", "zh", "zhc"):
+        check_features(kind)
+    with pytest.raises(ValueError, match=r"features: expected 'z', 'zh' or 'zhc', got 'zc'"):
+        check_features("zc")
+
+
+def test_layer_normalisation_has_the_eps_of_tensorflow():
+    assert LayerNormLSTM(2, 3).cell_norms[0].eps == 1e-12
+
+
+def test_a_small_variation_of_large_numbers_is_measured_in_float64():
+    values = 5e6 + 0.01 * np.random.default_rng(0).normal(size=(4000, 1))
+    vision = StateNormalizer(spaces.Box(-np.inf, np.inf, (1,), np.float64)).fit([values])
+    assert vision.scale.item() == pytest.approx(values.std(), rel=1e-3)
+
+
+@pytest.mark.parametrize("heads", [True, False])
+def test_losses_of_steps_have_a_number_for_each_step_and_come_to_the_loss(heads):
+    config = MDNRNNConfig(hidden_size=3, noise_type="full", factorization="joint", reward_head=heads, termination_head=heads)
+    model, generator = MDNRNN(2, 1, config).eval(), torch.Generator().manual_seed(0)
+    z = torch.randn(2, 6, 2, generator=generator)
+    given = batch(torch.randn(2, 5, 1, generator=generator), reward=torch.randn(2, 5, generator=generator), z=z)
+    steps = model.step_losses(given)
+    assert [tuple(part.shape) for part in (steps.latent, steps.reward, steps.termination)] == [(2, 5)] * 3
+    total, _ = model.loss(given)
+    expected = (steps.latent / 2 + steps.reward + steps.termination).mean()
+    torch.testing.assert_close(total, expected)

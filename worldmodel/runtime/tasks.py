@@ -38,8 +38,7 @@ def attempt_task(runner: Runner, task: int, watch: StepWatch) -> tuple[bool, Any
 
 def _is_from_signal(error: BaseException) -> bool:
     """Return whether a handler of a signal raised an error: `sys.exit` at SIGTERM must end the program."""
-    handlers = [signal.getsignal(number) for number in signal.valid_signals()]
-    codes = [handler.__code__ for handler in handlers if hasattr(handler, "__code__")]
+    codes = [getattr(signal.getsignal(number), "__code__", None) for number in signal.valid_signals()]
     return any(frame.f_code in codes for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
