@@ -1,6 +1,7 @@
 """Arithmetic of dreams that only unusual shapes or values exercise."""
 
 import importlib
+import itertools
 import math
 
 import numpy as np
@@ -10,7 +11,7 @@ from gymnasium import spaces
 from toy_data import labelled_episode, write_store
 from toy_worlds import random_world
 
-from worldmodel.dream import Scores, StartBank, StartConfig, as_agent
+from worldmodel.dream import LatentState, RepeatedActions, Scores, StartBank, StartConfig, as_agent
 from worldmodel.dream.seeding import EpisodeSeeds, Rows
 from worldmodel.rng import Streams
 
@@ -79,3 +80,50 @@ def test_what_is_neither_an_agent_nor_a_function_is_refused():
         as_agent(Half())
     with pytest.raises(TypeError, match="got int without reset, act, save_pretrained"):
         as_agent(5)
+
+
+def test_dreams_after_prefixes_start_where_the_prefixes_of_long_episodes_end(tmp_path):
+    lengths = (3, 4, 9, 5)
+    store = write_store(tmp_path / "s", [labelled_episode(i, n) for i, n in enumerate(lengths)])
+    world = random_world(observation_space=store.observation_space)
+    bank = StartBank.after_prefixes(world, tmp_path / "s", 4)
+    assert world.decode(bank.mean).round().int().tolist() == [[2, 4], [3, 4]]  # episodes of more than four steps
+    for row, episode in enumerate((2, 3)):
+        lstm = world.mdnrnn.initial_state(1)
+        for t in range(4):
+            z = world.encode(torch.tensor([[float(episode), float(t)]]))
+            lstm = world.mdnrnn.advance(z, world.action_features.flatten(torch.tensor([t % 3])), lstm)
+        torch.testing.assert_close(bank.lstm.h[:, row], lstm.h[:, 0])
+    with pytest.raises(ValueError, match=r"expected fewer steps than the longest episode of .* has, 9, got 9"):
+        StartBank.after_prefixes(world, tmp_path / "s", 9)
+
+
+def test_states_before_ends_are_8_to_50_steps_before_them_by_default(tmp_path):
+    store = write_store(tmp_path / "s", [labelled_episode(0, 100)])
+    world = random_world(observation_space=store.observation_space)
+    config = StartConfig(num_states=2000, first_frames=0.0, before_ends=1.0)
+    bank = StartBank.along(world, tmp_path / "s", config=config)
+    assert set(world.decode(bank.mean)[:, 1].round().int().tolist()) == {100 - back for back in range(8, 51)}
+
+
+def test_repeated_actions_are_held_for_1_to_10_steps_by_default():
+    world = random_world(spaces.Box(-1, 1, (1,), np.float64), seed=1)
+    agent = RepeatedActions(world, generator=torch.Generator().manual_seed(0))
+    state = LatentState(
+        torch.zeros(200, world.vision.latent_size), world.mdnrnn.initial_state(200), torch.ones(200, dtype=torch.bool)
+    )
+    agent.reset(200)
+    actions = torch.stack([agent.act(state)[:, 0] for _ in range(60)], dim=1)  # (200, 60)
+    holds = []
+    for row in actions.tolist():
+        runs = [len(list(run)) for _, run in itertools.groupby(row)]
+        holds += runs[:3]  # the last run may be cut short
+    assert set(holds) == set(range(1, 11))
+    assert np.mean(holds) == pytest.approx(5.5, abs=5 * np.std(holds) / math.sqrt(len(holds)))
+
+
+def test_seeds_are_below_2_to_the_62():
+    seeds, rows = EpisodeSeeds(1, torch.device("cpu")), torch.tensor([True])
+    seeds.reseed(2**62 - 1, rows, np.random.default_rng(0))
+    with pytest.raises(ValueError, match="expected an integer below 2\\^62"):
+        seeds.reseed(2**62, rows, np.random.default_rng(0))
