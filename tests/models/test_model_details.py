@@ -145,7 +145,7 @@ def test_choices_among_values_take_any_leading_dimensions_and_name_the_unknown_o
     with pytest.raises(ValueError, match=r"z: expected shape \(\.\.\., 6\), got \(1, 6, 2\)"):
         choices.collapse(z.mT)
     with pytest.warns(UserWarning, match=r"observation 'b'\[0\]: expected one of the values"):
-        choices.expand(features, flat.flatten({**value, "b": torch.tensor([[3.0, 6.0]])}))
+        choices.expand(features, flat.flatten({**value, "b": torch.tensor([[6.0, 8.0]])}))
 
 
 @pytest.mark.parametrize(("deviation", "counts"), [(1.5e-6, True), (0.9e-6, False)])
