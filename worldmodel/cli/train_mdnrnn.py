@@ -79,10 +79,11 @@ class TrainMdnrnn(Command):
 def report(world: wm.WorldModel, out: str) -> Result:
     """Describe held-out losses, baselines and calibration."""
     training, baselines = world.provenance["training"], world.provenance["baselines"]
-    calibration = world.provenance.get("calibration") or {}
+    calibration, floors = world.provenance.get("calibration") or {}, world.provenance.get("entropy_floor", {})
     lines = ["layout of z", *(f"  {line}" for line in str(world.layout).splitlines())]
     for metric, unit in LIKELIHOODS.items():
         rows = {"this model": training["best_metrics"].get(metric), **(baselines if metric == "nll_per_dim" else {})}
+        rows |= {"entropy of V's z": floors[metric]} if metric in floors else {}
         if any(value is not None for value in rows.values()):
             lines.append(f"held-out negative log-likelihood, {unit}")
             for name, value in rows.items():

@@ -15,8 +15,6 @@ from torch import Tensor
 from worldmodel.data import EpisodeCollection, common_truncation, recorded_limits, split_episodes
 from worldmodel.mixtures import DENSITIES, LatentLayout
 from worldmodel.models import (
-    AUTO_LATENT_HEAD,
-    DEFAULT_LATENT_HEAD,
     MDNRNN,
     WORLD_FILE,
     WORLD_FILES,
@@ -36,7 +34,6 @@ from worldmodel.runtime import (
     check_integer,
     choose_device,
     explains_keywords,
-    files,
     float32_default,
     keeps_threads,
     runs,
@@ -45,15 +42,15 @@ from worldmodel.runtime import (
 from worldmodel.spaces import FlatSpace, find_images, map_leaves, refuse_float_images
 from worldmodel.training import likelihood, loop, quality
 from worldmodel.training.config import DataConfig, TrainingConfig
-from worldmodel.training.head_choice import CHOICE_FILE, has_choice, read_choice
+from worldmodel.training.decisions import FIT_FILE, FIT_FORMAT, FIT_VERSION, any_terminates, decide, left_open, with_rate
+from worldmodel.training.head_choice import CHOICE_FILE, read_choice
 from worldmodel.training.initial_model import new_model, prepare_model, statistics_batches
 from worldmodel.training.likelihood import calibrate_termination
 from worldmodel.training.loop import TrainingResult
-from worldmodel.training.reward_atoms import check_rewards_of, read_rewards, with_reward_fields
+from worldmodel.training.reward_atoms import check_rewards_of, read_rewards
 from worldmodel.training.trivial_models import TrivialModels
 from worldmodel.training.windows import RESIDENT_BYTES, SequenceData, WindowSampler
 
-FIT_FORMAT, FIT_VERSION, FIT_FILE = "worldmodel.fit", 1, "fit.json"
 OUTPUTS = (FIT_FILE, CHOICE_FILE, *WORLD_FILES.outputs, "training", ".*.tmp")
 RUN: dict[str, Any] = {"marker": FIT_FILE, "format": FIT_FORMAT, "version": FIT_VERSION, "replaces": OUTPUTS}
 RUN["result"] = WORLD_FILE  # of a complete run
@@ -111,13 +108,14 @@ def fit(
     episodes = EpisodeCollection.open(data, min_length=data_config.min_length, leave_out=data_config.leave_out)
     encoded = encoded_form(episodes.stores, _trained_v(initial, vision))
     if initial is None:
-        config = _decided(config, episodes, Path(out), run)
+        config = decide(config, episodes, Path(out), run)
         v, model, layout = _new_parts(episodes, seed, config, vision, encoded, data_config)
     else:
         v, model, layout = _parts_of(initial, episodes, config, vision, encoded, data_config)
-    chooses = initial is None and config is not None and has_choice(config, layout)
+    training_config = with_rate(training_config, model, Path(out), run)
+    open_fields = left_open(None if initial is not None else config, layout)
     arguments = _arguments(episodes, seed, torch.device(device), vision, model, initial, data_config, training_config)
-    arguments |= {"latent_head_choice": True} if chooses else {}  # else left out: old runs resume
+    arguments |= {name: True for name, is_open in open_fields.items() if is_open}  # else left out: old runs resume
     split = split_episodes(len(episodes), test_fraction=data_config.test_fraction, seed=seed)
     directory = runs.prepare_run(out, arguments, run=run, **RUN)
     if (directory / WORLD_FILE).is_file():
@@ -128,7 +126,10 @@ def fit(
     reader = world.vision if encoded is None else encoded.to(device)
     parts = _sequence_data(episodes, split, reader, world.action_features, data_config, seed)
     if initial is None:
-        world.mdnrnn = prepare_model(world.mdnrnn, layout, parts, training_config, seed, directory, chooses=chooses)
+        chooses, fit_floors = open_fields.values()
+        world.mdnrnn = prepare_model(
+            world.mdnrnn, layout, parts, training_config, seed, directory, chooses=chooses, fit_floors=fit_floors
+        )
     scores = _baselines(world.mdnrnn, *parts, training_config, seed)
     result = _train(world.mdnrnn, parts, directory / "training", training_config, seed, episodes.fingerprint, run)
     world.provenance = _provenance(episodes, arguments, result, scores) | {"layout": layout.to_json()} | read_choice(directory)
@@ -217,30 +218,11 @@ def _vision_and_layout(
     return v, find_layout(episodes, v, kinds=kinds, complete=complete)
 
 
-def _decided(config: MDNRNNConfig | None, episodes: EpisodeCollection, out: Path, run: RunConfig) -> MDNRNNConfig:
-    """Decide the fields of M's configuration that depend on the data."""
-    config = config or MDNRNNConfig()
-    if config.termination_head is None:
-        config = replace(config, termination_head=_any_terminates(episodes))
-    resumed = None
-    if run.resume and not run.overwrite and (out / FIT_FILE).is_file():
-        record = files.read_json(out / FIT_FILE, format=FIT_FORMAT, version=FIT_VERSION)
-        resumed = record.get("mdnrnn")
-        if config.latent_head == AUTO_LATENT_HEAD and resumed and not record.get("latent_head_choice"):  # of an earlier version
-            config = replace(config, latent_head=resumed.get("latent_head", DEFAULT_LATENT_HEAD))
-    return with_reward_fields(config, episodes, resumed=resumed)
-
-
 def _trained_v(initial: WorldModel | None, vision: Vision | type[Vision] | None) -> Vision | None:
     """Return the V that encoded data must belong to."""
     if initial is not None:
         return initial.vision
     return vision if isinstance(vision, Vision) else None
-
-
-def _any_terminates(episodes: EpisodeCollection) -> bool:
-    """Return whether any episode terminates."""
-    return any(bool(episodes.read(i, int(episodes.lengths[i]) - 1).terminations[-1]) for i in range(len(episodes)))
 
 
 def _spread(num_episodes: int) -> list[int]:
@@ -264,7 +246,7 @@ def _parts_of(
     initial.check_spaces(space, episodes.action_space, source=", ".join(str(store.path) for store in episodes.stores))
     if config is not None:
         raise ValueError(f"config: expected None with an initial world model, which has its own configuration, got {config}")
-    if initial.mdnrnn.termination_head is None and _any_terminates(episodes):
+    if initial.mdnrnn.termination_head is None and any_terminates(episodes):
         raise ValueError(
             "initial: expected a world model with a termination head, as episodes of the data terminate, got one without"
         )
@@ -339,7 +321,7 @@ def _baselines(
         if test is None
         else loop.held_out_batches(test, config.max_test_batches, seed=seed, device=unit.device)
     )
-    batches, floor = standardised(statistics_batches(train)), model.config.min_scale * unit
+    batches, floor = standardised(statistics_batches(train)), (model.config.min_scale or 0.0) * unit
     return likelihood.baseline_nll(batches, standardised(scored), min_scale=floor, columns=columns)
 
 
@@ -358,8 +340,15 @@ def _examine(
     seed: int,
     posteriors: Iterator[tuple[Tensor, Tensor]],
 ) -> None:
-    """Calibrate if requested, warn of the bad states in which the training has ended, and add both to the provenance."""
+    """Calibrate if requested, warn of the bad states in which the training has ended, and add both to the provenance.
+
+    If V's samples are noisy, their entropy is added, too: the floor of the likelihood.
+    """
     train, test = data
+    columns = world.layout.columns(*DENSITIES)
+    floor = (test or train).posterior_entropy(columns) if columns else None
+    if floor is not None:
+        world.provenance["entropy_floor"] = {"nll_per_dim": floor}
     if config.calibrate:
         world.provenance["calibration"] = _calibrate(world, test, seed)
     trivial = TrivialModels.fit(statistics_batches(train)) if quality.judge(result, held_out=test is not None) else None
@@ -372,7 +361,10 @@ def _examine(
 
 
 def _provenance(
-    episodes: EpisodeCollection, arguments: dict[str, Any], result: TrainingResult, scores: dict[str, float]
+    episodes: EpisodeCollection,
+    arguments: dict[str, Any],
+    result: TrainingResult,
+    scores: dict[str, float],
 ) -> dict[str, Any]:
     """Return the origin of a world model as JSON-serialisable data."""
     kept = ("data_fingerprint", "seed", "data_config", "training_config", "initial")

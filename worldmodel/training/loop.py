@@ -137,7 +137,7 @@ def train(
         ValueError: if the saved state is of another configuration, seed, data set, kind of device or model.
         FileExistsError: if ``out`` holds a run that ``run`` neither resumes nor replaces.
     """
-    run, training = run or RunConfig(), _Run(model, data, test_data, Path(out), config, seed, fingerprint)
+    run, training = run or RunConfig(), _Run(model, data, test_data, Path(out), config.resolve(), seed, fingerprint)
     training.start(run)
     began, state = time.monotonic(), training.state
     with (
@@ -210,7 +210,7 @@ class _Run:
         used = config.identity() | {"precision": self.precision}
         self.identity = {"config": used, "seed": seed, "fingerprint": fingerprint, "device": self.device.type}
         self.optimizer = make_optimizer(
-            config.optimizer, model.parameters(), learning_rate=config.learning_rate, precision=self.precision
+            config.optimizer, model.parameters(), learning_rate=learning_rate(config, 0), precision=self.precision
         )
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self._loss, self.state = cast(Model, model).loss, _RunState()
