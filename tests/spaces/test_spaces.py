@@ -251,3 +251,10 @@ def test_unflatten_clips_inside_bounds_that_float32_cannot_represent(space):
     flat = FlatSpace(space)
     for far in (-1e30, 1e30):
         assert space.contains(flat.unflatten(torch.full((2,), far)).numpy())
+
+
+@pytest.mark.parametrize(("width", "scaled"), [(1e6, True), (1.000001e6, False), (0.0, False)])
+def test_a_box_is_scaled_if_its_range_is_positive_and_at_most_a_million(width, scaled):
+    flat = FlatSpace(spaces.Box(-5.0, -5.0 + width, (1,), np.float64))
+    assert bool(flat.bounded) is scaled
+    assert flat.exact_half_range.item() == (width / 2 if scaled else 1)

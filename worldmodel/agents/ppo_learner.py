@@ -184,6 +184,7 @@ class Learner:
             advantages[t] = advantage
         return advantages
 
+    @torch.enable_grad()
     def _learn(self, steps: _Steps) -> float:
         """Do one step of both optimisers; return the mean entropy."""
         config, outputs = self._config, self._outputs(steps.features)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +17,8 @@ from worldmodel.runtime import (
     fast_precision,
     formats_in,
     has_extra,
+    parse_json,
+    read_bytes,
     read_runs,
     source_commit,
     versions,
@@ -85,8 +86,8 @@ def _contents(path: Path) -> dict[str, dict[str, Any] | None]:
     found: dict[str, dict[str, Any] | None] = {}
     for file in sorted(path.glob("*.json")):
         try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
+            content = parse_json(read_bytes(file), file)
+        except (OSError, ValueError):
             found[file.name] = None
             continue
         if isinstance(content, dict) and str(content.get("format", "")).startswith("worldmodel."):

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from worldmodel.data.env_factory import env_maker as env_maker
     from worldmodel.data.env_factory import make_env as make_env
     from worldmodel.data.episode import Episode as Episode
+    from worldmodel.data.episode import as_flag as as_flag
     from worldmodel.data.episode import as_reward as as_reward
     from worldmodel.data.episode import check_episode as check_episode
     from worldmodel.data.formats.arrays import from_arrays as from_arrays
@@ -78,7 +79,7 @@ else:
             "collection": "EpisodeCollection permuted split_episodes",
             "compression": "pack unpack",
             "env_factory": "EnvConfig EnvMaker env_maker make_env",
-            "episode": "Episode as_reward check_episode",
+            "episode": "Episode as_flag as_reward check_episode",
             "formats.arrays": "from_arrays",
             "formats.config": "Columns ConversionConfig",
             "formats.conversion": "describe_conversion describe_number",

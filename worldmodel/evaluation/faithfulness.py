@@ -75,7 +75,7 @@ def fixed_policies(action_space: gym.Space, names: Sequence[str] | None = None) 
             sweeps = {f"sweeps of {hold}": _cyclic([start, start + count - 1], hold) for hold in SWEEPS}
     elif isinstance(action_space, spaces.Box) and action_space.is_bounded() and len(action_space.shape) == 1:
         low, high = action_space.low, action_space.high
-        centre = ((low + high) / 2).astype(action_space.dtype)
+        centre = _centre(low, high)
         held["centre"] = centre
         for axis in range(len(centre)):
             for name, bounds in (("low", low), ("high", high)):
@@ -87,6 +87,13 @@ def fixed_policies(action_space: gym.Space, names: Sequence[str] | None = None) 
     for name, max_repeat in HOLDS.items():
         found[name] = FixedPolicy(RepeatPolicy(action_space, max_repeat=max_repeat), _repeated(max_repeat))
     return found | sweeps
+
+
+def _centre(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Middle of two bounds in their own dtype, in which their sum may overflow."""
+    if np.issubdtype(low.dtype, np.integer):
+        return low // 2 + high // 2 + (low % 2 + high % 2) // 2
+    return low / 2 + high / 2
 
 
 def _cyclic(actions: Sequence[Any], hold: int = 1) -> FixedPolicy:

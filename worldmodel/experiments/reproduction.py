@@ -216,7 +216,7 @@ class Reproduction:
                 workers=self.workers,
                 run=self.run_config.within(report),
             )
-        (self.out / "probe.txt").write_text(f"{found}\n", encoding="utf-8")
+        files.write_bytes(self.out / "probe.txt", f"{found}\n".encode())
         write_scores(path, found.to_json())
 
     def search(self, temperature: float, repeat: int = 0) -> Agent:

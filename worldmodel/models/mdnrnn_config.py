@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from worldmodel.mixtures import DEFAULT_MIN_SCALE, Factorization, NoiseType, check_atoms, check_noise
-from worldmodel.runtime import check_flags, check_integer, check_integers, check_numbers
+from worldmodel.runtime import check_flags, check_integers, check_numbers
 
 AUTO_LATENT_HEAD, DEFAULT_LATENT_HEAD = "auto", "MixtureHead"
 LAYER_NORM_EPS, EARLIER_LAYER_NORM_EPS = (
@@ -98,9 +98,7 @@ class MDNRNNConfig:
         """Check the fields of the reward head, and store the atoms as sorted float32 numbers."""
         if self.reward_atoms is not None:
             object.__setattr__(self, "reward_atoms", check_atoms(self.reward_atoms))
-        if self.reward_components is not None:
-            number = check_integer(self.reward_components, "reward_components", least=0)
-            object.__setattr__(self, "reward_components", number)
+        check_integers(self, {"reward_components": 0}, optional=("reward_components",))
         if self.reward_components == 0 and self.reward_atoms == ():
             raise ValueError("reward_components: expected an integer >= 1 without reward_atoms, got 0")
 

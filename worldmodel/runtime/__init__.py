@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from worldmodel.runtime.reading import NewerVersionError as NewerVersionError
     from worldmodel.runtime.reading import check_regular as check_regular
     from worldmodel.runtime.reading import file_errors as file_errors
+    from worldmodel.runtime.reading import open_regular as open_regular
     from worldmodel.runtime.reading import parse_json as parse_json
     from worldmodel.runtime.reading import read_bytes as read_bytes
     from worldmodel.runtime.registry import Registry as Registry
@@ -118,7 +119,7 @@ else:
             "process": "interrupt_between_steps keep_freed_memory",
             "progress": "Listener Progress Reporter",
             "provenance": "command_line describe_machine read_runs record_run source_commit versions",
-            "reading": "InvalidFileError NewerVersionError check_regular file_errors parse_json read_bytes",
+            "reading": "InvalidFileError NewerVersionError check_regular file_errors open_regular parse_json read_bytes",
             "registry": "Registry UnknownClassError",
             "runs": "RunConfig check_same_run describe jsonable prepare_run single_writer",
             "tensor_files": "digest_tensors load_tensors save_tensors",

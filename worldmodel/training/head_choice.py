@@ -114,6 +114,7 @@ def choose_latent_head(
     return {"chosen": chosen, **finite, "updates": updates}
 
 
+@torch.enable_grad()
 def _trained(model: MDNRNN, data: SequenceData, config: TrainingConfig, seed: int) -> MDNRNN:
     """Train in place, without checkpoints."""
     optimizer = make_optimizer(config.optimizer, model.parameters(), learning_rate=learning_rate(config, 0))

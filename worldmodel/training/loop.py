@@ -241,6 +241,7 @@ class _Run:
             return
         set_threads(None, run.threads, self.out)
 
+    @torch.enable_grad()  # the caller may have turned gradients off
     def update(self) -> dict[str, Tensor]:
         """Do one optimiser step and return the loss and its terms."""
         state = self.state
