@@ -23,7 +23,7 @@ slow:
 docs:  ## the pages, in build/docs; needs the extra docs
 	python -m sphinx -W --keep-going -n -q -b html docs build/docs
 
-campaign:  ## 30 minutes of faults: kills, flips, full disks, crafted files, two writers, bad environments, random spaces
+campaign:  ## at most 30 minutes of faults: kills, flips, full disks, crafted files, two writers, bad environments, random spaces
 	PYTHONPATH=.:tests python -m campaign --minutes 30 --out build/campaign.json
 
 mutation:  ## 400 small mutants against the tests of their packages; hours, resumable

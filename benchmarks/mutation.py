@@ -1,68 +1,71 @@
-"""Mutation testing: a seeded sample of small changes of the package, each against the tests of its package.
+"""Mutation testing: a seeded sample of small changes of the library, each against the tests of its package.
 
-    python benchmarks/mutation.py --out results/mutation.jsonl --sample 400
+    python benchmarks/mutation.py --out build/mutation.jsonl --sample 400
 
-A mutant replaces one operator, comparison, constant, default or sign. It is caught if a test fails, or the tests take ten times
-as long as without it. Each mutant is tested in a copy of the package, so the sources do not change, and runs can share a disk.
-The file of results has one line per mutant; the same command continues where it stopped.
+A mutant replaces one operator, comparison, constant, default or sign. It is caught if a test fails, or if its tests take ten
+times as long as without it. For each package, its tests run once under coverage.py (`pip install coverage`); a mutant then
+meets only the tests that execute its statement, the fastest first, in a fork, until one fails. A statement that runs at import
+(a default of a dataclass, a constant) meets all tests of the package. The tests run in a copy of the sources, so the sources
+may change meanwhile. The file of results has one line per mutant; the same command continues where it stopped, and `--again`
+tests the survivors a second time. The sample is chosen by digests of the mutants, so that an edit of one function leaves the
+rest of the sample as it is. Texts of errors, `strict=` of zip and `stacklevel=` are left alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
+import gc
+import hashlib
 import json
+import math
 import os
-import random
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+import traceback
+import types
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("mixtures", "models", "dream", "data", "spaces", "training", "evaluation")
-SWAPS: dict[type[ast.AST], type[ast.AST]] = {
-    ast.Add: ast.Sub,
-    ast.Sub: ast.Add,
-    ast.Mult: ast.Div,
-    ast.Div: ast.Mult,
-    ast.FloorDiv: ast.Mult,
-    ast.Mod: ast.Mult,
-    ast.Lt: ast.LtE,
-    ast.LtE: ast.Lt,
-    ast.Gt: ast.GtE,
-    ast.GtE: ast.Gt,
-    ast.Eq: ast.NotEq,
-    ast.NotEq: ast.Eq,
-    ast.Is: ast.IsNot,
-    ast.IsNot: ast.Is,
-    ast.In: ast.NotIn,
-    ast.NotIn: ast.In,
-    ast.And: ast.Or,
-    ast.Or: ast.And,
-    ast.BitAnd: ast.BitOr,
-    ast.BitOr: ast.BitAnd,
-}
-SECONDS = 600  # for the tests of one mutant
+PAIRS = [
+    *((ast.Add, ast.Sub), (ast.Mult, ast.Div), (ast.Lt, ast.LtE), (ast.Gt, ast.GtE), (ast.Eq, ast.NotEq)),
+    *((ast.Is, ast.IsNot), (ast.In, ast.NotIn), (ast.And, ast.Or), (ast.BitAnd, ast.BitOr)),
+]
+SWAPS: dict[type[ast.AST], type[ast.AST]] = {a: b for one, other in PAIRS for a, b in ((one, other), (other, one))}
+SWAPS |= {ast.FloorDiv: ast.Mult, ast.Mod: ast.Mult}
+OPTIONS = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "not slow and not cuda"]
+BROKEN = 99  # exit code of a fork that an error here ended
+SLOWER = 10  # times as long as without the mutant
+MIN_SECONDS = 60
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """One change: the place, and the source of the node before and after."""
+    """One change: the place, the source of the node before and after, and how often that change came earlier in its line."""
 
     file: str
     line: int
-    column: int
+    code: str
     before: str
     after: str
+    index: int
+
+    @property
+    def key(self) -> tuple[str, str, str, str, int]:
+        """Identity without the line number, which an edit of other lines moves."""
+        return self.file, self.code, self.before, self.after, self.index
 
 
-def mutants(path: Path) -> Iterator[tuple[Mutant, str]]:
-    """Yield each mutant of a file with the whole changed source."""
+def mutants(path: Path) -> Iterator[tuple[Mutant, str, range | None]]:
+    """Yield each mutant of a file with the whole changed source, and the lines whose tests it meets (None: all tests)."""
     source = path.read_text(encoding="utf-8")
     lines = source.splitlines(keepends=True)
     starts = [0]
@@ -70,27 +73,47 @@ def mutants(path: Path) -> Iterator[tuple[Mutant, str]]:
         starts.append(starts[-1] + len(line.encode()))
     data = source.encode()
     tree = ast.parse(source)
-    annotations = {id(part) for node in ast.walk(tree) for part in _annotation_parts(node)}
-    for node in ast.walk(tree):
-        if id(node) in annotations or not hasattr(node, "end_col_offset"):
+    skipped = {id(part) for node in ast.walk(tree) for part in _skipped_parts(node)}
+    seen: dict[tuple[str, str, str], int] = {}
+    for node, where in _nodes(tree):
+        if id(node) in skipped or not hasattr(node, "end_col_offset"):
             continue
         first = starts[node.lineno - 1] + node.col_offset
         last = starts[node.end_lineno - 1] + node.end_col_offset
-        before = data[first:last].decode()
+        before, code = data[first:last].decode(), lines[node.lineno - 1].strip()
         for after in _changes(node):
             changed = (data[:first] + f"({after})".encode() + data[last:]).decode()
             try:
                 ast.parse(changed)
             except SyntaxError:
                 continue
-            yield Mutant(str(path.relative_to(ROOT)), node.lineno, node.col_offset, before, after), changed
+            index = seen[(code, before, after)] = seen.get((code, before, after), -1) + 1
+            yield Mutant(str(path.relative_to(ROOT)), node.lineno, code, before, after, index), changed, where
 
 
-def _annotation_parts(node: ast.AST) -> Iterator[ast.AST]:
-    """Yield the nodes of annotations, subscripts of types and f-strings, in which a change means nothing or is only text."""
+def _nodes(tree: ast.Module) -> Iterator[tuple[ast.AST, range | None]]:
+    """Yield all nodes, each with the lines of its statement; for the header of a function, the lines of the function."""
+    waiting: list[tuple[ast.AST, range | None]] = [(tree, None)]
+    while waiting:
+        node, where = waiting.pop()
+        if isinstance(node, ast.FunctionDef):
+            where = range(node.body[0].lineno, node.end_lineno + 1)
+        elif isinstance(node, ast.ClassDef):
+            where = None
+        elif isinstance(node, ast.stmt) and where is not None:
+            body = getattr(node, "body", None)
+            where = range(node.lineno, body[0].lineno if body else node.end_lineno + 1)
+        yield node, where
+        waiting += [(child, where) for child in ast.iter_child_nodes(node)]
+
+
+def _skipped_parts(node: ast.AST) -> Iterator[ast.AST]:
+    """Yield the nodes of annotations, imports, raised errors and f-strings, in which a change means nothing or is only text."""
     roots = [getattr(node, name, None) for name in ("annotation", "returns")]
-    if isinstance(node, (ast.JoinedStr, ast.Raise, ast.ImportFrom)):
+    if isinstance(node, ast.JoinedStr | ast.Raise | ast.ImportFrom):
         roots.append(node)
+    if isinstance(node, ast.keyword) and node.arg in ("strict", "stacklevel"):
+        roots.append(node.value)
     for root in roots:
         if isinstance(root, ast.AST):
             yield from ast.walk(root)
@@ -114,31 +137,215 @@ def _changes(node: ast.AST) -> Iterator[str]:
             yield repr(node.value * 2)
 
 
-def sample(size: int, seed: int, packages: tuple[str, ...]) -> list[tuple[Mutant, str]]:
-    """Return a random sample, the same for the same sources and seed."""
-    files = [path for package in packages for path in sorted((ROOT / "worldmodel" / package).glob("*.py"))]
+def sample(size: int, seed: int, packages: tuple[str, ...]) -> list[tuple[Mutant, str, range | None]]:
+    """Return a random sample, the same for the same sources and seed, sorted by package."""
+    files = [path for package in PACKAGES for path in sorted((ROOT / "worldmodel" / package).glob("*.py"))]
     every = [found for path in files if path.name != "__init__.py" for found in mutants(path)]
-    return random.Random(seed).sample(every, min(size, len(every)))
+    every.sort(key=lambda found: hashlib.sha256(repr((seed, *found[0].key)).encode()).digest())
+    chosen = [found for found in every[:size] if _package(found[0]) in packages]
+    return sorted(chosen, key=lambda found: packages.index(_package(found[0])))
 
 
-def survives(mutant: Mutant, changed: str) -> bool:
-    """Return whether the tests of its package pass with a mutant."""
-    package = Path(mutant.file).parts[1]
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder)
+def _package(mutant: Mutant) -> str:
+    return Path(mutant.file).parts[1]
+
+
+Job = tuple[Mutant, str, "range | None"]
+
+
+class Tests:
+    """Runs chosen tests of a copy of the sources in forks of this process."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._found: dict[str, tuple[dict[str, float], dict[str, dict[int, set[str]]]]] = {}
         ignore = shutil.ignore_patterns("__pycache__")
-        for name in ("worldmodel", "tests", "scripts"):
-            shutil.copytree(ROOT / name, copy / name, ignore=ignore)
-        shutil.copy(ROOT / "pyproject.toml", copy)
-        (copy / mutant.file).write_text(changed, encoding="utf-8")
-        options = ["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow and not cuda"]
-        environment = os.environ | {"PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "pytest", *options, str(copy / "tests" / package)]
+        for name in ("worldmodel", "tests", "scripts", "examples", "docs"):
+            shutil.copytree(ROOT / name, folder / name, ignore=ignore)
+        for name in ("pyproject.toml", "README.md", "CHANGELOG.md"):
+            shutil.copy(ROOT / name, folder)
+        for name in ("coverage", "gymnasium", "numpy", "pytest", "safetensors", "scipy.stats", "torch", "torch._dynamo"):
+            __import__(name)
+
+    def run(self, package: str, jobs: list[Job], report: Callable[[Mutant, bool, int], None]) -> None:
+        """Report of each mutant of a package whether its tests pass, and how many there were.
+
+        Mutants in functions replace the code of the functions in forks of one process that has collected the tests. The others,
+        and those that no test executes in its own process, need a new import.
+        """
+        seconds, lines = self._of(package)
+        inside, outside = [], []
+        for mutant, changed, where in jobs:
+            covered = lines.get(mutant.file, {})
+            chosen = set().union(*(covered.get(line, set()) for line in where or ()))
+            known = set().union(*covered.values())
+            order = sorted(chosen or seconds, key=lambda name: (name not in known, seconds[name]))
+            (inside if chosen else outside).append((mutant, changed, order))
+        if inside:
+
+            def each(session: Any) -> None:
+                for mutant, changed, order in inside:
+                    report(mutant, self._survives(mutant, changed, order, lambda *all: _in_session(session, *all)), len(order))
+
+            if self._fork(lambda: self._pytest(package, [InPlaceOfTests(each)]), math.inf) != 0:
+                raise RuntimeError(f"{package}: expected all its mutants to be run, see {self.folder / 'log'}")
+        for mutant, changed, order in outside:
+            again = lambda *all: self._pytest(package, [InPlaceOfTests(lambda session: _only(session, all[-1]))])  # noqa: E731
+            report(mutant, self._survives(mutant, changed, order, again), len(order))
+
+    def _survives(self, mutant: Mutant, changed: str, order: list[str], run: Callable[[Path, str, list[str]], int]) -> bool:
+        path = self.folder / mutant.file
+        original = path.read_text("utf-8")
+        path.write_text(changed, encoding="utf-8")
+        limit = max(MIN_SECONDS, SLOWER * sum(self._found[_package(mutant)][0][name] for name in order))
         try:
-            ended = subprocess.run(command, cwd=copy, env=environment, capture_output=True, check=False, timeout=SECONDS)
-        except subprocess.TimeoutExpired:
-            return False
-        return ended.returncode == 0
+            code = self._fork(lambda: run(path, original, order), limit)
+            if code == BROKEN:
+                raise RuntimeError(f"{mutant}: expected its tests to run, see {self.folder / 'log'}")
+            return code == 0
+        finally:
+            path.write_text(original, encoding="utf-8")
+
+    def _of(self, package: str) -> tuple[dict[str, float], dict[str, dict[int, set[str]]]]:
+        """Return the duration of each test of a package, and the tests that execute each line."""
+        if package not in self._found:
+            result = self.folder / f"{package}.json"
+            if self._fork(lambda: self._measure(package, result), math.inf) != 0:
+                raise RuntimeError(f"{package}: expected its tests to pass without a mutant")
+            seconds, lines = json.loads(result.read_text("utf-8"))
+            by_line = {file: {int(line): set(names) for line, names in found.items()} for file, found in lines.items()}
+            self._found[package] = seconds, by_line
+        return self._found[package]
+
+    def _measure(self, package: str, result: Path) -> int:
+        import coverage
+
+        measured = coverage.Coverage(data_file=None, include=[str(self.folder / "worldmodel" / "*")])
+        measured.start()
+        durations = Durations(measured)
+        code = self._pytest(package, [durations])
+        measured.stop()
+        data = measured.get_data()
+        lines = {}
+        for file in data.measured_files():
+            contexts = data.contexts_by_lineno(file)
+            lines[str(Path(file).relative_to(self.folder))] = {n: [one for one in contexts[n] if one] for n in contexts}
+        result.write_text(json.dumps([durations.seconds, lines]), encoding="utf-8")
+        return code
+
+    def _pytest(self, package: str, plugins: list[Any]) -> int:
+        import pytest
+        import torch
+
+        torch.set_num_threads(1)
+        os.chdir(self.folder)
+        sys.path.insert(0, str(self.folder))
+        os.environ["PYTHONPATH"] = str(self.folder)
+        temporary = f"--basetemp={self.folder / 'temporary'}"
+        return int(pytest.main([*OPTIONS, temporary, str(self.folder / "tests" / package)], plugins=plugins))
+
+    def _fork(self, function: Callable[[], int], seconds: float) -> int:
+        """Return the exit code of a function in a fork, without its output; 1 if it takes too long."""
+        pid = os.fork()
+        if pid == 0:
+            code = BROKEN
+            try:
+                os.setsid()
+                quiet = os.open(self.folder / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+                for stream in (1, 2):
+                    os.dup2(quiet, stream)
+                code = function()
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+        ends = time.monotonic() + seconds
+        while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            if time.monotonic() > ends:
+                os.killpg(pid, signal.SIGKILL)
+            time.sleep(0.02)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)  # workers that a failed test left
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+class InPlaceOfTests:
+    """Plugin of pytest: calls a function with the collected session instead of running all tests."""
+
+    def __init__(self, function: Callable[[Any], object]):
+        self._function = function
+
+    def pytest_runtestloop(self, session: Any) -> bool:
+        """Call the function; raises `Failed` of the session if a test failed."""
+        self._function(session)
+        return True
+
+
+def _only(session: Any, order: list[str]) -> None:
+    """Run these tests, in this order."""
+    from _pytest.main import pytest_runtestloop
+
+    items = {one.nodeid: one for one in session.items}
+    session.items = [items[name] for name in order]
+    pytest_runtestloop(session)
+
+
+def _in_session(session: Any, path: Path, original: str, order: list[str]) -> int:
+    """Run these tests with the present content of a file; return 1 if one failed."""
+    replace_functions(path, original, path.read_text("utf-8"))
+    try:
+        _only(session, order)
+    except session.Failed:
+        return 1
+    return int(session.testsfailed > 0)
+
+
+def replace_functions(path: Path, original: str, changed: str) -> None:
+    """Give all functions of a file the code of its changed source, which has the same functions; wrapped ones too."""
+    before, after = ([*_codes(compile(source, str(path), "exec"))] for source in (original, changed))
+    codes = {_place(old): new for old, new in zip(before, after, strict=True) if old != new}
+    for one in gc.get_objects():
+        if type(one) is types.FunctionType and one.__code__.co_filename == str(path) and _place(one.__code__) in codes:
+            one.__code__ = codes[_place(one.__code__)]
+
+
+def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _codes(constant)
+
+
+def _place(code: types.CodeType) -> tuple[str, int]:
+    return code.co_name, code.co_firstlineno
+
+
+class Durations:
+    """Plugin of pytest: duration of each test, and its name as the context of the coverage."""
+
+    def __init__(self, measured: Any):
+        self.seconds: dict[str, float] = {}
+        self._measured = measured
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        """Begin a test."""
+        self._measured.switch_context(nodeid)
+        self.seconds[nodeid] = -time.monotonic()
+
+    def pytest_runtest_logfinish(self, nodeid: str) -> None:
+        """End a test."""
+        self._measured.switch_context("")
+        self.seconds[nodeid] += time.monotonic()
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    """Return the results so far: the last one of each mutant."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return list({_key(one): one for one in map(json.loads, lines)}.values())
+
+
+def _key(result: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(result[name] for name in ("file", "code", "before", "after", "index"))
 
 
 def main() -> None:
@@ -148,27 +355,36 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--packages", nargs="+", choices=PACKAGES, default=PACKAGES)
-    parser.add_argument("--minutes", type=float, default=float("inf"))
+    parser.add_argument("--again", action="store_true", help="test the survivors again")
     arguments = parser.parse_args()
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    lines = arguments.out.read_text(encoding="utf-8").splitlines() if arguments.out.exists() else []
-    results = [json.loads(line) for line in lines]
-    done = {(one["file"], one["line"], one["column"], one["after"]) for one in results}
-    started = time.monotonic()
-    with open(arguments.out, "a", encoding="utf-8") as file:
-        for mutant, changed in sample(arguments.sample, arguments.seed, tuple(arguments.packages)):
-            if (mutant.file, mutant.line, mutant.column, mutant.after) in done:
-                continue
-            if time.monotonic() - started > arguments.minutes * 60:
-                break
-            result = {**asdict(mutant), "survived": survives(mutant, changed)}
-            results.append(result)
-            file.write(json.dumps(result) + "\n")
+    done = {_key(one): one["survived"] for one in _read(arguments.out)}
+    chosen = sample(arguments.sample, arguments.seed, tuple(arguments.packages))
+    missing = [job for job in chosen if job[0].key not in done or (arguments.again and done[job[0].key])]
+    with tempfile.TemporaryDirectory() as folder, open(arguments.out, "a", encoding="utf-8") as file:
+
+        def report(mutant: Mutant, survived: bool, count: int) -> None:
+            file.write(json.dumps({**asdict(mutant), "tests": count, "survived": survived}) + "\n")
             file.flush()
+
+        tests = Tests(Path(folder).resolve())
+        for package in arguments.packages:
+            if jobs := [job for job in missing if _package(job[0]) == package]:
+                tests.run(package, jobs, report)
+    present = {mutant.key for mutant, _, _ in chosen}
+    print(table([one for one in _read(arguments.out) if _key(one) in present]))
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Return the counts by package and the list of the survivors."""
+    rows = [f"{'package':<12}{'mutants':>8}{'caught':>8}"]
+    for package in PACKAGES:
+        found = [one["survived"] for one in results if Path(one["file"]).parts[1] == package]
+        rows.append(f"{package:<12}{len(found):>8}{len(found) - sum(found):>8}")
     alive = [one for one in results if one["survived"]]
-    print(f"{len(results) - len(alive)} of {len(results)} mutants caught")
-    for one in alive:
-        print(f"survived: {one['file']}:{one['line']}: {one['before']!r} -> {one['after']!r}")
+    rows.append(f"{'all':<12}{len(results):>8}{len(results) - len(alive):>8}")
+    rows += [f"survived: {one['file']}:{one['line']}: {one['before']} -> {one['after']} in {one['code']}" for one in alive]
+    return "\n".join(rows)
 
 
 if __name__ == "__main__":

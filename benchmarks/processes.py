@@ -321,7 +321,7 @@ def main() -> int:
         MDNRNNConfig(hidden_size=64, **chosen),
         TrainingConfig(
             num_updates=arguments.updates,
-            learning_rate=arguments.learning_rate or TrainingConfig().learning_rate,
+            learning_rate=arguments.learning_rate,
             optimizer=arguments.optimizer,
         ),
     )

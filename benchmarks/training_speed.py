@@ -27,6 +27,7 @@ from torch import Tensor
 
 from worldmodel.models import MDNRNN, MDNRNNConfig, SequenceBatch, mdnrnn
 from worldmodel.runtime import keep_freed_memory
+from worldmodel.training import make_optimizer
 
 SIZES = {  # latents, actions, hidden units, batch, window
     "doom": (64, 3, 512, 100, 500),
@@ -61,7 +62,7 @@ def obvious_loss(model: MDNRNN, batch: SequenceBatch) -> Tensor:
 
 def updates(model: MDNRNN, batch: SequenceBatch) -> dict[str, Callable[[], None]]:
     """Return a function per variant that performs one update."""
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+    optimizer = make_optimizer("adam", model.parameters(), learning_rate=1e-4)
 
     def update(loss: Callable[[], Tensor], half: bool) -> None:
         optimizer.zero_grad(set_to_none=True)

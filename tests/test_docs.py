@@ -43,6 +43,7 @@ EXTRAS = {  # word in a block: the package it needs, and the extra that brings i
     "stable_baselines3": ("stable_baselines3", "sb3"),
     "torchrl": ("torchrl", "torchrl"),
     "adapters.minari": ("minari", "minari"),
+    "to_parquet": ("pyarrow", "formats"),
     "rgb_array": ("pygame", "classic-control"),
 }
 MY_GAME = f"""import sys

@@ -7,6 +7,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from worldmodel.spaces import sample_value
+
 
 class DictEnv(gym.Env):
     """Point on a square that the agent pushes, with a drift that depends on a random mode.
@@ -106,11 +108,11 @@ class SpaceEnv(gym.Env):
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         self.observation_space.seed(seed)
-        return self.observation_space.sample(), {}
+        return sample_value(self.observation_space), {}
 
     def step(self, action):
         assert self.action_space.contains(action)
-        return self.observation_space.sample(), self.np_random.random(), False, False, {}
+        return sample_value(self.observation_space), self.np_random.random(), False, False, {}
 
 
 NESTED_OBSERVATION = spaces.Dict(

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from worldmodel.agents.evolution import SearchConfig as SearchConfig
     from worldmodel.agents.evolution import evolve as evolve
     from worldmodel.agents.latent_policy import LatentPolicy as LatentPolicy
-    from worldmodel.agents.policy_gradient import PPOConfig as PPOConfig
     from worldmodel.agents.policy_gradient import ppo as ppo
+    from worldmodel.agents.ppo_learner import PPOConfig as PPOConfig
     from worldmodel.data.collecting import collect as collect
     from worldmodel.data.env_factory import EnvConfig as EnvConfig
     from worldmodel.data.store import EpisodeStore as EpisodeStore

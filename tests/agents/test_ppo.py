@@ -13,9 +13,9 @@ import torch
 from gymnasium import spaces
 from toy_worlds import random_world, same_bits, walk_world
 
-from worldmodel.agents import Controller, PPOConfig
+from worldmodel.agents import PPO_FILE, Controller, PPOConfig
 from worldmodel.agents import ppo as run_ppo
-from worldmodel.agents.policy_gradient import _Learner
+from worldmodel.agents.ppo_learner import Learner
 from worldmodel.data import collect
 from worldmodel.dream import Dreams, LatentState, StartBank
 from worldmodel.models import feature_size
@@ -71,7 +71,7 @@ def test_a_learned_spread_differs_by_state_and_stays_within_its_factor(space):
     world = random_world(space, termination_bias=-50.0, seed=3)
     controller, dreams, starts = make(world, temperature=0.0, features="zh")
     config = PPOConfig(iterations=1, steps=8, horizon=8, learning_rate=3e-2, spread="state", breadth=0.4, critic_size=8)
-    learner = _Learner(copy.deepcopy(controller), dreams, starts, config, 0)
+    learner = Learner(copy.deepcopy(controller), dreams, starts, config, 0)
     features = learner._features(learner._state)
     first = learner._choices_in(features)._breadth
     assert torch.equal(first, torch.full_like(first, 0.4))
@@ -115,7 +115,7 @@ def test_entropy_that_is_paid_for_is_kept():
 def test_advantages_are_those_of_the_definition():
     controller, dreams, starts = make()
     config = PPOConfig(discount=0.9, gae_lambda=0.8)
-    learner = _Learner(controller, dreams, starts, config, 0)
+    learner = Learner(controller, dreams, starts, config, 0)
     generator = torch.Generator().manual_seed(0)
     values, targets = (torch.randn(6, 5, generator=generator) for _ in range(2))
     over = torch.rand(6, 5, generator=generator) < 0.3
@@ -132,7 +132,7 @@ def test_advantages_are_those_of_the_definition():
 @pytest.mark.parametrize(("termination", "bias"), [("threshold", -50.0), ("sample", -2.0)])
 def test_dreams_terminate_or_are_truncated_and_restart_from_the_starts(termination, bias):
     controller, dreams, starts = make(random_world(termination_bias=bias), termination=termination)
-    learner = _Learner(controller, dreams, starts, PPOConfig(steps=20, horizon=5), 0)
+    learner = Learner(controller, dreams, starts, PPOConfig(steps=20, horizon=5), 0)
     steps, ends = learner._dream()
     z = (steps.features * learner._scale).unflatten(0, (20, 32))
     at_start = (z[:, :, None] - starts.mean).abs().amax(dim=-1).amin(dim=-1) < 1e-5  # (T, B); no noise in this V
@@ -153,7 +153,7 @@ def test_weighted_returns_equal_the_mean_of_returns_with_sampled_terminations():
     world = random_world(termination_bias=-2.0)
     world.mdnrnn.reward_mean.fill_(3.0)
     controller, dreams, starts = make(world, num_dreams=32_768, termination="sample")
-    learner = _Learner(controller, dreams, starts, PPOConfig(steps=20, horizon=1000, discount=0.9, gae_lambda=1.0), 0)
+    learner = Learner(controller, dreams, starts, PPOConfig(steps=20, horizon=1000, discount=0.9, gae_lambda=1.0), 0)
     learner._age.zero_()
     state, generator = learner._state, dreams.generator(7)
     expected, weight = torch.zeros(32_768), torch.ones(32_768)
@@ -176,7 +176,7 @@ def test_returns_are_weighted_by_the_continuation_probability(precision):
     world = random_world(termination_bias=-2.0)
     controller, _, starts = make(world)
     dreams = Dreams(world, 8, termination="sample", precision=precision)
-    learner = _Learner(controller, dreams, starts, PPOConfig(steps=1, discount=0.9), 0)
+    learner = Learner(controller, dreams, starts, PPOConfig(steps=1, discount=0.9), 0)
     state, generator = learner._state, dreams.generator(7)
     learner._generator.set_state(generator.get_state())
     steps, ends = learner._dream()
@@ -190,7 +190,7 @@ def test_returns_are_weighted_by_the_continuation_probability(precision):
 
 def test_the_critic_learns_what_steps_are_worth():
     controller, dreams, starts = make(random_world(termination_bias=-2.0), num_dreams=256)
-    learner = _Learner(controller, dreams, starts, PPOConfig(steps=16, critic_learning_rate=1e-2, discount=0.8), 0)
+    learner = Learner(controller, dreams, starts, PPOConfig(steps=16, critic_learning_rate=1e-2, discount=0.8), 0)
     explained = [learner.iterate()["explained"] for _ in range(30)]
     assert explained[-1] > max(0.5, explained[0])
 
@@ -200,21 +200,21 @@ def test_constant_returns_have_a_finite_explained_variance():
     for parameter in world.mdnrnn.reward_head.parameters():
         torch.nn.init.zeros_(parameter)
     controller, dreams, starts = make(world, num_dreams=8, temperature=0.0)
-    learner = _Learner(controller, dreams, starts, PPOConfig(steps=4), 0)
+    learner = Learner(controller, dreams, starts, PPOConfig(steps=4), 0)
     assert math.isfinite(learner.iterate()["explained"])
 
 
 def test_the_scaling_of_features_is_undone():
     controller, dreams, starts = make(bias=False, features="zhc", ordered=True)
     torch.nn.init.normal_(controller.layers[0].weight, std=0.1, generator=torch.Generator().manual_seed(0))
-    learner = _Learner(copy.deepcopy(controller), dreams, starts, SHORT, 0)
+    learner = Learner(copy.deepcopy(controller), dreams, starts, SHORT, 0)
     assert torch.allclose(learner.agent().layers[0].weight, controller.layers[0].weight)
 
 
 def test_features_are_scaled_by_what_the_agent_sees_of_them():
     controller, dreams, starts = make(random_world(starts=1000), features="zh")
     noisy = replace(starts, log_variance=torch.full_like(starts.mean, 6.0))  # e^3 of a latent, whose means are near 1
-    scale = _Learner(controller, dreams, noisy, SHORT, 0)._scale
+    scale = Learner(controller, dreams, noisy, SHORT, 0)._scale
     assert scale[:2].tolist() == pytest.approx([math.e**3] * 2, rel=0.1)
     assert (scale[2:] == 1.0).all()  # M's state, which is 0 in first frames
 
@@ -222,7 +222,7 @@ def test_features_are_scaled_by_what_the_agent_sees_of_them():
 def test_a_controller_with_large_outputs_is_scaled_down():
     controller, dreams, starts = make(bias=True, ordered=False)
     torch.nn.init.normal_(controller.layers[0].weight, std=100.0, generator=torch.Generator().manual_seed(0))
-    learner = _Learner(copy.deepcopy(controller), dreams, starts, SHORT, 0)
+    learner = Learner(copy.deepcopy(controller), dreams, starts, SHORT, 0)
     softened = learner.agent()
     seen = starts.mean
     assert softened.outputs(seen).std(correction=0).item() == pytest.approx(1.5, rel=1e-4)
@@ -315,6 +315,46 @@ def test_the_command_improves_a_controller_and_says_so(tmp_path, run):
     assert "dream return before" in printed
     assert "dream return after" in printed
     assert Controller.from_pretrained(tmp_path / "after").size == 9
-    code, _, said = run(["improve-controller", *places, *small.split()])  # the output exists already
+
+
+def test_the_command_resumes_to_the_same_bits(tmp_path, run, monkeypatch):
+    env = gym.make("CartPole-v1")
+    world = random_world(env.action_space, env.observation_space)
+    world.save_pretrained(tmp_path / "world")
+    collect("CartPole-v1", out=tmp_path / "data", num_episodes=4, seed=0)
+    start = Controller(feature_size(world, "zh"), world.action_space)
+    torch.nn.init.normal_(start.layers[0].weight, generator=torch.Generator().manual_seed(0))
+    start.save_pretrained(tmp_path / "before")
+    small = "--num-dreams 8 --iterations 3 --steps 3 --horizon 4 --critic-size 4 --minibatches 2 --test-every 1"
+    small += " --test-dreams 4 --whole-horizon 10 --num-states 20 --nearest 1 --farthest 5 --device cpu"
+    places = [f"--{name}={tmp_path / place}" for name, place in PLACES.items() if name != "out"]
+
+    def improve(out, *more):
+        code, printed, said = run(["improve-controller", *places, f"--out={tmp_path / out}", *small.split(), *more])
+        return code, printed.splitlines()[:-1], said  # without the path
+
+    assert improve("whole")[0] == 0
+    iterate, done = Learner.iterate, []
+
+    def interrupting(self):
+        done.append(1)
+        if len(done) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return iterate(self)
+
+    monkeypatch.setattr(Learner, "iterate", interrupting)
+    code, _, said = improve("after")
+    assert code == 130
+    assert "interrupted after 2 iterations" in said
+    assert "The same command, without --overwrite, resumes the search." in said
+    assert improve("after", "--resume", "--overwrite")[0] == 0  # --resume takes precedence
+    assert len(done) == 3  # only the third iteration was left
+    code, printed, _ = improve("after")  # complete: it prints the scores again
+    assert (code, printed) == improve("whole")[:2]
+    assert len(done) == 3
+    logs = [(tmp_path / f"{out}.{PPO_FILE}").read_bytes() for out in ("whole", "after")]
+    assert logs[0] == logs[1]
+    code, _, said = improve("after", "--seed=1")
     assert code == 2
-    assert "overwrite" in said
+    assert "expected seed 0, as in the run that is there, got 1" in said
+    assert improve("before")[0] == 2  # a controller without a search

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+import torch._dynamo  # an optimiser imports it: once here, not in every fork
 
 from campaign.report import KINDS, campaign, text, write
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 OPERATIONS = ("open", "replace", "rename", "fsync", "write", "unlink", "remove", "mkdir", "rmdir", "ftruncate")
-TAKE_SPACE = {"open", "fsync", "write", "mkdir", "replace", "rename"}  # that a full disk refuses
+TAKE_SPACE = {"open", "fsync", "write", "close", "mkdir", "replace", "rename"}  # that a full disk refuses
 NAMELESS = {"fsync", "write", "ftruncate"}
 _originals = {name: getattr(os, name) for name in OPERATIONS} | {"builtin open": builtins.open}
 
@@ -52,7 +52,16 @@ def install(on_operation: Callable[[str, Callable[[], Any], Any], None]) -> None
                 on_operation("write", half, None)
                 return plain(data)
 
-            stream.write = write
+            shut = stream.close
+
+            def close() -> None:
+                try:
+                    if not stream.closed:
+                        on_operation("close", _nothing, None)  # writes what is buffered
+                finally:
+                    shut()
+
+            stream.write, stream.close = write, close
         return stream
 
     builtins.open = io.open = opened  # pathlib calls the latter

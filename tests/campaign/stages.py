@@ -14,9 +14,9 @@ from toy_images import DotEnv
 from toy_worlds import random_world, walk_world
 
 import worldmodel as wm
-from worldmodel.agents import Controller, SearchConfig, evolve
+from worldmodel.agents import Controller, SearchConfig, evolve, ppo
 from worldmodel.data import EnvConfig, EpisodeStore
-from worldmodel.dream import Dreams
+from worldmodel.dream import Dreams, StartBank
 from worldmodel.experiments import IterationConfig, iterate
 from worldmodel.models import MDNRNNConfig, Vision, WorldModel, feature_size
 from worldmodel.runtime import RunConfig
@@ -93,6 +93,15 @@ def _evolve(inputs: Path, out: Path) -> Any:
     found.save_pretrained(out / "controller", overwrite=True)
 
 
+def _ppo(inputs: Path, out: Path) -> Any:
+    world = random_world(reward_head=True)
+    config = wm.PPOConfig(iterations=2, steps=2, horizon=3, critic_size=2, minibatches=1, epochs=1, test_every=1, test_dreams=4)
+    start = Controller(feature_size(world, "zh"), world.action_space)
+    dreams, log = Dreams(world, 4), out / "ppo.safetensors"
+    found = ppo(start, dreams, StartBank.of(world), config=config, horizon=4, seed=2, log=log, run=QUIET)
+    found.save_pretrained(out / "controller", overwrite=True)
+
+
 def _minari(inputs: Path, out: Path) -> Any:
     from worldmodel.adapters.minari import from_minari
 
@@ -155,6 +164,7 @@ STAGES = {
     "encode_store": Stage(_encode, store_digest),
     "train_vae": Stage(_vae, _vae_digest),
     "evolve": Stage(_evolve, lambda out: _tensors(Controller.from_pretrained(out / "controller"))),
+    "ppo": Stage(_ppo, lambda out: hashlib.sha256((out / "ppo.safetensors").read_bytes()).hexdigest()),
     "from_minari": Stage(_minari, store_digest),
     "iterate": Stage(_iterate, _iterate_digest),
 }

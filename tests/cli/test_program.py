@@ -10,6 +10,7 @@ import pytest
 
 from worldmodel.cli import main as program
 from worldmodel.cli.collect import Collect
+from worldmodel.cli.iterate import Iterate
 from worldmodel.cli.options import Command, Result
 from worldmodel.cli.parsing import one_line, parse
 from worldmodel.cli.train_mdnrnn import TrainMdnrnn
@@ -88,9 +89,25 @@ def test_the_flag_of_memory_works_as_before(word, value):
 
 
 @pytest.mark.parametrize(
+    ("word", "value"),
+    [("--termination-head", True), ("--no-termination-head", False), ("--termination-head None", None), ("", None)],
+)
+def test_the_termination_head_is_a_flag_too(word, value):
+    for words in (["--data", "d", *word.split(), "--out", "o"], ["--data", "d", "--out", "o", *word.split()]):
+        assert parse(TrainMdnrnn, words, name="x").mdnrnn.termination_head is value
+    words = ["--env", "e", "--out", "o", *word.split()]
+    assert parse(Iterate, words, name="x").config.mdnrnn.termination_head is value
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
-        (f"{TRAIN} --hiden-size 3", "unrecognized options: --hiden-size, 3; perhaps you meant --hidden-size"),
+        (f"{TRAIN} --hiden-size 3", "unknown option --hiden-size; perhaps you meant --hidden-size; see"),
+        (f"{TRAIN} --hiden-size=3", "unknown option --hiden-size; perhaps you meant --hidden-size; see"),
+        (f"{TRAIN} --foo -3 --hiden-size 3 --bar", "unknown options --foo, --hiden-size, --bar; perhaps you meant --hid"),
+        ("store inspect", "PATH: required, got nothing"),
+        ("store inspect a b", "expected no more words, got b"),
+        ("collect --env a --out o --episodes 3 --policy", "--policy: expected a value, got nothing"),
         (f"{TRAIN} --hidden-size x", "--hidden-size: expected an integer, got 'x'"),
         (f"{TRAIN} --learning-rate x", "--learning-rate: expected a number, got 'x'"),
         (f"{TRAIN} --hidden-size 0", "hidden_size: expected an integer >= 1, got 0"),
@@ -98,7 +115,7 @@ def test_the_flag_of_memory_works_as_before(word, value):
         (f"{TRAIN} --preset dom", "--preset: expected one of car-racing, doom, got 'dom'"),
         ("train-mdnrnn --data d", "--out: required, got nothing"),
         ("collect --env e --out o --episodes 1 --env-kwargs [1", "--env-kwargs: expected a JSON object such as"),
-        ("collectt", "expected a command, got 'collectt'; did you mean collect?"),
+        ("collectt", "expected a command, got 'collectt' (did you mean collect?); see worldmodel --help"),
         ("store", "expected store inspect or store verify or store repair, got 'store'"),
         ("store look x", "expected store inspect or store verify or store repair, got 'store look'"),
         ("info nowhere", "nowhere: expected the output directory of a run, got no directory"),

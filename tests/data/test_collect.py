@@ -21,6 +21,7 @@ from toy_images import DotEnv
 from worldmodel.data import (
     EnvConfig,
     Episode,
+    EpisodeCollection,
     EpisodeFailure,
     EpisodeStore,
     RepeatPolicy,
@@ -284,8 +285,39 @@ def test_failed_episodes_are_tried_again_by_the_next_call(tmp_path, workers):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_when_every_episode_fails_the_first_failure_is_raised_soon(tmp_path, workers):
     with pytest.raises(RuntimeError, match=r"only failures; the first, of episode \d \(seed \d+\): .*invalid"):
-        collect("CartPole-v1", out=tmp_path, num_episodes=10_000, policy=invalid_policy, workers=workers)
-    assert len(EpisodeStore.open(tmp_path).failures) == 10
+        collect("CartPole-v1", out=tmp_path / "new" / "s", num_episodes=10_000, policy=invalid_policy, workers=workers)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_collection_that_fails_leaves_the_directory_as_it_was(tmp_path):
+    with pytest.raises(RuntimeError, match="only failures"):
+        collect("CartPole-v1", out=tmp_path, num_episodes=20, policy=invalid_policy)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(KeyboardInterrupt):
+        collect("CartPole-v1", out=tmp_path / "s", num_episodes=20, policy=interrupt)
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+def interrupt(observation):
+    raise KeyboardInterrupt
+
+
+def test_an_incomplete_collection_says_how_many_episodes_were_asked_for(tmp_path, run):
+    def stop(progress):
+        if progress.done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        collect(CountEnv, out=tmp_path, num_episodes=5, run=RunConfig(progress=False, on_progress=stop))
+    message = "the collection of 5 episodes was interrupted"
+    assert EpisodeStore.open(tmp_path).unfinished.startswith(message)
+    assert f"unfinished         {message}" in run(["store", "inspect", str(tmp_path)])[1]
+    with pytest.warns(UserWarning, match=f"expected a complete store, got 2 episodes: {message}"):
+        EpisodeCollection.open(tmp_path)
+    collect(CountEnv, out=tmp_path, num_episodes=5, run=RunConfig(progress=False))
+    assert EpisodeStore.open(tmp_path).unfinished is None
+    assert "unfinished" not in run(["store", "inspect", str(tmp_path)])[1]
 
 
 def invalid_policy(observation):
@@ -616,3 +648,22 @@ def test_a_first_episode_that_kills_its_process_does_not_end_a_collection_of_ima
     store = collect(FragileDotEnv, out=tmp_path, num_episodes=4, workers=1)
     assert store.episode_ids.tolist() == [1, 2, 3]
     assert [failure["episode_id"] for failure in store.failures] == [0]
+
+
+def test_an_environment_that_needs_box2d_names_the_extra_of_this_library(tmp_path, run):
+    # Gymnasium names its own extra; a dependency of another kind keeps its message
+    for name, extra in (("NeedsBox2D-v0", "box2d"), ("NeedsMore-v0", "other")):
+        if name not in gym.registry:
+            gym.register(name, functools.partial(lacking, extra))
+    code, _, said = run(["collect", "--env=NeedsBox2D-v0", "--episodes=2", f"--out={tmp_path / 's'}"])
+    assert code == 2
+    assert "pip install 'worldmodel[box2d]'" in said
+    assert said.count("\n") == 1
+    code, _, said = run(["collect", "--env=NeedsMore-v0", "--episodes=2", f"--out={tmp_path / 's'}"])
+    assert code == 2
+    assert "gymnasium[other]" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def lacking(extra):
+    raise gym.error.DependencyNotInstalled(f'Not installed, you can install it by run `pip install "gymnasium[{extra}]"`')

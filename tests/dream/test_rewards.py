@@ -221,7 +221,11 @@ def test_the_log_of_a_search_holds_what_pays_its_rewards(tmp_path):
     [
         ({"reward_head": False}, None, "without a reward head; fit it with reward_head=True, or give a reward function"),
         ({}, 0.0, "whose data had the reward 0 at every step; collect data with rewards, or give a reward function"),
-        ({"termination_head": False}, 1.0, "whose data had the reward 1 at every step"),
+        (
+            {"termination_head": False},
+            1.0,
+            "had the reward 1 at every step and that predicts no terminations; collect data in which episodes terminate",
+        ),
     ],
 )
 def test_a_search_on_absent_or_constant_rewards_is_rejected(fields, value, message):

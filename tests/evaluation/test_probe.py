@@ -192,3 +192,26 @@ def test_an_environment_that_raises_is_named():
     with pytest.raises(RuntimeError, match=r"expected to play episode 0 \(seed \d+\), but that failed: .*broken"):
         probe(random_world(), env=wm.EnvConfig(Broken, max_steps=3), config=wm.EvaluationConfig(num_episodes=2, num_dreams=4))
     assert wm.probe is probe
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "dtype", "centre"),
+    [
+        (-1.0, 2.0, np.float32, 0.5),
+        (-3e38, 3.2e38, np.float32, 1e37),
+        (1.2e308, 1.6e308, np.float64, 1.4e308),
+        (0, 255, np.uint8, 127),
+        (1, 4, np.int8, 2),
+        (2**31 - 7, 2**31 - 1, np.int32, 2**31 - 4),
+        (2**64 - 4, 2**64 - 2, np.uint64, 2**64 - 3),
+        (-(2**63), 2**63 - 1, np.int64, -1),
+    ],
+)
+def test_the_policies_of_a_box_hold_its_centre_and_the_ends_of_each_axis(low, high, dtype, centre):
+    space = spaces.Box(low, high, (2,), dtype)
+    policies = fixed_policies(space)
+    held = [policies[name].real(None) for name in ("centre", "axis 0 low", "axis 1 high")]
+    for action, expected in zip(held, [(centre, centre), (low, centre), (centre, high)], strict=True):
+        assert action.dtype == dtype
+        assert space.contains(action)
+        np.testing.assert_allclose(action.astype(np.longdouble), np.array(expected, dtype).astype(np.longdouble), rtol=1e-6)

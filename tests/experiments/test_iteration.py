@@ -219,7 +219,7 @@ def test_numbers_out_of_range_are_rejected(name):
         ({"temperature": -1.0}, "temperature: expected a finite number >= 0"),
         ({"exploration": 1.5}, "exploration: expected a number in .0, 1., got 1.5"),
         ({"patience_rounds": 0}, "patience_rounds: expected an integer >= 1, got 0"),
-        ({"first_policy": "wise"}, "first_policy: expected one of random, repeat, repeat-long, sweep, brownian, slow-driver, got 'wise'"),
+        ({"first_policy": "wise"}, r"first_policy: expected one of random, repeat, .*, slow-driver, got 'wise'"),
     ],
 )
 def test_numbers_out_of_range_are_rejected_before_anything_runs(fields, message):
@@ -434,7 +434,8 @@ def test_later_rounds_collect_with_the_best_agent_so_far_and_improve_it(dots, tm
     learn, seen = iteration.ppo, []
     monkeypatch.setattr(iteration, "ppo", lambda agent, *rest, **named: seen.append(agent) or learn(agent, *rest, **named))
     config = dataclasses.replace(IMAGES, rounds=IMPROVED)
-    loop = iteration._Loop(EnvConfig(ColumnEnv, max_steps=15), tmp_path / "loop", config, 3, torch.device("cpu"), None, RunConfig(), print)
+    env = EnvConfig(ColumnEnv, max_steps=15)
+    loop = iteration._Loop(env, tmp_path / "loop", config, 3, torch.device("cpu"), None, RunConfig(), print)
     rounds = [loop.round(1, [])]
     rounds.append(loop.round(2, rounds))
     loop.round(3, rounds)

@@ -208,3 +208,63 @@ def test_a_start_without_em_is_the_regression_on_features_and_earlier_dimensions
     assert found.weight[0, :, 0].abs().max() == 0
     assert found.coupling[0, 1, 0].item() == pytest.approx(expected[-1].item() if autoregressive else 0.0, abs=1e-4)
     assert found.log_scale[0, 1].exp().item() == pytest.approx(0.6 if autoregressive else 1.0, rel=0.05)
+
+
+def narrow_lines(n=8_000, sd=0.01, rare=0.03):
+    """Two exact lines with little noise, and a few far outliers, as (N, F) features and (N, 1) targets."""
+    features = torch.randn(n, F, generator=seeded())
+    sign = torch.where(torch.rand(n, 1, generator=seeded(1)) < torch.sigmoid(features[:, 1:2]), 1.0, -1.0)
+    outlier = (torch.rand(n, 1, generator=seeded(2)) < rare) * 5 * sign
+    noise = torch.randn(n, 1, generator=seeded(3)) * torch.where(outlier == 0, sd, 0.5)
+    return features, sign - 0.2 * features[:, :1] + outlier + noise
+
+
+def test_a_start_finds_narrow_lines_next_to_rare_outliers_and_lowers_the_floor_to_their_noise():
+    features, x = narrow_lines()
+    made = MixtureHead(F, 1, K, factorization=Factorization.PER_DIMENSION, min_scale=0.03)
+    made.initialise(features, x, torch.full((F,), 1e-6), fit_floors=True)
+    p = torch.sigmoid(features[:, 1])
+    choice = -(p * p.log() + (1 - p) * (1 - p).log()).mean().item()
+    entropy = choice + 0.97 * math.log(0.01) + 0.03 * math.log(0.5) + 0.5 * math.log(2 * math.pi * math.e)
+    entropy -= 0.03 * math.log(0.03) + 0.97 * math.log(0.97)
+    assert -made(features).log_prob(x).mean().item() < entropy + 0.4
+    assert made(features).responsibilities(x).mean(dim=0).min() > 0.01
+    assert made.floors.item() == pytest.approx(0.003, rel=0.2)
+
+
+def test_floors_are_lowered_only_if_asked_for_and_only_where_the_noise_is_small():
+    features, x = narrow_lines(sd=0.2)
+    for sd, asked, expected in ((0.2, True, None), (0.01, False, None), (1e-5, True, 0.003)):
+        features, x = narrow_lines(sd=sd)
+        made = MixtureHead(F, 1, K, factorization=Factorization.PER_DIMENSION, min_scale=0.03)
+        made.initialise(features, x, torch.full((F,), 1e-6), fit_floors=asked)
+        assert made.floors is None if expected is None else made.floors.item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("kind", [AutoregressiveHead, MixtureHead])
+def test_the_fitted_floors_hold_in_densities_samples_and_losses(kind):
+    floors = torch.tensor([0.5, 0.1, 0.02]).double()
+    torch.manual_seed(0)
+    options = {} if kind is AutoregressiveHead else {"factorization": Factorization.PER_DIMENSION}
+    made = kind(F, D, K, min_scale=0.5, **options).double()
+    made.floors = floors
+    with torch.no_grad():
+        made.linear.weight.zero_()
+        made.linear.bias.zero_()
+        made.linear.bias[-K * D :] = -40.0
+    features, x = torch.zeros(2_000, F).double(), 0.1 * torch.randn(2_000, D, generator=seeded()).double()
+    exact = torch.distributions.Normal(torch.zeros(D).double(), floors)
+    torch.testing.assert_close(made(features).log_prob(x), exact.log_prob(x).sum(dim=1))
+    raw = made.linear(features).detach()
+    torch.testing.assert_close(made.raw_nll(raw.clone(), x, gradient=False), -exact.log_prob(x).sum())
+    noise = {"uniform": torch.rand(2_000, D).double(), "normal": torch.randn(2_000, D, generator=seeded(1)).double()}
+    torch.testing.assert_close(made.sample_raw(raw, temperature=1.0, **noise), floors * noise["normal"])
+    assert torch.allclose(made(features).sample(generator=seeded()).std(dim=0) / floors, torch.ones(D).double(), atol=0.06)
+    again = kind(F, D, K, min_scale=0.5, **options)
+    again.set_constants(made.constants())
+    torch.testing.assert_close(again.floors, floors.float())
+    again.set_constants({})
+    assert again.floors is None
+    for wrong in ([0.1], [0.1, 0.1, -1.0], "0.1", [0.1, 0.1, math.inf]):
+        with pytest.raises(ValueError, match="floors: expected"):
+            again.set_constants({"floors": wrong})

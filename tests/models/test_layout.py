@@ -116,8 +116,24 @@ def test_a_number_is_constant_within_episodes_only_if_there_are_20_of_them(tmp_p
         return constant([number / 30, 0.5], 2)
 
     few, many = (collection(tmp_path / str(n), space, make, n) for n in (19, 20))
-    assert [part.kind.value for part in find_layout(few).parts] == ["mostly_unchanged", "constant"]
+    with pytest.warns(UserWarning, match=r"at least 20 episodes .* got 19, .* declare kinds=\{'\[0\]': 'episode_constant'\}"):
+        assert [part.kind.value for part in find_layout(few).parts] == ["mostly_unchanged", "constant"]
+    assert find_layout(few, kinds={"[0]": "episode_constant"}).parts[0].kind is PartKind.EPISODE_CONSTANT
     assert [part.kind.value for part in find_layout(many).parts] == ["episode_constant", "constant"]
+
+
+def test_a_goal_of_few_episodes_is_not_taken_for_a_choice(tmp_path):
+    space = spaces.Dict({"goal": spaces.Box(-1.0, 1.0, (2,), np.float32), "walk": spaces.Box(-9.0, 9.0, (1,), np.float32)})
+
+    def make(rng, number):
+        goal = np.repeat(np.array([[number / 4, -number / 4]], np.float32), STEPS + 1, axis=0)
+        return {"goal": goal, "walk": rng.normal(size=(STEPS + 1, 1)).clip(-9, 9).astype(np.float32)}
+
+    with pytest.warns(UserWarning, match="constant in each of them") as said:
+        find_layout(collection(tmp_path, space, make, 3))
+    assert len(said) == 1
+    assert "got 3, and these numbers are constant in each of them" in str(said[0].message)
+    assert "kinds={'goal': 'episode_constant'}" in str(said[0].message)
 
 
 def test_values_of_a_float_box_that_look_like_choices_are_suggested(data):

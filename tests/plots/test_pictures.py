@@ -1,12 +1,15 @@
 """Pictures and videos of an image world model."""
 
 import builtins
+import errno
+import os
 
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
 from matplotlib import image
+from matplotlib.figure import Figure
 from test_vae import make_vae
 from toy_images import COLOUR, GREY, DotEnv, random_images
 from toy_worlds import random_world
@@ -22,6 +25,7 @@ from worldmodel.plots import (
     grid,
     real_frames,
     reconstructions,
+    save_figure,
     save_image,
     traversals,
     write_video,
@@ -146,6 +150,23 @@ def test_pictures_are_saved(tmp_path):
     save_image(picture, tmp_path / "p.png", enlarge=2)
     found = (255 * image.imread(tmp_path / "p.png")[..., :3]).round().astype(np.uint8)
     assert (found == picture.repeat(2, axis=0).repeat(2, axis=1)).all()
+
+
+def test_a_picture_that_cannot_be_written_leaves_the_old_one_and_names_its_file(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    figure = Figure()
+    save_figure(figure, tmp_path / "p.png")
+    old = (tmp_path / "p.png").read_bytes()
+    monkeypatch.setattr(os, "fsync", full)
+    for write in (
+        lambda: save_image(random_images(COLOUR, ()), tmp_path / "p.png"),
+        lambda: save_figure(figure, tmp_path / "p.png"),
+    ):
+        with pytest.raises(OSError, match=r"p\.png"):
+            write()
+        assert (tmp_path / "p.png").read_bytes() == old
 
 
 def test_a_world_without_images_is_rejected(episode):

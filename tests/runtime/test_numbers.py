@@ -40,7 +40,7 @@ def test_all_fields_with_numbers_are_found():
 
 
 @pytest.mark.parametrize(("config", "name"), fields_of(float), ids=str)
-@pytest.mark.parametrize("wrong", [np.inf, -np.inf, np.nan, np.float32(np.inf), True, np.True_, "0.5", 1j])
+@pytest.mark.parametrize("wrong", [np.inf, -np.inf, np.nan, np.float32(np.inf), True, np.True_, "0.5", 1j, 10**400, 1e300])
 def test_a_float_field_refuses_what_is_no_finite_number(config, name, wrong):
     with pytest.raises((TypeError, ValueError), match=name):
         config(**{name: wrong})
@@ -51,6 +51,12 @@ def test_a_float_field_refuses_what_is_no_finite_number(config, name, wrong):
 def test_an_integer_field_refuses_what_is_no_integer(config, name, wrong):
     with pytest.raises(TypeError, match=name):
         config(**{name: wrong})
+
+
+@pytest.mark.parametrize(("config", "name"), fields_of(int), ids=str)
+def test_an_integer_field_refuses_what_no_array_can_count(config, name):
+    with pytest.raises(ValueError, match=name):
+        config(**{name: 2**63})
 
 
 @pytest.mark.parametrize(("config", "name"), fields_of(bool), ids=str)

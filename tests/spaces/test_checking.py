@@ -137,3 +137,11 @@ def test_lists_take_the_place_of_tuples():
     expected = flat.flatten({"pair": (numbers, points)})
     torch.testing.assert_close(flat.flatten({"pair": [numbers, points]}), expected)
     assert isinstance(flat.check({"pair": [numbers, points]}, 2)["pair"], tuple)
+
+
+@pytest.mark.parametrize("factor", [0.0, 1 + 1e-6], ids=["contained, but others", "the same, but beyond the bounds"])
+def test_values_that_come_back_changed_or_outside_of_the_space_are_an_error(monkeypatch, factor):
+    plain, factors = FlatSpace.unflatten, iter([1.0, factor])  # the first call makes the samples
+    monkeypatch.setattr(FlatSpace, "unflatten", lambda self, features: plain(self, features) * next(factors))
+    with pytest.raises(ValueError, match="expected values that survive a round trip"):
+        check_space(spaces.Box(-1.0, 1.0, (1,), np.float64), "action_space")

@@ -1,11 +1,14 @@
 """Images in spaces, and resizing by area."""
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
 
-from worldmodel.spaces import area_weights, find_images, image_layout, is_image, resize_by_area
+from worldmodel.spaces import area_weights, find_images, image_layout, is_image, refuse_float_images, resize_by_area
+from worldmodel.spaces.images import MIN_FLOAT_IMAGE_SIDE, MIN_IMAGE_SIDE
 
 
 def box(*shape, dtype=np.uint8):
@@ -82,3 +85,25 @@ def test_autocast_does_not_change_resizing():
 def test_other_ratios_weight_border_pixels_by_their_overlap():
     image = torch.tensor([0.0, 30.0, 90.0]).reshape(1, 1, 3, 1)
     torch.testing.assert_close(resize_by_area(image, 1, 2).flatten(), torch.tensor([10.0, 70.0]))
+
+
+def test_two_channels_are_shown_as_the_first_one_in_grey():
+    layout = image_layout(spaces.Box(0, 255, (16, 18, 2), np.uint8))
+    image = torch.arange(2 * 16 * 18 * 2, dtype=torch.int32).reshape(2, 16, 18, 2)
+    shown = layout.to_rgb(image)
+    assert shown.shape == (2, 16, 18, 3)
+    assert (shown == image[..., :1]).all()
+
+
+@pytest.mark.parametrize(
+    ("shape", "refused"),
+    [
+        ((MIN_IMAGE_SIDE, MIN_IMAGE_SIDE), False),  # a matrix
+        ((MIN_FLOAT_IMAGE_SIDE, MIN_FLOAT_IMAGE_SIDE), True),
+        ((MIN_IMAGE_SIDE, MIN_IMAGE_SIDE, 3), True),
+        ((3, MIN_IMAGE_SIDE - 1, MIN_IMAGE_SIDE - 1), False),
+    ],
+)
+def test_floats_of_the_shape_of_an_image_are_refused_and_small_matrices_are_not(shape, refused):
+    with pytest.raises(ValueError, match="expected images as uint8") if refused else contextlib.nullcontext():
+        refuse_float_images(spaces.Box(0, 1, shape))

@@ -8,7 +8,17 @@ import torch
 from gymnasium import spaces
 from toy_envs import NESTED_ACTION, NESTED_OBSERVATION
 
-from worldmodel.spaces import FlatSpace, build_value, leaf_values, leaves, map_leaves, space_from_json, space_to_json, to_numpy
+from worldmodel.spaces import (
+    FlatSpace,
+    build_value,
+    check_space,
+    leaf_values,
+    leaves,
+    map_leaves,
+    space_from_json,
+    space_to_json,
+    to_numpy,
+)
 
 SPACES = [
     spaces.Box(-2.0, 3.0, (2, 3), np.float32),
@@ -147,9 +157,17 @@ def test_sample_has_the_distribution_of_gymnasiums_sample(space):
             assert abs((a <= edge).mean() - (b <= edge).mean()) < 0.02
 
 
-def test_spaces_without_elements_are_rejected():
-    with pytest.raises(TypeError, match=r"expected at least one number, got shape \(0,\)"):
-        FlatSpace(spaces.Box(-1, 1, (0,), np.float32))
+@pytest.mark.parametrize("space", [spaces.Box(-1, 1, (2, 0)), spaces.Dict({"a": spaces.Box(-1, 1, (0,))})])
+def test_spaces_without_elements_are_rejected(space):
+    with pytest.raises(TypeError, match=r"expected at least one number, got shape \("):
+        FlatSpace(space)
+
+
+def test_only_the_actions_of_data_without_actions_may_have_no_elements():
+    nothing = spaces.Box(-1, 1, (0,), np.float32)
+    assert FlatSpace(check_space(nothing, "action_space")).sample(3).shape == (3, 0)
+    with pytest.raises(TypeError, match=r"observation_space: expected at least one number, got shape \(0,\)"):
+        check_space(nothing, "observation_space")
 
 
 CHECKED = spaces.Dict(
@@ -233,3 +251,10 @@ def test_unflatten_clips_inside_bounds_that_float32_cannot_represent(space):
     flat = FlatSpace(space)
     for far in (-1e30, 1e30):
         assert space.contains(flat.unflatten(torch.full((2,), far)).numpy())
+
+
+@pytest.mark.parametrize(("width", "scaled"), [(1e6, True), (1.000001e6, False), (0.0, False)])
+def test_a_box_is_scaled_if_its_range_is_positive_and_at_most_a_million(width, scaled):
+    flat = FlatSpace(spaces.Box(-5.0, -5.0 + width, (1,), np.float64))
+    assert bool(flat.bounded) is scaled
+    assert flat.exact_half_range.item() == (width / 2 if scaled else 1)

@@ -1,5 +1,6 @@
 """From episodes to batches: split, windows, masks, samples, and both ways of reading."""
 
+import math
 import tracemalloc
 
 import numpy as np
@@ -275,3 +276,20 @@ def test_a_collection_rejects_no_stores_no_episodes_and_different_spaces(store, 
     foreign = write_store(tmp_path / "foreign", [], observation_space=spaces.Box(0.0, 1.0, (3,), np.float32))
     with pytest.raises(ValueError, match=r"foreign: expected observation_space Box.* as in .*store, got Box"):
         EpisodeCollection([store, foreign])
+
+
+class HalvingVision(NoisyVision):
+    """A V whose posterior has standard deviations of 1 and 1/2."""
+
+    def encode(self, observation):
+        mean, log_variance = super().encode(observation)
+        return mean, log_variance + torch.tensor([0.0, -2 * math.log(2.0)])
+
+
+@pytest.mark.parametrize("resident", [False, True])
+def test_the_entropy_of_vs_samples_is_that_of_normal_distributions_and_unknown_without_noise(store, resident):
+    data = sequence_data(store, HalvingVision(OBSERVATION), resident=resident)
+    unit = 0.5 * math.log(2 * math.pi * math.e)
+    assert data.posterior_entropy() == pytest.approx(unit - 0.5 * math.log(2.0))
+    assert data.posterior_entropy([0]) == pytest.approx(unit)
+    assert sequence_data(store, resident=resident).posterior_entropy() is None

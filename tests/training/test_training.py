@@ -1,5 +1,6 @@
 """The training loop: saving, resuming, stopping, clipping, learning rates and choice of weights."""
 
+import errno
 import itertools
 import json
 import math
@@ -590,3 +591,17 @@ def test_termination_is_learned_from_terminations_not_truncations(tmp_path):
 def test_config_rejects_fields_out_of_range(field, value):
     with pytest.raises((TypeError, ValueError), match=rf"{field}.*: expected"):
         TrainingConfig(**{field: value})
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+def test_a_log_on_a_full_disk_names_its_file(tmp_path):
+    def write():
+        with MetricsLog(tmp_path, 0) as log:
+            log._file.close()
+            log._file = open("/dev/full", "a", encoding="utf-8")  # noqa: SIM115 (the log closes it)
+            log.write(1, {"loss": 0.5})
+
+    with pytest.raises(OSError, match="metrics") as raised:
+        write()
+    assert raised.value.errno == errno.ENOSPC
+    assert str(raised.value.filename).endswith("metrics.jsonl")

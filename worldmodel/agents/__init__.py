@@ -33,13 +33,14 @@ if TYPE_CHECKING:
     from worldmodel.agents.planner import Planner as Planner
     from worldmodel.agents.planner import PlanReport as PlanReport
     from worldmodel.agents.planner_config import PlannerConfig as PlannerConfig
+    from worldmodel.agents.policy_gradient import PPO_FILE as PPO_FILE
     from worldmodel.agents.policy_gradient import DifferentiableAgent as DifferentiableAgent
-    from worldmodel.agents.policy_gradient import PPOConfig as PPOConfig
     from worldmodel.agents.policy_gradient import ppo as ppo
     from worldmodel.agents.population import AgentGroups as AgentGroups
     from worldmodel.agents.population import ControllerBatch as ControllerBatch
     from worldmodel.agents.population import DreamPopulation as DreamPopulation
     from worldmodel.agents.population import RealPopulation as RealPopulation
+    from worldmodel.agents.ppo_learner import PPOConfig as PPOConfig
     from worldmodel.agents.registry import check_agent as check_agent
     from worldmodel.agents.registry import copy_for_training as copy_for_training
     from worldmodel.agents.registry import has_agent as has_agent
@@ -61,11 +62,12 @@ else:
             "controller": "CONTROLLER_FILE CONTROLLER_FILES CONTROLLER_FORMAT Controller ControllerConfig",
             "evolution": "SEARCH_FILE SearchConfig evolve",
             "latent_policy": "LatentPolicy",
+            "policy_gradient": "DifferentiableAgent PPO_FILE ppo",
             "plan_scores": "PlannedStep",
             "planner": "PlanReport Planner",
             "planner_config": "PlannerConfig",
-            "policy_gradient": "DifferentiableAgent PPOConfig ppo",
             "population": "AgentGroups ControllerBatch DreamPopulation RealPopulation",
+            "ppo_learner": "PPOConfig",
             "registry": "check_agent copy_for_training has_agent load_agent register_agent",
             "strategies": "METHODS Method OpenAIES OpenAIESConfig centred_ranks check_fitness estimate_gradient make_strategy",
         },

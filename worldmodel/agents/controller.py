@@ -111,6 +111,8 @@ class Controller(nn.Module):
         self.size, self.hidden_size, self.bias, self.ordered = size, hidden_size, bias, ordered
         self.features: FeatureKind = features
         self.action_features = FlatSpace(action_space)
+        if self.action_features.size == 0:
+            raise ValueError("action_space: expected actions, got none: the data of this world were recorded without actions")
         sizes = [size, *([] if hidden_size is None else [hidden_size]), 1 if ordered else self.action_features.size]
         layers = (nn.utils.skip_init(nn.Linear, *pair, bias=bias) for pair in itertools.pairwise(sizes))
         self.layers = nn.ModuleList(layers)  # `skip_init` uses no global random state

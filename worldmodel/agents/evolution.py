@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from worldmodel.agents.controller import Controller, ControllerConfig
 from worldmodel.agents.population import DreamPopulation, Population, RealPopulation
 from worldmodel.agents.registry import copy_for_training
+from worldmodel.agents.search_log import SearchLog
 from worldmodel.agents.strategies import METHODS, Method, OpenAIESConfig, make_strategy
 from worldmodel.dream import Agent, Dreams, usual_horizon
 from worldmodel.models import WorldModel
@@ -149,15 +149,16 @@ def evolve(
     config.require_packages()
     evaluator: Population = DreamPopulation(worlds, config.population) if isinstance(worlds, Dreams) else worlds
     start = _make_start(agent, evaluator.world, seed)
-    search = _Search(evaluator, config, start, horizon=horizon, seed=seed, log=None if log is None else Path(log))
+    kept = SearchLog(None if log is None else Path(log), SEARCH_FORMAT, SEARCH_VERSION)
+    search = _Search(evaluator, config, start, horizon=horizon, seed=seed, log=kept)
     search.start(run)
     with interrupt_between_steps() as requested, run.reporter() as report:
         while not search.finished:
             progress = search.advance()
             report(progress)
             if requested.is_set():
-                kept = "" if log is None else f"; {log} holds them"
-                raise KeyboardInterrupt(f"interrupted after {progress.done} generations{kept}")
+                where = "" if log is None else f"; {log} holds them"
+                raise KeyboardInterrupt(f"interrupted after {progress.done} generations{where}")
     return search.best
 
 
@@ -187,7 +188,7 @@ class _Table:
 class _Search:
     """State of a search; ``best`` is the agent of the best test so far."""
 
-    def __init__(self, evaluator: Population, config: SearchConfig, start: Any, *, horizon: int, seed: int, log: Path | None):
+    def __init__(self, evaluator: Population, config: SearchConfig, start: Any, *, horizon: int, seed: int, log: SearchLog):
         self._evaluator, self._config, self._agent, self._log = evaluator, config, start, log
         self._horizon, self._seed, self._device = horizon, seed, evaluator.world.device
         weights = nn.utils.parameters_to_vector(start.parameters()).detach().double().cpu().numpy()
@@ -208,23 +209,12 @@ class _Search:
     def start(self, run: RunConfig) -> None:
         """Test the start, or replay the log."""
         self._identity = self._make_identity()
-        if self._log is not None and self._log.exists() and run.overwrite:
-            _remove_log(self._log)
-        if self._log is not None and self._log.exists():
-            if not run.resume:
-                raise FileExistsError(
-                    f"{self._log}: expected no file, got an earlier search; resume it (RunConfig(resume=True)), overwrite it "
-                    "(--overwrite), or choose another file"
-                )
-            self._replay(self._log, run.threads)
+        if self._log.prepare(run):
+            self._replay(run.threads)
         else:
-            set_threads(None, run.threads, self._log or "this search")
+            set_threads(None, run.threads, self._log.path or "this search")
             self._table = _Table(self._test(self.best, "the start"))
             self._best_test = self._table.start_test
-            if self._log is not None:
-                self._log.parent.mkdir(parents=True, exist_ok=True)
-        if self._log is not None:
-            files.remove_temporaries(self._log.parent, name=self._log.name)
 
     def advance(self) -> Progress:
         """Do one generation."""
@@ -283,20 +273,18 @@ class _Search:
 
     def _write(self) -> None:
         """Replace the log atomically."""
-        if self._log is None:
-            return
         tests = [math.nan if test is None else test for test in [self._table.start_test, *self._table.tests]]
         tensors = {
             "fitness": torch.as_tensor(np.stack(self._table.fitness), dtype=torch.float64),
             "tests": torch.tensor(tests, dtype=torch.float64),
         }
-        content = {"format": SEARCH_FORMAT, "version": SEARCH_VERSION, "search": self._identity, "centre": self._digest()}
-        content |= {"table": files.digest_tensors(tensors), "threads": torch.get_num_threads()}
-        files.save_tensors(self._log, tensors, {"log": json.dumps(content)})
+        table, threads = files.digest_tensors(tensors), torch.get_num_threads()
+        self._log.write(tensors, {"search": self._identity, "centre": self._digest(), "table": table, "threads": threads})
 
-    def _replay(self, path: Path, threads: int | None) -> None:
+    def _replay(self, threads: int | None) -> None:
         """Repeat all asks and tells of the log, so that the strategy has the same state, to the bit."""
-        tensors, content = _read_log(path)
+        tensors, content = _read_log(self._log)
+        path = str(self._log.path)
         check_same_run(content["search"], self._identity, path)
         set_threads(content.get("threads"), threads, path)
         start_test, *tests = tensors["tests"].tolist()
@@ -315,30 +303,14 @@ class _Search:
         return hashlib.sha256(self._strategy.mean.tobytes()).hexdigest()
 
 
-def _read_log(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _read_log(log: SearchLog) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read the table and the arguments of a search from its log; raise ValueError if it is damaged."""
-    tensors, content = _read_stamped(path)
+    tensors, content = log.read()
     digest = files.digest_tensors(tensors)
     complete = {"search", "centre"} <= content.keys() and {"fitness", "tests"} <= tensors.keys()
     if not complete or content.get("table", digest) != digest:  # old logs have no digest
         raise ValueError(
-            f"{path}: expected the log of a search as it was written, got a damaged one; start the search again (--overwrite)"
+            f"{log.path}: expected the log of a search as it was written, got a damaged one; start the search again "
+            "(--overwrite)"
         )
     return tensors, content
-
-
-def _read_stamped(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read a file that is the log of a search, damaged or not; raise ValueError if it is not."""
-    tensors, metadata = files.load_tensors(path)
-    content = files.parse_json(metadata.get("log", "{}"), path, what="the log of a search")
-    files.check_stamp(content, path, format=SEARCH_FORMAT, version=SEARCH_VERSION)
-    return tensors, content
-
-
-def _remove_log(path: Path) -> None:
-    """Remove the log of an earlier search, but no other file."""
-    try:
-        _read_stamped(path)
-    except ValueError as error:
-        raise FileExistsError(f"{path}: expected the log of a search to overwrite, got another file ({error})") from error
-    path.unlink()

@@ -13,41 +13,43 @@ If terminations are sampled (`Dreams` with the rule "sample"), a dream that term
 step uses the probability p: the value of the next state is multiplied by 1 - p, as in Hafner et al. (2020). So every dangerous
 step contributes, not only the last of hundreds. The tests, complete dreams, are scored in the same way. This needs a calibrated
 termination head: see `worldmodel.training.likelihood`.
+
+The log of a search holds its complete state (agent, critic, moments of Adam, generator, dreams), a few megabytes, so stopping
+at any moment and resuming gives the same bits as never stopping.
 """
 
 from __future__ import annotations
 
 import copy
-import math
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from worldmodel.agents.action_distributions import Choices, make_choices
+from worldmodel.agents.population import dreams_recipe
+from worldmodel.agents.ppo_learner import Learner, PPOConfig, named
 from worldmodel.agents.registry import copy_for_training
-from worldmodel.dream import Agent, Dreams, LatentState, StartBank, check_rewards, usual_horizon
-from worldmodel.models import FeatureKind, State
-from worldmodel.rng import PPO_LEARN_STREAM, PPO_TEST_STREAM, derive_seed
+from worldmodel.agents.search_log import SearchLog
+from worldmodel.dream import Agent, Dreams, StartBank, check_rewards, usual_horizon
+from worldmodel.models import FeatureKind
+from worldmodel.rng import PPO_TEST_STREAM, derive_seed
 from worldmodel.runtime import (
     Progress,
     RunConfig,
     check_integer,
-    check_integers,
-    check_numbers,
+    check_same_run,
+    digest_tensors,
     explains_keywords,
     interrupt_between_steps,
+    jsonable,
     keeps_threads,
     set_threads,
 )
 from worldmodel.spaces import FlatSpace
 
-LARGEST_STD = 1.5  # initial standard deviation of the outputs over the starts, at most; beyond it an agent hardly explores
-SMALLEST_SCALE = 1e-3  # a feature that varies less over the starts is not scaled up
-TINY = 1e-12  # smallest variance of returns: if all returns are equal to the last bit, the initial critic explains them
-LARGEST_EXPONENT = math.log(4)  # of the factor of a learned breadth
-CLIP_NORM = 1.0  # largest norm of the agent's gradient
+PPO_FORMAT, PPO_VERSION = "worldmodel.ppo", 1
+PPO_FILE = "ppo.safetensors"  # usual name of a log
 
 
 class DifferentiableAgent(Agent, Protocol):
@@ -70,70 +72,6 @@ class DifferentiableAgent(Agent, Protocol):
         """Return the outputs (B, A) for features (B, F), differentiably."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class PPOConfig:
-    """Numbers of `ppo`.
-
-    Args:
-        iterations: iterations of dreaming and learning.
-        steps: steps of each dream in an iteration.
-        horizon: steps after which a dream is cut off.
-        discount: discount of rewards, per step.
-        gae_lambda: lambda of generalised advantage estimation.
-        breadth: breadth of the action distributions; see `worldmodel.agents.action_distributions`.
-        spread: "fixed": all states have this breadth; "state": a network with a hidden layer of ``critic_size`` units learns a
-            breadth for each state and output, from a quarter to four times as large, starting there.
-        learning_rate: Adam's, for the agent.
-        critic_learning_rate: Adam's, for the critic.
-        critic_size: units of the critic's hidden layer.
-        epochs: passes over the steps of an iteration.
-        minibatches: minibatches in each pass.
-        clip: largest relative change of an action's probability.
-        entropy: weight of the entropy, in units of the normalised advantage.
-        test_every: iterations between tests.
-        test_dreams: dreams in a test; ignored if each dream has its own temperature.
-        test_from: "first": the dreams of a test start at first frames; "starts": at the starts of the short dreams, for worlds
-            whose long dreams do not follow reality.
-
-    Raises:
-        ValueError: naming the field that is out of range.
-        TypeError: naming the field of another type.
-    """
-
-    iterations: int = 300
-    steps: int = 32
-    horizon: int = 80
-    discount: float = 0.99
-    gae_lambda: float = 0.95
-    breadth: float = 0.5
-    spread: Literal["fixed", "state"] = "fixed"
-    learning_rate: float = 3e-3
-    critic_learning_rate: float = 1e-3
-    critic_size: int = 64
-    epochs: int = 2
-    minibatches: int = 4
-    clip: float = 0.2
-    entropy: float = 0.003
-    test_every: int = 50
-    test_dreams: int = 256
-    test_from: Literal["first", "starts"] = "first"
-
-    def __post_init__(self) -> None:
-        """Check every field."""
-        counts = ("iterations", "steps", "horizon", "critic_size", "epochs", "minibatches", "test_every", "test_dreams")
-        check_integers(self, dict.fromkeys(counts, 1))
-        positive = dict.fromkeys(("breadth", "learning_rate", "critic_learning_rate", "clip"), "(0, inf)")
-        check_numbers(self, {**positive, "entropy": "[0, inf)", "discount": "[0, 1)", "gae_lambda": "[0, 1]"})
-        for name, choices in {"spread": ("fixed", "state"), "test_from": ("first", "starts")}.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name}: expected one of {choices}, got {getattr(self, name)!r}")
-
-    def identity(self) -> dict[str, Any]:
-        """Return all fields for the record of a run, without the later ones that have their default."""
-        later = {"spread": "fixed", "test_from": "first"}
-        return {name: value for name, value in asdict(self).items() if later.get(name) != value}
-
-
 @explains_keywords
 @keeps_threads
 def ppo(
@@ -144,6 +82,7 @@ def ppo(
     config: PPOConfig | None = None,
     horizon: int | None = None,
     seed: int = 0,
+    log: str | Path | None = None,
     run: RunConfig | None = None,
 ) -> Any:
     """Improve an agent in short dreams from real states.
@@ -157,42 +96,39 @@ def ppo(
         horizon: longest dream of the tests, in steps; None: the limit of the world model's data. (That of the short dreams is
             in ``config``.)
         seed: seed of all samples.
-        run: how to report progress. Each iteration is one record of stage "ppo", with the metrics ends (expected terminations
-            per 1,000 steps of the short dreams), entropy (mean entropy of the actions, nats), explained (share of the returns'
-            variance that the critic explains) and best_test (and test after a test), and the best agent so far as result.
+        log: a file that is replaced after each iteration, from which an interrupted search resumes to the same bits.
+        run: resume or overwrite the search in ``log``, and report progress; the defaults if None. Each iteration is one record
+            of stage "ppo", with the metrics ends (expected terminations per 1,000 steps of the short dreams), entropy (mean
+            entropy of the actions, nats), explained (share of the returns' variance that the critic explains) and best_test
+            (and test after a test), and the best agent so far as result. Iterations that the log holds are not reported again.
 
     Returns:
         The agent of the best test, which may be the one given, on the device of the world.
 
     Raises:
         ValueError: if there are no rewards or constant ones, the dreams share random numbers, the agent was not made for this
-            world, or its action space is neither Discrete with several actions nor a Box.
+            world, its action space is neither Discrete with several actions nor a Box, or ``log`` holds another search.
         TypeError: if the agent lacks something; names it.
+        FileExistsError: if ``log`` exists and may be neither resumed nor overwritten.
         KeyboardInterrupt: after the iteration in which Ctrl-C was pressed.
     """
-    config, world, run = config or PPOConfig(), dreams.world, run or RunConfig()
-    set_threads(None, run.threads, "ppo")
-    horizon = check_integer(usual_horizon(world) if horizon is None else horizon, "horizon", least=1)
-    check_rewards(world, dreams.reward)
+    config, run = config or PPOConfig(), run or RunConfig()
+    horizon = check_integer(usual_horizon(dreams.world) if horizon is None else horizon, "horizon", least=1)
+    check_rewards(dreams.world, dreams.reward)
     if dreams.num_groups != 1:
         raise ValueError(f"num_groups: expected 1 (no common random numbers), got {dreams.num_groups}")
     _check_differentiable(agent)
-    best = copy_for_training(agent, world).to(world.device)
-    learner = _Learner(copy.deepcopy(best), dreams, starts, config, seed)
-    test = _Test(dreams, starts, config, horizon, seed)
-    best_test = test(best)
+    kept = SearchLog(None if log is None else Path(log), PPO_FORMAT, PPO_VERSION)
+    search = _Search(copy_for_training(agent, dreams.world), dreams, starts, config, horizon=horizon, seed=seed, log=kept)
+    search.start(run)
     with interrupt_between_steps() as requested, run.reporter() as report:
-        for number in range(1, config.iterations + 1):
-            metrics = learner.iterate()
-            if number % config.test_every == 0 or number == config.iterations:
-                candidate = learner.agent()
-                metrics["test"] = test(candidate)
-                if metrics["test"] > best_test:
-                    best, best_test = candidate, metrics["test"]
-            report(Progress("ppo", number, config.iterations, "iteration", metrics | {"best_test": best_test}, best))
+        while search.done < config.iterations:
+            progress = search.advance()
+            report(progress)
             if requested.is_set():
-                raise KeyboardInterrupt(f"interrupted after {number} iterations")
-    return best
+                where = "" if log is None else f"; {log} holds them"
+                raise KeyboardInterrupt(f"interrupted after {progress.done} iterations{where}")
+    return search.best
 
 
 def _check_differentiable(agent: Any) -> None:
@@ -204,6 +140,57 @@ def _check_differentiable(agent: Any) -> None:
             f"agent: expected an nn.Module with features, action_features and outputs(features), got {type(agent).__name__} "
             f"without {', '.join(missing)}; search it with evolve, which needs no gradient"
         )
+
+
+class _Search:
+    """State of a search: iterations ``done``, the learner, and ``best``, the agent of the best test so far."""
+
+    def __init__(
+        self, agent: Any, dreams: Dreams, starts: StartBank, config: PPOConfig, *, horizon: int, seed: int, log: SearchLog
+    ):
+        self._config, self._log, self.done = config, log, 0
+        self.best = copy.deepcopy(agent).to(dreams.world.device)
+        identity = {
+            **config.identity(),
+            "test_horizon": horizon,
+            "seed": seed,
+            **dreams_recipe(dreams),
+            "world": dreams.world.fingerprint,
+            "device": dreams.world.device.type,
+            "start": digest_tensors(agent.state_dict()),
+            "starts": digest_tensors({"mean": starts.mean, "log_variance": starts.log_variance, **starts.lstm._asdict()}),
+        }
+        self._identity: dict[str, Any] = jsonable(identity)
+        self._learner = Learner(copy.deepcopy(self.best), dreams, starts, config, seed)
+        self._test = _Test(dreams, starts, config, horizon, seed)
+
+    def start(self, run: RunConfig) -> None:
+        """Test the agent that was given, or load the log."""
+        if not self._log.prepare(run):
+            set_threads(None, run.threads, self._log.path or "this search")
+            self._best_test = self._test(self.best)
+            return
+        tensors, content = self._log.read()
+        check_same_run(content["search"], self._identity, str(self._log.path))
+        set_threads(content["threads"], run.threads, str(self._log.path))
+        self.done, self._best_test = content["done"], content["best_test"]
+        self.best.load_state_dict(named(tensors, "best"))
+        self._learner.load(tensors)
+
+    def advance(self) -> Progress:
+        """Do one iteration."""
+        config, metrics = self._config, self._learner.iterate()
+        self.done += 1
+        if self.done % config.test_every == 0 or self.done == config.iterations:
+            candidate = self._learner.agent()
+            metrics["test"] = self._test(candidate)
+            if metrics["test"] > self._best_test:
+                self.best, self._best_test = candidate, metrics["test"]
+        tensors = {f"best.{name}": tensor for name, tensor in self.best.state_dict().items()} | self._learner.tensors()
+        progress = {"done": self.done, "best_test": self._best_test, "threads": torch.get_num_threads()}
+        self._log.write(tensors, {"search": self._identity, **progress})
+        metrics["best_test"] = self._best_test
+        return Progress("ppo", self.done, config.iterations, "iteration", metrics, self.best)
 
 
 class _Test:
@@ -221,157 +208,3 @@ class _Test:
         if self._dreams.termination == "sample" or start is not None:
             return self._dreams.expected_return(agent, self._horizon, generator=generator, start=start).mean().item()
         return self._dreams.score(agent, self._horizon, generator=generator)[0].mean().item()
-
-
-@dataclass(frozen=True)
-class _Steps:
-    """N dreamed steps: scaled features (N, F), actions (N, ...), their log-probabilities, advantages and returns, (N,) each."""
-
-    features: Tensor
-    choice: Tensor
-    log_prob: Tensor
-    advantage: Tensor
-    returns: Tensor
-
-    def rows(self, index: Tensor) -> _Steps:
-        """Select steps by index."""
-        return _Steps(*(part[index] for part in vars(self).values()))
-
-
-class _Learner:
-    """An agent and its critic on scaled features, with the dreams that they learn in and the state of these."""
-
-    def __init__(self, agent: Any, dreams: Dreams, starts: StartBank, config: PPOConfig, seed: int):
-        self._dreams, self._starts, self._config = dreams, starts, config
-        self._generator = dreams.generator(derive_seed(seed, PPO_LEARN_STREAM))
-        noise = torch.empty_like(starts.mean).normal_(generator=self._generator)
-        seen = starts.features(agent.features, noise)  # (N, F)
-        scale = seen.std(dim=0, correction=0)
-        self._scale = torch.where(scale > SMALLEST_SCALE, scale, 1.0)  # M's state is 0 in all first frames
-        self._actor, self._choices = agent, make_choices(agent, config.breadth)
-        self._scaled = hasattr(agent, "scale_inputs")
-        if hasattr(agent, "shrink_outputs"):
-            with torch.no_grad():
-                excess = agent.outputs(seen).std(correction=0) / LARGEST_STD
-            agent.shrink_outputs(excess.clamp(min=1.0))
-        if self._scaled:
-            agent.scale_inputs(self._scale)
-        usual = dreams.world.mdnrnn.mean_reward if dreams.reward is None else 0.0
-        self._critic = _make_network(seen.shape[1], config.critic_size, 1, usual, self._generator)
-        sizes = seen.shape[1], config.critic_size, self._choices.num_breadths
-        self._spread = _make_network(*sizes, 0.0, self._generator) if config.spread == "state" else None
-        learned = [*agent.parameters(), *([] if self._spread is None else self._spread.parameters())]
-        self._actor_optimizer = torch.optim.Adam(learned, lr=config.learning_rate, betas=(0.9, 0.99))
-        self._critic_optimizer = torch.optim.Adam(self._critic.parameters(), lr=config.critic_learning_rate)
-        everywhere = torch.ones(dreams.batch_size, dtype=torch.bool, device=self._scale.device)
-        self._state = self._restarted(dreams.start(generator=self._generator), everywhere)
-        self._age = torch.randint(config.horizon, (dreams.batch_size,), generator=self._generator, device=self._scale.device)
-
-    def agent(self) -> Any:
-        """Return a copy of the current agent, for features that are not scaled."""
-        agent = copy.deepcopy(self._actor)
-        if self._scaled:
-            agent.scale_inputs(1 / self._scale)
-        return agent
-
-    def iterate(self) -> dict[str, float]:
-        """Dream and learn; return the metrics."""
-        steps, ends = self._dream()
-        for _ in range(self._config.epochs):
-            order = torch.randperm(len(steps.returns), generator=self._generator, device=self._scale.device)
-            for index in order.chunk(self._config.minibatches):
-                entropy = self._learn(steps.rows(index))
-        missed = steps.advantage.var(correction=0) / steps.returns.var(correction=0).clamp(min=TINY)
-        return {"ends": 1000 * ends / len(steps.returns), "entropy": entropy, "explained": 1 - missed.item()}
-
-    @torch.no_grad()
-    def _dream(self) -> tuple[_Steps, float]:
-        """Continue every dream; return the steps and the expected number of terminations in them."""
-        config, columns, ends = self._config, [], self._scale.new_zeros(())
-        features = self._features(self._state)
-        for _ in range(config.steps):
-            outputs, choices = self._outputs(features), self._choices_in(features)
-            choice = choices.draw(outputs, self._generator)
-            action = choices.features(choice)
-            z, lstm, reward, logit = self._dreams.draw(self._state, action, generator=self._generator)
-            assert reward is not None
-            continuation = torch.ones_like(reward) if logit is None else self._dreams.continuation(logit)
-            after = LatentState(z, lstm, self._state.alive)
-            self._age += 1
-            over = (self._uniform(continuation) >= continuation) | (self._age >= config.horizon)
-            target = (1 - config.discount) * reward + config.discount * continuation * self._value(self._features(after))
-            log_prob = choices.log_prob(outputs, choice)
-            columns.append((features, choice, log_prob, self._value(features), target, over))
-            self._state = self._restarted(after, over)
-            self._age[over] = 0
-            features = self._features(self._state)
-            ends += (1 - continuation).sum()
-        *kept, values, targets, overs = (torch.stack(column) for column in zip(*columns, strict=True))  # (T, B, ...)
-        advantages = self._advantages(values, targets, overs)
-        return _Steps(*(part.flatten(0, 1) for part in (*kept, advantages, advantages + values))), ends.item()
-
-    def _advantages(self, values: Tensor, targets: Tensor, over: Tensor) -> Tensor:
-        """Generalised advantages (T, B) from values, one-step targets, and whether the dream was over after the step."""
-        advantages, advantage = torch.zeros_like(values), torch.zeros_like(values[0])
-        for t in reversed(range(len(values))):
-            later = self._config.discount * self._config.gae_lambda * advantage
-            advantage = targets[t] - values[t] + torch.where(over[t], 0.0, later)
-            advantages[t] = advantage
-        return advantages
-
-    def _learn(self, steps: _Steps) -> float:
-        """Do one step of both optimisers; return the mean entropy."""
-        config, outputs, choices = self._config, self._outputs(steps.features), self._choices_in(steps.features)
-        advantage = (steps.advantage - steps.advantage.mean()) / steps.advantage.std(correction=0).clamp(min=1e-6)
-        ratio = (choices.log_prob(outputs, steps.choice) - steps.log_prob).exp()
-        gain = torch.minimum(ratio * advantage, ratio.clamp(1 - config.clip, 1 + config.clip) * advantage).mean()
-        entropy = choices.entropy(outputs).mean()
-        self._actor_optimizer.zero_grad()
-        (-gain - config.entropy * entropy).backward()
-        nn.utils.clip_grad_norm_(self._actor.parameters(), CLIP_NORM)
-        self._actor_optimizer.step()
-        self._critic_optimizer.zero_grad()
-        (self._value(steps.features) - steps.returns).square().mean().backward()
-        self._critic_optimizer.step()
-        return entropy.item()
-
-    def _uniform(self, like: Tensor) -> Tensor:
-        return torch.empty_like(like).uniform_(generator=self._generator)
-
-    def _restarted(self, state: LatentState, over: Tensor) -> LatentState:
-        """Return the state with new starts for dreams that are over."""
-        rows = over.nonzero()[:, 0]
-        index = torch.randint(len(self._starts), (len(rows),), generator=self._generator, device=rows.device)
-        noise = state.z.new_empty(len(rows), state.z.shape[1]).normal_(generator=self._generator)
-        z, lstm = self._starts.take(index, noise)
-        joined = State(*(old.index_copy(1, rows, new) for old, new in zip(state.lstm, lstm, strict=True)))
-        return LatentState(state.z.index_copy(0, rows, z), joined, torch.ones_like(over))
-
-    def _features(self, state: LatentState) -> Tensor:
-        return state.features(self._actor.features) / self._scale
-
-    def _outputs(self, features: Tensor) -> Tensor:
-        """Outputs of the agent for scaled features (B, F)."""
-        outputs: Tensor = self._actor.outputs(features if self._scaled else features * self._scale)
-        return outputs
-
-    def _choices_in(self, features: Tensor) -> Choices:
-        """Distribution over actions in states with scaled features (B, F)."""
-        if self._spread is None:
-            return self._choices
-        exponent = self._spread(features).clamp(-LARGEST_EXPONENT, LARGEST_EXPONENT)
-        return self._choices.with_breadth(self._config.breadth * exponent.exp())
-
-    def _value(self, features: Tensor) -> Tensor:
-        """The critic's value (B,): (1 - discount) times the discounted return, so about the mean reward of a step."""
-        return self._critic(features)[:, 0]
-
-
-def _make_network(size: int, hidden: int, outputs: int, value: float, generator: torch.Generator) -> nn.Module:
-    """Make a critic or the network of the spread, whose initial outputs are the same for all features."""
-    made = {"device": generator.device, "dtype": torch.float32}
-    first, last = (nn.utils.skip_init(nn.Linear, *pair, **made) for pair in ((size, hidden), (hidden, outputs)))
-    nn.init.normal_(first.weight, std=size**-0.5, generator=generator)
-    for parameter, constant in ((first.bias, 0.0), (last.weight, 0.0), (last.bias, value)):
-        nn.init.constant_(parameter, constant)
-    return nn.Sequential(first, nn.Tanh(), last)

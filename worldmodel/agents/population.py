@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from worldmodel.agents.controller import Controller
 from worldmodel.data import EnvConfig, EnvMaker, env_maker
 from worldmodel.dream import Agent, Dreams, LatentState, Reality, Reward, Scores, check_rewards, reward_name, score, time_limit
-from worldmodel.models import State, WorldModel
+from worldmodel.models import State, WorldModel, require_world
 from worldmodel.rng import derive_seed, episode_seed
 from worldmodel.runtime import Listener, Progress, StepWatch, WorkerConfig, check_integer
 from worldmodel.spaces import Value, map_leaves
@@ -65,18 +65,7 @@ class DreamPopulation:
 
     def recipe(self) -> dict[str, Any]:
         """Return everything that the scores depend on, as JSON-serialisable data."""
-        dreams = self._dreams
-        later: dict[str, Any] = {} if dreams.reward is None else {"reward": dreams.reward.name}
-        if dreams.reward_mode != "expected":
-            later["reward_mode"] = dreams.reward_mode
-        return {
-            "worlds": "dreams",
-            "num_dreams": dreams.batch_size,
-            "temperature": float(dreams.temperature),
-            "termination": dreams.termination,
-            "precision": dreams.precision,
-            **later,  # left out where they have the value that they had in earlier versions
-        }
+        return dreams_recipe(self._dreams)
 
     def fitness(self, agent: Any, candidates: Tensor, *, horizon: int, seed: int, name: str) -> np.ndarray:
         """Mean return (P,) of each candidate, all in one batch."""
@@ -89,6 +78,21 @@ class DreamPopulation:
         dreams = self._dreams.variant(num_dreams=episodes)
         returns, _ = dreams.score(agent, horizon, generator=dreams.generator(seed))
         return returns.mean().item()
+
+
+def dreams_recipe(dreams: Dreams) -> dict[str, Any]:
+    """Return everything that the scores of dreams depend on, except their world, as JSON-serialisable data."""
+    later: dict[str, Any] = {} if dreams.reward is None else {"reward": dreams.reward.name}
+    if dreams.reward_mode != "expected":
+        later["reward_mode"] = dreams.reward_mode
+    return {
+        "worlds": "dreams",
+        "num_dreams": dreams.batch_size,
+        "temperature": torch.as_tensor(dreams.temperature, dtype=torch.float64).tolist(),
+        "termination": dreams.termination,
+        "precision": dreams.precision,
+        **later,  # left out where they have the value that they had in earlier versions
+    }
 
 
 class ControllerBatch:
@@ -183,6 +187,7 @@ class RealPopulation:
         workers: int | WorkerConfig = 0,
         reward: Reward | None = None,
     ):
+        require_world(world)
         config, self._workers = EnvConfig.of(env), WorkerConfig.of(workers)
         self._env = config
         self.world, self._rollouts = world, check_integer(rollouts, "rollouts", least=1)

@@ -25,8 +25,8 @@ import torch
 
 from worldmodel import agents
 from worldmodel.dream import Agent, Policy, agent_of
-from worldmodel.models import Origin, WorldModel
-from worldmodel.runtime import choose_device, local_path
+from worldmodel.models import Origin, WorldModel, require_world
+from worldmodel.runtime import choose_device, local_path, other_output
 
 AgentClass = TypeVar("AgentClass", bound=type[Any])
 
@@ -71,8 +71,12 @@ def load_agent(path: str | Path, *, device: str | torch.device = "cpu") -> Any:
     marker = _find_marker(path)
     if marker is None:
         raise FileNotFoundError(
-            f"{path}: expected an agent ({' or '.join(sorted(_REGISTRY))}), found none; for an agent of your own class, import "
-            "the module that registers it first (worldmodel.agents.register_agent)"
+            f"{path}: expected an agent ({' or '.join(sorted(_REGISTRY))}), found none"
+            + (
+                other_output(path)
+                or "; for an agent of your own class, import the module that registers it first "
+                "(worldmodel.agents.register_agent)"
+            )
         )
     return _REGISTRY[marker].from_pretrained(path, device=choose_device(device))
 
@@ -89,6 +93,7 @@ def check_agent(agent: Policy, world: WorldModel) -> Agent:
         TypeError: if it is neither; names the missing methods.
         ValueError: from the agent's ``check_world``, if it has this method and was not made for the world.
     """
+    require_world(world)
     return agent_of(agent, world)
 
 

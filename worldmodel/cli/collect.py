@@ -16,7 +16,6 @@ import worldmodel as wm
 from worldmodel.agents import load_agent
 from worldmodel.cli.options import (
     Command,
-    DeviceOption,
     EncoderOptions,
     EnvironmentOptions,
     PresetName,
@@ -55,8 +54,7 @@ class Collect(Command):
         vision: directory written by worldmodel train-vae; the store then holds its codes instead of frames.
         environment: arguments of the environment.
         encoder: how codes are stored; only with --vision.
-        where: device.
-        output: earlier runs and output.
+        output: device, earlier runs and output.
     """
 
     RESUME = "Finished episodes are kept; the same command resumes the collection."
@@ -76,7 +74,6 @@ class Collect(Command):
     vision: str | None = None
     environment: Flat[EnvironmentOptions] = field(default_factory=EnvironmentOptions)
     encoder: Flat[EncoderOptions] = field(default_factory=EncoderOptions)
-    where: Flat[DeviceOption] = field(default_factory=DeviceOption)
     output: Flat[Run] = field(default_factory=Run)
 
     @classmethod
@@ -98,7 +95,7 @@ class Collect(Command):
             nonlocal steps
             steps = int(progress.metrics["steps"])
 
-        vision = open_vision(self.vision, self.where.choose()) if self.vision else None
+        vision = open_vision(self.vision, self.output.choose_device()) if self.vision else None
         with self.pool() as workers:
             store = wm.collect(
                 self.environment.of(self.env),
@@ -128,7 +125,7 @@ class Collect(Command):
             return self.policy
         if not (self.model and self.controller):
             raise ValueError(f"--policy controller: expected --model and --controller too, got {[self.model, self.controller]}")
-        device = self.where.choose()
+        device = self.output.choose_device()
         return wm.LatentPolicy(
             wm.WorldModel.from_pretrained(self.model, device=device), load_agent(self.controller, device=device)
         )

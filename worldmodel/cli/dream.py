@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +12,9 @@ from tyro.conf import OmitArgPrefixes as Flat
 
 import worldmodel as wm
 from worldmodel.agents import check_agent, load_agent
-from worldmodel.cli.options import Command, DeviceOption, DreamKind, Flag, Output, Result, check_free
+from worldmodel.cli.options import Command, DeviceOutput, DreamKind, Flag, Result, check_free
 from worldmodel.dream import Policy, RandomActions, Rollout, format_spread
+from worldmodel.runtime import write_bytes
 from worldmodel.spaces import leaf_values, to_numpy
 
 
@@ -29,10 +31,11 @@ class Dream(Command):
         temperature: of the dreams; 0: the most probable next z; 1: as M predicts; above 1: more random.
         seed: seed of the dreams.
         overwrite: replace an existing file.
-        kind: end and precision of dreams.
-        where: device.
-        output: output.
+        kind: end, precision and rewards of dreams.
+        output: device and output.
     """
+
+    RESUME = "Nothing was written; the same command starts again."
 
     model: str
     out: str
@@ -43,8 +46,7 @@ class Dream(Command):
     seed: int = 0
     overwrite: Flag = False
     kind: Flat[DreamKind] = field(default_factory=DreamKind)
-    where: Flat[DeviceOption] = field(default_factory=DeviceOption)
-    output: Flat[Output] = field(default_factory=Output)
+    output: Flat[DeviceOutput] = field(default_factory=DeviceOutput)
 
     def run(self) -> Result:
         """Dream."""
@@ -52,7 +54,7 @@ class Dream(Command):
         if out.suffix != ".npz":
             raise ValueError(f"--out: expected a file name that ends in .npz, got {out}")
         check_free(self.out, overwrite=self.overwrite)
-        device = self.where.choose()
+        device = self.output.choose_device()
         world = wm.WorldModel.from_pretrained(self.model, device=device)
         dreams = self.kind.dreams(world, self.num_dreams, temperature=self.temperature)
         generator = dreams.generator(self.seed)
@@ -65,7 +67,9 @@ class Dream(Command):
         arrays = {name: getattr(rollout, name).cpu().numpy() for name in ("z", "rewards", "terminated", "mask")}
         arrays |= nested("actions", rollout.actions) | nested("observations", world.decode(rollout.z))
         out.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(out, **arrays)
+        packed = io.BytesIO()
+        np.savez_compressed(packed, **arrays)
+        write_bytes(out, packed.getvalue())  # atomic: after a kill the same command works
         return self.report(rollout, arrays, seconds)
 
     def report(self, rollout: Rollout, arrays: dict[str, np.ndarray], seconds: float) -> Result:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from tyro.conf import OmitArgPrefixes as Flat
 
 import worldmodel as wm
-from worldmodel.cli.options import Command, DeviceOption, EncoderOptions, Result, Run, open_vision
+from worldmodel.cli.options import Command, EncoderOptions, Result, Run, open_vision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +22,7 @@ class Encode(Command):
         vision: directory written by worldmodel train-vae.
         out: directory of the encoded store; None: DATA-encoded.
         encoder: how codes are stored.
-        where: device.
-        output: earlier runs and output.
+        output: device, earlier runs and output.
     """
 
     RESUME = "Encoded episodes are kept; the same command resumes the encoding."
@@ -32,12 +31,11 @@ class Encode(Command):
     vision: str
     out: str | None = None
     encoder: Flat[EncoderOptions] = field(default_factory=EncoderOptions)
-    where: Flat[DeviceOption] = field(default_factory=DeviceOption)
     output: Flat[Run] = field(default_factory=Run)
 
     def run(self) -> Result:
         """Encode."""
-        vision = open_vision(self.vision, self.where.choose())
+        vision = open_vision(self.vision, self.output.choose_device())
         began = time.monotonic()
         store = wm.encode_store(
             self.data,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,10 @@ import worldmodel as wm
 from worldmodel.agents import load_agent
 from worldmodel.cli.options import (
     Command,
-    DeviceOption,
-    DreamKind,
+    DeviceOutput,
+    DreamRules,
     EnvironmentOptions,
     Flag,
-    Output,
     PresetName,
     Result,
     check_free,
@@ -48,11 +47,12 @@ class Evaluate(Command):
         out: JSON file to write, with each episode's return and length.
         overwrite: replace an existing file.
         seed: seed of the episodes, which differ from those of any collection, and of the dreams.
-        kind: end and precision of dreams.
+        kind: end, precision and rewards of dreams.
         environment: arguments of the environment.
-        where: device.
-        output: output.
+        output: device and output.
     """
+
+    RESUME = "Nothing was written; the same command starts again."
 
     model: str
     env: str
@@ -67,10 +67,9 @@ class Evaluate(Command):
     out: str | None = None
     overwrite: Flag = False
     seed: int = 0
-    kind: Flat[DreamKind] = field(default_factory=DreamKind)
+    kind: Flat[DreamRules] = field(default_factory=DreamRules)
     environment: Flat[EnvironmentOptions] = field(default_factory=EnvironmentOptions)
-    where: Flat[DeviceOption] = field(default_factory=DeviceOption)
-    output: Flat[Output] = field(default_factory=Output)
+    output: Flat[DeviceOutput] = field(default_factory=DeviceOutput)
 
     @classmethod
     def of_preset(cls, preset: Preset) -> Self:
@@ -78,7 +77,7 @@ class Evaluate(Command):
         return cls(
             model=tyro.MISSING,
             env=str(preset.env),
-            kind=DreamKind(termination=preset.termination, precision=preset.dream_precision),
+            kind=DreamRules(termination=preset.termination, precision=preset.dream_precision),
             environment=EnvironmentOptions(max_steps=preset.max_steps),
         )
 
@@ -86,7 +85,7 @@ class Evaluate(Command):
         """Evaluate."""
         if self.out:
             check_free(self.out, overwrite=self.overwrite)
-        world = wm.WorldModel.from_pretrained(self.model, device=self.where.choose())
+        world = wm.WorldModel.from_pretrained(self.model, device=self.output.choose_device())
         if self.out:
             Path(self.out).parent.mkdir(parents=True, exist_ok=True)  # fail now, not after playing
         found: Evaluation | Probe
@@ -127,6 +126,5 @@ class Evaluate(Command):
             num_episodes=self.episodes,
             num_dreams=self.num_dreams,
             temperature=self.temperature[0],
-            termination=self.kind.termination,
-            precision=self.kind.precision,
+            **asdict(self.kind),
         )

@@ -9,50 +9,37 @@ from typing_extensions import Self
 from tyro.conf import OmitArgPrefixes as Flat
 
 import worldmodel as wm
-from worldmodel.agents import CONTROLLER_FILE, CONTROLLER_FORMAT, load_agent
-from worldmodel.cli.options import Command, DeviceOption, DreamKind, PresetName, Result, Run
+from worldmodel.agents import PPO_FILE, load_agent
+from worldmodel.cli.options import DreamKind, Result, SearchCommand, SearchRun
 from worldmodel.dream import StartBank, StartConfig, score, usual_horizon
 from worldmodel.experiments import Preset
-from worldmodel.runtime import Progress, prepare_directory, record_run
+from worldmodel.runtime import check_integers
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImproveController(Command):
+class ImproveController(SearchCommand):
     """Improve a controller by PPO in short dreams that start within real episodes, and write it as a directory.
 
     Args:
-        model: world model directory.
         controller: directory of the controller to improve.
         data: store of the episodes in which dreams start, encoded or not.
-        out: directory for the improved controller.
-        preset: use the numbers of an experiment as defaults; explicit options take precedence.
-        temperature: of the dreams; above 1 they are more random than M predicts.
         num_dreams: number of short dreams.
         whole_horizon: maximum length of a complete test dream; None: the time limit of the data's environment.
-        seed: seed of starts and dreams.
-        ppo: numbers of PPO.
+        ppo: numbers of PPO. The tests choose the best controller; the output then scores it on 1,024 other dreams, whatever
+            --test-dreams is.
         starts: states in which dreams start.
-        kind: end and precision of dreams.
-        where: device.
-        output: earlier runs and output.
+        kind: end, precision and rewards of dreams.
+        output: device, earlier runs and output.
     """
 
-    RESUME = "OUT holds the best controller tested so far; if none was tested, it is unchanged."
-
-    model: str
     controller: str
     data: str
-    out: str
-    preset: PresetName | None = None
-    temperature: float = 1.0
     num_dreams: int = 1024
     whole_horizon: int | None = None
-    seed: int = 0
     ppo: Flat[wm.PPOConfig] = field(default_factory=wm.PPOConfig)
     starts: Flat[StartConfig] = field(default_factory=StartConfig)
     kind: Flat[DreamKind] = field(default_factory=DreamKind)
-    where: Flat[DeviceOption] = field(default_factory=DeviceOption)
-    output: Flat[Run] = field(default_factory=Run)
+    output: Flat[SearchRun] = field(default_factory=SearchRun)
 
     @classmethod
     def of_preset(cls, preset: Preset) -> Self:
@@ -70,24 +57,19 @@ class ImproveController(Command):
 
     def run(self) -> Result:
         """Improve."""
-        world = wm.WorldModel.from_pretrained(self.model, device=self.where.choose())
+        check_integers(self, {"whole_horizon": 1}, optional=("whole_horizon",))
+        world = wm.WorldModel.from_pretrained(self.model, device=self.output.choose_device())
         agent = load_agent(self.controller, device=world.device)
         dreams = self.kind.dreams(world, self.num_dreams, temperature=self.temperature)
-        horizon = self.whole_horizon or usual_horizon(world)
+        horizon = usual_horizon(world) if self.whole_horizon is None else self.whole_horizon
         starts = StartBank.along(world, self.data, config=self.starts, seed=self.seed)
-        run = self.output.config(self.save)
         with self.output.writing(self.out):
-            prepare_directory(self.out, marker=CONTROLLER_FILE, format=CONTROLLER_FORMAT, overwrite=run.overwrite)
-            record_run(self.out)
-            best = wm.ppo(agent, dreams, starts, config=self.ppo, horizon=horizon, seed=self.seed, run=run)
+            run, log = self.output.saving(self.out), self.output.start(self.out, PPO_FILE)
+            best = wm.ppo(agent, dreams, starts, config=self.ppo, horizon=horizon, seed=self.seed, log=log, run=run)
+            best.save_pretrained(self.out, overwrite=True)
         lines, data = [], {}
         for name, one in (("before", agent), ("after", best)):
             scores = score(dreams.variant(num_dreams=1024), one, horizon=horizon, seed=self.seed + 1)
             lines.append(f"dream return {name:6}  {scores} at temperature {self.temperature:g}")
             data[name] = scores.to_json()
         return Result("\n".join([*lines, f"controller: {self.out}"]), data | {"controller": self.out})
-
-    def save(self, progress: Progress) -> None:
-        """Save the best controller so far, in case the run is interrupted."""
-        if "test" in progress.metrics:
-            progress.result.save_pretrained(self.out, overwrite=True)

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import tyro
 from tyro.conf import OmitArgPrefixes as Flat
 
 from worldmodel.cli.options import Command, Output, Result
-from worldmodel.runtime import EXTRAS, describe_machine, fast_precision, has_extra, read_runs, source_commit, versions
+from worldmodel.runtime import (
+    EXTRAS,
+    describe_machine,
+    fast_precision,
+    formats_in,
+    has_extra,
+    parse_json,
+    read_bytes,
+    read_runs,
+    source_commit,
+    versions,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +34,7 @@ class Info(Command):
         output: output.
     """
 
-    run_directory: tyro.conf.Positional[str | None] = None
+    run_directory: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[RUN]")] = None
     output: Flat[Output] = field(default_factory=Output)
 
     def run(self) -> Result:
@@ -58,7 +68,7 @@ def run_record(directory: str) -> dict[str, Any]:
     path = Path(directory)
     if not path.is_dir():
         raise FileNotFoundError(f"{directory}: expected the output directory of a run, got no directory")
-    calls, files = read_runs(path), _formats(path)
+    calls, files = read_runs(path), formats_in(path)
     if not calls and not files:
         raise ValueError(f"{directory}: expected the output directory of a run, got one without files of this library")
     calls = calls or ["not recorded: made by an earlier version"]  # type: ignore[list-item]
@@ -76,21 +86,13 @@ def _contents(path: Path) -> dict[str, dict[str, Any] | None]:
     found: dict[str, dict[str, Any] | None] = {}
     for file in sorted(path.glob("*.json")):
         try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
+            content = parse_json(read_bytes(file), file)
+        except (OSError, ValueError):
             found[file.name] = None
             continue
         if isinstance(content, dict) and str(content.get("format", "")).startswith("worldmodel."):
             found[file.name] = content
     return found
-
-
-def _formats(path: Path) -> dict[str, str]:
-    """Return name and format of the JSON files in a directory."""
-    return {
-        name: "damaged" if content is None else f"{content['format']} {content.get('version', '')}".strip()
-        for name, content in _contents(path).items()
-    }
 
 
 def _warnings(content: dict[str, Any]) -> list[str]:

@@ -9,14 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 import tyro
 from typing_extensions import Self
 from tyro.conf import OmitArgPrefixes as Flat
 
 import worldmodel as wm
 from worldmodel.agents import ControllerConfig, OpenAIESConfig
-from worldmodel.cli.options import Command, DeviceOption, EnvironmentOptions, Result, Run, given, write_json_file
+from worldmodel.cli.options import Command, EnvironmentOptions, Result, Run, given, write_json_file
 from worldmodel.dream import format_spread
 from worldmodel.experiments import LOOPS, Round, summarize
 
@@ -35,8 +34,7 @@ class Iterate(Command):
         seed: seed of the complete run.
         config: sizes and budgets of one round.
         environment: arguments of the environment.
-        where: device.
-        output: earlier runs and output.
+        output: device, earlier runs and output.
     """
 
     RESUME = "The same command, without --overwrite, resumes the run."
@@ -48,7 +46,6 @@ class Iterate(Command):
     seed: int = 0
     config: Annotated[wm.IterationConfig, tyro.conf.arg(name="")] = field(default_factory=wm.IterationConfig)
     environment: Flat[EnvironmentOptions] = field(default_factory=EnvironmentOptions)
-    where: Flat[DeviceOption] = field(default_factory=DeviceOption)
     output: Flat[Run] = field(default_factory=Run)
 
     @classmethod
@@ -80,7 +77,6 @@ class Iterate(Command):
 
     def run(self) -> Result:
         """Run the loop."""
-        torch.set_num_threads(1)  # small matrices: a second thread gains little, and costs much on a busy machine
         began = time.monotonic()
         rounds = wm.iterate(
             self.environment.of(self.env),
@@ -88,7 +84,7 @@ class Iterate(Command):
             target=self.target,
             config=self.config,
             seed=self.seed,
-            device=self.where.choose(),
+            device=self.output.choose_device(threads=1),  # small matrices: a second thread gains little
             run=self.output.config(),
         )
         return report(rounds, self.out, target=self.target, seed=self.seed, seconds=time.monotonic() - began)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 COMMANDS = {  # words: module, class, summary
     "quickstart": ("quickstart", "Quickstart", "train for CartPole in dreams, score in reality"),
     "collect": ("collect", "Collect", "collect real episodes from a Gymnasium environment"),
+    "convert": ("convert", "Convert", "recorded data to a store: CSV, parquet, HDF5, LeRobot, video"),
     "train-vae": ("train_vae", "TrainVae", "train V on episodes of images"),
     "encode": ("encode", "Encode", "encode episodes of images with V"),
     "train-mdnrnn": ("train_mdnrnn", "TrainMdnrnn", "train M: write a world model"),
@@ -92,7 +93,7 @@ def find(words: Sequence[str]) -> str:
     near = difflib.get_close_matches(wanted, group or list(COMMANDS), n=1)
     expected = " or ".join(group) if group else "a command"
     return fail(
-        f"expected {expected}, got {wanted!r}" + (f"; did you mean {near[0]}?" if near else "") + "; see worldmodel --help"
+        f"expected {expected}, got {wanted!r}" + (f" (did you mean {near[0]}?)" if near else "") + "; see worldmodel --help"
     )
 
 
@@ -122,6 +123,8 @@ def run(name: str, words: Sequence[str]) -> int:
         return 130
     except USER_ERRORS as error:
         fail(explain(error))
+    if chosen.was_complete:
+        print("the run was complete already; nothing was done (--overwrite starts it again)", file=sys.stderr)
     print(json.dumps(result.data) if chosen.json_output else result.text)
     return result.exit_code
 

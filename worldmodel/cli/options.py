@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -18,15 +19,28 @@ import torch
 import tyro
 from typing_extensions import Self
 
+from worldmodel.agents import CONTROLLER_FILE, CONTROLLER_FORMAT
 from worldmodel.data import EnvConfig
-from worldmodel.dream import Dreams, TerminationRule
+from worldmodel.dream import Dreams, RewardMode, TerminationRule
 from worldmodel.experiments import PRESETS, Preset
 from worldmodel.models import Vision, WorldModel
-from worldmodel.runtime import Listener, Precision, RunConfig, choose_device, locked, write_bytes
+from worldmodel.runtime import (
+    Listener,
+    Precision,
+    Progress,
+    RunConfig,
+    check_integer,
+    choose_device,
+    locked,
+    prepare_directory,
+    record_run,
+    write_bytes,
+)
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]  # --name alone, without --no-name
 Device = Literal["auto", "cpu", "cuda", "mps"]
 TRUTH = ("True", "False", "None")
+TRUE_FALSE_NONE = ("resident", "termination-head")  # options with these values, which may be left out: --x, --no-x
 PresetName = Literal["car-racing", "doom"]
 
 
@@ -80,8 +94,30 @@ class Output:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run(Output):
-    """Earlier runs and output.
+class DeviceOutput(Output):
+    """Device and output.
+
+    Args:
+        device: device of the model, its data and its dreams; auto: an NVIDIA GPU if there is one, else the CPU; mps: the GPU of
+            a Mac (not run by us).
+        threads: CPU threads of torch; None: one for each core. Another number may change the last bits of results.
+    """
+
+    device: Device = "auto"
+    threads: int | None = None
+
+    def choose_device(self, threads: int | None = None) -> torch.device:
+        """Set the number of threads, ``threads`` unless the user has chosen another one, and return the device."""
+        if self.threads is not None:
+            threads = check_integer(self.threads, "threads", least=1)
+        if threads is not None:
+            torch.set_num_threads(threads)
+        return choose_device(self.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(DeviceOutput):
+    """Device, earlier runs and output.
 
     Args:
         overwrite: replace an earlier run in OUT; anything else there is an error.
@@ -105,12 +141,24 @@ class Run(Output):
     def config(self, on_progress: Listener | None = None) -> RunConfig:
         """Build the library's configuration of a run; ``resume`` takes precedence over ``overwrite``."""
         overwrite = self.overwrite and not self.resume
-        return RunConfig(overwrite=overwrite, threads=self.threads, break_lock=self.break_lock, on_progress=on_progress)
+        self.work["records"] = 0
+
+        def listen(progress: Progress) -> None:
+            self.work["records"] += 1
+            if on_progress is not None:
+                on_progress(progress)
+
+        return RunConfig(overwrite=overwrite, threads=self.threads, break_lock=self.break_lock, on_progress=listen)
+
+    @cached_property
+    def work(self) -> dict[str, int]:
+        """Number of progress records of the run since `config`; empty before."""
+        return {}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRun(Run):
-    """Earlier runs and output.
+    """Device, earlier runs and output.
 
     Args:
         tensorboard: write TensorBoard scalars (extra: tensorboard).
@@ -124,19 +172,29 @@ class TrainingRun(Run):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeviceOption:
-    """Device.
+class SearchRun(Run):
+    """Device, earlier runs and output."""
 
-    Args:
-        device: device of the model, its data and its dreams; auto: an NVIDIA GPU if there is one, else the CPU; mps: the GPU of
-            a Mac (not run by us).
-    """
+    def start(self, out: str, log_name: str) -> Path:
+        """Prepare OUT, the directory of a controller, before a search, and return the path of the search's log.
 
-    device: Device = "auto"
+        The log is next to OUT, which holds only a controller. ``overwrite`` takes effect only when a search starts.
+        """
+        log = Path(out).with_name(f"{Path(out).name}.{log_name}")
+        if log.exists() and (self.resume or not self.overwrite):
+            return log
+        prepare_directory(out, marker=CONTROLLER_FILE, format=CONTROLLER_FORMAT, overwrite=self.overwrite)
+        record_run(out)
+        return log
 
-    def choose(self) -> torch.device:
-        """Return the device."""
-        return choose_device(self.device)
+    def saving(self, out: str) -> RunConfig:
+        """Build the configuration of a search that writes its best controller to OUT after each test."""
+
+        def save(progress: Progress) -> None:
+            if "test" in progress.metrics:
+                progress.result.save_pretrained(out, overwrite=True)
+
+        return self.config(save)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,20 +225,34 @@ class EnvironmentOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DreamKind:
+class DreamRules:
     """Dreams.
 
     Args:
         termination: sample: a dream ends with probability p at each step; threshold: it ends when p > 0.5.
         precision: precision of M's matrix products in dreams; auto: bfloat16 if the device has units for it.
+        reward: name "module:function" of a function that replaces all rewards; see `worldmodel.dream.rewards`.
     """
 
     termination: TerminationRule = "sample"
     precision: Precision = "float32"
+    reward: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DreamKind(DreamRules):
+    """Dreams.
+
+    Args:
+        reward_mode: expected: a step pays the mean of the reward that M predicts; sampled: a sample of it, so that returns
+            spread as real ones do.
+    """
+
+    reward_mode: RewardMode = "expected"
 
     def dreams(self, world: WorldModel, num_dreams: int, *, temperature: float) -> Dreams:
         """Make dreams of this kind."""
-        return Dreams(world, num_dreams, temperature=temperature, termination=self.termination, precision=self.precision)
+        return Dreams(world, num_dreams, temperature=temperature, **asdict(self))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,20 +279,29 @@ class Command:
         """Whether to print JSON."""
         return bool(getattr(self, "output", Output()).json)
 
+    @property
+    def was_complete(self) -> bool:
+        """Whether `run` found a complete run in its output directory, and had nothing to do."""
+        output = getattr(self, "output", None)
+        return isinstance(output, Run) and output.work.get("records") == 0
+
     def run(self) -> Result:
         """Do the work and return what to print."""
         raise NotImplementedError
 
     @classmethod
     def translate(cls, words: Sequence[str]) -> list[str]:
-        """Replace options of earlier versions by today's: ``--resident`` and ``--no-resident`` had no value."""
+        """Give options whose value is True, False or None, such as ``--no-termination-head``, the value that they imply."""
         translated: list[str] = []
         for position, word in enumerate(words):
             following = words[position + 1] if position + 1 < len(words) else ""
-            if word == "--no-resident":
-                translated += ["--resident", "False"]
+            name = word.removeprefix("--no-").removeprefix("--")
+            if name not in TRUE_FALSE_NONE or not word.startswith("--"):
+                translated.append(word)
+            elif word.startswith("--no-"):
+                translated += [f"--{name}", "False"]
             else:
-                translated += [word, "True"] if word == "--resident" and following not in TRUTH else [word]
+                translated += [word, "True"] if following not in TRUTH else [word]
         return translated
 
     @classmethod
@@ -237,6 +318,52 @@ class Command:
     def of_preset(cls, preset: Preset) -> Self:
         """Return the command with the numbers of a preset; required options that it lacks are ``tyro.MISSING``."""
         raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingCommand(Command):
+    """A training on stores of episodes.
+
+    Args:
+        data: directories of episodes, all of one environment.
+        out: directory for the model; the training state is in OUT/training.
+        preset: use the numbers of an experiment as defaults; explicit options take precedence.
+        initial: directory of a model to start from; its sizes are kept and the options for them ignored.
+        seed: seed of the split, the weights and the batches.
+    """
+
+    RESUME = "The same command, without --overwrite, resumes the training."
+
+    data: tuple[str, ...]
+    out: str
+    preset: PresetName | None = None
+    initial: str | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchCommand(Command):
+    """A search of a controller in dreams.
+
+    Args:
+        model: world model directory.
+        out: directory for the controller; the state of the search is next to it, in OUT.search.safetensors or, of PPO, in
+            OUT.ppo.safetensors.
+        preset: use the numbers of an experiment as defaults; explicit options take precedence.
+        temperature: of the dreams; above 1 they are more random than M predicts.
+        seed: seed of everything that is sampled.
+    """
+
+    RESUME = (
+        "OUT holds the best controller tested so far; if none was tested, it is unchanged. "
+        "The same command, without --overwrite, resumes the search."
+    )
+
+    model: str
+    out: str
+    preset: PresetName | None = None
+    temperature: float = 1.0
+    seed: int = 0
 
 
 def given(words: Sequence[str], option: str) -> str | None:

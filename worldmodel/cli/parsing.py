@@ -23,9 +23,12 @@ REWORDED = (  # parts of tyro's and Python's messages, and what this program say
     (r"^Error parsing (--\S+): (.*)$", r"\1: \2"),
     (r"^Error parsing [\w-]+: (.*)$", r"\1"),  # a configuration that refuses a value names the field itself
     (r"^invalid choice (.*) for argument '(--\S+)'\. Expected one of \((.*)\)\.$", r"\2: expected one of \3, got \1"),
-    (r"^Missing from .*?: (--\S+).*$", r"\1: required, got nothing"),
+    (r"^Missing from .*?: (--\S+|[A-Z]+\b).*$", r"\1: required, got nothing"),
     (r"^Missing from .*?: (.*)$", r"required: \1"),
+    (r"^Missing value for argument '(--\S+)'.*$", r"\1: expected a value, got nothing"),
 )
+UNKNOWN = "Unrecognized options: "
+SIMILAR = ("Perhaps you meant:", "Arguments similar to ")  # titles of tyro's suggestions
 
 
 def explain(error: BaseException) -> str:
@@ -80,16 +83,27 @@ def one_line(text: str) -> str:
     if not text.lstrip().startswith("╭"):  # where the terminal has no such characters, the title is a section
         del sections[0]
     message = " ".join(sections[0])
+    if message.startswith(UNKNOWN):
+        message = unknown_options(message.removeprefix(UNKNOWN).split(", "))
     for pattern, replacement in REWORDED:
         message, changed = re.subn(pattern, replacement, message)
         if changed:
             break
-    message = message[:1].lower() + message[1:]
+    if not message[:2].isupper():
+        message = message[:1].lower() + message[1:]
     for section in sections[1:]:
-        if section[:1] == ["Perhaps you meant:"]:
+        if section and section[0].startswith(SIMILAR):
             near = [line.split()[0] for line in section[1:] if line.startswith("--")]
             message += f"; perhaps you meant {' or '.join(near)}"
     return message
+
+
+def unknown_options(words: Sequence[str]) -> str:
+    """Return the message for words that no option takes; the value of an unknown option is not another one."""
+    options = [word.partition("=")[0] for word in words if re.match(r"-+[^\d.]", word)]
+    if not options:
+        return f"expected no more words, got {' '.join(words)}"
+    return f"unknown option{'s' if len(options) > 1 else ''} {', '.join(options)}"
 
 
 def completion(shell: str, commands: Mapping[str, type[Command]]) -> str:

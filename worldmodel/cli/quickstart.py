@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import gymnasium as gym
-import torch
 from tyro.conf import OmitArgPrefixes as Flat
 
 import worldmodel as wm
 from worldmodel.cli.iterate import report
-from worldmodel.cli.options import Command, DeviceOption, Result, Run
+from worldmodel.cli.options import Command, Result, Run
 from worldmodel.data import EpisodeFailure, rollouts
 from worldmodel.experiments import best_round
 from worldmodel.rng import EVALUATION_STREAM, derive_seed
@@ -28,8 +27,7 @@ class Quickstart(Command):
         out: output directory; the same command resumes an interrupted run.
         max_rounds: maximum number of rounds.
         seed: seed of the complete run.
-        where: device.
-        output: earlier runs and output.
+        output: device, earlier runs and output.
     """
 
     RESUME = "The same command resumes the run."
@@ -38,7 +36,6 @@ class Quickstart(Command):
     out: str = "runs/quickstart"
     max_rounds: int = 5
     seed: int = 0
-    where: Flat[DeviceOption] = field(default_factory=DeviceOption)
     output: Flat[Run] = field(default_factory=Run)
 
     def run(self) -> Result:
@@ -46,7 +43,6 @@ class Quickstart(Command):
         require_extras("search", "plots")
         from worldmodel.plots import draw_report, save_figure  # after the check of its extra
 
-        torch.set_num_threads(1)  # small matrices: a second thread gains little, and costs much on a busy machine
         began = time.monotonic()
         target = gym.spec(self.env).reward_threshold
         rounds = wm.iterate(
@@ -55,7 +51,7 @@ class Quickstart(Command):
             target=target,
             config=wm.IterationConfig(max_rounds=self.max_rounds),
             seed=self.seed,
-            device=self.where.choose(),
+            device=self.output.choose_device(threads=1),  # small matrices: a second thread gains little
             run=self.output.config(),
         )
         best = best_round(rounds)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from tyro.conf import OmitArgPrefixes as Flat
 
 import worldmodel as wm
-from worldmodel.cli.options import Command, DeviceOption, Output, Result
+from worldmodel.cli.options import Command, DeviceOutput, Result
 from worldmodel.data import Episode
 from worldmodel.dream import Agent
 from worldmodel.envs import DOOM_ACTIONS
@@ -36,8 +36,7 @@ class Reproduce(Command):
         episodes: an earlier collection by worldmodel collect --preset with the same seed; None: OUT/episodes.
         workers: worker processes for the real environment.
         video: write films (extra: video).
-        where: device.
-        output: output.
+        output: device and output.
     """
 
     RESUME = "The same command resumes the experiment."
@@ -50,14 +49,13 @@ class Reproduce(Command):
     episodes: str | None = None
     workers: int = 2
     video: bool = True
-    where: Flat[DeviceOption] = field(default_factory=DeviceOption)
-    output: Flat[Output] = field(default_factory=Output)
+    output: Flat[DeviceOutput] = field(default_factory=DeviceOutput)
 
     def run(self) -> Result:
         """Run the experiment."""
         require_extras(*(("video",) if self.video else ()), advice="or give --no-video")
         keep_freed_memory()
-        device = self.where.choose()
+        device = self.output.choose_device()
         experiment = Reproduction(
             small(self.PRESET) if self.scale == "small" else self.PRESET,
             Path(self.out),
@@ -102,8 +100,7 @@ class CarRacing(Command):
         seed: seed of the complete run.
         workers: worker processes for the final test.
         video: write films (extra: video).
-        where: device.
-        output: output.
+        output: device and output.
     """
 
     RESUME = "The same command resumes the experiment."
@@ -114,14 +111,13 @@ class CarRacing(Command):
     seed: int = 0
     workers: int = 2
     video: bool = True
-    where: Flat[DeviceOption] = field(default_factory=DeviceOption)
-    output: Flat[Output] = field(default_factory=Output)
+    output: Flat[DeviceOutput] = field(default_factory=DeviceOutput)
 
     def run(self) -> Result:
         """Run the experiment."""
         require_extras(*(("video",) if self.video else ()), advice="or give --no-video")
         keep_freed_memory()
-        device = self.where.choose()
+        device = self.output.choose_device()
         preset = small_loop(self.PRESET) if self.scale == "small" else self.PRESET
         experiment = LoopExperiment(preset, Path(self.out), seed=self.seed, device=device, workers=self.workers)
         about = {"command": command_line(), "commit": source_commit() or "unknown", "device": str(device)}

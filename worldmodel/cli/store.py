@@ -3,32 +3,49 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 from tyro.conf import OmitArgPrefixes as Flat
 
 from worldmodel.cli.options import Command, Flag, Output, Result
-from worldmodel.data import EpisodeStore, Problem, repair, verify
+from worldmodel.data import EpisodeStore, Problem, describe_conversion, repair, verify
+from worldmodel.runtime import require_extras
+
+StorePath = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PATH")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inspect(Command):
-    """Print a summary of a store of episodes.
+    """Print a summary of a store of episodes; of a converted one, what was found and assumed, too.
 
     Args:
         path: directory of the store.
+        plot: also draw lengths, rewards, actions, ranges, constants, choices, gaps and frames to this PNG file.
         output: output.
     """
 
-    path: tyro.conf.Positional[str]
+    path: StorePath
+    plot: str | None = None
     output: Flat[Output] = field(default_factory=Output)
 
     def run(self) -> Result:
         """Inspect."""
-        data = summary(EpisodeStore.open(self.path))
-        width = max(map(len, data)) + 2
-        return Result("\n".join(f"{name.replace('_', ' '):{width}}{value}" for name, value in data.items()), data)
+        if self.plot is not None:
+            require_extras("plots")
+        store = EpisodeStore.open(self.path)
+        data = summary(store)
+        listed = {name: value for name, value in data.items() if name != "conversion"}
+        width = max(map(len, listed)) + 2
+        lines = [f"{name.replace('_', ' '):{width}}{value}" for name, value in listed.items()]
+        if "conversion" in data:
+            lines.append(describe_conversion(store))
+        if self.plot is not None:
+            from worldmodel.plots import draw_store, save_figure
+
+            save_figure(draw_store(store), self.plot)
+            lines.append(f"plot: {self.plot}")
+        return Result("\n".join(lines), data | ({} if self.plot is None else {"plot": self.plot}))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +57,7 @@ class Verify(Command):
         output: output.
     """
 
-    path: tyro.conf.Positional[str]
+    path: StorePath
     output: Flat[Output] = field(default_factory=Output)
 
     def run(self) -> Result:
@@ -60,7 +77,7 @@ class Repair(Command):
         output: output.
     """
 
-    path: tyro.conf.Positional[str]
+    path: StorePath
     break_lock: Flag = False
     output: Flat[Output] = field(default_factory=Output)
 
@@ -74,6 +91,8 @@ class Repair(Command):
 def summary(store: EpisodeStore) -> dict[str, Any]:
     """Return the content of a store, JSON-serialisable."""
     data: dict[str, Any] = {"episodes": len(store), "steps": store.num_steps}
+    if store.unfinished is not None:
+        data["unfinished"] = store.unfinished
     if len(store):
         lengths = store.lengths
         data["lengths"] = f"{lengths.min()} to {lengths.max()}, mean {lengths.mean():.1f}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import tyro
@@ -12,12 +11,12 @@ from typing_extensions import Self
 from tyro.conf import OmitArgPrefixes as Flat
 
 import worldmodel as wm
-from worldmodel.agents import CONTROLLER_FILE, CONTROLLER_FORMAT, SEARCH_FILE, ControllerConfig, RealPopulation, load_agent
-from worldmodel.cli.options import Command, DeviceOption, DreamKind, EnvironmentOptions, PresetName, Result, Run, given
+from worldmodel.agents import SEARCH_FILE, ControllerConfig, RealPopulation, load_agent
+from worldmodel.cli.options import DreamKind, EnvironmentOptions, Result, SearchCommand, SearchRun, given
 from worldmodel.dream import score, time_limit, usual_horizon
 from worldmodel.evaluation import EvaluationConfig
 from worldmodel.experiments import Preset
-from worldmodel.runtime import Progress, WorkerConfig, prepare_directory, record_run
+from worldmodel.runtime import WorkerConfig
 
 REAL_TESTS = 64  # real episodes in a test, unless --test-dreams says otherwise
 SCORED_DREAMS = 1024
@@ -25,14 +24,10 @@ SEARCH = wm.SearchConfig(population=32, generations=50, patience=3, test_dreams=
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainController(Command):
+class TrainController(SearchCommand):
     """Search a controller by evolution, in dreams or in the real environment (--env), and write it as a directory.
 
     Args:
-        model: world model directory.
-        out: directory of the controller; the state of the search is in OUT.search.safetensors.
-        preset: use the numbers of an experiment as defaults; explicit options take precedence.
-        temperature: of the dreams; above 1 they are more random than M predicts.
         env: Gymnasium id; search in this real environment instead of dreams.
         workers: worker processes for --env; 0: none; the result is the same.
         step_timeout: seconds after which a step of --env counts as hanging and ends the search with an error that names the
@@ -40,37 +35,25 @@ class TrainController(Command):
         rollouts: dreams, or real episodes, per candidate.
         initial: directory of a controller to start from; its architecture is kept.
         horizon: longest episode, in steps; None: the limit of the environment.
-        seed: seed of the search and of its episodes.
-        search: numbers of the search. In the real environment a test has 64 episodes by default.
+        search: numbers of the search. The tests choose the best controller; the output then scores it on 1,024 other dreams,
+            whatever --test-dreams is. With --env a test has 64 real episodes by default.
         controller: kind of controller.
-        kind: end and precision of dreams.
+        kind: end, precision and rewards of dreams.
         environment: arguments of the environment.
-        where: device.
-        output: earlier runs and output.
+        output: device, earlier runs and output.
     """
 
-    RESUME = (
-        "OUT holds the best controller tested so far; if none was tested, it is unchanged. "
-        "The same command, without --overwrite, resumes the search."
-    )
-
-    model: str
-    out: str
-    preset: PresetName | None = None
-    temperature: float = 1.0
     env: str | None = None
     workers: int = 0
     step_timeout: float | None = None
     rollouts: int = 8
     initial: str | None = None
     horizon: int | None = None
-    seed: int = 0
     search: Flat[wm.SearchConfig] = SEARCH
     controller: Flat[ControllerConfig] = field(default_factory=ControllerConfig)
     kind: Flat[DreamKind] = field(default_factory=DreamKind)
     environment: Flat[EnvironmentOptions] = field(default_factory=EnvironmentOptions)
-    where: Flat[DeviceOption] = field(default_factory=DeviceOption)
-    output: Flat[Run] = field(default_factory=Run)
+    output: Flat[SearchRun] = field(default_factory=SearchRun)
 
     @classmethod
     def defaults(cls, words: Sequence[str]) -> Self | None:
@@ -95,7 +78,7 @@ class TrainController(Command):
     def run(self) -> Result:
         """Search."""
         self.search.require_packages()
-        device = self.where.choose()
+        device = self.output.choose_device()
         world = wm.WorldModel.from_pretrained(self.model, device=device)
         dreams = self.kind.dreams(world, self.search.population * self.rollouts, temperature=self.temperature)
         worlds: wm.Dreams | RealPopulation = dreams
@@ -103,40 +86,26 @@ class TrainController(Command):
         horizon = self.horizon
         if env is not None:
             workers = WorkerConfig(num_workers=self.workers, step_timeout=self.step_timeout)
-            worlds = RealPopulation(world, env, rollouts=self.rollouts, workers=workers)
+            worlds = RealPopulation(world, env, rollouts=self.rollouts, workers=workers, reward=self.kind.reward)
         if horizon is None:
             horizon = usual_horizon(world) if env is None else time_limit(env)
         start = load_agent(self.initial, device=device) if self.initial else self.controller
-
-        def save(progress: Progress) -> None:
-            if "test" in progress.metrics:  # save the best so far, in case the search is interrupted
-                progress.result.save_pretrained(self.out, overwrite=True)
-
         with self.output.writing(self.out):
-            run, log = self.output.config(save), self.prepare()
+            run, log = self.output.saving(self.out), self.output.start(self.out, SEARCH_FILE)
             found = wm.evolve(worlds, start, config=self.search, horizon=horizon, seed=self.seed, log=log, run=run)
             found.save_pretrained(self.out, overwrite=True)
         return self.report(found, world, dreams, horizon)
-
-    def prepare(self) -> Path:
-        """Prepare OUT before the search, and return the path of the search's log."""
-        log = Path(self.out).with_name(f"{Path(self.out).name}.{SEARCH_FILE}")  # next to OUT, which holds only a controller
-        if log.exists() and (self.output.resume or not self.output.overwrite):  # --overwrite took effect when it started
-            return log
-        prepare_directory(self.out, marker=CONTROLLER_FILE, format=CONTROLLER_FORMAT, overwrite=self.output.overwrite)
-        record_run(self.out)
-        return log
 
     def report(self, found: wm.Controller, world: wm.WorldModel, dreams: wm.Dreams, horizon: int) -> Result:
         """Score the controller."""
         lines = [f"parameters    {found.num_parameters}"]
         data: dict[str, Any] = {"parameters": found.num_parameters}
         if self.env:
-            tested, env = EvaluationConfig(num_episodes=REAL_TESTS), self.environment.of(self.env)
+            tested, env = EvaluationConfig(num_episodes=REAL_TESTS, reward=self.kind.reward), self.environment.of(self.env)
             evaluation = wm.evaluate(found, world, env=env, config=tested, seed=self.seed)
             lines.append(str(evaluation))
             data |= {name: getattr(evaluation, name).to_json() for name in ("real", "dream", "random")}
-        elif world.mdnrnn.reward_head is not None:
+        elif world.mdnrnn.reward_head is not None or self.kind.reward is not None:
             scores = score(dreams.variant(num_dreams=SCORED_DREAMS), found, horizon=horizon, seed=self.seed)
             lines.append(f"dream return  {scores} at temperature {self.temperature:g}")
             data["dream"] = scores.to_json()

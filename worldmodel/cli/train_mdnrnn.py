@@ -9,7 +9,7 @@ from typing_extensions import Self
 from tyro.conf import OmitArgPrefixes as Flat
 
 import worldmodel as wm
-from worldmodel.cli.options import Command, DeviceOption, PresetName, Result, TrainingRun
+from worldmodel.cli.options import Result, TrainingCommand, TrainingRun
 from worldmodel.experiments import Preset
 from worldmodel.mixtures import LIKELIHOODS
 from worldmodel.models import Vision
@@ -17,35 +17,23 @@ from worldmodel.runtime import keep_freed_memory
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainMdnrnn(Command):
+class TrainMdnrnn(TrainingCommand):
     """Train M on one or several stores of episodes, also V if it is not a VAE, and write a world model directory.
 
     Args:
-        data: directories written by worldmodel collect or worldmodel encode, all of one environment.
-        out: directory for the world model; the training state is in OUT/training.
-        preset: use the numbers of an experiment as defaults; explicit options take precedence.
-        initial: world model directory to start from; its sizes are kept and the options for them ignored.
         vision: directory written by worldmodel train-vae; required for images.
-        seed: seed of the split, the weights and the batches.
+        test_data: directories of episodes to test on, which are not trained on; none: a part of DATA.
         mdnrnn: architecture and loss of M.
         windows: windows and batches.
         training: updates and learning rate.
-        where: device.
-        output: earlier runs and output.
+        output: device, earlier runs and output.
     """
 
-    RESUME = "The same command, without --overwrite, resumes the training."
-
-    data: tuple[str, ...]
-    out: str
-    preset: PresetName | None = None
-    initial: str | None = None
     vision: str | None = None
-    seed: int = 0
+    test_data: tuple[str, ...] = ()
     mdnrnn: Flat[wm.MDNRNNConfig] = field(default_factory=wm.MDNRNNConfig)
     windows: Flat[wm.DataConfig] = field(default_factory=wm.DataConfig)
     training: Flat[wm.TrainingConfig] = field(default_factory=wm.TrainingConfig)
-    where: Flat[DeviceOption] = field(default_factory=DeviceOption)
     output: Flat[TrainingRun] = field(default_factory=TrainingRun)
 
     @classmethod
@@ -59,7 +47,7 @@ class TrainMdnrnn(Command):
     def run(self) -> Result:
         """Train M."""
         keep_freed_memory()
-        device = self.where.choose()
+        device = self.output.choose_device()
         initial = wm.WorldModel.from_pretrained(self.initial, device=device) if self.initial else None
         world = wm.fit(
             self.data,
@@ -69,6 +57,7 @@ class TrainMdnrnn(Command):
             training_config=self.training,
             vision=Vision.from_pretrained(self.vision) if self.vision else None,
             initial=initial,
+            test_data=self.test_data or None,
             seed=self.seed,
             device=device,
             run=self.output.config(),
@@ -79,10 +68,11 @@ class TrainMdnrnn(Command):
 def report(world: wm.WorldModel, out: str) -> Result:
     """Describe held-out losses, baselines and calibration."""
     training, baselines = world.provenance["training"], world.provenance["baselines"]
-    calibration = world.provenance.get("calibration") or {}
+    calibration, floors = world.provenance.get("calibration") or {}, world.provenance.get("entropy_floor", {})
     lines = ["layout of z", *(f"  {line}" for line in str(world.layout).splitlines())]
     for metric, unit in LIKELIHOODS.items():
         rows = {"this model": training["best_metrics"].get(metric), **(baselines if metric == "nll_per_dim" else {})}
+        rows |= {"entropy of V's z": floors[metric]} if metric in floors else {}
         if any(value is not None for value in rows.values()):
             lines.append(f"held-out negative log-likelihood, {unit}")
             for name, value in rows.items():

@@ -3,45 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import tyro
 from typing_extensions import Self
 from tyro.conf import OmitArgPrefixes as Flat
 
 import worldmodel as wm
-from worldmodel.cli.options import Command, DeviceOption, PresetName, Result, TrainingRun
+from worldmodel.cli.options import Result, TrainingCommand, TrainingRun
+from worldmodel.data import EpisodeStore
 from worldmodel.experiments import Preset
 from worldmodel.runtime import keep_freed_memory
+from worldmodel.spaces import find_images, without_leaves
+from worldmodel.training import train_cameras
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainVae(Command):
-    """Train V for images on one or several stores of episodes and write it as a directory.
+class TrainVae(TrainingCommand):
+    """Train V for images on one or several stores of episodes and write it as a directory; a V for each of several cameras.
 
     Args:
-        data: directories written by worldmodel collect, all of one environment.
-        out: directory for V; the training state is in OUT/training.
-        preset: use the numbers of an experiment as defaults; explicit options take precedence.
-        initial: directory of a V to start from; its sizes are kept and the options for them ignored.
-        seed: seed of the split, the weights and the order of the frames.
         vae: sizes and loss of V.
         frames: batches of frames.
         training: updates and learning rate.
-        where: device.
-        output: earlier runs and output.
+        output: device, earlier runs and output.
     """
 
-    RESUME = "The same command, without --overwrite, resumes the training."
-
-    data: tuple[str, ...]
-    out: str
-    preset: PresetName | None = None
-    initial: str | None = None
-    seed: int = 0
     vae: Flat[wm.VAEConfig] = field(default_factory=wm.VAEConfig)
     frames: Flat[wm.FrameConfig] = field(default_factory=wm.FrameConfig)
     training: Flat[wm.TrainingConfig] = field(default_factory=wm.TrainingConfig)
-    where: Flat[DeviceOption] = field(default_factory=DeviceOption)
     output: Flat[TrainingRun] = field(default_factory=TrainingRun)
 
     @classmethod
@@ -54,6 +44,9 @@ class TrainVae(Command):
         """Train V."""
         keep_freed_memory()
         initial = wm.ConvVAE.from_pretrained(self.initial) if self.initial else None
+        space = without_leaves(EpisodeStore.open(self.data[0]).observation_space, self.frames.leave_out)
+        if initial is None and len(find_images(space)) > 1:
+            return self._train_cameras()
         vision = wm.train_vae(
             self.data,
             out=self.out,
@@ -62,15 +55,39 @@ class TrainVae(Command):
             training_config=self.training,
             initial=initial,
             seed=self.seed,
-            device=self.where.choose(),
+            device=self.output.choose_device(),
             run=self.output.config(),
         )
-        training, latents = vision.provenance["training"], vision.provenance["latents"]
-        lines = [
-            "held-out frames",
-            *(f"  {name.replace('_', ' '):<18}  {value:.3f}" for name, value in training["best_metrics"].items()),
-            f"latents: {latents['size']}, in use over these frames {latents['in_use']}, kept {latents['kept']}",
-            f"updates {training['updates']}, best at {training['best_update']}, {training['seconds']:.1f} s",
-            f"V: {self.out}",
-        ]
-        return Result("\n".join(lines), {"training": training, "latents": latents, "vision": self.out})
+        return Result("\n".join([*report(vision.provenance), f"V: {self.out}"]), self._data(vision.provenance))
+
+    def _train_cameras(self) -> Result:
+        """Train a V for each of several images."""
+        cameras = train_cameras(
+            self.data,
+            out=self.out,
+            config=self.vae,
+            frame_config=self.frames,
+            training_config=self.training,
+            seed=self.seed,
+            device=self.output.choose_device(),
+            run=self.output.config(),
+        )
+        lines, data = [], {}
+        for path, provenance in cameras.provenance["cameras"].items():
+            lines += [f"camera {path}", *report(provenance)]
+            data[path] = self._data(provenance)
+        return Result("\n".join([*lines, f"V: {self.out}"]), {"cameras": data, "vision": self.out})
+
+    def _data(self, provenance: dict[str, Any]) -> dict[str, Any]:
+        return {"training": provenance["training"], "latents": provenance["latents"], "vision": self.out}
+
+
+def report(provenance: dict[str, Any]) -> list[str]:
+    """Describe the training of one V."""
+    training, latents = provenance["training"], provenance["latents"]
+    return [
+        "held-out frames",
+        *(f"  {name.replace('_', ' '):<18}  {value:.3f}" for name, value in training["best_metrics"].items()),
+        f"latents: {latents['size']}, in use over these frames {latents['in_use']}, kept {latents['kept']}",
+        f"updates {training['updates']}, best at {training['best_update']}, {training['seconds']:.1f} s",
+    ]

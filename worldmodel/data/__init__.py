@@ -1,7 +1,8 @@
 """Real episodes: how they are collected, stored, verified and read.
 
 `collect` plays an environment and writes an `EpisodeStore`, a directory that stays readable after a kill and can be resumed,
-verified and repaired. ``rollouts`` yields episodes without storing them. This package does not import models: a store of
+verified and repaired. `from_arrays`, `from_csv`, `from_parquet`, `from_hdf5`, `from_lerobot` and `from_video` convert recorded
+data. ``rollouts`` yields episodes without storing them. This package does not import models: a store of
 encoded episodes records only the fingerprint of V, so data can be read without the model.
 
 Example:
@@ -31,8 +32,23 @@ if TYPE_CHECKING:
     from worldmodel.data.env_factory import env_maker as env_maker
     from worldmodel.data.env_factory import make_env as make_env
     from worldmodel.data.episode import Episode as Episode
+    from worldmodel.data.episode import as_flag as as_flag
     from worldmodel.data.episode import as_reward as as_reward
     from worldmodel.data.episode import check_episode as check_episode
+    from worldmodel.data.formats.arrays import from_arrays as from_arrays
+    from worldmodel.data.formats.config import Columns as Columns
+    from worldmodel.data.formats.config import ConversionConfig as ConversionConfig
+    from worldmodel.data.formats.conversion import describe_conversion as describe_conversion
+    from worldmodel.data.formats.conversion import describe_number as describe_number
+    from worldmodel.data.formats.csv_files import from_csv as from_csv
+    from worldmodel.data.formats.hdf5 import from_hdf5 as from_hdf5
+    from worldmodel.data.formats.lerobot import from_lerobot as from_lerobot
+    from worldmodel.data.formats.parquet import from_parquet as from_parquet
+    from worldmodel.data.formats.parquet import to_parquet as to_parquet
+    from worldmodel.data.formats.video import from_video as from_video
+    from worldmodel.data.inspecting import Number as Number
+    from worldmodel.data.inspecting import StoreSummary as StoreSummary
+    from worldmodel.data.inspecting import summarise_store as summarise_store
     from worldmodel.data.noise import ActionNoise as ActionNoise
     from worldmodel.data.noise import NoiseProcess as NoiseProcess
     from worldmodel.data.noise import SlowDriver as SlowDriver
@@ -68,7 +84,16 @@ else:
             "collection": "EpisodeCollection permuted split_episodes",
             "compression": "pack unpack",
             "env_factory": "EnvConfig EnvMaker env_maker make_env",
-            "episode": "Episode as_reward check_episode",
+            "episode": "Episode as_flag as_reward check_episode",
+            "formats.arrays": "from_arrays",
+            "formats.config": "Columns ConversionConfig",
+            "formats.conversion": "describe_conversion describe_number",
+            "formats.csv_files": "from_csv",
+            "formats.hdf5": "from_hdf5",
+            "formats.lerobot": "from_lerobot",
+            "formats.parquet": "from_parquet to_parquet",
+            "formats.video": "from_video",
+            "inspecting": "Number StoreSummary summarise_store",
             "noise": "ActionNoise NoiseProcess SlowDriver",
             "policies": "BrownianPolicy CyclicPolicy POLICIES Policy RandomPolicy RepeatPolicy SweepPolicy make_policy",
             "reading": "describe_recipe",

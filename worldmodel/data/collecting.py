@@ -76,8 +76,9 @@ def collect(
 ) -> EpisodeStore:
     """Collect episodes 0..num_episodes-1 into the store ``out``, or those of them that it does not hold yet.
 
-    An interrupted collection keeps the finished episodes (``kill -9`` costs the last seconds). Called again with the same
-    recipe (environment, its arguments and wrappers, policy, seed, max_steps), it collects the missing ones. Failed episodes are
+    An interrupted collection keeps the finished episodes (``kill -9`` costs the last seconds), and `EpisodeStore.unfinished`
+    says that it is incomplete. A call that fails before it has an episode leaves no files. Called again with the same recipe
+    (environment, its arguments and wrappers, policy, seed, max_steps), it collects the missing ones. Failed episodes are
     listed in ``store.failures`` and tried again by the next call. A callable policy is known by its ``description`` or, lacking
     that, its qualified name.
 
@@ -111,19 +112,41 @@ def collect(
         recipe = runner.recipe() if encoder is None else encoder.recipe(runner.recipe())
         make_spaces = partial(_spaces, runner, encoder, pool)
         store = open_or_create(Path(out), make_spaces, recipe, run=run, found=runner.found)
-        done = set(store.episode_ids.tolist())
-        missing = [k for k in range(num_episodes) if k not in done]
-        if missing:
-            _require_spaces(store, make_spaces())
-            _require_time_limit(store, runner.found())
-            sample = SAMPLE if encoder is not None or find_images(store.observation_space) else 0
-            results = _results(runner, missing, pool, encoder, sample)
-            writer = EpisodeWriter(store, max_bytes=FLUSH_BYTES, total=len(missing), sample=sample)
-            with run.reporter() as report:
-                _collect_missing(writer, results, num_episodes - len(missing), num_episodes, report)
+        try:
+            _complete(store, runner, num_episodes, pool, encoder, run)
+        except BaseException:
+            if len(store) == 0:
+                with contextlib.suppress(OSError):  # the first error matters more
+                    store.remove()
+            raise
     finally:
         runner.close()
     return store
+
+
+def _complete(
+    store: EpisodeStore,
+    runner: Runner,
+    num_episodes: int,
+    workers: WorkerConfig,
+    encoder: EpisodeEncoder | None,
+    run: RunConfig,
+) -> None:
+    """Collect the episodes that a store lacks, and mark it as unfinished meanwhile."""
+    done = set(store.episode_ids.tolist())
+    missing = [k for k in range(num_episodes) if k not in done]
+    if missing:
+        _require_spaces(store, _spaces(runner, encoder, workers))
+        _require_time_limit(store, runner.found())
+        store.mark_unfinished(
+            f"the collection of {num_episodes} episodes was interrupted; the same call or command completes it"
+        )
+        sample = SAMPLE if encoder is not None or find_images(store.observation_space) else 0
+        results = _results(runner, missing, workers, encoder, sample)
+        writer = EpisodeWriter(store, max_bytes=FLUSH_BYTES, total=len(missing), sample=sample)
+        with run.reporter() as report:
+            _collect_missing(writer, results, num_episodes - len(missing), num_episodes, report)
+    store.mark_unfinished(None)
 
 
 def open_or_create(

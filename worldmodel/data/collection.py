@@ -75,7 +75,8 @@ class EpisodeCollection(ReadableEpisodes):
         stores = [EpisodeStore.open(path) for path in paths]
         for store in stores:
             if store.unfinished is not None:
-                warnings.warn(f"{store.path}: expected a complete store, but {store.unfinished}", UserWarning, stacklevel=2)
+                found = f"{store.path}: expected a complete store, got {len(store)} episodes"
+                warnings.warn(f"{found}: {store.unfinished}", UserWarning, stacklevel=2)
         return cls(stores, min_length=min_length, leave_out=leave_out)
 
     def __repr__(self) -> str:

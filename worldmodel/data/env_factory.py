@@ -12,7 +12,7 @@ from typing import Any
 import gymnasium as gym
 
 from worldmodel.data.action_repeat import ActionRepeat
-from worldmodel.runtime import check_integers, check_names, describe, jsonable
+from worldmodel.runtime import check_integers, check_names, describe, jsonable, missing_extra
 
 EnvMaker = Callable[..., gym.Env]
 
@@ -78,8 +78,13 @@ class EnvConfig:
 def make_env(
     env: str | EnvMaker, env_kwargs: Mapping[str, Any] | None = None, wrappers: Sequence[Callable[[gym.Env], gym.Env]] = ()
 ) -> gym.Env:
-    """Build one environment, wrapped; a ValueError names an unknown id."""
-    built = env_maker(env)(**(env_kwargs or {}))
+    """Build one environment, wrapped; a ValueError names an unknown id, an ImportError the extra that it needs."""
+    try:
+        built = env_maker(env)(**(env_kwargs or {}))
+    except gym.error.DependencyNotInstalled as error:
+        if "gymnasium[box2d]" in str(error):
+            raise missing_extra("box2d") from error
+        raise
     for wrapper in wrappers:
         built = wrapper(built)
     return built

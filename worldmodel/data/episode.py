@@ -78,11 +78,34 @@ def as_reward(value: Any) -> float:
         ValueError: if it is no number or several.
     """
     array = np.asarray(value)
-    if array.size != 1 or array.dtype.kind not in "biuf":
+    if array.size != 1 or array.dtype.kind not in "biuf" or np.ma.is_masked(value):
         raise ValueError(
             f"reward: expected one number per step, got {value!r}; combine several in a wrapper of the environment"
         )
     return float(array.reshape(-1)[0])
+
+
+def as_flag(value: Any, name: str) -> bool:
+    """Return ``terminated`` or ``truncated`` as a bool; 0, 1 and arrays that hold a single one of them are accepted.
+
+    Raises:
+        ValueError: if it is anything else, whose truth Python would invent: None, NaN, 2, "no".
+    """
+    array = np.asarray(value)
+    if array.size != 1 or array.dtype.kind not in "biuf" or np.ma.is_masked(value) or array.reshape(-1)[0] not in (0, 1):
+        raise ValueError(f"{name}: expected a bool at each step, got {value!r}")
+    return bool(array.reshape(-1)[0])
+
+
+def unmasked(value: Any, name: str) -> np.ndarray:
+    """Return numbers as an array, whose mask NumPy would drop.
+
+    Raises:
+        ValueError: if a number is masked.
+    """
+    if np.ma.is_masked(value):
+        raise ValueError(f"{name}: expected numbers, got masked ones, which an array cannot keep; fill them in")
+    return np.asarray(value)
 
 
 def check_episode(episode: Episode, observation_space: gym.Space[Any], action_space: gym.Space[Any]) -> None:
@@ -103,13 +126,13 @@ def check_episode(episode: Episode, observation_space: gym.Space[Any], action_sp
     name = f"episode {episode.episode_id}"
     _check_leaves(f"{name} observations", episode.observations, observation_space)
     _check_leaves(f"{name} actions", episode.actions, action_space)
-    _check_rewards(f"{name} rewards", np.asarray(episode.rewards))
+    _check_rewards(f"{name} rewards", unmasked(episode.rewards, f"{name} rewards"))
     for kind in ("rewards", "terminations", "truncations"):
         shape = np.shape(getattr(episode, kind))
         if shape != (len(episode),):
             raise ValueError(f"{name} {kind}: expected shape ({len(episode)},), got {shape}")
     for kind in ("terminations", "truncations"):
-        flags = np.asarray(getattr(episode, kind))
+        flags = unmasked(getattr(episode, kind), f"{name} {kind}")
         if flags.dtype.kind not in "biuf" or not np.isin(flags, (0, 1)).all():
             raise ValueError(f"{name} {kind}: expected bool, got {flags.dtype}")
         early = np.flatnonzero(getattr(episode, kind)[:-1])
@@ -140,7 +163,8 @@ def _check_leaves(name: str, value: Value, space: gym.Space[Any]) -> None:
     if set(expected) != set(given):
         raise ValueError(f"{name}: expected leaves {sorted(expected)}, got {sorted(given)}")
     for path, leaf_space in expected.items():
-        _check_leaf(f"{name} {path}".strip(), np.asarray(given[path]), leaf_space)
+        leaf_name = f"{name} {path}".strip()
+        _check_leaf(leaf_name, unmasked(given[path], leaf_name), leaf_space)
 
 
 def _check_leaf(name: str, leaf: np.ndarray, space: gym.Space[Any]) -> None:

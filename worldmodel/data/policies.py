@@ -18,7 +18,7 @@ from gymnasium import spaces
 
 from worldmodel.data.noise import SlowDriver
 from worldmodel.runtime import check_integer
-from worldmodel.spaces import Value
+from worldmodel.spaces import Value, sample_value
 
 Policy = Callable[[Value], Any]
 
@@ -27,7 +27,7 @@ MAX_HOLD = 100  # steps for which "repeat-long" holds an action at most
 
 
 class RandomPolicy:
-    """Independent random actions, sampled by Gymnasium's ``Space.sample``.
+    """Independent random actions, sampled as by Gymnasium's ``Space.sample`` (see `worldmodel.spaces.sample_value`).
 
     Uniform in discrete spaces and between finite bounds. A dimension of a Box without bounds is
     standard normal. One with a single bound is that bound plus or minus a standard exponential.
@@ -50,7 +50,7 @@ class RandomPolicy:
     def __call__(self, observation: Value) -> Any:
         """Sample an action; ignores the observation."""
         _require_reset(self._rng)
-        return self._space.sample()
+        return sample_value(self._space)
 
 
 class RepeatPolicy:

@@ -17,7 +17,7 @@ import gymnasium as gym
 import numpy as np
 
 from worldmodel.data.env_factory import EnvConfig, EnvMaker, env_maker
-from worldmodel.data.episode import Episode, as_reward, check_episode
+from worldmodel.data.episode import Episode, as_flag, as_reward, check_episode, unmasked
 from worldmodel.data.policies import POLICIES, Policy, make_policy
 from worldmodel.data.time_limits import TIME_LIMIT, find_time_limit
 from worldmodel.rng import POLICY_STREAM, episode_seed
@@ -154,6 +154,7 @@ class Runner:
             observation, reward, terminated, truncated, _ = env.step(action)
             observations.append(self._kept(observation))
             rewards.append(as_reward(reward))
+            terminated, truncated = as_flag(terminated, "terminated"), as_flag(truncated, "truncated")
             step_size = step_size or _size(observations[-1]) + _size(actions[-1])
             if len(rewards) == LONG_EPISODE:
                 _warn_long(episode_id, step_size)
@@ -164,8 +165,8 @@ class Runner:
             observations=stack_values(observations),
             actions=stack_values(actions),
             rewards=np.array(rewards, dtype=np.float64),
-            terminations=last & bool(terminated),
-            truncations=last & bool(truncated),
+            terminations=last & terminated,
+            truncations=last & truncated,
             episode_id=episode_id,
             seed=seed,
         )
@@ -224,7 +225,7 @@ def spaces_of(runner: Runner, workers: WorkerConfig) -> dict[str, gym.Space[Any]
 
 
 def _copy(value: Any) -> Any:
-    return map_leaves(np.array, value)
+    return map_leaves(lambda leaf: np.array(unmasked(leaf, "value")), value)
 
 
 def _size(value: Any) -> int:

@@ -31,7 +31,7 @@ import numpy as np
 from worldmodel.data.compression import PIECE, fill, pack, stream, unpack
 from worldmodel.data.episode import Episode
 from worldmodel.data.shard_table import COLUMNS, NO_SEED, Leaf, Shard, read_column, read_packed, write_column, write_packed
-from worldmodel.runtime import InvalidFileError, check_regular, file_errors, parse_json
+from worldmodel.runtime import InvalidFileError, check_regular, file_errors, open_regular, parse_json
 from worldmodel.runtime import NewerVersionError as NewerVersionError
 from worldmodel.spaces import build_value, is_image, leaf_values, leaves, space_from_json, space_to_json
 
@@ -200,7 +200,7 @@ class Schema:
         """
         found = {}
         try:
-            with open(path, "rb", buffering=0) as file:
+            with open_regular(path) as file:
                 size = os.fstat(file.fileno()).st_size
                 for leaf, offset in zip(self.leaves, shard.offsets, strict=True):
                     if leaf.name not in shard.packed and offset + (stop - start) * leaf.row_bytes > size:
@@ -236,7 +236,7 @@ class Schema:
         """
         length = int(shard.lengths[position])
         value = zlib.crc32(f"{shard.episode_ids[position]} {length} {shard.seeds[position]}".encode())
-        with open(path, "rb", buffering=0) as file:
+        with open_regular(path) as file:
             for leaf, offset in sorted(zip(self.leaves, shard.offsets, strict=True), key=lambda each: each[0].name):
                 rows = length + leaf.extra
                 value = zlib.crc32(f"{leaf.name} {leaf.dtype.name} {(rows, *leaf.shape)}".encode(), value)

@@ -39,6 +39,7 @@ from worldmodel.runtime import (
     is_being_replaced,
     local_path,
     locked,
+    other_output,
     prepare_directory,
     write_bytes,
 )
@@ -109,7 +110,8 @@ class EpisodeStore(ReadableEpisodes):
         path = local_path(path)
         if not (path / MANIFEST).is_file():
             hint = f"; its shards exist: {_REBUILD}" if shards.files(path / SHARDS) else ""
-            raise FileNotFoundError(f"{path / MANIFEST}: expected the manifest of an episode store, got none{hint}")
+            found = hint or other_output(path)
+            raise FileNotFoundError(f"{path / MANIFEST}: expected the manifest of an episode store, got none{found}")
         try:
             content = files.read_json(path / MANIFEST, format=FORMAT, version=VERSION)
             with file_errors(path / MANIFEST, "an undamaged manifest"):
@@ -170,7 +172,7 @@ class EpisodeStore(ReadableEpisodes):
 
     @property
     def unfinished(self) -> str | None:
-        """Reason why the store is incomplete, as after a killed import; None if it is complete or of a growing collection."""
+        """Reason why the store is incomplete, as after a killed collection or import; None if it is complete."""
         return self._unfinished
 
     @property
@@ -264,6 +266,11 @@ class EpisodeStore(ReadableEpisodes):
         with locked(self.path):
             self._unfinished = reason
             self._write_manifest(self._index)
+
+    def remove(self) -> None:
+        """Remove the files of the store; its directory stays."""
+        with locked(self.path):
+            prepare_directory(self.path, marker=MANIFEST, format=FORMAT, overwrite=True, replaces=OUTPUTS)
 
     def holds(self, episode: Episode) -> bool:
         """Return whether the store holds an episode with the same content."""

@@ -19,7 +19,7 @@ from worldmodel.dream.policies import agent_of
 from worldmodel.dream.rewards import REWARD_MODES, Reward, RewardMode, UserReward
 from worldmodel.dream.tracking import primed_states
 from worldmodel.mixtures import check_temperature, shared_draws
-from worldmodel.models import State, WorldModel, draw_latent
+from worldmodel.models import State, WorldModel, draw_latent, require_world
 from worldmodel.rng import Streams, fill_normal, fill_uniform
 from worldmodel.runtime import check_integer, resolve_precision
 from worldmodel.spaces import Value
@@ -65,6 +65,7 @@ class Dreams(BatchedWorld):
         reward: Reward | None = None,
         reward_mode: RewardMode = "expected",
     ):
+        require_world(world)
         num_dreams = check_integer(num_dreams, "num_dreams", least=1)
         num_groups = check_integer(num_groups, "num_groups", least=1)
         if num_dreams % num_groups:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from worldmodel.dream.agent import LatentState, Policy
 from worldmodel.dream.policies import agent_of
-from worldmodel.models import State, WorldModel
+from worldmodel.models import State, WorldModel, require_world
 from worldmodel.runtime import Listener, Progress, check_integer
 from worldmodel.spaces import Value, as_tuples, map_leaves
 
@@ -83,6 +83,7 @@ class BatchedWorld(abc.ABC):
     """
 
     def __init__(self, world: WorldModel, batch_size: int):
+        require_world(world)
         self.world, self.batch_size = world, batch_size
 
     @abc.abstractmethod

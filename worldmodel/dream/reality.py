@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldmodel.data import EnvConfig, EnvMaker, as_reward
+from worldmodel.data import EnvConfig, EnvMaker, as_flag, as_reward
 from worldmodel.dream.agent import LatentState
 from worldmodel.dream.horizon import check_action_repeat
 from worldmodel.dream.latent_world import BatchedWorld
@@ -129,7 +129,7 @@ class Reality(BatchedWorld):
         self._watch.step()
         try:
             return self._checked(self._envs[k].reset(seed=seed)[0], k)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise RuntimeError(f"env: expected to reset episode {k} (seed {seed}), but that failed: {error!r}") from error
 
     def _checked(self, observation: Value, k: int) -> Value:
@@ -147,15 +147,15 @@ class Reality(BatchedWorld):
         try:
             observation, reward, terminated, truncated, _ = self._envs[k].step(action)
             self._observations[k] = self._checked(observation, k)
-            number = as_reward(reward)
+            number, ended = as_reward(reward), as_flag(terminated, "terminated") or as_flag(truncated, "truncated")
             if not np.isfinite(number):
                 raise ValueError(f"expected a finite reward, got {reward}")
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             seed = episode_seed(self._seed, k)
             raise RuntimeError(
                 f"env: expected to step episode {k} (seed {seed}), but step {self._steps} failed: {error!r}"
             ) from error
-        return number, terminated or truncated or self._steps == self._max_steps
+        return number, ended or self._steps == self._max_steps
 
 
 def _row(leaf: Any, k: int) -> np.ndarray | np.generic:

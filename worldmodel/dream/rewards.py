@@ -147,7 +147,9 @@ def check_rewards(world: WorldModel, reward: UserReward | None) -> None:
     low, high = model.reward_low.item(), model.reward_high.item()
     if low != high or (low != 0 and model.termination_head is not None):
         return
+    better = "with rewards" if low == 0 else "in which episodes terminate, such as longer ones or of another policy ('repeat')"
+    ends = "" if model.termination_head is not None else " and that predicts no terminations"
     raise ValueError(
         f"dreams: expected rewards that depend on the actions, got a world model whose data had the reward {low:g} at every "
-        f"step; collect data with rewards, {fix}"
+        f"step{ends}; collect data {better}, {fix}"
     )

@@ -25,6 +25,7 @@ from worldmodel.models import (
     encode_episodes,
     encoded_form,
     latent_features,
+    require_world,
 )
 from worldmodel.rng import Streams, box_muller
 from worldmodel.runtime import check_integer, check_integers, check_numbers
@@ -91,6 +92,7 @@ class StartBank:
     @classmethod
     def of(cls, world: WorldModel) -> StartBank:
         """Use the first frames that are saved with the world model; M's state is zero."""
+        require_world(world)
         return cls(world.start_mean, world.start_log_variance, world.mdnrnn.initial_state(len(world.start_mean)))
 
     @classmethod
@@ -243,6 +245,7 @@ class StartBank:
 
 def _open(world: WorldModel, data: str | Path | Sequence[str | Path]) -> EpisodeCollection:
     """Open stores without the leaves that the world model's data lack."""
+    require_world(world)
     stores = [EpisodeStore.open(path) for path in ([data] if isinstance(data, (str, Path)) else data)]
     return EpisodeCollection(stores, leave_out=known_leaves(stores[0].observation_space, world.left_out))
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from worldmodel.dream.agent import LatentState
 from worldmodel.dream.seeding import EpisodeSeeds, Rows
-from worldmodel.models import MDNRNN, State, WorldModel, draw_latent
+from worldmodel.models import MDNRNN, State, WorldModel, draw_latent, require_world
 from worldmodel.runtime import check_integer
 from worldmodel.spaces import Value, as_numbers, check_float32_range, leaf_values, map_leaves, select_leaves
 
@@ -41,6 +41,7 @@ class LatentTracker:
     """
 
     def __init__(self, world: WorldModel, num_episodes: int = 1):
+        require_world(world)
         num_episodes = check_integer(num_episodes, "num_episodes", least=1)
         self.world, self.num_episodes = world, num_episodes
         self._seeds = EpisodeSeeds(num_episodes, world.device)

@@ -1,7 +1,8 @@
 """Scores of agents in the real environment, in dreams and against random play; faithfulness of dreams.
 
 `evaluate` scores one agent everywhere. `probe` asks whether dreams rank fixed policies as the real environment does, which
-tells whether a search in these dreams can succeed. Evaluation uses agents, dreams and data, and none of them imports it, so
+tells whether a search in these dreams can succeed. `likelihood` and `open_loop` score a world on held-out episodes without an
+environment. Evaluation uses agents, dreams and data, and none of them imports it, so
 no score can leak into training.
 
 Example:
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
     from worldmodel.evaluation.faithfulness import Probe as Probe
     from worldmodel.evaluation.faithfulness import fixed_policies as fixed_policies
     from worldmodel.evaluation.faithfulness import probe as probe
+    from worldmodel.evaluation.forecasting import OpenLoop as OpenLoop
+    from worldmodel.evaluation.forecasting import crps as crps
+    from worldmodel.evaluation.forecasting import open_loop as open_loop
+    from worldmodel.evaluation.held_out import Likelihood as Likelihood
+    from worldmodel.evaluation.held_out import likelihood as likelihood
     from worldmodel.evaluation.replaying import replay as replay
     from worldmodel.evaluation.reward_replays import RewardReplays as RewardReplays
     from worldmodel.evaluation.reward_replays import replay_rewards as replay_rewards
@@ -32,6 +38,8 @@ else:
             "config": "EvaluationConfig",
             "evaluating": "Evaluation evaluate",
             "faithfulness": "Probe fixed_policies probe",
+            "forecasting": "OpenLoop crps open_loop",
+            "held_out": "Likelihood likelihood",
             "replaying": "replay",
             "reward_replays": "RewardReplays replay_rewards",
         },

@@ -34,7 +34,7 @@ from worldmodel.dream import (
     time_limit,
 )
 from worldmodel.evaluation.config import EvaluationConfig
-from worldmodel.models import WorldModel
+from worldmodel.models import WorldModel, require_world
 from worldmodel.rng import EVALUATION_STREAM, PROBE_STREAM, derive_seed
 from worldmodel.runtime import Progress, RunConfig, WorkerConfig, explains_keywords
 
@@ -76,7 +76,7 @@ def fixed_policies(action_space: gym.Space, names: Sequence[str] | None = None) 
             sweeps = {f"sweeps of {hold}": _cyclic([start, start + count - 1], hold) for hold in SWEEPS}
     elif isinstance(action_space, spaces.Box) and action_space.is_bounded() and len(action_space.shape) == 1:
         low, high = action_space.low, action_space.high
-        centre = ((low + high) / 2).astype(action_space.dtype)
+        centre = _centre(low, high)
         held["centre"] = centre
         for axis in range(len(centre)):
             for name, bounds in (("low", low), ("high", high)):
@@ -88,6 +88,13 @@ def fixed_policies(action_space: gym.Space, names: Sequence[str] | None = None) 
     for name, max_repeat in HOLDS.items():
         found[name] = FixedPolicy(RepeatPolicy(action_space, max_repeat=max_repeat), _repeated(max_repeat))
     return found | sweeps
+
+
+def _centre(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Middle of two bounds in their own dtype, in which their sum may overflow."""
+    if np.issubdtype(low.dtype, np.integer):
+        return low // 2 + high // 2 + (low % 2 + high % 2) // 2
+    return low / 2 + high / 2
 
 
 def _cyclic(actions: Sequence[Any], hold: int = 1) -> FixedPolicy:
@@ -182,6 +189,7 @@ def probe(
         ValueError: if world and environment do not belong together, the world has no reward head, or a number is out of range.
         RuntimeError: if the environment raises; names the episode.
     """
+    require_world(world)
     config, pool, real_env = config or EvaluationConfig(), WorkerConfig.of(workers), EnvConfig.of(env)
     if world.mdnrnn.reward_head is None:
         raise ValueError("world: expected a world model that predicts rewards, got one without a reward head")

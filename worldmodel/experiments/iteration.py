@@ -31,6 +31,7 @@ import torch
 
 from worldmodel.agents import (
     CONTROLLER_FILE,
+    PPO_FILE,
     SEARCH_FILE,
     LatentPolicy,
     copy_for_training,
@@ -334,6 +335,7 @@ class _Loop:
             config=preset.ppo,
             horizon=options.test_horizon or time_limit(self.env),
             seed=seed,
+            log=self.out / f"round-{number}" / PPO_FILE,
             run=self._within(number),
         )
         return improved

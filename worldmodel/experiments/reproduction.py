@@ -27,7 +27,17 @@ from typing import Any
 
 import torch
 
-from worldmodel.agents import CONTROLLER_FILE, SEARCH_FILE, LatentPolicy, RealPopulation, evolve, has_agent, load_agent, ppo
+from worldmodel.agents import (
+    CONTROLLER_FILE,
+    PPO_FILE,
+    SEARCH_FILE,
+    LatentPolicy,
+    RealPopulation,
+    evolve,
+    has_agent,
+    load_agent,
+    ppo,
+)
 from worldmodel.data import EnvConfig, Episode, EpisodeCollection, Runner, collect, rollouts, split_episodes
 from worldmodel.dream import Agent, Dreams, Scores, StartBank, score
 from worldmodel.evaluation import EvaluationConfig, probe
@@ -40,6 +50,7 @@ from worldmodel.training import MetricsLog, encode_store, fit, train_vae
 
 EXPERIMENT_FORMAT, EXPERIMENT_VERSION = "worldmodel.experiment", 1
 EXPERIMENT_FILE, RESULTS_FILE = "experiment.json", "results.json"
+ALL_ROWS = 2**31  # a search that resumes does not write the rows of its log again
 OUTPUTS = (  # pictures and films are the program's
     *(EXPERIMENT_FILE, "episodes", "vae", "encoded", "world", "probe.json", "probe.txt", "temperature-*", "stages.json"),
     *(RESULTS_FILE, TABLE_FILE, "*.png", "*.mp4", ".*.tmp"),
@@ -207,7 +218,7 @@ class Reproduction:
                 workers=self.workers,
                 run=self.run_config.within(report),
             )
-        (self.out / "probe.txt").write_text(f"{found}\n", encoding="utf-8")
+        files.write_bytes(self.out / "probe.txt", f"{found}\n".encode())
         write_scores(path, found.to_json())
 
     def search(self, temperature: float, repeat: int = 0) -> Agent:
@@ -237,7 +248,7 @@ class Reproduction:
         files.discard_unfinished(directory / "evolved", marker=CONTROLLER_FILE)
         directory.mkdir(exist_ok=True)
         dreams = self._dreams(temperature, self.preset.rollouts * self.preset.search.population)
-        done = _last_generation(directory)
+        done = ALL_ROWS if (directory / SEARCH_FILE).is_file() else 0
         with (
             self.stages.timed(f"search {stage}"),
             MetricsLog(directory, done) as log,
@@ -263,11 +274,12 @@ class Reproduction:
         return controller
 
     def _improve(self, controller: Any, preset: ImprovementPreset, temperature: float, repeat: int) -> Any:
-        """Improve by PPO, in short dreams from real states; starts again after an interruption."""
+        """Improve by PPO, in short dreams from real states."""
         dreams, starts = self._dreams(temperature, preset.num_dreams), self.starts
         directory, stage = self._directory(temperature, repeat) / "ppo", self._stage(temperature, repeat)
         directory.mkdir(exist_ok=True)
-        with self.stages.timed(f"PPO {stage}"), MetricsLog(directory, 0) as log, self.run_config.reporter() as report:
+        done = ALL_ROWS if (directory / PPO_FILE).is_file() else 0
+        with self.stages.timed(f"PPO {stage}"), MetricsLog(directory, done) as log, self.run_config.reporter() as report:
 
             def on_iteration(found: Progress) -> None:
                 metrics = found.metrics
@@ -283,6 +295,7 @@ class Reproduction:
                 config=preset.ppo,
                 horizon=self.preset.max_steps,
                 seed=self._seed(repeat),
+                log=directory / PPO_FILE,
                 run=self.run_config.within(on_iteration, f"PPO at {stage}"),
             )
 
@@ -388,8 +401,3 @@ class Reproduction:
 def _held_out(provenance: Mapping[str, Any]) -> dict[str, Any]:
     """Return the best held-out metrics of a training."""
     return dict(provenance["training"]["best_metrics"])
-
-
-def _last_generation(directory: Path) -> int:
-    """Return the last update to keep in the log: all of them if a search is resumed, else none."""
-    return 2**31 if (directory / SEARCH_FILE).is_file() else 0

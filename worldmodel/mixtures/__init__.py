@@ -37,11 +37,13 @@ if TYPE_CHECKING:
     from worldmodel.mixtures.gaussian import categorical as categorical
     from worldmodel.mixtures.gaussian import check_temperature as check_temperature
     from worldmodel.mixtures.gaussian import shared_draws as shared_draws
+    from worldmodel.mixtures.heads import DEFAULT_MIN_SCALE as DEFAULT_MIN_SCALE
     from worldmodel.mixtures.heads import Factorization as Factorization
     from worldmodel.mixtures.heads import MixtureHead as MixtureHead
     from worldmodel.mixtures.heads import NoiseType as NoiseType
     from worldmodel.mixtures.heads import check_noise as check_noise
     from worldmodel.mixtures.heads import soft_floor as soft_floor
+    from worldmodel.mixtures.latent_head import CONSTANTS as CONSTANTS
     from worldmodel.mixtures.latent_head import LatentDistribution as LatentDistribution
     from worldmodel.mixtures.latent_head import LatentHead as LatentHead
     from worldmodel.mixtures.latent_head import latent_head_class as latent_head_class
@@ -67,8 +69,8 @@ else:
             "composite_head": "CompositeDistribution CompositeHead LIKELIHOODS SubHead",
             "discrete_heads": "Bits BitsHead ChoiceHead OneHot Segments",
             "gaussian": "GaussianMixture HALF_LOG_TWO_PI at_least_float32 categorical check_temperature shared_draws",
-            "heads": "Factorization MixtureHead NoiseType check_noise soft_floor",
-            "latent_head": "LatentDistribution LatentHead latent_head_class",
+            "heads": "DEFAULT_MIN_SCALE Factorization MixtureHead NoiseType check_noise soft_floor",
+            "latent_head": "CONSTANTS LatentDistribution LatentHead latent_head_class",
             "layout": "COPIED DENSITIES LatentLayout LatentPart PartKind",
             "mixed": "MixedDistribution",
             "network": "MixtureDensityNetwork",

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel.mixtures.gaussian import GaussianMixture, at_least_float32, check_temperature, shared_draws
-from worldmodel.mixtures.heads import Factorization, MixtureHead, NoiseType, sample_raw_mixture, soft_floor
+from worldmodel.mixtures.heads import DEFAULT_MIN_SCALE, Factorization, MixtureHead, NoiseType, sample_raw_mixture, soft_floor
 from worldmodel.mixtures.initialization import fit_components
 from worldmodel.mixtures.reparameterization import reparameterize
 from worldmodel.rng import Source, fill_exponential, fill_normal
@@ -30,13 +30,19 @@ class AutoregressiveMixture:
     Args:
         raw: (..., 3, K, D) logits, means and raw log-scales where all earlier dimensions are 0.
         coupling: (3, K, D, D) change of these parameters of dimension d per unit of dimension j, zero unless j < d.
-        min_scale: floor of the sigmas.
+        min_scale: floor of the sigmas, a number or (D,).
         shift: (..., D), of what is sampled; None is 0.
         scale: (..., D), positive; None is 1.
     """
 
     def __init__(
-        self, raw: Tensor, coupling: Tensor, min_scale: float, *, shift: Tensor | None = None, scale: Tensor | None = None
+        self,
+        raw: Tensor,
+        coupling: Tensor,
+        min_scale: float | Tensor,
+        *,
+        shift: Tensor | None = None,
+        scale: Tensor | None = None,
     ):
         self.raw, self.coupling, self.min_scale = at_least_float32(raw), coupling, min_scale
         self.shift = raw.new_zeros(raw.shape[-1]) if shift is None else shift
@@ -119,12 +125,13 @@ class AutoregressiveMixture:
                     earlier = torch.stack(parts, dim=-1) @ self.coupling[:, :, d, :d].flatten(0, 1).t()
                 raw = raw + earlier.unflatten(-1, raw.shape[-2:])
             logits, mean, raw_log_scale = raw.unbind(dim=-2)
-            parts.append(_sample_number(logits, mean, raw_log_scale, self.min_scale, tau, gumbel[..., d], normal[..., d]))
+            floor = self.min_scale[d] if isinstance(self.min_scale, Tensor) else self.min_scale
+            parts.append(_sample_number(logits, mean, raw_log_scale, floor, tau, gumbel[..., d], normal[..., d]))
         return self.shift + self.scale * torch.stack(parts, dim=-1)
 
 
 def _sample_number(
-    logits: Tensor, mean: Tensor, raw_log_scale: Tensor, min_scale: float, tau: Tensor, gumbel: Tensor, normal: Tensor
+    logits: Tensor, mean: Tensor, raw_log_scale: Tensor, min_scale: float | Tensor, tau: Tensor, gumbel: Tensor, normal: Tensor
 ) -> Tensor:
     """Sample (...) from mixtures over one number with parameters (..., K), at temperatures tau (..., 1); differentiable."""
     positive = tau >= torch.finfo(logits.dtype).tiny  # below it, 1 / tau overflows
@@ -172,26 +179,30 @@ class AutoregressiveHead(MixtureHead):
                 "latent_head: expected factorization 'per_dimension' and noise_type 'diagonal' with 'AutoregressiveHead', got "
                 f"{config.factorization.value!r} and {config.noise_type.value!r}"
             )
-        return cls(in_features, dim, config.num_components, min_scale=config.min_scale)
+        least = DEFAULT_MIN_SCALE if config.min_scale is None else config.min_scale
+        return cls(in_features, dim, config.num_components, min_scale=least)
 
     @property
     def target_weight(self) -> Tensor:
         """Coefficients (O, D) of the target in the raw outputs; zero for the target's own and later dimensions."""
         return self.coupling * self.mask
 
-    def initialise(self, features: Tensor, target: Tensor, ridge: Tensor) -> None:
+    def initialise(self, features: Tensor, target: Tensor, ridge: Tensor, *, fit_floors: bool = False) -> None:
         """Start from mixtures of linear regressions on features and earlier dimensions; see ``initialization.py``."""
-        components = fit_components(features, target, ridge, self.num_components, autoregressive=True)
-        self.start_from(components)
+        used = ridge.isfinite()
+        components = fit_components(features[:, used], target, ridge[used], self.num_components, autoregressive=True)
+        self.start_from(components, used)
         with torch.no_grad():
             self.coupling[: sum(self._sizes[:2])] = torch.cat(
                 [components.gate_coupling.flatten(0, 1), components.coupling.flatten(0, 1)]
             )
+        if fit_floors:
+            self.fit_floors(components.spread)
 
     def forward(self, features: Tensor) -> AutoregressiveMixture:  # type: ignore[override]
         """Turn features (..., F) into a batch of distributions with batch shape (...)."""
         raw = at_least_float32(self.linear(features)).unflatten(-1, (3, self.num_components, self.dim))
-        return AutoregressiveMixture(raw, self.target_weight.unflatten(0, raw.shape[-3:]), self.min_scale)
+        return AutoregressiveMixture(raw, self.target_weight.unflatten(0, raw.shape[-3:]), self.floor)
 
     def sample_raw(self, raw: Tensor, *, temperature: float | Tensor, uniform: Tensor, normal: Tensor) -> Tensor:
         """Sample (B, D), one dimension after the other. See `LatentHead.sample_raw`."""
@@ -200,13 +211,14 @@ class AutoregressiveHead(MixtureHead):
         found = raw.new_empty(len(raw), self.dim)
         for d in range(self.dim):
             own = slice(d, d + 1)
+            floor = self.floor[own] if isinstance(self.floor, Tensor) else self.floor
             now = parameters[..., d]  # (B, 3, K)
             if d > 0:
                 earlier = torch.einsum("bj,pkj->bpk", found[:, :d], coupling[:, :, d, :d].to(found.dtype))
                 now = now + earlier
             logits, mean, raw_log_scale = now.unsqueeze(-1).unbind(dim=1)  # (B, K, 1)
             found[:, own] = sample_raw_mixture(
-                logits, mean, raw_log_scale, self.min_scale,
+                logits, mean, raw_log_scale, floor,
                 temperature=temperature, uniform=uniform[:, own], normal=normal[:, own],
             )  # fmt: skip
         return found

@@ -6,7 +6,7 @@ of densities and of probabilities, so its parts are reported by kind (`Composite
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -175,20 +175,20 @@ class CompositeHead(LatentHead, registered=False):
         origin = features.new_zeros((), dtype=dtype).expand(*features.shape[:-1], self.dim)
         return CompositeDistribution(parts, self._copied_columns, origin)
 
-    @property
-    def below_scale(self) -> float:
-        """That of the head of the densities."""
-        return cast(LatentHead, self.heads["densities"]).below_scale if "densities" in self.heads else 1.0
+    def constants(self) -> dict[str, Any]:
+        """Those of the head of the densities."""
+        return cast(LatentHead, self.heads["densities"]).constants() if "densities" in self.heads else {}
 
-    @below_scale.setter
-    def below_scale(self, value: float) -> None:
+    def set_constants(self, values: Mapping[str, Any]) -> None:
+        """Set those of the head of the densities; see `LatentHead.set_constants`."""
         if "densities" in self.heads:
-            cast(LatentHead, self.heads["densities"]).below_scale = value
+            cast(LatentHead, self.heads["densities"]).set_constants(values)
 
-    def initialise(self, features: Tensor, target: Tensor, ridge: Tensor) -> None:
+    def initialise(self, features: Tensor, target: Tensor, ridge: Tensor, *, fit_floors: bool = False) -> None:
         """Start the head of the densities from data; see `LatentHead.initialise`."""
         if "densities" in self.heads:
-            cast(LatentHead, self.heads["densities"]).initialise(features, target[:, self._columns("densities")], ridge)
+            own = target[:, self._columns("densities")]
+            cast(LatentHead, self.heads["densities"]).initialise(features, own, ridge, fit_floors=fit_floors)
 
     @property
     def linear(self) -> nn.Linear:  # type: ignore[override]

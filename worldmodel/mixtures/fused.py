@@ -147,7 +147,7 @@ class _HeadsLoss(torch.autograd.Function):
             sums += _losses(raw, terms, columns, part, gradient)
             if gradient:
                 _add_coupling_gradients(by_coupling, raw, terms, columns, part)
-                by_bias += raw.sum(dim=0)
+                by_bias += raw.t() @ raw.new_ones(len(raw))  # faster than a sum over rows
                 slope = raw.to(dtype)
                 by_weight += slope.t() @ seen
                 for term, own in zip(terms, columns, strict=True):

@@ -34,6 +34,7 @@ from __future__ import annotations
 
 import enum
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -42,10 +43,14 @@ from torch import Tensor, nn
 from worldmodel.mixtures.gaussian import HALF_LOG_TWO_PI, GaussianMixture, at_least_float32
 from worldmodel.mixtures.initialization import Components, fit_components, fit_joint_components
 from worldmodel.mixtures.latent_head import LatentHead
-from worldmodel.runtime import check_integer
+from worldmodel.runtime import check_integer, check_number
 
 LARGEST_LOG_VARIANCE = 80.0  # of the network's raw output: e^80 is still finite in float32
 BELOW_ONE = 1 - 2.0**-22  # a uniform number times this times a sum is less than the sum, in float32 too
+
+
+DEFAULT_MIN_SCALE = 0.03  # of a configuration that leaves ``min_scale`` open
+FLOOR_OF_SPREAD, LOWEST_FLOOR = 0.3, 0.1  # fitted floors: a part of the spread, and at least this part of ``min_scale``
 
 
 class NoiseType(str, enum.Enum):
@@ -80,8 +85,10 @@ def check_noise(noise_type: NoiseType, fixed_noise_level: float | None, min_scal
         raise ValueError(f"min_scale: expected a positive number, got {min_scale}")
 
 
-def soft_floor(raw_log_scale: Tensor, min_scale: float) -> Tensor:
-    """Log of sqrt(exp(2 s) + min_scale^2): the log-scale s with a soft floor, in the shape of s."""
+def soft_floor(raw_log_scale: Tensor, min_scale: float | Tensor) -> Tensor:
+    """Log of sqrt(exp(2 s) + min_scale^2): log-scales s (..., K, D) with a soft floor, a number or (D,), in the shape of s."""
+    if isinstance(min_scale, Tensor):
+        return 0.5 * torch.logaddexp(2 * raw_log_scale, 2 * min_scale.to(raw_log_scale.dtype).log())
     return 0.5 * torch.logaddexp(2 * raw_log_scale, torch.full_like(raw_log_scale, 2 * math.log(min_scale)))
 
 
@@ -132,6 +139,7 @@ class MixtureHead(LatentHead):
             math.prod(self._noise_shape()),
         )
         self.linear = nn.Linear(in_features, sum(self._sizes))
+        self.register_buffer("floors", None, persistent=False)
         if self.noise_type is NoiseType.FULL and not per_dimension:
             self._start_without_correlation()
 
@@ -145,7 +153,7 @@ class MixtureHead(LatentHead):
             factorization=config.factorization,
             noise_type=config.noise_type,
             fixed_noise_level=config.fixed_noise_level,
-            min_scale=config.min_scale,
+            min_scale=DEFAULT_MIN_SCALE if config.min_scale is None else config.min_scale,
             below_scale=1 / dim if config.noise_type is NoiseType.FULL else 1.0,
         )
 
@@ -166,16 +174,23 @@ class MixtureHead(LatentHead):
         noise = noise.reshape(*leading, *self._noise_shape())
         if self.noise_type is NoiseType.FULL and self.factorization is Factorization.JOINT:
             return GaussianMixture(log_weights, mean, scale_tril=self._scale_tril(noise))
-        return GaussianMixture(log_weights, mean, soft_floor(noise, self.min_scale))
+        return GaussianMixture(log_weights, mean, soft_floor(noise, self.floor))
 
-    def initialise(self, features: Tensor, target: Tensor, ridge: Tensor) -> None:
+    def initialise(self, features: Tensor, target: Tensor, ridge: Tensor, *, fit_floors: bool = False) -> None:
         """Start from mixtures of linear regressions, so that no component dies; see ``initialization.py``."""
         fit = fit_components if self.factorization is Factorization.PER_DIMENSION else fit_joint_components
-        self.start_from(fit(features, target, ridge, self.num_components))
+        used = ridge.isfinite()
+        components = fit(features[:, used], target, ridge[used], self.num_components)
+        self.start_from(components, used)
+        if fit_floors:
+            self.fit_floors(components.spread)
 
     @torch.no_grad()
-    def start_from(self, components: Components) -> None:
-        """Set the weights of means, and the biases, to those of the components."""
+    def start_from(self, components: Components, used: Tensor) -> None:
+        """Set the biases, and the weights of the logits and means on the features that were ``used`` (F,), to the components.
+
+        The weights of the other features stay random; those of the means are scaled to the components' standard deviations.
+        """
         log_weights, log_scale = components.log_weights, components.log_scale
         if self.factorization is Factorization.JOINT:
             log_weights = log_weights[:, 0]
@@ -190,9 +205,10 @@ class MixtureHead(LatentHead):
             noise = log_scale
         self.linear.bias.copy_(torch.cat([part.flatten() for part in (log_weights, components.bias, noise)]))
         means = slice(self._sizes[0], sum(self._sizes[:2]))
-        self.linear.weight[means] = components.weight.flatten(0, 1)
+        self.linear.weight[means] *= components.log_scale.exp().flatten().unsqueeze(1)
+        self.linear.weight[means, used] = components.weight.flatten(0, 1)
         gate = components.gate if self.factorization is Factorization.PER_DIMENSION else components.gate[:, 0]
-        self.linear.weight[: self._sizes[0]] = gate.reshape(self._sizes[0], -1)
+        self.linear.weight[: self._sizes[0], used] = gate.reshape(self._sizes[0], -1)
 
     @torch.no_grad()
     def _start_without_correlation(self) -> None:
@@ -200,6 +216,38 @@ class MixtureHead(LatentHead):
         for parameter in (self.linear.weight, self.linear.bias):
             noise = parameter[sum(self._sizes[:2]) :].unflatten(0, (self.num_components, -1))
             noise[:, self.dim :] = 0
+
+    @torch.no_grad()
+    def fit_floors(self, spread: Tensor) -> None:
+        """Lower the floors of the sigmas where the data show less noise than ``min_scale``.
+
+        Args:
+            spread: (D,) smallest standard deviations of components, in the units of the target.
+        """
+        if self._noise_shape() == (self.num_components, self.dim):
+            floors = (FLOOR_OF_SPREAD * spread.float()).clamp(LOWEST_FLOOR * self.min_scale, self.min_scale)
+            self.floors = floors if bool((floors < self.min_scale).any()) else None
+
+    @property
+    def floor(self) -> float | Tensor:
+        """Floor of the sigmas: ``min_scale``, or (D,) those that `initialise` found."""
+        return self.min_scale if self.floors is None else self.floors
+
+    def constants(self) -> dict[str, Any]:
+        """Return ``below_scale`` if it is not 1, and the floors of the dimensions if they differ from ``min_scale``."""
+        found: dict[str, Any] = {} if self.below_scale == 1 else {"below_scale": self.below_scale}
+        return found if self.floors is None else found | {"floors": self.floors.tolist()}
+
+    def set_constants(self, values: Mapping[str, Any]) -> None:
+        """See `LatentHead.set_constants`."""
+        self.below_scale = float(check_number(values.get("below_scale", 1.0), "below_scale", "(0, inf)"))
+        floors = values.get("floors")
+        if floors is not None:
+            allowed = self.dim if self._noise_shape() == (self.num_components, self.dim) else 0
+            if not isinstance(floors, list) or len(floors) != allowed:
+                raise ValueError(f"floors: expected a list of {allowed} numbers, got {floors!r:.80}")
+            floors = torch.tensor([check_number(floor, "floors", "(0, inf)") for floor in floors], dtype=torch.float32)
+        self.floors = floors
 
     @property
     def numbers_per_sample(self) -> int:
@@ -225,12 +273,12 @@ class MixtureHead(LatentHead):
 
     def raw_nll(self, raw: Tensor, target: Tensor, *, gradient: bool) -> Tensor:
         """Sum -log p(target) over everything, in nats; see `LatentHead.raw_nll`."""
-        return raw_mixture_nll(*self._raw_parameters(raw), target, self.min_scale, gradient=gradient)
+        return raw_mixture_nll(*self._raw_parameters(raw), target, self.floor, gradient=gradient)
 
     def sample_raw(self, raw: Tensor, *, temperature: float | Tensor, uniform: Tensor, normal: Tensor) -> Tensor:
         """Sample (B, D); computes the scale of the sampled components only. See `LatentHead.sample_raw`."""
         parameters = self._raw_parameters(raw)
-        return sample_raw_mixture(*parameters, self.min_scale, temperature=temperature, uniform=uniform, normal=normal)
+        return sample_raw_mixture(*parameters, self.floor, temperature=temperature, uniform=uniform, normal=normal)
 
     def _raw_parameters(self, raw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Views of raw outputs (N, O): logits (N, K, D), or (N, K, 1) if joint, means and raw log-scales (N, K, D)."""
@@ -255,7 +303,7 @@ class MixtureHead(LatentHead):
     def _scale_tril(self, noise: Tensor) -> Tensor:
         """Build Cholesky factors (..., K, D, D) from (..., K, D (D + 1) / 2): first the D log-diagonals, then the rest."""
         log_diagonal, below = noise.split([self.dim, noise.shape[-1] - self.dim], dim=-1)
-        tril = torch.diag_embed(soft_floor(log_diagonal, self.min_scale).exp())
+        tril = torch.diag_embed(soft_floor(log_diagonal, self.floor).exp())
         row, column = torch.tril_indices(self.dim, self.dim, offset=-1, device=noise.device)
         tril[..., row, column] = self.below_scale * below
         return tril
@@ -304,7 +352,7 @@ def sample_raw_mixture(
     logits: Tensor,
     means: Tensor,
     raw_log_scales: Tensor,
-    min_scale: float,
+    min_scale: float | Tensor,
     *,
     temperature: float | Tensor,
     uniform: Tensor,

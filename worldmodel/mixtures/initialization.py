@@ -2,13 +2,15 @@ r"""Initial components of a mixture, fitted to training data in closed form.
 
 With random initial weights, all components start near 0 with a scale of 1, and gradients do the rest. That is slow where the
 mean depends on its inputs with large coefficients, and some components never win a target: the mixture ends in a local
-optimum with fewer components. Here the head starts from a *mixture of linear regressions* on its features, those of the
-untrained network:
+optimum with fewer components. Here the head starts from a *mixture of linear regressions* on its features:
 
-1. ridge regression of each dimension on the features (and, for autoregressive heads, on the dimensions before it);
-2. optimal clusters of its residuals. In one dimension k-means is solved exactly by dynamic programming (Wang & Song 2011), here
-   over `NUM_QUANTILES` quantiles: the cost of a cluster of sorted points is a difference of prefix sums;
-3. a few steps of EM, in which each component gets its own regression, if that is affordable.
+1. least trimmed squares finds one regression after the other, each on the steps that none before explains;
+2. what remains gets wide components: k-means clusters of the residuals. In one dimension k-means is solved exactly by dynamic
+   programming (Wang & Song 2011), here over `NUM_QUANTILES` quantiles: the cost of a cluster of sorted points is a difference
+   of prefix sums;
+3. a few steps of EM, in which each component gets its own regression and the weights depend on the features.
+
+If EM is too expensive, all components share one ridge regression and start at the clusters of its residuals.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ import torch
 from torch import Tensor
 
 NUM_QUANTILES = 200  # a cluster has at least one of them, so that a few outliers do not get a component of their own
-SMALLEST_SCALE = 0.1  # of an initial component, in the units of the target
+SMALLEST_SCALE = 0.1  # of a component in EM, in the units of the target
+LEAST_SCALE = 3e-3  # of an initial component with a weight of at least `LEAST_WEIGHT`
+LEAST_WEIGHT = 0.01  # of a component whose standard deviation tells how little noise there is
 SMALLEST_RIDGE = 1e-6
 EM_ITERATIONS = 14
 EM_OPERATIONS = 2e10  # multiplications that EM may take; at larger sizes the components share their regression
@@ -32,6 +36,8 @@ GATE_RIDGE, LARGEST_STEP = 1e-5, 8.0
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 NUM_ANCHORS = 8
 INLIER = 3.5
+MIN_REST, MAX_REST = 20, 2  # fewest unexplained rows that get components of their own, and the number of these
+WIDER = 1.5  # scale of a copied component, relative to the original
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,7 @@ class Components:
         weight: (K, D, F) coefficients of the features in the means.
         coupling: (K, D, D) coefficients of the target's earlier dimensions there; zeros unless autoregressive.
         log_scale: (K, D) of the residuals.
+        spread: (D,) smallest standard deviation of the residuals of a component that has a weight of at least `LEAST_WEIGHT`.
     """
 
     log_weights: Tensor
@@ -55,6 +62,7 @@ class Components:
     weight: Tensor
     coupling: Tensor
     log_scale: Tensor
+    spread: Tensor
 
 
 @torch.no_grad()
@@ -87,9 +95,9 @@ def fit_components(
         torch.stack([torch.nn.functional.pad(part[i], (0, f + d - part[i].shape[1] + 1)) for part in parts], dim=1)
         for i in (0, 1)
     )  # (K, D, F + D + 1), where the bias comes first
-    log_scale = torch.stack([part[2] for part in parts], dim=1)
+    log_scale, spread = (torch.stack([part[i] for part in parts], dim=-1) for i in (2, 3))
     split = [part for each in (logits, means) for part in (each[..., 0], each[..., 1 : f + 1], each[..., f + 1 :])]
-    return Components(*(part.to(target.dtype) for part in (*split, log_scale)))
+    return Components(*(part.to(target.dtype) for part in (*split, log_scale, spread)))
 
 
 def _moments(inputs: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,22 +108,23 @@ def _moments(inputs: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _cluster_residuals(
     inputs: Tensor, x: Tensor, ridge: Tensor, num_components: int, covariance: Tensor, with_target: Tensor, j: int
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Fit one regression for all components, and cluster its residuals; arguments and result are those of `_fit_dimension`."""
     f = inputs.shape[1]
     variance = covariance.diagonal()[:f]
     varies = variance > 1e-12  # constant inputs get no coefficient
     matrix = covariance[:f, :f] + torch.diag(torch.where(varies, ridge * variance, 1.0))
     slope = torch.linalg.solve(matrix, torch.where(varies, with_target[:f, j], 0.0))
-    log_weights, bias, log_scale = cluster(x - inputs @ slope, num_components)
+    residual = x - inputs @ slope
+    log_weights, bias, log_scale = cluster(residual, num_components)
     means = torch.cat([bias.unsqueeze(1), slope.expand(num_components, -1)], dim=1)
     logits = torch.zeros_like(means)
     logits[:, 0] = log_weights
-    return logits, means, log_scale
+    return logits, means, log_scale, residual.std()
 
 
-def _fit_dimension(inputs: Tensor, x: Tensor, ridge: Tensor, num_components: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Fit one target (N,) on inputs (N, F): logits (K, 1 + F) and means (K, 1 + F), the bias first, and log-scales (K,)."""
+def _fit_dimension(inputs: Tensor, x: Tensor, ridge: Tensor, num_components: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Fit one target (N,) on inputs (N, F): logits and means (K, 1 + F), the bias first, log-scales (K,) and the spread ()."""
     centre, spread = inputs.mean(dim=0), inputs.std(dim=0, correction=0)
     spread = torch.where(spread > 1e-6, spread, torch.inf)  # constant inputs get no coefficient
     design = torch.cat([(inputs - centre) / spread, inputs.new_ones(len(inputs), 1)], dim=1)  # (N, F + 1)
@@ -129,7 +138,8 @@ def _fit_dimension(inputs: Tensor, x: Tensor, ridge: Tensor, num_components: int
         solution = torch.stack([_ridge(design, x, each, ridge) for each in posterior])
         mass = posterior.sum(dim=1)
         square = (posterior * (x - (design @ solution.T).T).square()).sum(dim=1) / mass.clamp(min=1e-9)
-        log_scale = square.sqrt().clamp(min=SMALLEST_SCALE).log()
+        sure = mass >= LEAST_WEIGHT * len(x)  # else a component could collapse on a few rows
+        log_scale = torch.where(sure, square.sqrt().clamp(min=LEAST_SCALE), square.sqrt().clamp(min=SMALLEST_SCALE)).log()
         if number < GATES_FROM or num_components == 1:
             gates[:, -1] = ((mass + 0.01 * len(x)) / (len(x) * (1 + 0.01 * num_components))).log()
         else:
@@ -137,7 +147,7 @@ def _fit_dimension(inputs: Tensor, x: Tensor, ridge: Tensor, num_components: int
     weights = [each[:, :-1] / spread for each in (gates, solution)]
     biases = [each[:, -1:] - weight @ centre.unsqueeze(1) for each, weight in zip((gates, solution), weights, strict=True)]
     logits, means = (torch.cat(pair, dim=1) for pair in zip(biases, weights, strict=True))
-    return logits, means, log_scale
+    return logits, means, log_scale, torch.where(sure, square.sqrt(), torch.inf).min()
 
 
 def _newton(gates: Tensor, design: Tensor, posterior: Tensor, ridge: Tensor) -> Tensor:
@@ -178,16 +188,32 @@ def _peel(design: Tensor, x: Tensor, ridge: Tensor, num_components: int) -> tupl
         near = (y - rows @ solution).abs() < INLIER * scale
         found.append((solution, scale, float(near.sum())))
         left[left.nonzero()[near, 0]] = False
-    heaviest = sorted(found, key=lambda fit: -fit[2])
-    missing = num_components - len(found)
-    extra = [heaviest[i % len(heaviest)] for i in range(missing)]  # wider copies of the heaviest
-    found = [
-        *found,
-        *((solution, 1.5 ** (1 + i // len(heaviest)) * scale, mass) for i, (solution, scale, mass) in enumerate(extra)),
-    ]
+    found += _of_the_rest(found, design[left], x[left], num_components - len(found))
     mass = x.new_tensor([each[2] for each in found]).clamp(min=1.0)
-    scale = torch.stack([each[1] for each in found]).clamp(min=SMALLEST_SCALE)
+    scale = torch.stack([each[1] for each in found])
     return torch.stack([each[0] for each in found]), scale.log(), (mass / mass.sum()).log()
+
+
+def _of_the_rest(
+    found: list[tuple[Tensor, Tensor, float]], design: Tensor, x: Tensor, missing: int
+) -> list[tuple[Tensor, Tensor, float]]:
+    """Return the missing components: clusters of the rows that no regression explains, then wider copies of the heaviest.
+
+    Without components for the rest, EM would widen the regressions until they explain it.
+    """
+    heaviest = sorted(found, key=lambda fit: -fit[2])
+    extra: list[tuple[Tensor, Tensor, float]] = []
+    if missing > 0 and len(x) >= MIN_REST:
+        shared = heaviest[0][0]
+        log_weights, means, log_scales = cluster(x - design @ shared, min(missing, MAX_REST))
+        for log_weight, mean, log_scale in zip(log_weights, means, log_scales, strict=True):
+            solution = shared.clone()
+            solution[-1] += mean
+            extra.append((solution, log_scale.exp(), len(x) * log_weight.exp().item()))
+    for i in range(missing - len(extra)):
+        solution, scale, mass = heaviest[i % len(heaviest)]
+        extra.append((solution, WIDER ** (1 + i // len(heaviest)) * scale, mass))
+    return extra
 
 
 def _starts(rows: Tensor, y: Tensor, ridge: Tensor) -> Iterator[Tensor]:
@@ -269,4 +295,5 @@ def fit_joint_components(features: Tensor, target: Tensor, ridge: Tensor, num_co
     log_weights = ((count + 0.01 * n) / (n * (1 + 0.01 * num_components))).log().expand(-1, d)
     weight, log_scale = shared.weight.expand(num_components, -1, -1), square.clamp(min=SMALLEST_SCALE**2).sqrt().log()
     none = weight.new_zeros(num_components, d, d)
-    return Components(log_weights, torch.zeros_like(weight), none, mean + shared.bias, weight, none, log_scale)
+    zeros = torch.zeros_like(weight)
+    return Components(log_weights, zeros, none, mean + shared.bias, weight, none, log_scale, log_scale.exp().amin(dim=0))

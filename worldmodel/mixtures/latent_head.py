@@ -10,12 +10,15 @@ in half precision.
 from __future__ import annotations
 
 import abc
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from worldmodel.rng import Source
 from worldmodel.runtime import Registry
+
+CONSTANTS = ("below_scale", "floors")  # names that `LatentHead.constants` may use
 
 
 class LatentDistribution(Protocol):
@@ -53,7 +56,6 @@ class LatentHead(nn.Module, abc.ABC):
     """
 
     linear: nn.Linear  # the layer that computes the raw outputs; required with `supports_raw` only
-    below_scale: float = 1.0  # factor of outputs below the diagonal of covariance factors (see `MixtureHead`); saved by M
 
     def __init_subclass__(cls, *, registered: bool = True, **kwargs: Any) -> None:
         """Register the class under its name, for `MDNRNNConfig.latent_head`, unless ``registered`` is False."""
@@ -76,13 +78,29 @@ class LatentHead(nn.Module, abc.ABC):
     def forward(self, features: Tensor) -> LatentDistribution:
         """Turn features (..., F) into a batch of distributions with batch shape (...), in float32 or better."""
 
-    def initialise(self, features: Tensor, target: Tensor, ridge: Tensor) -> None:
+    def initialise(self, features: Tensor, target: Tensor, ridge: Tensor, *, fit_floors: bool = False) -> None:
         """Set initial weights by a sample of the training data, so that training starts near it; does nothing by default.
 
         Args:
             features: (N, F) features of the untrained network.
             target: (N, D) the targets, in their units.
-            ridge: (F,) penalties of the features' squared coefficients; see `fit_components`.
+            ridge: (F,) penalties of the features' squared coefficients, see `fit_components`; infinite ones are not used.
+            fit_floors: lower the floors of the sigmas where the data show less noise, if the head can.
+        """
+
+    def constants(self) -> dict[str, Any]:
+        """Return JSON-serialisable numbers that are neither in the configuration nor weights; M saves them. {} by default."""
+        return {}
+
+    def set_constants(self, values: Mapping[str, Any]) -> None:
+        """Set what `constants` returned; what is missing gets the value that it had before it existed.
+
+        Args:
+            values: constants by name, of the names in `CONSTANTS`.
+
+        Raises:
+            ValueError: if a value is out of range.
+            TypeError: if a value has another type.
         """
 
     @property

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel.mixtures.gaussian import GaussianMixture, at_least_float32
-from worldmodel.mixtures.heads import BELOW_ONE, raw_mixture_nll, soft_floor
+from worldmodel.mixtures.heads import BELOW_ONE, DEFAULT_MIN_SCALE, raw_mixture_nll, soft_floor
 from worldmodel.mixtures.mixed import MixedDistribution
 from worldmodel.runtime import check_integer
 
@@ -71,7 +71,8 @@ class RewardHead(nn.Module):
     @classmethod
     def from_config(cls, in_features: int, config: Any) -> RewardHead:
         """Make a head with fresh weights from the fields of an `MDNRNNConfig`."""
-        return cls(in_features, config.min_scale, num_components=config.reward_components, atoms=config.reward_atoms)
+        least = DEFAULT_MIN_SCALE if config.min_scale is None else config.min_scale
+        return cls(in_features, least, num_components=config.reward_components, atoms=config.reward_atoms)
 
     @property
     def feature_gradient(self) -> float:

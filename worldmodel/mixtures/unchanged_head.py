@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from worldmodel.mixtures.discrete_heads import align_temperature, bernoulli, straight_through
 from worldmodel.mixtures.gaussian import GaussianMixture, at_least_float32, shared_draws
-from worldmodel.mixtures.heads import raw_mixture_nll, sample_raw_mixture, soft_floor
+from worldmodel.mixtures.heads import DEFAULT_MIN_SCALE, raw_mixture_nll, sample_raw_mixture, soft_floor
 from worldmodel.mixtures.latent_head import LatentHead
 from worldmodel.rng import Source, fill_uniform
 
@@ -105,7 +105,8 @@ class UnchangedHead(LatentHead, registered=False):
     @classmethod
     def from_config(cls, in_features: int, dim: int, config: Any) -> UnchangedHead:
         """Make a head from ``num_components`` and ``min_scale`` of an `MDNRNNConfig`."""
-        return cls(in_features, dim, config.num_components, config.min_scale)
+        least = DEFAULT_MIN_SCALE if config.min_scale is None else config.min_scale
+        return cls(in_features, dim, config.num_components, least)
 
     def forward(self, features: Tensor) -> UnchangedOrDensity:
         """Turn features (..., F) into distributions over changes (..., D)."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from worldmodel.models.action_units import ActionUnits as ActionUnits
     from worldmodel.models.batch import DataStatistics as DataStatistics
     from worldmodel.models.batch import SequenceBatch as SequenceBatch
+    from worldmodel.models.cameras import Cameras as Cameras
     from worldmodel.models.encoded import DTYPES as DTYPES
     from worldmodel.models.encoded import EncodedObservations as EncodedObservations
     from worldmodel.models.encoded import EncodedSteps as EncodedSteps
@@ -67,12 +68,14 @@ if TYPE_CHECKING:
     from worldmodel.models.world import WORLD_FILES as WORLD_FILES
     from worldmodel.models.world import WorldModel as WorldModel
     from worldmodel.models.world import open_world as open_world
+    from worldmodel.models.world import require_world as require_world
 else:
     __getattr__, __dir__, __all__ = attach(
         __name__,
         {
             "action_units": "ActionUnits",
             "batch": "DataStatistics SequenceBatch",
+            "cameras": "Cameras",
             "encoded": (
                 "DTYPES EncodedObservations EncodedSteps Encoder encode_all encode_episodes encoded_bytes "
                 "encoded_form encoded_with gather"
@@ -87,6 +90,6 @@ else:
             "state_normalizer": "StateNormalizer",
             "vae": "ConvVAE FrameBatch IN_USE VAEConfig divergence",
             "vision": "VISION_FILE VISION_FILES Vision draw_latent",
-            "world": "WORLD_FILE WORLD_FILES WorldModel open_world",
+            "world": "WORLD_FILE WORLD_FILES WorldModel open_world require_world",
         },
     )

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,13 +72,15 @@ def find_layout(
             its discrete space; the message names the value and the fix.
 
     Warns:
-        UserWarning: if numbers lie outside of a bounded Box, if values of a float Box look like choices, or if integers take
-            too many values to be choices.
+        UserWarning: if numbers lie outside of a bounded Box, if values of a float Box look like choices, if integers take too
+            many values to be choices, or if numbers are constant in each of fewer than `MIN_EPISODES` episodes.
     """
     vectors = None if vision is None else vision.vector_part
     if vision is not None and vectors is None:
         if kinds:
             raise ValueError(f"kinds: expected none for {type(vision).__name__}, which encodes no vectors, got {dict(kinds)}")
+        if len(vision.image_layouts) > 1:
+            return LatentLayout(tuple(_image_parts(vision)))
         kind = PartKind.IMAGE if vision.image_layout is not None else PartKind.CONTINUOUS
         return LatentLayout((LatentPart(name="", kind=kind, start=0, size=vision.latent_size),))
     space = episodes.observation_space if vectors is None else vectors.observation_space
@@ -87,18 +89,22 @@ def find_layout(
     if complete:
         _require_all(found, declared)
     evidence = _collect(episodes, found, declared, vision)
-    offset = 0 if vision is None else vision.image_latent_size
-    parts = []
-    if offset:
-        assert vision is not None
-        assert vision.image_layout is not None
-        parts.append(LatentPart(name=vision.image_layout.path, kind=PartKind.IMAGE, start=0, size=offset))
+    parts = [] if vision is None else _image_parts(vision)
     for leaf, each in zip(found, evidence, strict=True):
         decided = _decide(each, declared[leaf.path], vectors)
         for part in _parts(leaf, decided):
             start = parts[-1].stop if parts else 0
             parts.append(LatentPart(**{**part, "start": start}))
     return LatentLayout(tuple(parts))
+
+
+def _image_parts(vision: Vision) -> list[LatentPart]:
+    """Return the parts of the latents of images, which are the first ones."""
+    parts: list[LatentPart] = []
+    for image, size in zip(vision.image_layouts, vision.image_latent_sizes, strict=True):
+        start = parts[-1].stop if parts else 0
+        parts.append(LatentPart(name=image.path, kind=PartKind.IMAGE, start=start, size=size))
+    return parts
 
 
 def vision_for(space: Any, layout: LatentLayout) -> StateNormalizer:
@@ -225,7 +231,8 @@ def _decide(evidence: Evidence, declared: Mapping[int, _Declared], vectors: Stat
             "observations of dreams are clipped to the bounds: correct the space if the data are right",
             stacklevel=4,
         )
-    _suggest(evidence, decided, declared)
+    unsure = _warn_of_few_episodes(evidence, decided, declared)
+    _suggest(evidence, decided, {*declared, *unsure})
     return decided
 
 
@@ -290,11 +297,34 @@ def _detected(evidence: Evidence, index: int, vectors: StateNormalizer | None) -
     return _Declared(PartKind.INTEGER if leaf.is_integer else PartKind.CONTINUOUS)
 
 
-def _suggest(evidence: Evidence, decided: Sequence[_Declared], declared: Mapping[int, _Declared]) -> None:
-    """Warn if numbers of a float Box look like choices."""
+def _warn_of_few_episodes(evidence: Evidence, decided: Sequence[_Declared], declared: Mapping[int, _Declared]) -> set[int]:
+    """Warn of numbers that are constant in each of a few episodes, and return their indices."""
+    leaf = evidence.leaf
+    unsure = {
+        index
+        for index, each in enumerate(decided)
+        if index not in declared and each.kind not in COPIED and evidence.within[index] is None
+    }
+    if not unsure:
+        return unsure
+    first = min(unsure)
+    last = next(index for index in range(first, leaf.count + 1) if index not in unsure)
+    name, kind = leaf.name(slice(first, last)), PartKind.EPISODE_CONSTANT.value
+    warnings.warn(
+        f"observation {name!r}: expected at least {MIN_EPISODES} episodes to find what is constant within each, got "
+        f"{evidence.num_episodes}, and these numbers are constant in each of them: if they are goals or tasks, declare "
+        f"kinds={{{name!r}: {kind!r}}} or collect more episodes; they are predicted as {decided[first].kind.value!r} now, so "
+        "they may change in dreams",
+        stacklevel=5,
+    )
+    return unsure
+
+
+def _suggest(evidence: Evidence, decided: Sequence[_Declared], left_out: Collection[int]) -> None:
+    """Warn if numbers of a float Box look like choices, except those at some indices."""
     leaf = evidence.leaf
     for index, (each, values) in enumerate(zip(decided, evidence.values, strict=True)):
-        if leaf.is_integer or index in declared or each.kind in COPIED or not values:
+        if leaf.is_integer or index in left_out or each.kind in COPIED or not values:
             continue
         if evidence.observations >= VISITS * len(values):
             shown = ", ".join(f"{value:g}" for value in sorted(values))

@@ -22,6 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel.mixtures import (
+    CONSTANTS,
+    DEFAULT_MIN_SCALE,
     CompositeDistribution,
     LatentDistribution,
     LatentLayout,
@@ -35,7 +37,7 @@ from worldmodel.models.batch import DataStatistics, SequenceBatch
 from worldmodel.models.latent_frame import LatentFrame
 from worldmodel.models.lstm import LayerNormLSTM, run_lstm, runs_in_loop
 from worldmodel.models.mdnrnn_config import AUTO_LATENT_HEAD, DEFAULT_LATENT_HEAD, MDNRNNConfig
-from worldmodel.runtime import check_integer, check_number, float32_default
+from worldmodel.runtime import check_integer, float32_default
 
 
 class State(NamedTuple):
@@ -81,13 +83,13 @@ class MDNRNN(nn.Module):
 
     Args:
         latent_size: D, size of z.
-        action_size: A, size of the action's feature vector.
+        action_size: A, size of the action's feature vector; 0 for data without actions.
         config: architecture and loss; with ``termination_head`` None the model has that head, and with ``latent_head`` "auto" a
             `MixtureHead`. The model's ``config`` has the decision.
         layout: the kinds of the parts of z; None predicts all of it with one density, as does a layout of densities.
 
     Raises:
-        ValueError: if a size is below 1, ``latent_head`` is not a registered class, or ``layout`` is of another size.
+        ValueError: if a size is out of range, ``latent_head`` is not a registered class, or ``layout`` is of another size.
         TypeError: if a size is not an integer.
     """
 
@@ -109,9 +111,8 @@ class MDNRNN(nn.Module):
         layout: LatentLayout | None = None,
     ):
         super().__init__()
-        latent_size, action_size = (
-            check_integer(size, name, least=1) for name, size in (("latent_size", latent_size), ("action_size", action_size))
-        )
+        latent_size = check_integer(latent_size, "latent_size", least=1)
+        action_size = check_integer(action_size, "action_size", least=0)
         config = config or MDNRNNConfig()
         config = replace(
             config,
@@ -119,6 +120,7 @@ class MDNRNN(nn.Module):
             reward_components=1 if config.reward_components is None else config.reward_components,
             reward_atoms=config.reward_atoms or (),
             latent_head=DEFAULT_LATENT_HEAD if config.latent_head == AUTO_LATENT_HEAD else config.latent_head,
+            min_scale=DEFAULT_MIN_SCALE if config.min_scale is None else config.min_scale,
         )
         self.latent_size, self.action_size, self.config = latent_size, action_size, config
         input_size = latent_size + action_size
@@ -137,9 +139,7 @@ class MDNRNN(nn.Module):
 
     def config_to_json(self) -> dict[str, Any]:
         """Return the constructor arguments as JSON-serialisable data, the sizes first."""
-        rest: dict[str, Any] = {} if self.layout is None else {"layout": self.layout.to_json()}
-        if self.latent_head.below_scale != 1:
-            rest["below_scale"] = self.latent_head.below_scale
+        rest = ({} if self.layout is None else {"layout": self.layout.to_json()}) | self.latent_head.constants()
         return {"latent_size": self.latent_size, "action_size": self.action_size, **self.config.to_json(), **rest}
 
     @classmethod
@@ -147,9 +147,9 @@ class MDNRNN(nn.Module):
         """Make a model with fresh weights from what `config_to_json` returned."""
         fields = dict(data)
         layout = LatentLayout.from_json(fields.pop("layout")) if "layout" in fields else None
-        below_scale = fields.pop("below_scale", 1.0)  # that of earlier versions, whose files lack it
+        constants = {name: fields.pop(name) for name in CONSTANTS if name in fields}
         model = cls(fields.pop("latent_size"), fields.pop("action_size"), MDNRNNConfig.from_json(fields), layout=layout)
-        model.latent_head.below_scale = check_number(below_scale, "below_scale", "(0, inf)")
+        model.latent_head.set_constants(constants)
         return model
 
     def set_statistics(self, statistics: DataStatistics) -> None:
@@ -291,19 +291,20 @@ class MDNRNN(nn.Module):
         lengths = None
         if runs_in_loop(self.lstm, batch.z.device):
             batch, lengths = batch.longest_first()
-        features, config, mask = self.head_inputs(batch, generator=generator, lengths=lengths), self.config, batch.mask
-        unit, target = self.frame.units(self.change_scale), self.head_target(batch.z)[mask]  # (D,), (N, D)
+        features, config = self.head_inputs(batch, generator=generator, lengths=lengths), self.config
+        rows = batch.mask.flatten().nonzero()[:, 0]  # (N,) steps that count
+        unit, target = self.frame.units(self.change_scale), _select(self.head_target(batch.z), rows)  # (D,), (N, D)
         kinds = self.frame.sub_heads(self.latent_head)
         terms = [fused.LossTerm(head, target[:, columns], divisor=self.frame.num_variables) for _, head, columns, _ in kinds]
         reward_share: Tensor | float = 0.0
         if self.reward_head is not None:
-            reward = self.reward_head.targets(batch.reward[mask], self.reward_mean, self.reward_scale)
+            reward = self.reward_head.targets(_select(batch.reward, rows), self.reward_mean, self.reward_scale)
             reward_share = self.reward_head.density_share(reward)
             terms.append(fused.LossTerm(self.reward_head, reward, feature_gradient=self.reward_head.feature_gradient))
         if self.termination_head is not None:
-            terminated = batch.terminated[mask].to(target.dtype)
+            terminated = _select(batch.terminated, rows).to(target.dtype)
             terms.append(fused.LossTerm(self.termination_head, terminated, feature_gradient=config.termination_gradient))
-        total, found = fused.heads_loss(features.flatten(0, 1), mask.flatten().nonzero()[:, 0], terms)
+        total, found = fused.heads_loss(features.flatten(0, 1), rows, terms)
         parts, zero = iter(found.unbind()), found.new_zeros(())
         present = (*(True for _ in kinds), self.reward_head is not None, self.termination_head is not None)
         sums = torch.stack([next(parts) if here else zero for here in present])
@@ -377,6 +378,12 @@ class MDNRNN(nn.Module):
         if self.termination_head is not None:
             logit = self.termination_head(_damped(h, self.config.termination_gradient if damped else 1.0))
         return Prediction(latent, reward, logit)
+
+
+def _select(steps: Tensor, rows: Tensor) -> Tensor:
+    """Return the rows of (B, T, ...), flattened to (B T, ...): (N, ...)."""
+    flat = steps.flatten(0, 1)
+    return flat if len(rows) == len(flat) else flat.index_select(0, rows)
 
 
 def _damped(x: Tensor, factor: float) -> Tensor:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from worldmodel.mixtures import Factorization, NoiseType, check_atoms, check_noise
-from worldmodel.runtime import check_flags, check_integer, check_integers, check_numbers
+from worldmodel.mixtures import DEFAULT_MIN_SCALE, Factorization, NoiseType, check_atoms, check_noise
+from worldmodel.runtime import check_flags, check_integers, check_numbers
 
 AUTO_LATENT_HEAD, DEFAULT_LATENT_HEAD = "auto", "MixtureHead"
 LAYER_NORM_EPS, EARLIER_LAYER_NORM_EPS = (
@@ -28,7 +28,8 @@ class MDNRNNConfig:
         noise_type: covariance of the components; see `NoiseType`. With ``predict_change`` it is that of the change in its
             units, so that "isotropic" means one sigma relative to each dimension's typical change.
         fixed_noise_level: sigma of ``NoiseType.FIXED``, in the same units; None otherwise.
-        min_scale: floor of the sigmas of z, in the same units, and of the reward's, in units of its standard deviation.
+        min_scale: floor of the sigmas of z, in the same units, and of the reward's, in units of its standard deviation. None is
+            0.03; `fit` then lowers it, to 0.003 at least, for numbers of z in which the data show less noise.
         predict_change: predict z_{t+1} - z_t, in units of its standard deviation over the data, rather than z_{t+1}.
         skip: the heads see z_t and a_t in addition to h_{t+1} (skip connections, as in Graves 2013); the paper's heads see h
             alone.
@@ -62,7 +63,7 @@ class MDNRNNConfig:
     factorization: Factorization = Factorization.PER_DIMENSION
     noise_type: NoiseType = NoiseType.DIAGONAL
     fixed_noise_level: float | None = None
-    min_scale: float = 0.03
+    min_scale: float | None = None
     predict_change: bool = True
     skip: bool = True
     reward_head: bool = True
@@ -86,18 +87,18 @@ class MDNRNNConfig:
         check_numbers(
             self, {**dropouts, "termination_weight": "(0, inf)", "layer_norm_eps": "(0, inf)", "termination_gradient": "[0, 1]"}
         )
-        check_numbers(self, dict.fromkeys(("fixed_noise_level", "min_scale"), "(0, inf)"), optional=("fixed_noise_level",))
+        scales = ("fixed_noise_level", "min_scale")
+        check_numbers(self, dict.fromkeys(scales, "(0, inf)"), optional=scales)
         check_flags(self, "predict_change", "skip", "reward_head", "layer_norm", optional=("termination_head",))
         self._check_reward()
-        check_noise(self.noise_type, self.fixed_noise_level, self.min_scale)
+        least = DEFAULT_MIN_SCALE if self.min_scale is None else self.min_scale
+        check_noise(self.noise_type, self.fixed_noise_level, least)
 
     def _check_reward(self) -> None:
         """Check the fields of the reward head, and store the atoms as sorted float32 numbers."""
         if self.reward_atoms is not None:
             object.__setattr__(self, "reward_atoms", check_atoms(self.reward_atoms))
-        if self.reward_components is not None:
-            number = check_integer(self.reward_components, "reward_components", least=0)
-            object.__setattr__(self, "reward_components", number)
+        check_integers(self, {"reward_components": 0}, optional=("reward_components",))
         if self.reward_components == 0 and self.reward_atoms == ():
             raise ValueError("reward_components: expected an integer >= 1 without reward_atoms, got 0")
 
@@ -124,7 +125,11 @@ class MDNRNNConfig:
         later = ("reward_components", "reward_atoms", "layer_norm_eps")
         defaults = {field.name: field.default for field in fields(self)}
         values = {name: value for name, value in asdict(self).items() if name not in later or value != defaults[name]}
-        earlier = {"latent_head": DEFAULT_LATENT_HEAD} if self.latent_head == AUTO_LATENT_HEAD else {}  # the earlier default
+        earlier: dict[str, Any] = {}  # the defaults of earlier versions
+        if self.latent_head == AUTO_LATENT_HEAD:
+            earlier["latent_head"] = DEFAULT_LATENT_HEAD
+        if self.min_scale is None:
+            earlier["min_scale"] = DEFAULT_MIN_SCALE
         return values | earlier
 
     @classmethod

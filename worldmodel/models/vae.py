@@ -133,6 +133,7 @@ class ConvVAE(Vision):
             raise ValueError(
                 "observation_space: expected one image, a Box of uint8 with shape (height, width), (height, width, channels) "
                 f"or (channels, height, width), or a Dict with one, got {len(found)} in {observation_space}"
+                + ("; train one V per image with train_cameras (worldmodel train-vae does)" if len(found) > 1 else "")
             )
         self.layout = found[0]
         rest = {path: leaf for path, leaf in leaves(observation_space) if path != self.layout.path}

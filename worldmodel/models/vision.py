@@ -113,6 +113,16 @@ class Vision(nn.Module, abc.ABC):
         return None
 
     @property
+    def image_layouts(self) -> list[ImageLayout]:
+        """All images in the observations that V encodes, in the order of their latents."""
+        return [] if self.image_layout is None else [self.image_layout]
+
+    @property
+    def image_latent_sizes(self) -> list[int]:
+        """Number of the latents of each image."""
+        return [] if self.image_layout is None else [self.image_latent_size]
+
+    @property
     def image_latent_size(self) -> int:
         """Number of the latents, from the first, that encode the image."""
         return 0 if self.image_layout is None else self.latent_size

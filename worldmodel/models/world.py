@@ -32,6 +32,7 @@ from worldmodel.runtime import (
     files,
     float32_default,
     local_path,
+    other_output,
 )
 from worldmodel.spaces import FlatSpace, Value, json_features, known_leaves, space_from_json, space_to_json, without_leaves
 from worldmodel.version import __version__
@@ -226,8 +227,10 @@ class WorldModel(nn.Module):
         path = local_path(path)
         device = choose_device(device)
         if not (path / WORLD_FILE).is_file():
-            unfinished = "; the training in this directory is not finished: resume it" if (path / "training").is_dir() else ""
-            raise FileNotFoundError(f"{path}: expected a world model directory with {WORLD_FILE}, found none{unfinished}")
+            found = other_output(path)
+            if not found and (path / "training").is_dir():
+                found = "; the training in this directory is not finished: resume it"
+            raise FileNotFoundError(f"{path}: expected a world model directory with {WORLD_FILE}, found none{found}")
         saved = WORLD_FILES.read(path)
         content = saved.content
         try:
@@ -282,6 +285,18 @@ def _check_sizes(content: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...
     if found != expected:
         wrong = next(name for name in {**expected, **found} if expected.get(name) != found.get(name))
         raise ValueError(f"{wrong}: expected shape {expected.get(wrong)} by the JSON, got {found.get(wrong)} in the weights")
+
+
+def require_world(world: object) -> None:
+    """Raise unless an argument ``world`` is an open world model.
+
+    Raises:
+        TypeError: naming the call that opens one.
+    """
+    if not isinstance(world, WorldModel):
+        given = f"{str(world)!r}" if isinstance(world, (str, Path)) else type(world).__name__
+        fix = f"open it first, WorldModel.from_pretrained({given})" if isinstance(world, (str, Path)) else "fit returns one"
+        raise TypeError(f"world: expected a WorldModel, got {given}; {fix}")
 
 
 def open_world(world: WorldModel | str | Path, device: str | torch.device | None = None) -> WorldModel:

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 from worldmodel.lazy import attach
 
 if TYPE_CHECKING:
+    from worldmodel.plots.data_figure import draw_store as draw_store
+    from worldmodel.plots.forecast_figure import draw_open_loop as draw_open_loop
     from worldmodel.plots.pictures import colour as colour
     from worldmodel.plots.pictures import dream_frames as dream_frames
     from worldmodel.plots.pictures import dream_strip as dream_strip
@@ -35,6 +37,8 @@ else:
     __getattr__, __dir__, __all__ = attach(
         __name__,
         {
+            "data_figure": "draw_store",
+            "forecast_figure": "draw_open_loop",
             "pictures": "colour dream_frames dream_strip grid real_frames reconstructions traversals",
             "report": "draw_learning draw_report draw_rounds draw_trajectory save_figure save_image",
             "video": "write_video",

@@ -34,11 +34,15 @@ def image_vision(world: WorldModel) -> Vision:
 
 
 def colour(vision: Vision, observations: Value) -> np.ndarray:
-    """Convert the images of observations (N, ...) to RGB, (N, H, W, 3) uint8."""
-    layout = vision.image_layout
-    assert layout is not None, "expected a V for images, as `image_vision` returns it"
-    images = torch.as_tensor(leaf_values(observations)[layout.path]).cpu()
-    return layout.to_rgb(images.reshape(-1, *layout.shape)).contiguous().numpy()
+    """Convert the images of observations (N, ...) to RGB, (N, H, W, 3) uint8; several cameras side by side."""
+    assert vision.image_layouts, "expected a V for images, as `image_vision` returns it"
+    found, images = leaf_values(observations), []
+    for layout in vision.image_layouts:
+        image = torch.as_tensor(found[layout.path]).cpu()
+        images.append(layout.to_rgb(image.reshape(-1, *layout.shape)).contiguous().numpy())
+    height = max(image.shape[1] for image in images)
+    padded = [np.pad(image, ((0, 0), (0, height - image.shape[1]), (0, 0), (0, 0))) for image in images]
+    return padded[0] if len(padded) == 1 else np.concatenate(padded, axis=2)
 
 
 def grid(rows: Sequence[np.ndarray], *, gap: int = GAP) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,14 +17,14 @@ from worldmodel.evaluation import replay
 from worldmodel.experiments import Round, best_round
 from worldmodel.mixtures import LIKELIHOODS
 from worldmodel.models import WorldModel
-from worldmodel.runtime import missing_extra
+from worldmodel.runtime import missing_extra, write_bytes
 from worldmodel.spaces import FlatSpace, Value
 from worldmodel.training import read_metrics
 
 try:
     from matplotlib import image
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.axes import Axes as Axes
+    from matplotlib.figure import Figure as Figure
 except ImportError as error:
     raise missing_extra("plots") from error
 
@@ -142,12 +143,16 @@ def draw_scores(axes: Axes, rounds: Sequence[Round], target: float | None) -> No
 
 def save_figure(figure: Figure, path: str | Path) -> None:
     """Write a figure as PNG."""
-    figure.savefig(path, dpi=110)
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=110)
+    write_bytes(path, data.getvalue())
 
 
 def save_image(picture: np.ndarray, path: str | Path, *, enlarge: int = 1) -> None:
     """Write a picture (H, W, 3) uint8 as PNG, enlarged by the integer factor ``enlarge``."""
-    image.imsave(path, picture.repeat(enlarge, axis=0).repeat(enlarge, axis=1))
+    data = io.BytesIO()
+    image.imsave(data, picture.repeat(enlarge, axis=0).repeat(enlarge, axis=1), format="png")
+    write_bytes(path, data.getvalue())
 
 
 def draw_learning(runs: Mapping[str, tuple[Path, str, str]]) -> Figure:

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from worldmodel.runtime.device import float32_default as float32_default
     from worldmodel.runtime.device import missing_operation as missing_operation
     from worldmodel.runtime.device import resolve_precision as resolve_precision
+    from worldmodel.runtime.directories import formats_in as formats_in
     from worldmodel.runtime.directories import is_being_replaced as is_being_replaced
+    from worldmodel.runtime.directories import other_output as other_output
     from worldmodel.runtime.directories import prepare_directory as prepare_directory
     from worldmodel.runtime.directories import remove_temporaries as remove_temporaries
     from worldmodel.runtime.directories import require_disk as require_disk
@@ -53,6 +55,8 @@ if TYPE_CHECKING:
     from worldmodel.runtime.numbers import check_names as check_names
     from worldmodel.runtime.numbers import check_number as check_number
     from worldmodel.runtime.numbers import check_numbers as check_numbers
+    from worldmodel.runtime.optimizer_state import load_optimizer_tensors as load_optimizer_tensors
+    from worldmodel.runtime.optimizer_state import optimizer_tensors as optimizer_tensors
     from worldmodel.runtime.process import interrupt_between_steps as interrupt_between_steps
     from worldmodel.runtime.process import keep_freed_memory as keep_freed_memory
     from worldmodel.runtime.progress import Listener as Listener
@@ -68,6 +72,7 @@ if TYPE_CHECKING:
     from worldmodel.runtime.reading import NewerVersionError as NewerVersionError
     from worldmodel.runtime.reading import check_regular as check_regular
     from worldmodel.runtime.reading import file_errors as file_errors
+    from worldmodel.runtime.reading import open_regular as open_regular
     from worldmodel.runtime.reading import parse_json as parse_json
     from worldmodel.runtime.reading import read_bytes as read_bytes
     from worldmodel.runtime.registry import Registry as Registry
@@ -99,7 +104,7 @@ else:
                 "PRECISIONS Precision check_device choose_device fast_precision float32_default missing_operation "
                 "resolve_precision"
             ),
-            "directories": "is_being_replaced prepare_directory remove_temporaries require_disk",
+            "directories": "formats_in is_being_replaced other_output prepare_directory remove_temporaries require_disk",
             "disk_errors": "naming",
             "extras": "EXTRAS has_extra missing_extra require_extras",
             "files": "read_json write_json",
@@ -110,10 +115,11 @@ else:
             "model_card": "CARD_FILE ModelCard write_card",
             "model_files": "ModelFiles",
             "numbers": "check_flags check_names check_number check_numbers",
+            "optimizer_state": "load_optimizer_tensors optimizer_tensors",
             "process": "interrupt_between_steps keep_freed_memory",
             "progress": "Listener Progress Reporter",
             "provenance": "command_line describe_machine read_runs record_run source_commit versions",
-            "reading": "InvalidFileError NewerVersionError check_regular file_errors parse_json read_bytes",
+            "reading": "InvalidFileError NewerVersionError check_regular file_errors open_regular parse_json read_bytes",
             "registry": "Registry UnknownClassError",
             "runs": "RunConfig check_same_run describe jsonable prepare_run single_writer",
             "tensor_files": "digest_tensors load_tensors save_tensors",

@@ -57,7 +57,9 @@ def prepare_directory(
     found = read_marker(path / marker, format)
     if entries and found is None:
         if not all(_is_unfinished(entry, (marker, *replaces)) for entry in entries):
-            raise FileExistsError(f"{path}: expected an empty directory, got one with other files; choose another directory")
+            raise FileExistsError(
+                f"{path}: expected an empty directory, got one with other files; choose another directory{other_output(path)}"
+            )
         _remove(entries)
         entries = []
     if entries and not overwrite and not is_being_replaced(path / marker, format):
@@ -84,6 +86,26 @@ def read_marker(path: Path, format: str) -> dict[str, Any] | None:
     except (OSError, InvalidFileError):
         return None
     return content if isinstance(content, dict) and content.get("format") == format else None
+
+
+def formats_in(path: str | Path) -> dict[str, str]:
+    """Return the format of each JSON file of this library in a directory, by name; "damaged" for what is no JSON."""
+    found = {}
+    for file in sorted(Path(path).glob("*.json")):
+        try:
+            content = parse_json(read_bytes(file, most=MAX_JSON_BYTES), file)
+        except (OSError, InvalidFileError):
+            found[file.name] = "damaged"
+            continue
+        if isinstance(content, dict) and str(content.get("format", "")).startswith("worldmodel."):
+            found[file.name] = f"{content['format']} {content.get('version', '')}".strip()
+    return found
+
+
+def other_output(path: str | Path) -> str:
+    """Return what a directory of another kind holds, as the end of a message; empty if nothing of this library."""
+    found = {name: format for name, format in formats_in(path).items() if format != "damaged" and name != RUN_FILE}
+    return f"; this directory holds {', '.join(f'{format} ({name})' for name, format in found.items())}" if found else ""
 
 
 def is_being_replaced(path: Path, format: str) -> bool:

@@ -13,6 +13,7 @@ EXTRAS = {  # extra: the modules that it brings
     "doom": ("vizdoom",),
     "box2d": ("Box2D", "pygame"),
     "video": ("imageio_ffmpeg",),
+    "formats": ("pyarrow", "h5py", "av"),
     "tensorboard": ("tensorboard",),
     "dask": ("distributed",),
     "hub": ("huggingface_hub",),

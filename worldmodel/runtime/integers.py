@@ -44,7 +44,7 @@ def check_integers(config: Any, least: dict[str, int], *, optional: tuple[str, .
 
     Raises:
         TypeError: if a field is not an integer.
-        ValueError: if a field is below its smallest value.
+        ValueError: if a field is below its smallest value, or 2^63 or more.
     """
     for name, value in vars(config).items():
         if isinstance(value, np.generic) and name not in least:
@@ -52,4 +52,7 @@ def check_integers(config: Any, least: dict[str, int], *, optional: tuple[str, .
     for name, smallest in least.items():
         value = getattr(config, name)
         if value is not None or name not in optional:
-            object.__setattr__(config, name, check_integer(value, name, least=smallest))
+            number = check_integer(value, name, least=smallest)
+            if number >= 2**63:
+                raise ValueError(f"{name}: expected an integer below 2^63, got {number}")
+            object.__setattr__(config, name, number)

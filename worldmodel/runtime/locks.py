@@ -91,9 +91,9 @@ def _acquire(path: Path, break_lock: bool) -> int:
                 raise LockedError(_message(path, owner))
             content = {"host": socket.gethostname(), "pid": os.getpid(), "started": _start_time(os.getpid())}
             data = json.dumps({**content, "since": time.strftime("%Y-%m-%dT%H:%M:%S%z")}).encode()
-            os.ftruncate(descriptor, 0)
-            os.lseek(descriptor, 0, os.SEEK_SET)
             with naming(path):
+                os.ftruncate(descriptor, 0)
+                os.lseek(descriptor, 0, os.SEEK_SET)
                 os.write(descriptor, data)
         except BaseException:
             with contextlib.suppress(OSError):

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from worldmodel.runtime.directories import prepare_directory, remove_temporaries
+from worldmodel.runtime.directories import other_output, prepare_directory, remove_temporaries
 from worldmodel.runtime.files import read_json, write_json
 from worldmodel.runtime.locks import locked
 from worldmodel.runtime.model_card import CARD_FILE, ModelCard, write_card
@@ -134,8 +134,11 @@ class ModelFiles:
         path = Path(path)
         try:
             return self._read(path)
-        except FileNotFoundError:
-            return self._read(path)  # it may have been replaced between the two files
+        except FileNotFoundError:  # it may have been replaced between the two files
+            try:
+                return self._read(path)
+            except FileNotFoundError as error:
+                raise FileNotFoundError(f"{error}{other_output(path)}") from error
 
     def _read(self, path: Path) -> SavedModel:
         content = read_json(path / self.marker, format=self.format, version=self.version)

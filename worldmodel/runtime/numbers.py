@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+LARGEST = float(np.finfo(np.float32).max)
+
 
 def check_number(value: Any, name: str, interval: str = "(-inf, inf)") -> int | float:
     """Return a real number as a Python number; NumPy's numbers are accepted, booleans are not.
@@ -19,7 +21,7 @@ def check_number(value: Any, name: str, interval: str = "(-inf, inf)") -> int | 
 
     Raises:
         TypeError: if it is not a real number.
-        ValueError: if it lies outside the interval.
+        ValueError: if it lies outside the interval, or beyond the range of float32.
     """
     low, high = (float(bound) for bound in interval[1:-1].split(","))
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, Real):
@@ -27,8 +29,10 @@ def check_number(value: Any, name: str, interval: str = "(-inf, inf)") -> int | 
     number: int | float = int(value) if isinstance(value, Integral) else float(value)
     above = number >= low if interval[0] == "[" else number > low
     below = number <= high if interval[-1] == "]" else number < high
-    if not (math.isfinite(number) and above and below):
+    if not (abs(number) < math.inf and above and below):  # false for NaN; integers may be beyond the range of floats
         raise ValueError(f"{name}: expected {_describe(interval)}, got {number}")
+    if abs(number) > LARGEST:
+        raise ValueError(f"{name}: expected a number of at most {LARGEST:.3g}, the range of float32, got {number}")
     return number
 
 

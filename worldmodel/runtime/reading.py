@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
 import math
 import os
@@ -69,6 +70,12 @@ def read_bytes(path: str | Path, *, most: int | None = None) -> bytes:
     if most is not None and size > most:
         raise InvalidFileError(f"{path}: expected at most {most:,} bytes, got {size:,}")
     return Path(path).read_bytes()
+
+
+def open_regular(path: str | Path) -> io.FileIO:
+    """Open a regular file for reading, without a buffer; raises as `check_regular`."""
+    check_regular(path)
+    return open(path, "rb", buffering=0)
 
 
 def parse_json(data: bytes | str, source: str | Path, *, what: str = "JSON") -> Any:

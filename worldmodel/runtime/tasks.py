@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import traceback
 from typing import Any, Protocol
 
@@ -24,8 +25,25 @@ def attempt_task(runner: Runner, task: int, watch: StepWatch) -> tuple[bool, Any
     watch.start()
     try:
         return True, runner.run(task, watch)
-    except Exception as error:  # environments and policies may raise anything; the other tasks must still run
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # environments may raise anything, SystemExit too; the other tasks must run
+        if _is_from_signal(error):
+            raise
         place = traceback.extract_tb(error.__traceback__)[-1]
-        return False, f"{type(error).__name__}: {error} (in {place.name}, {os.path.basename(place.filename)}:{place.lineno})"
+        return False, f"{_text(error)} (in {place.name}, {os.path.basename(place.filename)}:{place.lineno})"
     finally:
         watch.pause()
+
+
+def _is_from_signal(error: BaseException) -> bool:
+    """Return whether a handler of a signal raised an error: `sys.exit` at SIGTERM must end the program."""
+    codes = [getattr(signal.getsignal(number), "__code__", None) for number in signal.valid_signals()]
+    return any(frame.f_code in codes for frame, _ in traceback.walk_tb(error.__traceback__))
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # a class of the environment whose text cannot be made
+        return type(error).__name__

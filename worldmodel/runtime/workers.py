@@ -311,8 +311,14 @@ def _is_running(pid: int) -> bool:
 def _context() -> Any:  # ForkServerContext or SpawnContext; the type stubs have no common base with Process and Pipe
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
+    from multiprocessing import forkserver
+
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["worldmodel.data.collecting"])  # imported once; workers then start in milliseconds
+    try:
+        forkserver.ensure_running()
+    except ChildProcessError:  # it is a child of the process of which this one is a fork, and Python waits for it in vain
+        return multiprocessing.get_context("spawn")
     return context
 
 

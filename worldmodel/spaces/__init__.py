@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from worldmodel.spaces.nested import stack_values as stack_values
     from worldmodel.spaces.nested import take_row as take_row
     from worldmodel.spaces.nested import to_numpy as to_numpy
+    from worldmodel.spaces.sampling import sample_value as sample_value
     from worldmodel.spaces.selection import as_tuples as as_tuples
     from worldmodel.spaces.selection import known_leaves as known_leaves
     from worldmodel.spaces.selection import select_leaves as select_leaves
@@ -62,6 +63,7 @@ else:
             ),
             "json": "json_features space_from_json space_to_json",
             "nested": "Value build_value leaf_values leaves map_leaves map_paths stack_values take_row to_numpy",
+            "sampling": "sample_value",
             "selection": "as_tuples known_leaves select_leaves without_leaves",
             "validation": "as_numbers check_float32_range check_magnitude leaf_bounds",
         },

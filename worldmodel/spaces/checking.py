@@ -46,6 +46,10 @@ def check_space(space: gym.Space, name: str) -> gym.Space:
                 f"{where}: expected a dtype of {sorted(DTYPES)}, got {np.dtype(leaf.dtype).name}; convert it to float64 "
                 "(gymnasium.wrappers.TransformObservation or TransformAction)"
             )
+        if leaf.shape == (0,):
+            if name != "action_space":
+                raise TypeError(f"{where}: expected at least one number, got shape (0,)")
+            continue
         _check_size(leaf, where)
         _refuse_stacked_images(leaf, where)
         if not is_image(leaf):

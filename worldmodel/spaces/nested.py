@@ -43,7 +43,7 @@ def leaves(space: gym.Space, path: str = "") -> list[tuple[str, gym.Space]]:
     """List the leaf spaces with their paths, in the order of the space.
 
     The path of a bare space is ``""``; others are such as ``"arm/angle"`` (Dict) and ``"0"``
-    (Tuple).
+    (Tuple). A bare Box of shape (0,) is the action space of data without actions.
 
     Raises:
         TypeError: if a leaf is not Box, Discrete, MultiDiscrete or MultiBinary, or has no numbers,
@@ -66,7 +66,7 @@ def leaves(space: gym.Space, path: str = "") -> list[tuple[str, gym.Space]]:
             f"{where}: expected Box, Discrete, MultiDiscrete, MultiBinary, or a Dict or Tuple of them, got {kind}; the nearest "
             f"supported space is {nearest}: wrap the environment to convert it{_left_out(path)}"
         )
-    if 0 in (space.shape or ()):
+    if 0 in (space.shape or ()) and (path or space.shape != (0,)):
         raise TypeError(f"{where}: expected at least one number, got shape {space.shape}{_left_out(path)}")
     return [(path, space)]
 

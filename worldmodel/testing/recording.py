@@ -18,7 +18,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import concatenate, create_empty_array, iterate
 from torch import Tensor
 
-from worldmodel.spaces import map_leaves
+from worldmodel.spaces import map_leaves, sample_value
 
 Seed = int | list[int] | None
 Choices = list[list[Any]]  # [step][sub-environment]: an action of the single action space
@@ -197,7 +197,7 @@ def draw_choices(space: gym.Space, num_steps: int, num_envs: int, seed: int) -> 
     """Sample actions of a single action space; they depend on the seed only."""
     space = copy.deepcopy(space)  # so that the environment's generator is not used
     space.seed(seed)
-    return [[space.sample() for _ in range(num_envs)] for _ in range(num_steps)]
+    return [[sample_value(space) for _ in range(num_envs)] for _ in range(num_steps)]
 
 
 def first_difference(left: Sequence[Moment], right: Sequence[Moment], tolerance: float = 0.0) -> Difference | None:

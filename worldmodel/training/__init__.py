@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from worldmodel.training.config import FrameConfig as FrameConfig
     from worldmodel.training.config import TrainingConfig as TrainingConfig
     from worldmodel.training.config import learning_rate as learning_rate
+    from worldmodel.training.decisions import FIT_FILE as FIT_FILE
     from worldmodel.training.encode import encode_store as encode_store
+    from worldmodel.training.fit_cameras import train_cameras as train_cameras
     from worldmodel.training.fit_vision import train_vae as train_vae
-    from worldmodel.training.fit_world import FIT_FILE as FIT_FILE
     from worldmodel.training.fit_world import fit as fit
     from worldmodel.training.frames import FrameData as FrameData
     from worldmodel.training.likelihood import baseline_nll as baseline_nll
@@ -46,9 +47,11 @@ else:
         __name__,
         {
             "config": "DataConfig FrameConfig TrainingConfig learning_rate",
+            "decisions": "FIT_FILE",
             "encode": "encode_store",
+            "fit_cameras": "train_cameras",
             "fit_vision": "train_vae",
-            "fit_world": "FIT_FILE fit",
+            "fit_world": "fit",
             "frames": "FrameData",
             "likelihood": "baseline_nll calibrate_termination platt_scaling termination_logits termination_scores",
             "log": "MetricsLog read_metrics",

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from worldmodel.mixtures import LatentLayout
 from worldmodel.runtime import PRECISIONS, Precision, check_flags, check_integers, check_names, check_numbers
 from worldmodel.training.optimizers import OPTIMIZERS, Optimizer
+
+PEAK_RATE, MODEL_RATE = 3e-3, 6e-3  # of V and other models, and of M
+MODEL_RATE_SIZE = 128  # hidden units of M above which the rate falls with their square root
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +21,7 @@ class TrainingConfig:
 
     Args:
         num_updates: optimiser steps.
-        learning_rate: the optimiser's peak rate.
+        learning_rate: the optimiser's peak rate. None is 6e-3 for M, less for more than 128 hidden units, and 3e-3 for V.
         final_learning_rate: rate at the last update; a cosine leads there from the peak.
         warmup_updates: updates over which the rate rises linearly from 0.
         clip_norm: largest norm of the gradient; None does not clip the norm.
@@ -38,7 +41,7 @@ class TrainingConfig:
     """
 
     num_updates: int = 2000
-    learning_rate: float = 3e-3
+    learning_rate: float | None = None
     final_learning_rate: float = 1e-5
     warmup_updates: int = 0
     clip_norm: float | None = 10.0
@@ -55,12 +58,15 @@ class TrainingConfig:
         at_least_one = dict.fromkeys(("num_updates", "evaluate_every", "max_test_batches", "patience"), 1)
         check_integers(self, {**at_least_one, "warmup_updates": 0}, optional=("patience",))
         clips = dict.fromkeys(("clip_norm", "clip_value"), "(0, inf)")
-        check_numbers(self, {"learning_rate": "(0, inf)", "final_learning_rate": "[0, inf)", **clips}, optional=tuple(clips))
+        check_numbers(
+            self, {"learning_rate": "(0, inf)", "final_learning_rate": "[0, inf)", **clips}, optional=("learning_rate", *clips)
+        )
         check_flags(self, "calibrate")
-        if self.final_learning_rate > self.learning_rate:
+        peak = PEAK_RATE if self.learning_rate is None else self.learning_rate
+        if self.final_learning_rate > peak:
             raise ValueError(
                 f"learning_rate, final_learning_rate: expected 0 <= final <= peak and a positive peak, "
-                f"got {self.learning_rate} and {self.final_learning_rate}"
+                f"got {peak} and {self.final_learning_rate}"
             )
         if self.warmup_updates >= self.num_updates:
             raise ValueError(
@@ -70,18 +76,32 @@ class TrainingConfig:
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}: expected one of {choices}, got {getattr(self, name)!r}")
 
+    def resolve(self, *, hidden_size: int | None = None) -> TrainingConfig:
+        """Replace ``learning_rate=None`` by its value.
+
+        Args:
+            hidden_size: H of M; None for other models.
+        """
+        if self.learning_rate is not None:
+            return self
+        rate = PEAK_RATE
+        if hidden_size is not None:
+            rate = MODEL_RATE * math.sqrt(min(1.0, MODEL_RATE_SIZE / hidden_size))
+        return replace(self, learning_rate=rate)
+
     def identity(self) -> dict[str, Any]:
         """Return what the training depends on, for the record of a run; ``calibrate`` comes after it and is left out."""
-        return {name: value for name, value in asdict(self).items() if name != "calibrate"}
+        return {name: value for name, value in asdict(self.resolve()).items() if name != "calibrate"}
 
 
 def learning_rate(config: TrainingConfig, update: int) -> float:
     """Rate of update number ``update`` (from 0): linear warm-up, then a cosine from the peak to the final rate."""
+    peak = PEAK_RATE if config.learning_rate is None else config.learning_rate
     if update < config.warmup_updates:
-        return config.learning_rate * (update + 1) / config.warmup_updates
+        return peak * (update + 1) / config.warmup_updates
     progress = (update - config.warmup_updates) / max(1, config.num_updates - 1 - config.warmup_updates)
     cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-    return config.final_learning_rate + (config.learning_rate - config.final_learning_rate) * cosine
+    return config.final_learning_rate + (peak - config.final_learning_rate) * cosine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +112,7 @@ class FrameConfig:
         batch_size: images in a batch.
         test_fraction: part of the episodes that is held out.
         min_length: episodes of fewer steps are left out.
+        leave_out: paths of leaves of the observations that V does not encode, such as other cameras.
 
     Raises:
         TypeError: if a field has another type.
@@ -101,9 +122,17 @@ class FrameConfig:
     batch_size: int = 256
     test_fraction: float = 0.05
     min_length: int = 1
+    leave_out: tuple[str, ...] = ()
+
+    def identity(self) -> dict[str, Any]:
+        """Return what the batches depend on, for the record of a run; ``leave_out`` only if it is given."""
+        fields = asdict(self)
+        left = list(fields.pop("leave_out"))
+        return {**fields, "leave_out": left} if left else fields
 
     def __post_init__(self) -> None:
         """Check every field."""
+        check_names(self, "leave_out")
         check_integers(self, {"batch_size": 1, "min_length": 1})
         check_numbers(self, {"test_fraction": "[0, 1)"})
 

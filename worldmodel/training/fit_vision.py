@@ -63,7 +63,8 @@ def train_vae(
         V, on ``device``, in evaluation mode.
 
     Raises:
-        ValueError: if the observations hold no image, an argument is out of range, or a resumed run was started with others.
+        ValueError: if the observations hold no image or several (see `train_cameras`), an argument is out of range, or a
+            resumed run was started with others.
         NonFiniteLossError: if training diverged.
         FileExistsError: if ``out`` holds something that may not be replaced.
         KeyboardInterrupt: on Ctrl-C, after the state has been saved; the same call resumes.
@@ -73,10 +74,10 @@ def train_vae(
         raise ValueError("calibrate: expected False, as V has no termination probabilities, got True; give it to fit")
     device = choose_device(device)
     seed = check_integer(seed, "seed", least=0)
-    episodes = EpisodeCollection.open(data, min_length=frame_config.min_length)
+    episodes = EpisodeCollection.open(data, min_length=frame_config.min_length, leave_out=frame_config.leave_out)
     vision = _new_vae(episodes, config, initial, seed)
     arguments: dict[str, Any] = {"data_fingerprint": episodes.fingerprint, "seed": seed, "device": torch.device(device).type}
-    arguments |= {"config": asdict(vision.config), "frame_config": asdict(frame_config)}
+    arguments |= {"config": asdict(vision.config), "frame_config": frame_config.identity()}
     arguments |= {"training_config": training_config.identity(), "initial": None if initial is None else initial.fingerprint}
     directory = runs.prepare_run(out, arguments, run=run, **RUN)
     if (directory / VISION_FILE).is_file():

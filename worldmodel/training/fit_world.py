@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from worldmodel.data import EpisodeCollection, common_truncation, recorded_limits, split_episodes
 from worldmodel.mixtures import DENSITIES, LatentLayout
 from worldmodel.models import (
-    AUTO_LATENT_HEAD,
-    DEFAULT_LATENT_HEAD,
     MDNRNN,
     WORLD_FILE,
     WORLD_FILES,
@@ -25,8 +23,6 @@ from worldmodel.models import (
     StateNormalizer,
     Vision,
     WorldModel,
-    encode_all,
-    encoded_bytes,
     encoded_form,
     find_layout,
     vision_for,
@@ -36,7 +32,6 @@ from worldmodel.runtime import (
     check_integer,
     choose_device,
     explains_keywords,
-    files,
     float32_default,
     keeps_threads,
     runs,
@@ -45,15 +40,16 @@ from worldmodel.runtime import (
 from worldmodel.spaces import FlatSpace, find_images, map_leaves, refuse_float_images
 from worldmodel.training import likelihood, loop, quality
 from worldmodel.training.config import DataConfig, TrainingConfig
-from worldmodel.training.head_choice import CHOICE_FILE, has_choice, read_choice
+from worldmodel.training.decisions import FIT_FILE, FIT_FORMAT, FIT_VERSION, decide, left_open, with_rate
+from worldmodel.training.fit_data import check_tests, held_out, open_data, sequence_data
+from worldmodel.training.head_choice import CHOICE_FILE, read_choice
 from worldmodel.training.initial_model import new_model, prepare_model, statistics_batches, widen_bounds
 from worldmodel.training.likelihood import calibrate_termination
 from worldmodel.training.loop import TrainingResult
-from worldmodel.training.reward_atoms import check_rewards_of, read_rewards, with_reward_fields
+from worldmodel.training.reward_atoms import check_rewards_of, read_rewards
 from worldmodel.training.trivial_models import TrivialModels
-from worldmodel.training.windows import RESIDENT_BYTES, SequenceData, WindowSampler
+from worldmodel.training.windows import SequenceData
 
-FIT_FORMAT, FIT_VERSION, FIT_FILE = "worldmodel.fit", 1, "fit.json"
 OUTPUTS = (FIT_FILE, CHOICE_FILE, *WORLD_FILES.outputs, "training", ".*.tmp")
 RUN: dict[str, Any] = {"marker": FIT_FILE, "format": FIT_FORMAT, "version": FIT_VERSION, "replaces": OUTPUTS}
 RUN["result"] = WORLD_FILE  # of a complete run
@@ -72,6 +68,7 @@ def fit(
     training_config: TrainingConfig | None = None,
     vision: Vision | type[Vision] | None = None,
     initial: WorldModel | None = None,
+    test_data: str | Path | Sequence[str | Path] | None = None,
     seed: int = 0,
     device: str | torch.device = "cpu",
     run: RunConfig | None = None,
@@ -82,7 +79,8 @@ def fit(
         data: path of a store, or several of the same environment; or of what `encode_store` made of them, with ``vision``.
         out: directory for the world model; its training state goes to ``out/training``.
         config: architecture and loss of M. With ``termination_head`` None, M has that head if any episode terminates. With
-            ``latent_head`` "auto", ``provenance["latent_head"]`` has the choice and the likelihoods behind it.
+            ``latent_head`` "auto", ``provenance["latent_head"]`` has the choice and the likelihoods behind it. For converted
+            data without rewards (see `worldmodel.data.from_arrays`) M has no reward head.
         data_config: windows and batches, and what is known about the layout of z: the kind of each number of an observation.
             The rest of the layout is found in the data; ``provenance["layout"]`` has it, and ``print(world.layout)`` shows it.
         training_config: how to train, and whether to calibrate termination probabilities on held-out episodes; their losses
@@ -92,6 +90,9 @@ def fit(
         initial: a world model to start from; its V, its configuration and its weights are kept, and its dreams get bounds that
             hold the new data too. ``vision`` may be given if it is the same V. Without a termination head it stays without one,
             also if episodes terminate. None starts from scratch.
+        test_data: a store, or several, of the same spaces to test on: another day, another robot. It takes the place of the
+            held-out part of ``data`` (``test_fraction``), which is trained on then: the best update is chosen on it, and a head
+            if there is a choice, but no statistic and no weight is computed from it.
         seed: >= 0, of the split, the initial weights, the batches and all samples in training.
         device: where model, data and training are; "auto": an NVIDIA GPU if there is one, else the CPU.
         run: whether a run in ``out`` is resumed or replaced (a complete one is returned as it is), its log, and how progress is
@@ -110,17 +111,19 @@ def fit(
     """
     data_config, training_config, run = data_config or DataConfig(), training_config or TrainingConfig(), run or RunConfig()
     device, seed = choose_device(device), check_integer(seed, "seed", least=0)
-    episodes = EpisodeCollection.open(data, min_length=data_config.min_length, leave_out=data_config.leave_out)
-    encoded = encoded_form(episodes.stores, _trained_v(initial, vision))
+    episodes, tests = open_data(data, data_config), None if test_data is None else open_data(test_data, data_config)
+    encoded = encoded_form([*episodes.stores, *(tests.stores if tests else ())], _trained_v(initial, vision))
     if initial is None:
-        config = _decided(config, episodes, Path(out), run)
+        config = decide(config, episodes, Path(out), run)
         v, model, layout = _new_parts(episodes, seed, config, vision, encoded, data_config)
     else:
         v, model, layout = _parts_of(initial, episodes, config, vision, encoded, data_config)
-    chooses = initial is None and config is not None and has_choice(config, layout)
+    training_config = with_rate(training_config, model, Path(out), run)
+    open_fields = left_open(None if initial is not None else config, layout)
     arguments = _arguments(episodes, seed, torch.device(device), vision, model, initial, data_config, training_config)
-    arguments |= {"latent_head_choice": True} if chooses else {}  # else left out: old runs resume
-    split = split_episodes(len(episodes), test_fraction=data_config.test_fraction, seed=seed)
+    arguments |= {name: True for name, is_open in open_fields.items() if is_open}  # else left out: old runs resume
+    arguments |= {} if tests is None else check_tests(tests, episodes, model)
+    split = split_episodes(len(episodes), test_fraction=data_config.test_fraction if tests is None else 0, seed=seed)
     directory = runs.prepare_run(out, arguments, run=run, **RUN)
     if (directory / WORLD_FILE).is_file():
         return WorldModel.from_pretrained(directory, device=device)
@@ -128,15 +131,19 @@ def fit(
         v.fit(episodes.read(int(index)).observations for index in split[0])
     world = _build_world(episodes, v, model, encoded or v, initial).to(device)
     reader = world.vision if encoded is None else encoded.to(device)
-    parts = _sequence_data(episodes, split, reader, world.action_features, data_config, seed)
+    parts = sequence_data(episodes, split, reader, world.action_features, data_config, seed, tests=tests)
     if initial is None:
-        world.mdnrnn = prepare_model(world.mdnrnn, layout, parts, training_config, seed, directory, chooses=chooses)
+        chooses, fit_floors = open_fields.values()
+        world.mdnrnn = prepare_model(
+            world.mdnrnn, layout, parts, training_config, seed, directory, chooses=chooses, fit_floors=fit_floors
+        )
     else:
         widen_bounds(world.mdnrnn, parts[0], layout)
     scores = _baselines(world.mdnrnn, *parts, training_config, seed)
     result = _train(world.mdnrnn, parts, directory / "training", training_config, seed, episodes.fingerprint, run)
     world.provenance = _provenance(episodes, arguments, result, scores) | {"layout": layout.to_json()} | read_choice(directory)
-    seen = (reader.encode(episodes.read(int(index)).observations) for index in split[1][: quality.MAX_JUDGED])
+    judged = held_out(episodes, split, tests)
+    seen = (reader.encode(each.observations) for each in itertools.islice(judged, quality.MAX_JUDGED))
     _examine(world, parts, result, training_config, seed, seen)
     world.write(directory)
     return world.eval()
@@ -221,30 +228,11 @@ def _vision_and_layout(
     return v, find_layout(episodes, v, kinds=kinds, complete=complete)
 
 
-def _decided(config: MDNRNNConfig | None, episodes: EpisodeCollection, out: Path, run: RunConfig) -> MDNRNNConfig:
-    """Decide the fields of M's configuration that depend on the data."""
-    config = config or MDNRNNConfig()
-    if config.termination_head is None:
-        config = replace(config, termination_head=_any_terminates(episodes))
-    resumed = None
-    if run.resume and not run.overwrite and (out / FIT_FILE).is_file():
-        record = files.read_json(out / FIT_FILE, format=FIT_FORMAT, version=FIT_VERSION)
-        resumed = record.get("mdnrnn")
-        if config.latent_head == AUTO_LATENT_HEAD and resumed and not record.get("latent_head_choice"):  # of an earlier version
-            config = replace(config, latent_head=resumed.get("latent_head", DEFAULT_LATENT_HEAD))
-    return with_reward_fields(config, episodes, resumed=resumed)
-
-
 def _trained_v(initial: WorldModel | None, vision: Vision | type[Vision] | None) -> Vision | None:
     """Return the V that encoded data must belong to."""
     if initial is not None:
         return initial.vision
     return vision if isinstance(vision, Vision) else None
-
-
-def _any_terminates(episodes: EpisodeCollection) -> bool:
-    """Return whether any episode terminates."""
-    return any(bool(episodes.read(i, int(episodes.lengths[i]) - 1).terminations[-1]) for i in range(len(episodes)))
 
 
 def _spread(num_episodes: int) -> list[int]:
@@ -289,39 +277,6 @@ def _build_world(
     return world
 
 
-def _sequence_data(
-    episodes: EpisodeCollection,
-    split: tuple[np.ndarray, np.ndarray],
-    reader: Vision,
-    action_space: FlatSpace,
-    config: DataConfig,
-    seed: int,
-) -> tuple[SequenceData, SequenceData | None]:
-    """Return training and held-out batches; the latter is None if the split holds nothing out."""
-    resident = config.resident
-    if resident is None:
-        resident = encoded_bytes(episodes, reader, action_space) <= RESIDENT_BYTES
-    steps = encode_all(episodes, reader, action_space) if resident else None
-
-    def batches(which: np.ndarray, shuffle: bool) -> SequenceData | None:
-        if len(which) == 0:
-            return None
-        sampler = WindowSampler(
-            which,
-            episodes.lengths[which],
-            window=config.window,
-            burn_in=config.burn_in,
-            batch_size=config.batch_size,
-            seed=seed,
-            shuffle=shuffle,
-        )
-        return SequenceData(episodes, sampler, reader, action_space, resident=steps)
-
-    train = batches(split[0], shuffle=True)
-    assert train is not None
-    return train, batches(split[1], shuffle=False)
-
-
 def _baselines(
     model: MDNRNN, train: SequenceData, test: SequenceData | None, config: TrainingConfig, seed: int
 ) -> dict[str, float]:
@@ -339,7 +294,7 @@ def _baselines(
         if test is None
         else loop.held_out_batches(test, config.max_test_batches, seed=seed, device=unit.device)
     )
-    batches, floor = standardised(statistics_batches(train)), model.config.min_scale * unit
+    batches, floor = standardised(statistics_batches(train)), (model.config.min_scale or 0.0) * unit
     return likelihood.baseline_nll(batches, standardised(scored), min_scale=floor, columns=columns)
 
 
@@ -358,8 +313,15 @@ def _examine(
     seed: int,
     posteriors: Iterator[tuple[Tensor, Tensor]],
 ) -> None:
-    """Calibrate if requested, warn of the bad states in which the training has ended, and add both to the provenance."""
+    """Calibrate if requested, warn of the bad states in which the training has ended, and add both to the provenance.
+
+    If V's samples are noisy, their entropy is added, too: the floor of the likelihood.
+    """
     train, test = data
+    columns = world.layout.columns(*DENSITIES)
+    floor = (test or train).posterior_entropy(columns) if columns else None
+    if floor is not None:
+        world.provenance["entropy_floor"] = {"nll_per_dim": floor}
     if config.calibrate:
         world.provenance["calibration"] = _calibrate(world, test, seed)
     trivial = TrivialModels.fit(statistics_batches(train)) if quality.judge(result, held_out=test is not None) else None
@@ -372,10 +334,14 @@ def _examine(
 
 
 def _provenance(
-    episodes: EpisodeCollection, arguments: dict[str, Any], result: TrainingResult, scores: dict[str, float]
+    episodes: EpisodeCollection,
+    arguments: dict[str, Any],
+    result: TrainingResult,
+    scores: dict[str, float],
 ) -> dict[str, Any]:
     """Return the origin of a world model as JSON-serialisable data."""
-    kept = ("data_fingerprint", "seed", "data_config", "training_config", "initial")
+    kept = ["data_fingerprint", "seed", "data_config", "training_config", "initial"]
+    kept += [name for name in ("test_fingerprint",) if name in arguments]
     recipes = [store.recipe for store in episodes.stores]
     truncated_at = None if any(map(recorded_limits, recipes)) else common_truncation(episodes)
     return {

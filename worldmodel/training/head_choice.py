@@ -7,8 +7,9 @@ chosen head is trained as if the configuration had named it.
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -69,9 +70,12 @@ def with_chosen_head(
         start(candidate)
         return candidate
 
+    candidates = {}
     if not (directory / CHOICE_FILE).exists():
-        files.write_json(directory / CHOICE_FILE, choose_latent_head(started, *data, config, seed), **CHOICE_STAMP)
-    return started(str(read_choice(directory)["latent_head"]["chosen"]))
+        candidates = {head: started(head) for head in (SIMPLE, RICH)}
+        files.write_json(directory / CHOICE_FILE, choose_latent_head(candidates, *data, config, seed), **CHOICE_STAMP)
+    chosen = str(read_choice(directory)["latent_head"]["chosen"])
+    return candidates[chosen] if candidates else started(chosen)
 
 
 def read_choice(directory: Path) -> dict[str, dict[str, Any]]:
@@ -83,12 +87,12 @@ def read_choice(directory: Path) -> dict[str, dict[str, Any]]:
 
 
 def choose_latent_head(
-    make: Callable[[str], MDNRNN], train: SequenceData, test: SequenceData, config: TrainingConfig, seed: int
+    candidates: Mapping[str, MDNRNN], train: SequenceData, test: SequenceData, config: TrainingConfig, seed: int
 ) -> dict[str, Any]:
-    """Train each candidate for a part of the updates and compare them on held-out windows.
+    """Train copies of both candidates for a part of the updates and compare them on held-out windows.
 
     Args:
-        make: makes a model with a head of this class name, ready for training.
+        candidates: models ready for training, by the class name of their head: `SIMPLE` and `RICH`.
         train: training data.
         test: held-out data.
         config: of the training, of which the pilot is a shorter version.
@@ -100,7 +104,9 @@ def choose_latent_head(
     """
     updates = max(1, round(PILOT_FRACTION * config.num_updates))
     pilot = replace(config, num_updates=updates, warmup_updates=0)
-    simple, rich = (_held_out(_trained(make(name), train, pilot, seed), test, pilot, seed) for name in (SIMPLE, RICH))
+    simple, rich = (
+        _held_out(_trained(copy.deepcopy(candidates[name]), train, pilot, seed), test, pilot, seed) for name in (SIMPLE, RICH)
+    )
     each = simple - rich
     gain, se = each.mean().item(), each.std().item() / math.sqrt(len(each)) if len(each) > 1 else math.inf
     chosen = RICH if gain > se else SIMPLE  # not if the gain is NaN
@@ -108,6 +114,7 @@ def choose_latent_head(
     return {"chosen": chosen, **finite, "updates": updates}
 
 
+@torch.enable_grad()
 def _trained(model: MDNRNN, data: SequenceData, config: TrainingConfig, seed: int) -> MDNRNN:
     """Train in place, without checkpoints."""
     optimizer = make_optimizer(config.optimizer, model.parameters(), learning_rate=learning_rate(config, 0))

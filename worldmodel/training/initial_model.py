@@ -20,16 +20,17 @@ from worldmodel.training.windows import SequenceData
 
 STATISTICS_BATCHES = 100  # maximum number of batches for the statistics of the data and the baselines
 INITIAL_STEPS = 16_384  # the initial components of the latent head fit so many steps at most
-STATE_RIDGE, INPUT_RIDGE = 1e-2, 1e-6  # of that fit: penalties of h, which changes in training, and of z and a
+STATE_RIDGE, INPUT_RIDGE = 0.1, 1e-6  # of that fit: penalties of h (only without skip connections), and of z and a
 
 
 @torch.no_grad()
-def initialise_latent_head(model: MDNRNN, batches: Iterable[SequenceBatch]) -> None:
+def initialise_latent_head(model: MDNRNN, batches: Iterable[SequenceBatch], *, fit_floors: bool = False) -> None:
     """Set the initial weights of the latent head by a fit to batches; see `worldmodel.mixtures.LatentHead.initialise`.
 
     Args:
         model: M with its statistics set; the rest of it is not trained.
         batches: training data.
+        fit_floors: lower the floors of the sigmas where the data show less noise.
     """
     was_training = model.training
     model.eval()
@@ -42,8 +43,8 @@ def initialise_latent_head(model: MDNRNN, batches: Iterable[SequenceBatch]) -> N
             break
     seen = torch.cat(features)
     ridge = seen.new_full((seen.shape[1],), INPUT_RIDGE)
-    ridge[: model.config.hidden_size] = STATE_RIDGE
-    model.latent_head.initialise(seen, torch.cat(targets), ridge)
+    ridge[: model.config.hidden_size] = torch.inf if model.config.skip else STATE_RIDGE  # h changes in training
+    model.latent_head.initialise(seen, torch.cat(targets), ridge, fit_floors=fit_floors)
     model.train(was_training)
 
 
@@ -55,17 +56,22 @@ def new_model(sizes: tuple[int, int], config: MDNRNNConfig, layout: LatentLayout
 
 
 @torch.no_grad()
-def set_statistics(model: MDNRNN, data: SequenceData, layout: LatentLayout) -> None:
+def set_statistics(model: MDNRNN, data: SequenceData, layout: LatentLayout, *, fit_floors: bool = False) -> None:
     """Set M's statistics, the initial components of the latent, and the base rates of terminations and atoms from the data."""
     atoms = model.config.reward_atoms or ()
-    model.set_statistics(DataStatistics.of(statistics_batches(data), layout, atoms=atoms))
-    set_base_rates(model, statistics_batches(data))
-    model.action_units.fit(statistics_batches(data), data.action_space.is_box)
+    kept = list(statistics_batches(data)) if data.resident is not None else None  # else too large to keep
+
+    def batches() -> Iterable[SequenceBatch]:
+        return statistics_batches(data) if kept is None else kept
+
+    model.set_statistics(DataStatistics.of(batches(), layout, atoms=atoms))
+    set_base_rates(model, batches())
+    model.action_units.fit(batches(), data.action_space.is_box)
     if not layout.columns(PartKind.IMAGE):
-        initialise_latent_head(model, statistics_batches(data))
+        initialise_latent_head(model, batches(), fit_floors=fit_floors)
     if model.termination_head is None:
         return
-    counts = torch.tensor([[(b.terminated & b.mask).sum().item(), b.mask.sum().item()] for b in statistics_batches(data)])
+    counts = torch.tensor([[(b.terminated & b.mask).sum().item(), b.mask.sum().item()] for b in batches()])
     ended, steps = counts.sum(dim=0).tolist()
     model.termination_head.bias.fill_(math.log((ended + 0.5) / (steps - ended + 0.5)))
 
@@ -95,10 +101,11 @@ def prepare_model(
     directory: Path,
     *,
     chooses: bool,
+    fit_floors: bool,
 ) -> MDNRNN:
-    """Return M ready for training, with the chosen head if ``chooses``."""
+    """Return M ready for training, with the chosen head if ``chooses``, and with floors from the data if ``fit_floors``."""
     train, test = data
-    start = partial(set_statistics, data=train, layout=layout)
+    start = partial(set_statistics, data=train, layout=layout, fit_floors=fit_floors)
     if chooses and test is not None:
         make = partial(new_model, layout=layout, seed=seed)
         return with_chosen_head(model, make, start, (train, test), config, seed, directory)

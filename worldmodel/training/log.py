@@ -46,9 +46,12 @@ class MetricsLog:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._file.close()
-        if self._writer is not None:
-            self._writer.close()
+        try:
+            with naming(self._path):  # after an error of `write`, closing tries to write again
+                self._file.close()
+        finally:
+            if self._writer is not None:
+                self._writer.close()
 
 
 def read_metrics(out: str | Path) -> list[dict[str, float]]:

@@ -29,6 +29,8 @@ from worldmodel.runtime import (
     float32_default,
     interrupt_between_steps,
     keeps_threads,
+    load_optimizer_tensors,
+    optimizer_tensors,
     resolve_precision,
     set_threads,
     single_writer,
@@ -137,7 +139,7 @@ def train(
         ValueError: if the saved state is of another configuration, seed, data set, kind of device or model.
         FileExistsError: if ``out`` holds a run that ``run`` neither resumes nor replaces.
     """
-    run, training = run or RunConfig(), _Run(model, data, test_data, Path(out), config, seed, fingerprint)
+    run, training = run or RunConfig(), _Run(model, data, test_data, Path(out), config.resolve(), seed, fingerprint)
     training.start(run)
     began, state = time.monotonic(), training.state
     with (
@@ -210,7 +212,7 @@ class _Run:
         used = config.identity() | {"precision": self.precision}
         self.identity = {"config": used, "seed": seed, "fingerprint": fingerprint, "device": self.device.type}
         self.optimizer = make_optimizer(
-            config.optimizer, model.parameters(), learning_rate=config.learning_rate, precision=self.precision
+            config.optimizer, model.parameters(), learning_rate=learning_rate(config, 0), precision=self.precision
         )
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self._loss, self.state = cast(Model, model).loss, _RunState()
@@ -239,6 +241,7 @@ class _Run:
             return
         set_threads(None, run.threads, self.out)
 
+    @torch.enable_grad()  # the caller may have turned gradients off
     def update(self) -> dict[str, Tensor]:
         """Do one optimiser step and return the loss and its terms."""
         state = self.state
@@ -293,8 +296,7 @@ class _Run:
     def save(self) -> None:
         """Write the complete state as one file, atomically."""
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        for number, moments in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{number}.{name}": tensor for name, tensor in moments.items()}
+        tensors |= optimizer_tensors(self.optimizer, "optimizer")
         tensors["generator"] = self.generator.get_state()
         content = {"format": STATE_FORMAT, "version": STATE_VERSION, "state": asdict(self.state), "identity": self.identity}
         content["threads"] = torch.get_num_threads()
@@ -316,12 +318,7 @@ class _Run:
             self.model.load_state_dict({n.removeprefix("model."): x for n, x in tensors.items() if n.startswith("model.")})
         except RuntimeError as error:
             raise ValueError(f"{path}: expected the weights of this model, got those of another one: {error}") from error
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            if name.startswith("optimizer."):
-                _, number, key = name.split(".")
-                moments.setdefault(int(number), {})[key] = tensor
-        self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        load_optimizer_tensors(self.optimizer, "optimizer", tensors)
         self.generator.set_state(tensors["generator"])
         self.state = _RunState(**content["state"])
 

@@ -37,7 +37,7 @@ def make_optimizer(
     if name not in OPTIMIZERS:
         raise ValueError(f"optimizer: expected one of {OPTIMIZERS}, got {name!r}")
     if name == "adam":
-        return torch.optim.Adam(parameters, lr=learning_rate)
+        return torch.optim.Adam(parameters, lr=learning_rate, fused=True)  # one kernel: 3 % of an update of a small M
     return MuonAndAdam(parameters, learning_rate=learning_rate, precision=precision)
 
 

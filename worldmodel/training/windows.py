@@ -11,7 +11,8 @@ is dropped.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,7 @@ from worldmodel.models import EncodedSteps, SequenceBatch, Vision, encode_episod
 from worldmodel.runtime import check_integer
 from worldmodel.spaces import FlatSpace
 
+ENTROPY_BATCHES = 20  # of which the entropy of the samples of V is computed
 RESIDENT_BYTES = 64 * 2**20  # encoded data up to this size are kept on the device by default
 
 
@@ -158,16 +160,36 @@ class SequenceData:
         """Build batch ``index`` of ``epoch`` with latents sampled from V's posterior."""
         windows = self.sampler.batch(epoch, index)
         length = windows.stop - windows.start
-        if self.resident is not None:
-            steps = self.resident
-            first_observation = self._first_observation[windows.episode] + windows.start
-            first_step = self._first_step[windows.episode] + windows.start
-        else:
-            parts = [self.episodes.read(*which) for which in zip(windows.episode, windows.start, windows.stop, strict=True)]
-            steps = encode_episodes(parts, self.vision, self.action_space)
-            first_step = np.cumsum(length) - length
-            first_observation = first_step + np.arange(len(length))
+        steps, first_observation, first_step = self._steps(windows)
         return gather(steps, first_observation, first_step, length, windows.burn, generator=generator)
+
+    def posterior_entropy(self, columns: Sequence[int] | None = None) -> float | None:
+        """Mean differential entropy of V's samples of z: no M can have a lower negative log-likelihood.
+
+        Args:
+            columns: the numbers of z that count; None takes all.
+
+        Returns:
+            Nats per dimension, over the last frames of at most `ENTROPY_BATCHES` batches; None if V adds no noise to a number.
+        """
+        total, count, number = 0.0, 0, min(ENTROPY_BATCHES, self.num_batches(0))
+        for i in range(number):
+            windows = self.sampler.batch(0, i * self.num_batches(0) // number)
+            steps, first, _ = self._steps(windows)
+            rows = torch.as_tensor(first + windows.stop - windows.start, device=steps.log_variance.device)
+            found = steps.log_variance[rows] if columns is None else steps.log_variance[rows][:, list(columns)]
+            total, count = total + found.double().sum().item(), count + found.numel()
+        return 0.5 * (math.log(2 * math.pi * math.e) + total / count) if count and math.isfinite(total) else None
+
+    def _steps(self, windows: Windows) -> tuple[EncodedSteps, np.ndarray, np.ndarray]:
+        """Return encoded steps, and the indices of the first observation and step of each window in them."""
+        if self.resident is not None:
+            first_observation = self._first_observation[windows.episode] + windows.start
+            return self.resident, first_observation, self._first_step[windows.episode] + windows.start
+        parts = [self.episodes.read(*which) for which in zip(windows.episode, windows.start, windows.stop, strict=True)]
+        length = windows.stop - windows.start
+        first_step = np.cumsum(length) - length
+        return encode_episodes(parts, self.vision, self.action_space), first_step + np.arange(len(length)), first_step
 
     def epoch(self, epoch: int, *, generator: torch.Generator | None = None) -> Iterator[SequenceBatch]:
         """Yield the batches of an epoch in order."""

@@ -1,0 +1,208 @@
+"""Likelihood of episodes that a world model was not trained on, by kind of what it predicts; no environment is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from worldmodel.data import EpisodeCollection
+from worldmodel.mixtures import COPIED, LIKELIHOODS, CompositeDistribution
+from worldmodel.models import (
+    SequenceBatch,
+    State,
+    Vision,
+    WorldModel,
+    encode_episodes,
+    encoded_form,
+    gather,
+    open_world,
+)
+from worldmodel.runtime import Progress, RunConfig, check_integer
+from worldmodel.spaces import known_leaves
+
+BATCH_EPISODES, BATCH_STEPS = 64, 64  # predicted at once
+UNITS = {**LIKELIHOODS, "reward_nll": "nats per reward", "termination_nll": "nats per termination or not"}
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """Negative log-likelihood of held-out episodes.
+
+    Args:
+        nats: mean of each kind, in the unit of `UNITS`: per number, choice, bit, reward or step.
+        standard_errors: of these means, over episodes; NaN for one episode.
+        nats_per_step: the sum of all kinds, per step.
+        num_episodes: number of episodes.
+        num_steps: number of steps.
+        changed_constants: share of the steps in which a number changed that was constant in training; the model says that this
+            is impossible, and the other figures leave it out.
+    """
+
+    nats: dict[str, float]
+    standard_errors: dict[str, float]
+    nats_per_step: float
+    num_episodes: int
+    num_steps: int
+    changed_constants: float
+
+    def __str__(self) -> str:
+        """Return a table."""
+        rows = [f"{value:9.4f} +- {self.standard_errors[name]:.4f}  {UNITS[name]}" for name, value in self.nats.items()]
+        rows.append(f"{self.nats_per_step:9.4f}            nats per step, all together")
+        if self.changed_constants:
+            rows.append(f"constants of the training data changed in {100 * self.changed_constants:.2g} % of the steps")
+        return "\n".join([f"held-out negative log-likelihood, {self.num_episodes} episodes, {self.num_steps} steps", *rows])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all fields as JSON-serialisable data."""
+        return dict(vars(self))
+
+
+@torch.no_grad()
+def likelihood(
+    world: WorldModel | str | Path, store: str | Path | Sequence[str | Path], *, seed: int = 0, run: RunConfig | None = None
+) -> Likelihood:
+    r"""Compute the negative log-likelihood of all steps of episodes, each given everything before it.
+
+    For every step of every episode :math:`-\log p(z_{t+1}, r_t, d_t \mid z_{\le t}, a_{\le t})`, with M's state carried from
+    the beginning of the episode. Densities are those of z; the units of z depend on V, so compare models with the same V.
+
+    Args:
+        world: the world model, or its directory.
+        store: path of a store, or several: another day, another robot. Its spaces are those of the world; see
+            `worldmodel.data.ConversionConfig.like`.
+        seed: seed of the samples of z, if V has noise.
+        run: how progress is shown; stage "likelihood", in episodes.
+
+    Returns:
+        The likelihood by kind.
+
+    Raises:
+        ValueError: if the spaces are not those of the world.
+    """
+    world = open_world(world)
+    episodes, reader = open_held_out(world, store)
+    generator = torch.Generator(world.device).manual_seed(check_integer(seed, "seed", least=0))
+    sums: dict[str, list[np.ndarray]] = {}
+    steps, changed, done = [], 0.0, 0
+    order = np.argsort(-episodes.lengths, kind="stable")
+    with (run or RunConfig()).reporter() as report:
+        for first in range(0, len(order), BATCH_EPISODES):
+            chosen = order[first : first + BATCH_EPISODES]
+            totals, moved = _batch(world, episodes, reader, chosen, generator)
+            for name, total in totals.items():
+                sums.setdefault(name, []).append(total)
+            steps.append(episodes.lengths[chosen])
+            changed, done = changed + moved, done + len(chosen)
+            report(Progress("likelihood", done, len(order), "episode"))
+    return _result(world, {name: np.concatenate(parts) for name, parts in sums.items()}, np.concatenate(steps), changed)
+
+
+def open_held_out(
+    world: WorldModel, store: str | Path | Sequence[str | Path], *, min_length: int = 1
+) -> tuple[EpisodeCollection, Vision]:
+    """Open stores of a world's observations, or of their encodings, and return the V that reads them.
+
+    Raises:
+        ValueError: if the spaces are not those of the world.
+    """
+    first = EpisodeCollection.open(store, min_length=min_length)
+    left = known_leaves(first.observation_space, world.left_out)
+    episodes = EpisodeCollection(first.stores, min_length=min_length, leave_out=left) if left else first
+    encoded = encoded_form(episodes.stores, world.vision)
+    space = episodes.observation_space if encoded is None else world.observation_space
+    source = ", ".join(str(one.path) for one in episodes.stores)
+    try:
+        world.check_spaces(space, episodes.action_space, source=source)
+    except ValueError as error:
+        converted = all("conversion" in one.recipe for one in episodes.stores)
+        hint = (
+            "; convert the data with the spaces of the training data (ConversionConfig(like=...), --like)" if converted else ""
+        )
+        raise ValueError(f"{error}{hint}") from error
+    return episodes, world.vision if encoded is None else encoded.to(world.device)
+
+
+def _batch(
+    world: WorldModel, episodes: EpisodeCollection, reader: Vision, chosen: np.ndarray, generator: torch.Generator
+) -> tuple[dict[str, np.ndarray], float]:
+    """Return the sums over the steps of episodes, longest first, by kind, and the steps in which a constant changed."""
+    lengths = episodes.lengths[chosen]
+    totals: dict[str, np.ndarray] = {}
+    moved, state, last = 0.0, None, None
+    for start in range(0, int(lengths[0]), BATCH_STEPS):
+        running = int((lengths > start).sum())
+        stops = np.minimum(start + BATCH_STEPS, lengths[:running])
+        parts = [episodes.read(int(i), start, int(stop)) for i, stop in zip(chosen[:running], stops, strict=True)]
+        steps = encode_episodes(parts, reader, world.action_features)
+        count = stops - start
+        first = np.cumsum(count) - count
+        batch = gather(steps, first + np.arange(running), first, count, np.zeros_like(count), generator=generator)
+        if last is not None:
+            batch.z[:, 0] = last[:running]  # one sample of an observation, not two
+        if state is not None:
+            state = State(*(part[:, :running].contiguous() for part in state))
+        found, changed, state = _predict(world, batch, state)
+        moved += changed
+        last = batch.z[:, -1]
+        for name, value in found.items():
+            totals.setdefault(name, np.zeros(len(chosen)))[:running] += value.double().cpu().numpy()
+    return totals, moved
+
+
+def _predict(world: WorldModel, batch: SequenceBatch, state: State | None) -> tuple[dict[str, Tensor], float, State]:
+    """Return sums over the steps of a batch by kind (B,), the steps in which a constant changed, and M's state."""
+    model, mask = world.mdnrnn, batch.mask
+    found: dict[str, Tensor] = {}
+    prediction, state = model(batch.z[:, :-1], batch.action, state)
+    after = batch.z[:, 1:]
+    if isinstance(prediction.latent, CompositeDistribution):
+        found |= {name: -value for name, value in prediction.latent.log_probs(after).items()}
+    else:
+        found["nll_per_dim"] = -prediction.latent.log_prob(after)
+    if prediction.reward is not None:
+        found["reward_nll"] = -prediction.reward.log_prob(batch.reward.unsqueeze(-1))
+    if prediction.termination_logit is not None:
+        ended = batch.terminated.to(after.dtype)
+        found["termination_nll"] = functional.binary_cross_entropy_with_logits(
+            prediction.termination_logit, ended, reduction="none"
+        )
+    copied = [] if model.layout is None else model.layout.columns(*COPIED)
+    changed = ((after != batch.z[:, :-1])[..., copied].any(dim=-1) & mask).sum().item()
+    return {name: torch.where(mask, value, 0.0).sum(dim=1) for name, value in found.items()}, changed, state
+
+
+def _result(world: WorldModel, sums: dict[str, np.ndarray], steps: np.ndarray, changed: float) -> Likelihood:
+    variables = {sub.metric: sub.num_variables for sub in world.mdnrnn.frame.sub_heads(world.mdnrnn.latent_head)}
+    total = int(steps.sum())
+    nats, errors = {}, {}
+    for name, value in sums.items():
+        size = variables.get(name, 1)
+        nats[name] = float(value.sum() / total / size)
+        residual = value / size - nats[name] * steps
+        n = len(steps)
+        errors[name] = float(np.sqrt((residual**2).sum() * n / (n - 1)) / total) if n > 1 else float("nan")
+    per_step = float(sum(value.sum() for value in sums.values()) / total)
+    return Likelihood(nats, errors, per_step, len(steps), total, changed / total)
+
+
+def windows_of(episodes: EpisodeCollection, length: int, most: int) -> Iterator[tuple[int, int]]:
+    """Yield episode and first step of at most ``most`` windows of ``length`` steps, spread evenly over the episodes.
+
+    Windows of an episode follow each other without overlap.
+    """
+    counts = episodes.lengths // length
+    total = int(counts.sum())
+    number = min(most, total)
+    ends = np.cumsum(counts)
+    for k in range(number):
+        which = k * total // number
+        episode = int(np.searchsorted(ends, which, side="right"))
+        yield episode, int(which - (ends[episode] - counts[episode])) * length
