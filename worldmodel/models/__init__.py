@@ -45,9 +45,11 @@ if TYPE_CHECKING:
     from worldmodel.models.lstm import run_lstm as run_lstm
     from worldmodel.models.lstm import stack_weights as stack_weights
     from worldmodel.models.mdnrnn import MDNRNN as MDNRNN
-    from worldmodel.models.mdnrnn import Prediction as Prediction
     from worldmodel.models.mdnrnn import State as State
     from worldmodel.models.mdnrnn_config import MDNRNNConfig as MDNRNNConfig
+    from worldmodel.models.outcome import DEFAULT_OUTCOME_SIZE as DEFAULT_OUTCOME_SIZE
+    from worldmodel.models.outcome import Outcome as Outcome
+    from worldmodel.models.outcome import Prediction as Prediction
     from worldmodel.models.state_normalizer import StateNormalizer as StateNormalizer
     from worldmodel.models.vae import IN_USE as IN_USE
     from worldmodel.models.vae import ConvVAE as ConvVAE
@@ -75,8 +77,9 @@ else:
             "features": "FEATURE_KINDS FeatureKind feature_size feature_space latent_features",
             "layout": "find_layout vision_for",
             "lstm": "HalfPrecisionLayer LayerNormLSTM activate_gates run_lstm stack_weights",
-            "mdnrnn": "MDNRNN Prediction State",
+            "mdnrnn": "MDNRNN State",
             "mdnrnn_config": "MDNRNNConfig",
+            "outcome": "DEFAULT_OUTCOME_SIZE Outcome Prediction",
             "state_normalizer": "StateNormalizer",
             "vae": "ConvVAE FrameBatch IN_USE VAEConfig divergence",
             "vision": "VISION_FILE VISION_FILES Vision draw_latent",

@@ -15,7 +15,9 @@ The head that predicts z is any `worldmodel.mixtures.LatentHead`, named by `MDNR
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -23,9 +25,7 @@ from torch import Tensor, nn
 
 from worldmodel.mixtures import (
     CompositeDistribution,
-    LatentDistribution,
     LatentLayout,
-    RewardDistribution,
     RewardHead,
     TerminationHead,
     fused,
@@ -35,6 +35,7 @@ from worldmodel.models.batch import DataStatistics, SequenceBatch
 from worldmodel.models.latent_frame import LatentFrame
 from worldmodel.models.lstm import LayerNormLSTM, run_lstm, runs_in_loop
 from worldmodel.models.mdnrnn_config import MDNRNNConfig
+from worldmodel.models.outcome import Outcome, OutcomeLayer, Prediction
 from worldmodel.runtime import check_integer, float32_default
 
 
@@ -43,22 +44,6 @@ class State(NamedTuple):
 
     h: Tensor
     c: Tensor
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """M's prediction of the next step, for every element of the batch shape (...).
-
-    Args:
-        latent: distribution over z_{t+1}, batch shape (...).
-        reward: distribution over r_t, over one number, batch shape (...): a `GaussianMixture`, or a `MixedDistribution` if M
-            has ``reward_atoms``; None without the head.
-        termination_logit: (...) log-odds that the episode terminates with this step; None without the head.
-    """
-
-    latent: LatentDistribution
-    reward: RewardDistribution | None
-    termination_logit: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -118,6 +103,7 @@ class MDNRNN(nn.Module):
             termination_head=True if config.termination_head is None else config.termination_head,
             reward_components=1 if config.reward_components is None else config.reward_components,
             reward_atoms=config.reward_atoms or (),
+            outcome_size=config.outcome_size or 0,
         )
         self.latent_size, self.action_size, self.config = latent_size, action_size, config
         input_size = latent_size + action_size
@@ -127,8 +113,12 @@ class MDNRNN(nn.Module):
         self.layout = None if layout is None or layout.is_density else layout
         self.frame = LatentFrame(latent_size, predict_change=config.predict_change, layout=self.layout)
         self.latent_head = self.frame.new_head(features, config)
-        self.reward_head = RewardHead.from_config(features, config) if config.reward_head else None
-        self.termination_head = TerminationHead(features, config.termination_weight) if config.termination_head else None
+        wider = features + (config.outcome_size or 0)
+        self.reward_head = RewardHead.from_config(wider, config) if config.reward_head else None
+        self.termination_head = TerminationHead(wider, config.termination_weight) if config.termination_head else None
+        seeing = {"reward": config.reward_head, "termination": config.termination_head} if config.outcome_size else {}
+        sizes = features, latent_size, self.frame.num_changes, config.outcome_size or 0
+        self.outcome_layers = nn.ModuleDict({name: OutcomeLayer(*sizes) for name, present in seeing.items() if present})
         statistics = DataStatistics.neutral(latent_size)
         for name, value in vars(statistics).items():
             self.register_buffer(name, value)
@@ -244,11 +234,12 @@ class MDNRNN(nn.Module):
         else:
             latent = [-prediction.latent.log_prob(after)]
         reward = termination = after.new_zeros(after.shape[:-1])
-        if prediction.reward is not None:
-            reward = -prediction.reward.log_prob(batch.reward.unsqueeze(-1))
+        outcome = prediction.outcome(after)
+        if outcome.reward is not None:
+            reward = -outcome.reward.log_prob(batch.reward.unsqueeze(-1))
         if self.termination_head is not None:
-            assert prediction.termination_logit is not None
-            termination = self.termination_head.loss(prediction.termination_logit, batch.terminated)
+            assert outcome.termination_logit is not None
+            termination = self.termination_head.loss(outcome.termination_logit, batch.terminated)
         return latent, reward, termination
 
     def loss(self, batch: SequenceBatch, *, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
@@ -301,8 +292,11 @@ class MDNRNN(nn.Module):
         if self.termination_head is not None:
             terminated = batch.terminated[mask].to(before.dtype)
             terms.append(fused.LossTerm(self.termination_head, terminated, feature_gradient=config.termination_gradient))
-        features = self._features(before, action, output).flatten(0, 1)
-        total, found = fused.heads_loss(features, mask.flatten().nonzero()[:, 0], terms)
+        features, rows = self._features(before, action, output).flatten(0, 1), mask.flatten().nonzero()[:, 0]
+        if self.outcome_layers:
+            total, found = self._outcome_losses(features, rows, terms, before[mask], batch.z[:, 1:][mask])
+        else:
+            total, found = fused.heads_loss(features, rows, terms)
         parts, zero = iter(found.unbind()), found.new_zeros(())
         present = (*(True for _ in kinds), self.reward_head is not None, self.termination_head is not None)
         sums = torch.stack([next(parts) if here else zero for here in present])
@@ -310,6 +304,25 @@ class MDNRNN(nn.Module):
         latent = [head.log_volume(target[:, columns], log_unit[columns]) for _, head, columns, _ in kinds]
         volume = torch.stack([*latent, len(target) * self.reward_scale.log().sum() * reward_share, zero])
         return total + volume[:-2].sum() / self.frame.num_variables + volume[-2], sums + volume
+
+    def _outcome_losses(
+        self, features: Tensor, rows: Tensor, terms: Sequence[fused.LossTerm], z: Tensor, next_z: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`fused.heads_loss` where the reward and termination heads see the next latent: ``z`` and ``next_z`` (N, D)."""
+        latent = terms[: -len(self.outcome_layers)]
+        total, sums = fused.heads_loss(features, rows, latent) if latent else (features.new_zeros(()), features.new_zeros(0))
+        seen, every = features[rows], torch.arange(len(rows), device=rows.device)
+        seeing, found = zip(self.outcome_layers.values(), terms[len(latent) :], strict=True), [sums]
+        for layer, term in seeing:
+            wider = layer(_damped(seen, term.feature_gradient), *self.seen_after(z, next_z))
+            share, own = fused.heads_loss(wider, every, [replace(term, feature_gradient=1.0)])
+            total = total + share
+            found.append(own)
+        return total, torch.cat(found)
+
+    def seen_after(self, z: Tensor, next_z: Tensor) -> tuple[Tensor, Tensor]:
+        """What the outcome layers see of the step from ``z`` to ``next_z`` (..., D): z_{t+1} and the changes in their units."""
+        return next_z, self.frame.changes(z, next_z, self.change_scale)
 
     def _run(
         self,
@@ -348,13 +361,26 @@ class MDNRNN(nn.Module):
         latent = self.latent_head(h)
         if self.config.predict_change or self.layout is not None:
             latent = latent.affine(*self.frame.of(z, self.change_scale))
+        return Prediction(latent, partial(self._outcome, z, h, damped))
+
+    def _outcome(self, z: Tensor, features: Tensor, damped: bool, next_z: Tensor | None) -> Outcome:
+        """Reward and termination; see `Prediction`."""
+        after: tuple[Tensor, Tensor] | None = None
+        if self.outcome_layers:
+            if next_z is None:
+                raise ValueError("next_z: expected the next latent, on which the heads depend; call Prediction.outcome(next_z)")
+            if next_z.shape != z.shape:
+                raise ValueError(f"next_z: expected shape {tuple(z.shape)}, got {tuple(next_z.shape)}")
+            after = self.seen_after(z, next_z)
         reward = logit = None
         if self.reward_head is not None:
-            seen = _damped(h, self.reward_head.feature_gradient if damped else 1.0)
+            seen = _damped(features, self.reward_head.feature_gradient if damped else 1.0)
+            seen = seen if after is None else self.outcome_layers["reward"](seen, *after)
             reward = self.reward_head(seen, self.reward_mean, self.reward_scale)
         if self.termination_head is not None:
-            logit = self.termination_head(_damped(h, self.config.termination_gradient if damped else 1.0))
-        return Prediction(latent, reward, logit)
+            seen = _damped(features, self.config.termination_gradient if damped else 1.0)
+            logit = self.termination_head(seen if after is None else self.outcome_layers["termination"](seen, *after))
+        return Outcome(reward, logit)
 
 
 def _damped(x: Tensor, factor: float) -> Tensor:

@@ -37,6 +37,9 @@ class MDNRNNConfig:
             None: `fit` takes 5, or 0 if the atoms make up its data; an `MDNRNN` that is made directly has 1.
         reward_atoms: rewards that recur exactly and get a probability of their own, as float32 numbers. None: `fit` finds them
             (see `find_atoms`); an `MDNRNN` that is made directly has none.
+        outcome_size: units of a layer through which the heads of the reward and the termination see z_{t+1}, so that in a
+            stochastic environment they fit where a step led (`worldmodel.models.outcome`). 0: they do not see it. None: `fit`
+            takes 32; an `MDNRNN` that is made directly has 0, as files without the field.
         termination_head: predict whether the episode terminates (truncation is not termination). None: `fit` adds the head if
             any episode of the data terminates; an `MDNRNN` that is made directly has it.
         termination_weight: weight of the steps that terminate, in the loss (the paper's Doom code: 10).
@@ -66,6 +69,7 @@ class MDNRNNConfig:
     reward_head: bool = True
     reward_components: int | None = None
     reward_atoms: tuple[float, ...] | None = None
+    outcome_size: int | None = None
     termination_head: bool | None = None
     termination_weight: float = 1.0
     termination_gradient: float = 1.0
@@ -90,12 +94,14 @@ class MDNRNNConfig:
         check_noise(self.noise_type, self.fixed_noise_level, self.min_scale)
 
     def _check_reward(self) -> None:
-        """Check the fields of the reward head, and store the atoms as sorted float32 numbers."""
+        """Check the fields of the heads of the reward and the outcome, and store the atoms as sorted float32 numbers."""
         if self.reward_atoms is not None:
             object.__setattr__(self, "reward_atoms", check_atoms(self.reward_atoms))
         if self.reward_components is not None:
             number = check_integer(self.reward_components, "reward_components", least=0)
             object.__setattr__(self, "reward_components", number)
+        if self.outcome_size is not None:
+            object.__setattr__(self, "outcome_size", check_integer(self.outcome_size, "outcome_size", least=0))
         if self.reward_components == 0 and self.reward_atoms == ():
             raise ValueError("reward_components: expected an integer >= 1 without reward_atoms, got 0")
 
@@ -109,6 +115,7 @@ class MDNRNNConfig:
             "latent_head": (DEFAULT_LATENT_HEAD,),
             "reward_components": (None, 1),
             "reward_atoms": (None, ()),
+            "outcome_size": (None, 0),
         }
         for name, same in earlier.items():
             if values[name] in same:
@@ -119,7 +126,7 @@ class MDNRNNConfig:
 
     def identity(self) -> dict[str, Any]:
         """Return all fields for the record of a run, without the later ones that have their default."""
-        later = ("reward_components", "reward_atoms", "layer_norm_eps")
+        later = ("reward_components", "reward_atoms", "outcome_size", "layer_norm_eps")
         defaults = {field.name: field.default for field in fields(self)}
         return {name: value for name, value in asdict(self).items() if name not in later or value != defaults[name]}
 

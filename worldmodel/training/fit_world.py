@@ -16,6 +16,7 @@ import torch
 from worldmodel.data import EpisodeCollection, split_episodes
 from worldmodel.mixtures import DENSITIES, LatentLayout
 from worldmodel.models import (
+    DEFAULT_OUTCOME_SIZE,
     MDNRNN,
     WORLD_FILE,
     WORLD_FILES,
@@ -200,6 +201,8 @@ def _decided(config: MDNRNNConfig | None, episodes: EpisodeCollection, out: Path
     resumed = None
     if run.resume and not run.overwrite and (out / FIT_FILE).is_file():
         resumed = files.read_json(out / FIT_FILE, format=FIT_FORMAT, version=FIT_VERSION).get("mdnrnn")
+    if config.outcome_size is None:
+        config = replace(config, outcome_size=DEFAULT_OUTCOME_SIZE if resumed is None else resumed.get("outcome_size", 0))
     return with_reward_fields(config, episodes, resumed=resumed)
 
 
