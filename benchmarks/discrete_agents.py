@@ -94,9 +94,9 @@ CASES = {
     "lake": Case(
         "FrozenLake-v1",
         target=0.70,
-        episodes=8000,
+        episodes=20000,
         test_episodes=2000,
-        model={"hidden_size": 32},
+        model={"hidden_size": 16},
         data={"window": 16, "batch_size": 128},
         training={"num_updates": 1500, "learning_rate": 2e-2},
         controller=ControllerConfig(features="z"),

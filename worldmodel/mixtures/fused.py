@@ -43,30 +43,43 @@ class LossTerm:
         head: the head.
         target: (N, ...) what its outputs are compared with, in its units.
         divisor: the loss counts the head's sum divided by this.
-        feature_gradient: factor of this term's gradient with respect to the features; the head's own weights get all of it.
+        feature_gradient: factor of this term's gradient with respect to the features; the head's own weights, and those of its
+            layer, get all of it.
+        layer: a hidden layer tanh(W [features, more] + b) with U units, through which the head sees more than the features: its
+            own layer is linear in the features followed by these units. None for a head that is linear in the features.
     """
 
     head: RawHead
     target: Tensor
     divisor: int = 1
     feature_gradient: float = 1.0
+    layer: nn.Linear | None = None
 
 
-def heads_loss(features: Tensor, rows: Tensor, terms: Sequence[LossTerm]) -> tuple[Tensor, Tensor]:
+def heads_loss(
+    features: Tensor, rows: Tensor, terms: Sequence[LossTerm], *, more: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Sum the losses of the heads over the steps that count.
 
     Args:
         features: (M, F) input of the heads.
         rows: (N,) indices of the features that count, each at most once.
         terms: the heads with their targets of those N steps.
+        more: (N, E) additional inputs of the terms' layers, of those steps; None without layers.
 
     Returns:
         The sum over steps and terms, each divided by its divisor, in nats, which can be differentiated once; and the sum of
         each term before the division, (number of terms,), without gradient.
     """
-    weight = torch.cat([term.head.linear.weight for term in terms])  # (O, F)
+    size = features.shape[1]
+    weight = torch.cat([term.head.linear.weight[:, :size] for term in terms])  # (O, F)
     bias = torch.cat([term.head.linear.bias for term in terms])  # (O,)
-    total, sums = _HeadsLoss.apply(features, rows, weight, bias, terms, torch.is_grad_enabled())
+    own: list[Tensor] = []
+    if more is not None:
+        seeing = [(term.layer, term.head.linear.weight[:, size:]) for term in terms if term.layer is not None]
+        own = [torch.cat([layer.weight for layer, _ in seeing]), torch.cat([layer.bias for layer, _ in seeing])]
+        own += [after for _, after in seeing]
+    total, sums = _HeadsLoss.apply(features, rows, weight, bias, terms, torch.is_grad_enabled(), more, *own)
     return total, sums
 
 
@@ -90,6 +103,63 @@ def _losses(raw: Tensor, terms: Sequence[LossTerm], columns: Sequence[slice], pa
     return sums
 
 
+class _Layers:
+    """The hidden layers of the terms that have one, stacked, for one call of `heads_loss`.
+
+    Args:
+        terms: all terms.
+        columns: columns of each term's outputs.
+        more: (N, E) additional inputs of the layers.
+        tensors: W (U, F + E) and b (U,) of all layers, and for each layer the head's weights of its units (O, U of the layer).
+        dtype: dtype of the matrix products.
+        gradient: whether gradients are needed.
+    """
+
+    def __init__(
+        self,
+        terms: Sequence[LossTerm],
+        columns: Sequence[slice],
+        more: Tensor,
+        tensors: Sequence[Tensor],
+        dtype: torch.dtype,
+        gradient: bool,
+    ):
+        self.more, self.dtype, self.bias = more, dtype, tensors[1]
+        self.weight, *self.after = (tensor.to(dtype) for tensor in (tensors[0], *tensors[2:]))
+        self.gradients = [torch.zeros_like(tensor) for tensor in tensors] if gradient else []
+        self.heads: list[tuple[slice, slice, float]] = []  # outputs, units and factor of the gradient of each
+        first = 0
+        for term, own in zip(terms, columns, strict=True):
+            if term.layer is not None:
+                self.heads.append((own, slice(first, first + term.layer.out_features), term.feature_gradient))
+                first += term.layer.out_features
+
+    def add_outputs(self, raw: Tensor, seen: Tensor, part: slice) -> None:
+        """Add what the heads see through their layers to the outputs (n, O), for features ``seen`` (n, F)."""
+        self._inputs = torch.cat([seen, self.more[part].to(self.dtype)], dim=1)  # (n, F + E)
+        self._units = (self._inputs @ self.weight.t()).to(raw.dtype).add_(self.bias).tanh_()  # (n, U)
+        units = self._units.to(self.dtype)
+        for (own, mine, _), after in zip(self.heads, self.after, strict=True):
+            raw[:, own] += (units[:, mine] @ after.t()).to(raw.dtype)
+
+    def add_gradients(self, slope: Tensor, size: int) -> Tensor:
+        """Add the gradients of the layers' weights, from those of the outputs (n, O); return that of the features (n, F)."""
+        by_weight, by_bias, *by_after = self.gradients
+        below, units = torch.empty_like(self._units), self._units.to(self.dtype)
+        for (own, mine, _), after, gradient in zip(self.heads, self.after, by_after, strict=True):
+            outputs = slope[:, own]
+            gradient += outputs.t() @ units[:, mine]
+            below[:, mine] = (outputs @ after).to(below.dtype)
+        below -= below * self._units.square_()  # the derivative of tanh
+        by_bias += below.sum(dim=0)
+        half = below.to(self.dtype)
+        by_weight += half.t() @ self._inputs
+        for _, mine, factor in self.heads:
+            if factor != 1:  # after the gradient of the layers' own weights
+                half[:, mine] *= factor
+        return half @ self.weight[:, :size]
+
+
 class _HeadsLoss(torch.autograd.Function):
     """`heads_loss`; the gradient is computed with the loss, as the factor from above is one number."""
 
@@ -102,29 +172,37 @@ class _HeadsLoss(torch.autograd.Function):
         bias: Tensor,
         terms: Sequence[LossTerm],
         gradient: bool,
+        more: Tensor | None,
+        *own_layers: Tensor,
     ) -> tuple[Tensor, Tensor]:
         kind, columns = features.device.type, output_slices([term.head for term in terms])
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
         cast = weight.to(dtype)
         transposed = cast.t().contiguous()  # products with a transposed view are slower in half precision
         by_features, by_weight, by_bias = (torch.zeros_like(x) if gradient else x for x in (features, weight, bias))
+        layers = None if more is None else _Layers(terms, columns, more, own_layers, dtype, gradient)
         sums = bias.new_zeros(len(terms))
         size = max(1, CHUNK.get(kind, LARGE_CHUNK) // len(weight))
         for begin in range(0, len(rows), size):
             part = slice(begin, begin + size)
             seen = features.index_select(0, rows[part]).to(dtype)  # (n, F)
             raw = (seen @ transposed).to(bias.dtype).add_(bias)  # (n, O)
+            if layers is not None:
+                layers.add_outputs(raw, seen, part)
             sums += _losses(raw, terms, columns, part, gradient)
             if gradient:
                 by_bias += raw.sum(dim=0)
                 slope = raw.to(dtype)
+                through = None if layers is None else layers.add_gradients(slope, features.shape[1])
                 by_weight += slope.t() @ seen
                 for term, own in zip(terms, columns, strict=True):
                     if term.feature_gradient != 1:  # after the gradient of the head's own weights
                         slope[:, own] *= term.feature_gradient
-                by_features.index_copy_(0, rows[part], (slope @ cast).to(features.dtype))
+                below = slope @ cast
+                below = below if through is None else below.add_(through)
+                by_features.index_copy_(0, rows[part], below.to(features.dtype))
         if gradient:
-            ctx.save_for_backward(by_features, by_weight, by_bias)
+            ctx.save_for_backward(by_features, by_weight, by_bias, *([] if layers is None else layers.gradients))
         ctx.mark_non_differentiable(sums)
         total = sums[0] / terms[0].divisor
         for term, each in zip(terms[1:], sums[1:], strict=True):
@@ -134,5 +212,6 @@ class _HeadsLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, factor: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        by_features, by_weight, by_bias = ctx.saved_tensors
-        return by_features * factor.to(by_features.dtype), None, by_weight * factor, by_bias * factor, None, None
+        by_features, by_weight, by_bias, *by_layers = ctx.saved_tensors
+        own = (gradient * factor for gradient in by_layers)
+        return by_features * factor.to(by_features.dtype), None, by_weight * factor, by_bias * factor, None, None, None, *own

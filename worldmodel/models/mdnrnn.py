@@ -15,7 +15,6 @@ The head that predicts z is any `worldmodel.mixtures.LatentHead`, named by `MDNR
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -284,19 +283,20 @@ class MDNRNN(nn.Module):
         target = ((batch.z[:, 1:] - origin) / unit)[mask]  # (N, D)
         kinds = self.frame.sub_heads(self.latent_head)
         terms = [fused.LossTerm(head, target[:, columns], divisor=self.frame.num_variables) for _, head, columns, _ in kinds]
+        after = torch.cat(self.seen_after(before[mask], batch.z[:, 1:][mask]), dim=-1) if self.outcome_layers else None
+        layers = {name: layer.linear for name, layer in self.outcome_layers.items()}
         reward_share: Tensor | float = 0.0
         if self.reward_head is not None:
             reward = self.reward_head.targets(batch.reward[mask], self.reward_mean, self.reward_scale)
             reward_share = self.reward_head.density_share(reward)
-            terms.append(fused.LossTerm(self.reward_head, reward, feature_gradient=self.reward_head.feature_gradient))
+            factor = self.reward_head.feature_gradient
+            terms.append(fused.LossTerm(self.reward_head, reward, feature_gradient=factor, layer=layers.get("reward")))
         if self.termination_head is not None:
-            terminated = batch.terminated[mask].to(before.dtype)
-            terms.append(fused.LossTerm(self.termination_head, terminated, feature_gradient=config.termination_gradient))
-        features, rows = self._features(before, action, output).flatten(0, 1), mask.flatten().nonzero()[:, 0]
-        if self.outcome_layers:
-            total, found = self._outcome_losses(features, rows, terms, before[mask], batch.z[:, 1:][mask])
-        else:
-            total, found = fused.heads_loss(features, rows, terms)
+            terminated, factor = batch.terminated[mask].to(before.dtype), config.termination_gradient
+            layer = layers.get("termination")
+            terms.append(fused.LossTerm(self.termination_head, terminated, feature_gradient=factor, layer=layer))
+        features = self._features(before, action, output).flatten(0, 1)
+        total, found = fused.heads_loss(features, mask.flatten().nonzero()[:, 0], terms, more=after)
         parts, zero = iter(found.unbind()), found.new_zeros(())
         present = (*(True for _ in kinds), self.reward_head is not None, self.termination_head is not None)
         sums = torch.stack([next(parts) if here else zero for here in present])
@@ -304,21 +304,6 @@ class MDNRNN(nn.Module):
         latent = [head.log_volume(target[:, columns], log_unit[columns]) for _, head, columns, _ in kinds]
         volume = torch.stack([*latent, len(target) * self.reward_scale.log().sum() * reward_share, zero])
         return total + volume[:-2].sum() / self.frame.num_variables + volume[-2], sums + volume
-
-    def _outcome_losses(
-        self, features: Tensor, rows: Tensor, terms: Sequence[fused.LossTerm], z: Tensor, next_z: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """`fused.heads_loss` where the reward and termination heads see the next latent: ``z`` and ``next_z`` (N, D)."""
-        latent = terms[: -len(self.outcome_layers)]
-        total, sums = fused.heads_loss(features, rows, latent) if latent else (features.new_zeros(()), features.new_zeros(0))
-        seen, every = features[rows], torch.arange(len(rows), device=rows.device)
-        seeing, found = zip(self.outcome_layers.values(), terms[len(latent) :], strict=True), [sums]
-        for layer, term in seeing:
-            wider = layer(_damped(seen, term.feature_gradient), *self.seen_after(z, next_z))
-            share, own = fused.heads_loss(wider, every, [replace(term, feature_gradient=1.0)])
-            total = total + share
-            found.append(own)
-        return total, torch.cat(found)
 
     def seen_after(self, z: Tensor, next_z: Tensor) -> tuple[Tensor, Tensor]:
         """What the outcome layers see of the step from ``z`` to ``next_z`` (..., D): z_{t+1} and the changes in their units."""
