@@ -81,8 +81,33 @@ def test_the_head_has_as_many_outputs_as_the_table_says(factorization, noise_typ
     assert make_head(factorization, noise_type).linear.out_features == weights + K * D + noise_outputs
 
 
+@pytest.mark.parametrize("dim", [64, 128])
+def test_full_noise_starts_near_the_diagonals_loss_and_trains_in_many_dimensions(dim):
+    x, losses = torch.randn(8, dim, generator=torch.Generator().manual_seed(0)), {}
+    for noise_type in (NoiseType.DIAGONAL, NoiseType.FULL):
+        torch.manual_seed(1)
+        head = MixtureHead(F, dim, 2, noise_type=noise_type, min_scale=0.03)
+        optimizer = torch.optim.Adam(head.parameters(), lr=3e-3)
+        seen = torch.randn(8, F, generator=torch.Generator().manual_seed(2))
+        losses[noise_type] = []
+        for _ in range(6):
+            loss = -head(seen).log_prob(x).mean()
+            losses[noise_type].append(loss.item())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    full, diagonal = losses[NoiseType.FULL], losses[NoiseType.DIAGONAL]
+    assert full[0] == pytest.approx(diagonal[0], rel=0.1)
+    assert full[-1] < full[0]
+
+
 def test_full_noise_is_a_lower_triangular_factor_with_off_diagonals():
-    mixture = make_head(Factorization.JOINT, NoiseType.FULL)(features(6))
+    head = make_head(Factorization.JOINT, NoiseType.FULL)
+    start = head(features(6)).scale_tril
+    assert torch.equal(start, torch.diag_embed(start.diagonal(dim1=-2, dim2=-1)))  # no correlation yet
+    with torch.no_grad():
+        head.linear.weight.normal_(generator=torch.Generator().manual_seed(0))
+    mixture = head(features(6))
     tril = mixture.scale_tril
     assert torch.equal(tril, tril.tril())
     assert (tril.diagonal(dim1=-2, dim2=-1) > 0).all()

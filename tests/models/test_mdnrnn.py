@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from worldmodel.mixtures import Factorization, NoiseType
+from worldmodel.mixtures import Factorization, LatentLayout, LatentPart, NoiseType
 from worldmodel.models import MDNRNN, DataStatistics, LayerNormLSTM, MDNRNNConfig, SequenceBatch, State
 
 B, T, D, A, H, K = 3, 7, 3, 2, 8, 4
@@ -691,3 +691,29 @@ def test_a_small_model_finds_the_entropy_of_a_process_that_needs_memory(predict_
         values = getattr(losses, name).mean(dim=1)
         error = values.std().item() / math.sqrt(len(values))
         assert -4 * error < values.mean().item() - entropy < 0.08 + 4 * error, name
+
+
+@pytest.mark.parametrize("layout", [None, "mixed"])
+def test_full_covariances_are_scaled_by_the_dimension_unless_the_file_is_older(layout):
+    parts = [LatentPart(name=str(i), kind="bits" if i == 0 else "continuous", start=i, size=1) for i in range(4)]
+    config = MDNRNNConfig(hidden_size=8, factorization="joint", noise_type="full")
+    model = MDNRNN(4, A, config, layout=None if layout is None else LatentLayout(tuple(parts)))
+    data = json.loads(json.dumps(model.config_to_json()))
+    assert data["below_scale"] == (1 / 4 if layout is None else 1 / 3)  # of the densities
+    again = MDNRNN.from_config(data)
+    again.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        head = (again.latent_head if layout is None else again.latent_head.heads["densities"]).linear
+        head.weight[-3:] = 1.0  # below the diagonal
+        model.load_state_dict(again.state_dict())
+    z, action, state = torch.randn(2, 4), torch.randn(2, A), model.initial_state(2)
+    z[:, 0] = 1.0
+    first, second = (each.step(z, action, state)[0].latent.log_prob(z) for each in (model, again))
+    assert torch.equal(first, second)
+    older = MDNRNN.from_config({name: value for name, value in data.items() if name != "below_scale"})
+    older.load_state_dict(model.state_dict())
+    assert "below_scale" not in older.config_to_json()
+    assert not torch.equal(first, older.step(z, action, state)[0].latent.log_prob(z))
+    assert "below_scale" not in MDNRNN(4, A, MDNRNNConfig(hidden_size=8)).config_to_json()
+    with pytest.raises(ValueError, match="below_scale: expected"):
+        MDNRNN.from_config(data | {"below_scale": -1.0})

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING
 from worldmodel.lazy import attach
 
 if TYPE_CHECKING:
+    from worldmodel.mixtures.autoregressive import AutoregressiveHead as AutoregressiveHead
+    from worldmodel.mixtures.autoregressive import AutoregressiveMixture as AutoregressiveMixture
     from worldmodel.mixtures.composite_head import LIKELIHOODS as LIKELIHOODS
     from worldmodel.mixtures.composite_head import CompositeDistribution as CompositeDistribution
     from worldmodel.mixtures.composite_head import CompositeHead as CompositeHead
@@ -61,6 +63,7 @@ else:
     __getattr__, __dir__, __all__ = attach(
         __name__,
         {
+            "autoregressive": "AutoregressiveHead AutoregressiveMixture",
             "composite_head": "CompositeDistribution CompositeHead LIKELIHOODS SubHead",
             "discrete_heads": "Bits BitsHead ChoiceHead OneHot Segments",
             "gaussian": "GaussianMixture HALF_LOG_TWO_PI at_least_float32 categorical check_temperature shared_draws",

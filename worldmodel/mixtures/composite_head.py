@@ -176,6 +176,21 @@ class CompositeHead(LatentHead, registered=False):
         return CompositeDistribution(parts, self._copied_columns, origin)
 
     @property
+    def below_scale(self) -> float:
+        """That of the head of the densities."""
+        return cast(LatentHead, self.heads["densities"]).below_scale if "densities" in self.heads else 1.0
+
+    @below_scale.setter
+    def below_scale(self, value: float) -> None:
+        if "densities" in self.heads:
+            cast(LatentHead, self.heads["densities"]).below_scale = value
+
+    def initialise(self, features: Tensor, target: Tensor, ridge: Tensor) -> None:
+        """Start the head of the densities from data; see `LatentHead.initialise`."""
+        if "densities" in self.heads:
+            cast(LatentHead, self.heads["densities"]).initialise(features, target[:, self._columns("densities")], ridge)
+
+    @property
     def linear(self) -> nn.Linear:  # type: ignore[override]
         """The layers of all heads, stacked."""
         return cast(nn.Linear, self._linear)

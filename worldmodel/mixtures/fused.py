@@ -30,6 +30,11 @@ class RawHead(Protocol):
         """The layer that computes the raw outputs."""
         ...
 
+    @property
+    def target_weight(self) -> Tensor | None:
+        """Coefficients (O, D) of the target (N, D) in the raw outputs; None for heads that do not see the target."""
+        ...
+
     def raw_nll(self, raw: Tensor, target: Tensor, *, gradient: bool) -> Tensor:
         """Sum the loss of raw outputs (N, O), and overwrite them with its gradient if requested."""
         ...
@@ -63,7 +68,7 @@ def heads_loss(
 
     Args:
         features: (M, F) input of the heads.
-        rows: (N,) indices of the features that count, each at most once.
+        rows: (N,) ascending indices of the features that count.
         terms: the heads with their targets of those N steps.
         more: (N, E) additional inputs of the terms' layers, of those steps; None without layers.
 
@@ -74,12 +79,13 @@ def heads_loss(
     size = features.shape[1]
     weight = torch.cat([term.head.linear.weight[:, :size] for term in terms])  # (O, F)
     bias = torch.cat([term.head.linear.bias for term in terms])  # (O,)
+    couplings = [term.head.target_weight for term in terms]
     own: list[Tensor] = []
     if more is not None:
         seeing = [(term.layer, term.head.linear.weight[:, size:]) for term in terms if term.layer is not None]
         own = [torch.cat([layer.weight for layer, _ in seeing]), torch.cat([layer.bias for layer, _ in seeing])]
         own += [after for _, after in seeing]
-    total, sums = _HeadsLoss.apply(features, rows, weight, bias, terms, torch.is_grad_enabled(), more, *own)
+    total, sums = _HeadsLoss.apply(features, rows, weight, bias, terms, torch.is_grad_enabled(), more, *couplings, *own)
     return total, sums
 
 
@@ -160,6 +166,26 @@ class _Layers:
         return half @ self.weight[:, :size]
 
 
+def _add_couplings(
+    raw: Tensor, terms: Sequence[LossTerm], columns: Sequence[slice], part: slice, couplings: Sequence[Tensor | None]
+) -> None:
+    """Add to the outputs (n, O) what heads with a ``target_weight`` see of the target, in full precision."""
+    with torch.autocast(raw.device.type, enabled=False):
+        for term, own, coupling in zip(terms, columns, couplings, strict=True):
+            if coupling is not None:
+                raw[:, own].addmm_(term.target[part], coupling.t())
+
+
+def _add_coupling_gradients(
+    by_coupling: Sequence[Tensor | None], slope: Tensor, terms: Sequence[LossTerm], columns: Sequence[slice], part: slice
+) -> None:
+    """Accumulate the gradients of the couplings, from those of the outputs (n, O)."""
+    with torch.autocast(slope.device.type, enabled=False):
+        for term, own, gradient in zip(terms, columns, by_coupling, strict=True):
+            if gradient is not None:
+                gradient.addmm_(slope[:, own].t(), term.target[part])
+
+
 class _HeadsLoss(torch.autograd.Function):
     """`heads_loss`; the gradient is computed with the loss, as the factor from above is one number."""
 
@@ -173,24 +199,29 @@ class _HeadsLoss(torch.autograd.Function):
         terms: Sequence[LossTerm],
         gradient: bool,
         more: Tensor | None,
-        *own_layers: Tensor,
+        *own: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         kind, columns = features.device.type, output_slices([term.head for term in terms])
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
         cast = weight.to(dtype)
         transposed = cast.t().contiguous()  # products with a transposed view are slower in half precision
         by_features, by_weight, by_bias = (torch.zeros_like(x) if gradient else x for x in (features, weight, bias))
-        layers = None if more is None else _Layers(terms, columns, more, own_layers, dtype, gradient)
+        couplings = own[: len(terms)]
+        by_coupling = [None if x is None else torch.zeros_like(x) for x in couplings]
+        layers = None if more is None else _Layers(terms, columns, more, own[len(terms) :], dtype, gradient)
         sums = bias.new_zeros(len(terms))
+        every = len(rows) == len(features)  # each at most once and in order, so that no row need be looked up
         size = max(1, CHUNK.get(kind, LARGE_CHUNK) // len(weight))
         for begin in range(0, len(rows), size):
             part = slice(begin, begin + size)
-            seen = features.index_select(0, rows[part]).to(dtype)  # (n, F)
+            seen = (features[part] if every else features.index_select(0, rows[part])).to(dtype)  # (n, F)
             raw = (seen @ transposed).to(bias.dtype).add_(bias)  # (n, O)
+            _add_couplings(raw, terms, columns, part, couplings)
             if layers is not None:
                 layers.add_outputs(raw, seen, part)
             sums += _losses(raw, terms, columns, part, gradient)
             if gradient:
+                _add_coupling_gradients(by_coupling, raw, terms, columns, part)
                 by_bias += raw.sum(dim=0)
                 slope = raw.to(dtype)
                 through = None if layers is None else layers.add_gradients(slope, features.shape[1])
@@ -198,11 +229,15 @@ class _HeadsLoss(torch.autograd.Function):
                 for term, own in zip(terms, columns, strict=True):
                     if term.feature_gradient != 1:  # after the gradient of the head's own weights
                         slope[:, own] *= term.feature_gradient
-                below = slope @ cast
-                below = below if through is None else below.add_(through)
-                by_features.index_copy_(0, rows[part], below.to(features.dtype))
+                back = slope @ cast
+                back = (back if through is None else back.add_(through)).to(features.dtype)
+                if every:
+                    by_features[part] = back
+                else:
+                    by_features.index_copy_(0, rows[part], back)
         if gradient:
-            ctx.save_for_backward(by_features, by_weight, by_bias, *([] if layers is None else layers.gradients))
+            by_layers = [] if layers is None else layers.gradients
+            ctx.save_for_backward(by_features, by_weight, by_bias, *by_coupling, *by_layers)
         ctx.mark_non_differentiable(sums)
         total = sums[0] / terms[0].divisor
         for term, each in zip(terms[1:], sums[1:], strict=True):
@@ -212,6 +247,6 @@ class _HeadsLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, factor: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        by_features, by_weight, by_bias, *by_layers = ctx.saved_tensors
-        own = (gradient * factor for gradient in by_layers)
-        return by_features * factor.to(by_features.dtype), None, by_weight * factor, by_bias * factor, None, None, None, *own
+        by_features, *others = ctx.saved_tensors
+        by_weight, by_bias, *by_own = (None if x is None else x * factor for x in others)
+        return by_features * factor.to(by_features.dtype), None, by_weight, by_bias, None, None, None, *by_own

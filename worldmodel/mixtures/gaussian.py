@@ -167,7 +167,10 @@ class GaussianMixture:
         Raises:
             ValueError: if ``x`` has another shape. Nothing is broadcast silently.
         """
-        return torch.logsumexp(self._weighted_log_prob(x), dim=-2).sum(dim=-1)
+        weighted = self._weighted_log_prob(x)
+        if self.per_dimension:
+            return torch.logsumexp(weighted, dim=-2).sum(dim=-1)
+        return torch.logsumexp(weighted[..., 0], dim=-1)
 
     def responsibilities(self, x: Tensor) -> Tensor:
         """Return the posterior probability of each component given ``x``.
@@ -340,11 +343,13 @@ class GaussianMixture:
         else:
             tril = self.scale_tril.expand(*deviation.shape, self.dim)
             standardised = torch.linalg.solve_triangular(tril, deviation.unsqueeze(-1), upper=False)[..., 0]
-            log_diagonal = tril.diagonal(dim1=-2, dim2=-1).log()
-        log_density = -0.5 * standardised.square() - log_diagonal - HALF_LOG_TWO_PI  # (..., K, D)
-        if not self.per_dimension:
-            log_density = log_density.sum(dim=-1, keepdim=True)  # (..., K, 1)
-        return self._stacked_log_weights() + log_density
+            log_diagonal = self.scale_tril.diagonal(dim1=-2, dim2=-1).log()
+        if self.per_dimension:
+            misfit = torch.addcmul(log_diagonal, standardised, standardised, value=0.5)  # (..., K, D)
+            return self.log_weights - HALF_LOG_TWO_PI - misfit
+        # Summed before they are added, so that autograd keeps few tensors of the large shape (..., K, D).
+        square, volume = torch.linalg.vecdot(standardised, standardised), log_diagonal.sum(dim=-1)  # (..., K)
+        return (self.log_weights - volume - self.dim * HALF_LOG_TWO_PI - 0.5 * square).unsqueeze(-1)
 
     def _select(self, parameter: Tensor, index: Tensor) -> Tensor:
         """Select component ``index`` (..., 1 or D) of ``parameter`` (..., K, D): (..., D)."""

@@ -40,6 +40,7 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel.mixtures.gaussian import HALF_LOG_TWO_PI, GaussianMixture, at_least_float32
+from worldmodel.mixtures.initialization import Components, fit_components, fit_joint_components
 from worldmodel.mixtures.latent_head import LatentHead
 from worldmodel.runtime import check_integer
 
@@ -95,6 +96,7 @@ class MixtureHead(LatentHead):
         noise_type: covariance of the components.
         fixed_noise_level: the sigma of ``NoiseType.FIXED``, in the units of the target; None otherwise.
         min_scale: floor of every learned sigma, in the units of the target.
+        below_scale: factor of the outputs below the diagonal of ``FULL``; 1 / D keeps the steps of training stable for any D.
 
     Raises:
         ValueError: if a size is below 1 or the noise settings contradict each other.
@@ -110,6 +112,7 @@ class MixtureHead(LatentHead):
         noise_type: NoiseType = NoiseType.DIAGONAL,
         fixed_noise_level: float | None = None,
         min_scale: float = 1e-3,
+        below_scale: float = 1.0,
     ):
         super().__init__()
         for name, value in {"in_features": in_features, "dim": dim, "num_components": num_components}.items():
@@ -120,6 +123,7 @@ class MixtureHead(LatentHead):
         self.noise_type = NoiseType(noise_type)
         self.fixed_noise_level = fixed_noise_level
         self.min_scale = min_scale
+        self.below_scale = below_scale
         check_noise(self.noise_type, fixed_noise_level, min_scale)
         per_dimension = self.factorization is Factorization.PER_DIMENSION
         self._sizes = (
@@ -128,6 +132,8 @@ class MixtureHead(LatentHead):
             math.prod(self._noise_shape()),
         )
         self.linear = nn.Linear(in_features, sum(self._sizes))
+        if self.noise_type is NoiseType.FULL and not per_dimension:
+            self._start_without_correlation()
 
     @classmethod
     def from_config(cls, in_features: int, dim: int, config: Any) -> MixtureHead:
@@ -140,6 +146,7 @@ class MixtureHead(LatentHead):
             noise_type=config.noise_type,
             fixed_noise_level=config.fixed_noise_level,
             min_scale=config.min_scale,
+            below_scale=1 / dim if config.noise_type is NoiseType.FULL else 1.0,
         )
 
     def forward(self, features: Tensor) -> GaussianMixture:
@@ -160,6 +167,39 @@ class MixtureHead(LatentHead):
         if self.noise_type is NoiseType.FULL and self.factorization is Factorization.JOINT:
             return GaussianMixture(log_weights, mean, scale_tril=self._scale_tril(noise))
         return GaussianMixture(log_weights, mean, soft_floor(noise, self.min_scale))
+
+    def initialise(self, features: Tensor, target: Tensor, ridge: Tensor) -> None:
+        """Start from mixtures of linear regressions, so that no component dies; see ``initialization.py``."""
+        fit = fit_components if self.factorization is Factorization.PER_DIMENSION else fit_joint_components
+        self.start_from(fit(features, target, ridge, self.num_components))
+
+    @torch.no_grad()
+    def start_from(self, components: Components) -> None:
+        """Set the weights of means, and the biases, to those of the components."""
+        log_weights, log_scale = components.log_weights, components.log_scale
+        if self.factorization is Factorization.JOINT:
+            log_weights = log_weights[:, 0]
+        if self.noise_type is NoiseType.FULL and self.factorization is Factorization.JOINT:
+            noise = log_scale.new_zeros(self._noise_shape())
+            noise[:, : self.dim] = log_scale
+        elif self.noise_type is NoiseType.FIXED:
+            noise = log_scale.new_zeros(0)
+        else:
+            for axis, size in enumerate(self._noise_shape()):
+                log_scale = log_scale.mean(dim=axis, keepdim=True) if size == 1 else log_scale
+            noise = log_scale
+        self.linear.bias.copy_(torch.cat([part.flatten() for part in (log_weights, components.bias, noise)]))
+        means = slice(self._sizes[0], sum(self._sizes[:2]))
+        self.linear.weight[means] = components.weight.flatten(0, 1)
+        gate = components.gate if self.factorization is Factorization.PER_DIMENSION else components.gate[:, 0]
+        self.linear.weight[: self._sizes[0]] = gate.reshape(self._sizes[0], -1)
+
+    @torch.no_grad()
+    def _start_without_correlation(self) -> None:
+        """Set the outputs below the diagonal to 0; the inverse of a random factor grows exponentially with D."""
+        for parameter in (self.linear.weight, self.linear.bias):
+            noise = parameter[sum(self._sizes[:2]) :].unflatten(0, (self.num_components, -1))
+            noise[:, self.dim :] = 0
 
     @property
     def numbers_per_sample(self) -> int:
@@ -217,7 +257,7 @@ class MixtureHead(LatentHead):
         log_diagonal, below = noise.split([self.dim, noise.shape[-1] - self.dim], dim=-1)
         tril = torch.diag_embed(soft_floor(log_diagonal, self.min_scale).exp())
         row, column = torch.tril_indices(self.dim, self.dim, offset=-1, device=noise.device)
-        tril[..., row, column] = below
+        tril[..., row, column] = self.below_scale * below
         return tril
 
 

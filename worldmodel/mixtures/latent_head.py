@@ -53,6 +53,7 @@ class LatentHead(nn.Module, abc.ABC):
     """
 
     linear: nn.Linear  # the layer that computes the raw outputs; required with `supports_raw` only
+    below_scale: float = 1.0  # factor of outputs below the diagonal of covariance factors (see `MixtureHead`); saved by M
 
     def __init_subclass__(cls, *, registered: bool = True, **kwargs: Any) -> None:
         """Register the class under its name, for `MDNRNNConfig.latent_head`, unless ``registered`` is False."""
@@ -75,6 +76,15 @@ class LatentHead(nn.Module, abc.ABC):
     def forward(self, features: Tensor) -> LatentDistribution:
         """Turn features (..., F) into a batch of distributions with batch shape (...), in float32 or better."""
 
+    def initialise(self, features: Tensor, target: Tensor, ridge: Tensor) -> None:
+        """Set initial weights by a sample of the training data, so that training starts near it; does nothing by default.
+
+        Args:
+            features: (N, F) features of the untrained network.
+            target: (N, D) the targets, in their units.
+            ridge: (F,) penalties of the features' squared coefficients; see `fit_components`.
+        """
+
     @property
     @abc.abstractmethod
     def numbers_per_sample(self) -> int:
@@ -82,6 +92,11 @@ class LatentHead(nn.Module, abc.ABC):
 
         Dreams reserve them in one call, which is faster; a wrong number changes the samples but not their distribution.
         """
+
+    @property
+    def target_weight(self) -> Tensor | None:
+        """Coefficients (O, D) of the target in the raw outputs, which training adds; None if it adds nothing."""
+        return None
 
     @property
     def supports_raw(self) -> bool:

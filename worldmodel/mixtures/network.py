@@ -62,6 +62,7 @@ class MixtureDensityNetwork(nn.Module):
             noise_type=noise_type,
             fixed_noise_level=fixed_noise_level,
             min_scale=min_scale,
+            below_scale=1 / dim_out,
         )
 
     def forward(self, x: Tensor) -> GaussianMixture:

@@ -63,6 +63,11 @@ class RewardHead(nn.Module):
         floor = torch.full((1,), math.log(min_scale))
         self.register_buffer("log_floor", floor, persistent=self._flexible and self.num_components > 0)
 
+    @property
+    def target_weight(self) -> None:
+        """None: the head does not see the target."""
+        return None
+
     @classmethod
     def from_config(cls, in_features: int, config: Any) -> RewardHead:
         """Make a head with fresh weights from the fields of an `MDNRNNConfig`."""

@@ -25,6 +25,11 @@ class TerminationHead(nn.Linear):
         """The layer that computes the raw output: itself."""
         return self
 
+    @property
+    def target_weight(self) -> None:
+        """None: the head does not see the target."""
+        return None
+
     def forward(self, features: Tensor) -> Tensor:
         """Turn features (..., F) into log-odds (...), in float32 or better."""
         return at_least_float32(super().forward(features)[..., 0])

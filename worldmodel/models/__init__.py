@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from worldmodel.models.lstm import stack_weights as stack_weights
     from worldmodel.models.mdnrnn import MDNRNN as MDNRNN
     from worldmodel.models.mdnrnn import State as State
+    from worldmodel.models.mdnrnn_config import AUTO_LATENT_HEAD as AUTO_LATENT_HEAD
+    from worldmodel.models.mdnrnn_config import DEFAULT_LATENT_HEAD as DEFAULT_LATENT_HEAD
     from worldmodel.models.mdnrnn_config import MDNRNNConfig as MDNRNNConfig
     from worldmodel.models.outcome import DEFAULT_OUTCOME_SIZE as DEFAULT_OUTCOME_SIZE
     from worldmodel.models.outcome import Outcome as Outcome
@@ -78,7 +80,7 @@ else:
             "layout": "find_layout vision_for",
             "lstm": "HalfPrecisionLayer LayerNormLSTM activate_gates run_lstm stack_weights",
             "mdnrnn": "MDNRNN State",
-            "mdnrnn_config": "MDNRNNConfig",
+            "mdnrnn_config": "AUTO_LATENT_HEAD DEFAULT_LATENT_HEAD MDNRNNConfig",
             "outcome": "DEFAULT_OUTCOME_SIZE Outcome Prediction",
             "state_normalizer": "StateNormalizer",
             "vae": "ConvVAE FrameBatch IN_USE VAEConfig divergence",

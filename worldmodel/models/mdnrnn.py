@@ -33,9 +33,9 @@ from worldmodel.models.action_units import ActionUnits
 from worldmodel.models.batch import DataStatistics, SequenceBatch
 from worldmodel.models.latent_frame import LatentFrame
 from worldmodel.models.lstm import LayerNormLSTM, run_lstm, runs_in_loop
-from worldmodel.models.mdnrnn_config import MDNRNNConfig
-from worldmodel.models.outcome import Outcome, OutcomeLayer, Prediction
-from worldmodel.runtime import check_integer, float32_default
+from worldmodel.models.mdnrnn_config import AUTO_LATENT_HEAD, DEFAULT_LATENT_HEAD, MDNRNNConfig
+from worldmodel.models.outcome import Outcome, Prediction, check_next, new_outcome_layers
+from worldmodel.runtime import check_integer, check_number, float32_default
 
 
 class State(NamedTuple):
@@ -66,8 +66,8 @@ class MDNRNN(nn.Module):
     Args:
         latent_size: D, size of z.
         action_size: A, size of the action's feature vector.
-        config: architecture and loss; with ``termination_head`` None the model has that head. The model's ``config`` has the
-            decision.
+        config: architecture and loss; with ``termination_head`` None the model has that head, and with ``latent_head`` "auto" a
+            `MixtureHead`. The model's ``config`` has the decision.
         layout: the kinds of the parts of z; None predicts all of it with one density, as does a layout of densities.
 
     Raises:
@@ -103,6 +103,7 @@ class MDNRNN(nn.Module):
             reward_components=1 if config.reward_components is None else config.reward_components,
             reward_atoms=config.reward_atoms or (),
             outcome_size=config.outcome_size or 0,
+            latent_head=DEFAULT_LATENT_HEAD if config.latent_head == AUTO_LATENT_HEAD else config.latent_head,
         )
         self.latent_size, self.action_size, self.config = latent_size, action_size, config
         input_size = latent_size + action_size
@@ -115,9 +116,7 @@ class MDNRNN(nn.Module):
         wider = features + (config.outcome_size or 0)
         self.reward_head = RewardHead.from_config(wider, config) if config.reward_head else None
         self.termination_head = TerminationHead(wider, config.termination_weight) if config.termination_head else None
-        seeing = {"reward": config.reward_head, "termination": config.termination_head} if config.outcome_size else {}
-        sizes = features, latent_size, self.frame.num_changes, config.outcome_size or 0
-        self.outcome_layers = nn.ModuleDict({name: OutcomeLayer(*sizes) for name, present in seeing.items() if present})
+        self.outcome_layers = new_outcome_layers(config, features, latent_size, self.frame.num_changes)
         statistics = DataStatistics.neutral(latent_size)
         for name, value in vars(statistics).items():
             self.register_buffer(name, value)
@@ -125,15 +124,20 @@ class MDNRNN(nn.Module):
 
     def config_to_json(self) -> dict[str, Any]:
         """Return the constructor arguments as JSON-serialisable data, the sizes first."""
-        layout = {} if self.layout is None else {"layout": self.layout.to_json()}
-        return {"latent_size": self.latent_size, "action_size": self.action_size, **self.config.to_json(), **layout}
+        rest: dict[str, Any] = {} if self.layout is None else {"layout": self.layout.to_json()}
+        if self.latent_head.below_scale != 1:
+            rest["below_scale"] = self.latent_head.below_scale
+        return {"latent_size": self.latent_size, "action_size": self.action_size, **self.config.to_json(), **rest}
 
     @classmethod
     def from_config(cls, data: dict[str, Any]) -> MDNRNN:
         """Make a model with fresh weights from what `config_to_json` returned."""
         fields = dict(data)
         layout = LatentLayout.from_json(fields.pop("layout")) if "layout" in fields else None
-        return cls(fields.pop("latent_size"), fields.pop("action_size"), MDNRNNConfig.from_json(fields), layout=layout)
+        below_scale = fields.pop("below_scale", 1.0)  # that of earlier versions, whose files lack it
+        model = cls(fields.pop("latent_size"), fields.pop("action_size"), MDNRNNConfig.from_json(fields), layout=layout)
+        model.latent_head.below_scale = check_number(below_scale, "below_scale", "(0, inf)")
+        return model
 
     def set_statistics(self, statistics: DataStatistics) -> None:
         """Set the units of the heads and the bounds of dreams, usually from the training data.
@@ -275,15 +279,11 @@ class MDNRNN(nn.Module):
         lengths = None
         if runs_in_loop(self.lstm, batch.z.device):
             batch, lengths = batch.longest_first()
-        before, config, mask = batch.z[:, :-1], self.config, batch.mask
-        action = self.action_units(batch.action, before.dtype)
-        output, _ = self._run(before, action, None, generator, lengths)
-        output = _dropout(output, config.output_dropout, self.training, generator)
-        origin, unit = self.frame.of(before, self.change_scale)
-        target = ((batch.z[:, 1:] - origin) / unit)[mask]  # (N, D)
+        features, config, mask = self.head_inputs(batch, generator=generator, lengths=lengths), self.config, batch.mask
+        unit, target = self.frame.units(self.change_scale), self.head_target(batch.z)[mask]  # (D,), (N, D)
         kinds = self.frame.sub_heads(self.latent_head)
         terms = [fused.LossTerm(head, target[:, columns], divisor=self.frame.num_variables) for _, head, columns, _ in kinds]
-        after = torch.cat(self.seen_after(before[mask], batch.z[:, 1:][mask]), dim=-1) if self.outcome_layers else None
+        after = torch.cat(self.seen_after(batch.z[:, :-1][mask], batch.z[:, 1:][mask]), dim=-1) if self.outcome_layers else None
         layers = {name: layer.linear for name, layer in self.outcome_layers.items()}
         reward_share: Tensor | float = 0.0
         if self.reward_head is not None:
@@ -292,11 +292,10 @@ class MDNRNN(nn.Module):
             factor = self.reward_head.feature_gradient
             terms.append(fused.LossTerm(self.reward_head, reward, feature_gradient=factor, layer=layers.get("reward")))
         if self.termination_head is not None:
-            terminated, factor = batch.terminated[mask].to(before.dtype), config.termination_gradient
+            terminated, factor = batch.terminated[mask].to(target.dtype), config.termination_gradient
             layer = layers.get("termination")
             terms.append(fused.LossTerm(self.termination_head, terminated, feature_gradient=factor, layer=layer))
-        features = self._features(before, action, output).flatten(0, 1)
-        total, found = fused.heads_loss(features, mask.flatten().nonzero()[:, 0], terms, more=after)
+        total, found = fused.heads_loss(features.flatten(0, 1), mask.flatten().nonzero()[:, 0], terms, more=after)
         parts, zero = iter(found.unbind()), found.new_zeros(())
         present = (*(True for _ in kinds), self.reward_head is not None, self.termination_head is not None)
         sums = torch.stack([next(parts) if here else zero for here in present])
@@ -308,6 +307,27 @@ class MDNRNN(nn.Module):
     def seen_after(self, z: Tensor, next_z: Tensor) -> tuple[Tensor, Tensor]:
         """What the outcome layers see of the step from ``z`` to ``next_z`` (..., D): z_{t+1} and the changes in their units."""
         return next_z, self.frame.changes(z, next_z, self.change_scale)
+
+    def head_inputs(
+        self, batch: SequenceBatch, *, generator: torch.Generator | None = None, lengths: Tensor | None = None
+    ) -> Tensor:
+        """Features (B, T, F) from which the heads predict each step of a batch.
+
+        Args:
+            batch: the windows.
+            generator: source of dropout's randomness, in training only.
+            lengths: (B,) steps of each window that count, descending; None takes all.
+        """
+        before = batch.z[:, :-1]
+        action = self.action_units(batch.action, before.dtype)
+        output, _ = self._run(before, action, None, generator, lengths)
+        output = _dropout(output, self.config.output_dropout, self.training, generator)
+        return self._features(before, action, output)
+
+    def head_target(self, z: Tensor) -> Tensor:
+        """What the latent head predicts of z (B, T + 1, D), in its units: (B, T, D)."""
+        origin, unit = self.frame.of(z[:, :-1], self.change_scale)
+        return (z[:, 1:] - origin) / unit
 
     def _run(
         self,
@@ -352,11 +372,7 @@ class MDNRNN(nn.Module):
         """Reward and termination; see `Prediction`."""
         after: tuple[Tensor, Tensor] | None = None
         if self.outcome_layers:
-            if next_z is None:
-                raise ValueError("next_z: expected the next latent, on which the heads depend; call Prediction.outcome(next_z)")
-            if next_z.shape != z.shape:
-                raise ValueError(f"next_z: expected shape {tuple(z.shape)}, got {tuple(next_z.shape)}")
-            after = self.seen_after(z, next_z)
+            after = self.seen_after(z, check_next(z, next_z))
         reward = logit = None
         if self.reward_head is not None:
             seen = _damped(features, self.reward_head.feature_gradient if damped else 1.0)

@@ -9,7 +9,7 @@ from typing import Any
 from worldmodel.mixtures import Factorization, NoiseType, check_atoms, check_noise
 from worldmodel.runtime import check_flags, check_integer, check_integers, check_numbers
 
-DEFAULT_LATENT_HEAD = "MixtureHead"
+AUTO_LATENT_HEAD, DEFAULT_LATENT_HEAD = "auto", "MixtureHead"
 LAYER_NORM_EPS, EARLIER_LAYER_NORM_EPS = (
     1e-12,
     1e-5,
@@ -50,7 +50,9 @@ class MDNRNNConfig:
         layer_norm_eps: added to the variances of ``layer_norm``; the default is TensorFlow's. Files without it have 1e-5.
         input_dropout: probability of zeroing an input of the LSTM, in training.
         output_dropout: probability of zeroing an output of the LSTM, in training.
-        latent_head: class name of the head that predicts z: a subclass of `worldmodel.mixtures.LatentHead`.
+        latent_head: class name of the head that predicts z, a subclass of `worldmodel.mixtures.LatentHead`. "auto": `fit` takes
+            "AutoregressiveHead", in which dimensions depend on each other, if its held-out likelihood in a short training is
+            better by more than its standard error, else "MixtureHead"; an `MDNRNN` that is made directly has the latter.
 
     Raises:
         ValueError: naming the field that is out of range.
@@ -77,7 +79,7 @@ class MDNRNNConfig:
     layer_norm_eps: float = LAYER_NORM_EPS
     input_dropout: float = 0.0
     output_dropout: float = 0.0
-    latent_head: str = DEFAULT_LATENT_HEAD
+    latent_head: str = AUTO_LATENT_HEAD
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -128,10 +130,12 @@ class MDNRNNConfig:
         """Return all fields for the record of a run, without the later ones that have their default."""
         later = ("reward_components", "reward_atoms", "outcome_size", "layer_norm_eps")
         defaults = {field.name: field.default for field in fields(self)}
-        return {name: value for name, value in asdict(self).items() if name not in later or value != defaults[name]}
+        values = {name: value for name, value in asdict(self).items() if name not in later or value != defaults[name]}
+        earlier = {"latent_head": DEFAULT_LATENT_HEAD} if self.latent_head == AUTO_LATENT_HEAD else {}  # the earlier default
+        return values | earlier
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> MDNRNNConfig:
         """Make a configuration from the output of `to_json`, of this version or an earlier one."""
         earlier = {"layer_norm_eps": EARLIER_LAYER_NORM_EPS} if data.get("layer_norm") else {}
-        return cls(**{**earlier, **data})
+        return cls(**{"latent_head": DEFAULT_LATENT_HEAD, **earlier, **data})

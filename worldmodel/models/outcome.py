@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel.mixtures import LatentDistribution, RewardDistribution
+from worldmodel.models.mdnrnn_config import MDNRNNConfig
 
 DEFAULT_OUTCOME_SIZE = 32  # units of the layer in a new fit (dev/LOG.md)
 
@@ -100,3 +101,30 @@ class OutcomeLayer(nn.Module):
     def forward(self, features: Tensor, next_z: Tensor, change: Tensor) -> Tensor:
         """Turn features (..., F), z_{t+1} (..., D) and changes (..., C) into features (..., F + U)."""
         return torch.cat([features, torch.tanh(self.linear(torch.cat([features, next_z, change], dim=-1)))], dim=-1)
+
+
+def new_outcome_layers(config: MDNRNNConfig, features: int, latent_size: int, num_changes: int) -> nn.ModuleDict:
+    """Make the layers of the heads that there are, by the name of the head; none if ``outcome_size`` is 0.
+
+    Args:
+        config: M's configuration.
+        features: F, size of the features that all heads see.
+        latent_size: D.
+        num_changes: C.
+    """
+    present = {"reward": config.reward_head, "termination": bool(config.termination_head)}
+    names = [name for name, there in present.items() if there and config.outcome_size]
+    return nn.ModuleDict({name: OutcomeLayer(features, latent_size, num_changes, config.outcome_size or 0) for name in names})
+
+
+def check_next(z: Tensor, next_z: Tensor | None) -> Tensor:
+    """Return the next latent (..., D) if it is given and has the shape of ``z``.
+
+    Raises:
+        ValueError: otherwise.
+    """
+    if next_z is None:
+        raise ValueError("next_z: expected the next latent, on which the heads depend; call Prediction.outcome(next_z)")
+    if next_z.shape != z.shape:
+        raise ValueError(f"next_z: expected shape {tuple(z.shape)}, got {tuple(next_z.shape)}")
+    return next_z

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,11 +14,12 @@ import torch
 from worldmodel.data import EpisodeCollection, split_episodes
 from worldmodel.mixtures import DENSITIES, LatentLayout
 from worldmodel.models import (
+    AUTO_LATENT_HEAD,
+    DEFAULT_LATENT_HEAD,
     DEFAULT_OUTCOME_SIZE,
     MDNRNN,
     WORLD_FILE,
     WORLD_FILES,
-    DataStatistics,
     MDNRNNConfig,
     SequenceBatch,
     StateNormalizer,
@@ -36,16 +35,17 @@ from worldmodel.runtime import RunConfig, check_integer, choose_device, files, f
 from worldmodel.spaces import FlatSpace, find_images, map_leaves, refuse_float_images
 from worldmodel.training import likelihood, loop
 from worldmodel.training.config import DataConfig, TrainingConfig
+from worldmodel.training.head_choice import CHOICE_FILE, has_choice, read_choice
+from worldmodel.training.initial_model import new_model, prepare_model, statistics_batches
 from worldmodel.training.likelihood import calibrate_termination
 from worldmodel.training.loop import TrainingResult
-from worldmodel.training.reward_atoms import check_rewards_of, read_rewards, set_base_rates, with_reward_fields
+from worldmodel.training.reward_atoms import check_rewards_of, read_rewards, with_reward_fields
 from worldmodel.training.windows import RESIDENT_BYTES, SequenceData, WindowSampler
 
 FIT_FORMAT, FIT_VERSION, FIT_FILE = "worldmodel.fit", 1, "fit.json"
-OUTPUTS = (FIT_FILE, *WORLD_FILES.outputs, "training", ".*.tmp")
+OUTPUTS = (FIT_FILE, CHOICE_FILE, *WORLD_FILES.outputs, "training", ".*.tmp")
 RUN: dict[str, Any] = {"marker": FIT_FILE, "format": FIT_FORMAT, "version": FIT_VERSION, "replaces": OUTPUTS}
 MAX_START_STATES = 2_000
-STATISTICS_BATCHES = 100  # maximum number of batches for the statistics of the data and the baselines
 
 
 @single_writer(result=WORLD_FILE)
@@ -67,7 +67,8 @@ def fit(
     Args:
         data: path of a store, or several of the same environment; or of what `encode_store` made of them, with ``vision``.
         out: directory for the world model; its training state goes to ``out/training``.
-        config: architecture and loss of M. With ``termination_head`` None, M has that head if any episode terminates.
+        config: architecture and loss of M. With ``termination_head`` None, M has that head if any episode terminates. With
+            ``latent_head`` "auto", ``provenance["latent_head"]`` has the choice and the likelihoods behind it.
         data_config: windows and batches, and what is known about the layout of z: the kind of each number of an observation.
             The rest of the layout is found in the data; ``provenance["layout"]`` has it, and ``print(world.layout)`` shows it.
         training_config: how to train, and whether to calibrate termination probabilities on held-out episodes; their losses
@@ -96,10 +97,13 @@ def fit(
     episodes = EpisodeCollection.open(data, min_length=data_config.min_length, leave_out=data_config.leave_out)
     encoded = encoded_form(episodes.stores, _trained_v(initial, vision))
     if initial is None:
-        v, model, layout = _new_parts(episodes, seed, _decided(config, episodes, Path(out), run), vision, encoded, data_config)
+        config = _decided(config, episodes, Path(out), run)
+        v, model, layout = _new_parts(episodes, seed, config, vision, encoded, data_config)
     else:
         v, model, layout = _parts_of(initial, episodes, config, vision, encoded, data_config)
+    chooses = initial is None and config is not None and has_choice(config, layout)
     arguments = _arguments(episodes, seed, torch.device(device), vision, model, initial, data_config, training_config)
+    arguments |= {"latent_head_choice": True} if chooses else {}  # else left out: old runs resume
     split = split_episodes(len(episodes), test_fraction=data_config.test_fraction, seed=seed)
     directory = runs.prepare_run(out, arguments, run=run, **RUN)
     if (directory / WORLD_FILE).is_file():
@@ -108,26 +112,32 @@ def fit(
         v.fit(episodes.read(int(index)).observations for index in split[0])
     world = _build_world(episodes, v, model, encoded or v, initial).to(device)
     reader = world.vision if encoded is None else encoded.to(device)
-    train_data, test_data = _sequence_data(episodes, split, reader, world.action_features, data_config, seed)
+    parts = _sequence_data(episodes, split, reader, world.action_features, data_config, seed)
     if initial is None:
-        _set_statistics(world.mdnrnn, train_data, layout)
-    scores = _baselines(world.mdnrnn, train_data, test_data, training_config, seed)
-    with run.reporter() as report:
-        result = loop.train(
-            world.mdnrnn,
-            train_data,
-            out=directory / "training",
-            config=training_config,
-            seed=seed,
-            test_data=test_data,
-            fingerprint=episodes.fingerprint,
-            run=run.within(report, "train M"),
-        )
-    world.provenance = _provenance(episodes, arguments, result, scores) | {"layout": layout.to_json()}
+        world.mdnrnn = prepare_model(world.mdnrnn, layout, parts, training_config, seed, directory, chooses=chooses)
+    scores = _baselines(world.mdnrnn, *parts, training_config, seed)
+    result = _train(world.mdnrnn, parts, directory / "training", training_config, seed, episodes.fingerprint, run)
+    world.provenance = _provenance(episodes, arguments, result, scores) | {"layout": layout.to_json()} | read_choice(directory)
     if training_config.calibrate:
-        world.provenance["calibration"] = _calibrate(world, test_data, seed)
+        world.provenance["calibration"] = _calibrate(world, parts[1], seed)
     world.write(directory)
     return world.eval()
+
+
+def _train(
+    model: MDNRNN,
+    data: tuple[SequenceData, SequenceData | None],
+    out: Path,
+    config: TrainingConfig,
+    seed: int,
+    fingerprint: str,
+    run: RunConfig,
+) -> TrainingResult:
+    """Train M, or resume its training."""
+    train, test = data
+    with run.reporter() as report:
+        shown = run.within(report, "train M")
+        return loop.train(model, train, out=out, config=config, seed=seed, test_data=test, fingerprint=fingerprint, run=shown)
 
 
 def _arguments(
@@ -178,7 +188,7 @@ def _new_parts(
     with torch.random.fork_rng(devices=[]), float32_default():  # initialisers take no generator: borrow the CPU's, give it back
         torch.default_generator.manual_seed(seed)
         v, layout = _vision_and_layout(episodes, vision, data_config)
-        return v, MDNRNN(v.latent_size, FlatSpace(episodes.action_space).size, config, layout=layout), layout
+    return v, new_model((v.latent_size, FlatSpace(episodes.action_space).size), config, layout, seed), layout
 
 
 def _vision_and_layout(
@@ -200,7 +210,10 @@ def _decided(config: MDNRNNConfig | None, episodes: EpisodeCollection, out: Path
         config = replace(config, termination_head=_any_terminates(episodes))
     resumed = None
     if run.resume and not run.overwrite and (out / FIT_FILE).is_file():
-        resumed = files.read_json(out / FIT_FILE, format=FIT_FORMAT, version=FIT_VERSION).get("mdnrnn")
+        record = files.read_json(out / FIT_FILE, format=FIT_FORMAT, version=FIT_VERSION)
+        resumed = record.get("mdnrnn")
+        if config.latent_head == AUTO_LATENT_HEAD and resumed and not record.get("latent_head_choice"):  # of an earlier version
+            config = replace(config, latent_head=resumed.get("latent_head", DEFAULT_LATENT_HEAD))
     if config.outcome_size is None:
         config = replace(config, outcome_size=DEFAULT_OUTCOME_SIZE if resumed is None else resumed.get("outcome_size", 0))
     return with_reward_fields(config, episodes, resumed=resumed)
@@ -297,26 +310,6 @@ def _sequence_data(
     return train, batches(split[1], shuffle=False)
 
 
-def _statistics_batches(data: SequenceData, seed: int = 0) -> Iterator[SequenceBatch]:
-    """Return a bounded number of batches, always the same, for statistics of the data."""
-    generator = torch.Generator(data.action_space.low.device).manual_seed(seed)
-    return itertools.islice(data.epoch(0, generator=generator), STATISTICS_BATCHES)
-
-
-@torch.no_grad()
-def _set_statistics(model: MDNRNN, data: SequenceData, layout: LatentLayout) -> None:
-    """Set M's statistics from the data, and the initial probabilities of terminations and atoms to the rates in the data."""
-    atoms = model.config.reward_atoms or ()
-    model.set_statistics(DataStatistics.of(_statistics_batches(data), layout, atoms=atoms))
-    set_base_rates(model, _statistics_batches(data))
-    model.action_units.fit(_statistics_batches(data), data.action_space.is_box)
-    if model.termination_head is None:
-        return
-    counts = torch.tensor([[(b.terminated & b.mask).sum().item(), b.mask.sum().item()] for b in _statistics_batches(data)])
-    ended, steps = counts.sum(dim=0).tolist()
-    model.termination_head.bias.fill_(math.log((ended + 0.5) / (steps - ended + 0.5)))
-
-
 def _baselines(
     model: MDNRNN, train: SequenceData, test: SequenceData | None, config: TrainingConfig, seed: int
 ) -> dict[str, float]:
@@ -330,11 +323,11 @@ def _baselines(
     if columns == []:
         return {}
     scored = (
-        _statistics_batches(train)
+        statistics_batches(train)
         if test is None
         else loop.held_out_batches(test, config.max_test_batches, seed=seed, device=unit.device)
     )
-    batches, floor = standardised(_statistics_batches(train)), model.config.min_scale * unit
+    batches, floor = standardised(statistics_batches(train)), model.config.min_scale * unit
     return likelihood.baseline_nll(batches, standardised(scored), min_scale=floor, columns=columns)
 
 

@@ -1,0 +1,272 @@
+r"""Initial components of a mixture, fitted to training data in closed form.
+
+With random initial weights, all components start near 0 with a scale of 1, and gradients do the rest. That is slow where the
+mean depends on its inputs with large coefficients, and some components never win a target: the mixture ends in a local
+optimum with fewer components. Here the head starts from a *mixture of linear regressions* on its features, those of the
+untrained network:
+
+1. ridge regression of each dimension on the features (and, for autoregressive heads, on the dimensions before it);
+2. optimal clusters of its residuals. In one dimension k-means is solved exactly by dynamic programming (Wang & Song 2011), here
+   over `NUM_QUANTILES` quantiles: the cost of a cluster of sorted points is a difference of prefix sums;
+3. a few steps of EM, in which each component gets its own regression, if that is affordable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+NUM_QUANTILES = 200  # a cluster has at least one of them, so that a few outliers do not get a component of their own
+SMALLEST_SCALE = 0.1  # of an initial component, in the units of the target
+SMALLEST_RIDGE = 1e-6
+EM_ITERATIONS = 14
+EM_OPERATIONS = 2e10  # multiplications that EM may take; at larger sizes the components share their regression
+LLOYD_ITERATIONS = 30
+PEEL_STEPS = 4_096  # rows on which the regressions are found; EM then uses all
+PEEL_ITERATIONS = 8
+GATES_FROM = 4  # steps of EM before the weights depend on the features
+GATE_RIDGE, LARGEST_STEP = 1e-5, 8.0
+LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
+NUM_ANCHORS = 8
+INLIER = 3.5
+
+
+@dataclass(frozen=True)
+class Components:
+    """Mixtures of linear regressions, one per dimension.
+
+    Args:
+        log_weights: (K, D) biases of the logits.
+        gate: (K, D, F) coefficients of the features in the logits.
+        gate_coupling: (K, D, D) coefficients of the target's earlier dimensions there; zeros unless autoregressive.
+        bias: (K, D) of the means.
+        weight: (K, D, F) coefficients of the features in the means.
+        coupling: (K, D, D) coefficients of the target's earlier dimensions there; zeros unless autoregressive.
+        log_scale: (K, D) of the residuals.
+    """
+
+    log_weights: Tensor
+    gate: Tensor
+    gate_coupling: Tensor
+    bias: Tensor
+    weight: Tensor
+    coupling: Tensor
+    log_scale: Tensor
+
+
+@torch.no_grad()
+def fit_components(
+    features: Tensor, target: Tensor, ridge: Tensor, num_components: int, *, autoregressive: bool = False
+) -> Components:
+    """Fit a mixture of linear regressions to each dimension of the target.
+
+    Args:
+        features: (N, F).
+        target: (N, D).
+        ridge: (F,) penalty of the squared coefficient of each feature, if it has unit variance, relative to the steps.
+        num_components: K.
+        autoregressive: whether the regressions of dimension d see the target's dimensions before d.
+    """
+    n, d = target.shape
+    seen, x = features.detach().double(), target.detach().double()
+    affordable = EM_ITERATIONS * num_components * d * n * (features.shape[1] + autoregressive * d) ** 2 <= EM_OPERATIONS
+    seen = torch.cat([seen, x], dim=1) if autoregressive else seen
+    f, parts = features.shape[1], []
+    penalty = torch.cat([ridge.double(), x.new_full((d,), SMALLEST_RIDGE)])
+    gram = None if affordable else _moments(seen, x)
+    for j in range(d):
+        used = f + j * autoregressive
+        if gram is None:
+            parts.append(_fit_dimension(seen[:, :used], x[:, j], penalty[:used], num_components))
+        else:
+            parts.append(_cluster_residuals(seen[:, :used], x[:, j], penalty[:used], num_components, *gram, j))
+    logits, means = (
+        torch.stack([torch.nn.functional.pad(part[i], (0, f + d - part[i].shape[1] + 1)) for part in parts], dim=1)
+        for i in (0, 1)
+    )  # (K, D, F + D + 1), where the bias comes first
+    log_scale = torch.stack([part[2] for part in parts], dim=1)
+    split = [part for each in (logits, means) for part in (each[..., 0], each[..., 1 : f + 1], each[..., f + 1 :])]
+    return Components(*(part.to(target.dtype) for part in (*split, log_scale)))
+
+
+def _moments(inputs: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return covariances of the inputs (N, F) with each other, and with the targets (N, D): (F, F) and (F, D)."""
+    centred = inputs - inputs.mean(dim=0)
+    return centred.T @ centred / len(x), centred.T @ (x - x.mean(dim=0)) / len(x)
+
+
+def _cluster_residuals(
+    inputs: Tensor, x: Tensor, ridge: Tensor, num_components: int, covariance: Tensor, with_target: Tensor, j: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Fit one regression for all components, and cluster its residuals; arguments and result are those of `_fit_dimension`."""
+    f = inputs.shape[1]
+    variance = covariance.diagonal()[:f]
+    varies = variance > 1e-12  # constant inputs get no coefficient
+    matrix = covariance[:f, :f] + torch.diag(torch.where(varies, ridge * variance, 1.0))
+    slope = torch.linalg.solve(matrix, torch.where(varies, with_target[:f, j], 0.0))
+    log_weights, bias, log_scale = cluster(x - inputs @ slope, num_components)
+    means = torch.cat([bias.unsqueeze(1), slope.expand(num_components, -1)], dim=1)
+    logits = torch.zeros_like(means)
+    logits[:, 0] = log_weights
+    return logits, means, log_scale
+
+
+def _fit_dimension(inputs: Tensor, x: Tensor, ridge: Tensor, num_components: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Fit one target (N,) on inputs (N, F): logits (K, 1 + F) and means (K, 1 + F), the bias first, and log-scales (K,)."""
+    centre, spread = inputs.mean(dim=0), inputs.std(dim=0, correction=0)
+    spread = torch.where(spread > 1e-6, spread, torch.inf)  # constant inputs get no coefficient
+    design = torch.cat([(inputs - centre) / spread, inputs.new_ones(len(inputs), 1)], dim=1)  # (N, F + 1)
+    ridge = torch.nn.functional.pad(ridge, (0, 1), value=SMALLEST_RIDGE)  # of the constant
+    solution, log_scale, log_weights = _peel(design[:PEEL_STEPS], x[:PEEL_STEPS], ridge, num_components)
+    gates = torch.zeros_like(solution)
+    gates[:, -1] = log_weights
+    for number in range(EM_ITERATIONS):
+        deviation = (x - (design @ solution.T).T) / log_scale.exp().unsqueeze(1)  # (K, N)
+        posterior = ((design @ gates.T).T - 0.5 * deviation.square() - log_scale.unsqueeze(1)).softmax(dim=0)
+        solution = torch.stack([_ridge(design, x, each, ridge) for each in posterior])
+        mass = posterior.sum(dim=1)
+        square = (posterior * (x - (design @ solution.T).T).square()).sum(dim=1) / mass.clamp(min=1e-9)
+        log_scale = square.sqrt().clamp(min=SMALLEST_SCALE).log()
+        if number < GATES_FROM or num_components == 1:
+            gates[:, -1] = ((mass + 0.01 * len(x)) / (len(x) * (1 + 0.01 * num_components))).log()
+        else:
+            gates = _newton(gates, design[:PEEL_STEPS], posterior[:, :PEEL_STEPS], ridge)
+    weights = [each[:, :-1] / spread for each in (gates, solution)]
+    biases = [each[:, -1:] - weight @ centre.unsqueeze(1) for each, weight in zip((gates, solution), weights, strict=True)]
+    logits, means = (torch.cat(pair, dim=1) for pair in zip(biases, weights, strict=True))
+    return logits, means, log_scale
+
+
+def _newton(gates: Tensor, design: Tensor, posterior: Tensor, ridge: Tensor) -> Tensor:
+    """One Newton step of multinomial logistic regression of responsibilities (K, N), its largest change of a logit bounded."""
+    k, f = gates.shape
+    p = (design @ gates.T).T.softmax(dim=0)  # (K, N)
+    penalty = (GATE_RIDGE + ridge) * len(design)
+    slope = (p - posterior) @ design + gates * penalty
+    hessian = torch.empty(k, f, k, f, dtype=design.dtype, device=design.device)
+    for i in range(k):
+        for j in range(i + 1):
+            curvature = p[i] * (float(i == j) - p[j])
+            block = (design * curvature.unsqueeze(1)).T @ design  # symmetric
+            hessian[i, :, j] = hessian[j, :, i] = block
+    matrix = hessian.reshape(k * f, k * f) + torch.diag(penalty.repeat(k))
+    step = torch.linalg.solve(matrix, slope.flatten()).reshape(k, f)
+    largest = (design @ step.T).abs().max()
+    return gates - step * (LARGEST_STEP / largest).clamp(max=1.0)
+
+
+def _peel(design: Tensor, x: Tensor, ridge: Tensor, num_components: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Find regressions one after the other, each on the rows that none before explains: (K, F + 1), log-scales, log-weights.
+
+    Each is a regression of least trimmed squares (Rousseeuw 1984): it fits the quarter of the rows that it explains best, from
+    the best of several intercepts; then it takes all rows within `INLIER` deviations.
+    """
+    left = torch.ones(len(x), dtype=torch.bool, device=x.device)
+    found: list[tuple[Tensor, Tensor, float]] = []
+    while not found or (len(found) < num_components and int(left.sum()) > max(2 * len(design.T), len(x) // 200)):
+        rows, y = design[left], x[left]
+        best = min((_trimmed(rows, y, ridge, start) for start in _starts(rows, y, ridge)), key=lambda fit: float(fit[1]))
+        solution, scale = best
+        for _ in range(PEEL_ITERATIONS):
+            residual = (y - rows @ solution).abs()
+            near = residual < INLIER * scale
+            solution = _ridge(rows[near], y[near], torch.ones_like(y[near]), ridge)
+            scale = (y[near] - rows[near] @ solution).square().mean().sqrt().clamp(min=1e-3)
+        near = (y - rows @ solution).abs() < INLIER * scale
+        found.append((solution, scale, float(near.sum())))
+        left[left.nonzero()[near, 0]] = False
+    heaviest = sorted(found, key=lambda fit: -fit[2])
+    missing = num_components - len(found)
+    extra = [heaviest[i % len(heaviest)] for i in range(missing)]  # wider copies of the heaviest
+    found = [
+        *found,
+        *((solution, 1.5 ** (1 + i // len(heaviest)) * scale, mass) for i, (solution, scale, mass) in enumerate(extra)),
+    ]
+    mass = x.new_tensor([each[2] for each in found]).clamp(min=1.0)
+    scale = torch.stack([each[1] for each in found]).clamp(min=SMALLEST_SCALE)
+    return torch.stack([each[0] for each in found]), scale.log(), (mass / mass.sum()).log()
+
+
+def _starts(rows: Tensor, y: Tensor, ridge: Tensor) -> Iterator[Tensor]:
+    """Yield solutions to start from: one slope with several intercepts, and fits of the rows around several rows."""
+    shared = _ridge(rows, y, torch.ones_like(y), ridge)
+    residual = y - rows @ shared
+    for level in LEVELS:
+        start = shared.clone()
+        start[-1] += torch.quantile(residual, level)
+        yield start
+    for i in range(NUM_ANCHORS):
+        distance = (rows - rows[i * len(rows) // NUM_ANCHORS]).square().sum(dim=1)
+        near = distance <= torch.quantile(distance, 0.25)
+        yield _ridge(rows[near], y[near], torch.ones_like(y[near]), ridge)
+
+
+def _trimmed(rows: Tensor, y: Tensor, ridge: Tensor, solution: Tensor) -> tuple[Tensor, Tensor]:
+    """Fit the quarter of the rows that is fitted best, from a start: solution and scale."""
+    for _ in range(PEEL_ITERATIONS):
+        residual = (y - rows @ solution).abs()
+        near = residual <= torch.quantile(residual, 0.25)
+        solution = _ridge(rows[near], y[near], torch.ones_like(y[near]), ridge)
+    residual = (y - rows @ solution).abs()
+    return solution, (torch.quantile(residual, 0.25) / 0.3186).clamp(min=1e-3)  # 0.3186: this quantile of a standard normal
+
+
+def _ridge(design: Tensor, x: Tensor, row_weight: Tensor, ridge: Tensor) -> Tensor:
+    """Weighted ridge regression: (F,)."""
+    weighted = design * row_weight.unsqueeze(1)
+    gram = weighted.T @ design + torch.diag(ridge * row_weight.sum().clamp(min=1.0))
+    return torch.linalg.solve(gram, weighted.T @ x)
+
+
+def cluster(x: Tensor, num_components: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Cluster numbers (N,) by optimal k-means of their quantiles: log-weights, means and log-scales, (K,) each, sorted."""
+    place = (torch.arange(NUM_QUANTILES, dtype=x.dtype, device=x.device) + 0.5) / NUM_QUANTILES
+    points = torch.quantile(x, place)
+    centred = points - points.mean()
+    total, square = (torch.nn.functional.pad(values.cumsum(0), (1, 0)) for values in (centred, centred.square()))
+    index = torch.arange(len(total), device=x.device)
+    size = (index - index.unsqueeze(1)).to(x.dtype)  # of the cluster (begin, end)
+    spread = square - square.unsqueeze(1) - (total - total.unsqueeze(1)).square() / size.clamp(min=1)
+    cost = torch.where(size > 0, spread.clamp(min=0), torch.inf)
+    best, choices = cost[0], []
+    for _ in range(1, num_components):
+        best, begin = (best.unsqueeze(1) + cost).min(dim=0)
+        choices.append(begin)
+    bounds = [len(points)]
+    for begin in reversed(choices):
+        bounds.insert(0, int(begin[bounds[0]]))
+    parts = [points[begin:end] for begin, end in zip([0, *bounds], bounds, strict=False)]
+    weight = torch.stack([x.new_tensor(len(part) / len(points)) for part in parts])
+    scale = torch.stack([part.std(correction=0) for part in parts]).clamp(min=SMALLEST_SCALE)
+    return weight.log(), torch.stack([part.mean() for part in parts]), scale.log()
+
+
+@torch.no_grad()
+def fit_joint_components(features: Tensor, target: Tensor, ridge: Tensor, num_components: int) -> Components:
+    """Fit a mixture over vectors: one regression for all components, and k-means of its residuals.
+
+    The clusters start far apart: each at the point that is farthest from the ones before. Returns `Components` whose weights
+    are the same for all dimensions.
+    """
+    shared = fit_components(features, target, ridge, 1)
+    residual = target - features @ shared.weight[0].T - shared.bias[0]
+    edges = residual.new_tensor([0.5 / NUM_QUANTILES, 1 - 0.5 / NUM_QUANTILES])
+    low, high = torch.quantile(residual, edges, dim=0)
+    points = residual.clamp(low, high)  # outliers must not become clusters
+    starts = [points.mean(dim=0)]
+    for _ in range(1, num_components):
+        distance = torch.stack([(points - start).square().sum(dim=1) for start in starts]).amin(dim=0)
+        starts.append(points[distance.argmax()])
+    mean, (n, d) = torch.stack(starts), points.shape
+    for _ in range(LLOYD_ITERATIONS):
+        member = torch.nn.functional.one_hot(torch.cdist(points, mean).argmin(dim=1), num_components).to(points.dtype)  # (N, K)
+        count = member.sum(dim=0).unsqueeze(1)
+        mean = torch.where(count > 0, member.T @ points / count.clamp(min=1), mean)
+    square = member.T @ points.square() / count.clamp(min=1) - mean.square()
+    log_weights = ((count + 0.01 * n) / (n * (1 + 0.01 * num_components))).log().expand(-1, d)
+    weight, log_scale = shared.weight.expand(num_components, -1, -1), square.clamp(min=SMALLEST_SCALE**2).sqrt().log()
+    none = weight.new_zeros(num_components, d, d)
+    return Components(log_weights, torch.zeros_like(weight), none, mean + shared.bias, weight, none, log_scale)
