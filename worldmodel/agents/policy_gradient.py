@@ -34,8 +34,9 @@ from worldmodel.spaces import FlatSpace
 
 LARGEST_STD = 1.5  # initial standard deviation of the outputs over the starts, at most; beyond it an agent hardly explores
 SMALLEST_SCALE = 1e-3  # a feature that varies less over the starts is not scaled up
-TINY = 1e-12  # smallest variance of returns: if all returns are equal to the last bit, the initial critic explains them
+TINY = 1e-12  # smallest spread of returns: if all returns are equal to the last bit, the initial critic explains them
 CLIP_NORM = 1.0  # largest norm of the agent's gradient
+ADAPTATION = 0.1  # share of the latest iteration in the mean and the spread of the returns
 
 
 class DifferentiableAgent(Agent, Protocol):
@@ -226,7 +227,7 @@ class _Learner:
         if self._scaled:
             agent.scale_inputs(self._scale)
         usual = dreams.world.mdnrnn.mean_reward if dreams.reward is None else 0.0
-        self._critic = _make_critic(seen.shape[1], config.critic_size, usual, self._generator)
+        self._critic = _Critic(seen.shape[1], config.critic_size, usual, self._generator)
         self._actor_optimizer = torch.optim.Adam(agent.parameters(), lr=config.learning_rate, betas=(0.9, 0.99))
         self._critic_optimizer = torch.optim.Adam(self._critic.parameters(), lr=config.critic_learning_rate)
         everywhere = torch.ones(dreams.batch_size, dtype=torch.bool, device=self._scale.device)
@@ -243,6 +244,7 @@ class _Learner:
     def iterate(self) -> dict[str, float]:
         """Dream and learn; return the metrics."""
         steps, ends = self._dream()
+        self._critic.adapt(steps.returns)
         for _ in range(self._config.epochs):
             order = torch.randperm(len(steps.returns), generator=self._generator, device=self._scale.device)
             for index in order.chunk(self._config.minibatches):
@@ -288,7 +290,7 @@ class _Learner:
     def _learn(self, steps: _Steps) -> float:
         """Do one step of both optimisers; return the mean entropy."""
         config, outputs = self._config, self._outputs(steps.features)
-        advantage = (steps.advantage - steps.advantage.mean()) / steps.advantage.std(correction=0).clamp(min=1e-6)
+        advantage = (steps.advantage - steps.advantage.mean()) / steps.advantage.std(correction=0).clamp(min=TINY)
         ratio = (self._choices.log_prob(outputs, steps.choice) - steps.log_prob).exp()
         gain = torch.minimum(ratio * advantage, ratio.clamp(1 - config.clip, 1 + config.clip) * advantage).mean()
         entropy = self._choices.entropy(outputs).mean()
@@ -297,7 +299,7 @@ class _Learner:
         nn.utils.clip_grad_norm_(self._actor.parameters(), CLIP_NORM)
         self._actor_optimizer.step()
         self._critic_optimizer.zero_grad()
-        (self._value(steps.features) - steps.returns).square().mean().backward()
+        self._critic.loss(steps.features, steps.returns).backward()
         self._critic_optimizer.step()
         return entropy.item()
 
@@ -323,14 +325,57 @@ class _Learner:
 
     def _value(self, features: Tensor) -> Tensor:
         """The critic's value (B,): (1 - discount) times the discounted return, so about the mean reward of a step."""
-        return self._critic(features)[:, 0]
+        value: Tensor = self._critic(features)
+        return value
 
 
-def _make_critic(size: int, hidden: int, value: float, generator: torch.Generator) -> nn.Module:
-    """Make a critic whose initial value is the same for all features."""
-    made = {"device": generator.device, "dtype": torch.float32}
-    first, last = (nn.utils.skip_init(nn.Linear, *pair, **made) for pair in ((size, hidden), (hidden, 1)))
-    nn.init.normal_(first.weight, std=size**-0.5, generator=generator)
-    for parameter, constant in ((first.bias, 0.0), (last.weight, 0.0), (last.bias, value)):
-        nn.init.constant_(parameter, constant)
-    return nn.Sequential(first, nn.Tanh(), last)
+class _Critic(nn.Module):
+    """A hidden layer and a linear one, whose output is in units of the returns (PopArt: van Hasselt et al. 2016).
+
+    Rewards differ by orders of magnitude between worlds, and Adam's steps do not: the value of a goal that pays 1 once in a
+    hundred steps is below the noise of a critic that learns values near 1.
+
+    Args:
+        size: F, size of the features.
+        hidden: units of the hidden layer.
+        value: the initial value of all features.
+        generator: samples the hidden layer.
+    """
+
+    mean: Tensor
+    unit: Tensor
+
+    def __init__(self, size: int, hidden: int, value: float, generator: torch.Generator):
+        super().__init__()
+        made = {"device": generator.device, "dtype": torch.float32}
+        self.first, self.last = (nn.utils.skip_init(nn.Linear, *pair, **made) for pair in ((size, hidden), (hidden, 1)))
+        nn.init.normal_(self.first.weight, std=size**-0.5, generator=generator)
+        for parameter in (self.first.bias, self.last.weight, self.last.bias):
+            nn.init.zeros_(parameter)
+        for name, number in {"mean": value, "unit": 1.0}.items():
+            self.register_buffer(name, torch.full((), number, **made))
+        self._adapted = False
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Values (B,) of features (B, F)."""
+        return self.mean + self.unit * self._relative(features)
+
+    def loss(self, features: Tensor, returns: Tensor) -> Tensor:
+        """Mean squared error of the values of N steps, in units of the returns (N,)."""
+        return (self._relative(features) - (returns - self.mean) / self.unit).square().mean()
+
+    @torch.no_grad()
+    def adapt(self, returns: Tensor) -> None:
+        """Move mean and unit towards those of returns (N,), and the last layer so that no value changes."""
+        rate = ADAPTATION if self._adapted else 1.0
+        mean, spread = self.mean.lerp(returns.mean(), rate), returns.std(correction=0)
+        unit = self.unit.square().lerp(spread.square(), rate).sqrt() if spread > TINY else self.unit
+        self.last.weight *= self.unit / unit
+        self.last.bias.mul_(self.unit).add_(self.mean - mean).div_(unit)
+        self.mean.copy_(mean)
+        self.unit.copy_(unit)
+        self._adapted |= bool(spread > TINY)
+
+    def _relative(self, features: Tensor) -> Tensor:
+        relative: Tensor = self.last(torch.tanh(self.first(features)))[:, 0]
+        return relative
