@@ -100,7 +100,7 @@ CASES = {
         data={"window": 16, "batch_size": 128},
         training={"num_updates": 1500, "learning_rate": 2e-2},
         controller=ControllerConfig(features="z"),
-        ppo={"iterations": 150},
+        ppo={"iterations": 100, "test_every": 25},
         horizon=100,
     ),
     "taxi": Case(

@@ -101,6 +101,15 @@ def test_choices_enter_as_they_are_and_changes_only_where_there_are_some():
     assert torch.equal(model.frame.changes(z, after, torch.full((4,), 2.0)), torch.tensor([[0.0], [0.5]]))
 
 
+def test_a_next_latent_far_from_the_data_moves_the_log_odds_by_a_bounded_amount():
+    model, batch = make(), make_batch()
+    prediction, _ = model.step(batch.z[:, 0], batch.action[:, 0], model.initial_state(B))
+    near, far = (prediction.outcome(batch.z[:, 1] * scale).termination_logit for scale in (1.0, 1e6))
+    reach = model.termination_head.weight[0, -5:].abs().sum()  # of the five units
+    assert (far != near).all()
+    assert ((far - near).abs() <= 2 * reach).all()
+
+
 def test_the_layer_has_no_key_in_files_of_models_without_it():
     model = make(outcome_size=0)
     assert not any("outcome" in name for name in model.state_dict())

@@ -97,7 +97,7 @@ class PPOConfig:
     epochs: int = 2
     minibatches: int = 4
     clip: float = 0.2
-    entropy: float = 0.003
+    entropy: float = 0.01
     test_every: int = 50
     test_dreams: int = 256
 

@@ -37,7 +37,7 @@ class FastStep:
         assert isinstance(model.lstm, nn.LSTM)
         self._layers = [stack_weights(*weights).detach().to(dtype).t().contiguous() for weights in model.lstm.all_weights]
         heads = [head for head in (model.latent_head, model.reward_head, model.termination_head) if head is not None]
-        self._columns = fused.output_slices(heads)
+        self._columns = fused.output_slices([head.linear.out_features for head in heads])
         seen = model.latent_head.linear.weight.shape[1]  # F; the others may see an outcome layer too
         self._heads = torch.cat([head.linear.weight[:, :seen] for head in heads]).detach().to(dtype).t().contiguous()
         self._bias = torch.cat([head.linear.bias for head in heads]).detach()

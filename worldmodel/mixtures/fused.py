@@ -69,7 +69,7 @@ def heads_loss(
     Args:
         features: (M, F) input of the heads.
         rows: (N,) ascending indices of the features that count.
-        terms: the heads with their targets of those N steps.
+        terms: the heads with their targets of those N steps; those with layers are next to each other.
         more: (N, E) additional inputs of the terms' layers, of those steps; None without layers.
 
     Returns:
@@ -89,12 +89,12 @@ def heads_loss(
     return total, sums
 
 
-def output_slices(heads: Sequence[RawHead]) -> list[slice]:
-    """Return the columns of each head's outputs where the outputs of all are stacked."""
+def output_slices(sizes: Sequence[int]) -> list[slice]:
+    """Return the columns of each part where parts of these sizes are stacked."""
     slices, first = [], 0
-    for head in heads:
-        slices.append(slice(first, first + head.linear.out_features))
-        first = slices[-1].stop
+    for size in sizes:
+        slices.append(slice(first, first + size))
+        first += size
     return slices
 
 
@@ -131,39 +131,41 @@ class _Layers:
         gradient: bool,
     ):
         self.more, self.dtype, self.bias = more, dtype, tensors[1]
-        self.weight, *self.after = (tensor.to(dtype) for tensor in (tensors[0], *tensors[2:]))
-        self.gradients = [torch.zeros_like(tensor) for tensor in tensors] if gradient else []
-        self.heads: list[tuple[slice, slice, float]] = []  # outputs, units and factor of the gradient of each
-        first = 0
-        for term, own in zip(terms, columns, strict=True):
-            if term.layer is not None:
-                self.heads.append((own, slice(first, first + term.layer.out_features), term.feature_gradient))
-                first += term.layer.out_features
+        self.weight, self.after = tensors[0].to(dtype), torch.block_diag(*tensors[2:]).to(dtype)  # of all heads: (O, U)
+        self.gradients = [torch.zeros_like(tensor) for tensor in (tensors[0], tensors[1], self.after)] if gradient else []
+        seeing = [(term, own) for term, own in zip(terms, columns, strict=True) if term.layer is not None]
+        self.outputs = slice(seeing[0][1].start, seeing[-1][1].stop)
+        units = output_slices([tensor.shape[1] for tensor in tensors[2:]])
+        self.units = [(mine, term.feature_gradient) for (term, _), mine in zip(seeing, units, strict=True)]
+        self.blocks = list(zip(output_slices([own.stop - own.start for _, own in seeing]), units, strict=True))
 
     def add_outputs(self, raw: Tensor, seen: Tensor, part: slice) -> None:
         """Add what the heads see through their layers to the outputs (n, O), for features ``seen`` (n, F)."""
         self._inputs = torch.cat([seen, self.more[part].to(self.dtype)], dim=1)  # (n, F + E)
         self._units = (self._inputs @ self.weight.t()).to(raw.dtype).add_(self.bias).tanh_()  # (n, U)
-        units = self._units.to(self.dtype)
-        for (own, mine, _), after in zip(self.heads, self.after, strict=True):
-            raw[:, own] += (units[:, mine] @ after.t()).to(raw.dtype)
+        raw[:, self.outputs] += (self._units.to(self.dtype) @ self.after.t()).to(raw.dtype)
 
     def add_gradients(self, slope: Tensor, size: int) -> Tensor:
         """Add the gradients of the layers' weights, from those of the outputs (n, O); return that of the features (n, F)."""
-        by_weight, by_bias, *by_after = self.gradients
-        below, units = torch.empty_like(self._units), self._units.to(self.dtype)
-        for (own, mine, _), after, gradient in zip(self.heads, self.after, by_after, strict=True):
-            outputs = slope[:, own]
-            gradient += outputs.t() @ units[:, mine]
-            below[:, mine] = (outputs @ after).to(below.dtype)
+        by_weight, by_bias, by_after = self.gradients
+        outputs = slope[:, self.outputs]
+        by_after += outputs.t() @ self._units.to(self.dtype)
+        below = (outputs @ self.after).to(self._units.dtype)
         below -= below * self._units.square_()  # the derivative of tanh
         by_bias += below.sum(dim=0)
-        half = below.to(self.dtype)
-        by_weight += half.t() @ self._inputs
-        for _, mine, factor in self.heads:
+        below = below.to(self.dtype)
+        by_weight += below.t() @ self._inputs
+        for mine, factor in self.units:
             if factor != 1:  # after the gradient of the layers' own weights
-                half[:, mine] *= factor
-        return half @ self.weight[:, :size]
+                below[:, mine] *= factor
+        return below @ self.weight[:, :size]
+
+    def all_gradients(self) -> list[Tensor]:
+        """Return the gradients of all tensors that were given."""
+        if not self.gradients:
+            return []
+        by_weight, by_bias, by_after = self.gradients
+        return [by_weight, by_bias, *(by_after[own, mine].to(by_bias.dtype) for own, mine in self.blocks)]
 
 
 def _add_couplings(
@@ -201,7 +203,7 @@ class _HeadsLoss(torch.autograd.Function):
         more: Tensor | None,
         *own: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        kind, columns = features.device.type, output_slices([term.head for term in terms])
+        kind, columns = features.device.type, output_slices([term.head.linear.out_features for term in terms])
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
         cast = weight.to(dtype)
         transposed = cast.t().contiguous()  # products with a transposed view are slower in half precision
@@ -236,7 +238,7 @@ class _HeadsLoss(torch.autograd.Function):
                 else:
                     by_features.index_copy_(0, rows[part], back)
         if gradient:
-            by_layers = [] if layers is None else layers.gradients
+            by_layers = [] if layers is None else layers.all_gradients()
             ctx.save_for_backward(by_features, by_weight, by_bias, *by_coupling, *by_layers)
         ctx.mark_non_differentiable(sums)
         total = sums[0] / terms[0].divisor

@@ -39,7 +39,7 @@ class MDNRNNConfig:
             (see `find_atoms`); an `MDNRNN` that is made directly has none.
         outcome_size: units of a layer through which the heads of the reward and the termination see z_{t+1}, so that in a
             stochastic environment they fit where a step led (`worldmodel.models.outcome`). 0: they do not see it. None: `fit`
-            takes 32; an `MDNRNN` that is made directly has 0, as files without the field.
+            takes 16; an `MDNRNN` that is made directly has 0, as files without the field.
         termination_head: predict whether the episode terminates (truncation is not termination). None: `fit` adds the head if
             any episode of the data terminates; an `MDNRNN` that is made directly has it.
         termination_weight: weight of the steps that terminate, in the loss (the paper's Doom code: 10).

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from worldmodel.mixtures import LatentDistribution, RewardDistribution
 from worldmodel.models.mdnrnn_config import MDNRNNConfig
 
-DEFAULT_OUTCOME_SIZE = 32  # units of the layer in a new fit (dev/LOG.md)
+DEFAULT_OUTCOME_SIZE = 16  # units of the layer in a new fit (dev/LOG.md)
 
 
 class Outcome(NamedTuple):
