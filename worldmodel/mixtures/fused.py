@@ -188,6 +188,14 @@ def _add_coupling_gradients(
                 gradient.addmm_(slope[:, own].t(), term.target[part])
 
 
+def _damped(slope: Tensor, terms: Sequence[LossTerm], columns: Sequence[slice]) -> Tensor:
+    """Multiply the gradient of each term's outputs (n, O) by its factor, in place."""
+    for term, outputs in zip(terms, columns, strict=True):
+        if term.feature_gradient != 1:
+            slope[:, outputs] *= term.feature_gradient
+    return slope
+
+
 class _HeadsLoss(torch.autograd.Function):
     """`heads_loss`; the gradient is computed with the loss, as the factor from above is one number."""
 
@@ -228,10 +236,7 @@ class _HeadsLoss(torch.autograd.Function):
                 slope = raw.to(dtype)
                 through = None if layers is None else layers.add_gradients(slope, features.shape[1])
                 by_weight += slope.t() @ seen
-                for term, own in zip(terms, columns, strict=True):
-                    if term.feature_gradient != 1:  # after the gradient of the head's own weights
-                        slope[:, own] *= term.feature_gradient
-                back = slope @ cast
+                back = _damped(slope, terms, columns) @ cast  # after the gradient of the heads' own weights
                 back = (back if through is None else back.add_(through)).to(features.dtype)
                 if every:
                     by_features[part] = back

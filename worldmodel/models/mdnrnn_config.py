@@ -17,7 +17,26 @@ LAYER_NORM_EPS, EARLIER_LAYER_NORM_EPS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class MDNRNNConfig:
+class OutcomeConfig:
+    """What the heads of the reward and the termination see of the next latent; part of `MDNRNNConfig`.
+
+    Args:
+        outcome_size: see `MDNRNNConfig`.
+
+    Raises:
+        ValueError: if it is below 0.
+        TypeError: if it is not an integer.
+    """
+
+    outcome_size: int | None = None  # before the fields of earlier versions, whose order is that of their files
+
+    def __post_init__(self) -> None:
+        """Check the size."""
+        check_integers(self, {"outcome_size": 0}, optional=("outcome_size",))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MDNRNNConfig(OutcomeConfig):
     """Architecture and loss of an `MDNRNN`, except the sizes that only the data decide.
 
     Args:
@@ -71,7 +90,6 @@ class MDNRNNConfig:
     reward_head: bool = True
     reward_components: int | None = None
     reward_atoms: tuple[float, ...] | None = None
-    outcome_size: int | None = None
     termination_head: bool | None = None
     termination_weight: float = 1.0
     termination_gradient: float = 1.0
@@ -83,6 +101,7 @@ class MDNRNNConfig:
 
     def __post_init__(self) -> None:
         """Check every field."""
+        super().__post_init__()
         check_integers(self, dict.fromkeys(("hidden_size", "num_layers", "num_components"), 1))
         object.__setattr__(self, "factorization", Factorization(self.factorization))
         object.__setattr__(self, "noise_type", NoiseType(self.noise_type))
@@ -96,14 +115,12 @@ class MDNRNNConfig:
         check_noise(self.noise_type, self.fixed_noise_level, self.min_scale)
 
     def _check_reward(self) -> None:
-        """Check the fields of the heads of the reward and the outcome, and store the atoms as sorted float32 numbers."""
+        """Check the fields of the reward head, and store the atoms as sorted float32 numbers."""
         if self.reward_atoms is not None:
             object.__setattr__(self, "reward_atoms", check_atoms(self.reward_atoms))
         if self.reward_components is not None:
             number = check_integer(self.reward_components, "reward_components", least=0)
             object.__setattr__(self, "reward_components", number)
-        if self.outcome_size is not None:
-            object.__setattr__(self, "outcome_size", check_integer(self.outcome_size, "outcome_size", least=0))
         if self.reward_components == 0 and self.reward_atoms == ():
             raise ValueError("reward_components: expected an integer >= 1 without reward_atoms, got 0")
 
