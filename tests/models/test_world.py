@@ -108,7 +108,7 @@ def test_the_json_is_readable_and_says_what_it_is(saved):
     content = json.loads((saved / "world.json").read_text())
     assert (content["format"], content["version"]) == ("worldmodel.world", 3)
     assert content["mdnrnn"]["hidden_size"] == 6
-    assert sorted(path.name for path in saved.iterdir()) == [weights_of(saved).name, "world.json"]
+    assert sorted(path.name for path in saved.iterdir()) == ["README.md", weights_of(saved).name, "world.json"]
 
 
 def test_a_world_of_format_1_which_named_only_the_class_of_v_opens(saved):

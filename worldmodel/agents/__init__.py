@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from worldmodel.agents.evolution import SearchConfig as SearchConfig
     from worldmodel.agents.evolution import evolve as evolve
     from worldmodel.agents.latent_policy import LatentPolicy as LatentPolicy
+    from worldmodel.agents.plan_scores import PlannedStep as PlannedStep
+    from worldmodel.agents.planner import Planner as Planner
+    from worldmodel.agents.planner import PlanReport as PlanReport
+    from worldmodel.agents.planner_config import PlannerConfig as PlannerConfig
     from worldmodel.agents.policy_gradient import DifferentiableAgent as DifferentiableAgent
     from worldmodel.agents.policy_gradient import PPOConfig as PPOConfig
     from worldmodel.agents.policy_gradient import ppo as ppo
@@ -56,6 +60,9 @@ else:
             "controller": "CONTROLLER_FILE CONTROLLER_FILES CONTROLLER_FORMAT Controller ControllerConfig",
             "evolution": "SEARCH_FILE SearchConfig evolve",
             "latent_policy": "LatentPolicy",
+            "plan_scores": "PlannedStep",
+            "planner": "PlanReport Planner",
+            "planner_config": "PlannerConfig",
             "policy_gradient": "DifferentiableAgent PPOConfig ppo",
             "population": "AgentGroups ControllerBatch DreamPopulation RealPopulation",
             "registry": "check_agent has_agent load_agent register_agent",

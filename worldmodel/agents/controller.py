@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from worldmodel.agents.registry import register_agent
 from worldmodel.dream import LatentState
 from worldmodel.models import FEATURE_KINDS, FeatureKind, WorldModel, feature_size
-from worldmodel.runtime import ModelFiles, check_flags, check_integers, file_errors, files, float32_default
+from worldmodel.runtime import ModelFiles, check_flags, check_integers, file_errors, files, float32_default, local_path
 from worldmodel.spaces import FlatSpace, Value, json_features, space_from_json, space_to_json
 
 CONTROLLER_FORMAT, CONTROLLER_VERSION = "worldmodel.controller", 2  # version 1 has weights of a fixed name
@@ -225,7 +225,7 @@ class Controller(nn.Module):
             FileNotFoundError: if there is no controller in ``path``.
             ValueError: if it is damaged, of another format, or of a newer version.
         """
-        path = Path(path)
+        path = local_path(path)
         saved = CONTROLLER_FILES.read(path)
         content = saved.content
         with file_errors(path, "an undamaged controller"):

@@ -49,9 +49,11 @@ class LatentPolicy:
         self._started, self._last_action = False, None
 
     def reset(self, rng: np.random.Generator) -> None:
-        """Start an episode; V's noise and exploration follow from ``rng``."""
+        """Start an episode; V's noise, exploration and the numbers of an agent with a method ``seed`` follow from ``rng``."""
         self._generator.manual_seed(int(rng.integers(2**63)))
         self._tracker.reset()
+        if callable(seed := getattr(self.agent, "seed", None)):  # an agent that samples
+            seed(int(rng.integers(2**63)))
         self.agent.reset(1)
         self._started, self._last_action = True, None
         if self.exploration:

@@ -25,6 +25,7 @@ import torch
 from worldmodel import agents
 from worldmodel.dream import Agent, Policy, as_agent
 from worldmodel.models import WorldModel
+from worldmodel.runtime import local_path
 
 AgentClass = TypeVar("AgentClass", bound=type[Any])
 
@@ -65,7 +66,8 @@ def load_agent(path: str | Path, *, device: str | torch.device = "cpu") -> Any:
         FileNotFoundError: if the directory holds no agent of a known class.
         ValueError: if it is damaged, or of a newer version.
     """
-    marker = _find_marker(Path(path))
+    path = local_path(path)
+    marker = _find_marker(path)
     if marker is None:
         raise FileNotFoundError(
             f"{path}: expected an agent ({' or '.join(sorted(_REGISTRY))}), found none; for an agent of your own class, import "
@@ -76,7 +78,7 @@ def load_agent(path: str | Path, *, device: str | torch.device = "cpu") -> Any:
 
 def has_agent(path: str | Path) -> bool:
     """Return whether a directory holds a complete agent of a known class."""
-    return _find_marker(Path(path)) is not None
+    return _find_marker(local_path(path)) is not None
 
 
 def check_agent(agent: Policy, world: WorldModel) -> Agent:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from dataclasses import dataclass, field
+from collections.abc import Generator
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import tyro
@@ -24,7 +26,7 @@ from worldmodel.cli.options import (
 )
 from worldmodel.experiments import Preset
 from worldmodel.models import Encoder
-from worldmodel.runtime import Progress, WorkerConfig
+from worldmodel.runtime import Progress, WorkerConfig, dask_executor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,8 @@ class Collect(Command):
             killed and the episode is listed as a failure; needs --workers; None: no limit.
         memory_limit: fraction of the machine's memory for the running episodes; one that exceeds its share is listed as a
             failure; None: no limit.
+        scheduler: address of a Dask scheduler, such as tcp://10.0.0.1:8786, whose workers play the episodes (extra: dask); the
+            result is the same on machines of the same kind.
         seed: seed of the collection.
         vision: directory written by worldmodel train-vae; the store then holds its codes instead of frames.
         environment: arguments of the environment.
@@ -67,6 +71,7 @@ class Collect(Command):
     workers: int = 0
     step_timeout: float | None = None
     memory_limit: float | None = 0.8
+    scheduler: str | None = None
     seed: int = 0
     vision: str | None = None
     environment: Flat[EnvironmentOptions] = field(default_factory=EnvironmentOptions)
@@ -94,17 +99,28 @@ class Collect(Command):
             steps = int(progress.metrics["steps"])
 
         vision = open_vision(self.vision, self.where.choose()) if self.vision else None
-        store = wm.collect(
-            self.environment.of(self.env),
-            out=self.out,
-            num_episodes=self.episodes,
-            policy=self.behaviour(),
-            seed=self.seed,
-            workers=WorkerConfig(num_workers=self.workers, step_timeout=self.step_timeout, memory_limit=self.memory_limit),
-            encoder=Encoder(vision, dtype=self.encoder.dtype, precision=self.encoder.precision) if vision else None,
-            run=self.output.config(count),
-        )
+        with self.pool() as workers:
+            store = wm.collect(
+                self.environment.of(self.env),
+                out=self.out,
+                num_episodes=self.episodes,
+                policy=self.behaviour(),
+                seed=self.seed,
+                workers=workers,
+                encoder=Encoder(vision, dtype=self.encoder.dtype, precision=self.encoder.precision) if vision else None,
+                run=self.output.config(count),
+            )
         return report(store, steps / (time.monotonic() - began))
+
+    @contextlib.contextmanager
+    def pool(self) -> Generator[WorkerConfig]:
+        """Give the workers: processes of this machine, or those of a cluster."""
+        config = WorkerConfig(num_workers=self.workers, step_timeout=self.step_timeout, memory_limit=self.memory_limit)
+        if self.scheduler is None:
+            yield config
+            return
+        with dask_executor(self.scheduler) as executor:
+            yield replace(config, executor=executor)
 
     def behaviour(self) -> str | wm.LatentPolicy:
         """Return the name of the policy, or the agent of ``--controller`` as a policy."""

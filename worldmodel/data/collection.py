@@ -12,7 +12,7 @@ import numpy as np
 
 from worldmodel.data.episode import Episode
 from worldmodel.data.store import EpisodeStore
-from worldmodel.runtime import check_integer
+from worldmodel.runtime import check_integer, local_path
 from worldmodel.spaces import select_leaves, without_leaves
 
 
@@ -69,7 +69,7 @@ class EpisodeCollection:
                 differ.
         """
         paths = [data] if isinstance(data, (str, Path)) else list(data)
-        if len({Path(path).resolve() for path in paths}) < len(paths):
+        if len({local_path(path).resolve() for path in paths}) < len(paths):
             raise ValueError(f"data: expected different stores, got one twice in {[str(path) for path in paths]}")
         stores = [EpisodeStore.open(path) for path in paths]
         for store in stores:

@@ -173,7 +173,7 @@ class Runner:
 
 def run_all(runner: Runner, episode_ids: Sequence[int], workers: WorkerConfig) -> Generator[Episode | EpisodeFailure]:
     """Make the episodes as `rollouts` does, with a given runner."""
-    if workers.num_workers:
+    if not workers.is_local:
         runner.close()  # the workers open environments of their own
     with contextlib.closing(workers.run(runner, episode_ids)) as results:
         for episode_id, attempts, outcome in results:

@@ -36,6 +36,7 @@ from worldmodel.runtime import (
     file_errors,
     files,
     is_being_replaced,
+    local_path,
     locked,
     prepare_directory,
     write_bytes,
@@ -104,7 +105,7 @@ class EpisodeStore:
             FileNotFoundError: if there is no store; the message says if `repair` can rebuild it.
             ValueError: if the manifest is damaged or of a newer version.
         """
-        path = Path(path)
+        path = local_path(path)
         if not (path / MANIFEST).is_file():
             hint = f"; its shards exist: {_REBUILD}" if shards.files(path / SHARDS) else ""
             raise FileNotFoundError(f"{path / MANIFEST}: expected the manifest of an episode store, got none{hint}")

@@ -36,7 +36,8 @@ class LatentState:
 class Agent(Protocol):
     """Chooses actions from the state of B episodes, in dreams and in the real environment alike.
 
-    It may also have ``check_world(world)``, which raises if the agent was not made for the world.
+    It may also have ``check_world(world)``, which raises if the agent was not made for the world, and, if it samples,
+    ``seed(seed)``, which is called before the `reset` of each recorded episode.
     """
 
     def reset(self, num_episodes: int) -> None:

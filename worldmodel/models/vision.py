@@ -32,6 +32,7 @@ from worldmodel.runtime import (
     digest_tensors,
     files,
     float32_default,
+    local_path,
 )
 from worldmodel.spaces import ImageLayout, Value, space_from_json, space_to_json
 
@@ -195,7 +196,7 @@ class Vision(nn.Module, abc.ABC):
             FileNotFoundError: if there is no V in ``path``.
             ValueError: if it is damaged, not of this format, of a newer version or of another class.
         """
-        path = Path(path)
+        path = local_path(path)
         device = choose_device(device)
         saved = VISION_FILES.read(path)
         content = saved.content

@@ -21,8 +21,18 @@ from worldmodel.mixtures import LatentLayout, LatentPart, PartKind, latent_head_
 from worldmodel.models.mdnrnn import MDNRNN
 from worldmodel.models.mdnrnn_config import DEFAULT_LATENT_HEAD
 from worldmodel.models.vision import Vision, check_config_sizes, draw_latent, vision_from_json, vision_to_json
+from worldmodel.models.world_card import world_card
 from worldmodel.rng import Source
-from worldmodel.runtime import InvalidFileError, ModelFiles, UnknownClassError, choose_device, files, float32_default
+from worldmodel.runtime import (
+    InvalidFileError,
+    ModelCard,
+    ModelFiles,
+    UnknownClassError,
+    choose_device,
+    files,
+    float32_default,
+    local_path,
+)
 from worldmodel.spaces import FlatSpace, Value, json_features, known_leaves, space_from_json, space_to_json, without_leaves
 from worldmodel.version import __version__
 
@@ -156,7 +166,7 @@ class WorldModel(nn.Module):
                 raise ValueError(f"{source}: expected the world model's {name} {expected}, got {actual}")
 
     def save_pretrained(self, path: str | Path, *, overwrite: bool = False) -> None:
-        """Write the world model as a directory.
+        """Write the world model as a directory, with a model card (README.md).
 
         Args:
             path: the directory; absent, empty, or an earlier world model.
@@ -167,7 +177,18 @@ class WorldModel(nn.Module):
             ValueError: if a weight is not finite; nothing is written then.
         """
         self._check_finite()
-        WORLD_FILES.save(path, self._content(), self.state_dict(), overwrite=overwrite)
+        WORLD_FILES.save(path, self._content(), self.state_dict(), overwrite=overwrite, card=self.card())
+
+    def card(self) -> ModelCard:
+        """Return the model card: environment, data, sizes and held-out likelihoods."""
+        sizes = {
+            "observation space": self.observation_space,
+            "action space": self.action_space,
+            "latents": self.vision.latent_size,
+            "hidden units of M": self.mdnrnn.config.hidden_size,
+            "parameters": f"{sum(parameter.numel() for parameter in self.parameters()):,}",
+        }
+        return world_card(self.provenance, sizes)
 
     def write(self, directory: Path) -> None:
         """Write the two files into an existing directory, weights first, each atomically.
@@ -199,7 +220,7 @@ class WorldModel(nn.Module):
             FileNotFoundError: if there is no world model in ``path``.
             ValueError: if it is damaged, not of this format, of a newer version, or its V or latent head is an unknown class.
         """
-        path = Path(path)
+        path = local_path(path)
         device = choose_device(device)
         if not (path / WORLD_FILE).is_file():
             unfinished = "; the training in this directory is not finished: resume it" if (path / "training").is_dir() else ""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from worldmodel.lazy import attach
 
 if TYPE_CHECKING:
+    from worldmodel.runtime.cluster import dask_executor as dask_executor
     from worldmodel.runtime.device import PRECISIONS as PRECISIONS
     from worldmodel.runtime.device import Precision as Precision
     from worldmodel.runtime.device import check_device as check_device
@@ -35,10 +36,17 @@ if TYPE_CHECKING:
     from worldmodel.runtime.extras import require_extras as require_extras
     from worldmodel.runtime.files import read_json as read_json
     from worldmodel.runtime.files import write_json as write_json
+    from worldmodel.runtime.hub import HubError as HubError
+    from worldmodel.runtime.hub import HubName as HubName
+    from worldmodel.runtime.hub import local_path as local_path
+    from worldmodel.runtime.hub import upload_directory as upload_directory
     from worldmodel.runtime.integers import check_integer as check_integer
     from worldmodel.runtime.integers import check_integers as check_integers
     from worldmodel.runtime.locks import LockedError as LockedError
     from worldmodel.runtime.locks import locked as locked
+    from worldmodel.runtime.model_card import CARD_FILE as CARD_FILE
+    from worldmodel.runtime.model_card import ModelCard as ModelCard
+    from worldmodel.runtime.model_card import write_card as write_card
     from worldmodel.runtime.model_files import ModelFiles as ModelFiles
     from worldmodel.runtime.numbers import check_flags as check_flags
     from worldmodel.runtime.numbers import check_names as check_names
@@ -69,11 +77,11 @@ if TYPE_CHECKING:
     from worldmodel.runtime.runs import jsonable as jsonable
     from worldmodel.runtime.runs import prepare_run as prepare_run
     from worldmodel.runtime.runs import single_writer as single_writer
+    from worldmodel.runtime.tasks import Runner as Runner
     from worldmodel.runtime.tensor_files import digest_tensors as digest_tensors
     from worldmodel.runtime.tensor_files import load_tensors as load_tensors
     from worldmodel.runtime.tensor_files import save_tensors as save_tensors
     from worldmodel.runtime.watch import StepWatch as StepWatch
-    from worldmodel.runtime.workers import Runner as Runner
     from worldmodel.runtime.workers import WorkerConfig as WorkerConfig
     from worldmodel.runtime.workers import run_here as run_here
     from worldmodel.runtime.workers import run_in_processes as run_in_processes
@@ -83,6 +91,7 @@ else:
     __getattr__, __dir__, __all__ = attach(
         __name__,
         {
+            "cluster": "dask_executor",
             "device": (
                 "PRECISIONS Precision check_device choose_device fast_precision float32_default missing_operation "
                 "resolve_precision"
@@ -91,8 +100,10 @@ else:
             "disk_errors": "naming",
             "extras": "EXTRAS has_extra missing_extra require_extras",
             "files": "read_json write_json",
+            "hub": "HubError HubName local_path upload_directory",
             "integers": "check_integer check_integers",
             "locks": "LockedError locked",
+            "model_card": "CARD_FILE ModelCard write_card",
             "model_files": "ModelFiles",
             "numbers": "check_flags check_names check_number check_numbers",
             "process": "interrupt_between_steps keep_freed_memory",
@@ -103,7 +114,8 @@ else:
             "runs": "RunConfig check_same_run describe jsonable prepare_run single_writer",
             "tensor_files": "digest_tensors load_tensors save_tensors",
             "watch": "StepWatch",
-            "workers": "Runner WorkerConfig run_here run_in_processes",
+            "tasks": "Runner",
+            "workers": "WorkerConfig run_here run_in_processes",
             "writing": "TEMPORARY_SUFFIX write_bytes",
         },
     )

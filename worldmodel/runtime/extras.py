@@ -14,6 +14,8 @@ EXTRAS = {  # extra: the modules that it brings
     "box2d": ("Box2D", "pygame"),
     "video": ("imageio_ffmpeg",),
     "tensorboard": ("tensorboard",),
+    "dask": ("distributed",),
+    "hub": ("huggingface_hub",),
 }
 
 

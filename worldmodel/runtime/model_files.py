@@ -20,6 +20,7 @@ from torch import Tensor
 from worldmodel.runtime.directories import prepare_directory, remove_temporaries
 from worldmodel.runtime.files import read_json, write_json
 from worldmodel.runtime.locks import locked
+from worldmodel.runtime.model_card import CARD_FILE, ModelCard, write_card
 from worldmodel.runtime.reading import InvalidFileError
 from worldmodel.runtime.tensor_files import parse_tensors, read_tensor_bytes, serialise, tensor_shapes
 from worldmodel.runtime.writing import write_bytes
@@ -78,7 +79,13 @@ class ModelFiles:
         return self.marker, self.old_weights, f"{self.stem}-*.safetensors"
 
     def save(
-        self, path: str | Path, content: Mapping[str, Any], weights: Mapping[str, Tensor], *, overwrite: bool = False
+        self,
+        path: str | Path,
+        content: Mapping[str, Any],
+        weights: Mapping[str, Tensor],
+        *,
+        overwrite: bool = False,
+        card: ModelCard | None = None,
     ) -> None:
         """Write a model as a directory.
 
@@ -87,6 +94,7 @@ class ModelFiles:
             content: JSON-serialisable.
             weights: by name.
             overwrite: replace an earlier model; other files in its directory stay.
+            card: model card, written last; a README.md of the user's own stays.
 
         Raises:
             FileExistsError: if ``path`` holds something that may not be replaced.
@@ -95,9 +103,11 @@ class ModelFiles:
         if Path(path).is_dir() or not Path(path).exists():
             with locked(path):
                 directory = prepare_directory(path, marker=self.marker, format=self.format, overwrite=overwrite)
-                for name in self.outputs:
+                for name in (*self.outputs, CARD_FILE):
                     remove_temporaries(directory, name=name)
                 self.write(directory, content, weights)
+                if card is not None:
+                    write_card(directory / CARD_FILE, card)
             return
         prepare_directory(path, marker=self.marker, format=self.format, overwrite=overwrite)  # raises: it is a file
 

@@ -16,17 +16,19 @@ import pickle
 import signal
 import threading
 import time
-import traceback
 from collections import Counter, deque
 from collections.abc import Generator, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from typing import Any, Protocol
+from typing import Any
 
 import cloudpickle
 import torch
 
+from worldmodel.runtime.executors import run_on_executor
 from worldmodel.runtime.integers import check_integers
+from worldmodel.runtime.tasks import Runner, attempt_task
 from worldmodel.runtime.watch import StepWatch
 
 PREFETCH = 2  # tasks per worker: the running one, and the next one to hide the latency of the pipe
@@ -54,9 +56,12 @@ class WorkerConfig:
             killed and the attempt fails; None: no limit. Needs ``num_workers`` >= 1.
         memory_limit: fraction of the machine's memory that the running episodes may take together, in (0, 1]; an episode that
             exceeds its share ends as a failure; None: no limit.
+        executor: a `concurrent.futures.Executor` that runs the tasks instead, such as a pool or a Dask cluster
+            (``client.get_executor()``); ``num_workers`` is then the number of tasks that it runs at once, 0 to ask it, and
+            ``memory_limit`` holds for each of its processes.
 
     Raises:
-        TypeError: if a number is not an integer.
+        TypeError: if a number is not an integer, or ``executor`` has no ``submit``.
         ValueError: if ``num_workers`` is below 0, ``attempts`` is below 1, ``step_timeout`` is not positive or is given without
             workers, or ``memory_limit`` is out of range.
     """
@@ -65,6 +70,7 @@ class WorkerConfig:
     attempts: int = 2
     step_timeout: float | None = None
     memory_limit: float | None = 0.8
+    executor: Executor | None = None
 
     def __post_init__(self) -> None:
         """Validate all numbers."""
@@ -74,11 +80,26 @@ class WorkerConfig:
             if value is not None and not (_is_number(value) and 0 < value <= most and value < math.inf):
                 expected = "a positive number of seconds" if most == math.inf else "a fraction in (0, 1]"
                 raise ValueError(f"{name}: expected {expected} or None, got {value!r}")
-        if self.step_timeout is not None and self.num_workers == 0:
+        if self.executor is not None:
+            self._check_executor()
+        elif self.step_timeout is not None and self.num_workers == 0:
             raise ValueError(
                 "step_timeout: expected num_workers >= 1 (--workers), because only a process can be stopped in the middle of "
                 f"a step, got {self.step_timeout} s with num_workers=0"
             )
+
+    def _check_executor(self) -> None:
+        if not callable(getattr(self.executor, "submit", None)):
+            raise TypeError(f"executor: expected a concurrent.futures.Executor or None, got {type(self.executor).__name__}")
+        if self.step_timeout is not None:
+            raise ValueError(
+                "step_timeout: expected None with an executor, whose processes this one cannot stop; use num_workers"
+            )
+
+    @property
+    def is_local(self) -> bool:
+        """Whether tasks run in this process."""
+        return self.executor is None and self.num_workers == 0
 
     @classmethod
     def of(cls, workers: int | WorkerConfig) -> WorkerConfig:
@@ -87,19 +108,18 @@ class WorkerConfig:
 
     def run(self, runner: Runner, tasks: Sequence[int]) -> Generator[tuple[int, int, Any]]:
         """Run all tasks, in this process or in workers; yields as `run_in_processes`."""
+        if self.executor is not None:
+            return run_on_executor(
+                runner,
+                tasks,
+                self.executor,
+                num_workers=self.num_workers,
+                attempts=self.attempts,
+                memory_limit=self.memory_limit,
+            )
         if self.num_workers == 0:
             return run_here(runner, tasks, attempts=self.attempts, memory_limit=self.memory_limit)
         return run_in_processes(runner, tasks, self)
-
-
-class Runner(Protocol):
-    """Runs tasks. Each worker process gets its own copy."""
-
-    def run(self, task: int, watch: StepWatch) -> Any:
-        """Run one task and return its result; may raise. Calls ``watch.step()`` before whatever may hang."""
-
-    def close(self) -> None:
-        """Release all resources."""
 
 
 def run_in_processes(runner: Runner, tasks: Sequence[int], config: WorkerConfig) -> Generator[tuple[int, int, Any]]:
@@ -163,18 +183,6 @@ def run_here(
             yield task, tried, outcome
     finally:
         runner.close()
-
-
-def attempt_task(runner: Runner, task: int, watch: StepWatch) -> tuple[bool, Any]:
-    """Run a task once: (True, result), or (False, message with the location of the error)."""
-    watch.start()
-    try:
-        return True, runner.run(task, watch)
-    except Exception as error:  # environments and policies may raise anything; the other tasks must still run
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        return False, f"{type(error).__name__}: {error} (in {place.name}, {os.path.basename(place.filename)}:{place.lineno})"
-    finally:
-        watch.pause()
 
 
 class _Worker:

@@ -1,0 +1,21 @@
+"""Publish what was made: model cards, and the Hugging Face Hub.
+
+`push` uploads a world model, a V, an agent or a store as the directory that ``save_pretrained`` writes, with a model card;
+`pull` opens it. ``hf://user/name`` works wherever a directory is read. Digests are checked after the download, and nothing in a
+directory is executed.
+
+Example:
+    >>> from worldmodel.runtime import HubName
+    >>> print(HubName.parse("hf://user/cartpole@v1"))
+    hf://user/cartpole@v1
+"""
+
+from typing import TYPE_CHECKING
+
+from worldmodel.lazy import attach
+
+if TYPE_CHECKING:
+    from worldmodel.sharing.hub import pull as pull
+    from worldmodel.sharing.hub import push as push
+else:
+    __getattr__, __dir__, __all__ = attach(__name__, {"hub": "pull push"})
