@@ -34,7 +34,7 @@ from harness import write_result
 import worldmodel as wm
 from worldmodel.agents import Controller, ControllerConfig, PPOConfig, ppo
 from worldmodel.data import EnvConfig
-from worldmodel.dream import Dreams, StartBank, StartConfig
+from worldmodel.dream import DreamPrecision, Dreams, StartBank, StartConfig
 from worldmodel.evaluation import EvaluationConfig, evaluate
 from worldmodel.models import MDNRNNConfig
 from worldmodel.runtime import RunConfig
@@ -69,6 +69,7 @@ class Case:
         controller: kind of the agent.
         starts: fields of `StartConfig`.
         dreams: parallel dreams.
+        precision: of the dreams.
         ppo: fields of `PPOConfig`.
         horizon: longest dream of the tests.
     """
@@ -86,6 +87,7 @@ class Case:
     controller: ControllerConfig = field(default_factory=ControllerConfig)
     starts: dict[str, Any] = field(default_factory=dict)
     dreams: int = 512
+    precision: DreamPrecision = "float32"
     ppo: dict[str, Any] = field(default_factory=dict)
     horizon: int = 200
 
@@ -106,13 +108,15 @@ CASES = {
     "taxi": Case(
         "Taxi-v4",
         target=7.5,
-        episodes=3000,
+        episodes=1500,
         test_episodes=1000,
         model={"hidden_size": 128},
         data={"window": 16, "batch_size": 64},
-        training={"num_updates": 3000},
+        training={"num_updates": 1000, "learning_rate": 1e-2, "precision": "auto"},
         controller=ControllerConfig(features="z"),
-        ppo={"iterations": 300},
+        dreams=256,
+        precision="auto",
+        ppo={"iterations": 500},
         horizon=200,
     ),
     "door": Case(
@@ -125,22 +129,25 @@ CASES = {
         leave_out=("mission",),
         model={"hidden_size": 128},
         data={"window": 32, "batch_size": 32},
-        training={"num_updates": 1500},
+        training={"num_updates": 1500, "learning_rate": 1e-2, "precision": "auto"},
         controller=ControllerConfig(features="zh", hidden_size=64),
+        dreams=256,
+        precision="auto",
         ppo={"iterations": 200},
         horizon=250,
     ),
     "maze": Case(
         "PointMaze_UMaze-v3",
         target=0.9,
-        episodes=500,
+        episodes=400,
         test_episodes=200,
         success=True,
         register="gymnasium_robotics",
         model={"hidden_size": 64},
         data={"window": 32, "batch_size": 64},
-        training={"num_updates": 1500},
+        training={"num_updates": 1000, "learning_rate": 1e-2},
         controller=ControllerConfig(features="z", hidden_size=64),
+        dreams=256,
         ppo={"iterations": 300},
         horizon=300,
     ),
@@ -177,7 +184,7 @@ def run(name: str, seed: int, data: Path, out: Path, *, progress: bool) -> dict[
     row |= {"losses": world.provenance["training"]["best_metrics"], "best_update": world.provenance["training"]["best_update"]}
 
     def learn() -> Controller:
-        dreams = Dreams(world, case.dreams)
+        dreams = Dreams(world, case.dreams, precision=case.precision)
         starts = StartBank.along(world, data, config=StartConfig(**case.starts), seed=seed)
         agent = Controller.for_world(world, case.controller, torch.Generator().manual_seed(seed))
         return ppo(agent, dreams, starts, config=PPOConfig(**case.ppo), horizon=case.horizon, seed=seed, run=quiet)

@@ -353,7 +353,7 @@ class _Critic(nn.Module):
         for parameter in (self.first.bias, self.last.weight, self.last.bias):
             nn.init.zeros_(parameter)
         for name, number in {"mean": value, "unit": 1.0}.items():
-            self.register_buffer(name, torch.full((), number, **made))
+            self.register_buffer(name, torch.tensor(number, device=generator.device, dtype=torch.float32))
         self._adapted = False
 
     def forward(self, features: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ outputs (`LatentHead.sample_raw`) and computes only what the sample needs. Cell,
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -41,7 +43,7 @@ class FastStep:
         seen = model.latent_head.linear.weight.shape[1]  # F; the others may see an outcome layer too
         self._heads = torch.cat([head.linear.weight[:, :seen] for head in heads]).detach().to(dtype).t().contiguous()
         self._bias = torch.cat([head.linear.bias for head in heads]).detach()
-        layers = [layer.linear for layer in model.outcome_layers.values()]
+        layers = [cast(nn.Linear, layer.linear) for layer in model.outcome_layers.values()]
         if layers:
             self._outcome = torch.cat([layer.weight for layer in layers]).detach().to(dtype).t().contiguous()
             self._outcome_bias = torch.cat([layer.bias for layer in layers]).detach()

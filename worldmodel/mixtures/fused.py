@@ -218,7 +218,8 @@ class _HeadsLoss(torch.autograd.Function):
         by_features, by_weight, by_bias = (torch.zeros_like(x) if gradient else x for x in (features, weight, bias))
         couplings = own[: len(terms)]
         by_coupling = [None if x is None else torch.zeros_like(x) for x in couplings]
-        layers = None if more is None else _Layers(terms, columns, more, own[len(terms) :], dtype, gradient)
+        own_layers = [x for x in own[len(terms) :] if x is not None]
+        layers = None if more is None else _Layers(terms, columns, more, own_layers, dtype, gradient)
         sums = bias.new_zeros(len(terms))
         every = len(rows) == len(features)  # each at most once and in order, so that no row need be looked up
         size = max(1, CHUNK.get(kind, LARGE_CHUNK) // len(weight))

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -284,7 +284,7 @@ class MDNRNN(nn.Module):
         kinds = self.frame.sub_heads(self.latent_head)
         terms = [fused.LossTerm(head, target[:, columns], divisor=self.frame.num_variables) for _, head, columns, _ in kinds]
         after = torch.cat(self.seen_after(batch.z[:, :-1][mask], batch.z[:, 1:][mask]), dim=-1) if self.outcome_layers else None
-        layers = {name: layer.linear for name, layer in self.outcome_layers.items()}
+        layers = {name: cast(nn.Linear, layer.linear) for name, layer in self.outcome_layers.items()}
         reward_share: Tensor | float = 0.0
         if self.reward_head is not None:
             reward = self.reward_head.targets(batch.reward[mask], self.reward_mean, self.reward_scale)
