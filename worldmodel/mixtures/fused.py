@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -213,13 +213,12 @@ class _HeadsLoss(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         kind, columns = features.device.type, output_slices([term.head.linear.out_features for term in terms])
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
-        cast = weight.to(dtype)
-        transposed = cast.t().contiguous()  # products with a transposed view are slower in half precision
+        lowered = weight.to(dtype)
+        transposed = lowered.t().contiguous()  # products with a transposed view are slower in half precision
         by_features, by_weight, by_bias = (torch.zeros_like(x) if gradient else x for x in (features, weight, bias))
         couplings = own[: len(terms)]
         by_coupling = [None if x is None else torch.zeros_like(x) for x in couplings]
-        own_layers = [x for x in own[len(terms) :] if x is not None]
-        layers = None if more is None else _Layers(terms, columns, more, own_layers, dtype, gradient)
+        layers = None if more is None else _Layers(terms, columns, more, cast(Any, own[len(terms) :]), dtype, gradient)
         sums = bias.new_zeros(len(terms))
         every = len(rows) == len(features)  # each at most once and in order, so that no row need be looked up
         size = max(1, CHUNK.get(kind, LARGE_CHUNK) // len(weight))
@@ -237,15 +236,14 @@ class _HeadsLoss(torch.autograd.Function):
                 slope = raw.to(dtype)
                 through = None if layers is None else layers.add_gradients(slope, features.shape[1])
                 by_weight += slope.t() @ seen
-                back = _damped(slope, terms, columns) @ cast  # after the gradient of the heads' own weights
+                back = _damped(slope, terms, columns) @ lowered  # after the gradient of the heads' own weights
                 back = (back if through is None else back.add_(through)).to(features.dtype)
                 if every:
                     by_features[part] = back
                 else:
                     by_features.index_copy_(0, rows[part], back)
         if gradient:
-            by_layers = [] if layers is None else layers.all_gradients()
-            ctx.save_for_backward(by_features, by_weight, by_bias, *by_coupling, *by_layers)
+            ctx.save_for_backward(by_features, by_weight, by_bias, *by_coupling, *(layers.all_gradients() if layers else ()))
         ctx.mark_non_differentiable(sums)
         total = sums[0] / terms[0].divisor
         for term, each in zip(terms[1:], sums[1:], strict=True):
