@@ -8,6 +8,8 @@ from gymnasium import spaces
 from worldmodel.models import MDNRNN, MDNRNNConfig, StateNormalizer, WorldModel
 from worldmodel.spaces import FlatSpace
 
+LONG_EPISODES = {"recipes": [{"max_steps": 1000}]}  # else the horizon of dreams would be a guess, with a warning
+
 
 class WalkEnv(gym.Env):
     """Walk with a random start and deterministic steps.
@@ -50,7 +52,9 @@ def random_world(
     model.latent_high.fill_(20.0)
     start = torch.randn(starts, vision.latent_size, generator=generator)
     noiseless = torch.full_like(start, -torch.inf)
-    return WorldModel(vision, model, action_space, start_mean=start, start_log_variance=noiseless).eval()
+    return WorldModel(
+        vision, model, action_space, start_mean=start, start_log_variance=noiseless, provenance=LONG_EPISODES
+    ).eval()
 
 
 def walk_world(**mdnrnn):
@@ -79,7 +83,12 @@ def walk_world(**mdnrnn):
         model.termination_head.bias[0] = (0.5 - 0.9) * 1e5
     starts = torch.stack(torch.broadcast_tensors((torch.arange(-2, 3) / 4 - 0.5) / 0.5, torch.zeros(5)), dim=1)
     return WorldModel(
-        world.vision, model, world.action_space, start_mean=starts, start_log_variance=torch.full_like(starts, -torch.inf)
+        world.vision,
+        model,
+        world.action_space,
+        start_mean=starts,
+        start_log_variance=torch.full_like(starts, -torch.inf),
+        provenance=LONG_EPISODES,
     ).eval()
 
 

@@ -117,7 +117,7 @@ def test_a_search_in_reality_and_an_evaluation_play_other_episodes():
     found = real_search(world, Recorded)
     searched = set(played)
     played.clear()
-    evaluate(found, world, env=Recorded, seed=3, config=EvaluationConfig(num_episodes=8))
+    evaluate(found, world, env=EnvConfig(Recorded, max_steps=1000), seed=3, config=EvaluationConfig(num_episodes=8))
     assert not searched & set(played)
 
 

@@ -9,6 +9,7 @@ from gymnasium import spaces
 from toy_worlds import WalkEnv, random_world, walk_world
 
 from worldmodel.agents import Controller, PPOConfig, RealPopulation, SearchConfig, evolve, ppo
+from worldmodel.data import EnvConfig
 from worldmodel.dream import Dreams, LatentReward, RandomActions, Reality, StartBank, imagine, load_reward
 from worldmodel.envs import DreamVectorEnv
 from worldmodel.evaluation import EvaluationConfig, evaluate
@@ -301,11 +302,10 @@ def test_a_search_in_the_real_environment_takes_a_function():
 
 def test_evaluation_shows_the_spread_of_sampled_returns_next_to_the_real_one():
     world = random_world(WalkEnv.action_space, WalkEnv.observation_space, **ATOMS_ONLY)
-    found = evaluate(
-        RandomActions(world, generator=generator()), world, env=WalkEnv, config=EvaluationConfig(num_episodes=3, num_dreams=64)
-    )
+    env, config = EnvConfig(WalkEnv, max_steps=1000), EvaluationConfig(num_episodes=3, num_dreams=64)
+    found = evaluate(RandomActions(world, generator=generator()), world, env=env, config=config)
     assert found.sampled.std > found.dream.std
     names = [line.split("  ")[0] for line in str(found).splitlines()]
     assert names == ["dream (temperature 1)", "the same, sampled rewards", "reality", "random in reality"]
     config = EvaluationConfig(num_episodes=3, num_dreams=8, reward=distance)
-    assert evaluate(ones, world, env=WalkEnv, config=config).sampled is None
+    assert evaluate(ones, world, env=env, config=config).sampled is None

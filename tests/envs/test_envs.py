@@ -316,7 +316,7 @@ def test_the_horizon_is_by_default_the_limit_of_the_environment():
     assert [env.step(0)[3] for _ in range(3)] == [False, False, True]
 
 
-@pytest.mark.parametrize(("asked", "horizon"), [(-1, 1000), (2000, 2000), (7, 7), (None, 500)])
+@pytest.mark.parametrize(("asked", "horizon"), [(2000, 2000), (7, 7), (None, 500)])
 def test_the_horizon_is_the_step_limit_of_the_environment_of_the_data(asked, horizon):
     world = random_world()
     world.provenance = {"recipes": [{"env": "CartPole-v1", "env_kwargs": {"max_episode_steps": asked}}]}

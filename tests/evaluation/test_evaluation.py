@@ -112,7 +112,7 @@ def test_progress_counts_the_steps_and_the_running_episodes():
     result = evaluate(
         controller_of(world),
         world,
-        env=WalkEnv,
+        env=EnvConfig(WalkEnv, max_steps=DEFAULT_HORIZON),
         config=EvaluationConfig(num_episodes=6, num_dreams=2),
         run=RunConfig(on_progress=seen.append),
     )
@@ -138,10 +138,9 @@ def test_an_environment_that_raises_is_named_and_closed():
         envs.append(CountEnv(trouble="raise", seeds=[seed]))
         return envs[-1]
 
+    env, config = EnvConfig(make, max_steps=1000), EvaluationConfig(num_episodes=5, num_dreams=2)
     with pytest.raises(RuntimeError, match=rf"episode 3 \(seed {seed}\), but step 2"):
-        evaluate(
-            Controller(7, world.action_space), world, env=make, seed=1, config=EvaluationConfig(num_episodes=5, num_dreams=2)
-        )
+        evaluate(Controller(7, world.action_space), world, env=env, seed=1, config=config)
     assert all(env.closed for env in envs)
 
 
@@ -167,7 +166,8 @@ def test_the_time_limit_is_that_of_the_environment_or_less():
     assert time_limit(EnvConfig("CartPole-v1", max_steps=900)) == 500
     assert time_limit(EnvConfig("CartPole-v1", kwargs={"max_episode_steps": 30})) == 30
     assert time_limit(lambda: gym.make("CartPole-v1", max_episode_steps=40)) == 40
-    assert time_limit(WalkEnv) == DEFAULT_HORIZON
+    with pytest.warns(UserWarning, match="1000 steps"):
+        assert time_limit(WalkEnv) == DEFAULT_HORIZON
     assert time_limit(EnvConfig(WalkEnv, max_steps=7)) == 7
     assert time_limit(EnvConfig("CartPole-v1", wrappers=[lambda env: gym.wrappers.TimeLimit(env, 9)])) == 9
     assert time_limit(EnvConfig(WalkEnv, wrappers=[lambda env: gym.wrappers.TimeLimit(env, 9)])) == 9
@@ -266,17 +266,18 @@ def test_the_usual_horizon_is_looked_up_and_imports_nothing(tmp_path, monkeypatc
     monkeypatch.syspath_prepend(tmp_path)
     world = random_world()
     for recipe, horizon in (
-        ({"env": "payload:X-v0"}, DEFAULT_HORIZON),
+        ({"env": "payload:X-v0", "max_steps": 999}, 999),
         ({"env": "CartPole-v1"}, 500),
         ({"env": "gymnasium:CartPole-v1"}, 500),
         ({"env": "CartPole-v1", "max_steps": 30}, 30),
         ({"env": "CartPole-v1", "env_kwargs": {"max_episode_steps": 40}}, 40),
-        ({}, DEFAULT_HORIZON),
     ):
         world.provenance = {"recipes": [recipe]}
         assert usual_horizon(world) == horizon
-    world.provenance = {}
-    assert usual_horizon(world) == DEFAULT_HORIZON
+    for recipe in ({"env": "payload:X-v0"}, {}):
+        world.provenance = {"recipes": [recipe]}
+        with pytest.warns(UserWarning, match="1000 steps"):
+            assert usual_horizon(world) == DEFAULT_HORIZON
 
 
 @pytest.mark.parametrize("trouble", ["observation", "reward", "shape"])

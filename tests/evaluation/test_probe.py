@@ -168,7 +168,9 @@ def test_episodes_are_cut_off_in_reality_as_in_dreams(monkeypatch):
             return observation, reward, False, False, info
 
     monkeypatch.setattr("worldmodel.dream.horizon.DEFAULT_HORIZON", 15)
-    found = probe(random_world(termination_head=False), env=Endless, config=wm.EvaluationConfig(num_episodes=2, num_dreams=4))
+    world, config = random_world(termination_head=False), wm.EvaluationConfig(num_episodes=2, num_dreams=4)
+    with pytest.warns(UserWarning, match="15 steps"):
+        found = probe(world, env=Endless, config=config)
     for scores in (*found.real.values(), *found.dreams[1.0].values()):
         assert set(scores.lengths) == {15}
 

@@ -1,5 +1,7 @@
 """Inputs of any units, dtype and kind, through collection, training, dreams and the real environment."""
 
+from dataclasses import replace
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -203,7 +205,7 @@ def test_a_mission_is_left_out_of_collection_training_and_evaluation(grid_world)
     assert world.left_out == ("mission",)
     config = SearchConfig(generations=1, population=4, method="openai-es", test_dreams=4)
     agent = evolve(Dreams(world, 8), ControllerConfig(features="z"), config=config, horizon=5, run=RUN)
-    for env in (GridEnv, LEAVE_OUT):
+    for env in (EnvConfig(GridEnv, max_steps=50), replace(LEAVE_OUT, max_steps=50)):
         scores = evaluate(agent, world, env=env, config=EvaluationConfig(num_episodes=2, num_dreams=4), run=RUN)
         assert np.isfinite(scores.real.mean)
 

@@ -18,7 +18,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from worldmodel.data import Episode, EpisodeStore, check_episode, open_or_create
+from worldmodel.data import TIME_LIMIT, Episode, EpisodeStore, check_episode, open_or_create, positive_limits
 from worldmodel.runtime import RunConfig, check_integer, missing_extra, single_writer
 from worldmodel.spaces import build_value, leaf_values, leaves, select_leaves, space_from_json, space_to_json, without_leaves
 
@@ -83,7 +83,7 @@ def from_minari(
             "action_space": _space(dataset.action_space, ours.get("action_space"), first.actions),
         }
 
-    recipe = ours.get("recipe", {"minari": dataset.id})
+    recipe = ours.get("recipe", _recipe(dataset))
     if leave_out:
         recipe = {**recipe, "leave_out": [*recipe.get("leave_out", ()), *leave_out]}
     store = open_or_create(Path(out), make_spaces, recipe, run=RunConfig(overwrite=overwrite))
@@ -150,6 +150,12 @@ def _import_minari() -> Any:
     except ImportError as error:
         raise missing_extra("minari") from error
     return minari
+
+
+def _recipe(dataset: minari.MinariDataset) -> dict[str, Any]:
+    """Describe a dataset that `to_minari` did not make, with the time limit of its environment if it names one."""
+    limits = positive_limits(getattr(dataset.env_spec, "max_episode_steps", None))
+    return {"minari": dataset.id, **({TIME_LIMIT: limits[0]} if limits else {})}
 
 
 def _episodes(dataset: minari.MinariDataset, store: EpisodeStore, failures: list[dict[str, Any]]) -> Iterator[Episode]:

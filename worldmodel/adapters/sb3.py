@@ -14,17 +14,18 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorObservationWrapper, VectorWrapper
 from torch import Tensor
 
-from worldmodel.models import FEATURE_KINDS, FeatureKind, WorldModel, feature_size
+from worldmodel.envs import LatentEnv, LatentVectorEnv
+from worldmodel.models import FEATURE_KINDS, FeatureKind, FeatureSpace, WorldModel, check_features, feature_size, feature_space
 from worldmodel.runtime import missing_extra
 from worldmodel.spaces import Value
 
 try:
     from stable_baselines3.common.base_class import BaseAlgorithm
     from stable_baselines3.common.env_util import is_wrapped
-    from stable_baselines3.common.vec_env import VecEnv
+    from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize, VecTransposeImage
 except ImportError as error:
     raise missing_extra("sb3") from error
 
@@ -100,13 +101,14 @@ class SB3VecEnv(VecEnv):
         return [getattr(self.env, attr_name)] * len(list(self._get_indices(indices)))
 
     def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
-        """Set an attribute of the vector environment, for all rows.
+        """Set an attribute of the vector environment, for all rows: of the wrapper that has it, else of the innermost one.
 
         Raises:
             ValueError: if ``indices`` are not all rows.
+            AttributeError: if it cannot be set, as most options of a dream.
         """
         self._check_all(self._get_indices(indices), attr_name)
-        setattr(self.env, attr_name, value)
+        setattr(self._owner(attr_name), attr_name, value)
 
     def env_method(self, method_name: str, *method_args: Any, indices: Any = None, **method_kwargs: Any) -> list[Any]:
         """Call a method of the vector environment once; return its result, repeated for each row.
@@ -127,6 +129,13 @@ class SB3VecEnv(VecEnv):
         single = getattr(self.env.unwrapped, "envs", None)
         return [single is not None and is_wrapped(single[k], wrapper_class) for k in self._get_indices(indices)]
 
+    def _owner(self, name: str) -> Any:
+        """Return the wrapper or environment that has an attribute of its own; on a wrapper it would shadow that one's."""
+        layer: Any = self.env
+        while isinstance(layer, VectorWrapper) and name not in vars(layer) and not hasattr(type(layer), name):
+            layer = layer.env
+        return layer
+
     def _check_all(self, indices: Iterable[int], name: str) -> None:
         if sorted(indices) != list(range(self.num_envs)):
             raise ValueError(f"indices: expected None, because all {self.num_envs} rows share one {name!r}, got {indices}")
@@ -135,15 +144,20 @@ class SB3VecEnv(VecEnv):
 class SB3Policy:
     """Trained SB3 agent as a policy on features, for `evaluate`, `Dreams` and `Reality`.
 
+    Dreams and `LatentEnv` mark their space of observations with the kind of features and the world model that they come from,
+    and SB3 saves the space with the agent. An agent from an earlier version, or trained in an environment of your own, has an
+    unmarked space; then the bounds of the space decide, or ``features``.
+
     Args:
-        model: an agent trained on features of the world: z, (z, h) or (z, h, c). Their size
-            determines the kind.
+        model: an agent trained on features of the world: z, (z, h) or (z, h, c).
         world: the world model.
-        deterministic: take the most likely action instead of sampling with torch's global
-            generator.
+        deterministic: take the most likely action instead of sampling with torch's global generator.
+        features: kind of features, for an agent whose space does not say it.
+        normalizer: the `VecNormalize` of its training; None takes it from the agent's environment. It is applied to features.
 
     Raises:
-        ValueError: if the agent's spaces differ from those of the world.
+        ValueError: if the agent was trained on decoded observations, in another world model, or behind a wrapper that changes
+            observations and is not a VecNormalize; if its VecNormalize is missing, or its spaces are not those of the world.
 
     Attributes:
         features: kind of features on which the agent was trained.
@@ -151,16 +165,33 @@ class SB3Policy:
 
     features: FeatureKind
 
-    def __init__(self, model: BaseAlgorithm, world: WorldModel, *, deterministic: bool = True):
-        sizes = {feature_size(world, kind): kind for kind in FEATURE_KINDS}
-        shape, actions = model.observation_space.shape, model.action_space
-        if shape is None or len(shape) != 1 or shape[0] not in sizes:
-            offered = ", ".join(f"({size},) for {kind!r}" for size, kind in sizes.items())
-            raise ValueError(f"model: expected an agent on features of this world, {offered}, got one on shape {shape}")
-        if actions != world.action_space:
-            raise ValueError(f"model: expected the action space {world.action_space}, got {actions}")
-        self.features, self._size = sizes[shape[0]], shape[0]
-        self._model, self._deterministic = model, deterministic
+    def __init__(
+        self,
+        model: BaseAlgorithm,
+        world: WorldModel,
+        *,
+        deterministic: bool = True,
+        features: FeatureKind | None = None,
+        normalizer: VecNormalize | None = None,
+    ):
+        if model.action_space != world.action_space:
+            raise ValueError(f"model: expected the action space {world.action_space}, got {model.action_space}")
+        self._space, self._model, self._deterministic = model.observation_space, model, deterministic
+        self.features = _kind_of(self._space, world, features)
+        self._size = feature_size(world, self.features)
+        self._normalize = _normalizer_of(model, normalizer)
+        self.check_world(world)
+
+    def check_world(self, world: WorldModel) -> None:
+        """Raise unless the agent was trained on features of this world model.
+
+        Raises:
+            ValueError: naming what differs.
+        """
+        if isinstance(self._space, FeatureSpace):
+            self._space.origin.check(world, self.features, name="model")
+        if feature_size(world, self.features) != self._size:
+            raise ValueError(f"model: expected one on {feature_size(world, self.features)} features, got {self._size}")
 
     def __call__(self, features: Tensor) -> Value:
         """Return the actions for features (B, F).
@@ -170,8 +201,68 @@ class SB3Policy:
         """
         if features.ndim != 2 or features.shape[1] != self._size:
             raise ValueError(f"features: expected (B, {self._size}) of kind {self.features!r}, got {tuple(features.shape)}")
-        actions, _ = self._model.predict(features.cpu().numpy(), deterministic=self._deterministic)
+        seen: Any = features.cpu().numpy()
+        if self._normalize is not None:
+            seen = self._normalize.normalize_obs(seen)
+        actions, _ = self._model.predict(seen, deterministic=self._deterministic)
         return torch.as_tensor(_as_bits(actions, self._model.action_space), device=features.device)
+
+
+def _kind_of(space: gym.Space[Any], world: WorldModel, features: FeatureKind | None) -> FeatureKind:
+    """Return the kind of features of an agent's observations; raise if they are no features of the world."""
+    marked = space.kind if isinstance(space, FeatureSpace) else None
+    if features is not None:
+        check_features(features)
+        if marked not in (None, features) or space.shape != (feature_size(world, features),):
+            raise ValueError(f"features: expected the kind of the agent's observations, {marked or space}, got {features!r}")
+    chosen = marked or features
+    if chosen is not None and space.shape == (feature_size(world, chosen),):
+        return chosen
+    offered = {kind: feature_space(world, kind) for kind in FEATURE_KINDS}
+    fitting = [kind for kind, known in offered.items() if known == space]
+    if fitting and space != world.observation_space:
+        return fitting[0]
+    wanted = ", ".join(f"{known.shape} for {kind!r}" for kind, known in offered.items())
+    decoded = " (the space of observations: decoded or real ones)" if space == world.observation_space else ""
+    same = [kind for kind, known in offered.items() if known.shape == space.shape]
+    fix = f'; if these are features {same[0]!r} nevertheless, pass features="{same[0]}"' if same else ""
+    raise ValueError(
+        f"model: expected an agent on features of this world, {wanted}, got one on shape {space.shape}, {space}{decoded}; "
+        f'train it in dreams with observation="zh", "z" or "zhc"{fix}'
+    )
+
+
+def _normalizer_of(model: BaseAlgorithm, given: VecNormalize | None) -> VecNormalize | None:
+    """Return what normalises the observations of an agent; raise if that is lost, or not a VecNormalize."""
+    env = model.get_env()
+    if others := _observation_wrappers(env):
+        raise ValueError(
+            f"model: expected observations that only VecNormalize changes, got {', '.join(others)}; score the agent in that "
+            "environment, or train it without"
+        )
+    found = given if given is not None else model.get_vec_normalize_env()
+    if found is None and getattr(model, "_last_original_obs", None) is not None:
+        raise ValueError(
+            "normalizer: expected the VecNormalize that this agent was trained with, got none; pass "
+            "normalizer=VecNormalize.load(path, env), or load the agent with its environment"
+        )
+    if found is not None and not isinstance(found, VecNormalize):
+        raise ValueError(f"normalizer: expected a VecNormalize, got {type(found).__name__}")
+    return found if found is not None and found.norm_obs else None
+
+
+def _observation_wrappers(env: Any) -> list[str]:
+    """Return the names of the wrappers of an agent's environment that change observations, except VecNormalize."""
+    names, layers = [], [env]
+    while layers:
+        layer = layers.pop()
+        if isinstance(layer, (VecTransposeImage, VecFrameStack, gym.ObservationWrapper, VectorObservationWrapper)):
+            names.append(type(layer).__name__)
+        inner = getattr(layer, "venv", None) or getattr(layer, "env", None)
+        layers += [inner] if inner is not None else list(getattr(layer, "envs", ()))[:1]
+        if isinstance(layer, (LatentEnv, LatentVectorEnv)):
+            return names  # what is inside made the observations of the world, not the features
+    return names
 
 
 def _as_bits(actions: np.ndarray, space: gym.Space[Any]) -> np.ndarray:

@@ -12,7 +12,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
-from worldmodel.envs import DreamVectorEnv
+from worldmodel.envs import ChangeableDreams, DreamVectorEnv
 from worldmodel.models import WorldModel
 from worldmodel.runtime import missing_extra
 from worldmodel.spaces import Value
@@ -25,7 +25,7 @@ except ImportError as error:
     raise missing_extra("torchrl") from error
 
 
-class TorchRLEnv(EnvBase):  # type: ignore[misc]  # TorchRL has no types
+class TorchRLEnv(ChangeableDreams, EnvBase):  # type: ignore[misc]  # TorchRL has no types
     """B dreams as a TorchRL environment of batch size (B,).
 
     A step reads ``action`` and writes ``observation`` (with the leaves of a Dict under it),
@@ -39,7 +39,7 @@ class TorchRLEnv(EnvBase):  # type: ignore[misc]  # TorchRL has no types
         num_envs: number B of dreams.
         check_actions: validate every action, and raise if a finished dream is stepped. This
             synchronises the GPU at each step.
-        device: device of a world model given as a path.
+        device: device of a world model given as a path; "auto": an NVIDIA GPU if there is one, else the CPU.
         **options: fields of `DreamOptions`.
 
     Raises:
@@ -74,6 +74,7 @@ class TorchRLEnv(EnvBase):  # type: ignore[misc]  # TorchRL has no types
         self.action_spec = self._batched({"action": _spec(dreams.single_action_space, self.device)})
         self.reward_spec = self._batched({"reward": Unbounded((1,), device=self.device, dtype=torch.float32)})
         self.done_spec = self._batched({name: flag.clone() for name in ("done", "terminated", "truncated")})
+        self.settings = dreams.settings
 
     def to(self, device: Any) -> TorchRLEnv:
         """Return this environment if ``device`` is of the same type as the world's device.
@@ -94,15 +95,17 @@ class TorchRLEnv(EnvBase):  # type: ignore[misc]  # TorchRL has no types
         self._seed = seed
 
     def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: Any) -> TensorDictBase:
-        if kwargs:
-            raise TypeError(f"reset: expected no arguments except the tensordict, got {sorted(kwargs)}")
+        options = kwargs.pop("options", None) or {}
+        if kwargs or set(options) - {"temperature"}:
+            unknown = sorted({*kwargs, *options} - {"temperature"})
+            raise TypeError(f"reset: expected no arguments except the tensordict and options with temperature, got {unknown}")
         chosen = None if tensordict is None else tensordict.get("_reset", None)
         if chosen is None:
-            observations, _ = self.dreams.reset(seed=self._seed)
+            observations, _ = self.dreams.reset(seed=self._seed, options=options)
             self._seed, rows = None, torch.ones_like(self._terminated)
         else:
             rows = chosen.reshape(self._terminated.shape)
-            observations, _ = self.dreams.reset(options={"reset_mask": rows[:, 0]})
+            observations, _ = self.dreams.reset(options={**options, "reset_mask": rows[:, 0]})
         self._terminated, self._truncated = self._terminated & ~rows, self._truncated & ~rows
         return self._result(observations)
 

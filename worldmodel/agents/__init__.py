@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from worldmodel.agents.population import DreamPopulation as DreamPopulation
     from worldmodel.agents.population import RealPopulation as RealPopulation
     from worldmodel.agents.registry import check_agent as check_agent
+    from worldmodel.agents.registry import copy_for_training as copy_for_training
     from worldmodel.agents.registry import has_agent as has_agent
     from worldmodel.agents.registry import load_agent as load_agent
     from worldmodel.agents.registry import register_agent as register_agent
@@ -65,7 +66,7 @@ else:
             "planner_config": "PlannerConfig",
             "policy_gradient": "DifferentiableAgent PPOConfig ppo",
             "population": "AgentGroups ControllerBatch DreamPopulation RealPopulation",
-            "registry": "check_agent has_agent load_agent register_agent",
+            "registry": "check_agent copy_for_training has_agent load_agent register_agent",
             "strategies": "METHODS Method OpenAIES OpenAIESConfig centred_ranks check_fitness estimate_gradient make_strategy",
         },
     )

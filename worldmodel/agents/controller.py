@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,17 @@ from torch import Tensor, nn
 
 from worldmodel.agents.registry import register_agent
 from worldmodel.dream import LatentState
-from worldmodel.models import FEATURE_KINDS, FeatureKind, WorldModel, feature_size
-from worldmodel.runtime import ModelFiles, check_flags, check_integers, file_errors, files, float32_default, local_path
+from worldmodel.models import FEATURE_KINDS, FeatureKind, Origin, WorldModel, feature_size
+from worldmodel.runtime import (
+    ModelFiles,
+    check_flags,
+    check_integers,
+    choose_device,
+    file_errors,
+    files,
+    float32_default,
+    local_path,
+)
 from worldmodel.spaces import FlatSpace, Value, json_features, space_from_json, space_to_json
 
 CONTROLLER_FORMAT, CONTROLLER_VERSION = "worldmodel.controller", 2  # version 1 has weights of a fixed name
@@ -72,7 +81,13 @@ class Controller(nn.Module):
 
     Raises:
         ValueError: if a size is below 1 or ``features`` is unknown.
+
+    Attributes:
+        origin: the world model for which it was made or in which `evolve` or `ppo` trained it; None if it is unknown. In
+            another world model its features would mean something else, and it is refused.
     """
+
+    origin: Origin | None = None
 
     @float32_default()
     def __init__(
@@ -109,7 +124,7 @@ class Controller(nn.Module):
     def for_world(
         cls, world: WorldModel, config: ControllerConfig | None = None, generator: torch.Generator | None = None
     ) -> Controller:
-        """Make a controller for a world's features and actions, on the CPU.
+        """Make a controller for a world's features and actions, on the CPU; the world is its ``origin``.
 
         Args:
             world: the world model.
@@ -117,7 +132,7 @@ class Controller(nn.Module):
             generator: see `Controller`.
         """
         config = config or ControllerConfig()
-        return cls(
+        controller = cls(
             feature_size(world, config.features),
             world.action_space,
             features=config.features,
@@ -126,6 +141,8 @@ class Controller(nn.Module):
             ordered=config.ordered,
             generator=generator,
         )
+        controller.origin = Origin.of(world)  # also for a training of one's own, such as gradients through `imagine`
+        return controller
 
     @property
     def num_parameters(self) -> int:
@@ -191,7 +208,8 @@ class Controller(nn.Module):
         """Raise unless this controller was made for the features and actions of a world model.
 
         Raises:
-            ValueError: naming the feature size or the action space that differs.
+            ValueError: naming the feature size or the action space that differs, or the part of the world model in which the
+                controller was trained.
         """
         expected = feature_size(world, self.features)
         if self.size != expected:
@@ -200,6 +218,8 @@ class Controller(nn.Module):
             )
         if self.action_features.space != world.action_space:
             raise ValueError(f"controller: expected action space {world.action_space}, got {self.action_features.space}")
+        if self.origin is not None:
+            self.origin.check(world, self.features, name="controller")
 
     def save_pretrained(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write the controller as a directory of JSON and safetensors.
@@ -214,6 +234,7 @@ class Controller(nn.Module):
             "hidden_size": self.hidden_size,
             "ordered": self.ordered,
             "action_space": space_to_json(self.action_features.space),
+            **({} if self.origin is None else {"origin": asdict(self.origin)}),
         }
         CONTROLLER_FILES.save(path, content, self.state_dict(), overwrite=overwrite)
 
@@ -225,7 +246,7 @@ class Controller(nn.Module):
             FileNotFoundError: if there is no controller in ``path``.
             ValueError: if it is damaged, of another format, or of a newer version.
         """
-        path = local_path(path)
+        path, device = local_path(path), choose_device(device)
         saved = CONTROLLER_FILES.read(path)
         content = saved.content
         with file_errors(path, "an undamaged controller"):
@@ -237,6 +258,7 @@ class Controller(nn.Module):
             sizes |= {"hidden_size": content.get("hidden_size"), "ordered": content.get("ordered", False)}
             controller = cls(action_space=action_space, **sizes)
             controller.load_state_dict(weights)
+            controller.origin = Origin(**content["origin"]) if content.get("origin") is not None else None
         return controller.to(device)
 
 

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from worldmodel.agents.controller import Controller, ControllerConfig
 from worldmodel.agents.population import DreamPopulation, Population, RealPopulation
-from worldmodel.agents.registry import check_agent
+from worldmodel.agents.registry import copy_for_training
 from worldmodel.agents.strategies import METHODS, Method, OpenAIESConfig, make_strategy
-from worldmodel.dream import Agent, Dreams
+from worldmodel.dream import Agent, Dreams, usual_horizon
 from worldmodel.models import WorldModel
 from worldmodel.rng import SEARCH_STREAM, derive_seed
 from worldmodel.runtime import (
@@ -35,10 +35,13 @@ from worldmodel.runtime import (
     check_integers,
     check_numbers,
     check_same_run,
+    explains_keywords,
     files,
     interrupt_between_steps,
     jsonable,
+    keeps_threads,
     require_extras,
+    set_threads,
 )
 
 SEARCH_FORMAT, SEARCH_VERSION = "worldmodel.search", 1
@@ -99,12 +102,14 @@ class SearchConfig:
             require_extras("search", advice="or use method='openai-es' (--method openai-es)")
 
 
+@explains_keywords
+@keeps_threads
 def evolve(
     worlds: Dreams | RealPopulation,
     agent: Agent | ControllerConfig | None = None,
     *,
     config: SearchConfig | None = None,
-    horizon: int = 1000,
+    horizon: int | None = None,
     seed: int = 0,
     log: str | Path | None = None,
     run: RunConfig | None = None,
@@ -120,7 +125,7 @@ def evolve(
         agent: the agent to start from, an nn.Module whose parameters are searched; it is not modified. Or the kind of a
             `Controller`, which starts with zero weights and a random hidden layer; the default kind if None.
         config: numbers of the search; the defaults if None.
-        horizon: longest episode, in steps.
+        horizon: longest episode, in steps; None: the limit of the environment, or of the world model's data for dreams.
         seed: seed of the search and of the episodes.
         log: a file that is replaced after each generation, from which an interrupted search resumes.
         run: resume or overwrite the search in ``log``, and report progress; the defaults if None. Each generation is one record
@@ -138,6 +143,8 @@ def evolve(
         KeyboardInterrupt: after the generation in which Ctrl-C was pressed.
     """
     config, run = config or SearchConfig(), run or RunConfig()
+    if horizon is None:
+        horizon = usual_horizon(worlds.world) if isinstance(worlds, Dreams) else worlds.time_limit()
     horizon, seed = check_integer(horizon, "horizon", least=1), check_integer(seed, "seed", least=0)
     config.require_packages()
     evaluator: Population = DreamPopulation(worlds, config.population) if isinstance(worlds, Dreams) else worlds
@@ -158,14 +165,14 @@ def _make_start(agent: Agent | ControllerConfig | None, world: WorldModel, seed:
     """Return the agent that the search starts from, on the device of the world."""
     if agent is None or isinstance(agent, ControllerConfig):
         generator = torch.Generator().manual_seed(derive_seed(seed, SEARCH_STREAM, 0, 1))
-        return Controller.for_world(world, agent, generator).to(world.device)
-    checked = check_agent(agent, world)
+        return copy_for_training(Controller.for_world(world, agent, generator), world).to(world.device)
+    checked = copy_for_training(agent, world)
     if not isinstance(checked, nn.Module) or not any(True for _ in checked.parameters()):
         raise TypeError(
             f"agent: expected an agent that is an nn.Module with parameters to search, got {type(agent).__name__}; pass a "
             "ControllerConfig to search a controller"
         )
-    return copy.deepcopy(checked).to(world.device)
+    return checked.to(world.device)
 
 
 @dataclass
@@ -209,8 +216,9 @@ class _Search:
                     f"{self._log}: expected no file, got an earlier search; resume it (RunConfig(resume=True)), overwrite it "
                     "(--overwrite), or choose another file"
                 )
-            self._replay(self._log)
+            self._replay(self._log, run.threads)
         else:
+            set_threads(None, run.threads, self._log or "this search")
             self._table = _Table(self._test(self.best, "the start"))
             self._best_test = self._table.start_test
             if self._log is not None:
@@ -283,13 +291,14 @@ class _Search:
             "tests": torch.tensor(tests, dtype=torch.float64),
         }
         content = {"format": SEARCH_FORMAT, "version": SEARCH_VERSION, "search": self._identity, "centre": self._digest()}
-        content["table"] = files.digest_tensors(tensors)
+        content |= {"table": files.digest_tensors(tensors), "threads": torch.get_num_threads()}
         files.save_tensors(self._log, tensors, {"log": json.dumps(content)})
 
-    def _replay(self, path: Path) -> None:
+    def _replay(self, path: Path, threads: int | None) -> None:
         """Repeat all asks and tells of the log, so that the strategy has the same state, to the bit."""
         tensors, content = _read_log(path)
         check_same_run(content["search"], self._identity, path)
+        set_threads(content.get("threads"), threads, path)
         start_test, *tests = tensors["tests"].tolist()
         self._table, self._best_test = _Table(start_test), start_test
         for fitness, test in zip(tensors["fitness"].numpy(), tests, strict=True):

@@ -25,11 +25,21 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel.agents.action_distributions import make_choices
-from worldmodel.agents.registry import check_agent
-from worldmodel.dream import Agent, Dreams, LatentState, StartBank, check_rewards
+from worldmodel.agents.registry import copy_for_training
+from worldmodel.dream import Agent, Dreams, LatentState, StartBank, check_rewards, usual_horizon
 from worldmodel.models import FeatureKind, State
 from worldmodel.rng import PPO_LEARN_STREAM, PPO_TEST_STREAM, derive_seed
-from worldmodel.runtime import Progress, RunConfig, check_integer, check_integers, check_numbers, interrupt_between_steps
+from worldmodel.runtime import (
+    Progress,
+    RunConfig,
+    check_integer,
+    check_integers,
+    check_numbers,
+    explains_keywords,
+    interrupt_between_steps,
+    keeps_threads,
+    set_threads,
+)
 from worldmodel.spaces import FlatSpace
 
 LARGEST_STD = 1.5  # initial standard deviation of the outputs over the starts, at most; beyond it an agent hardly explores
@@ -109,13 +119,15 @@ class PPOConfig:
         check_numbers(self, {**positive, "entropy": "[0, inf)", "discount": "[0, 1)", "gae_lambda": "[0, 1]"})
 
 
+@explains_keywords
+@keeps_threads
 def ppo(
     agent: DifferentiableAgent,
     dreams: Dreams,
     starts: StartBank,
     *,
     config: PPOConfig | None = None,
-    horizon: int = 1000,
+    horizon: int | None = None,
     seed: int = 0,
     run: RunConfig | None = None,
 ) -> Any:
@@ -127,7 +139,8 @@ def ppo(
         dreams: world, temperature, termination rule ("sample" is recommended), and number of parallel dreams.
         starts: start states of the short dreams, such as `StartBank.along`.
         config: numbers of the algorithm; the defaults if None.
-        horizon: longest dream of the tests, in steps. (That of the short dreams is in ``config``.)
+        horizon: longest dream of the tests, in steps; None: the limit of the world model's data. (That of the short dreams is
+            in ``config``.)
         seed: seed of all samples.
         run: how to report progress. Each iteration is one record of stage "ppo", with the metrics ends (expected terminations
             per 1,000 steps of the short dreams), entropy (mean entropy of the actions, nats), explained (share of the returns'
@@ -142,18 +155,18 @@ def ppo(
         TypeError: if the agent lacks something; names it.
         KeyboardInterrupt: after the iteration in which Ctrl-C was pressed.
     """
-    config, world, horizon = config or PPOConfig(), dreams.world, check_integer(horizon, "horizon", least=1)
+    config, world, run = config or PPOConfig(), dreams.world, run or RunConfig()
+    set_threads(None, run.threads, "ppo")
+    horizon = check_integer(usual_horizon(world) if horizon is None else horizon, "horizon", least=1)
     check_rewards(world, dreams.reward)
     if dreams.num_groups != 1:
         raise ValueError(f"num_groups: expected 1 (no common random numbers), got {dreams.num_groups}")
     _check_differentiable(agent)
-    check_agent(agent, world)
-    module: Any = agent
-    learner = _Learner(copy.deepcopy(module).to(world.device), dreams, starts, config, seed)
+    best = copy_for_training(agent, world).to(world.device)
+    learner = _Learner(copy.deepcopy(best), dreams, starts, config, seed)
     test = _Test(dreams, config, horizon, seed)
-    best = copy.deepcopy(module).to(world.device)
     best_test = test(best)
-    with interrupt_between_steps() as requested, (run or RunConfig()).reporter() as report:
+    with interrupt_between_steps() as requested, run.reporter() as report:
         for number in range(1, config.iterations + 1):
             metrics = learner.iterate()
             if number % config.test_every == 0 or number == config.iterations:

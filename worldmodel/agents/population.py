@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from worldmodel.agents.controller import Controller
 from worldmodel.data import EnvConfig, EnvMaker, env_maker
-from worldmodel.dream import Agent, Dreams, LatentState, Reality, Reward, Scores, check_rewards, reward_name, score
+from worldmodel.dream import Agent, Dreams, LatentState, Reality, Reward, Scores, check_rewards, reward_name, score, time_limit
 from worldmodel.models import State, WorldModel
 from worldmodel.rng import derive_seed, episode_seed
 from worldmodel.runtime import Listener, Progress, StepWatch, WorkerConfig, check_integer
@@ -184,12 +184,17 @@ class RealPopulation:
         reward: Reward | None = None,
     ):
         config, self._workers = EnvConfig.of(env), WorkerConfig.of(workers)
+        self._env = config
         self.world, self._rollouts = world, check_integer(rollouts, "rollouts", least=1)
         described = config.recipe()
         self._recipe = {"worlds": described.pop("env"), "rollouts": self._rollouts, **described}
         self._recipe |= {} if reward is None else {"reward": reward_name(reward)}
         self._stage = _Stage(copy.deepcopy(world).cpu(), replace(config, env=env_maker(config.env)), reward)
         self._stage.reality(1, 0).close()  # raises now if the environment cannot be made
+
+    def time_limit(self) -> int:
+        """Return the longest episode of the environment in steps; see `worldmodel.dream.time_limit`."""
+        return time_limit(self._env)
 
     def recipe(self) -> dict[str, Any]:
         """Return everything that the scores depend on, as JSON-serialisable data."""

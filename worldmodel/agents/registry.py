@@ -14,6 +14,7 @@ A class of agents is one file that registers itself:
 
 from __future__ import annotations
 
+import copy
 import importlib
 import pkgutil
 from collections.abc import Callable
@@ -23,9 +24,9 @@ from typing import Any, TypeVar
 import torch
 
 from worldmodel import agents
-from worldmodel.dream import Agent, Policy, as_agent
-from worldmodel.models import WorldModel
-from worldmodel.runtime import local_path
+from worldmodel.dream import Agent, Policy, agent_of
+from worldmodel.models import Origin, WorldModel
+from worldmodel.runtime import choose_device, local_path
 
 AgentClass = TypeVar("AgentClass", bound=type[Any])
 
@@ -60,7 +61,7 @@ def load_agent(path: str | Path, *, device: str | torch.device = "cpu") -> Any:
 
     Args:
         path: the directory.
-        device: device of the agent.
+        device: device of the agent; "auto" is an NVIDIA GPU if there is one, else the CPU.
 
     Raises:
         FileNotFoundError: if the directory holds no agent of a known class.
@@ -73,7 +74,7 @@ def load_agent(path: str | Path, *, device: str | torch.device = "cpu") -> Any:
             f"{path}: expected an agent ({' or '.join(sorted(_REGISTRY))}), found none; for an agent of your own class, import "
             "the module that registers it first (worldmodel.agents.register_agent)"
         )
-    return _REGISTRY[marker].from_pretrained(path, device=device)
+    return _REGISTRY[marker].from_pretrained(path, device=choose_device(device))
 
 
 def has_agent(path: str | Path) -> bool:
@@ -88,11 +89,20 @@ def check_agent(agent: Policy, world: WorldModel) -> Agent:
         TypeError: if it is neither; names the missing methods.
         ValueError: from the agent's ``check_world``, if it has this method and was not made for the world.
     """
-    checked = as_agent(agent)
-    check = getattr(checked, "check_world", None)
-    if check is not None:
-        check(world)
-    return checked
+    return agent_of(agent, world)
+
+
+def copy_for_training(agent: Any, world: WorldModel) -> Any:
+    """Copy an agent that is going to be trained in a world; it may come from another one, and belongs to this one afterwards.
+
+    Raises:
+        TypeError: see `check_agent`.
+        ValueError: see `check_agent`.
+    """
+    copied = copy.deepcopy(agent)
+    if hasattr(copied, "origin"):
+        copied.origin = Origin.of(world)
+    return check_agent(copied, world)
 
 
 def _find_marker(path: Path) -> str | None:

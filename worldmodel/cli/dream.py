@@ -12,7 +12,7 @@ from tyro.conf import OmitArgPrefixes as Flat
 import worldmodel as wm
 from worldmodel.agents import check_agent, load_agent
 from worldmodel.cli.options import Command, DeviceOption, DreamKind, Flag, Output, Result, check_free
-from worldmodel.dream import Policy, RandomActions, Rollout
+from worldmodel.dream import Policy, RandomActions, Rollout, format_spread
 from worldmodel.spaces import leaf_values, to_numpy
 
 
@@ -74,7 +74,7 @@ class Dream(Command):
         numbers = {"length": rollout.lengths.float(), "return": rollout.returns}
         scores = {name: (float(x.mean()), float(x.std(correction=0))) for name, x in numbers.items()}
         lines = [f"{self.num_dreams} dreams, {steps:,} steps in {seconds:.2f} s: {steps / seconds:,.0f} steps/s"]
-        lines += [f"{name:<7} {mean:.1f} +- {spread:.1f}" for name, (mean, spread) in scores.items()]
+        lines += [f"{name:<7} {format_spread(mean, spread)}" for name, (mean, spread) in scores.items()]
         lines += [f"  {name:<14} {array.dtype!s:<8} {array.shape}" for name, array in arrays.items()]
         lines.append(f"dreams: {self.out}")
         data = {name: {"mean": mean, "std": spread} for name, (mean, spread) in scores.items()}

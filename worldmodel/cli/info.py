@@ -62,21 +62,42 @@ def run_record(directory: str) -> dict[str, Any]:
     if not calls and not files:
         raise ValueError(f"{directory}: expected the output directory of a run, got one without files of this library")
     calls = calls or ["not recorded: made by an earlier version"]  # type: ignore[list-item]
-    return {"run": str(path), "files": files, "made by": calls}
+    about: dict[str, Any] = {"run": str(path), "files": files}
+    contents = [content for content in _contents(path).values() if content is not None]
+    threads = next((content["threads"] for content in contents if "threads" in content), None)
+    warnings = [text for content in contents for text in _warnings(content)]
+    about |= {} if threads is None else {"threads": threads}
+    about |= {"warnings": warnings} if warnings else {}
+    return about | {"made by": calls}
 
 
-def _formats(path: Path) -> dict[str, str]:
-    """Return name and format of the JSON files in a directory."""
-    found = {}
+def _contents(path: Path) -> dict[str, dict[str, Any] | None]:
+    """Read the JSON files of this library in a directory, by name; None stands for a damaged one."""
+    found: dict[str, dict[str, Any] | None] = {}
     for file in sorted(path.glob("*.json")):
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
-            found[file.name] = "damaged"
+            found[file.name] = None
             continue
         if isinstance(content, dict) and str(content.get("format", "")).startswith("worldmodel."):
-            found[file.name] = f"{content['format']} {content.get('version', '')}".strip()
+            found[file.name] = content
     return found
+
+
+def _formats(path: Path) -> dict[str, str]:
+    """Return name and format of the JSON files in a directory."""
+    return {
+        name: "damaged" if content is None else f"{content['format']} {content.get('version', '')}".strip()
+        for name, content in _contents(path).items()
+    }
+
+
+def _warnings(content: dict[str, Any]) -> list[str]:
+    """Return the warnings of the training that made a model."""
+    provenance = content.get("provenance")
+    found = provenance.get("warnings") if isinstance(provenance, dict) else None
+    return [str(text) for text in found] if isinstance(found, list) else []
 
 
 def _lines(data: Any, indent: str = "") -> list[str]:

@@ -16,6 +16,7 @@ from tyro.conf import OmitArgPrefixes as Flat
 import worldmodel as wm
 from worldmodel.agents import ControllerConfig, OpenAIESConfig
 from worldmodel.cli.options import Command, DeviceOption, EnvironmentOptions, Result, Run, write_json_file
+from worldmodel.dream import format_spread
 from worldmodel.experiments import Round, summarize
 
 STAGES = ("collect", "train", "dream", "evaluate")
@@ -106,7 +107,7 @@ def _table(rounds: Sequence[Round], summary: dict[str, Any]) -> str:
     stages = "".join(f"{stage + ' s':>12}" for stage in STAGES)
     lines = [f"\n{'round':<6}{'dream score':>18}{'real score':>18}{'random':>18}{stages}"]
     for round_ in rounds:
-        scores = [f"{scores.mean:.1f} +- {scores.std:.1f}" for scores in (round_.dream, round_.real, round_.random)]
+        scores = [format_spread(scores.mean, scores.std) for scores in (round_.dream, round_.real, round_.random)]
         seconds = "".join(f"{round_.seconds[stage]:>12.1f}" for stage in STAGES)
         lines.append(f"{round_.number:<6}{scores[0]:>18}{scores[1]:>18}{scores[2]:>18}{seconds}")
     episodes, seconds = len(rounds[0].real.returns), summary["seconds"]

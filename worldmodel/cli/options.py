@@ -86,11 +86,14 @@ class Run(Output):
     Args:
         overwrite: replace an earlier run in OUT; anything else there is an error.
         resume: resume even with --overwrite; an interrupted run is resumed anyway.
+        threads: torch's threads; None: those of the run that is resumed, else torch's own. Another number gives other last
+            bits, so it is refused for a run that was started with one.
         break_lock: write to OUT although a process on another host has locked it; only after a crash of that host.
     """
 
     overwrite: Flag = False
     resume: Flag = False
+    threads: int | None = None
     break_lock: Flag = False
 
     def writing(self, path: str) -> contextlib.AbstractContextManager[None]:
@@ -102,7 +105,7 @@ class Run(Output):
     def config(self, on_progress: Listener | None = None) -> RunConfig:
         """Build the library's configuration of a run; ``resume`` takes precedence over ``overwrite``."""
         overwrite = self.overwrite and not self.resume
-        return RunConfig(overwrite=overwrite, break_lock=self.break_lock, on_progress=on_progress)
+        return RunConfig(overwrite=overwrite, threads=self.threads, break_lock=self.break_lock, on_progress=on_progress)
 
 
 @dataclass(frozen=True, kw_only=True)

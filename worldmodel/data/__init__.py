@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from worldmodel.data.policies import RepeatPolicy as RepeatPolicy
     from worldmodel.data.policies import SweepPolicy as SweepPolicy
     from worldmodel.data.policies import make_policy as make_policy
+    from worldmodel.data.reading import describe_recipe as describe_recipe
     from worldmodel.data.repairing import Problem as Problem
     from worldmodel.data.repairing import repair as repair
     from worldmodel.data.repairing import verify as verify
@@ -48,6 +49,11 @@ if TYPE_CHECKING:
     from worldmodel.data.runner import rollouts as rollouts
     from worldmodel.data.shards import Schema as Schema
     from worldmodel.data.store import EpisodeStore as EpisodeStore
+    from worldmodel.data.time_limits import TIME_LIMIT as TIME_LIMIT
+    from worldmodel.data.time_limits import common_truncation as common_truncation
+    from worldmodel.data.time_limits import find_time_limit as find_time_limit
+    from worldmodel.data.time_limits import positive_limits as positive_limits
+    from worldmodel.data.time_limits import recorded_limits as recorded_limits
     from worldmodel.data.writer import EpisodeWriter as EpisodeWriter
 else:
     __getattr__, __dir__, __all__ = attach(
@@ -59,10 +65,12 @@ else:
             "env_factory": "EnvConfig EnvMaker env_maker make_env",
             "episode": "Episode as_reward check_episode",
             "policies": "BrownianPolicy CyclicPolicy POLICIES Policy RandomPolicy RepeatPolicy SweepPolicy make_policy",
+            "reading": "describe_recipe",
             "repairing": "Problem repair verify",
             "runner": "EpisodeFailure Runner rollouts",
             "shards": "Schema",
             "store": "EpisodeStore",
+            "time_limits": "TIME_LIMIT common_truncation find_time_limit positive_limits recorded_limits",
             "writer": "EpisodeWriter",
         },
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +20,7 @@ from worldmodel.data.episode import Episode
 from worldmodel.data.policies import Policy
 from worldmodel.data.runner import EpisodeFailure, Runner, run_all, spaces_of
 from worldmodel.data.store import SHARDS, EpisodeStore
+from worldmodel.data.time_limits import TIME_LIMIT
 from worldmodel.data.writer import EpisodeWriter
 from worldmodel.runtime import (
     Listener,
@@ -27,8 +29,11 @@ from worldmodel.runtime import (
     WorkerConfig,
     check_integer,
     check_same_run,
+    explains_keywords,
+    keeps_threads,
     record_run,
     remove_temporaries,
+    set_threads,
     single_writer,
 )
 from worldmodel.spaces import find_images
@@ -55,6 +60,8 @@ class EpisodeEncoder(Protocol):
         """Return the episode as it is stored."""
 
 
+@explains_keywords
+@keeps_threads
 @single_writer()
 def collect(
     env: str | EnvMaker | EnvConfig,
@@ -97,15 +104,18 @@ def collect(
             missing episodes; they are not written then.
     """
     num_episodes, run = check_integer(num_episodes, "num_episodes", least=1), run or RunConfig()
+    set_threads(None, run.threads, out)  # of V and of policies with a network; no episode depends on it
     pool = WorkerConfig.of(workers)
     runner = Runner(env, policy, seed=seed)
     try:
         recipe = runner.recipe() if encoder is None else encoder.recipe(runner.recipe())
-        store = open_or_create(Path(out), lambda: _spaces(runner, encoder, pool), recipe, run=run)
+        make_spaces = partial(_spaces, runner, encoder, pool)
+        store = open_or_create(Path(out), make_spaces, recipe, run=run, found=runner.found)
         done = set(store.episode_ids.tolist())
         missing = [k for k in range(num_episodes) if k not in done]
         if missing:
-            _require_spaces(store, _spaces(runner, encoder, pool))
+            _require_spaces(store, make_spaces())
+            _require_time_limit(store, runner.found())
             sample = SAMPLE if encoder is not None or find_images(store.observation_space) else 0
             results = _results(runner, missing, pool, encoder, sample)
             writer = EpisodeWriter(store, max_bytes=FLUSH_BYTES, total=len(missing), sample=sample)
@@ -117,7 +127,12 @@ def collect(
 
 
 def open_or_create(
-    out: Path, spaces: Callable[[], Mapping[str, gym.Space[Any]]], recipe: Mapping[str, Any], *, run: RunConfig
+    out: Path,
+    spaces: Callable[[], Mapping[str, gym.Space[Any]]],
+    recipe: Mapping[str, Any],
+    *,
+    run: RunConfig,
+    found: Callable[[], Mapping[str, Any]] = dict,
 ) -> EpisodeStore:
     """Open the store of an earlier run of the same recipe to continue it, or create it.
 
@@ -126,16 +141,19 @@ def open_or_create(
         spaces: gives ``observation_space`` and ``action_space``, and is called only to create a store.
         recipe: arguments that the episodes depend on.
         run: whether an earlier store is continued, replaced or refused.
+        found: gives what the environment says of itself, for the recipe of a new store; stores of earlier versions lack it.
 
     Raises:
         FileExistsError: if ``out`` holds something else, a store of another recipe, or one that ``run`` does not resume.
     """
     if run.overwrite or not run.resume or not EpisodeStore.lies_in(out):
-        created = EpisodeStore.create(out, **spaces(), recipe=recipe, overwrite=run.overwrite)
+        given = spaces()
+        created = EpisodeStore.create(out, **given, recipe={**recipe, **found()}, overwrite=run.overwrite)
         record_run(out)
         return created
     store = EpisodeStore.open(out)
-    check_same_run(store.recipe, recipe, out, error=FileExistsError)
+    earlier, now = ({name: each[name] for name in each if name != TIME_LIMIT} for each in (store.recipe, recipe))
+    check_same_run(earlier, now, out, error=FileExistsError)
     for folder in (out, out / SHARDS):
         remove_temporaries(folder)
     store.adopt()
@@ -155,6 +173,16 @@ def _require_spaces(store: EpisodeStore, spaces: Mapping[str, gym.Space[Any]]) -
     for name, space in spaces.items():
         if space != getattr(store, name):
             raise ValueError(f"{store.path}: expected the {name} of its episodes, {getattr(store, name)}, got {space}")
+
+
+def _require_time_limit(store: EpisodeStore, found: Mapping[str, Any]) -> None:
+    """Raise if the environment's limit has changed; stores of earlier versions do not record it."""
+    earlier, now = store.recipe.get(TIME_LIMIT), found.get(TIME_LIMIT)
+    if earlier is not None and earlier != now:
+        raise FileExistsError(
+            f"{store.path}: expected the time limit of its episodes, {earlier} steps, got {now}; use the same environment, "
+            "choose another output, or overwrite (--overwrite) to start again"
+        )
 
 
 def _results(

@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from worldmodel.data.episode import Episode
+from worldmodel.data.reading import ReadableEpisodes, describe_episodes, describe_recipe
 from worldmodel.data.store import EpisodeStore
 from worldmodel.runtime import check_integer, local_path
 from worldmodel.spaces import select_leaves, without_leaves
 
 
-class EpisodeCollection:
+class EpisodeCollection(ReadableEpisodes):
     """One or several stores of the same environment as one list of episodes.
 
     Args:
@@ -76,6 +77,10 @@ class EpisodeCollection:
             if store.unfinished is not None:
                 warnings.warn(f"{store.path}: expected a complete store, but {store.unfinished}", UserWarning, stacklevel=2)
         return cls(stores, min_length=min_length, leave_out=leave_out)
+
+    def __repr__(self) -> str:
+        sources = "".join(f"\n  {store.path}: {describe_recipe(store.recipe)}" for store in self.stores)
+        return f"EpisodeCollection: {describe_episodes(self.lengths, self.observation_space, self.action_space)}{sources}"
 
     def __len__(self) -> int:
         """Return the number of episodes."""

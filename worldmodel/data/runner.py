@@ -19,6 +19,7 @@ import numpy as np
 from worldmodel.data.env_factory import EnvConfig, EnvMaker, env_maker
 from worldmodel.data.episode import Episode, as_reward, check_episode
 from worldmodel.data.policies import POLICIES, Policy, make_policy
+from worldmodel.data.time_limits import TIME_LIMIT, find_time_limit
 from worldmodel.rng import POLICY_STREAM, episode_seed
 from worldmodel.runtime import StepWatch, WorkerConfig, check_integer, describe
 from worldmodel.spaces import as_tuples, check_space, leaf_values, map_leaves, select_leaves, stack_values, without_leaves
@@ -100,6 +101,11 @@ class Runner:
         for name, space in found.items():
             check_space(space, name)
         return found
+
+    def found(self) -> dict[str, Any]:
+        """Return what the recipe of a new store records of the built environment: its time limit, if it has one."""
+        limit = find_time_limit(self._ready_env())
+        return {} if limit is None else {TIME_LIMIT: limit}
 
     def seed_of(self, episode_id: int) -> int:
         """Return the seed that an episode resets the environment with."""

@@ -27,6 +27,7 @@ from worldmodel.data import shards
 from worldmodel.data.compression import DamagedChunkError
 from worldmodel.data.episode import Episode, check_episode
 from worldmodel.data.index import Index, read_failures
+from worldmodel.data.reading import ReadableEpisodes, describe_store
 from worldmodel.data.shard_table import Shard
 from worldmodel.data.shards import Schema
 from worldmodel.runtime import (
@@ -53,7 +54,7 @@ OUTPUTS = ("manifest.json*", "shards", DAMAGED, ".*.tmp")
 _REBUILD = "`worldmodel store repair` rebuilds it from the shards"
 
 
-class EpisodeStore:
+class EpisodeStore(ReadableEpisodes):
     """The episodes of one directory, in the order of their ids; returned by `create` and `open`."""
 
     def __init__(self, path: Path, schema: Schema, known: Iterable[Shard] = (), failures: Iterable[Mapping[str, Any]] = ()):
@@ -176,6 +177,9 @@ class EpisodeStore:
     def fingerprint(self) -> str:
         """Hex SHA-256 of ids and checksums; independent of the division into shards."""
         return sha256(np.stack([self._index.ids, self._index.checksums], axis=1).astype("<i8").tobytes()).hexdigest()
+
+    def __repr__(self) -> str:
+        return describe_store(self)
 
     def __len__(self) -> int:
         """Return the number of episodes."""

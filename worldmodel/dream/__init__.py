@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from worldmodel.dream.policies import RandomActions as RandomActions
     from worldmodel.dream.policies import RecordedActions as RecordedActions
     from worldmodel.dream.policies import RepeatedActions as RepeatedActions
+    from worldmodel.dream.policies import agent_of as agent_of
     from worldmodel.dream.policies import as_agent as as_agent
     from worldmodel.dream.reality import Reality as Reality
     from worldmodel.dream.rewards import REWARD_MODES as REWARD_MODES
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from worldmodel.dream.rewards import load_reward as load_reward
     from worldmodel.dream.rewards import reward_name as reward_name
     from worldmodel.dream.scores import Scores as Scores
+    from worldmodel.dream.scores import format_spread as format_spread
     from worldmodel.dream.scores import score as score
     from worldmodel.dream.seeding import EpisodeSeeds as EpisodeSeeds
     from worldmodel.dream.seeding import Rows as Rows
@@ -67,12 +69,12 @@ else:
             "horizon": "DEFAULT_HORIZON time_limit usual_horizon",
             "imagination": "Imagination imagine lambda_returns",
             "latent_world": "BatchedWorld Rollout",
-            "policies": "CyclicActions FeaturePolicy RandomActions RecordedActions RepeatedActions as_agent",
+            "policies": "CyclicActions FeaturePolicy RandomActions RecordedActions RepeatedActions agent_of as_agent",
             "reality": "Reality",
             "rewards": (
                 "LatentReward REWARD_MODES Reward RewardFunction RewardMode UserReward check_rewards load_reward reward_name"
             ),
-            "scores": "Scores score",
+            "scores": "Scores format_spread score",
             "seeding": "EpisodeSeeds Rows rows_to_reset",
             "starts": "StartBank StartConfig",
             "tracking": "LatentTracker primed_states",

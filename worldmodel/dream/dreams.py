@@ -15,7 +15,7 @@ from torch import Tensor
 from worldmodel.dream.agent import LatentState, Policy
 from worldmodel.dream.half_precision_step import FastStep, applies
 from worldmodel.dream.latent_world import BatchedWorld, Drawn
-from worldmodel.dream.policies import as_agent
+from worldmodel.dream.policies import agent_of
 from worldmodel.dream.rewards import REWARD_MODES, Reward, RewardMode, UserReward
 from worldmodel.dream.tracking import primed_states
 from worldmodel.mixtures import check_temperature, shared_draws
@@ -65,28 +65,69 @@ class Dreams(BatchedWorld):
         reward: Reward | None = None,
         reward_mode: RewardMode = "expected",
     ):
-        check_temperature(temperature)
         num_dreams = check_integer(num_dreams, "num_dreams", least=1)
         num_groups = check_integer(num_groups, "num_groups", least=1)
         if num_dreams % num_groups:
             raise ValueError(f"num_groups: expected a divisor of num_dreams {num_dreams}, got {num_groups}")
-        if isinstance(temperature, Tensor) and temperature.shape not in ((), (num_dreams,)):
-            raise ValueError(f"temperature: expected a number or shape ({num_dreams},), got {tuple(temperature.shape)}")
-        if termination not in ("threshold", "sample"):
-            raise ValueError(f"termination: expected 'threshold' or 'sample', got {termination!r}")
         if reward_mode not in REWARD_MODES:
             raise ValueError(f"reward_mode: expected one of {', '.join(REWARD_MODES)}, got {reward_mode!r}")
         resolved = resolve_precision(precision, world.device)
         super().__init__(world, num_dreams)
-        self.temperature = temperature.to(world.device) if isinstance(temperature, Tensor) else temperature
-        self.termination = termination
-        self.num_groups = num_groups
+        self.temperature, self.termination = temperature, termination
+        self._num_groups = num_groups
         self.reward = None if reward is None else UserReward(reward, world)
-        self.reward_mode: RewardMode = reward_mode
+        self._reward_mode: RewardMode = reward_mode
         if precision == "auto" and not applies(world.mdnrnn):
             resolved = "float32"
-        self.precision: DreamPrecision = "bfloat16" if resolved == "bfloat16" else "float32"
-        self._fast = FastStep(world.mdnrnn) if self.precision == "bfloat16" else None
+        self._fast = FastStep(world.mdnrnn) if resolved == "bfloat16" else None
+
+    @property
+    def temperature(self) -> float | Tensor:
+        """tau, a number or one value per dream (B,); a new value takes effect at the next step."""
+        return self._temperature
+
+    @temperature.setter
+    def temperature(self, value: float | Tensor) -> None:
+        check_temperature(value)
+        if isinstance(value, Tensor) and value.shape not in ((), (self.batch_size,)):
+            raise ValueError(f"temperature: expected a number or shape ({self.batch_size},), got {tuple(value.shape)}")
+        self._temperature = value.to(self.world.device) if isinstance(value, Tensor) else value
+
+    def put_temperatures(self, values: Tensor) -> None:
+        """Set valid temperatures (B,), on the world's device, without reading their values, which would synchronise a GPU."""
+        self._temperature = values
+
+    @property
+    def termination(self) -> TerminationRule:
+        """Rule by which dreams terminate; a new value takes effect at the next step."""
+        return self._termination
+
+    @termination.setter
+    def termination(self, value: TerminationRule) -> None:
+        if value not in ("threshold", "sample"):
+            raise ValueError(f"termination: expected 'threshold' or 'sample', got {value!r}")
+        self._termination = value
+
+    @property
+    def reward_mode(self) -> RewardMode:
+        """Whether rewards are expected or sampled."""
+        return self._reward_mode
+
+    @property
+    def num_groups(self) -> int:
+        """Number of groups; `variant` makes dreams with another one."""
+        return self._num_groups
+
+    @property
+    def precision(self) -> DreamPrecision:
+        """Precision of M's matrix products, "float32" or "bfloat16"."""
+        return "float32" if self._fast is None else "bfloat16"
+
+    def __repr__(self) -> str:
+        model, tau = self.world.mdnrnn, self.temperature
+        shown = f"{len(tau)} temperatures" if isinstance(tau, Tensor) and tau.ndim else f"temperature {float(tau):g}"
+        sizes = f"latents ({self.batch_size}, {model.latent_size}), LSTM of {model.config.hidden_size}"
+        return f"Dreams: {self.batch_size} dreams, {sizes}, {shown}, termination {self.termination}, {self.precision}"
 
     def variant(self, *, num_dreams: int | None = None, num_groups: int = 1) -> Dreams:
         """Return dreams of the same world, temperature, termination and rewards with another number of dreams or groups."""
@@ -193,7 +234,7 @@ class Dreams(BatchedWorld):
         Raises:
             ValueError: if ``horizon`` is below 1.
         """
-        horizon, agent = check_integer(horizon, "horizon", least=1), as_agent(policy)
+        horizon, agent = check_integer(horizon, "horizon", least=1), agent_of(policy, self.world)
         agent.reset(self.batch_size)
         state = self.start(generator=generator)
         returns, weight = (self.world.start_mean.new_full((self.batch_size,), fill) for fill in (0.0, 1.0))

@@ -1,42 +1,63 @@
-"""Longest episode of an environment or of a world model's data, in steps."""
+"""Longest episode in steps, where none is given: of a real environment, or of a world model's data."""
 
 from __future__ import annotations
 
 import contextlib
+import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
-from gymnasium.wrappers import TimeLimit
 
-from worldmodel.data import EnvConfig, EnvMaker
+from worldmodel.data import EnvConfig, EnvMaker, find_time_limit, positive_limits, recorded_limits
 from worldmodel.models import WorldModel
 
 DEFAULT_HORIZON = 1000  # steps of a dream if the longest episode is unknown
 
 
 def usual_horizon(world: WorldModel) -> int:
-    """Longest episode of the environment that a world model's data came from, as far as its provenance says; else 1000.
+    """Return the longest episode of the environment that a world model's data came from, in steps.
 
-    Only looked up among the ids that are registered already: a model directory must not make anything be imported.
+    This is the smallest of ``max_steps``, the limit of the registered environment, and every TimeLimit that was found when the
+    data were collected; the largest of these for data of several stores. Data without such a record count with the length at
+    which their episodes are truncated. Otherwise it is 1000, with a warning.
+
+    Only ids that are registered already are looked up: a model directory must not make anything be imported.
     """
-    recipe: dict[str, Any] = next(iter(world.provenance.get("recipes", [])), {})
-    spec = gym.registry.get(recipe.get("env", "").rpartition(":")[2])  # ids may be "module:Id-v0"
-    asked = (recipe.get("env_kwargs") or {}).get("max_episode_steps")  # overrides the registered limit; -1 is no limit
-    limits = (recipe.get("max_steps"), (spec and spec.max_episode_steps) if asked is None else asked)
-    return min((limit for limit in limits if isinstance(limit, int) and limit > 0), default=DEFAULT_HORIZON)
+    limits = [limit for recipe in world.provenance.get("recipes", []) if (limit := _limit_of(recipe)) is not None]
+    if not limits:
+        limits = positive_limits(world.provenance.get("truncated_at"))
+    return max(limits) if limits else _guess("the world model's data have none, and no common length of truncated episodes")
 
 
 def time_limit(env: str | EnvMaker | EnvConfig) -> int:
-    """Return the longest episode in steps: the smaller of ``max_steps`` and the environment's own limit; 1000 without either.
+    """Return the longest episode of a real environment in steps.
+
+    This is the smallest of ``max_steps``, the limit of its spec, and every TimeLimit among its wrappers, also those inside of a
+    constructor; 1000, with a warning, without any of them.
 
     Raises:
         ValueError: if there is no such environment.
     """
     config = EnvConfig.of(env)
     with contextlib.closing(config.make()) as built:
-        limits = [config.max_steps, None if built.spec is None else built.spec.max_episode_steps]
-        while isinstance(built, gym.Wrapper):  # a constructor's environment may have a limit without a spec that says so
-            if isinstance(built, TimeLimit):
-                limits.append(built._max_episode_steps)
-            built = built.env
-    return min((limit for limit in limits if limit is not None), default=DEFAULT_HORIZON)
+        limits = [limit for limit in (config.max_steps, find_time_limit(built)) if limit is not None]
+    return min(limits) if limits else _guess(f"{config.recipe()['env']} has none, and max_steps is not given")
+
+
+def _limit_of(recipe: Mapping[str, Any]) -> int | None:
+    """Return the smallest limit that the recipe of a store leads to; None without one."""
+    env = recipe.get("env")
+    spec = gym.registry.get(env.rpartition(":")[2]) if isinstance(env, str) else None  # ids may be "module:Id-v0"
+    asked = (recipe.get("env_kwargs") or {}).get("max_episode_steps")  # overrides the registered limit; -1 is no limit
+    registered = (spec and spec.max_episode_steps) if asked is None else asked
+    return min([*recorded_limits(recipe), *positive_limits(registered)], default=None)
+
+
+def _guess(reason: str) -> int:
+    warnings.warn(
+        f"horizon: expected a limit of an episode, but {reason}; episodes are cut off after {DEFAULT_HORIZON} steps. "
+        "Give horizon, or max_steps of the environment (--max-steps)",
+        stacklevel=3,
+    )
+    return DEFAULT_HORIZON

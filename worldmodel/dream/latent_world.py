@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from worldmodel.dream.agent import LatentState, Policy
-from worldmodel.dream.policies import as_agent
+from worldmodel.dream.policies import agent_of
 from worldmodel.models import State, WorldModel
 from worldmodel.runtime import Listener, Progress, check_integer
 from worldmodel.spaces import Value, as_tuples, map_leaves
@@ -55,6 +55,11 @@ class Rollout:
     rewards: Tensor
     terminated: Tensor
     mask: Tensor
+
+    def __repr__(self) -> str:
+        b, t = self.mask.shape
+        ended = int(self.terminated.any(dim=1).sum())
+        return f"Rollout: {b} episodes of up to {t} steps, {ended} terminated; z {tuple(self.z.shape)}, rewards {(b, t)}"
 
     @property
     def returns(self) -> Tensor:
@@ -151,13 +156,14 @@ class BatchedWorld(abc.ABC):
             Each step, of all episodes.
 
         Raises:
-            ValueError: if ``horizon`` is below 1, or ``start`` is of another number of dreams.
+            ValueError: if ``horizon`` is below 1, ``start`` is of another number of dreams, or the agent was not made for the
+                world.
             TypeError: if ``policy`` is neither an agent nor a function.
         """
         horizon = check_integer(horizon, "horizon", least=1)
         if start is not None and start.z.shape[0] != self.batch_size:
             raise ValueError(f"start: expected the states of {self.batch_size} dreams, got {start.z.shape[0]}")
-        agent = as_agent(policy)
+        agent = agent_of(policy, self.world)
         agent.reset(self.batch_size)
         state = self.start(generator=generator) if start is None else start
         for t in range(horizon):

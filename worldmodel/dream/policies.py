@@ -76,6 +76,20 @@ def as_agent(policy: Agent | Callable[[Tensor], Value]) -> Agent:
     )
 
 
+def agent_of(policy: Agent | Callable[[Tensor], Value], world: WorldModel) -> Agent:
+    """Return a policy as an agent after checking that it was made for a world, if it knows for which.
+
+    Raises:
+        TypeError: see `as_agent`.
+        ValueError: from the agent's ``check_world``, if it has this method and was not made for the world.
+    """
+    agent = as_agent(policy)
+    check = getattr(agent, "check_world", None)
+    if check is not None:
+        check(world)
+    return agent
+
+
 class _ActionSource:
     """An agent whose actions do not depend on the state."""
 

@@ -57,7 +57,22 @@ class Scores:
         return cls(np.asarray(data["returns"], dtype=np.float64), np.asarray(data["lengths"], dtype=np.int64))
 
     def __str__(self) -> str:
-        return f"{self.mean:.1f} +- {self.std:.1f} ({len(self.returns)} episodes, standard error {self.standard_error:.1f})"
+        digits = _digits(self.std or abs(self.mean))
+        error = f"{self.standard_error:.{digits}f}"
+        return f"{format_spread(self.mean, self.std)} ({len(self.returns)} episodes, standard error {error})"
+
+
+def format_spread(mean: float, spread: float) -> str:
+    """Return a mean and its spread as text, with as many decimals as show two digits of the spread."""
+    digits = _digits(spread or abs(mean))
+    return f"{mean:.{digits}f} +- {spread:.{digits}f}"
+
+
+def _digits(size: float) -> int:
+    """Return the decimals that show a spread of this size with two digits: 1, or more if it is below 1."""
+    if not math.isfinite(size) or size <= 0 or size >= 1:
+        return 1
+    return min(8, 1 - math.floor(math.log10(size)))
 
 
 def score(

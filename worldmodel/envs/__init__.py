@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from worldmodel.envs.rendering import BAR as BAR
     from worldmodel.envs.rendering import CLASSIC as CLASSIC
     from worldmodel.envs.rendering import ObservationRenderer as ObservationRenderer
+    from worldmodel.envs.settings import ChangeableDreams as ChangeableDreams
+    from worldmodel.envs.settings import DreamSettings as DreamSettings
 else:
     __getattr__, __dir__, __all__ = attach(
         __name__,
@@ -42,5 +44,6 @@ else:
             "options": "DreamOptions",
             "paper": "AreaResize CAR_STEPS DOOM_ACTIONS DOOM_STEPS",
             "rendering": "BAR CLASSIC ObservationRenderer",
+            "settings": "ChangeableDreams DreamSettings",
         },
     )

@@ -19,16 +19,16 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from worldmodel.dream import Dreams, EpisodeSeeds, LatentState, Rows, rows_to_reset, usual_horizon
+from worldmodel.dream import Dreams, EpisodeSeeds, LatentState, Rows, rows_to_reset
 from worldmodel.envs.autoreset import autoreset_mode as read_mode
 from worldmodel.envs.options import DreamOptions, check_decoder
 from worldmodel.envs.rendering import ObservationRenderer
+from worldmodel.envs.settings import ChangeableDreams, DreamSettings, split_temperature
 from worldmodel.models import State, WorldModel, feature_space, latent_features, open_world
-from worldmodel.rng import fill_uniform
 from worldmodel.spaces import Value, as_tuples, map_leaves, stack_values, take_row, to_numpy
 
 
-class DreamVectorEnv(VectorEnv[Value, Value, Any]):
+class DreamVectorEnv(ChangeableDreams, VectorEnv[Value, Value, Any]):
     """B dreams as a Gymnasium vector environment.
 
     Args:
@@ -40,7 +40,7 @@ class DreamVectorEnv(VectorEnv[Value, Value, Any]):
             accept actions as such. Only ``check_actions`` then copies to the host.
         check_actions: validate every action, and raise if a finished dream is stepped in DISABLED
             mode. This synchronises the GPU at each step. False leaves invalid actions undetected.
-        device: device of a world model given as a path.
+        device: device of a world model given as a path; "auto": an NVIDIA GPU if there is one, else the CPU.
         render_mode: "rgb_array" or None.
         **options: fields of `DreamOptions`.
 
@@ -63,31 +63,21 @@ class DreamVectorEnv(VectorEnv[Value, Value, Any]):
         **options: Any,
     ):
         self.world = open_world(world, device)
-        self.options = DreamOptions(**options)
+        chosen = DreamOptions(**options)
         self.num_envs, self.tensors, self._check_actions = num_envs, tensors, check_actions
         self.autoreset_mode = read_mode(autoreset_mode)
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": 30, "autoreset_mode": self.autoreset_mode}
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode: expected 'rgb_array' or None, got {render_mode!r}")
         self.render_mode = render_mode
-        self.options.check_world(self.world)
+        chosen.check_world(self.world)
         if render_mode is not None:
             check_decoder(self.world)
-        low, high = self.options.temperature_range
-        self._ranged = low < high
-        temperature = self.world.start_mean.new_full((max(1, num_envs),), low) if self._ranged else low
-        chosen = self.options
         self._dreams = Dreams(
-            self.world,
-            num_envs,
-            temperature=temperature,
-            termination=chosen.termination,
-            reward=chosen.reward,
-            reward_mode=chosen.reward_mode,
+            self.world, num_envs, termination=chosen.termination, reward=chosen.reward, reward_mode=chosen.reward_mode
         )
-        self._kind = self.options.observation
-        self._horizon = usual_horizon(self.world) if self.options.horizon is None else self.options.horizon
-        self._bank = self.options.start_bank(self.world)
+        self._kind = chosen.observation
+        self._bank = chosen.start_bank(self.world)
         self.single_action_space = self.world.action_space
         self.single_observation_space = (
             self.world.observation_space if self._kind == "decoded" else feature_space(self.world, self._kind)
@@ -99,6 +89,7 @@ class DreamVectorEnv(VectorEnv[Value, Value, Any]):
         self._steps = torch.zeros(num_envs, dtype=torch.int64, device=self.world.device)
         self._over = torch.zeros(num_envs, dtype=torch.bool, device=self.world.device)
         self._renderer: ObservationRenderer | None = None
+        self.settings = DreamSettings(chosen, self._dreams)
 
     @torch.no_grad()
     def reset(
@@ -110,7 +101,8 @@ class DreamVectorEnv(VectorEnv[Value, Value, Any]):
             seed: an int s gives dream i the seed s + i; a list gives each dream a seed or None. A
                 dream without a new seed starts the next episode of its current one; at the first
                 reset, a random seed is sampled for it.
-            options: None, or a mapping with ``reset_mask``; it is not modified.
+            options: None, or a mapping with ``reset_mask`` and ``temperature``, which is that of the dreams that are reset from
+                now on, a number or a range; it is not modified.
 
         Returns:
             Observations of all dreams, and infos.
@@ -119,7 +111,8 @@ class DreamVectorEnv(VectorEnv[Value, Value, Any]):
             gymnasium.error.ResetNeeded: if the first reset has a mask of some dreams only.
             ValueError: if the number of seeds or the mask does not fit B, or an option is unknown.
         """
-        rows = rows_to_reset(options, self.num_envs, self.world.device)
+        temperature, others = split_temperature(options)
+        rows = rows_to_reset(others, self.num_envs, self.world.device)
         if self._state is None and not bool(rows.all()):
             raise gym.error.ResetNeeded("reset: expected a reset of all dreams first, got one of some (reset_mask)")
         self._seeds.reseed(seed, rows, self.np_random)
@@ -127,6 +120,8 @@ class DreamVectorEnv(VectorEnv[Value, Value, Any]):
         if self._state is None:
             z = self.world.start_mean.new_zeros(self.num_envs, self.world.vision.latent_size)
             self._state = LatentState(z, self.world.mdnrnn.initial_state(self.num_envs), torch.ones_like(rows))
+        if temperature is not None:
+            self.settings.set_temperature(temperature, rows)
         self._begin(rows)
         return self._observe(), self._infos()
 
@@ -156,7 +151,7 @@ class DreamVectorEnv(VectorEnv[Value, Value, Any]):
         streams = self._seeds.streams
         self._state, reward, terminated = self._dreams.step_features(state, action, generator=streams, actions=actions)
         self._steps = self._steps + running
-        truncated = running & ~terminated & (self._steps >= self._horizon)
+        truncated = running & ~terminated & (self._steps >= self.settings.horizon)
         self._over = terminated | truncated
         infos: dict[str, Any] = {}
         if self.autoreset_mode is AutoresetMode.SAME_STEP:
@@ -238,11 +233,7 @@ class DreamVectorEnv(VectorEnv[Value, Value, Any]):
         z, lstm = self._bank.draw(streams, rows.count)
         z = rows.put(old.z, self._dreams.bound(z))
         self._state = LatentState(z, State(*(rows.put(*parts, dim=1) for parts in zip(old.lstm, lstm, strict=True))), old.alive)
-        if self._ranged:
-            low, high = self.options.temperature_range
-            old_temperature = torch.as_tensor(self._dreams.temperature)
-            sampled = low + (high - low) * fill_uniform(old_temperature.new_empty(rows.count), streams)
-            self._dreams.temperature = rows.put(old_temperature, sampled)
+        self.settings.begin(rows, streams)
         self._steps = torch.where(mask, 0, self._steps)
         self._over = self._over & ~mask
         self._seeds.adopt(rows, streams)
@@ -257,12 +248,9 @@ class DreamVectorEnv(VectorEnv[Value, Value, Any]):
         return observations if self.tensors else to_numpy(observations)
 
     def _infos(self) -> dict[str, Any]:
-        """Return the temperature of each dream if it is sampled per episode."""
-        if not self._ranged:
-            return {}
-        temperature = torch.as_tensor(self._dreams.temperature).clone()
-        infos = {"temperature": temperature, "_temperature": torch.ones_like(self._over)}
-        return infos if self.tensors else {name: value.cpu().numpy() for name, value in infos.items()}
+        """Return the temperature of each dream if each has its own."""
+        infos = self.settings.infos()
+        return dict(infos) if self.tensors else {name: value.cpu().numpy() for name, value in infos.items()}
 
     def _final_infos(self, ended: Tensor) -> dict[str, Any]:
         """Return ``final_obs`` and ``final_info``, with masks, of the dreams that ended.
@@ -282,12 +270,12 @@ class DreamVectorEnv(VectorEnv[Value, Value, Any]):
         return {"final_obs": final, "_final_obs": mask, "final_info": final_info, "_final_info": mask.copy()}
 
 
-class DreamEnv(gym.Env[Value, Value]):
+class DreamEnv(ChangeableDreams, gym.Env[Value, Value]):
     """One dream as a Gymnasium environment: the same episodes as row 0 of a `DreamVectorEnv`.
 
     Args:
         world: a world model, or its path.
-        device: device of a world model given as a path.
+        device: device of a world model given as a path; "auto": an NVIDIA GPU if there is one, else the CPU.
         render_mode: "rgb_array" or None.
         **options: fields of `DreamOptions`.
 
@@ -309,9 +297,10 @@ class DreamEnv(gym.Env[Value, Value]):
     ):
         mode = AutoresetMode.DISABLED
         self._one = DreamVectorEnv(world, 1, autoreset_mode=mode, device=device, render_mode=render_mode, **options)
-        self.world, self.options, self.render_mode = self._one.world, self._one.options, render_mode
+        self.world, self.render_mode = self._one.world, render_mode
         self.observation_space, self.action_space = self._one.single_observation_space, self._one.single_action_space
         self._seeded = False
+        self.settings = self._one.settings
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Value, dict[str, Any]]:
         """Start an episode.
@@ -319,18 +308,20 @@ class DreamEnv(gym.Env[Value, Value]):
         Args:
             seed: starts the first episode of this seed. None starts the next episode of the current
                 seed; at the first reset, a random seed is sampled.
-            options: must be empty.
+            options: None, or a mapping with ``temperature``, a number or a range, from now on.
 
         Raises:
-            ValueError: if there are options.
+            ValueError: if there are other options, or the temperature is out of range.
         """
         super().reset(seed=seed)
-        if options:
-            raise ValueError(f"options: expected none, got {sorted(options)}")
+        temperature, others = split_temperature(options)
+        if others:
+            raise ValueError(f"options: expected 'temperature' or nothing, got {sorted(others)}")
         if seed is None and not self._seeded:
             seed = int(self.np_random.integers(2**31))
         self._seeded = True
-        observations, infos = self._one.reset(seed=[seed])
+        given = None if temperature is None else {"temperature": temperature}
+        observations, infos = self._one.reset(seed=[seed], options=given)
         return take_row(self.observation_space, observations, 0), _single_info(infos)
 
     def step(self, action: Value) -> tuple[Value, float, bool, bool, dict[str, Any]]:

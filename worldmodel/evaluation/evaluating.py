@@ -11,7 +11,7 @@ from worldmodel.dream import REWARD_MODES, Dreams, Policy, RandomActions, Realit
 from worldmodel.evaluation.config import EvaluationConfig
 from worldmodel.models import WorldModel
 from worldmodel.rng import EVALUATION_STREAM, derive_seed
-from worldmodel.runtime import Progress, RunConfig
+from worldmodel.runtime import Progress, RunConfig, explains_keywords
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Evaluation:
         return "\n".join(f"{name:<{width}}  {scores}" for name, scores in rows.items())
 
 
+@explains_keywords
 def evaluate(
     agent: Policy,
     world: WorldModel,

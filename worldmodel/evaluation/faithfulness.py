@@ -28,13 +28,14 @@ from worldmodel.dream import (
     RandomActions,
     RepeatedActions,
     Scores,
+    format_spread,
     score,
     time_limit,
 )
 from worldmodel.evaluation.config import EvaluationConfig
 from worldmodel.models import WorldModel
 from worldmodel.rng import EVALUATION_STREAM, PROBE_STREAM, derive_seed
-from worldmodel.runtime import Progress, RunConfig, WorkerConfig
+from worldmodel.runtime import Progress, RunConfig, WorkerConfig, explains_keywords
 
 Dreamed = Callable[[WorldModel, torch.Generator], Policy]
 MOST_ACTIONS = 10  # of a Discrete space, each of which is a policy
@@ -141,7 +142,7 @@ class Probe:
         columns = {"reality": self.real, **{f"dream, tau {tau:g}": found for tau, found in self.dreams.items()}}
         rows = [" " * width + "".join(f"{name:>24}" for name in columns)]
         for name in self.real:
-            cells = (f"{found[name].mean:.1f} +- {found[name].standard_error:.1f}" for found in columns.values())
+            cells = (format_spread(found[name].mean, found[name].standard_error) for found in columns.values())
             rows.append(f"{name:<{width}}" + "".join(f"{cell:>24}" for cell in cells))
         correlations = "".join(f"{self.rank_correlation(tau):>24.2f}" for tau in self.dreams)
         rows.append(f"{'rank correlation':<{width}}{'':>24}{correlations}")
@@ -151,6 +152,7 @@ class Probe:
         return "\n".join(rows)
 
 
+@explains_keywords
 def probe(
     world: WorldModel,
     *,

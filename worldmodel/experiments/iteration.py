@@ -30,7 +30,7 @@ from worldmodel.agents import (
     CONTROLLER_FILE,
     SEARCH_FILE,
     LatentPolicy,
-    check_agent,
+    copy_for_training,
     evolve,
     has_agent,
     load_agent,
@@ -48,8 +48,10 @@ from worldmodel.runtime import (
     check_integer,
     choose_device,
     describe,
+    explains_keywords,
     files,
     jsonable,
+    keeps_threads,
     runs,
     single_writer,
 )
@@ -62,6 +64,8 @@ OUTPUTS = (ITERATION_FILE, "round-*", "report.png", "summary.json", ".*.tmp")  #
 AgentTrainer = Callable[[WorldModel, Agent | None, int], Agent]  # world, the agent of the round before, seed
 
 
+@explains_keywords
+@keeps_threads
 @single_writer()
 def iterate(
     env: str | EnvMaker | EnvConfig,
@@ -82,7 +86,7 @@ def iterate(
         target: mean real return at which to stop; None never stops early.
         config: sizes and budgets of a round.
         seed: seed of everything.
-        device: where M and the dreams are.
+        device: where M and the dreams are; "auto": an NVIDIA GPU if there is one, else the CPU.
         train_agent: returns a round's agent in place of `evolve`: called with the world model (on ``device``), the agent of the
             round before (None in round 1) and a seed. The record of the run holds its name. The class of the agent must be
             registered; see `worldmodel.agents.register_agent`.
@@ -237,7 +241,7 @@ class _Loop:
         stage = self._stage(number, "train agent")
         self.report(Progress(stage, 0, 1, "agent"))
         controller = train_agent(world, before, derive_seed(self.seed, AGENT_STREAM, number))
-        controller = check_agent(controller, world)
+        controller = copy_for_training(controller, world)  # it belongs to this world, also if it started as the one before
         self.report(Progress(stage, 1, 1, "agent"))
         return controller
 

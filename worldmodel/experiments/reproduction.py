@@ -35,7 +35,7 @@ from worldmodel.experiments.presets import ImprovementPreset, Preset
 from worldmodel.experiments.results import TABLE_FILE, Stages, read_scores, table, write_scores
 from worldmodel.models import Vision, WorldModel
 from worldmodel.rng import DREAM_TEST_STREAM, EVALUATION_STREAM, VIDEO_STREAM, derive_seed
-from worldmodel.runtime import Progress, RunConfig, WorkerConfig, describe, files, locked, runs
+from worldmodel.runtime import Progress, RunConfig, WorkerConfig, describe, files, keeps_threads, locked, runs
 from worldmodel.training import MetricsLog, encode_store, fit, train_vae
 
 EXPERIMENT_FORMAT, EXPERIMENT_VERSION = "worldmodel.experiment", 1
@@ -54,7 +54,7 @@ class Reproduction:
         preset: every number of it.
         out: the directory.
         seed: of everything.
-        device: where models, dreams and trainings are.
+        device: where models, dreams and trainings are; "auto": an NVIDIA GPU if there is one, else the CPU.
         workers: worker processes for the real environment in collection, probe and tests; 0 plays in this process.
         episodes: an earlier collection of the same recipe in place of ``out/episodes``; missing episodes are added to it.
         action_names: of a Discrete action space, for the probe's table.
@@ -73,6 +73,7 @@ class Reproduction:
     commit: str = "unknown"
     run_config: RunConfig = field(default_factory=RunConfig)
 
+    @keeps_threads
     def run(self, *, about: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Run the stages that are not complete.
 

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from worldmodel.models.encoded import gather as gather
     from worldmodel.models.features import FEATURE_KINDS as FEATURE_KINDS
     from worldmodel.models.features import FeatureKind as FeatureKind
+    from worldmodel.models.features import FeatureSpace as FeatureSpace
+    from worldmodel.models.features import Origin as Origin
+    from worldmodel.models.features import check_features as check_features
     from worldmodel.models.features import feature_size as feature_size
     from worldmodel.models.features import feature_space as feature_space
     from worldmodel.models.features import latent_features as latent_features
@@ -76,7 +79,9 @@ else:
                 "DTYPES EncodedObservations EncodedSteps Encoder encode_all encode_episodes encoded_bytes "
                 "encoded_form encoded_with gather"
             ),
-            "features": "FEATURE_KINDS FeatureKind feature_size feature_space latent_features",
+            "features": (
+                "FEATURE_KINDS FeatureKind FeatureSpace Origin check_features feature_size feature_space latent_features"
+            ),
             "layout": "find_layout vision_for",
             "lstm": "HalfPrecisionLayer LayerNormLSTM activate_gates run_lstm stack_weights",
             "mdnrnn": "MDNRNN State",

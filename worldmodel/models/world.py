@@ -21,7 +21,7 @@ from worldmodel.mixtures import LatentLayout, LatentPart, PartKind, latent_head_
 from worldmodel.models.mdnrnn import MDNRNN
 from worldmodel.models.mdnrnn_config import DEFAULT_LATENT_HEAD
 from worldmodel.models.vision import Vision, check_config_sizes, draw_latent, vision_from_json, vision_to_json
-from worldmodel.models.world_card import world_card
+from worldmodel.models.world_card import describe_world, world_card
 from worldmodel.rng import Source
 from worldmodel.runtime import (
     InvalidFileError,
@@ -124,6 +124,9 @@ class WorldModel(nn.Module):
     def device(self) -> torch.device:
         """Device of the weights."""
         return self.start_mean.device
+
+    def __repr__(self) -> str:
+        return describe_world(self)
 
     @property
     def fingerprint(self) -> str:
@@ -284,12 +287,14 @@ def _check_sizes(content: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...
 def open_world(world: WorldModel | str | Path, device: str | torch.device | None = None) -> WorldModel:
     """Return a world model as it is, or open the one in a directory on a device ("cpu" if None).
 
+    "auto" accepts a world model where it is.
+
     Raises:
         ValueError: if the given world model is on another kind of device, or the one in the directory is damaged.
         FileNotFoundError: if there is no world model in the directory.
     """
     if isinstance(world, WorldModel):
-        if device is not None and torch.device(device).type != world.device.type:
+        if device not in (None, "auto") and torch.device(device).type != world.device.type:
             raise ValueError(f"device: expected None or the world model's, {world.device}, got {device!r}")
         return world
     return WorldModel.from_pretrained(world, device="cpu" if device is None else device)

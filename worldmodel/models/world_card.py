@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from worldmodel.data import describe_recipe
 from worldmodel.runtime import ModelCard
 
 METRICS = {"nll_per_dim": "z, nats per dimension", "reward_nll": "reward, nats", "termination_nll": "termination, nats"}
@@ -37,6 +38,8 @@ def world_card(provenance: Mapping[str, Any], sizes: Mapping[str, Any]) -> Model
     facts |= {f"for comparison: {text}": f"{baselines[name]:.4f}" for name, text in BASELINES.items() if name in baselines}
     if "updates" in training:
         facts["training"] = f"{training['updates']:,} updates, {training.get('seconds', 0):.0f} seconds"
+    if found := _texts(provenance.get("warnings")):
+        facts["warnings"] = " ".join(found)
     if provenance.get("command"):
         facts["command"] = f"`{provenance['command']}`"
     what = f"of {environments[0]}" if len(environments) == 1 else "of recorded episodes"
@@ -48,3 +51,27 @@ def world_card(provenance: Mapping[str, Any], sizes: Mapping[str, Any]) -> Model
         usage=USAGE,
         tags=tuple(environments),
     )
+
+
+def describe_world(world: Any) -> str:
+    """Return sizes, spaces, data and warnings of a world model as text."""
+    model, provenance = world.mdnrnn, world.provenance
+    heads = [name for name in ("reward", "termination") if getattr(model, f"{name}_head") is not None]
+    lines = [
+        f"WorldModel on {world.device}: {type(world.vision).__name__} with z of {world.vision.latent_size}, LSTM of "
+        f"{model.config.hidden_size}, {type(model.latent_head).__name__}{''.join(f', {name} head' for name in heads)}",
+        f"  observations  {world.observation_space}",
+        f"  actions       {world.action_space}",
+    ]
+    if "num_episodes" in provenance:
+        recipes = [recipe for recipe in provenance.get("recipes", []) if isinstance(recipe, Mapping)]
+        sources = "; ".join(map(describe_recipe, recipes))
+        data = f"{provenance['num_episodes']} episodes, {provenance.get('num_steps', 'unknown')} steps"
+        lines.append(f"  trained on    {data}: {sources}")
+    lines += [f"  warning       {text}" for text in _texts(provenance.get("warnings"))]
+    return "\n".join(lines)
+
+
+def _texts(value: Any) -> list[str]:
+    """Return a list that was read from a file as texts; none if it is no list."""
+    return [str(text) for text in value] if isinstance(value, list) else []

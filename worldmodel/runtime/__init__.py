@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from worldmodel.runtime.hub import upload_directory as upload_directory
     from worldmodel.runtime.integers import check_integer as check_integer
     from worldmodel.runtime.integers import check_integers as check_integers
+    from worldmodel.runtime.keywords import explains_keywords as explains_keywords
     from worldmodel.runtime.locks import LockedError as LockedError
     from worldmodel.runtime.locks import locked as locked
     from worldmodel.runtime.model_card import CARD_FILE as CARD_FILE
@@ -81,6 +82,8 @@ if TYPE_CHECKING:
     from worldmodel.runtime.tensor_files import digest_tensors as digest_tensors
     from worldmodel.runtime.tensor_files import load_tensors as load_tensors
     from worldmodel.runtime.tensor_files import save_tensors as save_tensors
+    from worldmodel.runtime.threads import keeps_threads as keeps_threads
+    from worldmodel.runtime.threads import set_threads as set_threads
     from worldmodel.runtime.watch import StepWatch as StepWatch
     from worldmodel.runtime.workers import WorkerConfig as WorkerConfig
     from worldmodel.runtime.workers import run_here as run_here
@@ -102,6 +105,7 @@ else:
             "files": "read_json write_json",
             "hub": "HubError HubName local_path upload_directory",
             "integers": "check_integer check_integers",
+            "keywords": "explains_keywords",
             "locks": "LockedError locked",
             "model_card": "CARD_FILE ModelCard write_card",
             "model_files": "ModelFiles",
@@ -113,6 +117,7 @@ else:
             "registry": "Registry UnknownClassError",
             "runs": "RunConfig check_same_run describe jsonable prepare_run single_writer",
             "tensor_files": "digest_tensors load_tensors save_tensors",
+            "threads": "keeps_threads set_threads",
             "watch": "StepWatch",
             "tasks": "Runner",
             "workers": "WorkerConfig run_here run_in_processes",

@@ -1,9 +1,10 @@
-"""Defer Ctrl-C to the end of a step, and keep freed memory in the process."""
+"""Defer Ctrl-C to the end of a step, end a worker that would run the script again, and keep freed memory in the process."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import multiprocessing
 import signal
 import sys
 import threading
@@ -38,6 +39,16 @@ def interrupt_between_steps() -> Iterator[threading.Event]:
         yield requested
     finally:
         signal.signal(signal.SIGINT, previous)
+
+
+def end_if_starting() -> None:
+    """End this process if it is a worker that imports the user's script; the parent then says what the script lacks.
+
+    A worker imports the script of its parent. Without ``if __name__ == "__main__":`` it would do the script's work again, and
+    start workers of its own.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # of multiprocessing: the process is being prepared
+        raise SystemExit(1)
 
 
 def keep_freed_memory() -> bool:

@@ -18,13 +18,16 @@ import numpy as np
 from worldmodel.runtime.directories import is_being_replaced, prepare_directory, remove_temporaries
 from worldmodel.runtime.extras import require_extras
 from worldmodel.runtime.files import read_json, write_json
+from worldmodel.runtime.integers import check_integers
 from worldmodel.runtime.locks import locked
 from worldmodel.runtime.numbers import check_flags
 from worldmodel.runtime.progress import Listener, Progress, Reporter
 from worldmodel.runtime.provenance import record_run
+from worldmodel.runtime.threads import check_threads, set_threads
 
 P = ParamSpec("P")
 R = TypeVar("R")
+THREADS = "threads"  # in the record of a run; not one of its arguments
 
 # Modules that moved since files were written which name their contents: new name -> the name that files keep.
 RECORDED_MODULES = {
@@ -49,12 +52,16 @@ class RunConfig:
         tensorboard: also write TensorBoard scalars, where the run has a log (extra ``tensorboard``).
         progress: show tqdm bars on stderr if that is a terminal.
         on_progress: called with every progress record.
+        threads: number of torch's threads; None keeps that of a run that is resumed, else torch's own. Another number gives
+            results with other last bits, so a run is not resumed with one.
         break_lock: write to a directory that a process on another host has locked. Only after a crash of that host: two
             writers destroy each other's files.
 
     Raises:
         TypeError: if a flag is not a boolean.
         ImportError: if TensorBoard is requested and not installed.
+        TypeError: if ``threads`` is not an integer.
+        ValueError: if it is below 1.
     """
 
     resume: bool = True
@@ -62,11 +69,13 @@ class RunConfig:
     tensorboard: bool = False
     progress: bool = True
     on_progress: Listener | None = None
+    threads: int | None = None
     break_lock: bool = False
 
     def __post_init__(self) -> None:
-        """Check the flags; raise now if TensorBoard is missing, before anything is written."""
+        """Check the fields; raise now if TensorBoard is missing, before anything is written."""
         check_flags(self, "resume", "overwrite", "tensorboard", "progress", "break_lock")
+        check_integers(self, {"threads": 1}, optional=("threads",))
         if self.tensorboard:
             require_extras("tensorboard")
 
@@ -151,6 +160,7 @@ def prepare_run(
     replaces: Sequence[str],
     run: RunConfig,
     error: type[Exception] = ValueError,
+    result: str | None = None,
 ) -> Path:
     """Make the output directory of a long run, or check that the run in it has the same arguments.
 
@@ -163,6 +173,9 @@ def prepare_run(
         replaces: see `prepare_directory`.
         run: whether a run that is there is resumed, replaced or refused.
         error: class of the exception if its arguments are others.
+        result: name of a file that a complete run has, which is only opened.
+
+    The number of torch's threads is recorded, too, and set to that of a run that is resumed; see `set_threads`.
 
     Returns:
         The directory.
@@ -174,14 +187,19 @@ def prepare_run(
     path = Path(path)
     if run.overwrite or not (path / marker).is_file() or is_being_replaced(path / marker, format):
         prepare_directory(path, marker=marker, format=format, overwrite=run.overwrite, replaces=replaces)
-        write_json(path / marker, arguments, format=format, version=version)
+        threads = set_threads(None, run.threads, path)
+        write_json(path / marker, {**arguments, THREADS: threads}, format=format, version=version)
         record_run(path)
         return path
     if not run.resume:
         raise FileExistsError(
             f"{path}: expected no earlier run, got one; resume it (RunConfig(resume=True)) or replace it (--overwrite)"
         )
-    check_same_run(read_json(path / marker, format=format, version=version), arguments, path, error=error)
+    earlier = dict(read_json(path / marker, format=format, version=version))
+    threads = earlier.pop(THREADS, None)  # runs of earlier versions have no record
+    check_same_run(earlier, arguments, path, error=error)
+    complete = result is not None and (path / result).is_file()
+    (check_threads if complete else set_threads)(threads, run.threads, path)
     remove_temporaries(path)
     record_run(path)
     return path

@@ -28,6 +28,7 @@ import torch
 
 from worldmodel.runtime.executors import run_on_executor
 from worldmodel.runtime.integers import check_integers
+from worldmodel.runtime.process import end_if_starting
 from worldmodel.runtime.tasks import Runner, attempt_task
 from worldmodel.runtime.watch import StepWatch
 
@@ -137,6 +138,7 @@ def run_in_processes(runner: Runner, tasks: Sequence[int], config: WorkerConfig)
     Raises:
         RuntimeError: if a worker cannot start.
     """
+    end_if_starting()
     payload = cloudpickle.dumps(runner)
     waiting = deque(tasks)
     tried: Counter[int] = Counter()

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from worldmodel.training.loop import train as train
     from worldmodel.training.optimizers import make_optimizer as make_optimizer
     from worldmodel.training.optimizers import orthogonalize as orthogonalize
+    from worldmodel.training.quality import TrainingQualityWarning as TrainingQualityWarning
     from worldmodel.training.reward_atoms import find_atoms as find_atoms
     from worldmodel.training.windows import SequenceData as SequenceData
     from worldmodel.training.windows import WindowSampler as WindowSampler
@@ -52,6 +53,7 @@ else:
             "log": "MetricsLog read_metrics",
             "loop": "NonFiniteLossError TrainingResult train",
             "optimizers": "make_optimizer orthogonalize",
+            "quality": "TrainingQualityWarning",
             "reward_atoms": "find_atoms",
             "windows": "SequenceData WindowSampler",
         },

@@ -6,15 +6,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from worldmodel.data import Episode, EpisodeStore, EpisodeWriter, Schema, open_or_create
 from worldmodel.models import Encoder, Vision
-from worldmodel.runtime import Progress, RunConfig, require_disk, single_writer
+from worldmodel.runtime import Progress, RunConfig, explains_keywords, keeps_threads, require_disk, set_threads, single_writer
 from worldmodel.spaces import leaf_values
+from worldmodel.training import quality
 
 FLUSH_STEPS = 2**17  # size of a shard
+JUDGED = 50  # encoded episodes that show whether V has collapsed
+LEAST_OBSERVATIONS = 200  # of them
 
 
+@explains_keywords
+@keeps_threads
 @single_writer()
 def encode_store(
     data: str | Path,
@@ -50,19 +56,34 @@ def encode_store(
     encoder.check(source.observation_space)
     spaces_of_store = {"observation_space": encoder.observation_space, "action_space": source.action_space}
     run = run or RunConfig()
+    set_threads(None, run.threads, out)  # an encoding does not depend on it
     _require_disk(Path(out), source, Schema(encoder.observation_space, source.action_space), run.overwrite)
     store = open_or_create(Path(out), lambda: spaces_of_store, encoder.recipe(source.recipe), run=run)
     done = _require_same_episodes(store, source)
     missing = [index for index, episode_id in enumerate(source.episode_ids.tolist()) if episode_id not in done]
+    seen: list[dict[str, np.ndarray]] = []
     if missing:
         store.mark_unfinished(f"the encoding of {len(source)} episodes of {source.path} was interrupted; encode it again")
     with run.reporter() as report, EpisodeWriter(store, max_steps=FLUSH_STEPS) as writer:
         for count, index in enumerate(missing, start=len(done) + 1):
-            writer.add(encoder.encode(source.read(index)))
+            encoded = encoder.encode(source.read(index))
+            seen += [encoded.observations] if len(seen) < JUDGED else []
+            writer.add(encoded)
             writer.write_if_due()
             report(Progress("encode", count, len(source), "episode"))
     store.mark_unfinished(None)
+    _warn_if_collapsed(seen)
     return store
+
+
+def _warn_if_collapsed(seen: Sequence[dict[str, np.ndarray]]) -> None:
+    """Warn if V's means hardly change over many observations of some episodes, compared with its noise."""
+    if sum(len(one["mean"]) for one in seen) < LEAST_OBSERVATIONS:
+        return
+    mean, log_variance = (
+        torch.from_numpy(np.concatenate([one[name] for one in seen])).float() for name in ("mean", "log_variance")
+    )
+    quality.warn(quality.vision_problems(quality.latents_in_use(mean, log_variance), mean.shape[1]))
 
 
 def _require_disk(out: Path, source: EpisodeStore, schema: Schema, overwrite: bool) -> None:

@@ -18,17 +18,20 @@ import torch
 
 from worldmodel.data import EpisodeCollection, split_episodes
 from worldmodel.models import IN_USE, VISION_FILE, VISION_FILES, ConvVAE, FrameBatch, VAEConfig, divergence
-from worldmodel.runtime import RunConfig, check_integer, choose_device, runs, single_writer
+from worldmodel.runtime import RunConfig, check_integer, choose_device, explains_keywords, keeps_threads, runs, single_writer
 from worldmodel.spaces import leaf_values
-from worldmodel.training import loop
+from worldmodel.training import loop, quality
 from worldmodel.training.config import FrameConfig, TrainingConfig
 from worldmodel.training.frames import FrameData
 
 RUN_FILE = "train_vae.json"
 OUTPUTS = (RUN_FILE, *VISION_FILES.outputs, "training", ".*.tmp")
 RUN: dict[str, Any] = {"marker": RUN_FILE, "format": "worldmodel.train_vae", "version": 1, "replaces": OUTPUTS}
+RUN["result"] = VISION_FILE  # of a complete run
 
 
+@explains_keywords
+@keeps_threads
 @single_writer(result=VISION_FILE)
 def train_vae(
     data: str | Path | Sequence[str | Path],
@@ -52,7 +55,7 @@ def train_vae(
         training_config: how to train.
         initial: a V to start from, with its sizes and weights; None starts from random weights.
         seed: >= 0, of the split, the initial weights, the order of the frames and everything drawn in training.
-        device: where V and its training are.
+        device: where V and its training are; "auto": an NVIDIA GPU if there is one, else the CPU.
         run: whether a run in ``out`` is resumed or replaced (a complete one is returned as it is), its log, and how progress is
             shown; see `train`. The stage is "train V".
 
@@ -65,8 +68,7 @@ def train_vae(
         FileExistsError: if ``out`` holds something that may not be replaced.
         KeyboardInterrupt: on Ctrl-C, after the state has been saved; the same call resumes.
     """
-    frame_config, training_config = frame_config or FrameConfig(), training_config or TrainingConfig()
-    run = run or RunConfig()
+    frame_config, training_config, run = frame_config or FrameConfig(), training_config or TrainingConfig(), run or RunConfig()
     if training_config.calibrate:
         raise ValueError("calibrate: expected False, as V has no termination probabilities, got True; give it to fit")
     device = choose_device(device)
@@ -98,7 +100,11 @@ def train_vae(
     most, there = training_config.max_test_batches, torch.device(device)
     seen = loop.held_out_batches(test_data or train_data, most, seed=seed, device=there)
     vision, latents = _without_idle_latents(vision.eval(), seen)
-    vision.write(directory, provenance={**arguments, "training": asdict(result), "latents": latents})
+    provenance: dict[str, Any] = {**arguments, "training": asdict(result), "latents": latents}
+    if quality.judge(result, held_out=test_data is not None):
+        problems = quality.vision_problems(latents["in_use"], latents["size"])
+        quality.record(problems + quality.loss_problems(result, evaluate_every=training_config.evaluate_every), provenance)
+    vision.write(directory, provenance=provenance)
     return vision
 
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from worldmodel.data import EpisodeCollection, split_episodes
+from worldmodel.data import EpisodeCollection, common_truncation, recorded_limits, split_episodes
 from worldmodel.mixtures import DENSITIES, LatentLayout
 from worldmodel.models import (
     AUTO_LATENT_HEAD,
@@ -31,23 +32,37 @@ from worldmodel.models import (
     find_layout,
     vision_for,
 )
-from worldmodel.runtime import RunConfig, check_integer, choose_device, files, float32_default, runs, single_writer
+from worldmodel.runtime import (
+    RunConfig,
+    check_integer,
+    choose_device,
+    explains_keywords,
+    files,
+    float32_default,
+    keeps_threads,
+    runs,
+    single_writer,
+)
 from worldmodel.spaces import FlatSpace, find_images, map_leaves, refuse_float_images
-from worldmodel.training import likelihood, loop
+from worldmodel.training import likelihood, loop, quality
 from worldmodel.training.config import DataConfig, TrainingConfig
 from worldmodel.training.head_choice import CHOICE_FILE, has_choice, read_choice
 from worldmodel.training.initial_model import new_model, prepare_model, statistics_batches
 from worldmodel.training.likelihood import calibrate_termination
 from worldmodel.training.loop import TrainingResult
 from worldmodel.training.reward_atoms import check_rewards_of, read_rewards, with_reward_fields
+from worldmodel.training.trivial_models import TrivialModels
 from worldmodel.training.windows import RESIDENT_BYTES, SequenceData, WindowSampler
 
 FIT_FORMAT, FIT_VERSION, FIT_FILE = "worldmodel.fit", 1, "fit.json"
 OUTPUTS = (FIT_FILE, CHOICE_FILE, *WORLD_FILES.outputs, "training", ".*.tmp")
 RUN: dict[str, Any] = {"marker": FIT_FILE, "format": FIT_FORMAT, "version": FIT_VERSION, "replaces": OUTPUTS}
+RUN["result"] = WORLD_FILE  # of a complete run
 MAX_START_STATES = 2_000
 
 
+@explains_keywords
+@keeps_threads
 @single_writer(result=WORLD_FILE)
 def fit(
     data: str | Path | Sequence[str | Path],
@@ -77,7 +92,7 @@ def fit(
             (`Vision.fit`). None is `StateNormalizer`, which standardises vector observations.
         initial: a world model to start from; its V, its configuration and its weights are kept. None starts from scratch.
         seed: >= 0, of the split, the initial weights, the batches and all samples in training.
-        device: where model, data and training are.
+        device: where model, data and training are; "auto": an NVIDIA GPU if there is one, else the CPU.
         run: whether a run in ``out`` is resumed or replaced (a complete one is returned as it is), its log, and how progress is
             shown; see `train`. The stage is "train M".
 
@@ -118,8 +133,8 @@ def fit(
     scores = _baselines(world.mdnrnn, *parts, training_config, seed)
     result = _train(world.mdnrnn, parts, directory / "training", training_config, seed, episodes.fingerprint, run)
     world.provenance = _provenance(episodes, arguments, result, scores) | {"layout": layout.to_json()} | read_choice(directory)
-    if training_config.calibrate:
-        world.provenance["calibration"] = _calibrate(world, parts[1], seed)
+    seen = (reader.encode(episodes.read(int(index)).observations) for index in split[1][: quality.MAX_JUDGED])
+    _examine(world, parts, result, training_config, seed, seen)
     world.write(directory)
     return world.eval()
 
@@ -338,13 +353,37 @@ def _calibrate(world: WorldModel, test: SequenceData | None, seed: int) -> dict[
     return calibrate_termination(world.mdnrnn, loop.held_out_batches(test, test.num_batches(0), seed=seed, device=world.device))
 
 
+def _examine(
+    world: WorldModel,
+    data: tuple[SequenceData, SequenceData | None],
+    result: TrainingResult,
+    config: TrainingConfig,
+    seed: int,
+    posteriors: Iterator[tuple[Tensor, Tensor]],
+) -> None:
+    """Calibrate if requested, warn of the bad states in which the training has ended, and add both to the provenance."""
+    train, test = data
+    if config.calibrate:
+        world.provenance["calibration"] = _calibrate(world, test, seed)
+    trivial = TrivialModels.fit(statistics_batches(train)) if quality.judge(result, held_out=test is not None) else None
+    if test is None or trivial is None:
+        return
+    batches = loop.held_out_batches(test, config.max_test_batches, seed=seed, device=world.device)
+    predictions = quality.Predictions.of(world.mdnrnn.eval(), batches, trivial)
+    scores = world.provenance["baselines"]
+    quality.record(quality.world_problems(result, scores, predictions, posteriors, config.evaluate_every), world.provenance)
+
+
 def _provenance(
     episodes: EpisodeCollection, arguments: dict[str, Any], result: TrainingResult, scores: dict[str, float]
 ) -> dict[str, Any]:
     """Return the origin of a world model as JSON-serialisable data."""
     kept = ("data_fingerprint", "seed", "data_config", "training_config", "initial")
+    recipes = [store.recipe for store in episodes.stores]
+    truncated_at = None if any(map(recorded_limits, recipes)) else common_truncation(episodes)
     return {
-        "recipes": [store.recipe for store in episodes.stores],
+        "recipes": recipes,
+        **({} if truncated_at is None else {"truncated_at": truncated_at}),
         "num_episodes": len(episodes),
         "num_steps": int(episodes.lengths.sum()),
         **{name: arguments[name] for name in kept},

@@ -28,7 +28,9 @@ from worldmodel.runtime import (
     files,
     float32_default,
     interrupt_between_steps,
+    keeps_threads,
     resolve_precision,
+    set_threads,
     single_writer,
 )
 from worldmodel.training.config import TrainingConfig, learning_rate
@@ -100,6 +102,7 @@ class NonFiniteLossError(RuntimeError):
     """The loss or its gradient is NaN or infinite; the last good state has been saved."""
 
 
+@keeps_threads
 @single_writer()
 def train(
     model: nn.Module,
@@ -232,7 +235,9 @@ class _Run:
                     f"{self.out}: expected no earlier training, got one; resume it, replace it with overwrite, or choose "
                     "another directory"
                 )
-            self._load(self.out / STATE_FILE)
+            self._load(self.out / STATE_FILE, run.threads)
+            return
+        set_threads(None, run.threads, self.out)
 
     def update(self) -> dict[str, Tensor]:
         """Do one optimiser step and return the loss and its terms."""
@@ -292,6 +297,7 @@ class _Run:
             tensors |= {f"optimizer.{number}.{name}": tensor for name, tensor in moments.items()}
         tensors["generator"] = self.generator.get_state()
         content = {"format": STATE_FORMAT, "version": STATE_VERSION, "state": asdict(self.state), "identity": self.identity}
+        content["threads"] = torch.get_num_threads()
         files.save_tensors(self.out / STATE_FILE, tensors, {"state": json.dumps(content)})
 
     def load_best(self) -> None:
@@ -300,11 +306,12 @@ class _Run:
             self.model.load_state_dict(files.load_tensors(self.out / BEST_FILE)[0])
         self.model.eval()
 
-    def _load(self, path: Path) -> None:
+    def _load(self, path: Path, threads: int | None) -> None:
         tensors, metadata = files.load_tensors(path)
         content = files.parse_json(metadata.get("state", "{}"), path)
         files.check_stamp(content, path, format=STATE_FORMAT, version=STATE_VERSION)
         check_same_run(content["identity"], self.identity, path)
+        set_threads(content.get("threads"), threads, path)
         try:
             self.model.load_state_dict({n.removeprefix("model."): x for n, x in tensors.items() if n.startswith("model.")})
         except RuntimeError as error:
