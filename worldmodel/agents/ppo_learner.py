@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel.agents.action_distributions import make_choices
+from worldmodel.agents.critic import TINY, Critic
 from worldmodel.dream import Dreams, LatentState, StartBank
 from worldmodel.models import State
 from worldmodel.rng import PPO_LEARN_STREAM, derive_seed
@@ -18,7 +19,6 @@ from worldmodel.runtime import check_integers, check_numbers, load_optimizer_ten
 
 LARGEST_STD = 1.5  # initial standard deviation of the outputs over the starts, at most; beyond it an agent hardly explores
 SMALLEST_SCALE = 1e-3  # a feature that varies less over the starts is not scaled up
-TINY = 1e-12  # smallest variance of returns: if all returns are equal to the last bit, the initial critic explains them
 CLIP_NORM = 1.0  # largest norm of the agent's gradient
 
 
@@ -60,7 +60,7 @@ class PPOConfig:
     epochs: int = 2
     minibatches: int = 4
     clip: float = 0.2
-    entropy: float = 0.003
+    entropy: float = 0.01
     test_every: int = 50
     test_dreams: int = 256
 
@@ -106,7 +106,7 @@ class Learner:
         if self._scaled:
             agent.scale_inputs(self._scale)
         usual = dreams.world.mdnrnn.mean_reward if dreams.reward is None else 0.0
-        self._critic = _make_critic(seen.shape[1], config.critic_size, usual, self._generator)
+        self._critic = Critic(seen.shape[1], config.critic_size, usual, self._generator)
         self._actor_optimizer = torch.optim.Adam(agent.parameters(), lr=config.learning_rate, betas=(0.9, 0.99))
         self._critic_optimizer = torch.optim.Adam(self._critic.parameters(), lr=config.critic_learning_rate)
         everywhere = torch.ones(dreams.batch_size, dtype=torch.bool, device=self._scale.device)
@@ -123,6 +123,7 @@ class Learner:
     def iterate(self) -> dict[str, float]:
         """Dream and learn; return the metrics."""
         steps, ends = self._dream()
+        self._critic.adapt(steps.returns)
         for _ in range(self._config.epochs):
             order = torch.randperm(len(steps.returns), generator=self._generator, device=self._scale.device)
             for index in order.chunk(self._config.minibatches):
@@ -188,7 +189,7 @@ class Learner:
     def _learn(self, steps: _Steps) -> float:
         """Do one step of both optimisers; return the mean entropy."""
         config, outputs = self._config, self._outputs(steps.features)
-        advantage = (steps.advantage - steps.advantage.mean()) / steps.advantage.std(correction=0).clamp(min=1e-6)
+        advantage = (steps.advantage - steps.advantage.mean()) / steps.advantage.std(correction=0).clamp(min=TINY)
         ratio = (self._choices.log_prob(outputs, steps.choice) - steps.log_prob).exp()
         gain = torch.minimum(ratio * advantage, ratio.clamp(1 - config.clip, 1 + config.clip) * advantage).mean()
         entropy = self._choices.entropy(outputs).mean()
@@ -197,7 +198,7 @@ class Learner:
         nn.utils.clip_grad_norm_(self._actor.parameters(), CLIP_NORM)
         self._actor_optimizer.step()
         self._critic_optimizer.zero_grad()
-        (self._value(steps.features) - steps.returns).square().mean().backward()
+        self._critic.loss(steps.features, steps.returns).backward()
         self._critic_optimizer.step()
         return entropy.item()
 
@@ -223,17 +224,8 @@ class Learner:
 
     def _value(self, features: Tensor) -> Tensor:
         """The critic's value (B,): (1 - discount) times the discounted return, so about the mean reward of a step."""
-        return self._critic(features)[:, 0]
-
-
-def _make_critic(size: int, hidden: int, value: float, generator: torch.Generator) -> nn.Module:
-    """Make a critic whose initial value is the same for all features."""
-    made = {"device": generator.device, "dtype": torch.float32}
-    first, last = (nn.utils.skip_init(nn.Linear, *pair, **made) for pair in ((size, hidden), (hidden, 1)))
-    nn.init.normal_(first.weight, std=size**-0.5, generator=generator)
-    for parameter, constant in ((first.bias, 0.0), (last.weight, 0.0), (last.bias, value)):
-        nn.init.constant_(parameter, constant)
-    return nn.Sequential(first, nn.Tanh(), last)
+        value: Tensor = self._critic(features)
+        return value
 
 
 def named(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
