@@ -163,17 +163,18 @@ def run(name: str, seed: int, fields: dict[str, Any], updates: int, directory: P
         nll = -prediction.latent.log_prob(batch.z[:, 1:]).double().mean() / 2
         scale = world.vision.scale.double().log().mean()  # densities of z, not of the observation
         row["latent_excess"] = float(nll + scale) - switching_nll(y, action)
-    if prediction.reward is not None:
-        row |= score_reward(name, seed, world, prediction, batch, (y, action, reward))
+    found = prediction.outcome(batch.z[:, 1:]).reward
+    if found is not None:
+        row |= score_reward(name, seed, world, found, batch, (y, action, reward))
     return row
 
 
-def score_reward(name: str, seed: int, world: WorldModel, prediction: Any, batch: SequenceBatch, truth: Any) -> dict[str, Any]:
+def score_reward(name: str, seed: int, world: WorldModel, predicted: Any, batch: SequenceBatch, truth: Any) -> dict[str, Any]:
     """Compare predicted rewards with the true distribution."""
     y, action, reward = truth
     x = y[:, :-1, 0].astype(np.float64)
-    expected = prediction.reward.expectation()[..., 0].double().numpy()
-    nll = float(-prediction.reward.log_prob(batch.reward.unsqueeze(-1)).double().mean())
+    expected = predicted.expectation()[..., 0].double().numpy()
+    nll = float(-predicted.log_prob(batch.reward.unsqueeze(-1)).double().mean())
     if name == "smooth":
         mean, sd = smooth(x, action)
         exact = float((0.5 * ((reward - mean) / sd) ** 2 + np.log(sd)).mean() + 0.5 * math.log(2 * math.pi))
@@ -185,7 +186,7 @@ def score_reward(name: str, seed: int, world: WorldModel, prediction: Any, batch
     row |= {
         "mean": float(expected.mean()),
         "true_mean": float(mean.mean()),
-        "pit": pit_distance(prediction.reward, batch.reward, 0),
+        "pit": pit_distance(predicted, batch.reward, 0),
     }
     if name in ("rare", "switching"):
         tail = (mean >= 60) & (mean <= 80)

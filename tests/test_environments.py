@@ -121,7 +121,8 @@ def reward_errors(trial):
         z, action = trial.world.encode(episode.observations), trial.world.action_features.flatten(episode.actions)
         with torch.no_grad():
             prediction, _ = trial.world.mdnrnn(z[None, :-1], action[None])
-        errors.append(prediction.reward.expectation()[0, :, 0].numpy() - episode.rewards)
+        reward = prediction.outcome(z[None, 1:]).reward
+        errors.append(reward.expectation()[0, :, 0].numpy() - episode.rewards)
         rewards.append(episode.rewards)
     return np.square(np.concatenate(errors)).mean(), np.concatenate(rewards).var()
 

@@ -15,9 +15,10 @@ from toy_worlds import random_world, same_bits, walk_world
 
 from worldmodel.agents import PPO_FILE, Controller, PPOConfig
 from worldmodel.agents import ppo as run_ppo
+from worldmodel.agents.critic import Critic
 from worldmodel.agents.ppo_learner import Learner
 from worldmodel.data import collect
-from worldmodel.dream import Dreams, LatentState, StartBank
+from worldmodel.dream import Dreams, LatentReward, LatentState, StartBank
 from worldmodel.models import feature_size
 from worldmodel.rng import PPO_TEST_STREAM, derive_seed
 from worldmodel.runtime import RunConfig
@@ -193,6 +194,28 @@ def test_the_critic_learns_what_steps_are_worth():
     learner = Learner(controller, dreams, starts, PPOConfig(steps=16, critic_learning_rate=1e-2, discount=0.8), 0)
     explained = [learner.iterate()["explained"] for _ in range(30)]
     assert explained[-1] > max(0.5, explained[0])
+
+
+def test_the_unit_of_rewards_does_not_change_what_is_learned():
+    found = []
+    for unit in (1.0, 2.0**-12):  # a power of two, so that no number is rounded differently
+        controller, dreams, starts = make(random_world(termination_bias=-2.0), num_dreams=64)
+        dreams = Dreams(dreams.world, 64, reward=LatentReward(lambda z, action, next_z, unit=unit: unit * next_z[:, 0]))
+        found.append(ppo(controller, dreams, starts, config=replace(SHORT, iterations=8), horizon=6))
+    assert found[0].layers[0].weight.abs().max() > 0
+    torch.testing.assert_close(found[0].layers[0].weight, found[1].layers[0].weight)
+
+
+def test_new_units_of_the_returns_change_no_value():
+    critic = Critic(3, 8, 0.5, torch.Generator().manual_seed(0))
+    features = torch.randn(20, 3, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(critic(features), torch.full((20,), 0.5))
+    torch.nn.init.normal_(critic.last.weight, generator=torch.Generator().manual_seed(2))
+    before = critic(features)
+    for returns in (torch.randn(50), 3 + 10 * torch.randn(50), torch.full((50,), 2.0)):
+        critic.adapt(returns)
+        torch.testing.assert_close(critic(features), before)
+    assert critic.unit > 1.5
 
 
 def test_constant_returns_have_a_finite_explained_variance():

@@ -45,6 +45,9 @@ def inputs(made, rows=6):
         {"skip": False},
         {"predict_change": False},
         {"reward_head": False},
+        {"outcome_size": 5},
+        {"outcome_size": 5, "skip": False, "reward_head": False},
+        {"outcome_size": 5, "reward_atoms": (0.5,), "reward_components": 2, "termination_head": False},
         {"factorization": Factorization.JOINT},
     ],
 )
@@ -58,10 +61,13 @@ def test_state_reward_and_end_are_those_of_the_plain_step(config):
     drawn = fast(z, action, state, temperature=1.0, uniform=uniform, normal=normal)
     for mine, expected in zip(drawn.lstm, lstm, strict=True):
         torch.testing.assert_close(mine, expected)
-    torch.testing.assert_close(drawn.termination_logit, prediction.termination_logit)
-    assert (drawn.reward is None) == (prediction.reward is None)
-    if prediction.reward is not None:
-        torch.testing.assert_close(drawn.reward, prediction.reward.expectation()[:, 0])
+    outcome = prediction.outcome(drawn.z.clamp(made.latent_low, made.latent_high))
+    assert (drawn.termination_logit is None) == (outcome.termination_logit is None)
+    if outcome.termination_logit is not None:
+        torch.testing.assert_close(drawn.termination_logit, outcome.termination_logit)
+    assert (drawn.reward is None) == (outcome.reward is None)
+    if outcome.reward is not None:
+        torch.testing.assert_close(drawn.reward, outcome.reward.expectation()[:, 0])
 
 
 @pytest.mark.parametrize("predict_change", [True, False])

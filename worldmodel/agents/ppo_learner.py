@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel.agents.action_distributions import Choices, make_choices
+from worldmodel.agents.critic import TINY, Critic
 from worldmodel.dream import Dreams, LatentState, StartBank
 from worldmodel.models import State
 from worldmodel.rng import PPO_LEARN_STREAM, derive_seed
@@ -19,7 +20,6 @@ from worldmodel.runtime import check_integers, check_numbers, load_optimizer_ten
 
 LARGEST_STD = 1.5  # initial standard deviation of the outputs over the starts, at most; beyond it an agent hardly explores
 SMALLEST_SCALE = 1e-3  # a feature that varies less over the starts is not scaled up
-TINY = 1e-12  # smallest variance of returns: if all returns are equal to the last bit, the initial critic explains them
 LARGEST_EXPONENT = math.log(4)  # of the factor of a learned breadth
 CLIP_NORM = 1.0  # largest norm of the agent's gradient
 
@@ -67,7 +67,7 @@ class PPOConfig:
     epochs: int = 2
     minibatches: int = 4
     clip: float = 0.2
-    entropy: float = 0.003
+    entropy: float = 0.01
     test_every: int = 50
     test_dreams: int = 256
     test_from: Literal["first", "starts"] = "first"
@@ -122,9 +122,9 @@ class Learner:
         if self._scaled:
             agent.scale_inputs(self._scale)
         usual = dreams.world.mdnrnn.mean_reward if dreams.reward is None else 0.0
-        self._critic = _make_network(seen.shape[1], config.critic_size, 1, usual, self._generator)
+        self._critic = Critic(seen.shape[1], config.critic_size, usual, self._generator)
         sizes = seen.shape[1], config.critic_size, self._choices.num_breadths
-        self._spread = _make_network(*sizes, 0.0, self._generator) if config.spread == "state" else None
+        self._spread = _make_spread(*sizes, self._generator) if config.spread == "state" else None
         learned = [*agent.parameters(), *([] if self._spread is None else self._spread.parameters())]
         self._actor_optimizer = torch.optim.Adam(learned, lr=config.learning_rate, betas=(0.9, 0.99))
         self._critic_optimizer = torch.optim.Adam(self._critic.parameters(), lr=config.critic_learning_rate)
@@ -142,6 +142,7 @@ class Learner:
     def iterate(self) -> dict[str, float]:
         """Dream and learn; return the metrics."""
         steps, ends = self._dream()
+        self._critic.adapt(steps.returns)
         for _ in range(self._config.epochs):
             order = torch.randperm(len(steps.returns), generator=self._generator, device=self._scale.device)
             for index in order.chunk(self._config.minibatches):
@@ -211,7 +212,7 @@ class Learner:
     def _learn(self, steps: _Steps) -> float:
         """Do one step of both optimisers; return the mean entropy."""
         config, outputs, choices = self._config, self._outputs(steps.features), self._choices_in(steps.features)
-        advantage = (steps.advantage - steps.advantage.mean()) / steps.advantage.std(correction=0).clamp(min=1e-6)
+        advantage = (steps.advantage - steps.advantage.mean()) / steps.advantage.std(correction=0).clamp(min=TINY)
         ratio = (choices.log_prob(outputs, steps.choice) - steps.log_prob).exp()
         gain = torch.minimum(ratio * advantage, ratio.clamp(1 - config.clip, 1 + config.clip) * advantage).mean()
         entropy = choices.entropy(outputs).mean()
@@ -220,7 +221,7 @@ class Learner:
         nn.utils.clip_grad_norm_(self._actor.parameters(), CLIP_NORM)
         self._actor_optimizer.step()
         self._critic_optimizer.zero_grad()
-        (self._value(steps.features) - steps.returns).square().mean().backward()
+        self._critic.loss(steps.features, steps.returns).backward()
         self._critic_optimizer.step()
         return entropy.item()
 
@@ -253,16 +254,17 @@ class Learner:
 
     def _value(self, features: Tensor) -> Tensor:
         """The critic's value (B,): (1 - discount) times the discounted return, so about the mean reward of a step."""
-        return self._critic(features)[:, 0]
+        value: Tensor = self._critic(features)
+        return value
 
 
-def _make_network(size: int, hidden: int, outputs: int, value: float, generator: torch.Generator) -> nn.Module:
-    """Make a critic or the network of the spread, whose initial outputs are the same for all features."""
+def _make_spread(size: int, hidden: int, outputs: int, generator: torch.Generator) -> nn.Module:
+    """Make the network of the spread, whose initial outputs are 0 for all features."""
     made = {"device": generator.device, "dtype": torch.float32}
     first, last = (nn.utils.skip_init(nn.Linear, *pair, **made) for pair in ((size, hidden), (hidden, outputs)))
     nn.init.normal_(first.weight, std=size**-0.5, generator=generator)
-    for parameter, constant in ((first.bias, 0.0), (last.weight, 0.0), (last.bias, value)):
-        nn.init.constant_(parameter, constant)
+    for parameter in (first.bias, last.weight, last.bias):
+        nn.init.zeros_(parameter)
     return nn.Sequential(first, nn.Tanh(), last)
 
 

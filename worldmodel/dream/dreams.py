@@ -258,12 +258,12 @@ class Dreams(BatchedWorld):
         """Return the next z and state of every dream; those of terminated dreams do not change."""
         prediction, lstm = self.world.mdnrnn.step(state.z, action, state.lstm)
         z = self.bound(prediction.latent.sample(self.temperature, num_groups=self.num_groups, generator=generator))
-        reward = None
-        if prediction.reward is not None and self._samples_rewards:
-            reward = self.bound_reward(prediction.reward.sample(num_groups=self.num_groups, generator=generator))
-        elif prediction.reward is not None:
-            reward = self.bound_reward(prediction.reward.expectation())
-        return Drawn(*_unless_ended(state, z, lstm), reward, prediction.termination_logit)
+        outcome, reward = prediction.outcome(z), None
+        if outcome.reward is not None and self._samples_rewards:
+            reward = self.bound_reward(outcome.reward.sample(num_groups=self.num_groups, generator=generator))
+        elif outcome.reward is not None:
+            reward = self.bound_reward(outcome.reward.expectation())
+        return Drawn(*_unless_ended(state, z, lstm), reward, outcome.termination_logit)
 
     def _draw_fast(self, state: LatentState, action: Tensor, generator: torch.Generator | Streams) -> Drawn:
         """Sample in half precision; on a CPU only running dreams are computed, as finding them synchronises a GPU."""

@@ -136,9 +136,10 @@ def _step(dreams: Dreams, state: LatentState, action: Tensor, generator: torch.G
     with _fixed(dreams.world):
         prediction, lstm = dreams.world.mdnrnn.step(state.z, action, state.lstm)
         z = dreams.bound(prediction.latent.rsample(dreams.temperature, num_groups=dreams.num_groups, generator=generator))
+        outcome = prediction.outcome(z)
         if dreams.reward is None:
-            assert prediction.reward is not None
-            reward = dreams.bound_reward(prediction.reward.expectation())
+            assert outcome.reward is not None
+            reward = dreams.bound_reward(outcome.reward.expectation())
         else:
             reward = dreams.reward.of_dreams(state.z, action, z, state.alive)
             if action.requires_grad and not reward.requires_grad:
@@ -146,7 +147,7 @@ def _step(dreams: Dreams, state: LatentState, action: Tensor, generator: torch.G
                     f"reward: expected a differentiable function, got {dreams.reward.name}, whose result has no gradient; "
                     "compute it with torch operations on its arguments, or search with evolve or ppo, which need no gradient"
                 )
-    logit = prediction.termination_logit
+    logit = outcome.termination_logit
     continuation = torch.ones_like(reward) if logit is None else torch.sigmoid(-logit)
     return LatentState(z, lstm, state.alive), reward, continuation
 

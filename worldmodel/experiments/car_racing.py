@@ -110,6 +110,7 @@ CAR_RACING_LOOP = LoopPreset(
                     discount=0.985,
                     breadth=0.4,
                     spread="state",
+                    entropy=0.003,
                     test_every=40,
                     test_dreams=1024,
                     test_from="starts",

@@ -239,6 +239,7 @@ DOOM = Preset(
             factorization=Factorization.PER_DIMENSION,
             termination_weight=10.0,
             termination_gradient=0.1,
+            outcome_size=0,
         ),
         data=DataConfig(window=1000, batch_size=50, test_fraction=0.05, min_length=100),
         training=replace(_MDNRNN_TRAINING, num_updates=2_000, calibrate=True),
@@ -273,7 +274,7 @@ CAR_RACING = Preset(
         config=VAEConfig(latent_size=32, kl_tolerance=0.5, free_bits="dimension"), frames=_FRAMES, training=_VAE_TRAINING
     ),
     dynamics=DynamicsPreset(
-        mdnrnn=MDNRNNConfig(hidden_size=256, num_components=5, factorization=Factorization.PER_DIMENSION),
+        mdnrnn=MDNRNNConfig(hidden_size=256, num_components=5, factorization=Factorization.PER_DIMENSION, outcome_size=0),
         data=DataConfig(window=999, batch_size=100, test_fraction=0.05),
         training=_MDNRNN_TRAINING,
     ),

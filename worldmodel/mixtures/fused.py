@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -48,40 +48,53 @@ class LossTerm:
         head: the head.
         target: (N, ...) what its outputs are compared with, in its units.
         divisor: the loss counts the head's sum divided by this.
-        feature_gradient: factor of this term's gradient with respect to the features; the head's own weights get all of it.
+        feature_gradient: factor of this term's gradient with respect to the features; the head's own weights, and those of its
+            layer, get all of it.
+        layer: a hidden layer tanh(W [features, more] + b) with U units, through which the head sees more than the features: its
+            own layer is linear in the features followed by these units. None for a head that is linear in the features.
     """
 
     head: RawHead
     target: Tensor
     divisor: int = 1
     feature_gradient: float = 1.0
+    layer: nn.Linear | None = None
 
 
-def heads_loss(features: Tensor, rows: Tensor, terms: Sequence[LossTerm]) -> tuple[Tensor, Tensor]:
+def heads_loss(
+    features: Tensor, rows: Tensor, terms: Sequence[LossTerm], *, more: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Sum the losses of the heads over the steps that count.
 
     Args:
         features: (M, F) input of the heads.
         rows: (N,) ascending indices of the features that count.
-        terms: the heads with their targets of those N steps.
+        terms: the heads with their targets of those N steps; those with layers are next to each other.
+        more: (N, E) additional inputs of the terms' layers, of those steps; None without layers.
 
     Returns:
         The sum over steps and terms, each divided by its divisor, in nats, which can be differentiated once; and the sum of
         each term before the division, (number of terms,), without gradient.
     """
-    weight = torch.cat([term.head.linear.weight for term in terms])  # (O, F)
+    size = features.shape[1]
+    weight = torch.cat([term.head.linear.weight[:, :size] for term in terms])  # (O, F)
     bias = torch.cat([term.head.linear.bias for term in terms])  # (O,)
     couplings = [term.head.target_weight for term in terms]
-    total, sums = _HeadsLoss.apply(features, rows, weight, bias, terms, torch.is_grad_enabled(), *couplings)
+    own: list[Tensor] = []
+    if more is not None:
+        seeing = [(term.layer, term.head.linear.weight[:, size:]) for term in terms if term.layer is not None]
+        own = [torch.cat([layer.weight for layer, _ in seeing]), torch.cat([layer.bias for layer, _ in seeing])]
+        own += [after for _, after in seeing]
+    total, sums = _HeadsLoss.apply(features, rows, weight, bias, terms, torch.is_grad_enabled(), more, *couplings, *own)
     return total, sums
 
 
-def output_slices(heads: Sequence[RawHead]) -> list[slice]:
-    """Return the columns of each head's outputs where the outputs of all are stacked."""
+def output_slices(sizes: Sequence[int]) -> list[slice]:
+    """Return the columns of each part where parts of these sizes are stacked."""
     slices, first = [], 0
-    for head in heads:
-        slices.append(slice(first, first + head.linear.out_features))
-        first = slices[-1].stop
+    for size in sizes:
+        slices.append(slice(first, first + size))
+        first += size
     return slices
 
 
@@ -94,6 +107,65 @@ def _losses(raw: Tensor, terms: Sequence[LossTerm], columns: Sequence[slice], pa
         if gradient and term.divisor != 1:
             outputs /= term.divisor
     return sums
+
+
+class _Layers:
+    """The hidden layers of the terms that have one, stacked, for one call of `heads_loss`.
+
+    Args:
+        terms: all terms.
+        columns: columns of each term's outputs.
+        more: (N, E) additional inputs of the layers.
+        tensors: W (U, F + E) and b (U,) of all layers, and for each layer the head's weights of its units (O, U of the layer).
+        dtype: dtype of the matrix products.
+        gradient: whether gradients are needed.
+    """
+
+    def __init__(
+        self,
+        terms: Sequence[LossTerm],
+        columns: Sequence[slice],
+        more: Tensor,
+        tensors: Sequence[Tensor],
+        dtype: torch.dtype,
+        gradient: bool,
+    ):
+        self.more, self.dtype, self.bias = more, dtype, tensors[1]
+        self.weight, self.after = tensors[0].to(dtype), torch.block_diag(*tensors[2:]).to(dtype)  # of all heads: (O, U)
+        self.gradients = [torch.zeros_like(tensor) for tensor in (tensors[0], tensors[1], self.after)] if gradient else []
+        seeing = [(term, own) for term, own in zip(terms, columns, strict=True) if term.layer is not None]
+        self.outputs = slice(seeing[0][1].start, seeing[-1][1].stop)
+        units = output_slices([tensor.shape[1] for tensor in tensors[2:]])
+        self.units = [(mine, term.feature_gradient) for (term, _), mine in zip(seeing, units, strict=True)]
+        self.blocks = list(zip(output_slices([own.stop - own.start for _, own in seeing]), units, strict=True))
+
+    def add_outputs(self, raw: Tensor, seen: Tensor, part: slice) -> None:
+        """Add what the heads see through their layers to the outputs (n, O), for features ``seen`` (n, F)."""
+        self._inputs = torch.cat([seen, self.more[part].to(self.dtype)], dim=1)  # (n, F + E)
+        self._units = (self._inputs @ self.weight.t()).to(raw.dtype).add_(self.bias).tanh_()  # (n, U)
+        raw[:, self.outputs] += (self._units.to(self.dtype) @ self.after.t()).to(raw.dtype)
+
+    def add_gradients(self, slope: Tensor, size: int) -> Tensor:
+        """Add the gradients of the layers' weights, from those of the outputs (n, O); return that of the features (n, F)."""
+        by_weight, by_bias, by_after = self.gradients
+        outputs = slope[:, self.outputs]
+        by_after += outputs.t() @ self._units.to(self.dtype)
+        below = (outputs @ self.after).to(self._units.dtype)
+        below -= below * self._units.square_()  # the derivative of tanh
+        by_bias += below.sum(dim=0)
+        below = below.to(self.dtype)
+        by_weight += below.t() @ self._inputs
+        for mine, factor in self.units:
+            if factor != 1:  # after the gradient of the layers' own weights
+                below[:, mine] *= factor
+        return below @ self.weight[:, :size]
+
+    def all_gradients(self) -> list[Tensor]:
+        """Return the gradients of all tensors that were given."""
+        if not self.gradients:
+            return []
+        by_weight, by_bias, by_after = self.gradients
+        return [by_weight, by_bias, *(by_after[own, mine].to(by_bias.dtype) for own, mine in self.blocks)]
 
 
 def _add_couplings(
@@ -116,6 +188,14 @@ def _add_coupling_gradients(
                 gradient.addmm_(slope[:, own].t(), term.target[part])
 
 
+def _damped(slope: Tensor, terms: Sequence[LossTerm], columns: Sequence[slice]) -> Tensor:
+    """Multiply the gradient of each term's outputs (n, O) by its factor, in place."""
+    for term, outputs in zip(terms, columns, strict=True):
+        if term.feature_gradient != 1:
+            slope[:, outputs] *= term.feature_gradient
+    return slope
+
+
 class _HeadsLoss(torch.autograd.Function):
     """`heads_loss`; the gradient is computed with the loss, as the factor from above is one number."""
 
@@ -128,14 +208,17 @@ class _HeadsLoss(torch.autograd.Function):
         bias: Tensor,
         terms: Sequence[LossTerm],
         gradient: bool,
-        *couplings: Tensor | None,
+        more: Tensor | None,
+        *own: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        kind, columns = features.device.type, output_slices([term.head for term in terms])
+        kind, columns = features.device.type, output_slices([term.head.linear.out_features for term in terms])
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
-        cast = weight.to(dtype)
-        transposed = cast.t().contiguous()  # products with a transposed view are slower in half precision
+        lowered = weight.to(dtype)
+        transposed = lowered.t().contiguous()  # products with a transposed view are slower in half precision
         by_features, by_weight, by_bias = (torch.zeros_like(x) if gradient else x for x in (features, weight, bias))
+        couplings = own[: len(terms)]
         by_coupling = [None if x is None else torch.zeros_like(x) for x in couplings]
+        layers = None if more is None else _Layers(terms, columns, more, cast(Any, own[len(terms) :]), dtype, gradient)
         sums = bias.new_zeros(len(terms))
         every = len(rows) == len(features)  # each at most once and in order, so that no row need be looked up
         size = max(1, CHUNK.get(kind, LARGE_CHUNK) // len(weight))
@@ -144,22 +227,23 @@ class _HeadsLoss(torch.autograd.Function):
             seen = (features[part] if every else features.index_select(0, rows[part])).to(dtype)  # (n, F)
             raw = (seen @ transposed).to(bias.dtype).add_(bias)  # (n, O)
             _add_couplings(raw, terms, columns, part, couplings)
+            if layers is not None:
+                layers.add_outputs(raw, seen, part)
             sums += _losses(raw, terms, columns, part, gradient)
             if gradient:
                 _add_coupling_gradients(by_coupling, raw, terms, columns, part)
                 by_bias += raw.t() @ raw.new_ones(len(raw))  # faster than a sum over rows
                 slope = raw.to(dtype)
+                through = None if layers is None else layers.add_gradients(slope, features.shape[1])
                 by_weight += slope.t() @ seen
-                for term, own in zip(terms, columns, strict=True):
-                    if term.feature_gradient != 1:  # after the gradient of the head's own weights
-                        slope[:, own] *= term.feature_gradient
-                back = (slope @ cast).to(features.dtype)
+                back = _damped(slope, terms, columns) @ lowered  # after the gradient of the heads' own weights
+                back = (back if through is None else back.add_(through)).to(features.dtype)
                 if every:
                     by_features[part] = back
                 else:
                     by_features.index_copy_(0, rows[part], back)
         if gradient:
-            ctx.save_for_backward(by_features, by_weight, by_bias, *by_coupling)
+            ctx.save_for_backward(by_features, by_weight, by_bias, *by_coupling, *(layers.all_gradients() if layers else ()))
         ctx.mark_non_differentiable(sums)
         total = sums[0] / terms[0].divisor
         for term, each in zip(terms[1:], sums[1:], strict=True):
@@ -170,5 +254,5 @@ class _HeadsLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, factor: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         by_features, *others = ctx.saved_tensors
-        by_weight, by_bias, *by_coupling = (None if x is None else x * factor for x in others)
-        return by_features * factor.to(by_features.dtype), None, by_weight, by_bias, None, None, *by_coupling
+        by_weight, by_bias, *by_own = (None if x is None else x * factor for x in others)
+        return by_features * factor.to(by_features.dtype), None, by_weight, by_bias, None, None, None, *by_own

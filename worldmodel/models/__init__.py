@@ -49,11 +49,13 @@ if TYPE_CHECKING:
     from worldmodel.models.lstm import run_lstm as run_lstm
     from worldmodel.models.lstm import stack_weights as stack_weights
     from worldmodel.models.mdnrnn import MDNRNN as MDNRNN
-    from worldmodel.models.mdnrnn import Prediction as Prediction
     from worldmodel.models.mdnrnn import State as State
     from worldmodel.models.mdnrnn_config import AUTO_LATENT_HEAD as AUTO_LATENT_HEAD
     from worldmodel.models.mdnrnn_config import DEFAULT_LATENT_HEAD as DEFAULT_LATENT_HEAD
     from worldmodel.models.mdnrnn_config import MDNRNNConfig as MDNRNNConfig
+    from worldmodel.models.outcome import DEFAULT_OUTCOME_SIZE as DEFAULT_OUTCOME_SIZE
+    from worldmodel.models.outcome import Outcome as Outcome
+    from worldmodel.models.outcome import Prediction as Prediction
     from worldmodel.models.state_normalizer import StateNormalizer as StateNormalizer
     from worldmodel.models.vae import IN_USE as IN_USE
     from worldmodel.models.vae import ConvVAE as ConvVAE
@@ -85,8 +87,9 @@ else:
             ),
             "layout": "find_layout vision_for",
             "lstm": "HalfPrecisionLayer LayerNormLSTM activate_gates run_lstm stack_weights",
-            "mdnrnn": "MDNRNN Prediction State",
+            "mdnrnn": "MDNRNN State",
             "mdnrnn_config": "AUTO_LATENT_HEAD DEFAULT_LATENT_HEAD MDNRNNConfig",
+            "outcome": "DEFAULT_OUTCOME_SIZE Outcome Prediction",
             "state_normalizer": "StateNormalizer",
             "vae": "ConvVAE FrameBatch IN_USE VAEConfig divergence",
             "vision": "VISION_FILE VISION_FILES Vision draw_latent",

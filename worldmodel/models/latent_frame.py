@@ -38,6 +38,7 @@ class LatentFrame(nn.Module):
     def __init__(self, latent_size: int, *, predict_change: bool, layout: LatentLayout | None):
         super().__init__()
         self.latent_size, self.predict_change, self.layout = latent_size, predict_change, layout
+        self._changing: list[int] | None = None if layout is None else layout.columns(PartKind.MOSTLY_UNCHANGED, *DENSITIES)
         if layout is None:
             return
         if layout.latent_size != latent_size:
@@ -79,6 +80,16 @@ class LatentFrame(nn.Module):
         origin, unit = self.of(z, change_scale)
         moved = prediction.mul_(unit).add_(origin)
         return moved if self.layout is None else torch.where(cast(Tensor, self.copied), z, moved)
+
+    @property
+    def num_changes(self) -> int:
+        """Number of numbers of z with a change in units, C."""
+        return self.latent_size if self._changing is None else len(self._changing)
+
+    def changes(self, z: Tensor, next_z: Tensor, change_scale: Tensor) -> Tensor:
+        """Return the changes from ``z`` to ``next_z`` (..., D) in their units, of numbers that have one: (..., C)."""
+        change = (next_z - z) / change_scale
+        return change if self._changing is None else change[..., self._changing]
 
     def sub_heads(self, head: LatentHead) -> list[SubHead]:
         """Return the terms of the latent's loss; one without a layout."""

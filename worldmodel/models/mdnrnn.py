@@ -16,7 +16,8 @@ The head that predicts z is any `worldmodel.mixtures.LatentHead`, named by `MDNR
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,18 +26,17 @@ from worldmodel.mixtures import (
     CONSTANTS,
     DEFAULT_MIN_SCALE,
     CompositeDistribution,
-    LatentDistribution,
     LatentLayout,
-    RewardDistribution,
     RewardHead,
     TerminationHead,
     fused,
 )
 from worldmodel.models.action_units import ActionUnits
-from worldmodel.models.batch import DataStatistics, SequenceBatch
+from worldmodel.models.batch import DataStatistics, SequenceBatch, select_steps
 from worldmodel.models.latent_frame import LatentFrame
 from worldmodel.models.lstm import LayerNormLSTM, run_lstm, runs_in_loop
 from worldmodel.models.mdnrnn_config import AUTO_LATENT_HEAD, DEFAULT_LATENT_HEAD, MDNRNNConfig
+from worldmodel.models.outcome import Outcome, Prediction, check_next, new_outcome_layers, scale_gradient
 from worldmodel.runtime import check_integer, float32_default
 
 
@@ -45,22 +45,6 @@ class State(NamedTuple):
 
     h: Tensor
     c: Tensor
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """M's prediction of the next step, for every element of the batch shape (...).
-
-    Args:
-        latent: distribution over z_{t+1}, batch shape (...).
-        reward: distribution over r_t, over one number, batch shape (...): a `GaussianMixture`, or a `MixedDistribution` if M
-            has ``reward_atoms``; None without the head.
-        termination_logit: (...) log-odds that the episode terminates with this step; None without the head.
-    """
-
-    latent: LatentDistribution
-    reward: RewardDistribution | None
-    termination_logit: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -119,6 +103,7 @@ class MDNRNN(nn.Module):
             termination_head=True if config.termination_head is None else config.termination_head,
             reward_components=1 if config.reward_components is None else config.reward_components,
             reward_atoms=config.reward_atoms or (),
+            outcome_size=config.outcome_size or 0,
             latent_head=DEFAULT_LATENT_HEAD if config.latent_head == AUTO_LATENT_HEAD else config.latent_head,
             min_scale=DEFAULT_MIN_SCALE if config.min_scale is None else config.min_scale,
         )
@@ -130,8 +115,10 @@ class MDNRNN(nn.Module):
         self.layout = None if layout is None or layout.is_density else layout
         self.frame = LatentFrame(latent_size, predict_change=config.predict_change, layout=self.layout)
         self.latent_head = self.frame.new_head(features, config)
-        self.reward_head = RewardHead.from_config(features, config) if config.reward_head else None
-        self.termination_head = TerminationHead(features, config.termination_weight) if config.termination_head else None
+        wider = features + (config.outcome_size or 0)
+        self.reward_head = RewardHead.from_config(wider, config) if config.reward_head else None
+        self.termination_head = TerminationHead(wider, config.termination_weight) if config.termination_head else None
+        self.outcome_layers = new_outcome_layers(config, features, latent_size, self.frame.num_changes)
         statistics = DataStatistics.neutral(latent_size)
         for name, value in vars(statistics).items():
             self.register_buffer(name, value)
@@ -250,11 +237,12 @@ class MDNRNN(nn.Module):
         else:
             latent = [-prediction.latent.log_prob(after)]
         reward = termination = after.new_zeros(after.shape[:-1])
-        if prediction.reward is not None:
-            reward = -prediction.reward.log_prob(batch.reward.unsqueeze(-1))
+        outcome = prediction.outcome(after)
+        if outcome.reward is not None:
+            reward = -outcome.reward.log_prob(batch.reward.unsqueeze(-1))
         if self.termination_head is not None:
-            assert prediction.termination_logit is not None
-            termination = self.termination_head.loss(prediction.termination_logit, batch.terminated)
+            assert outcome.termination_logit is not None
+            termination = self.termination_head.loss(outcome.termination_logit, batch.terminated)
         return latent, reward, termination
 
     def loss(self, batch: SequenceBatch, *, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
@@ -293,18 +281,25 @@ class MDNRNN(nn.Module):
             batch, lengths = batch.longest_first()
         features, config = self.head_inputs(batch, generator=generator, lengths=lengths), self.config
         rows = batch.mask.flatten().nonzero()[:, 0]  # (N,) steps that count
-        unit, target = self.frame.units(self.change_scale), _select(self.head_target(batch.z), rows)  # (D,), (N, D)
+        unit, target = self.frame.units(self.change_scale), select_steps(self.head_target(batch.z), rows)  # (D,), (N, D)
         kinds = self.frame.sub_heads(self.latent_head)
         terms = [fused.LossTerm(head, target[:, columns], divisor=self.frame.num_variables) for _, head, columns, _ in kinds]
+        after = None
+        if self.outcome_layers:
+            z, next_z = (select_steps(part, rows) for part in (batch.z[:, :-1], batch.z[:, 1:]))
+            after = torch.cat(self.seen_after(z, next_z), dim=-1)
+        layers = {name: cast(nn.Linear, layer.linear) for name, layer in self.outcome_layers.items()}
         reward_share: Tensor | float = 0.0
         if self.reward_head is not None:
-            reward = self.reward_head.targets(_select(batch.reward, rows), self.reward_mean, self.reward_scale)
+            reward = self.reward_head.targets(select_steps(batch.reward, rows), self.reward_mean, self.reward_scale)
             reward_share = self.reward_head.density_share(reward)
-            terms.append(fused.LossTerm(self.reward_head, reward, feature_gradient=self.reward_head.feature_gradient))
+            factor = self.reward_head.feature_gradient
+            terms.append(fused.LossTerm(self.reward_head, reward, feature_gradient=factor, layer=layers.get("reward")))
         if self.termination_head is not None:
-            terminated = _select(batch.terminated, rows).to(target.dtype)
-            terms.append(fused.LossTerm(self.termination_head, terminated, feature_gradient=config.termination_gradient))
-        total, found = fused.heads_loss(features.flatten(0, 1), rows, terms)
+            terminated, factor = select_steps(batch.terminated, rows).to(target.dtype), config.termination_gradient
+            layer = layers.get("termination")
+            terms.append(fused.LossTerm(self.termination_head, terminated, feature_gradient=factor, layer=layer))
+        total, found = fused.heads_loss(features.flatten(0, 1), rows, terms, more=after)
         parts, zero = iter(found.unbind()), found.new_zeros(())
         present = (*(True for _ in kinds), self.reward_head is not None, self.termination_head is not None)
         sums = torch.stack([next(parts) if here else zero for here in present])
@@ -312,6 +307,10 @@ class MDNRNN(nn.Module):
         latent = [head.log_volume(target[:, columns], log_unit[columns]) for _, head, columns, _ in kinds]
         volume = torch.stack([*latent, len(target) * self.reward_scale.log().sum() * reward_share, zero])
         return total + volume[:-2].sum() / self.frame.num_variables + volume[-2], sums + volume
+
+    def seen_after(self, z: Tensor, next_z: Tensor) -> tuple[Tensor, Tensor]:
+        """What the outcome layers see of the step from ``z`` to ``next_z`` (..., D): z_{t+1} and the changes in their units."""
+        return next_z, self.frame.changes(z, next_z, self.change_scale)
 
     def head_inputs(
         self, batch: SequenceBatch, *, generator: torch.Generator | None = None, lengths: Tensor | None = None
@@ -371,24 +370,22 @@ class MDNRNN(nn.Module):
         latent = self.latent_head(h)
         if self.config.predict_change or self.layout is not None:
             latent = latent.affine(*self.frame.of(z, self.change_scale))
+        return Prediction(latent, partial(self._outcome, z, h, damped))
+
+    def _outcome(self, z: Tensor, features: Tensor, damped: bool, next_z: Tensor | None) -> Outcome:
+        """Reward and termination; see `Prediction`."""
+        after: tuple[Tensor, Tensor] | None = None
+        if self.outcome_layers:
+            after = self.seen_after(z, check_next(z, next_z))
         reward = logit = None
         if self.reward_head is not None:
-            seen = _damped(h, self.reward_head.feature_gradient if damped else 1.0)
+            seen = scale_gradient(features, self.reward_head.feature_gradient if damped else 1.0)
+            seen = seen if after is None else self.outcome_layers["reward"](seen, *after)
             reward = self.reward_head(seen, self.reward_mean, self.reward_scale)
         if self.termination_head is not None:
-            logit = self.termination_head(_damped(h, self.config.termination_gradient if damped else 1.0))
-        return Prediction(latent, reward, logit)
-
-
-def _select(steps: Tensor, rows: Tensor) -> Tensor:
-    """Return the rows of (B, T, ...), flattened to (B T, ...): (N, ...)."""
-    flat = steps.flatten(0, 1)
-    return flat if len(rows) == len(flat) else flat.index_select(0, rows)
-
-
-def _damped(x: Tensor, factor: float) -> Tensor:
-    """Return the same numbers, with their gradient multiplied by ``factor``."""
-    return x if factor == 1 else x.detach().lerp(x, factor)
+            seen = scale_gradient(features, self.config.termination_gradient if damped else 1.0)
+            logit = self.termination_head(seen if after is None else self.outcome_layers["termination"](seen, *after))
+        return Outcome(reward, logit)
 
 
 def _dropout(x: Tensor, probability: float, training: bool, generator: torch.Generator | None) -> Tensor:

@@ -17,7 +17,26 @@ LAYER_NORM_EPS, EARLIER_LAYER_NORM_EPS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class MDNRNNConfig:
+class OutcomeConfig:
+    """What the heads of the reward and the termination see of the next latent; part of `MDNRNNConfig`.
+
+    Args:
+        outcome_size: see `MDNRNNConfig`.
+
+    Raises:
+        ValueError: if it is below 0.
+        TypeError: if it is not an integer.
+    """
+
+    outcome_size: int | None = None  # before the fields of earlier versions, whose order is that of their files
+
+    def __post_init__(self) -> None:
+        """Check the size."""
+        check_integers(self, {"outcome_size": 0}, optional=("outcome_size",))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MDNRNNConfig(OutcomeConfig):
     """Architecture and loss of an `MDNRNN`, except the sizes that only the data decide.
 
     Args:
@@ -38,6 +57,9 @@ class MDNRNNConfig:
             None: `fit` takes 5, or 0 if the atoms make up its data; an `MDNRNN` that is made directly has 1.
         reward_atoms: rewards that recur exactly and get a probability of their own, as float32 numbers. None: `fit` finds them
             (see `find_atoms`); an `MDNRNN` that is made directly has none.
+        outcome_size: units of a layer through which the heads of the reward and the termination see z_{t+1}, so that in a
+            stochastic environment they fit where a step led (`worldmodel.models.outcome`). 0: they do not see it. None: `fit`
+            takes 16; an `MDNRNN` that is made directly has 0, as files without the field.
         termination_head: predict whether the episode terminates (truncation is not termination). None: `fit` adds the head if
             any episode of the data terminates; an `MDNRNN` that is made directly has it.
         termination_weight: weight of the steps that terminate, in the loss (the paper's Doom code: 10).
@@ -80,6 +102,7 @@ class MDNRNNConfig:
 
     def __post_init__(self) -> None:
         """Check every field."""
+        super().__post_init__()
         check_integers(self, dict.fromkeys(("hidden_size", "num_layers", "num_components"), 1))
         object.__setattr__(self, "factorization", Factorization(self.factorization))
         object.__setattr__(self, "noise_type", NoiseType(self.noise_type))
@@ -112,6 +135,7 @@ class MDNRNNConfig:
             "latent_head": (DEFAULT_LATENT_HEAD,),
             "reward_components": (None, 1),
             "reward_atoms": (None, ()),
+            "outcome_size": (None, 0),
         }
         for name, same in earlier.items():
             if values[name] in same:
@@ -122,7 +146,7 @@ class MDNRNNConfig:
 
     def identity(self) -> dict[str, Any]:
         """Return all fields for the record of a run, without the later ones that have their default."""
-        later = ("reward_components", "reward_atoms", "layer_norm_eps")
+        later = ("reward_components", "reward_atoms", "outcome_size", "layer_norm_eps")
         defaults = {field.name: field.default for field in fields(self)}
         values = {name: value for name, value in asdict(self).items() if name not in later or value != defaults[name]}
         earlier: dict[str, Any] = {}  # the defaults of earlier versions

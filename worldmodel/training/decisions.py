@@ -8,7 +8,7 @@ from typing import Any
 
 from worldmodel.data import EpisodeCollection
 from worldmodel.mixtures import LatentLayout
-from worldmodel.models import AUTO_LATENT_HEAD, DEFAULT_LATENT_HEAD, MDNRNN, MDNRNNConfig
+from worldmodel.models import AUTO_LATENT_HEAD, DEFAULT_LATENT_HEAD, DEFAULT_OUTCOME_SIZE, MDNRNN, MDNRNNConfig
 from worldmodel.runtime import RunConfig, files
 from worldmodel.training.config import TrainingConfig
 from worldmodel.training.head_choice import has_choice
@@ -30,6 +30,8 @@ def decide(config: MDNRNNConfig | None, episodes: EpisodeCollection, out: Path, 
         config = replace(config, latent_head=resumed.get("latent_head", DEFAULT_LATENT_HEAD))
     if resumed and config.min_scale is None and not record.get("sigma_floors"):
         config = replace(config, min_scale=resumed.get("min_scale"))
+    if config.outcome_size is None:
+        config = replace(config, outcome_size=resumed.get("outcome_size", 0) if resumed else DEFAULT_OUTCOME_SIZE)
     return with_reward_fields(config, episodes, resumed=resumed)
 
 

@@ -39,9 +39,10 @@ def termination_logits(model: MDNRNN, batches: Iterable[SequenceBatch]) -> tuple
     logits, ended = [], []
     for batch in batches:
         prediction, _ = model(batch.z[:, :-1], batch.action)
-        if prediction.termination_logit is None:
+        logit = prediction.outcome(batch.z[:, 1:]).termination_logit
+        if logit is None:
             raise ValueError("model: expected a termination head, got none")
-        logits.append(prediction.termination_logit[batch.mask])
+        logits.append(logit[batch.mask])
         ended.append(batch.terminated[batch.mask])
     return torch.cat(logits).double(), torch.cat(ended).double()
 

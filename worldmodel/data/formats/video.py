@@ -21,7 +21,7 @@ from worldmodel.runtime import InvalidFileError, RunConfig, file_errors, missing
 try:
     import av
 except ImportError:  # `Video` raises
-    av = None
+    av = None  # type: ignore[assignment,unused-ignore]
 
 SUFFIXES = (".mp4", ".mkv", ".avi", ".mov", ".webm")
 

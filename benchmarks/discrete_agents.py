@@ -1,0 +1,226 @@
+"""Agents for worlds of choices and goals, trained only in dreams of random play, and their scores in the real environment.
+
+Each case collects random episodes, fits a world model, improves a controller by PPO in its dreams, and plays real
+episodes. ``cpu_seconds`` is the processor time of one process with one thread: of M (with V), and of the agent (start
+states, training and tests). Their sum has to stay below 600 s. Collecting and the real episodes are not counted.
+
+- lake: FrozenLake-v1, slippery. Mean return of 2,000 episodes; the best policy has 0.744 within 100 steps.
+- taxi: Taxi-v4. Mean return of 1,000 episodes; the best policy has 7.93.
+- door: MiniGrid-DoorKey-5x5-v0 without its mission (needs minigrid). Share of 1,000 episodes that reach the goal.
+- maze: PointMaze_UMaze-v3, a goal in a Dict that is drawn for each episode (needs gymnasium-robotics). Share of 200
+  episodes with ``info["success"]`` at any step.
+
+    OMP_NUM_THREADS=1 python benchmarks/discrete_agents.py --cases lake taxi --out results/discrete_agents
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from harness import write_result
+
+import worldmodel as wm
+from worldmodel.agents import Controller, ControllerConfig, PPOConfig, ppo
+from worldmodel.data import EnvConfig
+from worldmodel.dream import DreamPrecision, Dreams, StartBank, StartConfig
+from worldmodel.evaluation import EvaluationConfig, evaluate
+from worldmodel.models import MDNRNNConfig
+from worldmodel.runtime import RunConfig
+from worldmodel.training import DataConfig, TrainingConfig, fit
+
+
+class UntilSuccess(gym.Wrapper):
+    """End an episode at the first success, with reward 1; all other rewards are 0. So the return tells whether it succeeded."""
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Step; a success is what the environment's info says, or a positive reward if it says nothing."""
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        success = bool(info.get("success", float(reward) > 0))
+        return observation, float(success), terminated or success, truncated, info
+
+
+@dataclass(frozen=True)
+class Case:
+    """An environment, its budgets, and the score that is aimed at.
+
+    Args:
+        env: id.
+        target: smallest score that counts as solved.
+        episodes: random episodes.
+        test_episodes: real episodes that are played.
+        success: whether the score is the share of episodes that succeed, else the mean return.
+        register: module whose import registers the environment.
+        leave_out: see `EnvConfig`.
+        model: fields of `MDNRNNConfig`.
+        data: fields of `DataConfig`.
+        training: fields of `TrainingConfig`.
+        controller: kind of the agent.
+        starts: fields of `StartConfig`.
+        dreams: parallel dreams.
+        precision: of the dreams.
+        ppo: fields of `PPOConfig`.
+        horizon: longest dream of the tests.
+    """
+
+    env: str
+    target: float
+    episodes: int
+    test_episodes: int
+    success: bool = False
+    register: str | None = None
+    leave_out: tuple[str, ...] = ()
+    model: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    controller: ControllerConfig = field(default_factory=ControllerConfig)
+    starts: dict[str, Any] = field(default_factory=dict)
+    dreams: int = 512
+    precision: DreamPrecision = "float32"
+    ppo: dict[str, Any] = field(default_factory=dict)
+    horizon: int = 200
+
+
+CASES = {
+    "lake": Case(
+        "FrozenLake-v1",
+        target=0.70,
+        episodes=20000,
+        test_episodes=2000,
+        model={"hidden_size": 16},
+        data={"window": 16, "batch_size": 128},
+        training={"num_updates": 1500, "learning_rate": 2e-2},
+        controller=ControllerConfig(features="z"),
+        ppo={"iterations": 100, "test_every": 25},
+        horizon=100,
+    ),
+    "taxi": Case(
+        "Taxi-v4",
+        target=7.5,
+        episodes=1500,
+        test_episodes=1000,
+        model={"hidden_size": 128},
+        data={"window": 16, "batch_size": 64},
+        training={"num_updates": 1000, "learning_rate": 1e-2, "precision": "auto"},
+        controller=ControllerConfig(features="z"),
+        dreams=256,
+        precision="auto",
+        ppo={"iterations": 500},
+        horizon=200,
+    ),
+    "door": Case(
+        "MiniGrid-DoorKey-5x5-v0",
+        target=0.9,
+        episodes=2000,
+        test_episodes=1000,
+        success=True,
+        register="minigrid",
+        leave_out=("mission",),
+        model={"hidden_size": 128},
+        data={"window": 32, "batch_size": 32},
+        training={"num_updates": 1500, "learning_rate": 1e-2, "precision": "auto"},
+        controller=ControllerConfig(features="zh", hidden_size=64),
+        dreams=256,
+        precision="auto",
+        ppo={"iterations": 200},
+        horizon=250,
+    ),
+    "maze": Case(
+        "PointMaze_UMaze-v3",
+        target=0.9,
+        episodes=400,
+        test_episodes=200,
+        success=True,
+        register="gymnasium_robotics",
+        model={"hidden_size": 64},
+        data={"window": 32, "batch_size": 64},
+        training={"num_updates": 1000, "learning_rate": 1e-2},
+        controller=ControllerConfig(features="z", hidden_size=64),
+        dreams=256,
+        ppo={"iterations": 300},
+        horizon=300,
+    ),
+}
+
+
+def timed(work: Callable[[], Any]) -> tuple[Any, float]:
+    """Return the result of a function and its processor time in seconds."""
+    began = time.process_time()
+    return work(), time.process_time() - began
+
+
+def run(name: str, seed: int, data: Path, out: Path, *, progress: bool) -> dict[str, Any]:
+    """Run one case with one seed."""
+    case, quiet = CASES[name], RunConfig(progress=progress)
+    if case.register is not None:
+        module = importlib.import_module(case.register)
+        if name == "maze":
+            gym.register_envs(module)
+    env = EnvConfig(case.env, leave_out=case.leave_out)
+    wm.collect(env, out=data, num_episodes=case.episodes, seed=seed, run=quiet)
+    row: dict[str, Any] = {"case": name, "env": case.env, "seed": seed, "episodes": case.episodes, "target": case.target}
+    world, model_seconds = timed(
+        lambda: fit(
+            data,
+            out=out,
+            config=MDNRNNConfig(**case.model),
+            data_config=DataConfig(**case.data),
+            training_config=TrainingConfig(**case.training),
+            seed=seed,
+            run=quiet,
+        )
+    )
+    row |= {"losses": world.provenance["training"]["best_metrics"], "best_update": world.provenance["training"]["best_update"]}
+
+    def learn() -> Controller:
+        dreams = Dreams(world, case.dreams, precision=case.precision)
+        starts = StartBank.along(world, data, config=StartConfig(**case.starts), seed=seed)
+        agent = Controller.for_world(world, case.controller, torch.Generator().manual_seed(seed))
+        return ppo(agent, dreams, starts, config=PPOConfig(**case.ppo), horizon=case.horizon, seed=seed, run=quiet)
+
+    agent, agent_seconds = timed(learn)
+    row["cpu_seconds"] = {"model": model_seconds, "agent": agent_seconds, "sum": model_seconds + agent_seconds}
+    played = EnvConfig(case.env, leave_out=case.leave_out, wrappers=(UntilSuccess,) if case.success else ())
+    scores = evaluate(agent, world, env=played, config=EvaluationConfig(num_episodes=case.test_episodes), seed=seed, run=quiet)
+    returns = {key: getattr(scores, key).returns for key in ("real", "dream", "random")}
+    row |= {key: float(np.mean(values)) for key, values in returns.items()}
+    return row | {"standard_error": float(np.std(returns["real"]) / len(returns["real"]) ** 0.5)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--out", type=Path, required=True, help="directory for result.json and result.md")
+    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--keep", type=Path, help="directory for data and worlds; a temporary one by default")
+    parser.add_argument("--progress", action="store_true", help="show progress bars")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = []
+    with tempfile.TemporaryDirectory() as temporary:
+        root = args.keep or Path(temporary)
+        for name in args.cases:
+            for seed in args.seeds:
+                rows.append(run(name, seed, root / f"{name}-{seed}-data", root / f"{name}-{seed}", progress=args.progress))
+                print(json.dumps(rows[-1]), flush=True)
+    table = "| case | seed | real | target | dream | random | CPU seconds: M, agent |\n|---|---|---|---|---|---|---|\n"
+    for row in rows:
+        cpu, score = row["cpu_seconds"], f"{row['real']:.3f} ± {row['standard_error']:.3f}"
+        table += f"| {row['env']} | {row['seed']} | {score} | {row['target']} | {row['dream']:.3f} | {row['random']:.3f} | "
+        table += f"{cpu['model']:.0f}, {cpu['agent']:.0f} |\n"
+    write_result(args.out, {"rows": rows}, markdown=f"{__doc__}\n{table}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
