@@ -408,7 +408,7 @@ def test_the_termination_head_exists_if_an_episode_terminates(tmp_path):
 
 def test_an_initial_world_without_a_termination_head_stays_so_on_data_that_terminate(tmp_path):
     for name, end in {"never": False, "once": True}.items():
-        write_store(tmp_path / name, [labelled_episode(i, 6, terminated=end and i == 2) for i in range(4)])
+        write_store(tmp_path / name, [labelled_episode(i, 6, terminated=end and i == 2) for i in range(24)])
     never = small_fit(tmp_path / "never", tmp_path / "run")
     again = fit(tmp_path / "once", out=tmp_path / "more", initial=never, data_config=DATA, training_config=TRAINING)
     assert again.mdnrnn.termination_head is None
