@@ -1,8 +1,7 @@
 """Groups of options that commands share.
 
-A command is a frozen dataclass: its fields are its options, its class docstring is its help, and `run` does the work. tyro
-turns fields into options. A field that is itself a configuration becomes a group of options, which have no prefix where the
-field is marked `tyro.conf.OmitArgPrefixes`.
+A command is a frozen dataclass: its fields are its options (by tyro), its class docstring is its help, and `run` does the work.
+A field that is a configuration becomes a group of options, without a prefix if it is marked `tyro.conf.OmitArgPrefixes`.
 """
 
 from __future__ import annotations
@@ -215,13 +214,7 @@ class EnvironmentOptions:
 
     def of(self, env: str) -> EnvConfig:
         """Build the configuration of the environment with this id."""
-        return EnvConfig(
-            env,
-            kwargs=self.env_kwargs,
-            max_steps=self.max_steps,
-            leave_out=self.leave_out,
-            action_repeat=self.action_repeat,
-        )
+        return EnvConfig(env, self.env_kwargs, (), self.max_steps, self.leave_out, self.action_repeat)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """The two environments of Ha & Schmidhuber (2018), and a wrapper that resizes frames.
 
 Importing this module registers ``DoomTakeCover-v0``, ``CarRacing64-v0`` and, with the numbers of the status bar,
-``CarRacing64-v1`` with Gymnasium.
+``CarRacingIndicators64-v0`` with Gymnasium.
 ``gym.make`` imports it for ids with the prefix ``"worldmodel.environments:"``, as in
 ``"worldmodel.environments:DoomTakeCover-v0"``. Neither environment needs a display.
 """
@@ -199,7 +199,7 @@ def _register() -> None:
     made: list[tuple[str, Any, int, dict[str, Any]]] = [
         ("DoomTakeCover-v0", doom_take_cover, DOOM_STEPS, {}),
         ("CarRacing64-v0", car_racing, CAR_STEPS, {}),
-        ("CarRacing64-v1", car_racing, CAR_STEPS, {"indicators": True}),
+        ("CarRacingIndicators64-v0", car_racing, CAR_STEPS, {"indicators": True}),
     ]
     for name, maker, steps, kwargs in made:
         if name not in gym.registry:

@@ -35,7 +35,7 @@ from worldmodel.experiments.presets import ImprovementPreset, VisionPreset
 from worldmodel.models import MDNRNNConfig, VAEConfig
 from worldmodel.training import DataConfig, FrameConfig, TrainingConfig
 
-CAR_ENV = "worldmodel.environments:CarRacing64-v1"
+CAR_ENV = "worldmodel.environments:CarRacingIndicators64-v0"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -133,18 +133,15 @@ def fit(
     reader = world.vision if encoded is None else encoded.to(device)
     parts = sequence_data(episodes, split, reader, world.action_features, data_config, seed, tests=tests)
     if initial is None:
-        chooses, fit_floors = open_fields.values()
-        world.mdnrnn = prepare_model(
-            world.mdnrnn, layout, parts, training_config, seed, directory, chooses=chooses, fit_floors=fit_floors
-        )
+        decisions = dict(zip(("chooses", "fit_floors"), open_fields.values(), strict=True))
+        world.mdnrnn = prepare_model(world.mdnrnn, layout, parts, training_config, seed, directory, **decisions)
     else:
         widen_bounds(world.mdnrnn, parts[0], layout)
     scores = _baselines(world.mdnrnn, *parts, training_config, seed)
     result = _train(world.mdnrnn, parts, directory / "training", training_config, seed, episodes.fingerprint, run)
     world.provenance = _provenance(episodes, arguments, result, scores) | {"layout": layout.to_json()} | read_choice(directory)
-    judged = held_out(episodes, split, tests)
-    seen = (reader.encode(each.observations) for each in itertools.islice(judged, quality.MAX_JUDGED))
-    _examine(world, parts, result, training_config, seed, seen)
+    judged = itertools.islice(held_out(episodes, split, tests), quality.MAX_JUDGED)
+    _examine(world, parts, result, training_config, seed, (reader.encode(each.observations) for each in judged))
     world.write(directory)
     return world.eval()
 
