@@ -10,6 +10,7 @@
 | M                               | 256 hidden units, dropout 0.1, no termination [4]; continues in each round    |
 | agent                           | a hidden layer of 64 on (z, h); PPO continues from the best agent so far      |
 | dreams                          | 1,024 at once, 30 decisions from states along the last two rounds' episodes   |
+| temperature of dreams           | 0.5 [5]                                                                       |
 | choice among a round's agents   | dreams of 60 decisions from the same states                                   |
 | choice among rounds             | 12 real episodes, the same in each round                                      |
 
@@ -19,6 +20,7 @@
    frames.
 3. Random actions brake half of the time, or leave the road in a second.
 4. An episode terminates when the lap is complete, which no picture shows, or far off the road. Dreams need neither.
+5. Under recorded actions, colder dreams pay the real rewards for longer (dev/LOG.md).
 
 The other numbers are a compromise for four hours on two cores and two million real frames, most of which are validation.
 """
@@ -79,6 +81,7 @@ CAR_RACING_LOOP = LoopPreset(
         data_config=DataConfig(window=60, batch_size=50, test_fraction=0.05),
         training_config=_M_TRAINING,
         controller=ControllerConfig(features="zh", hidden_size=64),
+        temperature=0.5,
         validation_episodes=12,
         test_episodes=12,
         vision=VisionPreset(
