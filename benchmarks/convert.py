@@ -33,7 +33,7 @@ def write_csv(path: Path, size: float) -> None:
     numbers = rng.normal(size=(BLOCK * STEPS, COLUMNS + 2))
     tails = [",".join(f"{value:.6g}" for value in row) for row in numbers]
     header = ["episode", "time", *(f"x{i}" for i in range(COLUMNS)), "action", "reward"]
-    with open(path, "w") as file:
+    with open(path, "w", encoding="utf-8") as file:
         file.write(",".join(header) + "\n")
         number = 0
         while file.tell() < size:

@@ -195,7 +195,7 @@ class Tests:
 
     def _survives(self, mutant: Mutant, changed: str, order: list[str], run: Callable[[Path, str, list[str]], int]) -> bool:
         path = self.folder / mutant.file
-        original = path.read_text("utf-8")
+        original = path.read_text(encoding="utf-8")
         path.write_text(changed, encoding="utf-8")
         limit = max(MIN_SECONDS, SLOWER * sum(self._found[_package(mutant)][0][name] for name in order))
         try:
@@ -212,7 +212,7 @@ class Tests:
             result = self.folder / f"{package}.json"
             if self._fork(lambda: self._measure(package, result), math.inf) != 0:
                 raise RuntimeError(f"{package}: expected its tests to pass without a mutant")
-            seconds, lines = json.loads(result.read_text("utf-8"))
+            seconds, lines = json.loads(result.read_text(encoding="utf-8"))
             by_line = {file: {int(line): set(names) for line, names in found.items()} for file, found in lines.items()}
             self._found[package] = seconds, by_line
         return self._found[package]
@@ -292,7 +292,7 @@ def _only(session: Any, order: list[str]) -> None:
 
 def _in_session(session: Any, path: Path, original: str, order: list[str]) -> int:
     """Run these tests with the present content of a file; return 1 if one failed."""
-    replace_functions(path, original, path.read_text("utf-8"))
+    replace_functions(path, original, path.read_text(encoding="utf-8"))
     try:
         _only(session, order)
     except session.Failed:

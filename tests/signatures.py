@@ -13,7 +13,10 @@ def members(package):
     """Yield (qualified name, object) of all classes, functions and methods that a package defines."""
     parent = importlib.import_module(f"worldmodel.{package}")
     for info in pkgutil.iter_modules(parent.__path__):
-        module = importlib.import_module(f"{parent.__name__}.{info.name}")
+        try:
+            module = importlib.import_module(f"{parent.__name__}.{info.name}")
+        except ImportError:  # an extra is not installed
+            continue
         for name, value in vars(module).items():
             if getattr(value, "__module__", None) != module.__name__:
                 continue

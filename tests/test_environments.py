@@ -22,6 +22,8 @@ from worldmodel.models import MDNRNNConfig, WorldModel
 from worldmodel.runtime import RunConfig
 from worldmodel.training import DataConfig, TrainingConfig, fit
 
+pytestmark = pytest.mark.filterwarnings("ignore:horizon. expected a limit")  # `DictEnv` has none
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -121,7 +123,7 @@ def reward_errors(trial):
         z, action = trial.world.encode(episode.observations), trial.world.action_features.flatten(episode.actions)
         with torch.no_grad():
             prediction, _ = trial.world.mdnrnn(z[None, :-1], action[None])
-        reward = prediction.outcome(z[None, 1:]).reward
+            reward = prediction.outcome(z[None, 1:]).reward
         errors.append(reward.expectation()[0, :, 0].numpy() - episode.rewards)
         rewards.append(episode.rewards)
     return np.square(np.concatenate(errors)).mean(), np.concatenate(rewards).var()
@@ -184,7 +186,7 @@ def test_a_controller_from_cartpole_dreams_balances_the_real_pole(trial):
 
 def test_a_controller_from_pendulum_dreams_improves_on_random_torque_in_the_dream(pendulum):
     (random_return, _), _ = pendulum.random_play()
-    result = pendulum.evaluate(pendulum.search(generations=6), num_episodes=10)
+    result = pendulum.evaluate(pendulum.search(generations=10), num_episodes=10)
     assert result.dream.mean > random_return + 50  # 40 episodes of random play are not enough for reality
     assert result.real.lengths.tolist() == [100] * 10
 

@@ -60,7 +60,9 @@ def calls_without_encoding(source):
             binary = isinstance(mode, ast.Constant) and isinstance(mode.value, str) and "b" in mode.value
             if not binary and name in ("open", "fdopen"):
                 yield node.lineno
-        elif name in ("read_text", "write_text") or ({"text", "universal_newlines"} & keywords.keys()):
+        elif name in ("read_text", "write_text") or (
+            name in ("run", "Popen", "call", "check_call", "check_output") and {"text", "universal_newlines"} & keywords.keys()
+        ):
             yield node.lineno
 
 
@@ -212,12 +214,16 @@ def test_files_of_the_repository_have_names_that_are_legal_and_distinct_without_
 def test_names_of_files_that_the_package_writes_are_legal_and_distinct_without_case():
     names = set()
     for found in pkgutil.walk_packages(worldmodel.__path__, "worldmodel."):
-        if found.name.endswith("__main__"):
+        if found.name.endswith("__main__") or found.name == "worldmodel.adapters.hardmaru":  # it reads others' files
             continue
-        module = importlib.import_module(found.name)
+        try:
+            module = importlib.import_module(found.name)
+        except ImportError:  # an extra is not installed
+            continue
         for name, value in vars(module).items():
             if name.endswith(("_FILE", "_WEIGHTS")) and isinstance(value, str):
                 names.add(value)
     assert len(names) > 10
     assert len({name.casefold() for name in names}) == len(names)
+    names.discard("README.md")  # as the Hub calls a model card; no other name has capitals
     assert not [name for name in names if not re.fullmatch(r"[a-z0-9_.\-]+", name) or name.split(".")[0] in RESERVED]

@@ -268,3 +268,15 @@ def test_the_fitted_floors_hold_in_densities_samples_and_losses(kind):
     for wrong in ([0.1], [0.1, 0.1, -1.0], "0.1", [0.1, 0.1, math.inf]):
         with pytest.raises(ValueError, match="floors: expected"):
             again.set_constants({"floors": wrong})
+
+
+def test_a_dimension_far_from_the_data_does_not_make_the_next_one_overflow():
+    raw = torch.zeros(1000, 3, 2, 3)
+    raw[:, 2, :, 0] = 80.0  # log-scale of the first dimension
+    coupling = torch.zeros(3, 2, 3, 3)
+    coupling[2, :, 1:, 0] = 0.5
+    coupling[0, 0, 1:, 0] = 0.5
+    latent = AutoregressiveMixture(raw, coupling, 1e-3)
+    x = latent.sample(generator=torch.Generator().manual_seed(0))
+    assert not x.isnan().any()
+    assert not latent.log_prob(x.clamp(-1e30, 1e30)).isnan().any()

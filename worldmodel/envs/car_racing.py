@@ -10,14 +10,18 @@ Importing this module needs Box2D and pygame; `worldmodel.envs.paper` has the re
 from __future__ import annotations
 
 import functools
+import warnings
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import pygame
 from gymnasium import spaces
-from gymnasium.envs.box2d import car_racing as original
 from gymnasium.utils import RecordConstructorArgs
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)  # of Box2D's binding; where warnings are errors, it would crash
+    import pygame
+    from gymnasium.envs.box2d import car_racing as original
 
 MARGIN = 4  # pixels around the picture in which polygons are drawn, for edges that are blended
 BAR = 5 / 40  # height of the bar with the indicators, of the picture's

@@ -6,8 +6,9 @@ r"""Latent head with dependence between dimensions: a mixture per dimension, giv
 where the logits of the weights, the means and the raw log-scales of dimension d are those of `MixtureHead` plus a linear
 function of :math:`x_{<d}`, the *coupling*, with one set of coefficients per component. The density is exact. Gaussians with any
 covariance, mixtures of them, and modes that depend on each other are special cases; the coupling costs one more input of the
-linear layer per dimension. Without coupling it is the per-dimension factorisation. Samples are drawn one dimension after the
-other, at a temperature that acts on each conditional mixture.
+linear layer per dimension. Without coupling it is the per-dimension factorisation. Earlier dimensions count as `REACH` units at
+most: far from the data, where sigmas grow, one could otherwise make the next overflow. Samples are drawn one dimension
+after the other, at a temperature that acts on each conditional mixture.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from worldmodel.mixtures.gaussian import GaussianMixture, at_least_float32, check_temperature, shared_draws
 from worldmodel.mixtures.heads import DEFAULT_MIN_SCALE, Factorization, MixtureHead, NoiseType, sample_raw_mixture, soft_floor
 from worldmodel.mixtures.initialization import fit_components
+from worldmodel.mixtures.latent_head import within_reach
 from worldmodel.mixtures.reparameterization import reparameterize
 from worldmodel.rng import Source, fill_exponential, fill_normal
 
@@ -64,7 +66,7 @@ class AutoregressiveMixture:
             raise ValueError(f"x: expected shape {(*self.batch_shape, self.dim)}, got {tuple(x.shape)}")
         u = (x - self.shift) / self.scale
         with torch.autocast(u.device.type, enabled=False):
-            change = (u @ self.coupling.flatten(0, 2).t()).unflatten(-1, self.coupling.shape[:3])
+            change = (within_reach(u) @ self.coupling.flatten(0, 2).t()).unflatten(-1, self.coupling.shape[:3])
         logits, mean, raw_log_scale = (self.raw + change).unbind(dim=-3)
         mixture = GaussianMixture(logits.log_softmax(dim=-2), mean, soft_floor(raw_log_scale, self.min_scale))
         return mixture.affine(self.shift, self.scale)
@@ -122,7 +124,7 @@ class AutoregressiveMixture:
             raw = self.raw[..., d]  # (..., 3, K)
             if parts:
                 with torch.autocast(raw.device.type, enabled=False):
-                    earlier = torch.stack(parts, dim=-1) @ self.coupling[:, :, d, :d].flatten(0, 1).t()
+                    earlier = within_reach(torch.stack(parts, dim=-1)) @ self.coupling[:, :, d, :d].flatten(0, 1).t()
                 raw = raw + earlier.unflatten(-1, raw.shape[-2:])
             logits, mean, raw_log_scale = raw.unbind(dim=-2)
             floor = self.min_scale[d] if isinstance(self.min_scale, Tensor) else self.min_scale
@@ -214,7 +216,7 @@ class AutoregressiveHead(MixtureHead):
             floor = self.floor[own] if isinstance(self.floor, Tensor) else self.floor
             now = parameters[..., d]  # (B, 3, K)
             if d > 0:
-                earlier = torch.einsum("bj,pkj->bpk", found[:, :d], coupling[:, :, d, :d].to(found.dtype))
+                earlier = torch.einsum("bj,pkj->bpk", within_reach(found[:, :d]), coupling[:, :, d, :d].to(found.dtype))
                 now = now + earlier
             logits, mean, raw_log_scale = now.unsqueeze(-1).unbind(dim=1)  # (B, K, 1)
             found[:, own] = sample_raw_mixture(

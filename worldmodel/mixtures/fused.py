@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from worldmodel.mixtures.latent_head import within_reach
+
 CHUNK = {"cpu": 2**19}  # outputs of the heads in a chunk: what fits in a core's cache
 LARGE_CHUNK = 2**25  # on a GPU, where each small operation costs a launch
 
@@ -175,7 +177,7 @@ def _add_couplings(
     with torch.autocast(raw.device.type, enabled=False):
         for term, own, coupling in zip(terms, columns, couplings, strict=True):
             if coupling is not None:
-                raw[:, own].addmm_(term.target[part], coupling.t())
+                raw[:, own].addmm_(within_reach(term.target[part]), coupling.t())
 
 
 def _add_coupling_gradients(
@@ -185,7 +187,7 @@ def _add_coupling_gradients(
     with torch.autocast(slope.device.type, enabled=False):
         for term, own, gradient in zip(terms, columns, by_coupling, strict=True):
             if gradient is not None:
-                gradient.addmm_(slope[:, own].t(), term.target[part])
+                gradient.addmm_(slope[:, own].t(), within_reach(term.target[part]))
 
 
 def _damped(slope: Tensor, terms: Sequence[LossTerm], columns: Sequence[slice]) -> Tensor:

@@ -19,6 +19,7 @@ from worldmodel.rng import Source
 from worldmodel.runtime import Registry
 
 CONSTANTS = ("below_scale", "floors")  # names that `LatentHead.constants` may use
+REACH = 100.0  # units: the largest value of an earlier dimension that a coupling sees, far beyond data; see `within_reach`
 
 
 class LatentDistribution(Protocol):
@@ -181,3 +182,8 @@ def latent_head_class(name: str) -> type[LatentHead]:
         UnknownClassError: if there is none; names the heads that there are.
     """
     return _REGISTRY.find(name)
+
+
+def within_reach(target: Tensor) -> Tensor:
+    """Clip the earlier dimensions of a target (..., D), in its units, to what a coupling sees of them."""
+    return target.clamp(-REACH, REACH)

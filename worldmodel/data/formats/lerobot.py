@@ -92,7 +92,7 @@ class LeRobotSource:
         if not (path / INFO).is_file():
             raise FileNotFoundError(f"{path}: expected a LeRobot data set with {INFO}, got none")
         try:
-            info = json.loads((path / INFO).read_text())
+            info = json.loads((path / INFO).read_text(encoding="utf-8"))
             version, features = str(info["codebase_version"]), dict(info["features"])
         except (ValueError, KeyError, TypeError) as error:
             raise InvalidFileError(f"{path / INFO}: expected a LeRobot description, got a damaged one") from error
