@@ -308,7 +308,7 @@ class ConvVAE(Vision):
         c, k = first.out_channels, DECODER_KERNELS[0]
         weight = first.weight.permute(2, 3, 1, 0).reshape(k * k * c, FEATURES)
         image = functional.linear(self.expand(latents), weight, first.bias.repeat(k * k))
-        image = image.reshape(len(latents), k, k, c).permute(0, 3, 1, 2)
+        image = image.reshape(latents.shape[0], k, k, c).permute(0, 3, 1, 2)
         for layer in others:
             image = layer(image.relu())
         return image.permute(0, 2, 3, 1).float().sigmoid()
@@ -332,7 +332,7 @@ class ConvVAE(Vision):
         """Resize images (N, 64, 64, C) in [0, 1] to frames (N, *shape) uint8."""
         rows, columns = self._rows, self._columns
         resized = resize_by_area(255 * image, rows.stop - rows.start, columns.stop - columns.start)
-        full = resized.new_zeros(len(image), self.layout.height, self.layout.width, self.layout.channels)
+        full = resized.new_zeros(image.shape[0], self.layout.height, self.layout.width, self.layout.channels)
         full[:, rows, columns] = resized
         return self.layout.from_channels_last(full.round().to(torch.uint8))
 
