@@ -20,9 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from worldmodel.agents import Controller, check_agent
 from worldmodel.models import WorldModel
@@ -206,10 +205,11 @@ def _export(network: Network) -> Any:
     exported = torch.onnx.export(program, (), dynamo=True, opset_version=OPSET, verbose=False, external_data=False, **names)
     assert exported is not None
     model = exported.model_proto
-    for entry in (*model.graph.node, *model.graph.input, *model.graph.output, *model.graph.value_info, *model.graph.initializer):
+    graph = model.graph
+    for entry in (*graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
         del entry.metadata_props[:]  # traces of the exporter's, which name files of this machine
-    del model.metadata_props[:], model.graph.metadata_props[:]
-    for value in (*model.graph.input, *model.graph.output):
+    del model.metadata_props[:], graph.metadata_props[:]
+    for value in (*graph.input, *graph.output):
         for dimension in value.type.tensor_type.shape.dim:
             if dimension.dim_param:
                 dimension.dim_param = "batch"
