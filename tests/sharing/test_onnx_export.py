@@ -10,6 +10,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from pages import DOCS, blocks
+from scipy.stats import ks_2samp
 from toy_worlds import random_world
 
 from worldmodel.agents import Controller, ControllerConfig
@@ -157,8 +158,8 @@ def test_images_numbers_and_a_controller_are_exported_and_described(tmp_path):
 
 @pytest.mark.parametrize("kind", ["full", "isotropic", "diagonal per dimension"])
 def test_mixtures_are_sampled_from_given_numbers_as_they_are_without(kind):
-    """Means and covariances of 200,000 samples at two temperatures; 5 standard errors."""
-    n, d = 200_000, 2
+    """Kolmogorov-Smirnov tests of 50,000 samples along four directions at two temperatures."""
+    n, d = 50_000, 2
     per_dimension = "per" in kind
     head = MixtureHead(
         3, d, 3,
@@ -172,9 +173,9 @@ def test_mixtures_are_sampled_from_given_numbers_as_they_are_without(kind):
             mixture = head(torch.ones(n, 3))
             given = sample_mixture(mixture, torch.full((n,), tau), torch.rand(n, head.num_uniforms), torch.randn(n, d))
         other = GaussianMixture.sample(mixture, tau, generator=torch.Generator().manual_seed(1))
-        spread = other.std(dim=0)
-        assert bool(((given.mean(dim=0) - other.mean(dim=0)).abs() < 5 * spread * (2 / n) ** 0.5).all())
-        assert torch.allclose(given.T.cov() / spread**2, other.T.cov() / spread**2, atol=0.04)
+        for direction in ([1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [1.0, -1.0]):
+            one, two = (x @ torch.tensor(direction) for x in (given, other))
+            assert ks_2samp(one, two).pvalue > 1e-4
 
 
 def test_the_order_of_the_kinds_in_z_is_kept():
@@ -199,8 +200,8 @@ def test_a_network_that_differs_from_torch_is_refused_and_nothing_is_written(tmp
 
 
 def _changing(forward):
-    def changed(self, *inputs):
-        z, *rest = forward(self, *inputs)
+    def changed(self, z, h, c, temperature, uniform, normal, *action):
+        z, *rest = forward(self, z, h, c, temperature, uniform, normal, *action)
         return (z if torch.compiler.is_exporting() else z + 1e-3, *rest)
 
     return changed

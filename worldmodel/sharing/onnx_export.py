@@ -1,7 +1,7 @@
 """Export a world model and a controller to ONNX files (extra onnx), which need neither torch nor this library.
 
-``encoder.onnx``, ``step.onnx``, ``sequence.onnx``, ``decoder.onnx`` and, with a controller, ``controller.onnx`` are written with
-``export.json``, which lists their inputs and outputs. Batch size and length of sequences are free. Every file has been compared
+The files are ``encoder.onnx``, ``step.onnx``, ``sequence.onnx``, ``decoder.onnx`` and, with a controller, ``controller.onnx``.
+``export.json`` lists their inputs and outputs. Batch size and length of sequences are free. Every file has been compared
 with torch by onnxruntime before anything is written.
 """
 
@@ -21,12 +21,12 @@ from typing import Any
 
 import gymnasium as gym
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from worldmodel.agents import Controller, check_agent
 from worldmodel.models import WorldModel
 from worldmodel.runtime import files, require_extras
-from worldmodel.sharing.onnx_checks import CHECKED, STEP_INPUTS, Network, Run, compare, compare_sequence, drift_of
+from worldmodel.sharing.onnx_checks import CHECKED, Network, Run, compare, compare_sequence, drift_of
 from worldmodel.sharing.onnx_networks import ControllerNetwork, DecoderNetwork, EncoderNetwork, StepNetwork, split
 from worldmodel.spaces import FlatSpace, leaves, space_to_json
 from worldmodel.version import __version__
@@ -119,60 +119,49 @@ def export_onnx(
 def _networks(world: WorldModel, controller: Controller | None, *, decoder: bool) -> list[Network]:
     """Make the networks with random inputs."""
     generator = torch.Generator().manual_seed(0)
-    model, n = world.mdnrnn, CHECKED
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator)
-
-    z = world.start_mean[torch.arange(n) % len(world.start_mean)] + 0.1 * model.change_scale * normal(n, model.latent_size)
-    shape = model.config.num_layers, n, model.config.hidden_size
-    state = {"z": z, "h": normal(*shape).tanh(), "c": normal(*shape)}
-    space, actions = world.observation_space, world.action_space
-    observation = world.decode(z) if world.vision.has_decoder else FlatSpace(space).sample(n, generator=generator)
-    seen = _names("observation", space)
-    step = StepNetwork(world).eval()
-    temperature = 0.5 + torch.rand(n, generator=generator)
-    temperature[n // 2 : n // 2 + 8] = 0.0
-    uniform = torch.rand(n, step.num_uniforms, generator=generator)
-    numbers = [*state.values(), temperature, uniform, normal(n, step.num_normals)]
-    action = split(actions, world.action_features.sample(n, generator=generator))
-    acted, axes = _names("action", actions), {"h": 1, "c": 1}
-    all_inputs = [*STEP_INPUTS, *acted]
+    model, space = world.mdnrnn, world.observation_space
+    spread = 0.1 * model.change_scale * torch.randn(CHECKED, model.latent_size, generator=generator)
+    z = world.start_mean[torch.arange(CHECKED) % len(world.start_mean)] + spread
+    shape = model.config.num_layers, CHECKED, model.config.hidden_size
+    h, c = (torch.randn(shape, generator=generator) for _ in range(2))
+    state = {"z": z, "h": h.tanh(), "c": c}
+    observation = world.decode(z) if world.vision.has_decoder else FlatSpace(space).sample(CHECKED, generator=generator)
+    seen = dict(zip(_names("observation", space), split(space, observation), strict=True))
+    normal = torch.randn(CHECKED, model.latent_size, generator=generator)
+    encoder = EncoderNetwork(world.vision)
     networks = [
-        Network(
-            name="encoder",
-            module=EncoderNetwork(world.vision).eval(),
-            inputs=["normal", *seen],
-            outputs=["z", "mean", "log_variance"],
-            batch_axes=[0] * (1 + len(seen)),
-            example=[normal(n, model.latent_size), *split(space, observation)],
-        ),
-        Network(
-            name="step",
-            module=step,
-            inputs=all_inputs,
-            outputs=step.output_names,
-            batch_axes=[axes.get(name, 0) for name in all_inputs],
-            example=[*numbers, *action],
-        ),
+        _network("encoder", encoder, {"normal": normal, **seen}, ["z", "mean", "log_variance"]),
+        _step(world, state, generator),
     ]
     if decoder:
-        module = DecoderNetwork(world.vision).eval()
-        networks.append(Network(name="decoder", module=module, inputs=["z"], outputs=seen, batch_axes=[0], example=[z]))
+        networks.append(_network("decoder", DecoderNetwork(world.vision), {"z": z}, list(seen)))
     if controller is not None:
-        policy = ControllerNetwork(controller).eval()
-        names = policy.input_names
-        networks.append(
-            Network(
-                name="controller",
-                module=policy,
-                inputs=names,
-                outputs=acted,
-                batch_axes=[axes.get(name, 0) for name in names],
-                example=[state[name] for name in names],
-            )
-        )
+        inputs = {name: state[name] for name in controller.features}
+        networks.append(_network("controller", ControllerNetwork(controller), inputs, _names("action", world.action_space)))
     return networks
+
+
+def _step(world: WorldModel, state: dict[str, Tensor], generator: torch.Generator) -> Network:
+    """Make the network of a step; some rows are at temperature 0."""
+    network = StepNetwork(world)
+    temperature = 0.5 + torch.rand(CHECKED, generator=generator)
+    temperature[CHECKED // 2 : CHECKED // 2 + 8] = 0.0
+    action = split(world.action_space, world.action_features.sample(CHECKED, generator=generator))
+    inputs = {
+        **state,
+        "temperature": temperature,
+        "uniform": torch.rand(CHECKED, network.num_uniforms, generator=generator),
+        "normal": torch.randn(CHECKED, network.num_normals, generator=generator),
+        **dict(zip(_names("action", world.action_space), action, strict=True)),
+    }
+    return _network("step", network, inputs, network.output_names)
+
+
+def _network(name: str, module: nn.Module, inputs: dict[str, Tensor], outputs: list[str]) -> Network:
+    axes = [1 if each in ("h", "c") else 0 for each in inputs]
+    return Network(
+        name=name, module=module.eval(), inputs=list(inputs), outputs=outputs, batch_axes=axes, example=list(inputs.values())
+    )
 
 
 def _names(kind: str, space: gym.Space) -> list[str]:
@@ -200,9 +189,19 @@ def _export(network: Network) -> Any:
     example = network.rows(SEVERAL)
     named = sum("/" not in name and name not in ("observation", "action") for name in network.inputs)
     shapes = (*free[:named], *([tuple(free[named:])] if isinstance(network.module, (EncoderNetwork, StepNetwork)) else []))
+    network.module(*example)  # fills caches of constants, which must not hold the exporter's fake tensors
     program = torch.export.export(network.module, example, dynamic_shapes=shapes, strict=False)
-    names = {"input_names": network.inputs, "output_names": network.outputs}
-    exported = torch.onnx.export(program, (), dynamo=True, opset_version=OPSET, verbose=False, external_data=False, **names)
+    program._example_inputs = None  # else the exporter adds checks of the inputs, over some of which it stumbles
+    exported = torch.onnx.export(
+        program,
+        (),
+        input_names=network.inputs,
+        output_names=network.outputs,
+        opset_version=OPSET,
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+    )
     assert exported is not None
     model = exported.model_proto
     graph = model.graph

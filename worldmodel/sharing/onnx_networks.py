@@ -39,6 +39,7 @@ class StepNetwork(nn.Module):
         self.action_features = world.action_features
         check_head(self.model.latent_head)
         self.has_reward, self.has_termination = self.model.reward_head is not None, self.model.termination_head is not None
+        self._places = places(self.model.latent_head)
         self.num_uniforms = self.model.latent_head.num_uniforms + self.has_reward  # the last one is the reward's
         self.num_normals = self.model.latent_head.num_normals + self.has_reward
 
@@ -60,6 +61,7 @@ class StepNetwork(nn.Module):
             seen = torch.cat([seen, z, model.action_units(features, z.dtype)], dim=-1)
         own = uniform[:, : model.latent_head.num_uniforms], normal[:, : model.latent_head.num_normals]
         sample = sample_head(model.latent_head, seen, temperature, *own)
+        sample = sample[:, self._places] if self._places else sample
         next_z = model.frame.next_z(sample, z, model.change_scale).clamp(model.latent_low, model.latent_high)
         outputs = [next_z, *state]
         outcome = prediction.outcome(next_z)
@@ -114,11 +116,6 @@ class ControllerNetwork(nn.Module):
         super().__init__()
         self.controller = controller
 
-    @property
-    def input_names(self) -> list[str]:
-        """Names of the inputs, in their order."""
-        return list(self.controller.features)
-
     def forward(self, z: Tensor, h: Tensor | None = None, c: Tensor | None = None) -> tuple[Tensor, ...]:
         """Act; see the class."""
         missing = z.new_zeros(1, 1, 1)
@@ -153,6 +150,16 @@ def check_head(head: LatentHead) -> None:
             )
 
 
+def places(head: LatentHead) -> list[int]:
+    """Return where each number of z is in what `sample_head` returns; nothing if it is in order."""
+    if not isinstance(head, CompositeHead):
+        return []
+    columns = torch.arange(head.dim)
+    order = [column for sub in head.sub_heads for column in columns[sub.columns].tolist()]
+    order += sorted(set(columns.tolist()) - set(order))
+    return [order.index(column) for column in columns.tolist()]
+
+
 def sample_head(head: LatentHead, features: Tensor, temperature: Tensor, uniform: Tensor, normal: Tensor) -> Tensor:
     """Sample what a head predicts, in its units, from given random numbers: the distribution of ``head(features).sample``.
 
@@ -164,20 +171,15 @@ def sample_head(head: LatentHead, features: Tensor, temperature: Tensor, uniform
         normal: (B, `LatentHead.num_normals`).
 
     Returns:
-        (B, D); constants are 0.
+        (B, D); constants are 0. The columns of a composite head are in the order of its heads; `places` puts them in order.
     """
     if isinstance(head, CompositeHead):
-        columns = torch.arange(head.dim)
-        parts, order, u, n = [], [], 0, 0
-        for sub in head.sub_heads:
-            more_u, more_n = u + sub.head.num_uniforms, n + sub.head.num_normals
-            parts.append(sample_head(sub.head, features, temperature, uniform[:, u:more_u], normal[:, n:more_n]))
-            order += columns[sub.columns].tolist()
-            u, n = more_u, more_n
-        rest = sorted(set(range(head.dim)) - set(order))
-        joined = torch.cat([*parts, features.new_zeros(1, len(rest)).expand(features.shape[0], -1)], dim=1)
-        place = {column: position for position, column in enumerate([*order, *rest])}
-        return joined[:, torch.tensor([place[column] for column in range(head.dim)])]
+        heads = [sub.head for sub in head.sub_heads]
+        uniforms = uniform.split([each.num_uniforms for each in heads], dim=1)
+        normals = normal.split([each.num_normals for each in heads], dim=1)
+        parts = [sample_head(each, features, temperature, u, n) for each, u, n in zip(heads, uniforms, normals, strict=True)]
+        constants = features.new_zeros(features.shape[0], head.dim - sum(part.shape[1] for part in parts))
+        return torch.cat([*parts, constants], dim=1)
     if head.supports_raw:
         return head.sample_raw(head.linear(features), temperature=temperature, uniform=uniform, normal=normal)
     mixture = head(features)
