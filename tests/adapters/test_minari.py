@@ -202,7 +202,7 @@ def test_a_killed_import_says_so_and_is_continued(tmp_path, minari, monkeypatch)
         with pytest.raises(KeyboardInterrupt):
             from_minari("toy/killed-v0", tmp_path / "b")
     assert "was interrupted" in EpisodeStore.open(tmp_path / "b").unfinished
-    with pytest.warns(UserWarning, match="expected a complete store, but the import of 4 episodes"):
+    with pytest.warns(UserWarning, match="expected a complete store, got 2 episodes: the import of 4 episodes"):
         EpisodeCollection.open(tmp_path / "b")
     back = from_minari("toy/killed-v0", tmp_path / "b")
     assert (back.fingerprint, back.unfinished) == (store.fingerprint, None)

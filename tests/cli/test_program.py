@@ -109,7 +109,7 @@ def test_the_termination_head_is_a_flag_too(word, value):
         ("store inspect a b", "expected no more words, got b"),
         ("collect --env a --out o --episodes 3 --policy", "--policy: expected a value, got nothing"),
         (f"{TRAIN} --hidden-size x", "--hidden-size: expected an integer, got 'x'"),
-        (f"{TRAIN} --learning-rate x", "--learning-rate: expected a number, got 'x'"),
+        (f"{TRAIN} --learning-rate x", "--learning-rate: expected a number or None, got 'x'"),
         (f"{TRAIN} --hidden-size 0", "hidden_size: expected an integer >= 1, got 0"),
         (f"{TRAIN} --device tpu", "--device: expected one of 'auto', 'cpu', 'cuda', 'mps', got 'tpu'"),
         (f"{TRAIN} --preset dom", "--preset: expected one of car-racing, doom, got 'dom'"),

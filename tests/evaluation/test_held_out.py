@@ -117,10 +117,11 @@ def test_the_likelihood_is_the_mean_over_all_steps_with_ms_state_from_the_beginn
         with torch.no_grad():
             prediction, _ = world.mdnrnn(z[:, :-1], action)
             parts = {name: -value.sum().item() for name, value in prediction.latent.log_probs(z[:, 1:]).items()}
+            outcome = prediction.outcome(z[:, 1:])
             reward = torch.as_tensor(episode.rewards, dtype=torch.float32)[None, :, None]
-            parts["reward_nll"] = -prediction.reward.log_prob(reward).sum().item()
+            parts["reward_nll"] = -outcome.reward.log_prob(reward).sum().item()
             ended = torch.as_tensor(episode.terminations)[None]
-            logit = torch.where(ended, prediction.termination_logit, -prediction.termination_logit)
+            logit = torch.where(ended, outcome.termination_logit, -outcome.termination_logit)
             parts["termination_nll"] = -torch.nn.functional.logsigmoid(logit).sum().item()
         for name, value in parts.items():
             totals[name] = totals.get(name, 0.0) + value

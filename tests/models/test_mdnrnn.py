@@ -545,8 +545,11 @@ def test_a_configuration_out_of_range_is_rejected(fields, message):
 
 
 def test_sizes_out_of_range_are_rejected():
-    for sizes, name in (((0, 1), "latent_size"), ((1, 0), "action_size")):
-        with pytest.raises(ValueError, match=f"{name}: expected an integer >= 1, got 0"):
+    for sizes, message in (
+        ((0, 1), "latent_size: expected an integer >= 1, got 0"),
+        ((1, -1), "action_size: expected an integer >= 0, got -1"),
+    ):
+        with pytest.raises(ValueError, match=message):
             MDNRNN(*sizes)
     with pytest.raises(TypeError, match=r"latent_size: expected an integer >= 1, got 2\.5"):
         MDNRNN(2.5, 1)

@@ -241,7 +241,10 @@ FUZZED = {
 def test_damaged_files_of_every_kind_raise_one_error_type(tmp_path, kind):
     make, read = FUZZED[kind]
     make(tmp_path)
-    rng, whole = random.Random(kind), {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()}
+    rng, whole = (
+        random.Random(kind),
+        {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file() and path.name != "README.md"},
+    )
     end, trials, refused = time.monotonic() + SECONDS / len(FUZZED), 0, 0
     while trials < 20 or time.monotonic() < end:
         path = rng.choice(list(whole))

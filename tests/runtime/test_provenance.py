@@ -34,6 +34,7 @@ def test_a_call_from_the_same_place_is_recorded_once_and_another_one_is_added(tm
     assert [call["command"] for call in read_runs(tmp_path)][1:] == ["other"]
 
 
+@pytest.mark.filterwarnings("ignore:.*expected at least 20 episodes")  # so few are meant
 def test_a_fit_records_itself_and_starts_again_with_overwrite(tmp_path):
     write_store(tmp_path / "data", [labelled_episode(number, 6) for number in range(6)])
     for _ in range(2):

@@ -193,6 +193,7 @@ def test_two_episodes_leave_one_to_train_and_one_to_test(tmp_path):
     assert small_fit(path, tmp_path / "run").provenance["training"]["best_metrics"]["loss"] < torch.inf
 
 
+@pytest.mark.filterwarnings("ignore:.*expected at least 20 episodes")  # so few are meant
 def test_episodes_of_one_step_are_enough(tmp_path):
     path = write_store(tmp_path / "store", [labelled_episode(i, 1) for i in range(5)]).path
     config = DataConfig(window=50, burn_in=100, batch_size=2, test_fraction=0.2)
@@ -375,6 +376,7 @@ def test_one_store_given_twice_is_rejected(walks, tmp_path):
         small_fit([walks, walks], tmp_path / "run")
 
 
+@pytest.mark.filterwarnings("ignore:.*expected at least 20 episodes")  # so few are meant
 def test_the_termination_head_exists_if_an_episode_terminates(tmp_path):
     for name, ends in {"never": [False] * 4, "once": [False, False, True, False]}.items():
         data = write_store(tmp_path / name, [labelled_episode(i, 6, terminated=end) for i, end in enumerate(ends)]).path

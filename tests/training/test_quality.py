@@ -150,7 +150,7 @@ def test_short_trainings_and_those_without_held_out_data_are_not_judged(updates,
 
 def bad_fit(path, **training):
     wm.collect("CartPole-v1", out=path / "data", num_episodes=20, seed=0)
-    config = wm.TrainingConfig(num_updates=200, evaluate_every=100, learning_rate=1e-6, final_learning_rate=1e-7, **training)
+    config = wm.TrainingConfig(num_updates=200, evaluate_every=100, learning_rate=3.0, final_learning_rate=3.0, **training)
     small = wm.MDNRNNConfig(hidden_size=4, num_components=1)
     return wm.fit(path / "data", out=path / "world", config=small, training_config=config)
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 COMMANDS = {  # words: module, class, summary
     "quickstart": ("quickstart", "Quickstart", "train for CartPole in dreams, score in reality"),
     "collect": ("collect", "Collect", "collect real episodes from a Gymnasium environment"),
-    "convert": ("convert", "Convert", "recorded data to a store: CSV, parquet, HDF5, LeRobot, video"),
+    "convert": ("convert", "Convert", "recorded data (CSV, parquet, HDF5, video ...) to a store"),
     "train-vae": ("train_vae", "TrainVae", "train V on episodes of images"),
     "encode": ("encode", "Encode", "encode episodes of images with V"),
     "train-mdnrnn": ("train_mdnrnn", "TrainMdnrnn", "train M: write a world model"),

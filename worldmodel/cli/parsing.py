@@ -17,9 +17,12 @@ from worldmodel.runtime import missing_operation
 USER_ERRORS = (ValueError, TypeError, OSError, RuntimeError, ImportError, gym.error.Error)
 C = TypeVar("C", bound=Command)
 CONFIG = (tyro.conf.EnumChoicesFromValues,)
+_NO_TYPE = r"^Error parsing (--\S+): no type matching \{None\}\|"
 REWORDED = (  # parts of tyro's and Python's messages, and what this program says
     (r"^Error parsing (--\S+): invalid literal for int\(\) with base 10: (.*)$", r"\1: expected an integer, got \2"),
     (r"^Error parsing (--\S+): could not convert string to float: (.*)$", r"\1: expected a number, got \2"),
+    (rf"{_NO_TYPE}INT could be instantiated from \[(.*?)\].*$", r"\1: expected an integer or None, got \2"),
+    (rf"{_NO_TYPE}FLOAT could be instantiated from \[(.*?)\].*$", r"\1: expected a number or None, got \2"),
     (r"^Error parsing (--\S+): (.*)$", r"\1: \2"),
     (r"^Error parsing [\w-]+: (.*)$", r"\1"),  # a configuration that refuses a value names the field itself
     (r"^invalid choice (.*) for argument '(--\S+)'\. Expected one of \((.*)\)\.$", r"\2: expected one of \3, got \1"),

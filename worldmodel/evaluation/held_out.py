@@ -167,12 +167,13 @@ def _predict(world: WorldModel, batch: SequenceBatch, state: State | None) -> tu
         found |= {name: -value for name, value in prediction.latent.log_probs(after).items()}
     else:
         found["nll_per_dim"] = -prediction.latent.log_prob(after)
-    if prediction.reward is not None:
-        found["reward_nll"] = -prediction.reward.log_prob(batch.reward.unsqueeze(-1))
-    if prediction.termination_logit is not None:
+    outcome = prediction.outcome(after)
+    if outcome.reward is not None:
+        found["reward_nll"] = -outcome.reward.log_prob(batch.reward.unsqueeze(-1))
+    if outcome.termination_logit is not None:
         ended = batch.terminated.to(after.dtype)
         found["termination_nll"] = functional.binary_cross_entropy_with_logits(
-            prediction.termination_logit, ended, reduction="none"
+            outcome.termination_logit, ended, reduction="none"
         )
     copied = [] if model.layout is None else model.layout.columns(*COPIED)
     changed = ((after != batch.z[:, :-1])[..., copied].any(dim=-1) & mask).sum().item()

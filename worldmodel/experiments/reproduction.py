@@ -1,7 +1,6 @@
 """Reproduce an experiment of the paper: data, V, M, probe, a controller for each temperature, tests, table.
 
-Each stage writes its result to ``out``, and a complete stage is not run again. So an interrupted experiment resumes, also
-within training and search::
+Each stage writes its result to ``out``, and is not run again. So an interrupted experiment resumes, also within a stage::
 
     out/experiment.json          the preset and the seed
     out/episodes                 a store of random episodes

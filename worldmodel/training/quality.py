@@ -138,8 +138,9 @@ class Predictions:
         for batch in batches:
             prediction, _ = model(batch.z[:, :-1], batch.action)
             mask = batch.mask
-            logit = prediction.termination_logit
-            mean = None if prediction.reward is None else prediction.reward.expectation().squeeze(-1)
+            outcome = prediction.outcome(batch.z[:, 1:])
+            logit = outcome.termination_logit
+            mean = None if outcome.reward is None else outcome.reward.expectation().squeeze(-1)
             own = [None if values is None else values[mask].cpu().double() for values in (logit, mean)]
             for column, values in zip(columns, (*outcomes(batch), *trivial.predict(batch), *own), strict=True):
                 if values is not None:
