@@ -84,3 +84,19 @@ def test_box_choices_are_normal_before_they_are_squashed():
 def test_other_action_spaces_are_rejected(space):
     with pytest.raises(ValueError, match="agent: expected a Discrete action space of at least two actions, or a Box"):
         make_choices(controller(space), 0.5)
+
+
+@pytest.mark.parametrize("space", [spaces.Box(-1, 1, (3,)), spaces.Discrete(3)], ids=["box", "discrete"])
+def test_each_state_may_have_a_breadth_of_its_own(space):
+    shared = make_choices(controller(space), 0.5)
+    outputs = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    breadth = torch.rand(5, shared.num_breadths, dtype=torch.float64, generator=torch.Generator().manual_seed(4)) + 0.2
+    choices = shared.with_breadth(breadth)
+    if isinstance(space, spaces.Box):
+        expected = torch.distributions.Independent(torch.distributions.Normal(outputs, breadth), 1)
+    else:
+        expected = torch.distributions.Categorical(logits=outputs / breadth)
+    choice = choices.draw(outputs, torch.Generator().manual_seed(5))
+    assert torch.allclose(choices.log_prob(outputs, choice), expected.log_prob(choice))
+    assert torch.allclose(choices.entropy(outputs), expected.entropy())
+    assert not torch.allclose(shared.log_prob(outputs, choice), expected.log_prob(choice))  # it is a copy

@@ -12,7 +12,7 @@ from toy_controllers import DICT, generator, random_controller, weights
 from toy_worlds import WalkEnv, random_world, same_bits, walk_world
 
 from worldmodel.agents import CONTROLLER_FILE, Controller, ControllerBatch, LatentPolicy
-from worldmodel.data import EnvConfig, collect, rollouts
+from worldmodel.data import ActionNoise, EnvConfig, collect, rollouts
 from worldmodel.dream import Dreams, Reality
 from worldmodel.models import feature_size
 from worldmodel.rng import episode_seed
@@ -250,6 +250,25 @@ def test_exploration_replaces_the_given_share_of_actions_and_m_consumes_the_acti
         chosen += torch.equal(action, greedy)
         state = world.mdnrnn.advance(z[None], action, state)
     assert 1000 - chosen == pytest.approx(300, abs=4 * (1000 * 0.3 * 0.7) ** 0.5)
+
+
+def test_m_is_told_the_noisy_action_and_the_noise_is_in_the_recipe():
+    world = random_world(spaces.Box(-1, 1, (2,)))
+    recorder = Recorder(random_controller(world, features="zhc"))
+    policy = LatentPolicy(world, recorder, noise=ActionNoise(scale=0.5, correlation=0.9))
+    assert policy.description.endswith("noise up to 0.5 with correlation 0.9")
+    policy.reset(np.random.default_rng(0))
+    observations = np.random.default_rng(1).standard_normal((20, 2))
+    state, differences = world.mdnrnn.initial_state(1), []
+    for t, z in enumerate(torch.tensor(observations, dtype=torch.float32)):
+        action = torch.as_tensor(policy(observations[t]))[None]
+        features = torch.cat([z[None], state.h[-1], state.c[-1]], dim=1)
+        assert torch.equal(recorder.seen[t], features)
+        differences.append((action - recorder.controller(features)).abs().max().item())
+        state = world.mdnrnn.advance(z[None], action, state)
+    assert np.mean(np.array(differences) > 0) > 0.9
+    with pytest.raises(TypeError, match="noise: expected a Box"):
+        LatentPolicy(random_world(), random_controller(random_world()), noise=ActionNoise())
 
 
 def test_exploration_is_a_function_of_the_episode_and_another_recipe():

@@ -67,6 +67,41 @@ def test_a_box_is_learned_too():
     assert found[-1].metrics["best_test"] > start.mean() + 0.1 * start.std()
 
 
+@pytest.mark.parametrize("space", [spaces.Box(-1.0, 1.0, (2,)), spaces.Discrete(3)], ids=["box", "discrete"])
+def test_a_learned_spread_differs_by_state_and_stays_within_its_factor(space):
+    world = random_world(space, termination_bias=-50.0, seed=3)
+    controller, dreams, starts = make(world, temperature=0.0, features="zh")
+    config = PPOConfig(iterations=1, steps=8, horizon=8, learning_rate=3e-2, spread="state", breadth=0.4, critic_size=8)
+    learner = Learner(copy.deepcopy(controller), dreams, starts, config, 0)
+    features = learner._features(learner._state)
+    first = learner._choices_in(features)._breadth
+    assert torch.equal(first, torch.full_like(first, 0.4))
+    for _ in range(10):
+        learner.iterate()
+    breadth = learner._choices_in(features)._breadth
+    assert breadth.shape == (len(features), 2 if isinstance(space, spaces.Box) else 1)
+    assert breadth.std() > 1e-3
+    assert 0.1 - 1e-6 <= breadth.min() < breadth.max() <= 1.6 + 1e-6
+
+
+def test_a_test_from_starts_takes_the_return_of_dreams_from_there():
+    world = walk_world()
+    far = StartBank(torch.full_like(world.start_mean, 7.0), world.start_log_variance, world.mdnrnn.initial_state(7))
+    controller, dreams, starts = make(world, temperature=0.0, termination="sample")
+    tests = {}
+    for test_from, bank in (("first", far), ("starts", far), ("starts", starts)):
+        config = replace(SHORT, iterations=1, test_from=test_from)
+        found = []
+        ppo(controller, dreams, bank, config=config, horizon=4, on_iteration=found.append)
+        tests[test_from, bank is far] = found[-1].metrics["best_test"]
+    generator = dreams.generator(derive_seed(0, PPO_TEST_STREAM))
+    variant = dreams.variant(num_dreams=16)
+    expected = variant.expected_return(controller, 4, generator=generator, start=far.sample(16, generator)).mean().item()
+    assert tests["starts", True] == pytest.approx(expected)  # far away no action changes anything in four steps
+    assert tests["first", True] > expected + 1
+    assert tests["starts", False] > expected + 1
+
+
 def test_entropy_that_is_paid_for_is_kept():
     left = []
     for weight in (0.0, 1.0):

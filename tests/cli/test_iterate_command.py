@@ -4,7 +4,7 @@ import json
 
 from worldmodel.cli.iterate import Iterate
 from worldmodel.cli.parsing import parse
-from worldmodel.experiments import IterationConfig, iteration
+from worldmodel.experiments import CAR_RACING_LOOP, IterationConfig, iteration
 
 SMALL = (
     "--env CartPole-v1 --max-rounds 2 --first-policy repeat --first-episodes 6 --controller-episodes 3 "
@@ -64,3 +64,20 @@ def test_it_resumes_after_ctrl_c_and_leaves_a_table_and_a_summary(run, tmp_path,
     summary = json.loads((tmp_path / "loop" / "summary.json").read_text())
     assert [one["number"] for one in summary["rounds"]] == [1, 2]
     assert all(max(one["real"]["lengths"]) <= 15 for one in summary["rounds"])
+
+
+def test_a_preset_gives_the_numbers_of_the_experiment_and_explicit_options_take_precedence():
+    parsed = parse(
+        Iterate, ["--preset", "car-racing", "--out", "runs", "--max-rounds", "3", "--rounds.noise.scale", "0.1"], name="iterate"
+    )
+    assert parsed.environment.of(parsed.env) == CAR_RACING_LOOP.env
+    assert parsed.config.max_rounds == 3
+    assert parsed.config.rounds.noise.scale == 0.1
+    assert parsed.config.mdnrnn == CAR_RACING_LOOP.config.mdnrnn
+    assert parsed.config.rounds.improvement == CAR_RACING_LOOP.config.rounds.improvement
+
+
+def test_an_unknown_preset_is_named(run):
+    code, _, said = run("iterate --preset doom --out runs")
+    assert code == 2
+    assert "--preset: expected car-racing, got 'doom'" in said

@@ -9,6 +9,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
+from test_iteration import IMAGES, IMPROVED, UNLEARNT, ColumnEnv
 from test_reproduction import PRESET
 from toy_envs import SpaceEnv
 from toy_images import COLOUR, DotEnv
@@ -16,7 +17,7 @@ from toy_worlds import random_world
 
 import worldmodel as wm
 from worldmodel.cli import reproduce
-from worldmodel.experiments import presets
+from worldmodel.experiments import LoopPreset, presets
 
 WIDE = spaces.Box(np.arange(-40.0, 0), np.arange(40.0), dtype=np.float64)  # is printed in several lines
 SHORT = "--num-updates 2 --evaluate-every 2 --max-test-batches 1"
@@ -149,13 +150,33 @@ def test_the_doom_experiment_ends_with_its_table_pictures_and_films(call, monkey
 
 
 def test_an_experiment_without_ppo_has_a_small_scale(call, monkeypatch, tmp_path):
-    car = replace(
+    bare = replace(
         PRESET, env="Dot-v0", test_episodes=2, improvement=None, temperatures=(1.0,), dream_precision="auto", solved=900.0
     )
-    monkeypatch.setattr(reproduce.CarRacing, "PRESET", car)
+    monkeypatch.setattr(reproduce.Doom, "PRESET", bare)
     monkeypatch.setattr(reproduce, "small", lambda preset: replace(preset, searches=1))
-    call("reproduce car-racing --out out --scale small --workers 0 --no-video --device cpu")
+    call("reproduce doom --out out --scale small --workers 0 --no-video --device cpu")
     assert "0 of 1 agents have a mean above 900" in (tmp_path / "out" / "table.md").read_text()
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names >= {"table.md", "results.json", "curves.png", "reconstructions.png", "latents.png", "dream.png"}
     assert not any(name.endswith(".mp4") for name in names)
+
+
+@UNLEARNT
+def test_the_car_racing_experiment_ends_with_its_table_and_pictures_and_resumes(call, monkeypatch, tmp_path):
+    if "Column-v0" not in gym.registry:
+        gym.register("Column-v0", ColumnEnv, max_episode_steps=15)
+    config = replace(IMAGES, rounds=IMPROVED, first_policy="repeat")
+    tiny = LoopPreset(env=wm.EnvConfig("Column-v0", action_repeat=2), config=config, final_episodes=3, solved=9e9)
+    monkeypatch.setattr(reproduce.CarRacing, "PRESET", tiny)
+    printed = call("reproduce car-racing --out out --workers 0 --no-video --device cpu --seed 3")
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names >= {"table.md", "results.json", "curves.png", "reconstructions.png", "latents.png", "dream.png"}
+    assert "not solved (above 9e+09)" in printed
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [row["number"] for row in results["rounds"]] == [1, 2]
+    assert results["rounds"][1]["real_steps"] > results["rounds"][0]["real_steps"] > 2 * 6
+    assert len(results["final"]["real"]["returns"]) == 3
+    (tmp_path / "out" / "final.json").unlink()
+    call("reproduce car-racing --out out --workers 0 --no-video --device cpu --seed 3")
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["final"] == results["final"]

@@ -20,9 +20,10 @@ def flat(values):
     return [np.concatenate([np.ravel(leaf) for leaf in leaf_values(value).values()]) for value in values]
 
 
-@pytest.mark.parametrize("name", ["random", "repeat", "repeat-long", "sweep", "brownian"])
+@pytest.mark.parametrize("name", ["random", "repeat", "repeat-long", "sweep", "brownian", "slow-driver"])
 def test_actions_are_in_the_space_and_depend_only_on_the_generator(name):
-    space = {"brownian": BOX, "sweep": spaces.Discrete(5, start=2)}.get(name, NESTED_ACTION)
+    car = spaces.Box(np.float32([-1, 0, 0]), np.float32([1, 1, 1]))
+    space = {"brownian": BOX, "sweep": spaces.Discrete(5, start=2), "slow-driver": car}.get(name, NESTED_ACTION)
     space.seed(1)
     one, other = make_policy(name, space), make_policy(name, space)
     first = actions(one, 50)
@@ -124,7 +125,7 @@ def test_brownian_raises_unless_the_space_is_a_box_of_floats(space):
 def test_unknown_policies_raise_with_the_known_names():
     with pytest.raises(
         ValueError,
-        match=r"expected one of \['random', 'repeat', 'repeat-long', 'sweep', 'brownian'\] or a callable, got 'greedy'",
+        match=r"expected one of \['random', .*, 'slow-driver'\] or a callable, got 'greedy'",
     ):
         make_policy("greedy", BOX)
     with pytest.raises(TypeError, match="got int"):

@@ -9,7 +9,8 @@ from gymnasium import spaces
 from worldmodel.agents import Controller
 from worldmodel.cli.main import load
 from worldmodel.cli.parsing import UsageError, parse
-from worldmodel.experiments import CAR_RACING, DOOM, PRESETS, small
+from worldmodel.dream import time_limit
+from worldmodel.experiments import CAR_RACING, CAR_RACING_LOOP, DOOM, PRESETS, small, small_loop
 
 PATHS = {  # options that no preset holds
     "collect": "--out o",
@@ -109,3 +110,19 @@ def test_options_override_the_preset(name, command):
 def test_an_unknown_preset_is_an_error():
     with pytest.raises(UsageError, match="--preset: expected one of car-racing, doom, got 'dom'"):
         parse(load("collect"), ["--out", "o", "--preset", "dom"], name="worldmodel collect")
+
+
+def test_the_loop_of_car_racing_fits_its_environment_and_the_small_one_has_fewer_numbers():
+    pytest.importorskip("Box2D")
+    less = small_loop(CAR_RACING_LOOP)
+    assert less.env == CAR_RACING_LOOP.env
+    assert (less.config.max_rounds, less.config.rounds.keep_best) == (2, True)
+    config = CAR_RACING_LOOP.config
+    real = 4 * (90 * config.first_episodes + 250 * (config.max_rounds - 1) * config.controller_episodes)
+    real += 4 * 250 * config.max_rounds * config.validation_episodes
+    assert real <= 2_000_000
+    assert time_limit(CAR_RACING_LOOP.env) == 250
+    made = CAR_RACING_LOOP.env.make()
+    config.rounds.noise.check(made.action_space)
+    assert set(made.observation_space) == {"image", "indicators"}
+    made.close()

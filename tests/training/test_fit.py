@@ -1,5 +1,6 @@
 """`fit`: statistics, files, determinism, resuming and errors."""
 
+import copy
 import importlib
 import json
 import os
@@ -307,6 +308,29 @@ def test_initial_is_copied_and_not_trained_itself(walks, tmp_path, whole):
     assert trained.fingerprint != before == whole[1].fingerprint
 
 
+def test_the_v_of_an_initial_world_may_be_given_too_but_no_other(walks, tmp_path, whole):
+    arguments = {"initial": whole[1], "data_config": DATA, "training_config": TRAINING, "seed": 3}
+    alone = fit(walks, out=tmp_path / "alone", **arguments)
+    assert fit(walks, out=tmp_path / "both", vision=whole[1].vision, **arguments).fingerprint == alone.fingerprint
+    other = copy.deepcopy(whole[1].vision)
+    other.scale.mul_(2)
+    with pytest.raises(ValueError, match="vision: expected None or the V of the initial world model"):
+        fit(walks, out=tmp_path / "other", vision=other, **arguments)
+
+
+def test_the_bounds_of_dreams_hold_the_data_of_an_initial_world_and_the_new_ones(tmp_path):
+    near = [walking_episode(i, 12) for i in range(6)]
+    far = [replace(one, observations=50 * one.observations) for one in near]
+    stores = {name: write_store(tmp_path / name, episodes).path for name, episodes in {"near": near, "far": far}.items()}
+    first = small_fit(stores["near"], tmp_path / "first")
+    wider = fit(stores["far"], out=tmp_path / "wider", initial=first, data_config=DATA, training_config=TRAINING)
+    again = fit(stores["near"], out=tmp_path / "again", initial=wider, data_config=DATA, training_config=TRAINING)
+    assert (wider.mdnrnn.latent_low < first.mdnrnn.latent_low).all()
+    assert (wider.mdnrnn.latent_high > 5 * first.mdnrnn.latent_high).any()
+    assert torch.equal(again.mdnrnn.latent_high, wider.mdnrnn.latent_high)
+    assert torch.equal(wider.mdnrnn.change_scale, first.mdnrnn.change_scale)  # the units stay
+
+
 def test_initial_and_a_configuration_together_are_rejected(walks, tmp_path, whole):
     with pytest.raises(ValueError, match="config: expected None with an initial world model"):
         fit(walks, out=tmp_path / "run", initial=whole[1], config=SMALL)
@@ -382,9 +406,14 @@ def test_the_termination_head_exists_if_an_episode_terminates(tmp_path):
         data = write_store(tmp_path / name, [labelled_episode(i, 6, terminated=end) for i, end in enumerate(ends)]).path
         world = small_fit(data, tmp_path / f"run-{name}")
         assert (world.mdnrnn.termination_head is not None) == any(ends)
-    never = WorldModel.from_pretrained(tmp_path / "run-never")
-    with pytest.raises(ValueError, match="initial: expected a world model with a termination head"):
-        fit(tmp_path / "once", out=tmp_path / "more", initial=never)
+
+
+def test_an_initial_world_without_a_termination_head_stays_so_on_data_that_terminate(tmp_path):
+    for name, end in {"never": False, "once": True}.items():
+        write_store(tmp_path / name, [labelled_episode(i, 6, terminated=end and i == 2) for i in range(24)])
+    never = small_fit(tmp_path / "never", tmp_path / "run")
+    again = fit(tmp_path / "once", out=tmp_path / "more", initial=never, data_config=DATA, training_config=TRAINING)
+    assert again.mdnrnn.termination_head is None
 
 
 def test_an_untrained_termination_head_predicts_the_rate_of_terminations(walks, tmp_path, monkeypatch):

@@ -1,13 +1,15 @@
 r"""Distributions over actions from an agent's outputs, for policy gradients; outside of training the agent is deterministic.
 
-With outputs y and breadth s: action k of n ordered ones, with the bounds :math:`b_k = \operatorname{artanh}(2 k / n - 1)`, has
-probability :math:`\sigma((b_{k+1} - y) / s) - \sigma((b_k - y) / s)`; n actions with an output each have probabilities
-:math:`softmax(y / s)`; and for a Box the outputs are sampled from :math:`N(y, s^2)` before they are squashed to its bounds.
+With outputs y and breadth s, which is a number or depends on the state: action k of n ordered ones, with the bounds
+:math:`b_k = \operatorname{artanh}(2 k / n - 1)`, has probability :math:`\sigma((b_{k+1} - y) / s) - \sigma((b_k - y) / s)`; n
+actions with an output each have probabilities :math:`softmax(y / s)`; and for a Box the outputs are sampled from
+:math:`N(y, s^2)` before they are squashed to its bounds.
 """
 
 from __future__ import annotations
 
 import abc
+import copy
 import math
 from typing import Any
 
@@ -26,11 +28,23 @@ class Choices(abc.ABC):
 
     Args:
         agent: agent with ``action_features``, and ``ordered`` if its actions are ordered.
-        breadth: s > 0.
+        breadth: s > 0; `with_breadth` gives each state another one.
     """
 
     def __init__(self, agent: Any, breadth: float):
-        self._space, self._breadth = agent.action_features, breadth
+        self._space = agent.action_features
+        self._breadth: float | Tensor = breadth
+
+    @property
+    @abc.abstractmethod
+    def num_breadths(self) -> int:
+        """Number of breadths that may differ."""
+
+    def with_breadth(self, breadth: Tensor) -> Choices:
+        """Return the same distribution with a breadth for each row of outputs: (B, `num_breadths`)."""
+        made = copy.copy(self)
+        made._breadth = breadth
+        return made
 
     @abc.abstractmethod
     def draw(self, outputs: Tensor, source: Source) -> Tensor:
@@ -51,6 +65,8 @@ class Choices(abc.ABC):
 
 class DiscreteChoices(Choices):
     """Actions of a Discrete space, ordered or not, counted from 0."""
+
+    num_breadths = 1
 
     def __init__(self, agent: Any, breadth: float):
         super().__init__(agent, breadth)
@@ -89,6 +105,11 @@ class DiscreteChoices(Choices):
 class BoxChoices(Choices):
     """Outputs for a Box, with Gaussian noise."""
 
+    @property
+    def num_breadths(self) -> int:
+        """One per number of an action."""
+        return int(self._space.size)
+
     def draw(self, outputs: Tensor, source: Source) -> Tensor:
         """Sample outputs."""
         return outputs + self._breadth * fill_normal(torch.empty_like(outputs), source)
@@ -102,7 +123,7 @@ class BoxChoices(Choices):
         return torch.distributions.Normal(outputs, self._breadth).log_prob(choice).sum(dim=1)
 
     def entropy(self, outputs: Tensor) -> Tensor:
-        """Entropy of the outputs before they are squashed; the same for all."""
+        """Entropy of the outputs before they are squashed; the same for all if the breadth is."""
         return torch.distributions.Normal(outputs, self._breadth).entropy().sum(dim=1)
 
 

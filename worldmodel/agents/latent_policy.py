@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from worldmodel.agents.registry import check_agent
-from worldmodel.data import RandomPolicy
+from worldmodel.data import ActionNoise, NoiseProcess, RandomPolicy
 from worldmodel.dream import Agent, FeaturePolicy, LatentTracker, Policy
 from worldmodel.models import WorldModel
 from worldmodel.runtime import describe, digest_tensors
@@ -27,15 +27,24 @@ class LatentPolicy:
         world: V and M.
         agent: an agent, or a function of features (1, F).
         exploration: probability of replacing an action by a random one; M takes in the action that was taken.
+        noise: added to the actions of a Box, with another size in each episode; M takes in the action that was taken.
         description: name in a data set's recipe, followed by a digest of the agent and the world's fingerprint, so that other
             weights are another recipe.
 
     Raises:
-        TypeError: if ``agent`` is not an agent.
+        TypeError: if ``agent`` is not an agent, or ``noise`` is given for actions that are not a Box of floats with bounds.
         ValueError: if the agent was not made for the world, or ``exploration`` is not a probability.
     """
 
-    def __init__(self, world: WorldModel, agent: Policy, *, exploration: float = 0.0, description: str = "controller"):
+    def __init__(
+        self,
+        world: WorldModel,
+        agent: Policy,
+        *,
+        exploration: float = 0.0,
+        noise: ActionNoise | None = None,
+        description: str = "controller",
+    ):
         self.agent = check_agent(agent, world)
         if not 0 <= exploration <= 1:
             raise ValueError(f"exploration: expected a probability from 0 to 1, got {exploration}")
@@ -44,6 +53,9 @@ class LatentPolicy:
         if exploration:
             self.description += f", {exploration:g} of its actions random"
             self._random = RandomPolicy(world.action_space)
+        self._noise = None if noise is None else NoiseProcess(noise, world.action_space)
+        if noise is not None:
+            self.description += f", {noise.describe()}"
         self._tracker = LatentTracker(world)
         self._generator = torch.Generator(world.device)
         self._started, self._last_action = False, None
@@ -56,6 +68,8 @@ class LatentPolicy:
             seed(int(rng.integers(2**63)))
         self.agent.reset(1)
         self._started, self._last_action = True, None
+        if self._noise is not None:
+            self._noise.reset(rng)
         if self.exploration:
             self._random.reset(rng)
             self._rng = rng
@@ -79,7 +93,11 @@ class LatentPolicy:
             action = self._random(observation)
             self._last_action = stack_values([action])
             return action
-        return to_numpy(map_leaves(lambda leaf: leaf[0], self._last_action))
+        action = to_numpy(map_leaves(lambda leaf: leaf[0], self._last_action))
+        if self._noise is not None:
+            action = self._noise(action)
+            self._last_action = stack_values([action])
+        return action
 
 
 def digest_agent(agent: Agent) -> str:

@@ -21,7 +21,6 @@ at any moment and resuming gives the same bits as never stopping.
 from __future__ import annotations
 
 import copy
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -152,7 +151,7 @@ class _Search:
         self._config, self._log, self.done = config, log, 0
         self.best = copy.deepcopy(agent).to(dreams.world.device)
         identity = {
-            **asdict(config),
+            **config.identity(),
             "test_horizon": horizon,
             "seed": seed,
             **dreams_recipe(dreams),
@@ -163,7 +162,7 @@ class _Search:
         }
         self._identity: dict[str, Any] = jsonable(identity)
         self._learner = Learner(copy.deepcopy(self.best), dreams, starts, config, seed)
-        self._test = _Test(dreams, config, horizon, seed)
+        self._test = _Test(dreams, starts, config, horizon, seed)
 
     def start(self, run: RunConfig) -> None:
         """Test the agent that was given, or load the log."""
@@ -197,13 +196,15 @@ class _Search:
 class _Test:
     """The test of an agent: its mean return over complete dreams, always the same ones."""
 
-    def __init__(self, dreams: Dreams, config: PPOConfig, horizon: int, seed: int):
+    def __init__(self, dreams: Dreams, starts: StartBank, config: PPOConfig, horizon: int, seed: int):
         mixed = isinstance(dreams.temperature, Tensor) and dreams.temperature.ndim > 0
         self._dreams = dreams if mixed else dreams.variant(num_dreams=config.test_dreams)
         self._horizon, self._seed = horizon, derive_seed(seed, PPO_TEST_STREAM)
+        self._starts = starts if config.test_from == "starts" else None
 
     def __call__(self, agent: Agent) -> float:
         generator = self._dreams.generator(self._seed)
-        if self._dreams.termination == "sample":
-            return self._dreams.expected_return(agent, self._horizon, generator=generator).mean().item()
+        start = None if self._starts is None else self._starts.sample(self._dreams.batch_size, generator)
+        if self._dreams.termination == "sample" or start is not None:
+            return self._dreams.expected_return(agent, self._horizon, generator=generator, start=start).mean().item()
         return self._dreams.score(agent, self._horizon, generator=generator)[0].mean().item()

@@ -40,7 +40,7 @@ class Collect(Command):
         episodes: number of episodes in the finished store.
         preset: use the numbers of an experiment as defaults; explicit options take precedence.
         policy: repeat holds an action for 1 to 10 steps, repeat-long for 1 to 100; sweep: Discrete only; brownian: Box only;
-            controller: the agent of --controller.
+            slow-driver: CarRacing only; controller: the agent of --controller.
         model: world model directory, for --policy controller.
         controller: controller directory, for --policy controller.
         workers: worker processes; 0: none; the result is the same.
@@ -63,7 +63,7 @@ class Collect(Command):
     out: str
     episodes: int
     preset: PresetName | None = None
-    policy: Literal["random", "repeat", "repeat-long", "sweep", "brownian", "controller"] = "random"
+    policy: Literal["random", "repeat", "repeat-long", "sweep", "brownian", "slow-driver", "controller"] = "random"
     model: str | None = None
     controller: str | None = None
     workers: int = 0

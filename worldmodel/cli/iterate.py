@@ -7,16 +7,17 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
+from typing_extensions import Self
 from tyro.conf import OmitArgPrefixes as Flat
 
 import worldmodel as wm
 from worldmodel.agents import ControllerConfig, OpenAIESConfig
-from worldmodel.cli.options import Command, EnvironmentOptions, Result, Run, write_json_file
+from worldmodel.cli.options import Command, EnvironmentOptions, Result, Run, given, write_json_file
 from worldmodel.dream import format_spread
-from worldmodel.experiments import Round, summarize
+from worldmodel.experiments import LOOPS, Round, summarize
 
 STAGES = ("collect", "train", "dream", "evaluate")
 
@@ -28,6 +29,7 @@ class Iterate(Command):
     Args:
         env: Gymnasium id, or "module:Id-v0" of another package.
         out: output directory; the same command resumes an interrupted run.
+        preset: use the numbers of an experiment as defaults; explicit options take precedence.
         target: mean real return at which to stop; None: run all rounds.
         seed: seed of the complete run.
         config: sizes and budgets of one round.
@@ -39,6 +41,7 @@ class Iterate(Command):
 
     env: str
     out: str
+    preset: Literal["car-racing"] | None = None
     target: float | None = None
     seed: int = 0
     config: Annotated[wm.IterationConfig, tyro.conf.arg(name="")] = field(default_factory=wm.IterationConfig)
@@ -54,6 +57,23 @@ class Iterate(Command):
             name, equals, value = word.partition("=")
             translated.append(names.get(name.replace("_", "-"), name) + equals + value if word.startswith("--") else word)
         return translated
+
+    @classmethod
+    def defaults(cls, words: Sequence[str]) -> Self | None:
+        """Return the command with the numbers of ``--preset``; None for those of the class."""
+        name = given(words, "--preset")
+        if name is None:
+            return None
+        if name not in LOOPS:
+            raise ValueError(f"--preset: expected {', '.join(sorted(LOOPS))}, got {name!r}")
+        env = LOOPS[name].env
+        options = EnvironmentOptions(
+            max_steps=env.max_steps,
+            env_kwargs=dict(env.kwargs),
+            leave_out=env.leave_out,
+            action_repeat=env.action_repeat,
+        )
+        return cls(env=str(env.env), out=tyro.MISSING, config=LOOPS[name].config, environment=options)
 
     def run(self) -> Result:
         """Run the loop."""

@@ -1,8 +1,7 @@
 """Groups of options that commands share.
 
-A command is a frozen dataclass: its fields are its options, its class docstring is its help, and `run` does the work. tyro
-turns fields into options. A field that is itself a configuration becomes a group of options, which have no prefix where the
-field is marked `tyro.conf.OmitArgPrefixes`.
+A command is a frozen dataclass: its fields are its options (by tyro), its class docstring is its help, and `run` does the work.
+A field that is a configuration becomes a group of options, without a prefix if it is marked `tyro.conf.OmitArgPrefixes`.
 """
 
 from __future__ import annotations
@@ -205,15 +204,17 @@ class EnvironmentOptions:
         max_steps: truncate an episode after this many steps; None: the environment's own limit.
         env_kwargs: arguments of the environment, e.g. '{"g": 9.8}'.
         leave_out: leaves of the observations that are not recorded, e.g. mission.
+        action_repeat: steps of the environment per action; all other numbers of steps count actions then.
     """
 
     max_steps: int | None = None
     env_kwargs: JsonObject = field(default_factory=dict)
     leave_out: tuple[str, ...] = ()
+    action_repeat: int = 1
 
     def of(self, env: str) -> EnvConfig:
         """Build the configuration of the environment with this id."""
-        return EnvConfig(env, kwargs=self.env_kwargs, max_steps=self.max_steps, leave_out=self.leave_out)
+        return EnvConfig(env, self.env_kwargs, (), self.max_steps, self.leave_out, self.action_repeat)
 
 
 @dataclass(frozen=True, kw_only=True)

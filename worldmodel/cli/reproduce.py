@@ -5,17 +5,19 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-import numpy as np
 from tyro.conf import OmitArgPrefixes as Flat
 
 import worldmodel as wm
 from worldmodel.cli.options import Command, DeviceOutput, Result
+from worldmodel.data import Episode
+from worldmodel.dream import Agent
 from worldmodel.envs import DOOM_ACTIONS
-from worldmodel.experiments import CAR_RACING, DOOM, Preset, Reproduction, small
-from worldmodel.plots import draw_learning, pictures, save_figure, save_image, write_video
+from worldmodel.experiments import CAR_RACING_LOOP, DOOM, LoopExperiment, LoopPreset, Preset, Reproduction, small, small_loop
+from worldmodel.plots import draw_learning, draw_rounds, pictures, save_figure, save_image, write_video
 from worldmodel.runtime import command_line, keep_freed_memory, require_extras, source_commit
+from worldmodel.spaces import map_leaves, stack_values
 
 FILM_STEPS = 700  # of the dream and of the real episode: 20 seconds at Doom's 35 steps per second
 EPISODES_SHOWN = 10  # number of held-out episodes in the pictures
@@ -29,7 +31,7 @@ class Reproduce(Command):
 
     Args:
         out: output directory; the same command resumes an interrupted run.
-        scale: small takes about 15 minutes for Doom and 45 for CarRacing, on two cores.
+        scale: small takes about 15 minutes on two cores.
         seed: seed of the complete run.
         episodes: an earlier collection by worldmodel collect --preset with the same seed; None: OUT/episodes.
         workers: worker processes for the real environment.
@@ -86,22 +88,60 @@ class Doom(Reproduce):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CarRacing(Reproduce):
-    """Reproduce the CarRacing experiment of Ha & Schmidhuber (2018), except that the controller is searched in dreams.
+class CarRacing(Command):
+    """CarRacing by dreaming alone: rounds of collecting with the best agent so far, training M, and PPO in short dreams.
 
-    M therefore also predicts the reward. OUT holds the table (table.md), the score of each episode (results.json), learning
-    curves, pictures and films.
+    The paper's agent learns in the real environment. OUT holds the table (table.md), the score of each episode (results.json),
+    pictures and films.
+
+    Args:
+        out: output directory; the same command resumes an interrupted run.
+        scale: small runs two rounds with fewer numbers.
+        seed: seed of the complete run.
+        workers: worker processes for the final test.
+        video: write films (extra: video).
+        output: device and output.
     """
 
-    PRESET = CAR_RACING
+    RESUME = "The same command resumes the experiment."
+    PRESET: ClassVar[LoopPreset] = CAR_RACING_LOOP
+
+    out: str
+    scale: Literal["small", "paper"] = "paper"
+    seed: int = 0
+    workers: int = 2
+    video: bool = True
+    output: Flat[DeviceOutput] = field(default_factory=DeviceOutput)
+
+    def run(self) -> Result:
+        """Run the experiment."""
+        require_extras(*(("video",) if self.video else ()), advice="or give --no-video")
+        keep_freed_memory()
+        device = self.output.choose_device()
+        preset = small_loop(self.PRESET) if self.scale == "small" else self.PRESET
+        experiment = LoopExperiment(preset, Path(self.out), seed=self.seed, device=device, workers=self.workers)
+        about = {"command": command_line(), "commit": source_commit() or "unknown", "device": str(device)}
+        results = experiment.run(about=about)
+        save_figure(draw_rounds(results["rounds"]), experiment.out / "curves.png")
+        world = experiment.world()
+        draw_pictures(world, experiment.held_out_episodes(EPISODES_SHOWN), experiment.out)
+        if self.video:
+            dreams = wm.Dreams(world, 1, temperature=preset.config.temperature, precision="auto")
+            draw_films(dreams, experiment.controller(), experiment.agent_episode(), experiment.out, seed=self.seed)
+        text = f"{(experiment.out / 'table.md').read_text(encoding='utf-8')}\neverything: {experiment.out}"
+        return Result(text, results | {"out": str(experiment.out)})
 
 
 def draw(experiment: Reproduction, temperature: float, *, video: bool) -> None:
     """Draw learning curves, pictures of held-out random episodes, and films of one dream and one real episode."""
     save_figure(draw_learning(learning(experiment, temperature)), experiment.out / "curves.png")
-    draw_pictures(experiment)
+    world = experiment.world()
+    draw_pictures(world, experiment.held_out_episodes(EPISODES_SHOWN), experiment.out)
     if video:
-        draw_films(experiment, temperature)
+        rules: dict[str, Any] = {"termination": experiment.preset.termination, "precision": experiment.preset.dream_precision}
+        dreams = wm.Dreams(world, 1, temperature=temperature, **rules)
+        episode = experiment.agent_episode(temperature)
+        draw_films(dreams, experiment.controller(temperature), episode, experiment.out, seed=experiment.seed)
 
 
 def learning(experiment: Reproduction, temperature: float) -> dict[str, tuple[Path, str, str]]:
@@ -118,28 +158,28 @@ def learning(experiment: Reproduction, temperature: float) -> dict[str, tuple[Pa
     return logs
 
 
-def draw_pictures(experiment: Reproduction) -> None:
+def draw_pictures(world: wm.WorldModel, episodes: list[Episode], out: Path) -> None:
     """Draw reconstructions by V, traversals of its latents, and a dream next to the real episode."""
-    world, episodes = experiment.world(), experiment.held_out_episodes(EPISODES_SHOWN)
-    middle = [episode.observations[len(episode) * (1 + k) // (1 + len(episodes))] for k, episode in enumerate(episodes)]
-    some = np.concatenate([episode.observations[::FRAMES_APART] for episode in episodes])
+    vision = pictures.image_vision(world)
+    middle = [_step_of(episode, len(episode) * (1 + k) // (1 + len(episodes))) for k, episode in enumerate(episodes)]
+    some = [_step_of(episode, t) for episode in episodes for t in range(0, len(episode) + 1, FRAMES_APART)]
     under_way = min(UNDER_WAY // FRAMES_APART, len(some) - 1)
     longest = max(episodes, key=len)
     prefix = len(longest) // 2  # M is primed on the first half of the episode
     found = {
-        "reconstructions": pictures.reconstructions(pictures.image_vision(world), np.stack(middle)),
-        "latents": pictures.traversals(pictures.image_vision(world), some, around=under_way),
+        "reconstructions": pictures.reconstructions(vision, stack_values(middle)),
+        "latents": pictures.traversals(vision, stack_values(some), around=under_way),
         "dream": pictures.dream_strip(world, longest, prefix=prefix),
     }
     for name, picture in found.items():
-        save_image(picture, experiment.out / f"{name}.png", enlarge=1 if name == "latents" else 2)
+        save_image(picture, out / f"{name}.png", enlarge=1 if name == "latents" else 2)
 
 
-def draw_films(experiment: Reproduction, temperature: float) -> None:
+def draw_films(dreams: wm.Dreams, agent: Agent, episode: Episode, out: Path, *, seed: int) -> None:
     """Write films of the agent in a dream, and in the real environment next to the reconstruction by V."""
-    out, world, controller = experiment.out, experiment.world(), experiment.controller(temperature)
-    termination, precision = experiment.preset.termination, experiment.preset.dream_precision
-    dreams = wm.Dreams(world, 1, temperature=temperature, termination=termination, precision=precision)
-    write_video(out / "dream.mp4", pictures.dream_frames(dreams, controller, horizon=FILM_STEPS, seed=experiment.seed))
-    frames = pictures.real_frames(world, experiment.agent_episode(temperature))
-    write_video(out / "reality.mp4", itertools.islice(frames, FILM_STEPS))
+    write_video(out / "dream.mp4", pictures.dream_frames(dreams, agent, horizon=FILM_STEPS, seed=seed))
+    write_video(out / "reality.mp4", itertools.islice(pictures.real_frames(dreams.world, episode), FILM_STEPS))
+
+
+def _step_of(episode: Episode, step: int) -> Any:
+    return map_leaves(lambda leaf: leaf[step], episode.observations)

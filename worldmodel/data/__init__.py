@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from worldmodel.lazy import attach
 
 if TYPE_CHECKING:
+    from worldmodel.data.action_repeat import ActionRepeat as ActionRepeat
     from worldmodel.data.collecting import collect as collect
     from worldmodel.data.collecting import open_or_create as open_or_create
     from worldmodel.data.collection import EpisodeCollection as EpisodeCollection
@@ -48,6 +49,9 @@ if TYPE_CHECKING:
     from worldmodel.data.inspecting import Number as Number
     from worldmodel.data.inspecting import StoreSummary as StoreSummary
     from worldmodel.data.inspecting import summarise_store as summarise_store
+    from worldmodel.data.noise import ActionNoise as ActionNoise
+    from worldmodel.data.noise import NoiseProcess as NoiseProcess
+    from worldmodel.data.noise import SlowDriver as SlowDriver
     from worldmodel.data.policies import POLICIES as POLICIES
     from worldmodel.data.policies import BrownianPolicy as BrownianPolicy
     from worldmodel.data.policies import CyclicPolicy as CyclicPolicy
@@ -75,6 +79,7 @@ else:
     __getattr__, __dir__, __all__ = attach(
         __name__,
         {
+            "action_repeat": "ActionRepeat",
             "collecting": "collect open_or_create",
             "collection": "EpisodeCollection permuted split_episodes",
             "compression": "pack unpack",
@@ -89,6 +94,7 @@ else:
             "formats.parquet": "from_parquet to_parquet",
             "formats.video": "from_video",
             "inspecting": "Number StoreSummary summarise_store",
+            "noise": "ActionNoise NoiseProcess SlowDriver",
             "policies": "BrownianPolicy CyclicPolicy POLICIES Policy RandomPolicy RepeatPolicy SweepPolicy make_policy",
             "reading": "describe_recipe",
             "repairing": "Problem repair verify",

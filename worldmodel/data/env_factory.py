@@ -11,6 +11,7 @@ from typing import Any
 
 import gymnasium as gym
 
+from worldmodel.data.action_repeat import ActionRepeat
 from worldmodel.runtime import check_integers, check_names, describe, jsonable, missing_extra
 
 EnvMaker = Callable[..., gym.Env]
@@ -24,13 +25,16 @@ class EnvConfig:
         env: Gymnasium id, or a constructor called with ``kwargs``.
         kwargs: keyword arguments of the environment.
         wrappers: applied to it in this order.
-        max_steps: truncate an episode after this many steps; None leaves it to the environment.
+        max_steps: truncate an episode after this many steps; None leaves it to the environment. With ``action_repeat`` these
+            are decisions of the policy, each of several steps of the environment.
         leave_out: paths of leaves of the observations that are not recorded, such as "mission"; leaves that are not supported
             (Text, Sequence, Graph) must be among them. Policies of a collection still see them.
+        action_repeat: steps of the environment per action, whose rewards are summed; see `ActionRepeat`. A step of M, of a
+            dream and of an episode is one decision then.
 
     Raises:
-        TypeError: if ``max_steps`` is not an integer, or ``leave_out`` is not a sequence of strings.
-        ValueError: if ``max_steps`` is below 1.
+        TypeError: if a number is not an integer, or ``leave_out`` is not a sequence of strings.
+        ValueError: if a number is below 1.
     """
 
     env: str | EnvMaker
@@ -38,10 +42,11 @@ class EnvConfig:
     wrappers: Sequence[Callable[[gym.Env], gym.Env]] = ()
     max_steps: int | None = None
     leave_out: tuple[str, ...] = ()
+    action_repeat: int = 1
 
     def __post_init__(self) -> None:
-        """Check ``max_steps`` and ``leave_out``."""
-        check_integers(self, {"max_steps": 1}, optional=("max_steps",))
+        """Check the numbers and ``leave_out``."""
+        check_integers(self, {"max_steps": 1, "action_repeat": 1}, optional=("max_steps",))
         check_names(self, "leave_out")
 
     @classmethod
@@ -50,12 +55,13 @@ class EnvConfig:
         return env if isinstance(env, EnvConfig) else cls(env)
 
     def make(self) -> gym.Env:
-        """Build one environment, wrapped; ``max_steps`` is left to the caller.
+        """Build one environment, wrapped, with its repeated actions; ``max_steps`` is left to the caller.
 
         Raises:
             ValueError: if there is no environment of this id.
         """
-        return make_env(self.env, self.kwargs, self.wrappers)
+        made = make_env(self.env, self.kwargs, self.wrappers)
+        return made if self.action_repeat == 1 else ActionRepeat(made, self.action_repeat)
 
     def recipe(self) -> dict[str, Any]:
         """Describe the environment as JSON-serialisable data."""
@@ -65,6 +71,7 @@ class EnvConfig:
             "wrappers": [describe(wrapper) for wrapper in self.wrappers],
             "max_steps": self.max_steps,
             **({"leave_out": list(self.leave_out)} if self.leave_out else {}),  # else as in recipes of earlier versions
+            **({"action_repeat": self.action_repeat} if self.action_repeat > 1 else {}),
         }
 
 

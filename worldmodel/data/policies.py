@@ -16,12 +16,13 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from worldmodel.data.noise import SlowDriver
 from worldmodel.runtime import check_integer
 from worldmodel.spaces import Value, sample_value
 
 Policy = Callable[[Value], Any]
 
-POLICIES = ("random", "repeat", "repeat-long", "sweep", "brownian")
+POLICIES = ("random", "repeat", "repeat-long", "sweep", "brownian", "slow-driver")
 MAX_HOLD = 100  # steps for which "repeat-long" holds an action at most
 
 
@@ -238,7 +239,7 @@ def make_policy(policy: str | Policy, action_space: gym.Space[Any]) -> Policy:
         raise TypeError(f"policy: expected one of {list(POLICIES)} or a callable, got {type(policy).__name__}")
     classes: dict[str, Callable[[gym.Space[Any]], Policy]]
     long = partial(RepeatPolicy, max_repeat=MAX_HOLD, log_uniform=True)
-    classes = dict(zip(POLICIES, (RandomPolicy, RepeatPolicy, long, SweepPolicy, BrownianPolicy), strict=True))
+    classes = dict(zip(POLICIES, (RandomPolicy, RepeatPolicy, long, SweepPolicy, BrownianPolicy, SlowDriver), strict=True))
     if policy not in classes:
         raise ValueError(f"policy: expected one of {list(POLICIES)} or a callable, got {policy!r}")
     return classes[policy](action_space)

@@ -91,7 +91,9 @@ class Runner:
             **{name: self._env_recipe[name] for name in ("env", "env_kwargs", "wrappers")},
             "policy": describe(self._policy),
             "seed": self._seed,
-            **{name: self._env_recipe[name] for name in ("max_steps", "leave_out") if name in self._env_recipe},
+            **{
+                name: self._env_recipe[name] for name in ("max_steps", "leave_out", "action_repeat") if name in self._env_recipe
+            },
         }
 
     def spaces(self) -> dict[str, gym.Space[Any]]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
 
+from worldmodel.data.action_repeat import ActionRepeat
 from worldmodel.data.collection import EpisodeCollection
 
 TIME_LIMIT = "time_limit"  # in a store's recipe: the limit that was found in the environment when the store was made
@@ -17,6 +19,8 @@ MOST_READ = 2000  # episodes, spread evenly, whose last step is read
 def find_time_limit(env: gym.Env) -> int | None:
     """Return the smallest limit of an environment in steps: of its spec and of every TimeLimit among its wrappers.
 
+    Limits within an `ActionRepeat` are divided by its repeats, rounded up, as its steps are decisions.
+
     A wrapper of another class counts if it keeps its limit as Gymnasium's does, in ``_max_episode_steps``.
 
     Args:
@@ -25,12 +29,20 @@ def find_time_limit(env: gym.Env) -> int | None:
     Returns:
         The limit; None if there is none.
     """
-    limits = [None if env.spec is None else env.spec.max_episode_steps]
-    layer: gym.Env | None = env
-    while layer is not None:
-        limits.append(vars(layer).get("_max_episode_steps"))
-        layer = layer.env if isinstance(layer, gym.Wrapper) else None
-    return min(positive_limits(*limits), default=None)
+    limits: list[int] = []
+    repeat, layer = 1, env
+    while isinstance(layer, gym.Wrapper):
+        repeat *= layer.repeat if isinstance(layer, ActionRepeat) else 1
+        limits += _decisions(vars(layer).get("_max_episode_steps"), repeat)
+        layer = layer.env
+    limits += _decisions(vars(layer).get("_max_episode_steps"), repeat)
+    spec = env.env.spec if isinstance(env, ActionRepeat) else env.spec
+    limits += _decisions(None if spec is None else spec.max_episode_steps, env.repeat if isinstance(env, ActionRepeat) else 1)
+    return min(limits, default=None)
+
+
+def _decisions(limit: Any, repeat: int) -> list[int]:
+    return [math.ceil(limit / repeat) for limit in positive_limits(limit)]
 
 
 def positive_limits(*values: Any) -> list[int]:

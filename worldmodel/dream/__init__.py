@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from worldmodel.dream.dreams import TerminationRule as TerminationRule
     from worldmodel.dream.half_precision_step import FastStep as FastStep
     from worldmodel.dream.horizon import DEFAULT_HORIZON as DEFAULT_HORIZON
+    from worldmodel.dream.horizon import check_action_repeat as check_action_repeat
     from worldmodel.dream.horizon import time_limit as time_limit
     from worldmodel.dream.horizon import usual_horizon as usual_horizon
     from worldmodel.dream.imagination import Imagination as Imagination
@@ -66,7 +67,7 @@ else:
             "agent": "Agent LatentState Policy",
             "dreams": "DreamPrecision Dreams TerminationRule",
             "half_precision_step": "FastStep",
-            "horizon": "DEFAULT_HORIZON time_limit usual_horizon",
+            "horizon": "DEFAULT_HORIZON check_action_repeat time_limit usual_horizon",
             "imagination": "Imagination imagine lambda_returns",
             "latent_world": "BatchedWorld Rollout",
             "policies": "CyclicActions FeaturePolicy RandomActions RecordedActions RepeatedActions agent_of as_agent",

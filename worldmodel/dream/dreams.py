@@ -221,7 +221,9 @@ class Dreams(BatchedWorld):
         return drawn._replace(reward=self.reward.of_dreams(state.z, action, drawn.z, state.alive, actions))
 
     @torch.no_grad()
-    def expected_return(self, policy: Policy, horizon: int, *, generator: torch.Generator) -> Tensor:
+    def expected_return(
+        self, policy: Policy, horizon: int, *, generator: torch.Generator, start: LatentState | None = None
+    ) -> Tensor:
         """Expected return of each dream, marginalised over termination: (B,).
 
         No termination is sampled; each reward is weighted by the product of the continuation probabilities so far. The variance
@@ -231,13 +233,14 @@ class Dreams(BatchedWorld):
             policy: an agent or a function of features, as in `rollout`.
             horizon: number of steps.
             generator: source of randomness.
+            start: where the dreams start; None for first frames, as `start` samples them.
 
         Raises:
             ValueError: if ``horizon`` is below 1.
         """
         horizon, agent = check_integer(horizon, "horizon", least=1), agent_of(policy, self.world)
         agent.reset(self.batch_size)
-        state = self.start(generator=generator)
+        state = self.start(generator=generator) if start is None else start
         returns, weight = (self.world.start_mean.new_full((self.batch_size,), fill) for fill in (0.0, 1.0))
         for _ in range(horizon):
             action = self.flatten_actions(agent.act(state))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -30,11 +31,28 @@ def usual_horizon(world: WorldModel) -> int:
     return max(limits) if limits else _guess("the world model's data have none, and no common length of truncated episodes")
 
 
+def check_action_repeat(world: WorldModel, env: EnvConfig) -> None:
+    """Raise if a real environment repeats actions another number of times than that of a world model's data.
+
+    Raises:
+        ValueError: if so, naming both numbers. Data of unknown origin are not checked.
+    """
+    for recipe in world.provenance.get("recipes", []):
+        repeat = recipe.get("action_repeat", 1)
+        if "env" in recipe and repeat != env.action_repeat:
+            raise ValueError(
+                f"action_repeat: expected {repeat}, as in the data of the world model, got {env.action_repeat}; set it in "
+                "EnvConfig (--action-repeat)"
+            )
+
+
 def time_limit(env: str | EnvMaker | EnvConfig) -> int:
     """Return the longest episode of a real environment in steps.
 
     This is the smallest of ``max_steps``, the limit of its spec, and every TimeLimit among its wrappers, also those inside of a
     constructor; 1000, with a warning, without any of them.
+
+    With ``action_repeat`` these are decisions: the environment's own limit divided by the repeats, rounded up.
 
     Raises:
         ValueError: if there is no such environment.
@@ -51,7 +69,8 @@ def _limit_of(recipe: Mapping[str, Any]) -> int | None:
     spec = gym.registry.get(env.rpartition(":")[2]) if isinstance(env, str) else None  # ids may be "module:Id-v0"
     asked = (recipe.get("env_kwargs") or {}).get("max_episode_steps")  # overrides the registered limit; -1 is no limit
     registered = (spec and spec.max_episode_steps) if asked is None else asked
-    return min([*recorded_limits(recipe), *positive_limits(registered)], default=None)
+    own = [math.ceil(limit / recipe.get("action_repeat", 1)) for limit in positive_limits(registered)]
+    return min([*recorded_limits(recipe), *own], default=None)
 
 
 def _guess(reason: str) -> int:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from worldmodel.data import EnvConfig, EnvMaker, as_flag, as_reward
 from worldmodel.dream.agent import LatentState
+from worldmodel.dream.horizon import check_action_repeat
 from worldmodel.dream.latent_world import BatchedWorld
 from worldmodel.dream.rewards import LatentReward, Reward, UserReward
 from worldmodel.dream.tracking import LatentTracker, check_finite
@@ -39,7 +40,8 @@ class Reality(BatchedWorld):
 
     Raises:
         TypeError: if a number is not an integer.
-        ValueError: if there is no such environment, its spaces are not the world model's, or a number is out of range.
+        ValueError: if there is no such environment, its spaces or its ``action_repeat`` are not those of the world model's
+            data, or a number is out of range.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Reality(BatchedWorld):
         watch: StepWatch | None = None,
     ):
         num_episodes, config = check_integer(num_episodes, "num_episodes", least=1), EnvConfig.of(env)
+        check_action_repeat(world, config)
         super().__init__(world, num_episodes)
         self._seed, self._max_steps = check_integer(seed, "seed", least=0), config.max_steps
         self._leaves = leaves(world.observation_space)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from worldmodel.data import EpisodeCollection, EpisodeStore
+from worldmodel.dream.agent import LatentState
 from worldmodel.dream.tracking import primed_states
 from worldmodel.models import (
     EncodedSteps,
@@ -130,7 +132,7 @@ class StartBank:
     def along(
         cls,
         world: WorldModel,
-        data: str | Path,
+        data: str | Path | Sequence[str | Path],
         *,
         config: StartConfig | None = None,
         seed: int = 0,
@@ -142,7 +144,7 @@ class StartBank:
 
         Args:
             world: V and M.
-            data: path of a store of the world model's environment, of observations or encoded by its V.
+            data: path of a store of the world model's environment, or several, of observations or encoded by its V.
             config: which states, and how many.
             seed: seed of all samples.
 
@@ -168,12 +170,44 @@ class StartBank:
             ended = np.array([bool(episode.terminated[-1]) for episode in steps])
             here = np.flatnonzero((which >= first) & (which < first + len(steps)))
             here = here[ended[which[here] - first] | ~dying[here]]
-            parts.append(_prime(world, steps, which[here] - first, at[here], generator))
+            parts.append(cls.within(world, steps, which[here] - first, at[here], generator))
         return cls(
             torch.cat([part.mean for part in parts]),
             torch.cat([part.log_variance for part in parts]),
             State(*(torch.cat(states, dim=1) for states in zip(*(part.lstm for part in parts), strict=True))),
         )
+
+    @classmethod
+    @torch.no_grad()
+    def within(
+        cls, world: WorldModel, episodes: Sequence[EncodedSteps], which: np.ndarray, at: np.ndarray, generator: torch.Generator
+    ) -> StartBank:
+        """Take given steps of encoded episodes, with M primed on all that comes before.
+
+        Args:
+            world: V and M.
+            episodes: episodes of one world model's V.
+            which: (N,) index of an episode for each state.
+            at: (N,) its step.
+            generator: source of the samples of z that prime M.
+
+        Returns:
+            The states, sorted by step; of equal steps in the given order.
+        """
+        order = np.argsort(at, kind="stable")
+        which, at = which[order], at[order]
+        mean, log_variance, action = (
+            pad_sequence([getattr(episode, name) for episode in episodes], batch_first=True)
+            for name in ("mean", "log_variance", "action")
+        )
+        z = draw_latent(mean, log_variance, generator=generator)
+        kept = [world.mdnrnn.initial_state(0)]
+        for t, lstm in enumerate(islice(primed_states(world.mdnrnn, z, action), int(at.max(initial=-1)) + 1)):
+            rows = torch.as_tensor(which[at == t], device=world.device)
+            kept.append(State(lstm.h[:, rows], lstm.c[:, rows]))
+        rows, steps = (torch.as_tensor(part, device=world.device) for part in (which, at))
+        states = State(*(torch.cat(parts, dim=1) for parts in zip(*kept, strict=True)))
+        return cls(mean[rows, steps], log_variance[rows, steps], states)
 
     def __len__(self) -> int:
         """Return N."""
@@ -189,6 +223,18 @@ class StartBank:
         z = self.mean[index] + (0.5 * self.log_variance[index]).exp() * noise
         return z, State(self.lstm.h[:, index], self.lstm.c[:, index])
 
+    def sample(self, batch_size: int, generator: torch.Generator) -> LatentState:
+        """Sample start states for B dreams."""
+        index = torch.randint(len(self), (batch_size,), generator=generator, device=self.mean.device)
+        noise = self.mean.new_empty(batch_size, self.mean.shape[1]).normal_(generator=generator)
+        return LatentState(*self.take(index, noise), torch.ones_like(index, dtype=torch.bool))
+
+    def in_order(self, generator: torch.Generator) -> LatentState:
+        """Start one dream at each state: N running dreams."""
+        index = torch.arange(len(self), device=self.mean.device)
+        z, lstm = self.take(index, torch.empty_like(self.mean).normal_(generator=generator))
+        return LatentState(z, lstm, torch.ones_like(index, dtype=torch.bool))
+
     def draw(self, streams: Streams, batch_size: int) -> tuple[Tensor, State]:
         """Sample a start state for each of B rows: z (B, D) and M's state."""
         size = self.mean.shape[1]
@@ -197,11 +243,11 @@ class StartBank:
         return self.take(index, box_muller(uniform[:, 1:])[:, :size])
 
 
-def _open(world: WorldModel, data: str | Path) -> EpisodeCollection:
-    """Open a store without the leaves that the world model's data lack."""
+def _open(world: WorldModel, data: str | Path | Sequence[str | Path]) -> EpisodeCollection:
+    """Open stores without the leaves that the world model's data lack."""
     require_world(world)
-    store = EpisodeStore.open(data)
-    return EpisodeCollection([store], leave_out=known_leaves(store.observation_space, world.left_out))
+    stores = [EpisodeStore.open(path) for path in ([data] if isinstance(data, (str, Path)) else data)]
+    return EpisodeCollection(stores, leave_out=known_leaves(stores[0].observation_space, world.left_out))
 
 
 def _shares(lengths: np.ndarray, even: str) -> np.ndarray:
@@ -250,24 +296,3 @@ def _first_frames(world: WorldModel, count: int, rng: np.random.Generator) -> St
     """Sample ``count`` of the first frames that are saved with the world model."""
     index = torch.as_tensor(rng.integers(len(world.start_mean), size=count), device=world.device)
     return StartBank(world.start_mean[index], world.start_log_variance[index], world.mdnrnn.initial_state(count))
-
-
-@torch.no_grad()
-def _prime(
-    world: WorldModel, episodes: list[EncodedSteps], which: np.ndarray, at: np.ndarray, generator: torch.Generator
-) -> StartBank:
-    """States of episodes ``which`` (N,) before their steps ``at`` (N,), sorted by step."""
-    order = np.argsort(at, kind="stable")
-    which, at = which[order], at[order]
-    mean, log_variance, action = (
-        pad_sequence([getattr(episode, name) for episode in episodes], batch_first=True)
-        for name in ("mean", "log_variance", "action")
-    )
-    z = draw_latent(mean, log_variance, generator=generator)
-    kept = [world.mdnrnn.initial_state(0)]
-    for t, lstm in enumerate(islice(primed_states(world.mdnrnn, z, action), int(at.max(initial=-1)) + 1)):
-        rows = torch.as_tensor(which[at == t], device=world.device)
-        kept.append(State(lstm.h[:, rows], lstm.c[:, rows]))
-    rows, steps = (torch.as_tensor(part, device=world.device) for part in (which, at))
-    states = State(*(torch.cat(parts, dim=1) for parts in zip(*kept, strict=True)))
-    return StartBank(mean[rows, steps], log_variance[rows, steps], states)

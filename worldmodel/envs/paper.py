@@ -1,6 +1,7 @@
 """The two environments of Ha & Schmidhuber (2018), and a wrapper that resizes frames.
 
-Importing this module registers ``DoomTakeCover-v0`` and ``CarRacing64-v0`` with Gymnasium.
+Importing this module registers ``DoomTakeCover-v0``, ``CarRacing64-v0`` and, with the numbers of the status bar,
+``CarRacingIndicators64-v0`` with Gymnasium.
 ``gym.make`` imports it for ids with the prefix ``"worldmodel.environments:"``, as in
 ``"worldmodel.environments:DoomTakeCover-v0"``. Neither environment needs a display.
 """
@@ -44,6 +45,8 @@ class AreaResize(gym.ObservationWrapper, RecordConstructorArgs):
         ValueError: if the observation is not an image or a Dict with exactly one image.
     """
 
+    skips_frames = True  # see `worldmodel.data.ActionRepeat`
+
     def __init__(self, env: gym.Env, size: int = SIZE, rows: int | None = None):
         RecordConstructorArgs.__init__(self, size=size, rows=rows)
         gym.ObservationWrapper.__init__(self, env)
@@ -60,6 +63,8 @@ class AreaResize(gym.ObservationWrapper, RecordConstructorArgs):
         else:
             self.observation_space = space
         self._small = image_layout(space)
+        self._drawing, self._resized = hasattr(env.unwrapped, "drawing"), np.empty(0)
+        self._given: np.ndarray | None = None
 
     def observation(self, observation: Value) -> Value:
         """Return the observation with its image resized."""
@@ -68,6 +73,13 @@ class AreaResize(gym.ObservationWrapper, RecordConstructorArgs):
         return {**observation, self._layout.path: self._resize(observation[self._layout.path])}
 
     def _resize(self, frame: np.ndarray) -> np.ndarray:
+        """Resize a frame, unless it is the one before because nobody looks."""
+        skipped = self._drawing and not self.env.unwrapped.drawing  # type: ignore[attr-defined]
+        if not (skipped and frame is self._given):
+            self._given, self._resized = frame, self._computed(frame)
+        return self._resized
+
+    def _computed(self, frame: np.ndarray) -> np.ndarray:
         image = self._layout.to_channels_last(torch.from_numpy(np.ascontiguousarray(frame)).unsqueeze(0))[:, : self._rows]
         small = resize_by_area(image, self._size, self._size).round_().to(torch.uint8)
         return self._small.from_channels_last(small)[0].contiguous().numpy()
@@ -131,14 +143,20 @@ def doom_take_cover(render_mode: str | None = None, size: int = SIZE) -> gym.Env
     return AreaResize(_TakeCover(env), size)
 
 
-def car_racing(render_mode: str | None = None, size: int = SIZE) -> gym.Env:
+def car_racing(
+    render_mode: str | None = None, size: int = SIZE, *, indicators: bool = False, domain_randomize: bool = False
+) -> gym.Env:
     """Make Gymnasium's CarRacing-v3 with three continuous actions and small frames.
 
-    The status bar is cut off, and the frame is resized by area.
+    The status bar is cut off, and the frame is resized by area. Frames are Gymnasium's, but drawn faster; with
+    `worldmodel.data.ActionRepeat` those that nobody sees are not drawn.
 
     Args:
         render_mode: None or "rgb_array".
         size: height and width of the observation, in pixels.
+        indicators: the observation is a Dict with the "image" and the "indicators" (4,), which are read from the status bar's
+            pixels: speed, speed of the wheels, steering and turning.
+        domain_randomize: other colours in each episode, as in Gymnasium.
 
     Raises:
         ImportError: if Box2D or pygame, or a system library that they need, is not installed.
@@ -149,8 +167,10 @@ def car_racing(render_mode: str | None = None, size: int = SIZE) -> gym.Env:
     except ImportError as error:
         raise ImportError(_how_to_install("Box2D and pygame", "box2d", error)) from error
     del Box2D, pygame
-    env = gym.make("CarRacing-v3", continuous=True, render_mode=render_mode, max_episode_steps=-1, disable_env_checker=True)
-    return AreaResize(env, size, rows=CAR_ROWS)
+    from worldmodel.envs.car_racing import FastCarRacing, Indicators
+
+    env: gym.Env = FastCarRacing(render_mode=render_mode, domain_randomize=domain_randomize)
+    return AreaResize(Indicators(env) if indicators else env, size, rows=CAR_ROWS)
 
 
 @functools.cache
@@ -176,9 +196,15 @@ def _how_to_install(library: str, extra: str, error: ImportError) -> str:
 
 
 def _register() -> None:
-    for name, maker, steps in (("DoomTakeCover-v0", doom_take_cover, DOOM_STEPS), ("CarRacing64-v0", car_racing, CAR_STEPS)):
+    made: list[tuple[str, Any, int, dict[str, Any]]] = [
+        ("DoomTakeCover-v0", doom_take_cover, DOOM_STEPS, {}),
+        ("CarRacing64-v0", car_racing, CAR_STEPS, {}),
+        ("CarRacingIndicators64-v0", car_racing, CAR_STEPS, {"indicators": True}),
+    ]
+    for name, maker, steps, kwargs in made:
         if name not in gym.registry:
-            gym.register(name, entry_point=f"{__name__}:{maker.__name__}", max_episode_steps=steps, disable_env_checker=True)
+            entry = f"{__name__}:{maker.__name__}"
+            gym.register(name, entry_point=entry, max_episode_steps=steps, disable_env_checker=True, kwargs=kwargs)
 
 
 _register()

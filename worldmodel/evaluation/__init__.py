@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from worldmodel.evaluation.held_out import Likelihood as Likelihood
     from worldmodel.evaluation.held_out import likelihood as likelihood
     from worldmodel.evaluation.replaying import replay as replay
+    from worldmodel.evaluation.reward_replays import RewardReplays as RewardReplays
+    from worldmodel.evaluation.reward_replays import replay_rewards as replay_rewards
 else:
     __getattr__, __dir__, __all__ = attach(
         __name__,
@@ -39,5 +41,6 @@ else:
             "forecasting": "OpenLoop crps open_loop",
             "held_out": "Likelihood likelihood",
             "replaying": "replay",
+            "reward_replays": "RewardReplays replay_rewards",
         },
     )

@@ -28,6 +28,7 @@ from worldmodel.dream import (
     RandomActions,
     RepeatedActions,
     Scores,
+    check_action_repeat,
     format_spread,
     score,
     time_limit,
@@ -194,6 +195,7 @@ def probe(
         raise ValueError("world: expected a world model that predicts rewards, got one without a reward head")
     if config.reward is not None:
         raise ValueError("reward: expected None for a probe, which compares M's rewards with real ones, got a reward function")
+    check_action_repeat(world, real_env)
     with contextlib.closing(real_env.make()) as built:
         world.check_spaces(built.observation_space, built.action_space, source="env")
     policies = fixed_policies(world.action_space, names)

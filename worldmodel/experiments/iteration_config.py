@@ -7,14 +7,63 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from worldmodel.agents import ControllerConfig, SearchConfig
-from worldmodel.data import POLICIES
+from worldmodel.agents import ControllerConfig, PPOConfig, SearchConfig
+from worldmodel.data import POLICIES, ActionNoise
 from worldmodel.dream import Scores, load_reward, reward_name
-from worldmodel.models import MDNRNNConfig
-from worldmodel.runtime import check_integers, check_numbers
+from worldmodel.experiments.presets import ImprovementPreset, VisionPreset
+from worldmodel.models import MDNRNNConfig, VAEConfig
+from worldmodel.runtime import check_flags, check_integers, check_numbers
 from worldmodel.training import DataConfig, TrainingConfig
 
 SCORES = ("validation", "real", "dream", "random")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundOptions:
+    """How later rounds differ from the first, and what V and M keep from round to round.
+
+    Args:
+        first_max_steps: truncate the episodes of round 1 after this many steps, for a first policy that soon leaves the states
+            that matter; None truncates them as all others.
+        noise: autocorrelated noise on the actions of the collecting agent; without size (``scale`` 0) there is none.
+        keep_best: later rounds collect with the best agent so far, by its validation score, and improve it; False: the latest.
+        continue_m: M of a later round starts from the round before and is trained by ``training``; False: from scratch.
+        training: training of M in later rounds, with ``continue_m``.
+        continue_v: V goes on learning, in each later round, from all data and by ``vision_training``; all data are encoded
+            again, and M starts from scratch. False: V is trained in round 1 only.
+        vision_training: training of V in later rounds, with ``continue_v``.
+        improve: agents are improved by PPO in short dreams instead of searched by evolution; the first starts with random
+            weights.
+        improvement: numbers of PPO and its short dreams.
+        start_rounds: number of the latest rounds in whose episodes the short dreams start.
+        test_horizon: steps of the dreams that choose among the agents of one training; None: as long as episodes.
+
+    Raises:
+        TypeError: naming the field of another type.
+        ValueError: naming the field that is out of range, or if both V and M shall continue.
+    """
+
+    first_max_steps: int | None = None
+    noise: ActionNoise = field(default_factory=lambda: ActionNoise(scale=0.0))
+    keep_best: bool = False
+    continue_m: bool = False
+    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(num_updates=200))
+    continue_v: bool = False
+    vision_training: TrainingConfig = field(default_factory=lambda: TrainingConfig(num_updates=200))
+    improve: bool = False
+    improvement: ImprovementPreset = field(default_factory=lambda: ImprovementPreset(ppo=PPOConfig()))
+    start_rounds: int = 2
+    test_horizon: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        optional = ("first_max_steps", "test_horizon")
+        check_integers(self, dict.fromkeys((*optional, "start_rounds"), 1), optional=optional)
+        check_flags(self, "keep_best", "continue_m", "continue_v", "improve")
+        if self.continue_m and self.continue_v:
+            raise ValueError(
+                "continue_m, continue_v: expected one of them, as M's weights are for the latents of one V, got both"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +88,8 @@ class IterationConfig:
         rollouts: dreams per candidate of the search.
         validation_episodes: real episodes that decide when to stop and which round was best.
         test_episodes: other real episodes, for the reported score of each round.
+        vision: training of V, if observations hold an image.
+        rounds: how rounds differ, and what they keep.
 
     Raises:
         TypeError: naming the field of another type.
@@ -65,6 +116,8 @@ class IterationConfig:
     rollouts: int = 8
     validation_episodes: int = 30
     test_episodes: int = 100
+    vision: VisionPreset = field(default_factory=lambda: _default_vision())
+    rounds: RoundOptions = field(default_factory=RoundOptions)
 
     def __post_init__(self) -> None:
         """Check what the stages would check only later."""
@@ -80,8 +133,16 @@ class IterationConfig:
         training = self.training_config.identity() | ({"calibrate": True} if self.training_config.calibrate else {})
         parts = {"mdnrnn": self.mdnrnn.identity(), "data_config": self.data_config.identity(), "training_config": training}
         found = asdict(self) | parts
+        defaults = {"vision": _default_vision(), "rounds": RoundOptions()}
+        for name, default in defaults.items():  # left out, as in records of earlier versions
+            if getattr(self, name) == default:
+                del found[name]
         del found["reward"]
         return found if self.reward is None else found | {"reward": reward_name(self.reward)}
+
+
+def _default_vision() -> VisionPreset:
+    return VisionPreset(config=VAEConfig(), training=TrainingConfig(num_updates=2_000))
 
 
 @dataclass(frozen=True)

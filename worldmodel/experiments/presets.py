@@ -91,7 +91,8 @@ the action in addition to h.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 from worldmodel.agents import ControllerConfig, PPOConfig, SearchConfig
 from worldmodel.data import EnvMaker
@@ -195,6 +196,14 @@ class Preset:
     test_episodes: int = 100
     paper: Mapping[float | None, str] = field(default_factory=dict)
     solved: float | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """Return all numbers for the record of a run, without later ones that have their default."""
+        numbers, data = asdict(self), self.dynamics.data
+        if self.improvement is not None:
+            numbers["improvement"]["ppo"] = self.improvement.ppo.identity()
+        numbers["dynamics"]["data"] = {"resident": data.resident} | data.identity()
+        return numbers
 
 
 _SMALL_VAE_UPDATES = {"adam": 1_800, "muon": 1_200}

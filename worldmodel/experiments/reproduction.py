@@ -19,7 +19,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -98,9 +98,7 @@ class Reproduction:
             FileExistsError: if it holds something else, or a run that is not to be resumed.
             KeyboardInterrupt: on Ctrl-C; the same call resumes.
         """
-        numbers = asdict(self.preset) | {"env": describe(self.preset.env), "seed": self.seed}
-        data = self.preset.dynamics.data
-        numbers["dynamics"]["data"] = {"resident": data.resident} | data.identity()
+        numbers = self.preset.identity() | {"env": describe(self.preset.env), "seed": self.seed}
         about_run: dict[str, Any] = {"marker": EXPERIMENT_FILE, "format": EXPERIMENT_FORMAT, "version": EXPERIMENT_VERSION}
         with contextlib.closing(Runner(self.env, self.preset.policy, seed=self.seed)) as runner:
             runner.spaces()  # raise now if the environment cannot be made, before anything is written

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from worldmodel.plots.pictures import traversals as traversals
     from worldmodel.plots.report import draw_learning as draw_learning
     from worldmodel.plots.report import draw_report as draw_report
+    from worldmodel.plots.report import draw_rounds as draw_rounds
     from worldmodel.plots.report import draw_trajectory as draw_trajectory
     from worldmodel.plots.report import save_figure as save_figure
     from worldmodel.plots.report import save_image as save_image
@@ -39,7 +40,7 @@ else:
             "data_figure": "draw_store",
             "forecast_figure": "draw_open_loop",
             "pictures": "colour dream_frames dream_strip grid real_frames reconstructions traversals",
-            "report": "draw_learning draw_report draw_trajectory save_figure save_image",
+            "report": "draw_learning draw_report draw_rounds draw_trajectory save_figure save_image",
             "video": "write_video",
         },
     )

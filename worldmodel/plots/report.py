@@ -6,6 +6,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from gymnasium import spaces
@@ -174,6 +175,24 @@ def draw_learning(runs: Mapping[str, tuple[Path, str, str]]) -> Figure:
                 axes.plot(*zip(*points, strict=True), style, color=colour, markersize=3, linewidth=1, label=label)
         axes.set(title=title, xlabel=unit, ylabel=name.replace("_", " "))
         axes.legend(fontsize=8)
+    return figure
+
+
+def draw_rounds(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw the scores of a loop's rounds over the real steps so far: in validation episodes, and in dreams.
+
+    Args:
+        rows: rounds as in ``results.json`` of `worldmodel.experiments.LoopExperiment`.
+    """
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    steps = [row["real_steps"] for row in rows]
+    for name, colour, label in (("validation", REAL, "real environment"), ("dream", DREAM, "dreams")):
+        mean, error = (np.array([row[name][key] for row in rows]) for key in ("mean", "standard_error"))
+        axes.plot(steps, mean, "o-", color=colour, markersize=3, linewidth=1, label=label)
+        axes.fill_between(steps, mean - error, mean + error, color=colour, alpha=0.2, linewidth=0)
+    axes.set(xlabel="real steps", ylabel="return (band: standard error)")
+    axes.legend(fontsize=8)
     return figure
 
 

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from worldmodel.training.optimizers import make_optimizer as make_optimizer
     from worldmodel.training.optimizers import orthogonalize as orthogonalize
     from worldmodel.training.quality import TrainingQualityWarning as TrainingQualityWarning
+    from worldmodel.training.reward_atoms import REWARD_COMPONENTS as REWARD_COMPONENTS
     from worldmodel.training.reward_atoms import find_atoms as find_atoms
     from worldmodel.training.windows import SequenceData as SequenceData
     from worldmodel.training.windows import WindowSampler as WindowSampler
@@ -57,7 +58,7 @@ else:
             "loop": "NonFiniteLossError TrainingResult train",
             "optimizers": "make_optimizer orthogonalize",
             "quality": "TrainingQualityWarning",
-            "reward_atoms": "find_atoms",
+            "reward_atoms": "REWARD_COMPONENTS find_atoms",
             "windows": "SequenceData WindowSampler",
         },
     )

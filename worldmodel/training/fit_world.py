@@ -40,10 +40,10 @@ from worldmodel.runtime import (
 from worldmodel.spaces import FlatSpace, find_images, map_leaves, refuse_float_images
 from worldmodel.training import likelihood, loop, quality
 from worldmodel.training.config import DataConfig, TrainingConfig
-from worldmodel.training.decisions import FIT_FILE, FIT_FORMAT, FIT_VERSION, any_terminates, decide, left_open, with_rate
+from worldmodel.training.decisions import FIT_FILE, FIT_FORMAT, FIT_VERSION, decide, left_open, with_rate
 from worldmodel.training.fit_data import check_tests, held_out, open_data, sequence_data
 from worldmodel.training.head_choice import CHOICE_FILE, read_choice
-from worldmodel.training.initial_model import new_model, prepare_model, statistics_batches
+from worldmodel.training.initial_model import new_model, prepare_model, statistics_batches, widen_bounds
 from worldmodel.training.likelihood import calibrate_termination
 from worldmodel.training.loop import TrainingResult
 from worldmodel.training.reward_atoms import check_rewards_of, read_rewards
@@ -87,7 +87,9 @@ def fit(
             before and after are in the provenance.
         vision: a trained V, as `train_vae` returns it; images need one. Or a subclass of `Vision` that is fitted in one pass
             (`Vision.fit`). None is `StateNormalizer`, which standardises vector observations.
-        initial: a world model to start from; its V, its configuration and its weights are kept. None starts from scratch.
+        initial: a world model to start from; its V, its configuration and its weights are kept, and its dreams get bounds that
+            hold the new data too. ``vision`` may be given if it is the same V. Without a termination head it stays without one,
+            also if episodes terminate. None starts from scratch.
         test_data: a store, or several, of the same spaces to test on: another day, another robot. It takes the place of the
             held-out part of ``data`` (``test_fraction``), which is trained on then: the best update is chosen on it, and a head
             if there is a choice, but no statistic and no weight is computed from it.
@@ -131,16 +133,15 @@ def fit(
     reader = world.vision if encoded is None else encoded.to(device)
     parts = sequence_data(episodes, split, reader, world.action_features, data_config, seed, tests=tests)
     if initial is None:
-        chooses, fit_floors = open_fields.values()
-        world.mdnrnn = prepare_model(
-            world.mdnrnn, layout, parts, training_config, seed, directory, chooses=chooses, fit_floors=fit_floors
-        )
+        decisions = dict(zip(("chooses", "fit_floors"), open_fields.values(), strict=True))
+        world.mdnrnn = prepare_model(world.mdnrnn, layout, parts, training_config, seed, directory, **decisions)
+    else:
+        widen_bounds(world.mdnrnn, parts[0], layout)
     scores = _baselines(world.mdnrnn, *parts, training_config, seed)
     result = _train(world.mdnrnn, parts, directory / "training", training_config, seed, episodes.fingerprint, run)
     world.provenance = _provenance(episodes, arguments, result, scores) | {"layout": layout.to_json()} | read_choice(directory)
-    judged = held_out(episodes, split, tests)
-    seen = (reader.encode(each.observations) for each in itertools.islice(judged, quality.MAX_JUDGED))
-    _examine(world, parts, result, training_config, seed, seen)
+    judged = itertools.islice(held_out(episodes, split, tests), quality.MAX_JUDGED)
+    _examine(world, parts, result, training_config, seed, (reader.encode(each.observations) for each in judged))
     world.write(directory)
     return world.eval()
 
@@ -246,17 +247,12 @@ def _parts_of(
     data_config: DataConfig,
 ) -> tuple[Vision, MDNRNN, LatentLayout]:
     """Return copies of V and M of a world model that fits the data, and its layout."""
-    if vision is not None:
-        raise ValueError("vision: expected None with an initial world model, which has its own")
+    if vision is not None and not (isinstance(vision, Vision) and vision.fingerprint == initial.vision.fingerprint):
+        raise ValueError("vision: expected None or the V of the initial world model, which it keeps, got another")
     space = episodes.observation_space if encoded is None else initial.observation_space
     initial.check_spaces(space, episodes.action_space, source=", ".join(str(store.path) for store in episodes.stores))
     if config is not None:
         raise ValueError(f"config: expected None with an initial world model, which has its own configuration, got {config}")
-    if initial.mdnrnn.termination_head is None and any_terminates(episodes):
-        raise ValueError(
-            "initial: expected a world model with a termination head, as episodes of the data terminate, got one without; "
-            "fit a new one on all data, without initial (--initial)"
-        )
     if initial.mdnrnn.config.reward_components == 0:
         check_rewards_of(initial.mdnrnn.config.reward_atoms, 0, read_rewards(episodes))
     if data_config.kinds or data_config.layout:

@@ -76,6 +76,16 @@ def set_statistics(model: MDNRNN, data: SequenceData, layout: LatentLayout, *, f
     model.termination_head.bias.fill_(math.log((ended + 0.5) / (steps - ended + 0.5)))
 
 
+@torch.no_grad()
+def widen_bounds(model: MDNRNN, data: SequenceData, layout: LatentLayout) -> None:
+    """Widen the bounds of dreams to hold the data, too: a better agent reaches states beyond those of the first data."""
+    found = DataStatistics.of(statistics_batches(data), layout, atoms=model.config.reward_atoms or ())
+    for name in ("latent", "reward"):
+        low, high = (getattr(model, f"{name}_{end}") for end in ("low", "high"))
+        low.copy_(torch.minimum(low, getattr(found, f"{name}_low")))
+        high.copy_(torch.maximum(high, getattr(found, f"{name}_high")))
+
+
 def statistics_batches(data: SequenceData, seed: int = 0) -> Iterator[SequenceBatch]:
     """Return a bounded number of batches, always the same, for statistics of the data."""
     generator = torch.Generator(data.action_space.low.device).manual_seed(seed)
