@@ -47,7 +47,6 @@ def help_screen() -> str:
     """Return the text of ``worldmodel --help``."""
     lines = [
         "usage: worldmodel COMMAND [OPTIONS]",
-        "",
         "Recurrent world models: collect, train, dream, act, compare with reality.",
         "",
         *(f"  {name:22}{summary}" for name, (_, _, summary) in COMMANDS.items()),
