@@ -26,6 +26,8 @@ OPTIONAL = {  # library -> the one file that imports it
     "imageio_ffmpeg": "plots/video.py",
     "matplotlib": "plots/report.py",
     "minari": "adapters/minari.py",
+    "onnx": "sharing/onnx_export.py",
+    "onnxruntime": "sharing/onnx_export.py",
     "pyarrow": "data/formats/parquet.py",
     "stable_baselines3": "adapters/sb3.py",
     "tensordict": "adapters/torchrl.py",

@@ -44,6 +44,7 @@ EXTRAS = {  # word in a block: the package it needs, and the extra that brings i
     "torchrl": ("torchrl", "torchrl"),
     "adapters.minari": ("minari", "minari"),
     "to_parquet": ("pyarrow", "formats"),
+    "onnxruntime": ("onnxscript", "onnx"),
     "rgb_array": ("pygame", "classic-control"),
 }
 MY_GAME = f"""import sys

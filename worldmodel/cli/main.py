@@ -36,6 +36,7 @@ COMMANDS = {  # words: module, class, summary
     "store inspect": ("store", "Inspect", "summary of a store of episodes"),
     "store verify": ("store", "Verify", "check every byte of a store"),
     "store repair": ("store", "Repair", "keep the undamaged episodes of a store"),
+    "export": ("export", "Export", "ONNX files of a world model, to run without torch"),
     "info": ("info", "Info", "versions, devices and extras; or how a run was made"),
 }
 ALIASES = {"store info": "store inspect"}  # of earlier versions
@@ -46,7 +47,6 @@ def help_screen() -> str:
     """Return the text of ``worldmodel --help``."""
     lines = [
         "usage: worldmodel COMMAND [OPTIONS]",
-        "",
         "Recurrent world models: collect, train, dream, act, compare with reality.",
         "",
         *(f"  {name:22}{summary}" for name, (_, _, summary) in COMMANDS.items()),

@@ -210,7 +210,7 @@ class AutoregressiveHead(MixtureHead):
         """Sample (B, D), one dimension after the other. See `LatentHead.sample_raw`."""
         parameters = raw.unflatten(1, (3, self.num_components, self.dim))
         coupling = self.target_weight.detach().unflatten(0, parameters.shape[1:])  # (3, K, D, D)
-        found = raw.new_empty(len(raw), self.dim)
+        found = raw.new_empty(raw.shape[0], self.dim)
         for d in range(self.dim):
             own = slice(d, d + 1)
             floor = self.floor[own] if isinstance(self.floor, Tensor) else self.floor

@@ -289,8 +289,8 @@ def bernoulli(logits: Tensor, tau: Tensor, uniform: Tensor) -> Tensor:
         uniform: (..., D) in [0, 1).
     """
     smallest = torch.finfo(logits.dtype).tiny
-    drawn = uniform < (logits / tau.clamp(min=smallest)).sigmoid()
-    return torch.where(tau >= smallest, drawn, logits > 0).to(logits.dtype)
+    drawn = (uniform < (logits / tau.clamp(min=smallest)).sigmoid()).to(logits.dtype)
+    return torch.where(tau >= smallest, drawn, (logits > 0).to(logits.dtype))  # of floats: onnxruntime chooses no booleans
 
 
 class BitsHead(LatentHead, registered=False):

@@ -227,7 +227,7 @@ class RewardHead(nn.Module):
     def _outcomes(self, raw: Tensor, mean: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Log-weights, means and sigmas (N, A + K) of all atoms, whose sigma is 0, and components."""
         choice, logits, centers, raw_log_scale = self._split(raw)
-        atoms = self.atoms.to(raw.dtype).expand(len(raw), -1)
+        atoms = self.atoms.to(raw.dtype).expand(raw.shape[0], -1)
         if not self.num_components:
             return choice.log_softmax(dim=-1), atoms, torch.zeros_like(atoms)
         sigma = self._with_floor(raw_log_scale).exp() * scale

@@ -214,7 +214,7 @@ class ConvVAE(Vision):
         if z.shape[-1] != self.latent_size:
             raise ValueError(f"z: expected shape (..., {self.latent_size}), got {tuple(z.shape)}")
         latents = z[..., : self.config.latent_size]
-        parts = latents.reshape(-1, self.config.latent_size).split(ENCODE_IMAGES)
+        parts = _pieces(latents.reshape(-1, self.config.latent_size))
         image = torch.cat([self._full_images(self.decode_images(part)) for part in parts])
         found = {self.layout.path: image.reshape(*z.shape[:-1], *self.layout.shape)}
         if self.vectors is not None:
@@ -266,7 +266,7 @@ class ConvVAE(Vision):
     @torch.no_grad()
     def encode_images(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Encode frames (N, *shape) as mean and log-variance, (N, latent size) each."""
-        parts = [self._encode_small_images(self.small_images(part)) for part in image.split(ENCODE_IMAGES)]
+        parts = [self._encode_small_images(self.small_images(part)) for part in _pieces(image)]
         mean, log_variance = (torch.cat(part) for part in zip(*parts, strict=True))
         return mean, log_variance
 
@@ -308,7 +308,7 @@ class ConvVAE(Vision):
         c, k = first.out_channels, DECODER_KERNELS[0]
         weight = first.weight.permute(2, 3, 1, 0).reshape(k * k * c, FEATURES)
         image = functional.linear(self.expand(latents), weight, first.bias.repeat(k * k))
-        image = image.reshape(len(latents), k, k, c).permute(0, 3, 1, 2)
+        image = image.reshape(latents.shape[0], k, k, c).permute(0, 3, 1, 2)
         for layer in others:
             image = layer(image.relu())
         return image.permute(0, 2, 3, 1).float().sigmoid()
@@ -332,9 +332,14 @@ class ConvVAE(Vision):
         """Resize images (N, 64, 64, C) in [0, 1] to frames (N, *shape) uint8."""
         rows, columns = self._rows, self._columns
         resized = resize_by_area(255 * image, rows.stop - rows.start, columns.stop - columns.start)
-        full = resized.new_zeros(len(image), self.layout.height, self.layout.width, self.layout.channels)
+        full = resized.new_zeros(image.shape[0], self.layout.height, self.layout.width, self.layout.channels)
         full[:, rows, columns] = resized
         return self.layout.from_channels_last(full.round().to(torch.uint8))
+
+
+def _pieces(batch: Tensor) -> tuple[Tensor, ...]:
+    """Split a batch into pieces that bound the memory; an exported network is of any batch size, so it takes all at once."""
+    return (batch,) if torch.compiler.is_compiling() else batch.split(ENCODE_IMAGES)
 
 
 def divergence(mean: Tensor, log_variance: Tensor) -> Tensor:

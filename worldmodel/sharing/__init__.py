@@ -1,8 +1,8 @@
-"""Publish what was made: model cards, and the Hugging Face Hub.
+"""Publish what was made: model cards, the Hugging Face Hub, and ONNX files.
 
 `push` uploads a world model, a V, an agent or a store as the directory that ``save_pretrained`` writes, with a model card;
 `pull` opens it. ``hf://user/name`` works wherever a directory is read. Digests are checked after the download, and nothing in a
-directory is executed.
+directory is executed. `export_onnx` writes a world model and a controller as ONNX files, to run them without torch.
 
 Example:
     >>> from worldmodel.runtime import HubName
@@ -17,5 +17,14 @@ from worldmodel.lazy import attach
 if TYPE_CHECKING:
     from worldmodel.sharing.hub import pull as pull
     from worldmodel.sharing.hub import push as push
+    from worldmodel.sharing.onnx_export import EXPORT_FILE as EXPORT_FILE
+    from worldmodel.sharing.onnx_export import OnnxExport as OnnxExport
+    from worldmodel.sharing.onnx_export import export_onnx as export_onnx
 else:
-    __getattr__, __dir__, __all__ = attach(__name__, {"hub": "pull push"})
+    __getattr__, __dir__, __all__ = attach(
+        __name__,
+        {
+            "hub": "pull push",
+            "onnx_export": "EXPORT_FILE OnnxExport export_onnx",
+        },
+    )
