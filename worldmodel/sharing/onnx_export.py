@@ -68,8 +68,8 @@ def export_onnx(
     """Write a world model, and a controller, as ONNX files.
 
     A step takes random numbers and the temperature as inputs and returns samples, so every kind of head is used alike. Each
-    network is compared with torch for `CHECKED` rows: |onnx - torch| <= 1e-5 max(|torch|, u) for each number, where u is 1 or
-    the largest number of its column. Numbers that are rounded to integers may differ by one step in 1 of 1,000.
+    network is compared with torch for `CHECKED` rows: ``|onnx - torch| <= 1e-5 max(|torch|, u)`` for each number, where u is
+    1 or the largest number of its column. Numbers that are rounded to integers may differ by one step in 1 of 1,000.
 
     Args:
         world: the world model.

@@ -31,8 +31,8 @@ class Columns:
     Args:
         observation: what is observed; empty for those called "observation", "observations" or "obs" (or below that, such as
             "observation.state"), or else every column that has no other use.
-        action: what is done; empty for those called "action", "command" or "control", or that begin with "action." or
-            "action_".
+        action: what is done; empty for those called "action", "command" or "control", or that begin with ``action.`` or
+            ``action_``.
         reward: reward of the step.
         termination: whether the step led to a terminal state.
         truncation: whether the recording was cut off after the step, as by a time limit.
