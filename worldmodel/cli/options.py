@@ -102,13 +102,14 @@ class DeviceOutput(Output):
         threads: CPU threads of torch; None: one for each core. Another number may change the last bits of results.
     """
 
+    SETS_THREADS: ClassVar[bool] = True  # False: the library sets them during its work, and back
     device: Device = "auto"
     threads: int | None = None
 
     def choose_device(self, threads: int | None = None) -> torch.device:
         """Set the number of threads, ``threads`` unless the user has chosen another one, and return the device."""
         if self.threads is not None:
-            threads = check_integer(self.threads, "threads", least=1)
+            threads = check_integer(self.threads, "threads", least=1) if self.SETS_THREADS else None
         if threads is not None:
             torch.set_num_threads(threads)
         return choose_device(self.device)
@@ -121,14 +122,13 @@ class Run(DeviceOutput):
     Args:
         overwrite: replace an earlier run in OUT; anything else there is an error.
         resume: resume even with --overwrite; an interrupted run is resumed anyway.
-        threads: torch's threads; None: those of the run that is resumed, else torch's own. Another number gives other last
-            bits, so it is refused for a run that was started with one.
+        threads: torch's threads; None: the resumed run's, else torch's own. Others give other last bits; a resume refuses them.
         break_lock: write to OUT although a process on another host has locked it; only after a crash of that host.
     """
 
+    SETS_THREADS: ClassVar[bool] = False
     overwrite: Flag = False
     resume: Flag = False
-    threads: int | None = None
     break_lock: Flag = False
 
     def writing(self, path: str) -> contextlib.AbstractContextManager[None]:

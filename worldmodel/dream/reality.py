@@ -55,8 +55,8 @@ class Reality(BatchedWorld):
         watch: StepWatch | None = None,
     ):
         num_episodes, config = check_integer(num_episodes, "num_episodes", least=1), EnvConfig.of(env)
-        check_action_repeat(world, config)
         super().__init__(world, num_episodes)
+        check_action_repeat(world, config)
         self._seed, self._max_steps = check_integer(seed, "seed", least=0), config.max_steps
         self._leaves = leaves(world.observation_space)
         self._reward = None if reward is None else UserReward(reward, world)
