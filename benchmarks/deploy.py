@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--out", required=True, help="directory for result.json")
     args = parser.parse_args()
     folder = Path(args.export)
-    content = json.loads((folder / "export.json").read_text())
+    content = json.loads((folder / "export.json").read_text(encoding="utf-8"))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     names = ("encoder", "controller", "step")

@@ -108,6 +108,7 @@ def test_dreams_of_rare_rewards_spread_as_real_returns_do(tmp_path):
     assert returns.mean().item() == pytest.approx(real.mean(), rel=0.05)
 
 
+@pytest.mark.filterwarnings("ignore:the held-out loss is lowest")  # of few episodes
 def test_the_reward_head_costs_the_latent_head_nothing(tmp_path):
     losses = []
     for head in (True, False):
