@@ -283,7 +283,7 @@ def test_invalid_arguments_leave_the_earlier_run(walks, tmp_path):
     interrupted(walks, out)
     with pytest.raises(ValueError, match=r"seed: expected|seed.*>= 0"):
         small_fit(walks, out, seed=-1, run=RunConfig(overwrite=True))
-    with pytest.raises(ValueError, match=r"latent_head: expected one of the registered classes .*'MixtureHead'.* got 'Nothing'"):
+    with pytest.raises(ValueError, match=r"latent_head: expected one of the registered classes .*'MixtureHead'.*'Nothing'"):
         small_fit(walks, out, config=replace(SMALL, latent_head="Nothing"), run=RunConfig(overwrite=True))
     assert (out / "training" / "state.safetensors").is_file()
 
