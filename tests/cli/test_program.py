@@ -226,3 +226,13 @@ def test_ctrl_c_while_torch_is_imported_is_exit_code_130(run, monkeypatch):
 
     monkeypatch.setattr(program, "load", interrupt)
     assert run("info") == (130, "", "\ninterrupted before anything was done\n")
+
+
+def test_a_reader_that_stops_early_is_no_error():
+    program = [sys.executable, "-m", "worldmodel", "info"]
+    process = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    said = process.stderr.read().decode("utf-8")
+    process.stderr.close()
+    assert process.wait(timeout=120) == 0
+    assert said == ""

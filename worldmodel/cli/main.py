@@ -125,8 +125,16 @@ def run(name: str, words: Sequence[str]) -> int:
         fail(explain(error))
     if chosen.was_complete:
         print("the run was complete already; nothing was done (--overwrite starts it again)", file=sys.stderr)
-    print(json.dumps(result.data) if chosen.json_output else result.text)
+    show(json.dumps(result.data) if chosen.json_output else result.text)
     return result.exit_code
+
+
+def show(text: str) -> None:
+    """Print a result; a reader that has seen enough, such as ``head``, is no error."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes when it ends
 
 
 def show_warning(
