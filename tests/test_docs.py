@@ -50,7 +50,7 @@ EXTRAS = {  # word in a block: the package it needs, and the extra that brings i
 MY_GAME = f"""import sys
 sys.path.insert(0, {str(next((ROOT / "tests").rglob("toy_images.py")).parent)!r})
 import gymnasium
-gymnasium.register("MyGame-v0", entry_point="toy_images:DotEnv")
+gymnasium.register("MyGame-v0", entry_point="toy_images:DotEnv", max_episode_steps=100)
 """
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=NAMES)
