@@ -236,7 +236,6 @@ class TestPlanner:
         state = state_of(planner.world, 1)
         planner.act(state)
         expected = planner._plan.mean[:, 0]
-        planner._search_deadline = None
         hurried = Planner(planner.world, PlannerConfig(horizon=3, candidates=64, time_budget=1e-9), cost=target_cost)
         hurried._plan, hurried._last_action = planner._plan, planner._last_action
         action = hurried.act(state)

@@ -70,7 +70,9 @@ def test_a_run_of_an_earlier_version_is_resumed(tmp_path):
     file.write_text(json.dumps(content))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        fit(tmp_path, wm.RunConfig())
+        world = fit(tmp_path, wm.RunConfig())
+    assert "threads" not in json.loads(file.read_text())  # what is not known is not recorded later
+    assert world.provenance["training"]["updates"] > 0
 
 
 def test_a_resumed_search_sets_its_number(tmp_path):
