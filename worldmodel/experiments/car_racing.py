@@ -33,7 +33,7 @@ from worldmodel.agents import ControllerConfig, PPOConfig
 from worldmodel.data import ActionNoise, EnvConfig
 from worldmodel.dream import StartConfig
 from worldmodel.experiments.iteration_config import IterationConfig, RoundOptions
-from worldmodel.experiments.presets import ImprovementPreset, VisionPreset
+from worldmodel.experiments.presets import MDNRNN_TRAINING, ImprovementPreset, VisionPreset
 from worldmodel.models import MDNRNNConfig, VAEConfig
 from worldmodel.training import DataConfig, FrameConfig, TrainingConfig
 
@@ -57,17 +57,7 @@ class LoopPreset:
     solved: float | None = None
 
 
-_M_TRAINING = TrainingConfig(
-    num_updates=1_000,
-    optimizer="muon",
-    learning_rate=4e-3,
-    final_learning_rate=1e-5,
-    clip_norm=None,
-    clip_value=1.0,
-    precision="auto",
-    evaluate_every=50,
-    max_test_batches=8,
-)
+_M_TRAINING = replace(MDNRNN_TRAINING, num_updates=1_000, evaluate_every=50)
 
 CAR_RACING_LOOP = LoopPreset(
     env=EnvConfig(CAR_ENV, action_repeat=4),

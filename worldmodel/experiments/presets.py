@@ -218,7 +218,7 @@ _VAE_TRAINING = TrainingConfig(
     evaluate_every=1000,
     max_test_batches=40,
 )
-_MDNRNN_TRAINING = TrainingConfig(
+MDNRNN_TRAINING = TrainingConfig(
     num_updates=2_500,
     optimizer="muon",
     learning_rate=4e-3,
@@ -251,7 +251,7 @@ DOOM = Preset(
             outcome_size=0,
         ),
         data=DataConfig(window=1000, batch_size=50, test_fraction=0.05, min_length=100),
-        training=replace(_MDNRNN_TRAINING, num_updates=2_000, calibrate=True),
+        training=replace(MDNRNN_TRAINING, num_updates=2_000, calibrate=True),
     ),
     termination="sample",
     controller=ControllerConfig(features="zhc", bias=False, ordered=True),
@@ -285,7 +285,7 @@ CAR_RACING = Preset(
     dynamics=DynamicsPreset(
         mdnrnn=MDNRNNConfig(hidden_size=256, num_components=5, factorization=Factorization.PER_DIMENSION, outcome_size=0),
         data=DataConfig(window=999, batch_size=100, test_fraction=0.05),
-        training=_MDNRNN_TRAINING,
+        training=MDNRNN_TRAINING,
     ),
     controller=ControllerConfig(features="zh", bias=True),
     search=_SEARCH,

@@ -7,13 +7,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from worldmodel.data.formats.config import Columns, ConversionConfig
 from worldmodel.data.formats.conversion import convert_source
-from worldmodel.data.formats.files import identity_of, list_files
+from worldmodel.data.formats.files import FileSource, list_files
 from worldmodel.data.formats.rows import Rows
 from worldmodel.data.store import EpisodeStore
 from worldmodel.runtime import InvalidFileError, RunConfig
@@ -57,7 +56,7 @@ def from_csv(
 
 
 @dataclass(frozen=True)
-class CsvSource:
+class CsvSource(FileSource):
     """CSV files of the same columns.
 
     Args:
@@ -67,7 +66,6 @@ class CsvSource:
         named: the columns as the caller names them.
     """
 
-    paths: Sequence[Path]
     header: tuple[str, ...]
     delimiter: str
     named: Columns
@@ -88,18 +86,9 @@ class CsvSource:
                 raise ValueError(f"{path}: expected the columns of {paths[0]}, {list(headers[0][0])}, got {list(header[0])}")
         return cls(paths, *headers[0], named)
 
-    @property
-    def described(self) -> str:
-        """Name of the first file."""
-        return str(self.paths[0])
-
     def names(self) -> Sequence[str]:
         """Return the names of the columns."""
         return self.header
-
-    def identity(self) -> Any:
-        """Return name, size and checksum of each file."""
-        return identity_of(self.paths)
 
     def total(self) -> tuple[int, str]:
         """Return the size of all files in megabytes."""

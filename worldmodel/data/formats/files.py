@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -59,3 +60,23 @@ def file_identity(path: Path) -> list[Any]:
             if size <= SAMPLE_BYTES:
                 break
     return [path.name, size, checksum]
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """Part of a source that is made of files.
+
+    Args:
+        paths: the files, in order.
+    """
+
+    paths: list[Path]
+
+    @property
+    def described(self) -> str:
+        """Name of the first file."""
+        return str(self.paths[0])
+
+    def identity(self) -> Any:
+        """Return name, size and checksum of each file."""
+        return identity_of(self.paths)

@@ -11,7 +11,7 @@ import numpy as np
 
 from worldmodel.data.formats.config import Columns, ConversionConfig
 from worldmodel.data.formats.conversion import convert_source
-from worldmodel.data.formats.files import identity_of, list_files, natural
+from worldmodel.data.formats.files import FileSource, list_files, natural
 from worldmodel.data.formats.rows import Rows
 from worldmodel.data.store import EpisodeStore
 from worldmodel.runtime import InvalidFileError, RunConfig, file_errors, missing_extra
@@ -57,7 +57,7 @@ def from_hdf5(
 
 
 @dataclass(frozen=True)
-class Hdf5Source:
+class Hdf5Source(FileSource):
     """HDF5 files of the same keys.
 
     Args:
@@ -67,7 +67,6 @@ class Hdf5Source:
         rows: number of rows in all files.
     """
 
-    paths: Sequence[Path]
     groups: Sequence[Sequence[str]]
     keys: Sequence[str]
     rows: int
@@ -97,18 +96,9 @@ class Hdf5Source:
                 rows += sum(int(file[f"{group}/{first[0]}" if group else first[0]].shape[0]) for group in found)
         return cls(paths, groups, keys[0], rows)
 
-    @property
-    def described(self) -> str:
-        """Name of the first file."""
-        return str(self.paths[0])
-
     def names(self) -> Sequence[str]:
         """Return the keys of the data sets."""
         return self.keys
-
-    def identity(self) -> Any:
-        """Return name, size and checksum of each file."""
-        return identity_of(self.paths)
 
     def total(self) -> tuple[int, str]:
         """Return the number of rows."""

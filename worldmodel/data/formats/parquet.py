@@ -18,7 +18,7 @@ import numpy as np
 from worldmodel.data.episode import Episode
 from worldmodel.data.formats.config import Columns, ConversionConfig
 from worldmodel.data.formats.conversion import convert_source
-from worldmodel.data.formats.files import identity_of, list_files
+from worldmodel.data.formats.files import FileSource, list_files
 from worldmodel.data.formats.restoring import STEPS, restore
 from worldmodel.data.formats.rows import Rows
 from worldmodel.data.store import EpisodeStore
@@ -70,7 +70,7 @@ def from_parquet(
 
 
 @dataclass(frozen=True)
-class ParquetSource:
+class ParquetSource(FileSource):
     """Parquet files of the same columns.
 
     Args:
@@ -81,7 +81,6 @@ class ParquetSource:
         columns: names of all columns.
     """
 
-    paths: Sequence[Path]
     shapes: Mapping[str, tuple[int, ...]]
     ours: Mapping[str, Any] | None
     rows: Sequence[int]
@@ -108,18 +107,9 @@ class ParquetSource:
         rows = [file.metadata.num_rows for file in files]
         return cls(paths, shapes, ours, rows, schema.names)
 
-    @property
-    def described(self) -> str:
-        """Name of the first file."""
-        return str(self.paths[0])
-
     def names(self) -> Sequence[str]:
         """Return the names of the columns."""
         return self.columns
-
-    def identity(self) -> Any:
-        """Return name, size and checksum of each file."""
-        return identity_of(self.paths)
 
     def total(self) -> tuple[int, str]:
         """Return the number of rows."""
