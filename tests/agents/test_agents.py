@@ -311,7 +311,7 @@ def test_load_agent_opens_what_any_registered_class_saved(tmp_path):
 def test_a_directory_without_an_agent_is_rejected(tmp_path):
     for path in (tmp_path, tmp_path / "nothing"):
         with pytest.raises(
-            FileNotFoundError, match=r"expected an agent \(controller\.json or .*found none; for an agent of your own"
+            FileNotFoundError, match=r"expected an agent \(.*\bcontroller\.json or .*found none; for an agent of your own"
         ):
             load_agent(path)
 
