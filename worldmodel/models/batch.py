@@ -153,6 +153,6 @@ def _summarise(batch: SequenceBatch, atoms: Sequence[float]) -> tuple[Tensor, Te
 
 
 def select_steps(steps: Tensor, rows: Tensor) -> Tensor:
-    """Return the rows of (B, T, ...), flattened to (B T, ...): (N, ...)."""
-    flat = steps.flatten(0, 1)
+    """Return rows of (B, T, ...), flattened by time to (T B, ...): (N, ...)."""
+    flat = steps.transpose(0, 1).flatten(0, 1)
     return flat if len(rows) == len(flat) else flat.index_select(0, rows)

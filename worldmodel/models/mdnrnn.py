@@ -279,15 +279,19 @@ class MDNRNN(nn.Module):
         lengths = None
         if runs_in_loop(self.lstm, batch.z.device):
             batch, lengths = batch.longest_first()
-        features, config = self.head_inputs(batch, generator=generator, lengths=lengths), self.config
-        rows = batch.mask.flatten().nonzero()[:, 0]  # (N,) steps that count
+        h, config = self._outputs(batch, generator, lengths), self.config
+        rows = batch.mask.t().flatten().nonzero()[:, 0]  # (N,) steps that count, by time, as the LSTM computes them
         unit, target = self.frame.units(self.change_scale), select_steps(self.head_target(batch.z), rows)  # (D,), (N, D)
+        before = select_steps(batch.z[:, :-1], rows)
+        inputs = None
+        if config.skip:
+            action = self.action_units(select_steps(batch.action, rows), before.dtype)
+            inputs = torch.cat([before, action], dim=-1)
         kinds = self.frame.sub_heads(self.latent_head)
         terms = [fused.LossTerm(head, target[:, columns], divisor=self.frame.num_variables) for _, head, columns, _ in kinds]
         after = None
         if self.outcome_layers:
-            z, next_z = (select_steps(part, rows) for part in (batch.z[:, :-1], batch.z[:, 1:]))
-            after = torch.cat(self.seen_after(z, next_z), dim=-1)
+            after = torch.cat(self.seen_after(before, select_steps(batch.z[:, 1:], rows)), dim=-1)
         layers = {name: cast(nn.Linear, layer.linear) for name, layer in self.outcome_layers.items()}
         reward_share: Tensor | float = 0.0
         if self.reward_head is not None:
@@ -299,7 +303,7 @@ class MDNRNN(nn.Module):
             terminated, factor = select_steps(batch.terminated, rows).to(target.dtype), config.termination_gradient
             layer = layers.get("termination")
             terms.append(fused.LossTerm(self.termination_head, terminated, feature_gradient=factor, layer=layer))
-        total, found = fused.heads_loss(features.flatten(0, 1), rows, terms, more=after)
+        total, found = fused.heads_loss(h.transpose(0, 1).flatten(0, 1), rows, terms, inputs=inputs, more=after)
         parts, zero = iter(found.unbind()), found.new_zeros(())
         present = (*(True for _ in kinds), self.reward_head is not None, self.termination_head is not None)
         sums = torch.stack([next(parts) if here else zero for here in present])
@@ -323,10 +327,14 @@ class MDNRNN(nn.Module):
             lengths: (B,) steps of each window that count, descending; None takes all.
         """
         before = batch.z[:, :-1]
-        action = self.action_units(batch.action, before.dtype)
-        output, _ = self._run(before, action, None, generator, lengths)
-        output = _dropout(output, self.config.output_dropout, self.training, generator)
-        return self._features(before, action, output)
+        output = self._outputs(batch, generator, lengths)
+        return self._features(before, self.action_units(batch.action, before.dtype), output)
+
+    def _outputs(self, batch: SequenceBatch, generator: torch.Generator | None, lengths: Tensor | None) -> Tensor:
+        """Outputs of the LSTM (B, T, H) for a batch, after dropout; see `head_inputs`."""
+        before = batch.z[:, :-1]
+        output, _ = self._run(before, self.action_units(batch.action, before.dtype), None, generator, lengths)
+        return _dropout(output, self.config.output_dropout, self.training, generator)
 
     def head_target(self, z: Tensor) -> Tensor:
         """What the latent head predicts of z (B, T + 1, D), in its units: (B, T, D)."""
