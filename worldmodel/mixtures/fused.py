@@ -216,10 +216,13 @@ class _HeadsLoss(torch.autograd.Function):
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else own[0].weight.dtype
         width, size = features.shape[1] + shared, features.shape[1]
         stack = _Stack(terms, own, width, 0 if beside is None else beside.shape[1] - shared, dtype, gradient)
-        by_features = torch.zeros_like(features) if gradient else features
+        by_features = features  # replaced or filled by its gradient
         sums = own[0].bias.new_zeros(len(terms))
         every = len(rows) == len(features)  # each at most once and in order, so that no row need be looked up
         step = max(1, CHUNK.get(kind, LARGE_CHUNK) // len(stack.weight))
+        whole = every and step >= len(rows)  # one chunk, whose gradient need not be copied
+        if gradient and not whole:
+            by_features = torch.zeros_like(features)
         for begin in range(0, len(rows), step):
             part = slice(begin, begin + step)
             seen = features[part] if every else features.index_select(0, rows[part])  # (n, F)
@@ -228,7 +231,9 @@ class _HeadsLoss(torch.autograd.Function):
             sums += _losses(raw, stack, part, gradient)
             if gradient:
                 back = stack.add_gradients(raw, seen, size).to(features.dtype)
-                if every:
+                if whole:
+                    by_features = back
+                elif every:
                     by_features[part] = back
                 else:
                     by_features.index_copy_(0, rows[part], back)
