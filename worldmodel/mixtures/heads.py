@@ -329,8 +329,14 @@ def raw_mixture_nll(
     deviation = mean - x.t()
     pull = deviation / variance
     square = deviation.mul_(pull)
-    log_prior, prior = _normalise(logits)
     misfit = variance.log().add_(square)
+    if len(logits) == 1:  # one Gaussian, which needs no weights
+        if gradient:
+            logits.zero_()
+            mean.copy_(pull)
+            torch.addcmul(free.div_(variance), free, square, value=-1, out=raw_log_scale)
+        return 0.5 * misfit.sum() + x.numel() * HALF_LOG_TWO_PI
+    log_prior, prior = _normalise(logits)
     if logits.shape[1] < misfit.shape[1]:
         misfit = misfit.sum(dim=1, keepdim=True)
     log_evidence, posterior = _normalise(torch.add(logits, misfit, alpha=-0.5))

@@ -152,7 +152,7 @@ def _summarise(batch: SequenceBatch, atoms: Sequence[float]) -> tuple[Tensor, Te
     return count, mean, variance, low, high
 
 
-def select_steps(steps: Tensor, rows: Tensor) -> Tensor:
-    """Return rows of (B, T, ...), flattened by time to (T B, ...): (N, ...)."""
+def select_steps(steps: Tensor, rows: Tensor | None) -> Tensor:
+    """Return rows of (B, T, ...), flattened by time to (T B, ...): (N, ...); None returns all."""
     flat = steps.transpose(0, 1).flatten(0, 1)
-    return flat if len(rows) == len(flat) else flat.index_select(0, rows)
+    return flat if rows is None or len(rows) == len(flat) else flat.index_select(0, rows)

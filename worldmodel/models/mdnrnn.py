@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,12 +29,12 @@ from worldmodel.mixtures import (
     LatentLayout,
     RewardHead,
     TerminationHead,
-    fused,
 )
 from worldmodel.models.action_units import ActionUnits
-from worldmodel.models.batch import DataStatistics, SequenceBatch, select_steps
+from worldmodel.models.batch import DataStatistics, SequenceBatch
+from worldmodel.models.fused_loss import fused_loss
 from worldmodel.models.latent_frame import LatentFrame
-from worldmodel.models.lstm import LayerNormLSTM, run_lstm, runs_in_loop
+from worldmodel.models.lstm import LayerNormLSTM, run_lstm
 from worldmodel.models.mdnrnn_config import AUTO_LATENT_HEAD, DEFAULT_LATENT_HEAD, MDNRNNConfig
 from worldmodel.models.outcome import Outcome, Prediction, check_next, new_outcome_layers, scale_gradient
 from worldmodel.runtime import check_integer, float32_default
@@ -261,79 +261,46 @@ class MDNRNN(nn.Module):
         count = batch.mask.sum().clamp(min=1)
         kinds = self.frame.sub_heads(self.latent_head)
         if self.latent_head.supports_raw:
-            total, sums = self._fused_losses(batch, generator)
+            mean, sums = fused_loss(self, batch, count, generator)
         else:
             by_kind, reward, termination = self._losses_by_kind(batch, generator)
             sums = torch.stack([torch.where(batch.mask, term, 0.0).sum() for term in (*by_kind, reward, termination)])
-            total = sums[:-2].sum() / self.frame.num_variables + sums[-2] + sums[-1]
+            mean = (sums[:-2].sum() / self.frame.num_variables + sums[-2] + sums[-1]) / count
         *latent, reward, termination = (sums.detach() / count).unbind()
         metrics = {metric: value / size for (metric, _, _, size), value in zip(kinds, latent, strict=True)}
         if self.reward_head is not None:
             metrics["reward_nll"] = reward
         if self.termination_head is not None:
             metrics["termination_loss"] = termination
-        return total / count, metrics
-
-    def _fused_losses(self, batch: SequenceBatch, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """The loss summed over the counted steps, and its terms, summed too: the latent by kind, reward and termination."""
-        lengths = None
-        if runs_in_loop(self.lstm, batch.z.device):
-            batch, lengths = batch.longest_first()
-        h, config = self._outputs(batch, generator, lengths), self.config
-        rows = batch.mask.t().flatten().nonzero()[:, 0]  # (N,) steps that count, by time, as the LSTM computes them
-        unit, target = self.frame.units(self.change_scale), select_steps(self.head_target(batch.z), rows)  # (D,), (N, D)
-        before = select_steps(batch.z[:, :-1], rows)
-        inputs = None
-        if config.skip:
-            action = self.action_units(select_steps(batch.action, rows), before.dtype)
-            inputs = torch.cat([before, action], dim=-1)
-        kinds = self.frame.sub_heads(self.latent_head)
-        terms = [fused.LossTerm(head, target[:, columns], divisor=self.frame.num_variables) for _, head, columns, _ in kinds]
-        after = None
-        if self.outcome_layers:
-            after = torch.cat(self.seen_after(before, select_steps(batch.z[:, 1:], rows)), dim=-1)
-        layers = {name: cast(nn.Linear, layer.linear) for name, layer in self.outcome_layers.items()}
-        reward_share: Tensor | float = 0.0
-        if self.reward_head is not None:
-            reward = self.reward_head.targets(select_steps(batch.reward, rows), self.reward_mean, self.reward_scale)
-            reward_share = self.reward_head.density_share(reward)
-            factor = self.reward_head.feature_gradient
-            terms.append(fused.LossTerm(self.reward_head, reward, feature_gradient=factor, layer=layers.get("reward")))
-        if self.termination_head is not None:
-            terminated, factor = select_steps(batch.terminated, rows).to(target.dtype), config.termination_gradient
-            layer = layers.get("termination")
-            terms.append(fused.LossTerm(self.termination_head, terminated, feature_gradient=factor, layer=layer))
-        total, found = fused.heads_loss(h.transpose(0, 1).flatten(0, 1), rows, terms, inputs=inputs, more=after)
-        parts, zero = iter(found.unbind()), found.new_zeros(())
-        present = (*(True for _ in kinds), self.reward_head is not None, self.termination_head is not None)
-        sums = torch.stack([next(parts) if here else zero for here in present])
-        log_unit = unit.log()  # densities are of z and r, not in units
-        latent = [head.log_volume(target[:, columns], log_unit[columns]) for _, head, columns, _ in kinds]
-        volume = torch.stack([*latent, len(target) * self.reward_scale.log().sum() * reward_share, zero])
-        return total + volume[:-2].sum() / self.frame.num_variables + volume[-2], sums + volume
+        return mean, metrics
 
     def seen_after(self, z: Tensor, next_z: Tensor) -> tuple[Tensor, Tensor]:
         """What the outcome layers see of the step from ``z`` to ``next_z`` (..., D): z_{t+1} and the changes in their units."""
         return next_z, self.frame.changes(z, next_z, self.change_scale)
 
-    def head_inputs(
-        self, batch: SequenceBatch, *, generator: torch.Generator | None = None, lengths: Tensor | None = None
-    ) -> Tensor:
+    def head_inputs(self, batch: SequenceBatch, *, generator: torch.Generator | None = None) -> Tensor:
         """Features (B, T, F) from which the heads predict each step of a batch.
 
         Args:
             batch: the windows.
             generator: source of dropout's randomness, in training only.
-            lengths: (B,) steps of each window that count, descending; None takes all.
         """
         before = batch.z[:, :-1]
-        output = self._outputs(batch, generator, lengths)
-        return self._features(before, self.action_units(batch.action, before.dtype), output)
+        action = self.action_units(batch.action, before.dtype)
+        return self._features(before, action, self.lstm_outputs(before, action, generator=generator))
 
-    def _outputs(self, batch: SequenceBatch, generator: torch.Generator | None, lengths: Tensor | None) -> Tensor:
-        """Outputs of the LSTM (B, T, H) for a batch, after dropout; see `head_inputs`."""
-        before = batch.z[:, :-1]
-        output, _ = self._run(before, self.action_units(batch.action, before.dtype), None, generator, lengths)
+    def lstm_outputs(
+        self, z: Tensor, action: Tensor, *, generator: torch.Generator | None = None, lengths: Tensor | None = None
+    ) -> Tensor:
+        """Outputs of the LSTM (B, T, H) from the initial state, after dropout.
+
+        Args:
+            z: (B, T, D).
+            action: (B, T, A) standardised action features.
+            generator: source of dropout's randomness, in training only.
+            lengths: (B,) steps of each window that count, descending; None takes all.
+        """
+        output, _ = self._run(z, action, None, generator, lengths)
         return _dropout(output, self.config.output_dropout, self.training, generator)
 
     def head_target(self, z: Tensor) -> Tensor:

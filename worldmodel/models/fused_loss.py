@@ -1,0 +1,88 @@
+"""M's loss with all heads in one function: what `worldmodel.mixtures.fused` needs of a batch, and the units of the result."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor, nn
+
+from worldmodel.mixtures import fused
+from worldmodel.models.batch import SequenceBatch, select_steps
+from worldmodel.models.lstm import runs_in_loop
+
+if TYPE_CHECKING:
+    from worldmodel.models.mdnrnn import MDNRNN
+
+
+def fused_loss(
+    model: MDNRNN, batch: SequenceBatch, count: Tensor, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor]:
+    """Average M's loss over the counted steps.
+
+    Args:
+        model: M, whose latent head supports raw outputs.
+        batch: the windows.
+        count: number of steps that count, at least 1.
+        generator: source of dropout's randomness, in training only.
+
+    Returns:
+        The scalar to minimise, and the sums of its terms without gradient: the latent by kind, reward and termination, 0 for a
+        head that there is not.
+    """
+    lengths = None
+    if runs_in_loop(model.lstm, batch.z.device):
+        batch, lengths = batch.longest_first()
+    action = model.action_units(batch.action, batch.z.dtype)
+    h = model.lstm_outputs(batch.z[:, :-1], action, generator=generator, lengths=lengths)
+    rows = counted_rows(batch.mask, count)
+    target = select_steps(model.head_target(batch.z), rows)  # (N, D)
+    before = select_steps(batch.z[:, :-1], rows)
+    inputs = torch.cat([before, select_steps(action, rows)], dim=-1) if model.config.skip else None
+    after = None
+    if model.outcome_layers:
+        after = torch.cat(model.seen_after(before, select_steps(batch.z[:, 1:], rows)), dim=-1)
+    terms, volumes = _terms(model, batch, rows, target)
+    features = h.transpose(0, 1).flatten(0, 1)  # by time, as the LSTM computes them
+    total, found = fused.heads_loss(features, rows, terms, inputs=inputs, more=after, scale=1 / count.to(target.dtype))
+    volume = torch.stack(volumes)
+    found = found + volume
+    total = total + (volume / volume.new_tensor([term.divisor for term in terms])).sum() / count
+    if model.reward_head is not None and model.termination_head is not None:
+        return total, found
+    zero = found.new_zeros(1)  # in the place of a head that there is not
+    kinds = len(terms) - (model.reward_head is not None) - (model.termination_head is not None)
+    reward = zero if model.reward_head is None else found[kinds : kinds + 1]
+    termination = zero if model.termination_head is None else found[-1:]
+    return total, torch.cat([found[:kinds], reward, termination])
+
+
+def counted_rows(mask: Tensor, count: Tensor) -> Tensor | None:
+    """Return the indices (N,) of the steps of a mask (B, T) that count, by time; None if all do, which only a CPU looks up."""
+    if mask.device.type == "cpu" and int(count) == mask.numel():
+        return None
+    return mask.t().flatten().nonzero()[:, 0]
+
+
+def _terms(
+    model: MDNRNN, batch: SequenceBatch, rows: Tensor | None, target: Tensor
+) -> tuple[list[fused.LossTerm], list[Tensor]]:
+    """The heads with their targets, and what the units add to the sum of each, as densities are of z and r, not in units."""
+    terms, volumes, zero = [], [], target.new_zeros(())
+    log_unit = model.frame.units(model.change_scale).log()  # (D,)
+    for _, head, columns, _ in model.frame.sub_heads(model.latent_head):
+        own = target[:, columns]
+        terms.append(fused.LossTerm(head, own, divisor=model.frame.num_variables))
+        volumes.append(head.log_volume(own, log_unit[columns]))
+    layers = {name: cast(nn.Linear, layer.linear) for name, layer in model.outcome_layers.items()}
+    if (head := model.reward_head) is not None:
+        reward = head.targets(select_steps(batch.reward, rows), model.reward_mean, model.reward_scale)
+        layer, factor = layers.get("reward"), head.feature_gradient
+        terms.append(fused.LossTerm(head, reward, feature_gradient=factor, layer=layer))
+        volumes.append(model.reward_scale.log().sum() * (len(target) * head.density_share(reward)))
+    if model.termination_head is not None:
+        terminated = select_steps(batch.terminated, rows).to(target.dtype)
+        layer, factor = layers.get("termination"), model.config.termination_gradient
+        terms.append(fused.LossTerm(model.termination_head, terminated, feature_gradient=factor, layer=layer))
+        volumes.append(zero)
+    return terms, volumes
