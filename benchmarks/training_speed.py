@@ -62,14 +62,15 @@ def obvious_loss(model: MDNRNN, batch: SequenceBatch) -> Tensor:
 
 def updates(model: MDNRNN, batch: SequenceBatch) -> dict[str, Callable[[], None]]:
     """Return a function per variant that performs one update."""
-    optimizer = make_optimizer("adam", model.parameters(), learning_rate=1e-4)
+    parameters = list(model.parameters())
+    optimizer = make_optimizer("adam", parameters, learning_rate=1e-4)
 
     def update(loss: Callable[[], Tensor], half: bool) -> None:
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cpu", torch.bfloat16) if half else contextlib.nullcontext():
             value = loss()
         value.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
+        torch.nn.utils.clip_grad_norm_(parameters, 10.0)
         optimizer.step()
 
     losses = {"obvious": lambda: obvious_loss(model, batch), "loss": lambda: model.loss(batch)[0]}

@@ -150,9 +150,3 @@ def _summarise(batch: SequenceBatch, atoms: Sequence[float]) -> tuple[Tensor, Te
         count[-1] = len(others)
         mean[-1], variance[-1] = (others.mean(), others.var(correction=0)) if len(others) else (0.0, 0.0)
     return count, mean, variance, low, high
-
-
-def select_steps(steps: Tensor, rows: Tensor | None) -> Tensor:
-    """Return rows of (B, T, ...), flattened by time to (T B, ...): (N, ...); None returns all."""
-    flat = steps.transpose(0, 1).flatten(0, 1)
-    return flat if rows is None or len(rows) == len(flat) else flat.index_select(0, rows)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel.mixtures import fused
-from worldmodel.models.batch import SequenceBatch, select_steps
+from worldmodel.models.batch import SequenceBatch
 from worldmodel.models.lstm import runs_in_loop
 
 if TYPE_CHECKING:
@@ -30,21 +30,22 @@ def fused_loss(
         The scalar to minimise, and the sums of its terms without gradient: the latent by kind, reward and termination, 0 for a
         head that there is not.
     """
+    model.check_inputs(batch.z[:, :-1], batch.action, "B, T")
     lengths = None
     if runs_in_loop(model.lstm, batch.z.device):
         batch, lengths = batch.longest_first()
-    action = model.action_units(batch.action, batch.z.dtype)
-    h = model.lstm_outputs(batch.z[:, :-1], action, generator=generator, lengths=lengths)
     rows = counted_rows(batch.mask, count)
-    target = select_steps(model.head_target(batch.z), rows)  # (N, D)
-    before = select_steps(batch.z[:, :-1], rows)
-    inputs = torch.cat([before, select_steps(action, rows)], dim=-1) if model.config.skip else None
-    after = None
-    if model.outcome_layers:
-        after = torch.cat(model.seen_after(before, select_steps(batch.z[:, 1:], rows)), dim=-1)
+    z = by_time(batch.z)  # (T + 1, B, D), as the LSTM computes
+    inputs = torch.cat([z[:-1], model.action_units(by_time(batch.action), z.dtype)], dim=-1)
+    h, _ = model.run_lstm(inputs.transpose(0, 1), generator=generator, lengths=lengths)
+    before, after = (select(part, rows) for part in (z[:-1], z[1:]))  # (N, D)
+    target = model.head_target(before, after)
+    more = torch.cat(model.seen_after(before, after), dim=-1) if model.outcome_layers else None
     terms, volumes = _terms(model, batch, rows, target)
-    features = h.transpose(0, 1).flatten(0, 1)  # by time, as the LSTM computes them
-    total, found = fused.heads_loss(features, rows, terms, inputs=inputs, more=after, scale=1 / count.to(target.dtype))
+    total, found = fused.heads_loss(
+        h.transpose(0, 1).flatten(0, 1), rows, terms,
+        inputs=select(inputs, rows) if model.config.skip else None, more=more, scale=1 / count.to(target.dtype),
+    )  # fmt: skip
     volume = torch.stack(volumes)
     found = found + volume
     total = total + (volume / volume.new_tensor([term.divisor for term in terms])).sum() / count
@@ -55,6 +56,17 @@ def fused_loss(
     reward = zero if model.reward_head is None else found[kinds : kinds + 1]
     termination = zero if model.termination_head is None else found[-1:]
     return total, torch.cat([found[:kinds], reward, termination])
+
+
+def by_time(steps: Tensor) -> Tensor:
+    """Return (T, B, ...) of (B, T, ...)."""
+    return steps.transpose(0, 1).contiguous()
+
+
+def select(steps: Tensor, rows: Tensor | None) -> Tensor:
+    """Return rows (N, ...) of (T, B, ...), flattened to (T B, ...); None returns all."""
+    flat = steps.flatten(0, 1)
+    return flat if rows is None else flat.index_select(0, rows)
 
 
 def counted_rows(mask: Tensor, count: Tensor) -> Tensor | None:
@@ -76,12 +88,12 @@ def _terms(
         volumes.append(head.log_volume(own, log_unit[columns]))
     layers = {name: cast(nn.Linear, layer.linear) for name, layer in model.outcome_layers.items()}
     if (head := model.reward_head) is not None:
-        reward = head.targets(select_steps(batch.reward, rows), model.reward_mean, model.reward_scale)
+        reward = head.targets(select(by_time(batch.reward), rows), model.reward_mean, model.reward_scale)
         layer, factor = layers.get("reward"), head.feature_gradient
         terms.append(fused.LossTerm(head, reward, feature_gradient=factor, layer=layer))
         volumes.append(model.reward_scale.log().sum() * (len(target) * head.density_share(reward)))
     if model.termination_head is not None:
-        terminated = select_steps(batch.terminated, rows).to(target.dtype)
+        terminated = select(by_time(batch.terminated), rows).to(target.dtype)
         layer, factor = layers.get("termination"), model.config.termination_gradient
         terms.append(fused.LossTerm(model.termination_head, terminated, feature_gradient=factor, layer=layer))
         volumes.append(zero)

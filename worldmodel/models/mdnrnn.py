@@ -182,8 +182,7 @@ class MDNRNN(nn.Module):
             ValueError: if a shape does not fit.
         """
         action = self.action_units(action, z.dtype)
-        output, state = self._run(z, action, state, generator)
-        output = _dropout(output, self.config.output_dropout, self.training, generator)
+        output, state = self.run_lstm(self.joined(z, action), state, generator=generator)
         return self._predict(z, action, output, damped=True), state
 
     def step(self, z: Tensor, action: Tensor, state: State) -> tuple[Prediction, State]:
@@ -202,7 +201,7 @@ class MDNRNN(nn.Module):
 
     def _advance(self, z: Tensor, action: Tensor, state: State) -> State:
         """`advance` with standardised actions."""
-        self._check_inputs(z, action, "B")
+        self.check_inputs(z, action, "B")
         inputs = torch.cat([z, action], dim=-1)
         if isinstance(self.lstm, LayerNormLSTM):
             _, (h, c) = self.lstm(inputs.unsqueeze(1), state)
@@ -287,40 +286,37 @@ class MDNRNN(nn.Module):
         """
         before = batch.z[:, :-1]
         action = self.action_units(batch.action, before.dtype)
-        return self._features(before, action, self.lstm_outputs(before, action, generator=generator))
+        return self._features(before, action, self.run_lstm(self.joined(before, action), generator=generator)[0])
 
-    def lstm_outputs(
-        self, z: Tensor, action: Tensor, *, generator: torch.Generator | None = None, lengths: Tensor | None = None
-    ) -> Tensor:
-        """Outputs of the LSTM (B, T, H) from the initial state, after dropout.
+    def head_target(self, z: Tensor, next_z: Tensor) -> Tensor:
+        """What the latent head predicts of the step from ``z`` to ``next_z`` (..., D), in its units: (..., D)."""
+        origin, unit = self.frame.of(z, self.change_scale)
+        return (next_z - origin) / unit
+
+    def joined(self, z: Tensor, action: Tensor) -> Tensor:
+        """Inputs of the LSTM (B, T, D + A) for z (B, T, D) and standardised actions (B, T, A)."""
+        self.check_inputs(z, action, "B, T")
+        return torch.cat([z, action], dim=-1)
+
+    def run_lstm(
+        self,
+        inputs: Tensor,
+        state: State | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        lengths: Tensor | None = None,
+    ) -> tuple[Tensor, State]:
+        """Run the LSTM over a batch of sequences: its outputs (B, T, H), after dropout, and its last state.
 
         Args:
-            z: (B, T, D).
-            action: (B, T, A) standardised action features.
+            inputs: (B, T, D + A), what `joined` returns.
+            state: state before the first step; zeros if None.
             generator: source of dropout's randomness, in training only.
             lengths: (B,) steps of each window that count, descending; None takes all.
         """
-        output, _ = self._run(z, action, None, generator, lengths)
-        return _dropout(output, self.config.output_dropout, self.training, generator)
-
-    def head_target(self, z: Tensor) -> Tensor:
-        """What the latent head predicts of z (B, T + 1, D), in its units: (B, T, D)."""
-        origin, unit = self.frame.of(z[:, :-1], self.change_scale)
-        return (z[:, 1:] - origin) / unit
-
-    def _run(
-        self,
-        z: Tensor,
-        action: Tensor,
-        state: State | None,
-        generator: torch.Generator | None,
-        lengths: Tensor | None = None,
-    ) -> tuple[Tensor, State]:
-        """Run the LSTM over (B, T, D) and (B, T, A): outputs (B, T, H) and the state after the last step."""
-        self._check_inputs(z, action, "B, T")
-        inputs = _dropout(torch.cat([z, action], dim=-1), self.config.input_dropout, self.training, generator)
+        inputs = _dropout(inputs, self.config.input_dropout, self.training, generator)
         output, (h, c) = run_lstm(self.lstm, inputs, state, lengths)
-        return output, State(h, c)
+        return _dropout(output, self.config.output_dropout, self.training, generator), State(h, c)
 
     def _check_batch(self, batch: SequenceBatch) -> None:
         for name in ("reward", "terminated", "mask"):
@@ -328,7 +324,8 @@ class MDNRNN(nn.Module):
                 expected, got = tuple(batch.action.shape[:-1]), tuple(getattr(batch, name).shape)
                 raise ValueError(f"{name}: expected shape {expected}, got {got}")
 
-    def _check_inputs(self, z: Tensor, action: Tensor, leading: str) -> None:
+    def check_inputs(self, z: Tensor, action: Tensor, leading: str) -> None:
+        """Raise ValueError if ``z`` and ``action`` are not of M's sizes with ``leading`` dimensions, such as "B, T"."""
         d, a = self.latent_size, self.action_size
         if z.ndim != leading.count(",") + 2 or z.shape[-1] != d:
             raise ValueError(f"z: expected shape ({leading}, {d}), got {tuple(z.shape)}")
