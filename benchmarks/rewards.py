@@ -213,7 +213,9 @@ def main() -> None:
     parser.add_argument("--processes", nargs="+", default=list(EPISODES), choices=list(EPISODES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--updates", type=int, default=1500)
-    parser.add_argument("--only", action="store_true", help="leave out the models without a reward head and with a plain Gaussian")
+    parser.add_argument(
+        "--only", action="store_true", help="leave out the models without a reward head and with a plain Gaussian"
+    )
     parser.add_argument("--fields", type=json.loads, default={}, help="fields of MDNRNNConfig, as JSON")
     args = parser.parse_args()
     torch.set_num_threads(1)

@@ -90,7 +90,7 @@ class FastStep:
         return Drawn(sample, lstm, reward, logit)
 
     def _add_outcome(self, raw: Tensor, z: Tensor, next_z: Tensor) -> None:
-        """Add to the outputs of reward and termination what these heads see of the next latent, through the units in ``raw``."""
+        """Add to the outputs of reward and termination what they see of the next latent, through the units in ``raw``."""
         last = self._columns[-1].stop
         after = torch.cat(self._model.seen_after(z, next_z), dim=1)
         units = fused.tanh_(torch.addmm(raw[:, last:], after, self._next))

@@ -96,7 +96,8 @@ def heads_loss(
         parameters += [linear.weight, linear.bias, term.head.target_weight]
         parameters += [None, None] if layer is None else [layer.weight, layer.bias]
     beside = [part.t() for part in (inputs, more) if part is not None]
-    known = (torch.cat(beside) if beside else None), (0 if inputs is None else inputs.shape[1])  # (S + E, N)
+    one = features.new_ones(1, len(features) if rows is None else len(rows))  # for the biases
+    known = torch.cat([*beside, one]), (0 if inputs is None else inputs.shape[1])  # (S + E + 1, N)
     total, sums = _HeadsLoss.apply(features, rows, known, terms, scale, torch.is_grad_enabled(), *parameters)
     return total, sums
 
@@ -156,17 +157,18 @@ class _Stack:
         if layers:
             weights = [torch.nn.functional.pad(weight, (0, more)) for weight in weights]
         weight = torch.cat([*weights, *layers])  # (O + U, F + S + E)
-        # Features apart from the few numbers beside them, as products are slow where rows are not aligned; in half precision
-        # the sum of two products would be rounded in between.
-        apart = dtype == weight.dtype and weight.shape[1] > features
-        self.by_features = weight[:, :features].to(dtype)
-        self.weights = [self.by_features, weight[:, features:]] if apart else [weight.to(dtype)]
         biases = [each.bias for each in own] + [each.layer_bias for _, each in seeing if each.layer_bias is not None]
-        self.bias = torch.cat(biases).unsqueeze(1)
+        bias = torch.cat(biases).unsqueeze(1)
+        # Features apart from the few numbers beside them, whose last is 1 for the biases, as products are slow where rows are
+        # not aligned. In half precision the sum of two products would be rounded in between, and the biases too.
+        self.apart = dtype == weight.dtype
+        self.by_features = weight[:, :features].to(dtype)
+        self.weights = [self.by_features, torch.cat([weight[:, features:], bias], dim=1)] if self.apart else [weight.to(dtype)]
+        self.bias = bias
         self.size = self.columns[-1].stop  # O
         self.units = output_slices([len(layer) for layer in layers])  # of each layer among all units
         self.by_weights = [torch.zeros_like(part, dtype=weight.dtype) for part in self.weights] if gradient else []
-        self.by_bias = torch.zeros_like(self.bias)
+        self.by_bias = torch.zeros_like(bias)  # unless it is a column of ``by_weights``
         self.by_coupling = [None if not gradient or x.coupling is None else torch.zeros_like(x.coupling) for x in own]
         self.after: Tensor | None = None  # weights of the units in the outputs that see them
         if layers:
@@ -175,20 +177,16 @@ class _Stack:
             after = torch.block_diag(*(each.weight[:, width:] for _, each in seeing))
             self.after, self.by_after = after.to(dtype), torch.zeros_like(after)
 
-    def inputs(self, features: Tensor, beside: Tensor | None) -> list[Tensor]:
-        """Return what is multiplied by each of ``weights``, (n, ...), from features (n, F) and what is beside them (S + E, n)."""
-        parts = [features] if beside is None else [features, beside.t()]
-        parts = [part.to(self.dtype) for part in parts]
-        return parts if len(self.weights) == len(parts) else [torch.cat(parts, dim=1)]
+    def inputs(self, features: Tensor, beside: Tensor) -> list[Tensor]:
+        """Return what is multiplied by each of ``weights``, (..., n), from features (n, F) and beside (S + E + 1, n)."""
+        if self.apart:
+            return [features.t(), beside]
+        return [torch.cat([features.to(self.dtype), beside[:-1].t().to(self.dtype)], dim=1).t()]
 
     def outputs(self, seen: Sequence[Tensor]) -> Tensor:
         """Return the raw outputs of the heads, followed by the units of the layers (O + U, n), for what `inputs` returned."""
-        if self.dtype == self.bias.dtype:
-            raw = self.bias
-            for weight, part in zip(self.weights, seen, strict=True):
-                raw = torch.addmm(raw, weight, part.t()) if raw is self.bias else raw.addmm_(weight, part.t())
-        else:
-            raw = (self.weights[0] @ seen[0].t()).to(self.bias.dtype).add_(self.bias)
+        raw = (self.weights[0] @ seen[0]).to(self.bias.dtype)
+        raw = raw.addmm_(self.weights[1], seen[1]) if self.apart else raw.add_(self.bias)
         if self.after is not None:
             units = tanh_(raw[self.size :])
             raw[self.seen_by] += (self.after @ units.to(self.dtype)).to(raw.dtype)
@@ -205,10 +203,12 @@ class _Stack:
             self.by_after += slope @ units.to(self.dtype).t()
             below = (self.after.t() @ slope).to(raw.dtype)
             torch.addcmul(below, below, units.square_(), value=-1, out=units)  # the derivative of tanh
-        self.by_bias += raw.sum(dim=1, keepdim=True)
         slope = raw.to(self.dtype)
-        for by_weight, part in zip(self.by_weights, seen, strict=True):
-            by_weight += slope @ part
+        self.by_weights[0] += slope @ seen[0].t()
+        if self.apart:
+            self.by_weights[1] += (seen[1] @ slope.t()).t()  # faster than the transpose of it
+        else:
+            self.by_bias += raw.sum(dim=1, keepdim=True)
         units_of = iter(self.units)
         for term, outputs in zip(self.terms, self.columns, strict=True):  # after the gradients of the weights
             through = [] if term.layer is None else [next(units_of)]
@@ -219,16 +219,19 @@ class _Stack:
 
     def all_gradients(self) -> list[Tensor | None]:
         """Return the gradients of all tensors of the terms, in their order."""
-        by_weight, by_bias = torch.cat(self.by_weights, dim=1), self.by_bias
-        found, number = [], 0
+        gradient = torch.cat(self.by_weights if self.apart else [*self.by_weights, self.by_bias], dim=1)
+        by_weight, by_bias = gradient[:, :-1], gradient[:, -1]
+        found: list[Tensor | None] = []
+        number = 0
         for each, outputs, by_coupling in zip(self.own, self.columns, self.by_coupling, strict=True):
-            weight, layer = by_weight[outputs, : self.width], [None, None]
+            weight = by_weight[outputs, : self.width]
+            layer: tuple[Tensor | None, Tensor | None] = (None, None)
             if each.layer_weight is not None:
                 units, block = self.units[number], self.blocks[number]
                 rows = slice(self.size + units.start, self.size + units.stop)
                 weight = torch.cat([weight, self.by_after[block, units]], dim=1)
-                layer, number = [by_weight[rows], by_bias[rows, 0]], number + 1
-            found += [weight, by_bias[outputs, 0], by_coupling, *layer]
+                layer, number = (by_weight[rows], by_bias[rows]), number + 1
+            found += [weight, by_bias[outputs], by_coupling, *layer]
         return found
 
 
@@ -240,7 +243,7 @@ class _HeadsLoss(torch.autograd.Function):
         ctx: Any,
         features: Tensor,
         rows: Tensor | None,
-        known: tuple[Tensor | None, int],
+        known: tuple[Tensor, int],
         terms: Sequence[LossTerm],
         scale: Tensor | float,
         gradient: bool,
@@ -250,7 +253,7 @@ class _HeadsLoss(torch.autograd.Function):
         own = [_Own(*parameters[first : first + 5]) for first in range(0, len(parameters), 5)]
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else own[0].weight.dtype
         width, size = features.shape[1] + shared, features.shape[1]
-        stack = _Stack(terms, own, size, width, 0 if beside is None else len(beside) - shared, dtype, gradient)
+        stack = _Stack(terms, own, size, width, len(beside) - 1 - shared, dtype, gradient)
         weights = own[0].bias.new_tensor([1 / term.divisor for term in terms]) * scale  # of the terms in the loss
         sums, by_features = torch.zeros_like(weights), features  # replaced or filled by its gradient
         number = len(features) if rows is None else len(rows)
@@ -261,7 +264,7 @@ class _HeadsLoss(torch.autograd.Function):
         for begin in range(0, number, step):
             part = slice(begin, begin + step)
             chosen = features[part] if rows is None else features.index_select(0, rows[part])  # (n, F)
-            seen = stack.inputs(chosen, None if beside is None else beside[:, part])
+            seen = stack.inputs(chosen, beside[:, part])
             raw = stack.outputs(seen)
             sums += _losses(raw, stack, part, weights if gradient else None)
             if gradient:

@@ -2,22 +2,54 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
-from worldmodel.mixtures import fused
+from worldmodel.mixtures import LatentHead, RewardHead, TerminationHead, fused
+from worldmodel.models.action_units import ActionUnits
 from worldmodel.models.batch import SequenceBatch
-from worldmodel.models.lstm import runs_in_loop
+from worldmodel.models.latent_frame import LatentFrame
+from worldmodel.models.lstm import LayerNormLSTM, runs_in_loop
+from worldmodel.models.mdnrnn_config import MDNRNNConfig
 
-if TYPE_CHECKING:
-    from worldmodel.models.mdnrnn import MDNRNN
+
+class Parts(Protocol):
+    """The parts of M that its loss needs; `worldmodel.models.MDNRNN` describes them."""
+
+    config: MDNRNNConfig
+    lstm: nn.LSTM | LayerNormLSTM
+    frame: LatentFrame
+    latent_head: LatentHead
+    reward_head: RewardHead | None
+    termination_head: TerminationHead | None
+    outcome_layers: nn.ModuleDict
+    action_units: ActionUnits
+    change_scale: Tensor
+    reward_mean: Tensor
+    reward_scale: Tensor
+
+    def lstm_outputs(
+        self, inputs: Tensor, *, generator: torch.Generator | None = None, lengths: Tensor | None = None
+    ) -> Tensor:
+        """Outputs of the LSTM (B, T, H) for inputs (B, T, D + A), after dropout."""
+        ...
+
+    def check_inputs(self, z: Tensor, action: Tensor, leading: str) -> None:
+        """Raise if the sizes are not those of M."""
+        ...
+
+    def head_target(self, z: Tensor, next_z: Tensor) -> Tensor:
+        """What the latent head predicts (..., D)."""
+        ...
+
+    def seen_after(self, z: Tensor, next_z: Tensor) -> tuple[Tensor, Tensor]:
+        """What the outcome layers see of the next latent."""
+        ...
 
 
-def fused_loss(
-    model: MDNRNN, batch: SequenceBatch, count: Tensor, generator: torch.Generator | None
-) -> tuple[Tensor, Tensor]:
+def fused_loss(model: Parts, batch: SequenceBatch, count: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
     """Average M's loss over the counted steps.
 
     Args:
@@ -37,7 +69,7 @@ def fused_loss(
     rows = counted_rows(batch.mask, count)
     z = by_time(batch.z)  # (T + 1, B, D), as the LSTM computes
     inputs = torch.cat([z[:-1], model.action_units(by_time(batch.action), z.dtype)], dim=-1)
-    h, _ = model.run_lstm(inputs.transpose(0, 1), generator=generator, lengths=lengths)
+    h = model.lstm_outputs(inputs.transpose(0, 1), generator=generator, lengths=lengths)
     before, after = (select(part, rows) for part in (z[:-1], z[1:]))  # (N, D)
     target = model.head_target(before, after)
     more = torch.cat(model.seen_after(before, after), dim=-1) if model.outcome_layers else None
@@ -77,7 +109,7 @@ def counted_rows(mask: Tensor, count: Tensor) -> Tensor | None:
 
 
 def _terms(
-    model: MDNRNN, batch: SequenceBatch, rows: Tensor | None, target: Tensor
+    model: Parts, batch: SequenceBatch, rows: Tensor | None, target: Tensor
 ) -> tuple[list[fused.LossTerm], list[Tensor]]:
     """The heads with their targets, and what the units add to the sum of each, as densities are of z and r, not in units."""
     terms, volumes, zero = [], [], target.new_zeros(())
@@ -87,11 +119,11 @@ def _terms(
         terms.append(fused.LossTerm(head, own, divisor=model.frame.num_variables))
         volumes.append(head.log_volume(own, log_unit[columns]))
     layers = {name: cast(nn.Linear, layer.linear) for name, layer in model.outcome_layers.items()}
-    if (head := model.reward_head) is not None:
-        reward = head.targets(select(by_time(batch.reward), rows), model.reward_mean, model.reward_scale)
-        layer, factor = layers.get("reward"), head.feature_gradient
-        terms.append(fused.LossTerm(head, reward, feature_gradient=factor, layer=layer))
-        volumes.append(model.reward_scale.log().sum() * (len(target) * head.density_share(reward)))
+    if (rewards := model.reward_head) is not None:
+        reward = rewards.targets(select(by_time(batch.reward), rows), model.reward_mean, model.reward_scale)
+        layer, factor = layers.get("reward"), rewards.feature_gradient
+        terms.append(fused.LossTerm(rewards, reward, feature_gradient=factor, layer=layer))
+        volumes.append(model.reward_scale.log().sum() * (len(target) * rewards.density_share(reward)))
     if model.termination_head is not None:
         terminated = select(by_time(batch.terminated), rows).to(target.dtype)
         layer, factor = layers.get("termination"), model.config.termination_gradient

@@ -182,7 +182,8 @@ class MDNRNN(nn.Module):
             ValueError: if a shape does not fit.
         """
         action = self.action_units(action, z.dtype)
-        output, state = self.run_lstm(self.joined(z, action), state, generator=generator)
+        self.check_inputs(z, action, "B, T")
+        output, state = self._run(torch.cat([z, action], dim=-1), state, generator)
         return self._predict(z, action, output, damped=True), state
 
     def step(self, z: Tensor, action: Tensor, state: State) -> tuple[Prediction, State]:
@@ -286,34 +287,31 @@ class MDNRNN(nn.Module):
         """
         before = batch.z[:, :-1]
         action = self.action_units(batch.action, before.dtype)
-        return self._features(before, action, self.run_lstm(self.joined(before, action), generator=generator)[0])
+        self.check_inputs(before, action, "B, T")
+        outputs = self.lstm_outputs(torch.cat([before, action], dim=-1), generator=generator)
+        return self._features(before, action, outputs)
 
     def head_target(self, z: Tensor, next_z: Tensor) -> Tensor:
         """What the latent head predicts of the step from ``z`` to ``next_z`` (..., D), in its units: (..., D)."""
         origin, unit = self.frame.of(z, self.change_scale)
         return (next_z - origin) / unit
 
-    def joined(self, z: Tensor, action: Tensor) -> Tensor:
-        """Inputs of the LSTM (B, T, D + A) for z (B, T, D) and standardised actions (B, T, A)."""
-        self.check_inputs(z, action, "B, T")
-        return torch.cat([z, action], dim=-1)
-
-    def run_lstm(
-        self,
-        inputs: Tensor,
-        state: State | None = None,
-        *,
-        generator: torch.Generator | None = None,
-        lengths: Tensor | None = None,
-    ) -> tuple[Tensor, State]:
-        """Run the LSTM over a batch of sequences: its outputs (B, T, H), after dropout, and its last state.
+    def lstm_outputs(
+        self, inputs: Tensor, *, generator: torch.Generator | None = None, lengths: Tensor | None = None
+    ) -> Tensor:
+        """Outputs of the LSTM (B, T, H) from the initial state, after dropout.
 
         Args:
-            inputs: (B, T, D + A), what `joined` returns.
-            state: state before the first step; zeros if None.
+            inputs: (B, T, D + A) z and standardised actions.
             generator: source of dropout's randomness, in training only.
             lengths: (B,) steps of each window that count, descending; None takes all.
         """
+        return self._run(inputs, None, generator, lengths)[0]
+
+    def _run(
+        self, inputs: Tensor, state: State | None, generator: torch.Generator | None, lengths: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """Run the LSTM over (B, T, D + A): outputs (B, T, H), after dropout, and the state after the last step."""
         inputs = _dropout(inputs, self.config.input_dropout, self.training, generator)
         output, (h, c) = run_lstm(self.lstm, inputs, state, lengths)
         return _dropout(output, self.config.output_dropout, self.training, generator), State(h, c)
