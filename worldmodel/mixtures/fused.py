@@ -220,17 +220,17 @@ class _Stack:
     def all_gradients(self) -> list[Tensor | None]:
         """Return the gradients of all tensors of the terms, in their order."""
         gradient = torch.cat(self.by_weights if self.apart else [*self.by_weights, self.by_bias], dim=1)
-        by_weight, by_bias = gradient[:, :-1], gradient[:, -1]
+        by_weight, by_bias = gradient[:, :-1], gradient[:, -1].contiguous()
         found: list[Tensor | None] = []
         number = 0
         for each, outputs, by_coupling in zip(self.own, self.columns, self.by_coupling, strict=True):
-            weight = by_weight[outputs, : self.width]
+            weight = by_weight[outputs, : self.width].contiguous()
             layer: tuple[Tensor | None, Tensor | None] = (None, None)
             if each.layer_weight is not None:
                 units, block = self.units[number], self.blocks[number]
                 rows = slice(self.size + units.start, self.size + units.stop)
                 weight = torch.cat([weight, self.by_after[block, units]], dim=1)
-                layer, number = (by_weight[rows], by_bias[rows]), number + 1
+                layer, number = (by_weight[rows].contiguous(), by_bias[rows]), number + 1
             found += [weight, by_bias[outputs], by_coupling, *layer]
         return found
 
