@@ -95,10 +95,12 @@ def heads_loss(
         linear, layer = term.head.linear, term.layer
         parameters += [linear.weight, linear.bias, term.head.target_weight]
         parameters += [None, None] if layer is None else [layer.weight, layer.bias]
-    beside = [part.t() for part in (inputs, more) if part is not None]
-    one = features.new_ones(1, len(features) if rows is None else len(rows))  # for the biases
-    known = torch.cat([*beside, one]), (0 if inputs is None else inputs.shape[1])  # (S + E + 1, N)
-    total, sums = _HeadsLoss.apply(features, rows, known, terms, scale, torch.is_grad_enabled(), *parameters)
+    kind, one = features.device.type, features.new_ones(1, len(features) if rows is None else len(rows))  # for the biases
+    beside = one if inputs is None else torch.cat([inputs.t(), one])  # (S + 1, N)
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else terms[0].head.linear.weight.dtype
+    with torch.autocast(kind, enabled=False):  # dtypes are chosen one by one
+        known = beside, None if more is None else more.t().contiguous()
+        total, sums = _HeadsLoss.apply(features, rows, known, terms, scale, dtype, torch.is_grad_enabled(), *parameters)
     return total, sums
 
 
@@ -134,8 +136,7 @@ class _Stack:
         own: their tensors.
         features: F, number of features.
         width: number of inputs that all heads and layers see, F + S.
-        more: number of inputs that only the layers see, E.
-        dtype: dtype of the matrix products.
+        dtype: dtype of the matrix products, except for those with a few numbers.
         gradient: whether gradients are needed.
     """
 
@@ -145,18 +146,14 @@ class _Stack:
         own: Sequence[_Own],
         features: int,
         width: int,
-        more: int,
         dtype: torch.dtype,
         gradient: bool,
     ):
         self.terms, self.own, self.width, self.dtype = terms, own, width, dtype
         self.columns = output_slices([len(each.bias) for each in own])
         seeing = [(outputs, each) for outputs, each in zip(self.columns, own, strict=True) if each.layer_weight is not None]
-        weights = [each.weight[:, :width] for each in own]
         layers = [each.layer_weight for _, each in seeing if each.layer_weight is not None]
-        if layers:
-            weights = [torch.nn.functional.pad(weight, (0, more)) for weight in weights]
-        weight = torch.cat([*weights, *layers])  # (O + U, F + S + E)
+        weight = torch.cat([each[:, :width] for each in ([each.weight for each in own] + layers)])  # (O + U, F + S)
         biases = [each.bias for each in own] + [each.layer_bias for _, each in seeing if each.layer_bias is not None]
         bias = torch.cat(biases).unsqueeze(1)
         # Features apart from the few numbers beside them, whose last is 1 for the biases, as products are slow where rows are
@@ -176,37 +173,46 @@ class _Stack:
             self.blocks = output_slices([outputs.stop - outputs.start for outputs, _ in seeing])
             after = torch.block_diag(*(each.weight[:, width:] for _, each in seeing))
             self.after, self.by_after = after.to(dtype), torch.zeros_like(after)
+            self.more = torch.cat([layer[:, width:] for layer in layers])  # (U, E)
+            self.by_more = torch.zeros_like(self.more)
 
     def inputs(self, features: Tensor, beside: Tensor) -> list[Tensor]:
-        """Return what is multiplied by each of ``weights``, (..., n), from features (n, F) and beside (S + E + 1, n)."""
+        """Return what is multiplied by each of ``weights``, (..., n), from features (n, F) and beside (S + 1, n)."""
         if self.apart:
             return [features.t(), beside]
         return [torch.cat([features.to(self.dtype), beside[:-1].t().to(self.dtype)], dim=1).t()]
 
-    def outputs(self, seen: Sequence[Tensor]) -> Tensor:
-        """Return the raw outputs of the heads, followed by the units of the layers (O + U, n), for what `inputs` returned."""
+    def outputs(self, seen: Sequence[Tensor], more: Tensor | None) -> Tensor:
+        """Return the raw outputs of the heads, followed by the units of the layers: (O + U, n).
+
+        Args:
+            seen: what `inputs` returned.
+            more: (E, n) what only the layers see; None without layers.
+        """
         raw = (self.weights[0] @ seen[0]).to(self.bias.dtype)
         raw = raw.addmm_(self.weights[1], seen[1]) if self.apart else raw.add_(self.bias)
-        if self.after is not None:
+        if self.after is not None and more is not None:
+            raw[self.size :].addmm_(self.more, more)
             units = tanh_(raw[self.size :])
             raw[self.seen_by] += (self.after @ units.to(self.dtype)).to(raw.dtype)
         return raw
 
-    def add_gradients(self, raw: Tensor, seen: Sequence[Tensor]) -> Tensor:
+    def add_gradients(self, raw: Tensor, seen: Sequence[Tensor], more: Tensor | None) -> Tensor:
         """Add the gradients of all tensors, from those of the outputs (O + U, n), where the units still are; overwrites them.
 
         Returns:
             (n, F) the gradient of the features, in the dtype of the products.
         """
-        if self.after is not None:
+        if self.after is not None and more is not None:
             slope, units = raw[self.seen_by].to(self.dtype), raw[self.size :]
             self.by_after += slope @ units.to(self.dtype).t()
             below = (self.after.t() @ slope).to(raw.dtype)
             torch.addcmul(below, below, units.square_(), value=-1, out=units)  # the derivative of tanh
+            self.by_more += (more @ units.t()).t()  # faster than the transpose of it
         slope = raw.to(self.dtype)
         self.by_weights[0] += slope @ seen[0].t()
         if self.apart:
-            self.by_weights[1] += (seen[1] @ slope.t()).t()  # faster than the transpose of it
+            self.by_weights[1] += (seen[1] @ slope.t()).t()
         else:
             self.by_bias += raw.sum(dim=1, keepdim=True)
         units_of = iter(self.units)
@@ -230,7 +236,8 @@ class _Stack:
                 units, block = self.units[number], self.blocks[number]
                 rows = slice(self.size + units.start, self.size + units.stop)
                 weight = torch.cat([weight, self.by_after[block, units]], dim=1)
-                layer, number = (by_weight[rows].contiguous(), by_bias[rows]), number + 1
+                layer = torch.cat([by_weight[rows], self.by_more[units]], dim=1), by_bias[rows]
+                number += 1
             found += [weight, by_bias[outputs], by_coupling, *layer]
         return found
 
@@ -243,21 +250,20 @@ class _HeadsLoss(torch.autograd.Function):
         ctx: Any,
         features: Tensor,
         rows: Tensor | None,
-        known: tuple[Tensor, int],
+        known: tuple[Tensor, Tensor | None],
         terms: Sequence[LossTerm],
         scale: Tensor | float,
+        dtype: torch.dtype,
         gradient: bool,
         *parameters: Any,
     ) -> tuple[Tensor, Tensor]:
-        kind, (beside, shared) = features.device.type, known
+        beside, more = known
         own = [_Own(*parameters[first : first + 5]) for first in range(0, len(parameters), 5)]
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else own[0].weight.dtype
-        width, size = features.shape[1] + shared, features.shape[1]
-        stack = _Stack(terms, own, size, width, len(beside) - 1 - shared, dtype, gradient)
+        stack = _Stack(terms, own, features.shape[1], features.shape[1] + len(beside) - 1, dtype, gradient)
         weights = own[0].bias.new_tensor([1 / term.divisor for term in terms]) * scale  # of the terms in the loss
         sums, by_features = torch.zeros_like(weights), features  # replaced or filled by its gradient
         number = len(features) if rows is None else len(rows)
-        step = max(1, CHUNK.get(kind, LARGE_CHUNK) // len(stack.bias))
+        step = max(1, CHUNK.get(features.device.type, LARGE_CHUNK) // len(stack.bias))
         whole = rows is None and step >= number  # one chunk, whose gradient need not be copied
         if gradient and not whole:
             by_features = torch.zeros_like(features)
@@ -265,10 +271,11 @@ class _HeadsLoss(torch.autograd.Function):
             part = slice(begin, begin + step)
             chosen = features[part] if rows is None else features.index_select(0, rows[part])  # (n, F)
             seen = stack.inputs(chosen, beside[:, part])
-            raw = stack.outputs(seen)
+            further = None if more is None else more[:, part]
+            raw = stack.outputs(seen, further)
             sums += _losses(raw, stack, part, weights if gradient else None)
             if gradient:
-                back = stack.add_gradients(raw, seen).to(features.dtype)
+                back = stack.add_gradients(raw, seen, further).to(features.dtype)
                 if whole:
                     by_features = back
                 elif rows is None:
@@ -287,7 +294,7 @@ class _HeadsLoss(torch.autograd.Function):
         if factor.device.type != "cpu" or factor != 1:  # usually 1; reading it would synchronise a GPU
             by_features = by_features * factor.to(by_features.dtype)
             others = [None if x is None else x * factor for x in others]
-        return by_features, None, None, None, None, None, *others
+        return by_features, None, None, None, None, None, None, *others
 
 
 def _losses(raw: Tensor, stack: _Stack, part: slice, weights: Tensor | None) -> Tensor:
@@ -304,14 +311,12 @@ def _losses(raw: Tensor, stack: _Stack, part: slice, weights: Tensor | None) -> 
         mine, target = raw[outputs], term.target[part]
         if own.coupling is not None:
             reached = within_reach(target)
-            with torch.autocast(raw.device.type, enabled=False):  # what the head sees of the target, in full precision
-                mine.addmm_(own.coupling, reached.t())
+            mine.addmm_(own.coupling, reached.t())  # what the head sees of the target, in full precision
         sums.append(term.head.raw_nll(mine.t(), target, gradient=weights is not None))
         if weights is None:
             continue
         mine *= weights[number]
         by_coupling = stack.by_coupling[number]
         if by_coupling is not None:
-            with torch.autocast(raw.device.type, enabled=False):
-                by_coupling.addmm_(mine, reached)
+            by_coupling.addmm_(mine, reached)
     return torch.stack(sums)
