@@ -36,7 +36,7 @@ from worldmodel.models.fused_loss import fused_loss
 from worldmodel.models.latent_frame import LatentFrame
 from worldmodel.models.lstm import LayerNormLSTM, run_lstm
 from worldmodel.models.mdnrnn_config import AUTO_LATENT_HEAD, DEFAULT_LATENT_HEAD, MDNRNNConfig
-from worldmodel.models.outcome import Outcome, Prediction, check_next, new_outcome_layers, scale_gradient
+from worldmodel.models.outcome import Outcome, Prediction, check_next, new_outcome_layers, scale_gradient, through_layers
 from worldmodel.runtime import check_integer, float32_default
 
 
@@ -344,17 +344,19 @@ class MDNRNN(nn.Module):
 
     def _outcome(self, z: Tensor, features: Tensor, damped: bool, next_z: Tensor | None) -> Outcome:
         """Reward and termination; see `Prediction`."""
-        after: tuple[Tensor, Tensor] | None = None
+        factors = {}
+        if self.reward_head is not None:
+            factors["reward"] = self.reward_head.feature_gradient
+        if self.termination_head is not None:
+            factors["termination"] = self.config.termination_gradient
+        seen = {name: scale_gradient(features, factor if damped else 1.0) for name, factor in factors.items()}
         if self.outcome_layers:
-            after = self.seen_after(z, check_next(z, next_z))
+            seen = through_layers(self.outcome_layers, seen, *self.seen_after(z, check_next(z, next_z)))
         reward = logit = None
         if self.reward_head is not None:
-            seen = scale_gradient(features, self.reward_head.feature_gradient if damped else 1.0)
-            seen = seen if after is None else self.outcome_layers["reward"](seen, *after)
-            reward = self.reward_head(seen, self.reward_mean, self.reward_scale)
+            reward = self.reward_head(seen["reward"], self.reward_mean, self.reward_scale)
         if self.termination_head is not None:
-            seen = scale_gradient(features, self.config.termination_gradient if damped else 1.0)
-            logit = self.termination_head(seen if after is None else self.outcome_layers["termination"](seen, *after))
+            logit = self.termination_head(seen["termination"])
         return Outcome(reward, logit)
 
 
