@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from worldmodel.dream.latent_world import Drawn
 from worldmodel.mixtures import RewardHead, fused
-from worldmodel.models import MDNRNN, State, activate_gates, stack_weights
+from worldmodel.models import MDNRNN, State, activate_gates, stack_layers, stack_weights
 
 
 class FastStep:
@@ -42,13 +42,14 @@ class FastStep:
         self._columns = fused.output_slices([head.linear.out_features for head in heads])
         seen = model.latent_head.linear.weight.shape[1]  # F; the others may see an outcome layer too
         layers = [cast(nn.Linear, layer.linear) for layer in model.outcome_layers.values()]
-        weights = [head.linear.weight for head in heads] + [layer.weight for layer in layers]
+        weights = [head.linear.weight for head in heads] + [2 * layer.weight for layer in layers]
         self._heads = torch.cat([weight[:, :seen] for weight in weights]).detach().to(dtype).t().contiguous()
-        self._bias = torch.cat([part.bias for part in ([head.linear for head in heads] + layers)]).detach()
+        self._bias = torch.cat([head.linear.bias for head in heads] + [2 * layer.bias for layer in layers]).detach()
         if layers:  # what they see of the next latent, and what the heads see of them, are few numbers: not in half precision
-            self._next = torch.cat([layer.weight[:, seen:] for layer in layers]).detach().t().contiguous()  # (D + C, U)
-            after = [head.linear.weight[:, seen:] for head in heads[1:]]
-            self._after = torch.block_diag(*after).detach().t().contiguous()  # (U of all layers, O of their heads)
+            self._next = torch.cat([2 * layer.weight[:, seen:] for layer in layers]).detach().t().contiguous()  # (D + C, U)
+            after = torch.block_diag(*(head.linear.weight[:, seen:] for head in heads[1:])).detach()
+            self._after = 2 * after.t().contiguous()  # (U of all layers, O of their heads)
+            self._bias[self._columns[0].stop : self._columns[-1].stop] -= after.sum(dim=1)  # as tanh(x) is 2 sigmoid(2 x) - 1
 
     def __call__(
         self,
@@ -93,7 +94,7 @@ class FastStep:
         """Add to the outputs of reward and termination what they see of the next latent, through the units in ``raw``."""
         last = self._columns[-1].stop
         after = torch.cat(self._model.seen_after(z, next_z), dim=1)
-        units = fused.tanh_(torch.addmm(raw[:, last:], after, self._next))
+        units = torch.addmm(raw[:, last:], after, self._next).sigmoid_()
         raw[:, self._columns[0].stop : last].addmm_(units, self._after)
 
     def _reward(self, head: RewardHead, raw: Tensor, noise: tuple[Tensor, Tensor] | None) -> Tensor:
@@ -114,7 +115,7 @@ class FastStep:
             cell = (f * c).addcmul_(i, g)
             below = torch.tanh(cell).mul_(o)
             layers.append((below, cell))
-        return State(*(torch.stack(part) for part in zip(*layers, strict=True))), below.to(self._dtype)
+        return State(*(stack_layers(part) for part in zip(*layers, strict=True))), below.to(self._dtype)
 
 
 def applies(model: MDNRNN) -> bool:

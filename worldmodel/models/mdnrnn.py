@@ -34,7 +34,7 @@ from worldmodel.models.action_units import ActionUnits
 from worldmodel.models.batch import DataStatistics, SequenceBatch
 from worldmodel.models.fused_loss import fused_loss
 from worldmodel.models.latent_frame import LatentFrame
-from worldmodel.models.lstm import LayerNormLSTM, run_lstm
+from worldmodel.models.lstm import LayerNormLSTM, run_lstm, stack_layers
 from worldmodel.models.mdnrnn_config import AUTO_LATENT_HEAD, DEFAULT_LATENT_HEAD, MDNRNNConfig
 from worldmodel.models.outcome import Outcome, Prediction, check_next, new_outcome_layers, scale_gradient, through_layers
 from worldmodel.runtime import check_integer, float32_default
@@ -212,7 +212,7 @@ class MDNRNN(nn.Module):
             # The same as nn.LSTM with T = 1, without its overhead: 20 instead of 88 us at batch 1 (dev/LOG.md).
             inputs, cell = torch.lstm_cell(inputs, (h, c), *weights)
             layers.append((inputs, cell))
-        return State(*(torch.stack(part) for part in zip(*layers, strict=True)))
+        return State(*(stack_layers(part) for part in zip(*layers, strict=True)))
 
     def step_losses(self, batch: SequenceBatch, *, generator: torch.Generator | None = None) -> StepLosses:
         """Compute the loss of every step of a batch, (B, T) each; steps outside the mask hold arbitrary numbers.

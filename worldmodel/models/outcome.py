@@ -133,7 +133,7 @@ def through_layers(layers: nn.ModuleDict, features: dict[str, Tensor], next_z: T
     if any(each is not first for each in features.values()):
         return {name: layers[name](seen, next_z, change) for name, seen in features.items()}
     linears = [cast(nn.Linear, layers[name].linear) for name in features]
-    weight, bias = (torch.cat(parts) for parts in ([each.weight for each in linears], [each.bias for each in linears]))
+    weight, bias = torch.cat([each.weight for each in linears]), torch.cat([each.bias for each in linears])
     units = torch.tanh(nn.functional.linear(torch.cat([first, next_z, change], dim=-1), weight, bias))
     parts = units.split([each.out_features for each in linears], dim=-1)
     return {name: torch.cat([first, part], dim=-1) for name, part in zip(features, parts, strict=True)}
