@@ -39,6 +39,7 @@ COMMANDS = {  # words: module, class, summary
     "export": ("export", "Export", "ONNX files of a world model, to run without torch"),
     "info": ("info", "Info", "versions, devices and extras; or how a run was made"),
 }
+TOGETHER = ("train-vae", "encode", "train-mdnrnn", "train-controller")  # commands for several processes, with torchrun
 ALIASES = {"store info": "store inspect"}  # of earlier versions
 SHELLS = ("bash", "zsh")
 
@@ -107,6 +108,7 @@ def run(name: str, words: Sequence[str]) -> int:
     """Run a command and return its exit code."""
     try:
         from worldmodel.cli.parsing import USER_ERRORS, UsageError, explain, parse
+        from worldmodel.runtime import LeaderFailedError, joined_ranks
 
         command = load(name)
     except KeyboardInterrupt:  # torch takes seconds to import
@@ -115,14 +117,21 @@ def run(name: str, words: Sequence[str]) -> int:
     warnings.showwarning = show_warning
     try:
         chosen = parse(command, words, name=f"worldmodel {name}")
-        result = chosen.run()
+        with joined_ranks() as ranks:
+            if not ranks.alone and name not in TOGETHER:
+                raise UsageError(f"{name}: expected one process, got {ranks.size}; torchrun starts {', '.join(TOGETHER)}")
+            result = chosen.run()
     except UsageError as error:
         fail(str(error))
+    except LeaderFailedError:  # which rank 0 reports
+        return 2
     except KeyboardInterrupt as interrupt:
         print(f"\n{str(interrupt) or 'interrupted'}. {command.RESUME}".rstrip(), file=sys.stderr)
         return 130
     except USER_ERRORS as error:
         fail(explain(error))
+    if not ranks.leads:
+        return 0
     if chosen.was_complete:
         print("the run was complete already; nothing was done (--overwrite starts it again)", file=sys.stderr)
     show(json.dumps(result.data) if chosen.json_output else result.text)

@@ -68,6 +68,11 @@ if TYPE_CHECKING:
     from worldmodel.runtime.provenance import record_run as record_run
     from worldmodel.runtime.provenance import source_commit as source_commit
     from worldmodel.runtime.provenance import versions as versions
+    from worldmodel.runtime.ranks import LeaderFailedError as LeaderFailedError
+    from worldmodel.runtime.ranks import RankLostError as RankLostError
+    from worldmodel.runtime.ranks import Ranks as Ranks
+    from worldmodel.runtime.ranks import joined_ranks as joined_ranks
+    from worldmodel.runtime.ranks import led as led
     from worldmodel.runtime.reading import InvalidFileError as InvalidFileError
     from worldmodel.runtime.reading import NewerVersionError as NewerVersionError
     from worldmodel.runtime.reading import check_regular as check_regular
@@ -119,13 +124,14 @@ else:
             "process": "interrupt_between_steps keep_freed_memory",
             "progress": "Listener Progress Reporter",
             "provenance": "command_line describe_machine read_runs record_run source_commit versions",
+            "ranks": "LeaderFailedError RankLostError Ranks joined_ranks led",
             "reading": "InvalidFileError NewerVersionError check_regular file_errors open_regular parse_json read_bytes",
             "registry": "Registry UnknownClassError",
             "runs": "RunConfig check_same_run describe jsonable prepare_run single_writer",
+            "tasks": "Runner",
             "tensor_files": "digest_tensors load_tensors save_tensors",
             "threads": "keeps_threads set_threads",
             "watch": "StepWatch",
-            "tasks": "Runner",
             "workers": "WorkerConfig run_here run_in_processes",
             "writing": "TEMPORARY_SUFFIX write_bytes",
         },
