@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Generator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 import tyro
@@ -23,6 +21,7 @@ from worldmodel.cli.options import (
     Run,
     open_vision,
 )
+from worldmodel.cli.workers import pool
 from worldmodel.experiments import Preset
 from worldmodel.models import Encoder
 from worldmodel.runtime import Progress, WorkerConfig

@@ -108,21 +108,21 @@ def run(name: str, words: Sequence[str]) -> int:
     """Run a command and return its exit code."""
     try:
         from worldmodel.cli.parsing import USER_ERRORS, UsageError, explain, parse
-        from worldmodel.runtime import LeaderFailedError, joined_ranks
+        from worldmodel.runtime import LeaderFailedError, joined_ranks, started_ranks
 
         command = load(name)
     except KeyboardInterrupt:  # torch takes seconds to import
         print("\ninterrupted before anything was done", file=sys.stderr)
         return 130
-    warnings.showwarning = show_warning
+    warnings.showwarning, ranks = show_warning, started_ranks()
     try:
         chosen = parse(command, words, name=f"worldmodel {name}")
-        with joined_ranks() as ranks:
-            if not ranks.alone and name not in TOGETHER:
-                raise UsageError(f"{name}: expected one process, got {ranks.size}; torchrun starts {', '.join(TOGETHER)}")
+        if not ranks.alone and name not in TOGETHER:
+            raise UsageError(f"{name}: expected one process, got {ranks.size}; torchrun can start {', '.join(TOGETHER)}")
+        with joined_ranks():
             result = chosen.run()
     except UsageError as error:
-        fail(str(error))
+        return fail(str(error)) if ranks.leads else 2
     except LeaderFailedError:  # which rank 0 reports
         return 2
     except KeyboardInterrupt as interrupt:

@@ -73,6 +73,7 @@ if TYPE_CHECKING:
     from worldmodel.runtime.ranks import Ranks as Ranks
     from worldmodel.runtime.ranks import joined_ranks as joined_ranks
     from worldmodel.runtime.ranks import led as led
+    from worldmodel.runtime.ranks import started_ranks as started_ranks
     from worldmodel.runtime.reading import InvalidFileError as InvalidFileError
     from worldmodel.runtime.reading import NewerVersionError as NewerVersionError
     from worldmodel.runtime.reading import check_regular as check_regular
@@ -124,7 +125,7 @@ else:
             "process": "interrupt_between_steps keep_freed_memory",
             "progress": "Listener Progress Reporter",
             "provenance": "command_line describe_machine read_runs record_run source_commit versions",
-            "ranks": "LeaderFailedError RankLostError Ranks joined_ranks led",
+            "ranks": "LeaderFailedError RankLostError Ranks joined_ranks led started_ranks",
             "reading": "InvalidFileError NewerVersionError check_regular file_errors open_regular parse_json read_bytes",
             "registry": "Registry UnknownClassError",
             "runs": "RunConfig check_same_run describe jsonable prepare_run single_writer",

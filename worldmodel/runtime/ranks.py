@@ -219,10 +219,16 @@ def led(function: Callable[P, R]) -> Callable[P, R]:
     return together
 
 
+def started_ranks() -> Ranks:
+    """Return the ranks that torchrun started this process as one of, by its environment variables; alone without it."""
+    size, rank = (os.environ.get(name, "") for name in ("WORLD_SIZE", "RANK"))
+    return Ranks(int(rank), int(size)) if size.isdigit() and rank.isdigit() else Ranks()
+
+
 @contextlib.contextmanager
 def joined_ranks() -> Iterator[Ranks]:
     """Join the processes that torchrun started with this one, for the duration of a program; without torchrun, do nothing."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ:
+    if started_ranks().alone:
         yield Ranks()
         return
     on_gpu = torch.cuda.is_available() and dist.is_nccl_available()
