@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from worldmodel.runtime.hub import upload_directory as upload_directory
     from worldmodel.runtime.integers import check_integer as check_integer
     from worldmodel.runtime.integers import check_integers as check_integers
+    from worldmodel.runtime.kept import Kept as Kept
     from worldmodel.runtime.keywords import explains_keywords as explains_keywords
     from worldmodel.runtime.locks import LockedError as LockedError
     from worldmodel.runtime.locks import locked as locked
@@ -116,6 +117,7 @@ else:
             "files": "read_json write_json",
             "hub": "HubError HubName local_path upload_directory",
             "integers": "check_integer check_integers",
+            "kept": "Kept",
             "keywords": "explains_keywords",
             "locks": "LockedError locked",
             "model_card": "CARD_FILE ModelCard write_card",

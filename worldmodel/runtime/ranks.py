@@ -116,7 +116,7 @@ class Ranks:
         total = values.clone()
         if not self.alone:
             with self.watched():
-                dist.all_reduce(total)
+                dist.all_reduce(total, group=_control_group() if total.device.type == "cpu" else None)
         return total
 
     def require_same(self, record: Mapping[str, Any]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from worldmodel.data import Episode, EpisodeStore
 from worldmodel.models import Encoder
-from worldmodel.runtime import Ranks, StepWatch, WorkerConfig, choose_device
+from worldmodel.runtime import Kept, Ranks, StepWatch, WorkerConfig, choose_device
 
 EPISODES_AT_ONCE = 8  # that a rank encodes before it sends them to rank 0
 
@@ -33,7 +33,7 @@ def encode_each(encoder: Encoder, source: EpisodeStore, which: Sequence[int], wo
         for index in which:
             yield encoder.encode(source.read(index))
     else:
-        runner = _EncodingRunner(source.path.resolve(), encoder.on("cpu"))
+        runner = _EncodingRunner(source.path.resolve(), Kept(encoder.on("cpu")))
         with contextlib.closing(workers.run(runner, which)) as results:
             for index, attempts, outcome in results:
                 if isinstance(outcome, str):
@@ -45,7 +45,7 @@ def encode_each(encoder: Encoder, source: EpisodeStore, which: Sequence[int], wo
 class _EncodingRunner:
     """Encodes episodes of a store in a worker."""
 
-    def __init__(self, path: Path, encoder: Encoder):
+    def __init__(self, path: Path, encoder: Kept[Encoder]):
         self._path, self._encoder = path, encoder
         self._source: EpisodeStore | None = None
 
@@ -54,7 +54,7 @@ class _EncodingRunner:
         watch.step()
         if self._source is None:
             self._source = EpisodeStore.open(self._path)
-        return self._encoder.encode(self._source.read(task))
+        return self._encoder.value.encode(self._source.read(task))
 
     def close(self) -> None:
         """Close the store."""
