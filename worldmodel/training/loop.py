@@ -247,7 +247,8 @@ class _Run:
             config.optimizer, model.parameters(), learning_rate=learning_rate(config, 0), precision=self.precision
         )
         self.generator = torch.Generator(self.device).manual_seed(seed)
-        self._loss, self._shared_loss = cast(Model, model).loss, SharedLoss(model, self.ranks)
+        self._loss = cast(Model, model).loss
+        self._shared_loss = self._loss if self.ranks.alone else SharedLoss(model, self.ranks)
         self.state = _RunState()
 
     @property

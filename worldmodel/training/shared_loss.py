@@ -24,14 +24,13 @@ class SharedLoss:
 
     Args:
         model: has ``loss(batch, generator=...) -> (scalar, terms)``, averages over the examples that count.
-        ranks: the processes; all have the same weights. A single one calls the model.
+        ranks: the processes, several; all have the same weights.
     """
 
     def __init__(self, model: nn.Module, ranks: Ranks):
-        self._ranks, self._module = ranks, _Loss(model)
-        self._parallel = self._module if ranks.alone else DistributedDataParallel(self._module)
+        self._ranks, self._parallel = ranks, DistributedDataParallel(_Loss(model))
 
-    def __call__(self, batch: Any, *, generator: torch.Generator) -> tuple[Tensor, Terms]:
+    def __call__(self, batch: Any, *, generator: torch.Generator | None = None) -> tuple[Tensor, Terms]:
         """Compute the loss of a batch.
 
         Args:
@@ -39,13 +38,9 @@ class SharedLoss:
             generator: source of the loss's randomness, in the same state on all ranks.
 
         Returns:
-            The scalar whose gradient every rank adds to its parameters, and the terms. Over several ranks, they contain
-            ``loss``, and are averages over all examples.
+            The scalar to start from backwards, and the terms with ``loss``, averaged over all examples.
         """
         ranks = self._ranks
-        if ranks.alone:
-            loss, terms = self._module(batch, generator)
-            return loss, terms
         total = len(next(iter(vars(batch).values())))
         rows = ranks.rows(total)
         empty = rows.start == rows.stop
