@@ -221,7 +221,8 @@ class _Search:
         self._identity, ranks = self._make_identity(), Ranks.current()
         earlier = ranks.share(_read_log(self._log) if self._log.prepare(run) else None)
         if earlier is not None:
-            self._replay(*earlier, run.threads)
+            tensors, content = earlier
+            self._replay(tensors, content, run.threads)
         else:
             set_threads(None, run.threads, self._log.path or "this search")
             self._table = _Table(self._test(self.best, "the start"))

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from dataclasses import dataclass, replace
 
 from worldmodel.agents import check_agent
 from worldmodel.data import EnvConfig, EnvMaker
-from worldmodel.dream import REWARD_MODES, Dreams, Policy, RandomActions, Reality, RewardMode, Scores, score, time_limit
+from worldmodel.dream import REWARD_MODES, Agent, Dreams, Policy, RandomActions, Reality, RewardMode, Scores, score, time_limit
 from worldmodel.evaluation.config import EvaluationConfig
-from worldmodel.evaluation.playing import play
+from worldmodel.evaluation.playing import Stage, play
 from worldmodel.models import WorldModel
 from worldmodel.rng import EVALUATION_STREAM, derive_seed
-from worldmodel.runtime import Listener, Progress, RunConfig, WorkerConfig, explains_keywords
+from worldmodel.runtime import Kept, Listener, Progress, RunConfig, WorkerConfig, explains_keywords
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ def evaluate(
 
 
 def _play(
-    agent: Policy,
+    agent: Agent,
     world: WorldModel,
     env: str | EnvMaker | EnvConfig,
     config: EvaluationConfig,
@@ -106,12 +105,9 @@ def _play(
         report(replace(progress, stage="evaluate"))
 
     if not pool.is_local:
-        common = {"episodes": config.num_episodes, "reward": config.reward, "seed": episodes_seed, "horizon": horizon}
-        apart = copy.deepcopy((world, agent))  # one may hold the other
-        return (
-            play(*apart, env, **common, workers=pool, on_progress=on_progress),
-            play(apart[0], None, env, **common, workers=pool, on_progress=lambda progress: None),
-        )
+        numbers = {"reward": config.reward, "episodes": config.num_episodes, "seed": episodes_seed, "horizon": horizon}
+        stage = Kept(Stage.of(world, agent, env, **numbers))
+        return play(stage, workers=pool, on_progress=on_progress), play(stage, at_random=True, workers=pool)
     reality = Reality(world, env, config.num_episodes, seed=episodes_seed, reward=config.reward)
     with contextlib.closing(reality):
         real = score(reality, agent, horizon=horizon, seed=seed, on_progress=on_progress)
