@@ -20,6 +20,7 @@ import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -134,7 +135,8 @@ class Schema:
     def shard_from_json(self, entry: Mapping[str, Any]) -> Shard:
         """Return the table of contents from the output of `Shard.to_json`."""
         columns = [read_column(entry[key]) for key in COLUMNS]
-        return self.shard(entry["name"], *columns, packed=read_packed(entry.get("packed", {})))
+        shard = self.shard(entry["name"], *columns, packed=read_packed(entry.get("packed", {})))
+        return replace(shard, machines=tuple(map(str, entry.get("machines", ()))))
 
     def shard(
         self,

@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from worldmodel.runtime.progress import Reporter as Reporter
     from worldmodel.runtime.provenance import command_line as command_line
     from worldmodel.runtime.provenance import describe_machine as describe_machine
+    from worldmodel.runtime.provenance import machine_name as machine_name
     from worldmodel.runtime.provenance import read_runs as read_runs
     from worldmodel.runtime.provenance import record_run as record_run
     from worldmodel.runtime.provenance import source_commit as source_commit
@@ -126,7 +127,7 @@ else:
             "optimizer_state": "load_optimizer_tensors optimizer_tensors",
             "process": "interrupt_between_steps keep_freed_memory",
             "progress": "Listener Progress Reporter",
-            "provenance": "command_line describe_machine read_runs record_run source_commit versions",
+            "provenance": "command_line describe_machine machine_name read_runs record_run source_commit versions",
             "ranks": "LeaderFailedError RankLostError Ranks joined_ranks led started_ranks",
             "reading": "InvalidFileError NewerVersionError check_regular file_errors open_regular parse_json read_bytes",
             "registry": "Registry UnknownClassError",

@@ -83,8 +83,7 @@ def train_vae(
     frame_config, training_config, run = frame_config or FrameConfig(), training_config or TrainingConfig(), run or RunConfig()
     if training_config.calibrate:
         raise ValueError("calibrate: expected False, as V has no termination probabilities, got True; give it to fit")
-    device = choose_device(device)
-    seed = check_integer(seed, "seed", least=0)
+    device, seed = choose_device(device), check_integer(seed, "seed", least=0)
     episodes = EpisodeCollection.open(data, min_length=frame_config.min_length, leave_out=frame_config.leave_out)
     vision = _new_vae(episodes, config, initial, seed)
     arguments: dict[str, Any] = {"data_fingerprint": episodes.fingerprint, "seed": seed, "device": torch.device(device).type}
