@@ -4,8 +4,10 @@
     python benchmarks/scaling.py losses     # kill -9 of a worker, then of the scheduler, in 2,000 episodes
     python benchmarks/scaling.py costs      # of a step, a frame, an update and a generation
     python benchmarks/scaling.py model      # simulated throughput, compared with the two workers of ``overhead``
+    python benchmarks/scaling.py doom --price 0.1  # hours of the Doom experiment on 1, 8 and 64 machines
 
-Each writes results/scaling/NAME.json. ``losses`` needs the extra dask; ``model`` needs ``overhead`` and ``costs``.
+Each writes results/scaling/NAME.json. ``losses`` needs the extra dask; ``model`` needs ``overhead`` and ``costs``, ``doom``
+needs ``costs``.
 """
 
 from __future__ import annotations
@@ -215,14 +217,21 @@ def _frames() -> dict[str, float]:
     }
 
 
-def _update(latent: int, action: int, hidden: int) -> dict[str, float]:
-    """Cost of an update of M with Adam on a batch of 32 windows of 32 steps, and the bytes of its gradients."""
+def _update(latent: int, action: int, hidden: int) -> dict[str, Any]:
+    """Cost of an update of M with Adam on windows of 32 steps, and the bytes of its gradients."""
     torch.manual_seed(0)
     model = MDNRNN(latent, action, MDNRNNConfig(hidden_size=hidden))
-    z, steps = torch.randn(32, 33, latent), (32, 32)
-    mask = torch.ones(steps, dtype=torch.bool)
-    batch = SequenceBatch(z=z, action=torch.randn(*steps, action), reward=torch.randn(steps), terminated=~mask, mask=mask)
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
+    found = {rows: 1e3 * _seconds_of_update(model, optimizer, rows) for rows in (64, 32, 16, 8, 4, 2, 1)}
+    count = sum(parameter.numel() for parameter in model.parameters())
+    return {"parameters": count, "gradient_bytes": 4 * count, "milliseconds_by_windows": found}
+
+
+def _seconds_of_update(model: MDNRNN, optimizer: torch.optim.Optimizer, rows: int) -> float:
+    """Return the processor time of an update on ``rows`` windows of 32 steps, the fastest of five."""
+    steps, mask = (rows, 32), torch.ones(rows, 32, dtype=torch.bool)
+    z, action = torch.randn(rows, 33, model.latent_size), torch.randn(*steps, model.action_size)
+    batch = SequenceBatch(z=z, action=action, reward=torch.randn(steps), terminated=~mask, mask=mask)
     best = float("inf")
     for _ in range(5):
         began = time.process_time()
@@ -230,8 +239,7 @@ def _update(latent: int, action: int, hidden: int) -> dict[str, float]:
         model.loss(batch)[0].backward()
         optimizer.step()
         best = min(best, time.process_time() - began)
-    count = sum(parameter.numel() for parameter in model.parameters())
-    return {"parameters": count, "milliseconds": 1e3 * best, "gradient_bytes": 4 * count}
+    return best
 
 
 @dataclass(frozen=True)
@@ -324,13 +332,61 @@ def model() -> dict[str, Any]:
     return {"two workers, 40 episodes of a second": {"simulated": simulated, "measured": measured["seconds"]}, "rows": rows}
 
 
+DOOM_SECONDS = {  # of each stage on one machine of two cores: results/doom/README.md
+    "collect": 1155,
+    "train V": 1547,
+    "encode": 599,
+    "train M": 3044,
+    "probe": 227,
+    "start states": 211,
+    "searches": 511,
+    "PPO": 3176,
+    "tests": 885,
+}
+AGENTS = 7  # of the Doom experiment; each is trained on a machine of its own
+BANDWIDTH = 1.25e8  # bytes per second between machines: 1 Gbit/s
+ROUND_TRIP = 0.5e-3  # seconds of a message between machines and back
+UPDATES = {"train V": 4000, "train M": 2000}
+V_GRADIENT = 17_400_000  # bytes, of 4,348,547 parameters
+
+
+def doom(price: float) -> dict[str, Any]:
+    """Estimate the hours of the Doom experiment on several machines, from its stages on one."""
+    costs_found = json.loads((RESULTS / "costs.json").read_text())
+    update = costs_found["update of M"]["Doom"]
+    writing = 1e-6 * costs_found["collection"]["frames 64x64x3"]["parent_microseconds_per_frame"]
+    by_windows = {int(rows): value for rows, value in update["milliseconds_by_windows"].items()}
+    gradient = {"train V": V_GRADIENT, "train M": update["gradient_bytes"]}
+    rows = {}
+    for machines in (1, 8, 64):
+        hours = {}
+        for stage, seconds in DOOM_SECONDS.items():
+            if stage in UPDATES:
+                share = by_windows[max(1, 64 // machines)] / by_windows[64]  # of the computation of an update
+                ring = 2 * (machines - 1) / machines * gradient[stage] / BANDWIDTH + ROUND_TRIP * np.log2(machines)
+                hours[stage] = (seconds * share + UPDATES[stage] * ring) / 3600
+            elif stage == "collect":
+                hours[stage] = max(seconds / machines, 4_077_118 * writing) / 3600  # all frames pass through one process
+            elif stage in ("searches", "PPO"):
+                hours[stage] = seconds / min(machines, AGENTS) / 3600
+            elif stage in ("probe", "start states"):
+                hours[stage] = seconds / 3600
+            else:
+                hours[stage] = seconds / machines / 3600
+        total = sum(hours.values())
+        rows[machines] = {"hours": total, "machine_hours": machines * total, "price": price * machines * total, "stages": hours}
+    return {"price_of_a_machine_hour": price, "machines": rows}
+
+
 def main() -> None:
     """Run a part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = {part.__name__: part for part in (overhead, losses, costs, model)}
-    parser.add_argument("part", choices=parts)
-    part = parser.parse_args().part
-    result = {**header(), **parts[part]()}
+    parser.add_argument("part", choices=[*parts, "doom"])
+    parser.add_argument("--price", type=float, default=0.1, help="of an hour of a machine")
+    given = parser.parse_args()
+    part = given.part
+    result = {**header(), **(doom(given.price) if part == "doom" else parts[part]())}
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / f"{part}.json").write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))

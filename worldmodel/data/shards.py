@@ -221,7 +221,9 @@ class Schema:
         episode = Episode(
             observations=self._nest("observations", self.observation_space, found),
             actions=self._nest("actions", self.action_space, found),
-            **{name: found[name] for name in ("rewards", "terminations", "truncations")},
+            rewards=found["rewards"],
+            terminations=found["terminations"],
+            truncations=found["truncations"],
             episode_id=int(shard.episode_ids[position]),
             seed=None if shard.seeds[position] == NO_SEED else int(shard.seeds[position]),
         )
