@@ -15,7 +15,7 @@ from two_ranks import run_ranks, same
 import worldmodel as wm
 from worldmodel.agents import SearchConfig, evolve
 from worldmodel.agents.shared_population import SharedPopulation
-from worldmodel.dream import Dreams
+from worldmodel.dream import Dreams, shared_rollout
 from worldmodel.models import MDNRNN, FrameBatch, MDNRNNConfig, SequenceBatch
 from worldmodel.runtime import LeaderFailedError, RankLostError, Ranks, RunConfig
 from worldmodel.training import TrainingConfig, encode_store, loop, read_metrics, train_vae
@@ -242,6 +242,22 @@ def test_ranks_find_the_agent_of_one_process_and_resume(tmp_path):
     torch.testing.assert_close(found[0], search())
     assert torch.equal(*found)
     assert torch.equal(*run_ranks(search, tmp_path / "search", folder=tmp_path))
+
+
+def dream_together(temperature, agent):
+    world = walk_world(termination_head=True)
+    found = shared_rollout(Dreams(world, 9, temperature=temperature), agent and random_controller(world), 30, seed=3)
+    return None if found is None else (found.z, found.actions, found.rewards, found.terminated, found.mask)
+
+
+@pytest.mark.parametrize("agent", [True, False])
+def test_ranks_dream_what_one_process_dreams(tmp_path, agent):
+    alone = dream_together(1.0, agent)
+    first, second = run_ranks(dream_together, 1.0, agent, folder=tmp_path)
+    assert second is None
+    running = alone[-1]
+    for number, (one, other) in enumerate(zip(alone, first, strict=True)):
+        torch.testing.assert_close(one[running] if number == 1 else one, other[running] if number == 1 else other)
 
 
 def draw_others():

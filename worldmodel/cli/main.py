@@ -39,7 +39,7 @@ COMMANDS = {  # words: module, class, summary
     "export": ("export", "Export", "ONNX files of a world model, to run without torch"),
     "info": ("info", "Info", "versions, devices and extras; or how a run was made"),
 }
-TOGETHER = ("train-vae", "encode", "train-mdnrnn", "train-controller")  # commands for several processes, with torchrun
+TOGETHER = ("train-vae", "encode", "train-mdnrnn", "dream", "train-controller")  # commands for several processes, with torchrun
 ALIASES = {"store info": "store inspect"}  # of earlier versions
 SHELLS = ("bash", "zsh")
 
