@@ -12,6 +12,15 @@ from worldmodel.cli.options import Command, EncoderOptions, Result, Run, open_vi
 
 
 @dataclass(frozen=True, kw_only=True)
+class EncodeRun(Run):
+    """Device, earlier runs and output.
+
+    Args:
+        threads: torch's threads; None: torch's own. Another number may change the last bits of codes.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
 class Encode(Command):
     """Encode the frames of a store with a trained V: mean and log-variance of z, in a store that M trains on.
 
@@ -31,7 +40,7 @@ class Encode(Command):
     vision: str
     out: str | None = None
     encoder: Flat[EncoderOptions] = field(default_factory=EncoderOptions)
-    output: Flat[Run] = field(default_factory=Run)
+    output: Flat[EncodeRun] = field(default_factory=EncodeRun)
 
     def run(self) -> Result:
         """Encode."""

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
+from worldmodel.starting import EXIT_CODE, exit_silently_on_interrupt, raise_on_interrupt
 from worldmodel.version import __version__
 
 if TYPE_CHECKING:
@@ -109,9 +110,10 @@ def run(name: str, words: Sequence[str]) -> int:
         from worldmodel.cli.parsing import USER_ERRORS, UsageError, explain, parse
 
         command = load(name)
-    except KeyboardInterrupt:  # torch takes seconds to import
+    except KeyboardInterrupt:  # called by another program; in its own process, `worldmodel.starting` ends it
         print("\ninterrupted before anything was done", file=sys.stderr)
-        return 130
+        return EXIT_CODE
+    raise_on_interrupt()
     warnings.showwarning = show_warning
     try:
         chosen = parse(command, words, name=f"worldmodel {name}")
@@ -120,9 +122,11 @@ def run(name: str, words: Sequence[str]) -> int:
         fail(str(error))
     except KeyboardInterrupt as interrupt:
         print(f"\n{str(interrupt) or 'interrupted'}. {command.RESUME}".rstrip(), file=sys.stderr)
-        return 130
+        return EXIT_CODE
     except USER_ERRORS as error:
         fail(explain(error))
+    finally:
+        exit_silently_on_interrupt()
     if chosen.was_complete:
         print("the run was complete already; nothing was done (--overwrite starts it again)", file=sys.stderr)
     show(json.dumps(result.data) if chosen.json_output else result.text)
