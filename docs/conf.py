@@ -95,7 +95,8 @@ def resolve_public_name(app: Sphinx, env: Any, node: nodes.Element, content: nod
 def visit_math(self: Any, node: nodes.Element) -> None:
     """Write mathematics as MathML."""
     display = "block" if isinstance(node, nodes.math_block) else "inline"
-    self.body.append(convert(node.astext(), display=display))
+    spaced = re.sub(r"\\(log|det|tanh) ", r"\\\1\,", node.astext())
+    self.body.append(convert(spaced, display=display))
     raise nodes.SkipNode
 
 
