@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from worldmodel.plots.pictures import reconstructions as reconstructions
     from worldmodel.plots.pictures import traversals as traversals
     from worldmodel.plots.report import draw_learning as draw_learning
+    from worldmodel.plots.report import draw_loop as draw_loop
     from worldmodel.plots.report import draw_report as draw_report
     from worldmodel.plots.report import draw_rounds as draw_rounds
     from worldmodel.plots.report import draw_trajectory as draw_trajectory
@@ -45,7 +46,7 @@ else:
             "data_figure": "draw_store",
             "forecast_figure": "draw_open_loop",
             "pictures": "colour dream_frames dream_strip grid real_frames reconstructions traversals",
-            "report": "draw_learning draw_report draw_rounds draw_trajectory save_figure save_image",
+            "report": "draw_learning draw_loop draw_report draw_rounds draw_trajectory save_figure save_image",
             "run_figures": "draw_components draw_evaluation draw_probe draw_search draw_training_run",
             "video": "write_video",
         },
