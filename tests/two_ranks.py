@@ -66,10 +66,11 @@ def _work(pipe: Any) -> None:
         payload, rank, size, meeting = pipe.recv()
         dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
         try:
-            result: Any = cloudpickle.loads(payload)()
+            result = cloudpickle.loads(payload)()
             dist.barrier()
         except BaseException as error:
-            result = error
+            pipe.send(cloudpickle.dumps(error))
+            os._exit(1)  # as a program would, so that the others see that its connection is closed
         dist.destroy_process_group()
         pipe.send(cloudpickle.dumps(result))
 
