@@ -42,7 +42,7 @@ from worldmodel.runtime import RunConfig
 from worldmodel.spaces import Value
 from worldmodel.training import DataConfig, TrainingConfig, fit
 
-GOAL_RADIUS, FAR_PENALTY = 0.45, 4.0  # of PointMaze, whose positions are from -1.5 to 1.5
+GOAL_RADIUS, FAR_PENALTY = 0.45, 12.0  # of PointMaze, whose positions are from -1.5 to 1.5
 EXTENT, CELL = 1.6, 0.1
 
 
@@ -57,7 +57,7 @@ class UntilSuccess(gym.Wrapper):
 
 
 def at_goal_near_data(data: Path) -> RewardFunction:
-    """Reward of PointMaze: 1 within 0.45 of the goal, and -4 more than a cell of 0.1 away from all recorded positions."""
+    """Reward of PointMaze: 1 within 0.45 of the goal, and -12 more than a cell of 0.1 away from all recorded positions."""
     episodes = EpisodeStore.open(data)
     seen = torch.cat([torch.as_tensor(episode.observations["observation"][:, :2]) for episode in episodes])
 
@@ -192,7 +192,7 @@ CASES = {
         controller=ControllerConfig(features="z", hidden_size=64),
         starts={"before_ends": 0.0},
         dreams=512,
-        ppo={"iterations": 600, "steps": 16, "horizon": 60, "discount": 0.97, "test_every": 100},
+        ppo={"iterations": 300, "steps": 16, "horizon": 60, "discount": 0.97, "test_every": 50},
         reward=at_goal_near_data,
     ),
 }
