@@ -71,7 +71,7 @@ def at_goal_near_data(data: Path) -> RewardFunction:
     def reward(before: Value, action: Value, after: Value) -> torch.Tensor:
         position = after["observation"][:, :2]
         at_goal = (position - after["desired_goal"]).norm(dim=-1) <= GOAL_RADIUS
-        return at_goal - FAR_PENALTY * (1 - near[tuple(cells(position).T)])
+        return at_goal.float() - FAR_PENALTY * (1 - near[tuple(cells(position).T)])
 
     return reward
 
@@ -91,6 +91,7 @@ class Case:
         wrappers: names of wrappers, "module:class".
         policy: of the random play; see `worldmodel.data.policies`.
         action_repeat: see `EnvConfig`.
+        max_steps: see `EnvConfig`.
         model: fields of `MDNRNNConfig`.
         data: fields of `DataConfig`.
         training: fields of `TrainingConfig`.
@@ -113,6 +114,7 @@ class Case:
     wrappers: tuple[str, ...] = ()
     policy: str = "random"
     action_repeat: int = 1
+    max_steps: int | None = None
     model: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
@@ -146,7 +148,7 @@ CASES = {
         test_episodes=1000,
         model={"hidden_size": 128, "memory": False},
         data={"window": 8, "batch_size": 128, "resident": True},
-        training={"num_updates": 600, "learning_rate": 1e-2, "precision": "auto"},
+        training={"num_updates": 1000, "learning_rate": 1e-2, "precision": "auto"},
         controller=ControllerConfig(features="z", bias=False),
         starts={"first_frames": 0.2, "before_ends": 0.5, "nearest": 1, "farthest": 50},
         dreams=256,
@@ -164,6 +166,7 @@ CASES = {
         register="minigrid",
         leave_out=("mission",),
         wrappers=("minigrid.wrappers:FullyObsWrapper",),
+        max_steps=250,
         model={"hidden_size": 128, "memory": False},
         data={"window": 8, "batch_size": 128, "resident": True},
         training={"num_updates": 600, "learning_rate": 1e-2, "precision": "auto"},
@@ -192,7 +195,7 @@ CASES = {
         controller=ControllerConfig(features="z", hidden_size=64),
         starts={"before_ends": 0.0},
         dreams=512,
-        ppo={"iterations": 300, "steps": 16, "horizon": 60, "discount": 0.97, "test_every": 50},
+        ppo={"iterations": 300, "steps": 16, "horizon": 60, "discount": 0.97, "test_every": 50, "test_dreams": 128},
         reward=at_goal_near_data,
     ),
 }
@@ -212,7 +215,9 @@ def run(name: str, seed: int, data: Path, out: Path, *, progress: bool) -> dict[
         if name == "maze":
             gym.register_envs(module)
     wrappers = [getattr(importlib.import_module(module), kind) for module, kind in (each.split(":") for each in case.wrappers)]
-    env = EnvConfig(case.env, leave_out=case.leave_out, action_repeat=case.action_repeat, wrappers=wrappers)
+    env = EnvConfig(
+        case.env, leave_out=case.leave_out, action_repeat=case.action_repeat, max_steps=case.max_steps, wrappers=wrappers
+    )
     wm.collect(env, out=data, num_episodes=case.episodes, policy=case.policy, seed=seed, run=quiet)
     row: dict[str, Any] = {"case": name, "env": case.env, "seed": seed, "episodes": case.episodes, "target": case.target}
     world, model_seconds = timed(
