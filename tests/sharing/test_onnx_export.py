@@ -271,7 +271,7 @@ def test_only_an_earlier_export_is_replaced_and_only_on_request(tmp_path, monkey
     with pytest.raises(FileExistsError, match="got an earlier output"):
         export_onnx(world, out)
     (out / "notes.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match=r"expected only an earlier export, got also 'notes.txt'"):
+    with pytest.raises(FileExistsError, match=r"expected only an earlier output, got also 'notes.txt'"):
         export_onnx(world, out, overwrite=True)
     (out / "notes.txt").unlink()
 
