@@ -36,7 +36,8 @@ COMMANDS = {  # words: module, class, summary
     "store inspect": ("store", "Inspect", "summary of a store of episodes"),
     "store verify": ("store", "Verify", "check every byte of a store"),
     "store repair": ("store", "Repair", "keep the undamaged episodes of a store"),
-    "export": ("export", "Export", "ONNX files of a world model, to run without torch"),
+    "export": ("export", "Export", "ONNX files, or a page that runs the dream in a browser"),
+    "play": ("play", "Play", "play in a dream, in the browser"),
     "info": ("info", "Info", "versions, devices and extras; or how a run was made"),
 }
 ALIASES = {"store info": "store inspect"}  # of earlier versions

@@ -14,14 +14,22 @@ from typing import TYPE_CHECKING
 from worldmodel.lazy import attach
 
 if TYPE_CHECKING:
+    from worldmodel.play.catalog import Playable as Playable
+    from worldmodel.play.catalog import included_worlds as included_worlds
+    from worldmodel.play.catalog import local_runs as local_runs
+    from worldmodel.play.catalog import open_run as open_run
     from worldmodel.play.controls import controls_of as controls_of
     from worldmodel.play.page import PageExport as PageExport
     from worldmodel.play.page import export_page as export_page
+    from worldmodel.play.server import PlayServer as PlayServer
+    from worldmodel.play.server import serve as serve
 else:
     __getattr__, __dir__, __all__ = attach(
         __name__,
         {
+            "catalog": "Playable included_worlds local_runs open_run",
             "controls": "controls_of",
             "page": "PageExport export_page",
+            "server": "PlayServer serve",
         },
     )

@@ -35,8 +35,8 @@ def describe(world: WorldModel, controller: Controller | None, *, title: str | N
     controls = controls_of(world.action_space, env)
     if controls is None and controller is None:
         raise ValueError(
-            "action_space: expected a Discrete of at most 10 actions or a Box of at most 4 numbers, which keys can control, got "
-            f"{world.action_space}; export a controller with it, which acts instead (--controller)"
+            "action_space: expected a Discrete of at most 10 actions or a Box of at most 4 numbers, which keys can control, "
+            f"got {world.action_space}; export a controller with it, which acts instead (--controller)"
         )
     repeat = int(recipe.get("action_repeat", 1)) if recipe else 1
     return {

@@ -179,9 +179,7 @@ def require_disk(path: Path, needed: float, content: str, *, replaced: int = 0, 
 
 
 @contextlib.contextmanager
-def fresh_directory(
-    path: str | Path, *, marker: str, format: str, overwrite: bool, replaces: Sequence[str]
-) -> Iterator[Path]:
+def fresh_directory(path: str | Path, *, marker: str, format: str, overwrite: bool, replaces: Sequence[str]) -> Iterator[Path]:
     """Yield a new directory, which takes the place of ``path`` if no error occurs: an output is complete or not there.
 
     Args:

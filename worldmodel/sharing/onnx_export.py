@@ -84,9 +84,7 @@ def export_onnx(
     """
     require_extras("onnx")
     path = Path(directory)
-    with files.fresh_directory(
-        path, marker=EXPORT_FILE, format=EXPORT_FORMAT, overwrite=overwrite, replaces=OUTPUTS
-    ) as fresh:
+    with files.fresh_directory(path, marker=EXPORT_FILE, format=EXPORT_FORMAT, overwrite=overwrite, replaces=OUTPUTS) as fresh:
         return replace(_export_to(fresh, world, controller, decoder=decoder), directory=path)
 
 

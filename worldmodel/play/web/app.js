@@ -165,8 +165,8 @@ async function main() {
   const world = await World.open(ort, page, async (file) => new Uint8Array(await (await fetched(chosen.path + file)).arrayBuffer()));
   const action = page.files.step.inputs.find(({ name }) => name === page.controls?.leaf);
   const player = new Player(world, new Controls(page.controls, action?.dtype), live);
-  document.title = `${chosen.title} — worldmodel`;
-  $("title").textContent = chosen.title;
+  document.title = `${page.title}: worldmodel`;
+  $("title").textContent = page.title;
   $("subtitle").textContent = page.subtitle;
   new View(player);
   addSliders(player);

@@ -65,9 +65,9 @@ export class View {
     const shared = { bandColour: colour("band"), axisColour: colour("line") };
     const latest = states.slice(-200);
     const main = colour("accent");
-    drawCurves($("reward"), [{ values: latest.map((one) => one.reward), colour: main }], shared);
+    drawCurves($("reward"), [{ values: latest.map((one) => (one.t ? one.reward : NaN)), colour: main }], shared);
     const warm = colour("warm");
-    drawCurves($("termination"), [{ values: latest.map((one) => one.termination), colour: warm }], { ...shared, low: 0, high: 1 });
+    drawCurves($("termination"), [{ values: latest.map((one) => (one.t ? one.termination : NaN)), colour: warm }], { ...shared, low: 0, high: 1 });
     $("reward-value").textContent = number(state.reward);
     $("termination-value").textContent = state.termination.toFixed(3);
     this.page.view.numbers.forEach(({ leaf, index }, i) => {
