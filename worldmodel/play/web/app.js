@@ -12,6 +12,7 @@ import { World } from "./world.js";
 ort.env.wasm.numThreads = 1; // needs no headers of the server, and networks of this size gain nothing from more
 ort.env.wasm.wasmPaths = new URL("./vendor/onnxruntime-web/", import.meta.url).href;
 
+const ARROWS = { ArrowLeft: "\u2190", ArrowRight: "\u2192", ArrowUp: "\u2191", ArrowDown: "\u2193" };
 const $ = (id) => document.getElementById(id);
 
 /** Show one line of text; `error` stays until the next one. */
@@ -101,6 +102,9 @@ function addButtons(player) {
   for (const name of ["driver", "real"]) player.addEventListener(name, update);
   update();
   player.controls.addButtons($("pad"));
+  for (const id of ["action-keys-term", "action-keys"]) $(id).hidden = !player.controls.usable;
+  $("action-keys").textContent = (player.controls.controls?.buttons ?? []).map(({ key, label }) => `${ARROWS[key] ?? key} ${label}`).join(", ");
+  addEventListener("click", ({ detail, target }) => detail && target.closest("button")?.blur()); // so that keys go to the page again
   $("pad").addEventListener("pointerdown", () => player.driver === "agent" && player.handOver());
   addKeys(player, Object.fromEntries(Object.keys(commands).map((name) => [name, guarded(name)])), setTemperature);
   const setTo = (value) => {
