@@ -13,6 +13,7 @@ from toy_worlds import mixed_world
 
 from worldmodel.models import State
 from worldmodel.play.page import export_world
+from worldmodel.sharing import onnx_checks
 
 pytestmark = [
     pytest.mark.slow,
@@ -76,7 +77,9 @@ def made(tmp_path_factory):
     world.mdnrnn.latent_high.fill_(20.0)
     world.mdnrnn.termination_head.weight.data.zero_()
     world.mdnrnn.termination_head.bias.data.fill_(-12.0)  # so that a dream goes on
-    export_world(world, path / "world", title="mixed", encoder=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnx_checks, "DRIFT_STEPS", (1,))  # the long dreams have tests of their own
+        export_world(world, path / "world", title="mixed", encoder=False)
     model, generator = world.mdnrnn, torch.Generator().manual_seed(4)
     z = world.start_mean[:1]
     h, c = (torch.randn(1, 1, model.config.hidden_size, generator=generator) for _ in range(2))
@@ -88,7 +91,9 @@ def made(tmp_path_factory):
     }  # fmt: skip
     printed = run_node(path, SCRIPT, path / "world", json.dumps(given))
     with torch.no_grad():
-        prediction, _ = model.step(z, world.action_features.flatten(action), State(h, c))
+        features = world.action_features.flatten(action).expand(SAMPLES, -1)
+        state = State(*(part.expand(1, SAMPLES, -1).contiguous() for part in (h, c)))
+        prediction, _ = model.step(z.expand(SAMPLES, -1), features, state)
     found = {tau: np.frombuffer((path / f"z-{tau:g}").read_bytes(), np.float32).reshape(SAMPLES, -1) for tau in TEMPERATURES}
     return world, prediction.latent, printed, found
 
@@ -97,9 +102,7 @@ def made(tmp_path_factory):
 def latent_samples(latent, tau):
     """A million samples of the same step by torch."""
     generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        many = latent.affine(torch.zeros(SAMPLES, 1), torch.ones(1))  # the same distribution in every row
-        return many.sample(tau, generator=generator).numpy()
+    return latent.sample(tau, generator=generator).numpy()
 
 
 @pytest.mark.parametrize("tau", TEMPERATURES)
@@ -129,7 +132,7 @@ def test_temperatures_differ_and_temperature_zero_is_the_mode(made):
     (column, *_) = world.layout.columns("continuous")
     assert ks_2samp(found[0.5][:10_000, column], found[1.5][:10_000, column]).pvalue < 1e-6
     cold = np.reshape(printed["cold"], (50, -1))
-    np.testing.assert_allclose(cold, np.repeat(latent.sample(0.0).numpy(), 50, axis=0), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(cold, latent.sample(0.0)[:50].numpy(), rtol=1e-5, atol=1e-5)
 
 
 def test_going_back_restores_the_exact_state_and_the_same_steps_follow(made):
@@ -142,6 +145,6 @@ def test_going_back_restores_the_exact_state_and_the_same_steps_follow(made):
 
 def test_the_band_holds_the_middle_nine_tenths(made):
     _, _, printed, _ = made
-    assert printed["quantiles"] == [[5.0, 95.0], [5.0, 5.0]]
+    np.testing.assert_allclose(printed["quantiles"], [[5.0, 95.0], [5.0, 5.0]])
     assert set(printed["bands"]) == {"observation/a", "observation/b", "observation/c"}
     assert all(low <= high for span in printed["bands"].values() for low, high in span)

@@ -81,6 +81,6 @@ def _box(space: spaces.Box, env: str) -> dict[str, Any]:
     for index, (lower, raise_) in enumerate(AXES[:size]):
         ends = (high[index], low[index]) if env == "Pendulum" else (low[index], high[index])  # positive torque turns left
         for key, value in zip((lower, raise_), ends, strict=True):
-            label = ARROWS.get(key, f"{'-+'[value > idle[index]]} number {index}")
+            label = ARROWS.get(key, f"{'+' if value > idle[index] else '-'} number {index}")
             buttons.append({"key": key, "label": label, "set": [[index, float(value)]]})
     return {"kind": "box", "leaf": "action", "buttons": buttons, "idle": idle}

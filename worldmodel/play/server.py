@@ -107,6 +107,31 @@ class PlayServer:
 
     async def _guard(self, request: Any, handler: Callable[[Any], Any]) -> Any:
         """Refuse requests that do not come from a page of this server, and add headers to every answer."""
+        try:
+            self._check(request)
+            response = await handler(request)
+        except self._web.HTTPException as refusal:
+            refusal.headers.update(HEADERS)
+            raise
+        if not response.prepared:
+            response.headers.update(HEADERS)
+        return response
+
+    def _check(self, request: Any) -> None:
+        allowed = {f"{name}:{self._port}" for name in (HOST, "localhost")}
+        origin, site = request.headers.get("Origin"), request.headers.get("Sec-Fetch-Site", "none")
+        own = request.host in allowed and origin in (None, f"http://{request.host}")
+        opened = request.headers.get("Sec-Fetch-Mode") == "navigate" and request.path == "/"  # a link to the page
+        if not own or (site not in ("same-origin", "none") and not opened):
+            raise self._web.HTTPForbidden(text="expected a request of a page of this server\n")
+
+    async def _listen(self, port: int) -> None:
+        site = self._web.TCPSite(self._runner, HOST, port)
+        await site.start()
+        self._port = self._runner.addresses[0][1]
+
+    async def _guard(self, request: Any, handler: Callable[[Any], Any]) -> Any:
+        """Refuse requests that do not come from a page of this server, and add headers to every answer."""
         allowed = {f"{name}:{self._port}" for name in (HOST, "localhost")}
         origin, site = request.headers.get("Origin"), request.headers.get("Sec-Fetch-Site", "none")
         own = request.host in allowed and origin in (None, f"http://{request.host}")

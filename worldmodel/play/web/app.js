@@ -73,10 +73,12 @@ function addSliders(player) {
     });
     return [index, input];
   });
-  player.addEventListener("change", () => {
+  const follow = () => {
     if (!$("latents").open) return;
     for (const [index, input] of inputs) if (document.activeElement !== input) input.value = player.state.z[index];
-  });
+  };
+  player.addEventListener("change", follow);
+  $("latents").addEventListener("toggle", follow);
 }
 
 /** Keep buttons and texts as the player is. */
