@@ -107,41 +107,21 @@ class PlayServer:
 
     async def _guard(self, request: Any, handler: Callable[[Any], Any]) -> Any:
         """Refuse requests that do not come from a page of this server, and add headers to every answer."""
-        try:
-            self._check(request)
-            response = await handler(request)
-        except self._web.HTTPException as refusal:
-            refusal.headers.update(HEADERS)
-            raise
+        response = await handler(request) if self._is_own(request) else self._refusal(403, "a request of a page of this server")
         if not response.prepared:
             response.headers.update(HEADERS)
         return response
 
-    def _check(self, request: Any) -> None:
+    def _is_own(self, request: Any) -> bool:
         allowed = {f"{name}:{self._port}" for name in (HOST, "localhost")}
         origin, site = request.headers.get("Origin"), request.headers.get("Sec-Fetch-Site", "none")
-        own = request.host in allowed and origin in (None, f"http://{request.host}")
+        if request.host not in allowed or origin not in (None, f"http://{request.host}"):
+            return False
         opened = request.headers.get("Sec-Fetch-Mode") == "navigate" and request.path == "/"  # a link to the page
-        if not own or (site not in ("same-origin", "none") and not opened):
-            raise self._web.HTTPForbidden(text="expected a request of a page of this server\n")
+        return site in ("same-origin", "none") or opened
 
-    async def _listen(self, port: int) -> None:
-        site = self._web.TCPSite(self._runner, HOST, port)
-        await site.start()
-        self._port = self._runner.addresses[0][1]
-
-    async def _guard(self, request: Any, handler: Callable[[Any], Any]) -> Any:
-        """Refuse requests that do not come from a page of this server, and add headers to every answer."""
-        allowed = {f"{name}:{self._port}" for name in (HOST, "localhost")}
-        origin, site = request.headers.get("Origin"), request.headers.get("Sec-Fetch-Site", "none")
-        own = request.host in allowed and origin in (None, f"http://{request.host}")
-        opened = request.headers.get("Sec-Fetch-Mode") == "navigate" and request.path == "/"  # a link to the page
-        if not own or (site not in ("same-origin", "none") and not opened):
-            raise self._web.HTTPForbidden(text="expected a request of a page of this server\n")
-        response = await handler(request)
-        if not response.prepared:
-            response.headers.update(HEADERS)
-        return response
+    def _refusal(self, status: int, expected: str) -> Any:
+        return self._web.Response(status=status, text=f"expected {expected}\n")
 
     async def _list(self, _: Any) -> Any:
         found = [
@@ -153,7 +133,7 @@ class PlayServer:
     async def _file(self, request: Any) -> Any:
         path = self._find(request.match_info["path"] or "index.html")
         if path is None or not path.is_file():
-            raise self._web.HTTPNotFound(text="expected a file of the page\n")
+            return self._refusal(404, "a file of the page")
         return self._web.FileResponse(path, headers={"Content-Type": TYPES.get(path.suffix, "application/octet-stream")})
 
     def _find(self, name: str) -> Path | None:
@@ -173,7 +153,7 @@ class PlayServer:
     async def _talk(self, request: Any) -> Any:
         """Answer the messages of a page, one after the other, until it disconnects."""
         if "Origin" not in request.headers:
-            raise self._web.HTTPForbidden(text="expected a page of this server\n")
+            return self._refusal(403, "a page of this server")
         socket = self._web.WebSocketResponse(heartbeat=20.0, max_msg_size=MOST_BYTES)
         await socket.prepare(request)
         self._sockets.add(socket)

@@ -10,7 +10,6 @@ import numpy as np
 
 from worldmodel.runtime import missing_extra
 
-
 PALETTE = "split[a][b];[a]palettegen[p];[b][p]paletteuse"  # of a GIF: 256 colours chosen for the film
 
 
