@@ -1,9 +1,11 @@
 """The page in Chromium: playing, the keyboard, the temperature, going back, reality, and what goes wrong."""
 
 import asyncio
+import base64
 import contextlib
 import functools
 import http.server
+import io
 import json
 import shutil
 import threading
@@ -182,6 +184,7 @@ def press_step(page):
 
 def test_the_agent_plays_and_the_picture_is_that_of_gymnasium(page):
     pytest.importorskip("pygame", reason="needs worldmodel[classic-control]")
+    image = pytest.importorskip("matplotlib.image", reason="needs worldmodel[plots]")
     assert page.evaluate("player.driver") == "agent"
     until(page, "player.state.t > 30 || player.state.ended")
     pause(page)
@@ -191,8 +194,9 @@ def test_the_agent_plays_and_the_picture_is_that_of_gymnasium(page):
     env.unwrapped.state = np.array(page.evaluate("Array.from(player.state.observation.observation)"))
     expected = env.render().astype(float)
     env.close()
-    pixels = page.evaluate("Array.from(document.getElementById('dream').getContext('2d').getImageData(0, 0, 600, 400).data)")
-    found = np.reshape(pixels, (400, 600, 4))[..., :3]
+    drawn = page.evaluate("document.getElementById('dream').toDataURL()").partition(",")[2]
+    found = 255 * image.imread(io.BytesIO(base64.b64decode(drawn)))[..., :3].astype(float)
+    assert found.shape == (400, 600, 3)
     assert np.abs(found - expected).mean() < 1.0  # edges are smoothed in other ways
     assert (np.abs(found - expected).max(axis=2) > 128).mean() < 0.005
 
@@ -270,6 +274,8 @@ def test_the_temperature_acts_at_the_next_step(page):
 
 def test_the_real_environment_follows_with_the_same_actions_and_goes_back_too(page):
     page.keyboard.press("r")
+    until(page, "player.realState")
+    page.evaluate("Promise.all([player.start(), player.start()])")  # the second joins the first
     until(page, "player.realState && player.state.t > 14")
     pause(page)
     until(page, "player.behind === 0")

@@ -63,7 +63,7 @@ class Playable:
 
 def included_worlds() -> list[Playable]:
     """Return the worlds in the package."""
-    found = sorted(file.parent for file in INCLUDED.glob(f"*/{PAGE_FILE}"))
+    found = sorted(file.parent for file in INCLUDED.glob(f"[!.]*/{PAGE_FILE}"))
     return [Playable(id=folder.name, title=f"{folder.name} (included)", directory=folder) for folder in found]
 
 

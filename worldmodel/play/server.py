@@ -55,7 +55,7 @@ class PlayServer:
         self._web, self._port = web, port
         self._worlds = {each.id: each for each in worlds}
         self._site = site_files()
-        self._scratch = tempfile.TemporaryDirectory(prefix="worldmodel-play-")
+        self._scratch = tempfile.TemporaryDirectory(prefix="worldmodel-play-", ignore_cleanup_errors=True)
         self._recordings = Path(self._scratch.name)
         self._sockets: set[Any] = set()
 
@@ -158,18 +158,19 @@ class PlayServer:
         await socket.prepare(request)
         self._sockets.add(socket)
         session, loop = Session(self._worlds, self._recordings), asyncio.get_running_loop()
-        with ThreadPoolExecutor(max_workers=1) as worker:  # one thread, as environments may depend on it
-            try:
-                async for message in socket:
-                    work = _work(session, message, self._web.WSMsgType)
-                    answer = await loop.run_in_executor(worker, work) if work else None
-                    if answer is not None:
-                        await asyncio.wait_for(socket.send_json(answer), SEND_TIMEOUT)
-            except (asyncio.TimeoutError, ConnectionError):
-                pass  # the page is gone, or reads too slowly
-            finally:
-                self._sockets.discard(socket)
-                await loop.run_in_executor(worker, session.close)
+        worker = ThreadPoolExecutor(max_workers=1)  # one thread, as environments may depend on it
+        try:
+            async for message in socket:
+                work = _work(session, message, self._web.WSMsgType)
+                answer = await loop.run_in_executor(worker, work) if work else None
+                if answer is not None:
+                    await asyncio.wait_for(socket.send_json(answer), SEND_TIMEOUT)
+        except (asyncio.TimeoutError, ConnectionError):
+            pass  # the page is gone, or reads too slowly
+        finally:
+            self._sockets.discard(socket)
+            worker.submit(session.close)
+            worker.shutdown(wait=False)  # an environment that hangs delays nobody else
         return socket
 
 

@@ -36,7 +36,7 @@ function addChooser(worlds, chosen, live) {
     try {
       if (!worlds.find((one) => one.id === id).ready) {
         say("Exporting this run for the page; that takes about half a minute.");
-        await live.ask({ type: "open", world: id }, "opened");
+        await live.ask({ type: "open", world: id }, "opened", 600);
       }
       location.search = new URLSearchParams({ world: id });
     } catch (error) {
@@ -182,7 +182,7 @@ async function main() {
   if (live?.connected) live.dispatchEvent(new Event("open"));
   for (const id of ["panel", "curves"]) $(id).hidden = false;
   await player.start();
-  player.playing = true;
+  player.playing = !matchMedia("(prefers-reduced-motion: reduce)").matches;
   player.changed("driver");
   say("");
   globalThis.player = player;

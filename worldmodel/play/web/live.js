@@ -53,10 +53,19 @@ export class Live extends EventTarget {
   }
 
   /** Send a message; the answer to it is the next one of type `answer`, or an error about it. */
-  ask(message, answer) {
+  ask(message, answer, seconds = 60) {
     if (!this.connected) return Promise.reject(new Error("worldmodel play is not connected"));
+    this.waiting.get(answer)?.reject(new Error("another request took its place"));
     this.socket.send(JSON.stringify(message));
-    return new Promise((resolve, reject) => this.waiting.set(answer, { resolve, reject, about: message.type }));
+    return new Promise((resolve, reject) => {
+      const own = { resolve, reject, about: message.type };
+      this.waiting.set(answer, own);
+      setTimeout(() => {
+        if (this.waiting.get(answer) !== own) return;
+        this.waiting.delete(answer);
+        reject(new Error(`worldmodel play did not answer "${message.type}" within ${seconds} s`));
+      }, 1000 * seconds);
+    });
   }
 
   /** Send a message without waiting, or bytes. */

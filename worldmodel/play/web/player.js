@@ -40,8 +40,13 @@ export class Player extends EventTarget {
     this.changed("driver");
   }
 
-  /** New start; with the real environment from its first observation. */
-  async start(seed = freshSeed()) {
+  /** New start; with the real environment from its first observation. A call during another one joins it. */
+  start(seed = freshSeed()) {
+    this.starting ??= this.startNow(seed).finally(() => (this.starting = null));
+    return this.starting;
+  }
+
+  async startNow(seed) {
     this.endedAt = null;
     let first = null;
     if (this.real) {
