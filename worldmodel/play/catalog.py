@@ -56,7 +56,6 @@ class Playable:
                 WorldModel.from_pretrained(self.world),
                 self.directory,
                 controller=None if self.controller is None else Controller.from_pretrained(self.controller),
-                title=self.title,
             )
         return read_world(self.directory)
 

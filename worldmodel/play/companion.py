@@ -35,7 +35,6 @@ class Companion:
         self.observation_space = space_from_json(page["observation_space"])
         self.action_space = space_from_json(page["action_space"])
         config = EnvConfig(recipe["env"], recipe.get("env_kwargs", {}), action_repeat=recipe.get("action_repeat", 1))
-        self.max_steps = recipe.get("max_steps")
         self.env: gym.Env = config.make()
         if self.env.action_space != self.action_space:
             self.env.close()
@@ -87,7 +86,7 @@ class Companion:
         observation, reward, terminated, truncated, _ = self.env.step(action)
         self.actions.append(action)
         self.total += float(reward)
-        self.ended = bool(terminated or truncated) or len(self.actions) == self.max_steps
+        self.ended = bool(terminated or truncated)
         return {
             "observation": self._as_json(observation),
             "reward": float(reward),

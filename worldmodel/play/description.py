@@ -17,7 +17,7 @@ CLASSIC = {"CartPole": 4, "Pendulum": 3, "MountainCar": 2, "MountainCarContinuou
 FPS = {"CartPole": 50, "Acrobot": 15, "DoomTakeCover": 35, "CarRacing64": 50, "CarRacingIndicators64": 50}  # steps a second
 DEFAULT_FPS, LEAST_FPS = 30, 10
 MAX_CURVES = 16  # numbers of an observation that are drawn as curves
-SLIDER_REACH = 3.0  # standard deviations of z over start states
+SLIDER_REACH = 3.0  # of z: beyond it are few samples of a VAE's prior; further, if start states spread further
 
 
 def describe(world: WorldModel, controller: Controller | None, *, title: str | None = None) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def describe(world: WorldModel, controller: Controller | None, *, title: str | N
         )
     repeat = int(recipe.get("action_repeat", 1)) if recipe else 1
     return {
-        "title": title or env or "A world",
+        "title": title or env.rpartition(":")[2] or "A world",
         "subtitle": f"{env or 'Environment not recorded'}; {world.mdnrnn.latent_size} latent numbers, "
         f"LSTM of {world.mdnrnn.config.hidden_size} units",
         "fps": max(LEAST_FPS, FPS.get(base_name(env), DEFAULT_FPS) / repeat),
@@ -56,7 +56,7 @@ def recipe_of(world: WorldModel) -> dict[str, Any] | None:
     recipes = [one for one in world.provenance.get("recipes", []) if one.get("env")]
     if not recipes or any(one.get("wrappers") for one in recipes):
         return None
-    names = ("env", "env_kwargs", "max_steps", "action_repeat")
+    names = ("env", "env_kwargs", "action_repeat")  # a limit of the steps was of the collection
     chosen = {name: recipes[0][name] for name in names if recipes[0].get(name) is not None}
     return {**chosen, "leave_out": list(world.left_out)}
 
@@ -96,12 +96,12 @@ def leaf_name(path: str) -> str:
 
 
 def sliders_of(world: WorldModel) -> list[dict[str, Any]]:
-    """Return index and range of the latent numbers of images: the mean over start states, and so far around it."""
+    """Return index and range of the latent numbers of images: three standard deviations of the prior or of start states."""
     columns = world.layout.columns(PartKind.IMAGE)
     mean = world.start_mean.double().cpu()
     variance = world.start_log_variance.double().cpu().exp().mean(dim=0) + mean.var(dim=0, correction=0)
     reach = SLIDER_REACH * variance.clamp(min=0.01).sqrt()
     centre = torch.where(mean.isfinite(), mean, 0.0).mean(dim=0)
     bounds = zip((centre - reach).tolist(), (centre + reach).tolist(), strict=True)
-    ranges = [(round(low, 3), round(high, 3)) for low, high in bounds]
+    ranges = [(round(min(low, -SLIDER_REACH), 3), round(max(high, SLIDER_REACH), 3)) for low, high in bounds]
     return [{"index": index, "low": ranges[index][0], "high": ranges[index][1]} for index in columns]

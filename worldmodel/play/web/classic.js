@@ -35,7 +35,7 @@ function cartPole(ctx, [x, , angle]) {
   polygon(ctx, box(-25, 25, 15, -15, 0, cart, ground), "#000");
   polygon(ctx, box(-5, 5, scale - 5, -5, -angle, cart, ground + 7.5), "rgb(202, 152, 101)");
   disc(ctx, cart, ground + 7.5, 5, "rgb(129, 132, 203)");
-  line(ctx, [[0, ground + 0.5], [600, ground + 0.5]]);
+  line(ctx, [[0, ground], [600, ground]]);
 }
 
 function pendulum(ctx, [cos, sin], action) {
@@ -47,18 +47,15 @@ function pendulum(ctx, [cos, sin], action) {
   disc(ctx, 250, 250, width / 2, colour);
   disc(ctx, 250 + scale * Math.cos(angle), 250 + scale * Math.sin(angle), width / 2, colour);
   const torque = action ? Math.max(-2, Math.min(2, Number(action[0]))) : 0;
-  if (Math.abs(torque) > 0.02) {
-    const radius = (scale * Math.abs(torque)) / 4;
-    const end = torque > 0 ? 1.35 * Math.PI : -0.35 * Math.PI; // counter-clockwise if positive
+  if (Math.abs(torque) > 0.02) { // a ring from the top, whose arrow shows the direction: counter-clockwise if positive
+    const radius = 0.23 * scale * Math.abs(torque);
     ctx.strokeStyle = "#000";
-    ctx.lineWidth = 3;
+    ctx.lineWidth = 1 + Math.abs(torque);
     ctx.beginPath();
-    ctx.arc(250, 250, radius, torque > 0 ? -0.35 * Math.PI : 1.35 * Math.PI, end, torque < 0);
+    ctx.arc(250, 250, radius, Math.PI / 2, torque > 0 ? 2 * Math.PI : Math.PI, torque < 0);
     ctx.stroke();
-    const tip = [250 + radius * Math.cos(end), 250 + radius * Math.sin(end)];
-    const heading = end + (torque > 0 ? Math.PI / 2 : -Math.PI / 2);
-    const size = 4 + radius / 8;
-    polygon(ctx, [0, 2.4, -2.4].map((turn) => [tip[0] + size * Math.cos(heading + turn), tip[1] + size * Math.sin(heading + turn)]), "#000");
+    const [x, size] = [250 + Math.sign(torque) * radius, 2 + radius / 6];
+    polygon(ctx, [[x - size, 250], [x + size, 250], [x, 250 + 2 * size]], "#000");
   }
   disc(ctx, 250, 250, 0.05 * scale, "#000");
 }
@@ -73,14 +70,15 @@ function mountainCar(ctx, [position], goal) {
   polygon(ctx, box(-20, 20, 20, 0, slope, x, y), "#000");
   for (const side of [10, -10]) disc(ctx, x + side * Math.cos(slope), y + side * Math.sin(slope), 8, "rgb(128, 128, 128)");
   const [flag, foot] = [Math.floor(at(goal)), Math.floor(height(goal) * scale)];
-  line(ctx, [[flag + 0.5, foot], [flag + 0.5, foot + 50]]);
+  line(ctx, [[flag, foot], [flag, foot + 50]]);
   polygon(ctx, [[flag, foot + 50], [flag, foot + 40], [flag + 25, foot + 45]], "rgb(204, 204, 0)");
 }
 
 function acrobot(ctx, [cos1, sin1, cos2, sin2]) {
   const scale = 500 / 4.4;
   const [first, second] = [Math.atan2(sin1, cos1), Math.atan2(sin2, cos2)];
-  line(ctx, [[250 - 2.2 * scale, 250 + scale], [250 + 2.2 * scale, 250 + scale]]);
+  const goal = Math.floor(250 + scale);
+  line(ctx, [[0, goal], [500, goal]]);
   const joints = [[250, 250], [250 + Math.sin(first) * scale, 250 - Math.cos(first) * scale]];
   [first - Math.PI / 2, first + second - Math.PI / 2].forEach((angle, i) => {
     polygon(ctx, box(0, scale, 0.1 * scale, -0.1 * scale, angle, ...joints[i]), "rgb(0, 204, 204)");
@@ -104,7 +102,7 @@ export function drawClassic(canvas, name, seen, action) {
   ctx.setTransform(1, 0, 0, 1, 0, 0);
   ctx.fillStyle = "#fff";
   ctx.fillRect(0, 0, width, tall);
-  ctx.setTransform(1, 0, 0, -1, 0, tall); // Gymnasium's y axis points up
+  ctx.setTransform(1, 0, 0, -1, 0.5, tall - 0.5); // Gymnasium's y axis points up, and its pixels have whole coordinates
   draw(ctx, Array.from(seen, Number), action);
   ctx.setTransform(1, 0, 0, 1, 0, 0);
 }
