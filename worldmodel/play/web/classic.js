@@ -63,7 +63,7 @@ function pendulum(ctx, [cos, sin], action) {
 const height = (x) => 0.45 * Math.sin(3 * x) + 0.55;
 
 function mountainCar(ctx, [position], goal) {
-  const scale = 600 / 1.8;
+  const scale = 600 / (0.6 + 1.2); // as Gymnasium rounds it
   const at = (x) => (x + 1.2) * scale;
   line(ctx, Array.from({ length: 100 }, (_, i) => -1.2 + (1.8 * i) / 99).map((x) => [at(x), height(x) * scale]));
   const [x, y, slope] = [at(position), 10 + height(position) * scale, Math.cos(3 * position)];
