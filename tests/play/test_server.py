@@ -57,6 +57,9 @@ def test_every_file_of_the_page_and_of_a_world_is_served_with_its_type():
         "/%2e%2e/server.py",
         "/worlds/cartpole/../../../server.py",
         "/worlds/cartpole/..%2f..%2f..%2fserver.py",
+        "/worlds/cartpole/..%2f..%2fserver.py",
+        "/worlds/cartpole/%2e%2e/%2e%2e/server.py",
+        "/worlds/cartpole/../../server.py",
         "/worlds/../worlds/cartpole/none",
         "/worlds//etc/passwd",
         "//etc/passwd",
@@ -85,7 +88,8 @@ def test_a_path_outside_the_page_is_not_found(path):
     [
         {"Origin": "http://evil.example"},
         {"Origin": "null"},
-        {"Host": "evil.example"},  # a name that was made to point to 127.0.0.1
+        {"Host": "evil.example", "Origin": None},  # a name that was made to point to 127.0.0.1
+        {"Host": "evil.example", "Origin": "http://evil.example"},
         {"Host": "127.0.0.1:1"},
         {"Sec-Fetch-Site": "cross-site"},
         {"Sec-Fetch-Site": "same-site"},
@@ -93,11 +97,13 @@ def test_a_path_outside_the_page_is_not_found(path):
 )
 def test_a_request_of_another_origin_is_refused(headers):
     async def check(client, server):
+        given = {name: value for name, value in {**own(server), **headers}.items() if value is not None}
         for path in ("", "worlds.json", "worlds/cartpole/step.onnx", "ws"):
-            async with client.get(server.address + path, headers={**own(server), **headers}) as answer:
+            async with client.get(server.address + path, headers=given) as answer:
                 assert answer.status == 403
+                assert answer.headers["Cross-Origin-Resource-Policy"] == "same-origin"
         with pytest.raises(aiohttp.WSServerHandshakeError, match="403"):
-            await client.ws_connect(server.address + "ws", headers={**own(server), **headers})
+            await client.ws_connect(server.address + "ws", headers=given)
         with pytest.raises(aiohttp.WSServerHandshakeError, match="403"):
             await client.ws_connect(server.address + "ws")  # without an origin it is no page
 
