@@ -305,8 +305,9 @@ def test_the_temperature_acts_at_the_next_step(page):
 
 
 def test_the_real_environment_follows_with_the_same_actions_and_goes_back_too(page):
-    page.keyboard.press("r")
-    until(page, "player.realState")
+    for _ in range(5):  # while the dream goes on
+        page.keyboard.press("r")
+        until(page, "!player.starting")
     page.evaluate("Promise.all([player.start(), player.start()])")  # the second joins the first
     until(page, "player.realState && player.state.t > 14")
     pause(page)
@@ -325,6 +326,7 @@ def test_the_real_environment_follows_with_the_same_actions_and_goes_back_too(pa
     until(page, "player.behind === 0")
     assert page.evaluate(path) == np.array(expected, float).tolist()
     assert page.locator("#real").is_visible()
+    assert page.text_content("#message") == ""
     env.close()
 
 

@@ -16,7 +16,7 @@ export class Player extends EventTarget {
   constructor(world, controls, live) {
     super();
     this.dream = new Dream(world, { withBand: world.page.view.kind === "numbers" });
-    Object.assign(this, { world, controls, live, playing: false, busy: false, real: null, stopped: false, rate: 0 });
+    Object.assign(this, { world, controls, live, playing: false, busy: false, starting: null, real: null, stopped: false });
     this.fps = world.page.fps;
     this.driver = world.has("controller") ? "agent" : "human";
     this.stamps = [];
@@ -84,15 +84,16 @@ export class Player extends EventTarget {
 
   /** One step; nothing while another one is under way. */
   async step() {
-    if (this.busy || !this.state || this.state.ended) return;
+    if (this.busy || this.starting || !this.state || this.state.ended) return;
     this.busy = true;
+    const episode = this.real?.episode; // a start during this step begins another one
     try {
       const before = this.state;
       const action = await this.action();
       const state = await this.dream.step(action);
       if (state.t !== before.t + 1) return;
-      if (this.real && !this.real.ended && this.live.connected) {
-        this.live.tell({ type: "act", episode: this.real.episode, t: state.t, action: plain(action) });
+      if (episode !== undefined && !this.real?.ended && this.live.connected) {
+        this.live.tell({ type: "act", episode, t: state.t, action: plain(action) });
       }
       this.stamps.push(performance.now());
       if (this.stamps.length > 60) this.stamps.shift();
