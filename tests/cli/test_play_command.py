@@ -1,5 +1,6 @@
 """``worldmodel play`` and ``worldmodel export --page``."""
 
+import json
 import os
 import re
 import signal
@@ -7,12 +8,14 @@ import socket
 import subprocess
 import sys
 import urllib.request
+from pathlib import Path
 
 import pytest
 from gymnasium import spaces
 from toy_worlds import random_world
 
-from worldmodel.play import included_worlds
+import worldmodel
+from worldmodel.play import PageExport, included_worlds
 from worldmodel.play import server as server_module
 
 pytest.importorskip("aiohttp", reason="needs worldmodel[play]")
@@ -21,7 +24,8 @@ pytest.importorskip("aiohttp", reason="needs worldmodel[play]")
 def test_play_without_a_run_lists_the_worlds_and_serves_the_included_one_until_interrupted(tmp_path):
     random_world().save_pretrained(tmp_path / "runs" / "mine")
     command = [sys.executable, "-m", "worldmodel", "play", "--no-browser", "--port", "0"]
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "PYTHONUNBUFFERED": "1"}
+    library = str(Path(worldmodel.__file__).parent.parent)
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "PYTHONPATH": library}
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as process:
         try:
             lines = [process.stdout.readline() for _ in range(4)]
@@ -84,6 +88,24 @@ def test_what_cannot_be_played_is_one_line(tmp_path, run, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["binary", "damaged"]
     monkeypatch.setattr("worldmodel.runtime.extras.has_extra", lambda extra: False)
     assert "expected the extra play, which is not installed" in run("play")[2]
+
+
+def test_the_page_that_was_written_is_described(tmp_path, run, monkeypatch):
+    random_world().save_pretrained(tmp_path / "world")
+    asked = []
+
+    def export(world, directory, *, controller, overwrite):
+        asked.append((directory, controller, overwrite))
+        return PageExport(directory=tmp_path / "page", errors={"step": 2e-7}, sizes={"step.onnx": 9}, total=14_500_000)
+
+    monkeypatch.setattr("worldmodel.cli.export.export_page", export)
+    code, printed, _ = run(f"export {tmp_path}/world --page {tmp_path}/page --overwrite")
+    assert (code, asked) == (0, [(f"{tmp_path}/page", None, True)])
+    assert "step.onnx" in printed
+    assert f"page: {tmp_path}/page, 14.5 MB" in printed
+    assert f"python -m http.server --directory {tmp_path}/page" in printed
+    code, printed, _ = run(f"export {tmp_path}/world --page {tmp_path}/page --json")
+    assert json.loads(printed)["total_bytes"] == 14_500_000
 
 
 def test_nothing_to_play_is_said(run, monkeypatch, tmp_path):

@@ -12,7 +12,10 @@ from scipy.stats import chi2_contingency, ks_2samp
 from toy_worlds import mixed_world
 
 from worldmodel.models import State
-from worldmodel.play.page import export_world
+from worldmodel.play import export_page, open_run
+from worldmodel.play.page import PAGE_OUTPUTS
+from worldmodel.play.site import site_files
+from worldmodel.runtime import files
 from worldmodel.sharing import onnx_checks
 
 pytestmark = [
@@ -70,7 +73,7 @@ console.log(JSON.stringify({
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """World, its inputs, what node printed, and its samples by temperature."""
+    """World, what M predicts, what node printed, samples by temperature, and the page that was exported."""
     path = tmp_path_factory.mktemp("samples")
     world = mixed_world(spaces.Discrete(3), SPACE, KINDS, hidden_size=3, num_components=2)
     world.mdnrnn.latent_low.fill_(-20.0)  # dreams of a random model would diverge
@@ -79,7 +82,7 @@ def made(tmp_path_factory):
     world.mdnrnn.termination_head.bias.data.fill_(-12.0)  # so that a dream goes on
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(onnx_checks, "DRIFT_STEPS", (1,))  # the long dreams have tests of their own
-        export_world(world, path / "world", title="mixed", encoder=False)
+        done = export_page(world, path / "web", title="All Kinds!")
     model, generator = world.mdnrnn, torch.Generator().manual_seed(4)
     z = world.start_mean[:1]
     h, c = (torch.randn(1, 1, model.config.hidden_size, generator=generator) for _ in range(2))
@@ -89,13 +92,13 @@ def made(tmp_path_factory):
         "action": 2,
         "temperatures": TEMPERATURES, "samples": SAMPLES, "batch": BATCH,
     }  # fmt: skip
-    printed = run_node(path, SCRIPT, path / "world", json.dumps(given))
+    printed = run_node(path, SCRIPT, path / "web" / "worlds" / "all-kinds", json.dumps(given))
     with torch.no_grad():
         features = world.action_features.flatten(action).expand(SAMPLES, -1)
         state = State(*(part.expand(1, SAMPLES, -1).contiguous() for part in (h, c)))
         prediction, _ = model.step(z.expand(SAMPLES, -1), features, state)
     found = {tau: np.frombuffer((path / f"z-{tau:g}").read_bytes(), np.float32).reshape(SAMPLES, -1) for tau in TEMPERATURES}
-    return world, prediction.latent, printed, found
+    return world, prediction.latent, printed, found, done
 
 
 @functools.cache
@@ -107,7 +110,7 @@ def latent_samples(latent, tau):
 
 @pytest.mark.parametrize("tau", TEMPERATURES)
 def test_continuous_numbers_have_the_distribution_of_python(made, tau):
-    world, latent, _, found = made
+    world, latent, _, found, _ = made
     columns = world.layout.columns("continuous", "mostly_unchanged")
     expected = latent_samples(latent, tau)
     for column in columns:
@@ -118,7 +121,7 @@ def test_continuous_numbers_have_the_distribution_of_python(made, tau):
 
 @pytest.mark.parametrize("tau", TEMPERATURES)
 def test_choices_and_bits_have_the_frequencies_of_python(made, tau):
-    world, latent, _, found = made
+    world, latent, _, found, _ = made
     columns = world.layout.columns("choice", "bits")
     expected = latent_samples(latent, tau)
     for column in columns:
@@ -128,7 +131,7 @@ def test_choices_and_bits_have_the_frequencies_of_python(made, tau):
 
 
 def test_temperatures_differ_and_temperature_zero_is_the_mode(made):
-    world, latent, printed, found = made
+    world, latent, printed, found, _ = made
     (column, *_) = world.layout.columns("continuous")
     assert ks_2samp(found[0.5][:10_000, column], found[1.5][:10_000, column]).pvalue < 1e-6
     cold = np.reshape(printed["cold"], (50, -1))
@@ -136,7 +139,7 @@ def test_temperatures_differ_and_temperature_zero_is_the_mode(made):
 
 
 def test_going_back_restores_the_exact_state_and_the_same_steps_follow(made):
-    _, _, printed, _ = made
+    _, _, printed, *_ = made
     assert printed["same"]
     assert printed["exact"]
     assert printed["hotter"]
@@ -144,7 +147,27 @@ def test_going_back_restores_the_exact_state_and_the_same_steps_follow(made):
 
 
 def test_the_band_holds_the_middle_nine_tenths(made):
-    _, _, printed, _ = made
+    _, _, printed, *_ = made
     np.testing.assert_allclose(printed["quantiles"], [[5.0, 95.0], [5.0, 5.0]])
     assert set(printed["bands"]) == {"observation/a", "observation/b", "observation/c"}
     assert all(low <= high for span in printed["bands"].values() for low, high in span)
+
+
+def test_the_page_is_complete_and_holds_the_one_world(made):
+    done = made[-1]
+    written = {file.relative_to(done.directory).as_posix() for file in done.directory.rglob("*") if file.is_file()}
+    networks = {f"worlds/all-kinds/{name}" for name in ("page.json", "step.onnx", "decoder.onnx")}
+    assert written == {*site_files(), *networks, "worlds.json"}
+    assert set(done.errors) == {"step", "decoder"}
+    assert max(done.errors.values()) <= 1e-5
+    assert done.total == sum((done.directory / name).stat().st_size for name in written)
+    found = open_run(str(done.directory))
+    assert found.prepare()["title"] == found.title == "All Kinds!"
+    assert sorted(path.name for path in done.directory.parent.iterdir() if path.name.startswith(".")) == []
+    with pytest.raises(FileExistsError, match="got an earlier output"):
+        export_page(made[0], done.directory)
+    with files.fresh_directory(
+        done.directory, marker="worlds.json", format="worldmodel.pages", overwrite=True, replaces=PAGE_OUTPUTS
+    ) as fresh:
+        (fresh / "worlds.json").write_text("{}")
+    assert [path.name for path in done.directory.iterdir()] == ["worlds.json"]
