@@ -79,11 +79,12 @@ def _joined(parts: Sequence[Rows], observation_space: gym.Space[Any], action_spa
         found = {path: values[f"{part}/{path}" if path else part][:count].astype(leaf.dtype) for path, leaf in leaves(space)}
         return build_value(space, found)
 
+    steps: dict[str, Any] = {long: values[short][:length] for long, short in STEPS.items()}
     seed = None if "seed" in parts[0].missing and parts[0].missing["seed"][0] else int(values["seed"][0])
     return Episode(
         observations=nested("observation", observation_space, length + 1),
         actions=nested("action", action_space, length),
-        **{long: values[short][:length] for long, short in STEPS.items()},
+        **steps,
         episode_id=int(values["episode"][0]),
         seed=seed,
     )
