@@ -53,8 +53,7 @@ def help_screen() -> str:
         "",
         *(f"  {name:22}{summary}" for name, (_, _, summary) in COMMANDS.items()),
         "",
-        "worldmodel COMMAND --help lists the options of a command.",
-        f"worldmodel --version; worldmodel --print-completion {'|'.join(SHELLS)}",
+        f"worldmodel COMMAND --help | --version | --print-completion {'|'.join(SHELLS)}",
     ]
     return "\n".join(lines)
 
