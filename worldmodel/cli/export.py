@@ -9,11 +9,8 @@ import tyro
 from tyro.conf import OmitArgPrefixes as Flat
 
 import worldmodel as wm
-from worldmodel.agents import CONTROLLER_FILE
 from worldmodel.cli.options import Command, Flag, Output, Result
-from worldmodel.models import WORLD_FILE
-from worldmodel.play import PageExport, export_page
-from worldmodel.runtime import local_path
+from worldmodel.play import PageExport, export_page, parts_of_run
 from worldmodel.sharing import EXPORT_FILE, OnnxExport, export_onnx
 
 
@@ -24,7 +21,8 @@ class Export(Command):
     Every ONNX file is compared with torch before anything is written. The page needs an HTTP server and nothing else.
 
     Args:
-        run_directory: world model directory, or a directory with the directories "world" and "controller".
+        run_directory: world model directory, a directory with the directories "world" and "controller", or a run of the
+            quickstart or of iterate, whose best round is taken.
         onnx: directory for ONNX files, which onnxruntime runs without torch.
         page: directory for a page.
         controller: controller directory; without it the one that RUN holds, if any.
@@ -48,7 +46,7 @@ class Export(Command):
         if (self.onnx is None) == (self.page is None):
             got = "neither" if self.onnx is None else "both"
             raise ValueError(f"--onnx, --page: expected one of them, with the directory to write, got {got}")
-        world, controller = find(self.run_directory, self.controller)
+        world, controller = parts_of_run(self.run_directory, self.controller)
         opened = wm.WorldModel.from_pretrained(world)
         agent = None if controller is None else wm.Controller.from_pretrained(controller)
         if self.page is not None:
@@ -57,16 +55,6 @@ class Export(Command):
             return report_page(export_page(opened, self.page, controller=agent, overwrite=self.overwrite))
         assert self.onnx is not None
         return report(export_onnx(opened, self.onnx, controller=agent, decoder=not self.no_decoder, overwrite=self.overwrite))
-
-
-def find(run: str, controller: str | None) -> tuple[str, str | None]:
-    """Return the directories of the world model and the controller of a run; None if there is no controller."""
-    inside = local_path(run)
-    if not (inside / WORLD_FILE).is_file() and (inside / "world" / WORLD_FILE).is_file():
-        if controller is None and (inside / "controller" / CONTROLLER_FILE).is_file():
-            controller = str(inside / "controller")
-        return str(inside / "world"), controller
-    return run, controller
 
 
 def report(done: OnnxExport) -> Result:

@@ -23,8 +23,8 @@ class Play(Command):
     Without RUN, lists the runs below this directory and the included worlds, and plays the first included one. Ctrl-C stops.
 
     Args:
-        run_directory: world model directory, a directory with the directories "world" and "controller", a page written by
-            ``worldmodel export --page``, or the name of an included world.
+        run_directory: world model directory, a directory with the directories "world" and "controller", a run of the
+            quickstart or of iterate, a page written by ``worldmodel export --page``, or the name of an included world.
         controller: controller directory; without it the one that RUN holds, if any.
         port: port on 127.0.0.1; None: 8765, or any other free one if that is in use; 0: any.
         no_browser: print the address only.

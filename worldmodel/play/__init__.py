@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from worldmodel.play.catalog import included_worlds as included_worlds
     from worldmodel.play.catalog import local_runs as local_runs
     from worldmodel.play.catalog import open_run as open_run
+    from worldmodel.play.catalog import parts_of_run as parts_of_run
     from worldmodel.play.controls import controls_of as controls_of
     from worldmodel.play.page import PageExport as PageExport
     from worldmodel.play.page import export_page as export_page
@@ -27,7 +28,7 @@ else:
     __getattr__, __dir__, __all__ = attach(
         __name__,
         {
-            "catalog": "Playable included_worlds local_runs open_run",
+            "catalog": "Playable included_worlds local_runs open_run parts_of_run",
             "controls": "controls_of",
             "page": "PageExport export_page",
             "server": "PlayServer serve",

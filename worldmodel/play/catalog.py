@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Iterator
@@ -13,11 +14,12 @@ from worldmodel.agents import CONTROLLER_FILE, Controller
 from worldmodel.models import WORLD_FILE, WorldModel
 from worldmodel.play.page import PAGE_FILE, export_world, read_world
 from worldmodel.play.site import SITE_FORMAT, SITE_VERSION, WORLDS_FILE
-from worldmodel.runtime import files, local_path, read_bytes
+from worldmodel.runtime import files, local_path, parse_json, read_bytes
 from worldmodel.version import __version__
 
 INCLUDED = Path(__file__).parent / "worlds"
 DEPTH, MOST_DIRECTORIES, MOST_RUNS = 5, 5_000, 50  # of the search for runs
+SUMMARY_FILE = "summary.json"  # of a run of `iterate` by the program
 SKIPPED = ("node_modules", "site-packages", "training", "data")
 
 
@@ -70,8 +72,7 @@ def open_run(run: str, controller: str | None = None) -> Playable:
     """Find what there is to play in a directory.
 
     Args:
-        run: a world model, a directory with the directories "world" and "controller", a page that `export_page` wrote,
-            ``hf://user/name``, or the name of an included world.
+        run: what `parts_of_run` takes, a page that `export_page` wrote, or the name of an included world.
         controller: directory of a controller; without it the one that ``run`` holds, if any.
 
     Raises:
@@ -86,16 +87,35 @@ def open_run(run: str, controller: str | None = None) -> Playable:
     if (path / WORLDS_FILE).is_file():
         listed = files.read_json(path / WORLDS_FILE, format=SITE_FORMAT, version=SITE_VERSION)["worlds"][0]
         return Playable(id="run", title=listed["title"], directory=path / listed["path"])
-    world = path
-    if not (path / WORLD_FILE).is_file() and (path / "world" / WORLD_FILE).is_file():
-        world = path / "world"
-        if controller is None and (path / "controller" / CONTROLLER_FILE).is_file():
-            controller = str(path / "controller")
+    world, agent = parts_of_run(run, controller)
     if not (world / WORLD_FILE).is_file():
         raise FileNotFoundError(
             f"{run}: expected a world model directory, a page, or an included world ({', '.join(named)}), got none of them"
         )
-    return _of_run(world, None if controller is None else local_path(controller), title=run, id="run")
+    return _of_run(world, agent, title=run, id="run")
+
+
+def parts_of_run(run: str, controller: str | None = None) -> tuple[Path, Path | None]:
+    """Find the world model and the controller of a run.
+
+    Args:
+        run: a world model, a directory with the directories "world" and "controller", or a run of `iterate`, of which the best
+            round is taken; or ``hf://user/name``.
+        controller: directory of another controller.
+
+    Returns:
+        Their directories; None if there is no controller. The first is ``run`` itself if it is none of these.
+    """
+    path = local_path(run)
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        best = path / f"round-{int(parse_json(read_bytes(path / SUMMARY_FILE), path)['best_round'])}"
+        path = best if (best / "world" / WORLD_FILE).is_file() else path
+    world = path
+    if not (path / WORLD_FILE).is_file() and (path / "world" / WORLD_FILE).is_file():
+        world = path / "world"
+        if controller is None and (path / "controller" / CONTROLLER_FILE).is_file():
+            return world, path / "controller"
+    return world, None if controller is None else local_path(controller)
 
 
 def local_runs(root: Path) -> list[Playable]:
