@@ -21,6 +21,7 @@ from worldmodel.play import server as server_module
 pytest.importorskip("aiohttp", reason="needs worldmodel[play]")
 
 
+@pytest.mark.slow
 def test_play_without_a_run_lists_the_worlds_and_serves_the_included_one_until_interrupted(tmp_path):
     random_world().save_pretrained(tmp_path / "runs" / "mine")
     command = [sys.executable, "-m", "worldmodel", "play", "--no-browser", "--port", "0"]
