@@ -22,6 +22,7 @@ pytest.importorskip("aiohttp", reason="needs worldmodel[play]")
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C cannot be sent to another process")
 def test_play_without_a_run_lists_the_worlds_and_serves_the_included_one_until_interrupted(tmp_path):
     random_world().save_pretrained(tmp_path / "runs" / "mine")
     command = [sys.executable, "-m", "worldmodel", "play", "--no-browser", "--port", "0"]

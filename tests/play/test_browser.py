@@ -388,6 +388,7 @@ def test_numbers_without_a_drawing_are_curves_with_a_band(browser, served):
     assert np.shape(bands)[1:] == (4, 2)
     assert (np.diff(bands, axis=2) >= 0).all()
     assert page.locator("#numbers canvas").count() == 4
+    assert page.text_content("#status").startswith(f"Dream: step {page.evaluate('player.state.t')}")
     assert page.evaluate("document.getElementById('stage').hidden")
     page.close()
 

@@ -131,7 +131,7 @@ def local_runs(root: Path) -> list[Playable]:
     for number, folder in enumerate(found[:MOST_RUNS], start=1):
         beside = folder.parent / "controller"
         paired = folder.name == "world" and (beside / CONTROLLER_FILE).is_file()
-        title = os.path.relpath(folder.parent if paired else folder, root)
+        title = Path(os.path.relpath(folder.parent if paired else folder, root)).as_posix()
         runs.append(_of_run(folder, beside if paired else None, title=title, id=f"run-{number}"))
     return runs
 

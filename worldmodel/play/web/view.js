@@ -11,6 +11,7 @@ export class View {
     Object.assign(this, { player, page: player.world.page });
     const { view } = this.page;
     $("stage").hidden = view.kind === "numbers";
+    $("status").hidden = view.kind !== "numbers";
     $("stage").classList.toggle("pixels", view.kind === "image");
     this.charts = view.numbers.map(({ name }) => this.addChart(name));
     $("numbers").hidden = !this.charts.length;
@@ -50,6 +51,8 @@ export class View {
       const late = player.behind > 1 ? `, ${player.behind} steps behind` : "";
       $("real-status").textContent = `${real.ended ? "ended, " : ""}return ${number(real.total)}${late}`;
     }
+    const dashed = real ? `. Real environment (dashed): ${$("real-status").textContent}` : "";
+    $("status").textContent = `Dream: ${$("dream-status").textContent}${dashed}`;
     this.curves(state);
   }
 
