@@ -175,7 +175,7 @@ class Ranks:
             yield
         except BaseException as error:
             _out_of_step.add(group)
-            if isinstance(error, RuntimeError) and _is_from_network(error):
+            if isinstance(error, RuntimeError) and not isinstance(error, RankLostError) and _is_from_network(error):
                 _raise_lost(self.size, error)
             raise
 
@@ -258,7 +258,7 @@ def _is_from_network(error: RuntimeError) -> bool:
 
 
 def _raise_lost(size: int, error: RuntimeError) -> NoReturn:
+    said = str(error).splitlines()[0].rpartition("] ")[2][:100]  # without the place in torch's source
     raise RankLostError(
-        f"ranks: expected all {size} processes to keep running, got one that ended ({str(error).splitlines()[0][:120]}); the "
-        "same command resumes"
+        f"ranks: expected all {size} processes to keep running, got one that ended ({said}); the same command resumes"
     ) from error
