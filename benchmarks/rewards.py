@@ -163,7 +163,8 @@ def run(name: str, seed: int, fields: dict[str, Any], updates: int, directory: P
         nll = -prediction.latent.log_prob(batch.z[:, 1:]).double().mean() / 2
         scale = world.vision.scale.double().log().mean()  # densities of z, not of the observation
         row["latent_excess"] = float(nll + scale) - switching_nll(y, action)
-    found = prediction.outcome(batch.z[:, 1:]).reward
+    with torch.no_grad():
+        found = prediction.outcome(batch.z[:, 1:]).reward
     if found is not None:
         row |= score_reward(name, seed, world, found, batch, (y, action, reward))
     return row
