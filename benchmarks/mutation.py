@@ -139,7 +139,7 @@ def _changes(node: ast.AST) -> Iterator[str]:
 
 def sample(size: int, seed: int, packages: tuple[str, ...]) -> list[tuple[Mutant, str, range | None]]:
     """Return a random sample, the same for the same sources and seed, sorted by package."""
-    files = [path for package in PACKAGES for path in sorted((ROOT / "worldmodel" / package).glob("*.py"))]
+    files = [path for package in PACKAGES for path in sorted((ROOT / "worldmodel" / package).rglob("*.py"))]
     every = [found for path in files if path.name != "__init__.py" for found in mutants(path)]
     every.sort(key=lambda found: hashlib.sha256(repr((seed, *found[0].key)).encode()).digest())
     chosen = [found for found in every[:size] if _package(found[0]) in packages]

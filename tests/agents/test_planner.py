@@ -265,7 +265,7 @@ class TestPlanner:
         ("arguments", "message"),
         [
             ({"limits": (np.ones(2), -np.ones(2))}, "limits: expected a smallest and a largest action"),
-            ({"max_change": 0.0}, "max_change: expected a positive number, got 0.0"),
+            ({"max_change": 0.0}, "max_change: expected a positive finite number, got 0.0"),
         ],
     )
     def test_wrong_limits_are_refused(self, arguments, message):

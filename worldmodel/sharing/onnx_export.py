@@ -11,8 +11,6 @@ import contextlib
 import copy
 import hashlib
 import logging
-import os
-import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,16 +23,14 @@ from torch import Tensor, nn
 
 from worldmodel.agents import Controller, check_agent
 from worldmodel.models import WorldModel
-from worldmodel.runtime import files, require_extras
+from worldmodel.runtime import require_extras
+from worldmodel.sharing.export_directory import ExportDirectory
 from worldmodel.sharing.onnx_checks import CHECKED, Network, Run, compare, compare_sequence, drift_of
 from worldmodel.sharing.onnx_networks import ControllerNetwork, DecoderNetwork, EncoderNetwork, StepNetwork, split
 from worldmodel.spaces import FlatSpace, leaves, space_to_json
 from worldmodel.version import __version__
 
-EXPORT_FORMAT, EXPORT_VERSION = "worldmodel.onnx", 1
-EXPORT_FILE = "export.json"
 STARTS = 100  # start states in the JSON
-OUTPUTS = (EXPORT_FILE, "*.onnx")
 OPSET = 18
 SEVERAL = 3  # batch size of examples: more than 1, so that the exporter keeps it free
 
@@ -81,12 +77,11 @@ def export_onnx(
     Raises:
         ImportError: if the extra onnx is not installed.
         FileExistsError: if ``directory`` holds something that may not be replaced.
+        LockedError: if another process exports to it.
         ValueError: if V has no decoder, the controller is of another world, or the latent head samples in a way of its own.
         RuntimeError: if a network differs from torch; nothing is written then.
     """
     require_extras("onnx")
-    path = Path(directory)
-    _check_free(path, overwrite=overwrite)
     if decoder and not world.vision.has_decoder:
         raise ValueError(
             f"decoder: expected a V with a decoder, got {type(world.vision).__name__} without; leave it out (decoder=False, "
@@ -98,6 +93,15 @@ def export_onnx(
         check_agent(controller, world)
         controller = copy.deepcopy(controller).cpu()
     world = world if world.device.type == "cpu" else copy.deepcopy(world).cpu()
+    with ExportDirectory(Path(directory)) as target:
+        target.check(overwrite=overwrite)
+        return _make(world, controller, target, decoder=decoder, overwrite=overwrite)
+
+
+def _make(
+    world: WorldModel, controller: Controller | None, target: ExportDirectory, *, decoder: bool, overwrite: bool
+) -> OnnxExport:
+    """Export to a directory that was checked; see `export_onnx`."""
     with torch.no_grad(), _quiet():
         networks = _networks(world, controller, decoder=decoder)
         models = {network.name: _export(network) for network in networks}
@@ -112,8 +116,8 @@ def export_onnx(
         "drift": {str(steps): {"median": median, "max": most} for steps, (median, most) in drift.items()},
     }
     data = {f"{name}.onnx": model.SerializeToString() for name, model in models.items()}
-    _write(path, data, content, overwrite=overwrite)
-    return OnnxExport(directory=path, errors=errors, drift=drift, sizes={name: len(each) for name, each in data.items()})
+    target.write(data, content, overwrite=overwrite)
+    return OnnxExport(directory=target.path, errors=errors, drift=drift, sizes={name: len(each) for name, each in data.items()})
 
 
 def _networks(world: WorldModel, controller: Controller | None, *, decoder: bool) -> list[Network]:
@@ -318,30 +322,3 @@ def _describe(value: Any) -> dict[str, Any]:
     kind = value.type.tensor_type
     shape = [one.dim_param or one.dim_value for one in kind.shape.dim]
     return {"name": value.name, "dtype": helper.tensor_dtype_to_np_dtype(kind.elem_type).name, "shape": shape}
-
-
-def _check_free(path: Path, *, overwrite: bool) -> None:
-    """Raise if an export may not be written to a directory, before the work; nothing in it is changed."""
-    exists = path.exists()
-    files.prepare_directory(path, marker=EXPORT_FILE, format=EXPORT_FORMAT, overwrite=overwrite)
-    others = sorted(entry.name for entry in path.iterdir() if not any(entry.match(name) for name in OUTPUTS))
-    if not exists:
-        path.rmdir()
-    if others:
-        raise FileExistsError(f"{path}: expected only an earlier export, got also {others[0]!r}; move it elsewhere")
-
-
-def _write(path: Path, data: dict[str, bytes], content: dict[str, Any], *, overwrite: bool) -> None:
-    """Write all files into a new directory next to ``path``, and then rename it: an export is complete or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    fresh.mkdir()
-    try:
-        for name, each in data.items():
-            files.write_bytes(fresh / name, each)
-        files.write_json(fresh / EXPORT_FILE, content, format=EXPORT_FORMAT, version=EXPORT_VERSION)
-        files.prepare_directory(path, marker=EXPORT_FILE, format=EXPORT_FORMAT, overwrite=overwrite, replaces=OUTPUTS)
-        path.rmdir()
-        os.replace(fresh, path)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
