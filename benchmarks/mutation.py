@@ -4,9 +4,9 @@
 
 A mutant replaces one operator, comparison, constant, default or sign. It is caught if a test fails, or if its tests take ten
 times as long as without it. For each package, its tests run once under coverage.py (`pip install coverage`); a mutant then
-meets only the tests that execute its statement, the fastest first, in a fork, until one fails. A statement that runs at import
-(a default of a dataclass, a constant) meets all tests of the package. The tests run in a copy of the sources, so the sources
-may change meanwhile. The file of results has one line per mutant; the same command continues where it stopped, and `--again`
+meets only the tests that execute its statement, those of its module and then the fastest first, in a fork, until one fails. A
+statement that runs at import (a default of a dataclass, a constant) meets all tests of the package. The tests run in a copy of
+the sources, so the sources may change meanwhile. The file of results has one line per mutant; the same command continues where it stopped, and `--again`
 tests the survivors a second time. The sample is chosen by digests of the mutants, so that an edit of one function leaves the
 rest of the sample as it is. Texts of errors, `strict=` of zip and `stacklevel=` are left alone.
 """
@@ -179,7 +179,8 @@ class Tests:
             covered = lines.get(mutant.file, {})
             chosen = set().union(*(covered.get(line, set()) for line in where or ()))
             known = set().union(*covered.values())
-            order = sorted(chosen or seconds, key=lambda name: (name not in known, seconds[name]))
+            own = f"/test_{Path(mutant.file).stem}.py::"
+            order = sorted(chosen or seconds, key=lambda name: (own not in name, name not in known, seconds[name]))
             (inside if chosen else outside).append((mutant, changed, order))
         if inside:
 
@@ -328,7 +329,9 @@ class Durations:
         self._measured = measured
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
-        """Begin a test."""
+        """Begin a test; one before may have ended the trace."""
+        self._measured.stop()
+        self._measured.start()
         self._measured.switch_context(nodeid)
         self.seconds[nodeid] = -time.monotonic()
 

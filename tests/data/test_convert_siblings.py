@@ -68,7 +68,7 @@ class TestNumbersOfEpisodes:
         ],
     )
     def test_a_number_that_is_none_is_refused(self, tmp_path, episodes):
-        with pytest.raises(ValueError, match="expected (the name of an episode|one name or number per row) in 'episodes'"):
+        with pytest.raises(ValueError, match=r"expected (the name of an episode|one name or number per row) in 'episodes'"):
             converted(tmp_path, COLUMN, episodes=episodes)
         assert not (tmp_path / "store").exists()
 
@@ -118,7 +118,7 @@ class TestUnknownEnds:
 
 @pytest.mark.parametrize("rewards", [5, np.array(5.0), None.__class__])
 def test_what_is_no_column_is_named(tmp_path, rewards):
-    with pytest.raises(TypeError, match="rewards: expected an array of rows|arrays: expected arrays of all episodes"):
+    with pytest.raises(TypeError, match=r"rewards: expected an array of rows|arrays: expected arrays of all episodes"):
         converted(tmp_path, COLUMN, COLUMN, rewards)
 
 
@@ -261,7 +261,7 @@ class TestHdf5:
         with h5py.File(tmp_path / "a.hdf5", "w") as file:
             for name in ("obs", "actions"):
                 file.create_dataset(f"{group}{name}", (10**10, 3), "f8", chunks=(1000, 3))
-        with pytest.raises(InvalidFileError, match="'.*' has 240,000,000,000 bytes, but only 0"):
+        with pytest.raises(InvalidFileError, match=r"'.*' has 240,000,000,000 bytes, but only 0"):
             from_hdf5(tmp_path / "a.hdf5", tmp_path / "store")
 
     def test_a_digit_that_is_no_number_is_a_name(self, tmp_path):

@@ -42,12 +42,14 @@ class ExportDirectory:
 
     def __enter__(self) -> ExportDirectory:
         """Take the lock, and give an old export its name back if a kill came between two renames."""
-        self._lock.enter_context(locked(self._real.parent, name=f".{self._real.name}.lock"))
-        old = self._other(OLD)
-        if old.is_dir() and not self._real.exists():
-            os.replace(old, self._real)
-        for left in (old, self._other("new")):
-            shutil.rmtree(left, ignore_errors=True)
+        with contextlib.ExitStack() as lock:
+            lock.enter_context(locked(self._real.parent, name=f".{self._real.name}.lock"))
+            old = self._other(OLD)
+            if old.is_dir() and not self._real.exists():
+                os.replace(old, self._real)
+            for left in (old, self._other("new")):
+                shutil.rmtree(left, ignore_errors=True)
+            self._lock = lock.pop_all()
         return self
 
     def __exit__(
