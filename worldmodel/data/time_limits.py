@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 import gymnasium as gym
@@ -46,8 +47,9 @@ def _decisions(limit: Any, repeat: int) -> list[int]:
 
 
 def positive_limits(*values: Any) -> list[int]:
-    """Return the values that are numbers of steps; Gymnasium's -1 is no limit."""
-    return [value for value in values if isinstance(value, int) and not isinstance(value, bool) and value > 0]
+    """Return the values that are numbers of steps, as Python's integers; Gymnasium's -1 is no limit."""
+    numbers = [value for value in values if isinstance(value, Real) and not isinstance(value, bool)]  # NumPy's, too
+    return [math.ceil(value) for value in numbers if 0 < value < math.inf]
 
 
 def recorded_limits(recipe: Mapping[str, Any]) -> list[int]:
