@@ -43,7 +43,9 @@ def test_without_a_fraction_nothing_is_held_out():
     assert (train.tolist(), test.tolist()) == ([0, 1, 2, 3, 4], [])
 
 
-@pytest.mark.parametrize(("count", "fraction", "held_out"), [(1, 0.5, 0), (2, 0.01, 1), (2, 0.99, 1), (10, 0.3, 3), (3, 0.5, 2)])
+@pytest.mark.parametrize(
+    ("count", "fraction", "held_out"), [(1, 0.5, 0), (2, 0.01, 1), (2, 0.99, 1), (10, 0.3, 3), (3, 0.5, 2)]
+)
 def test_both_sets_hold_an_episode_where_there_are_two(count, fraction, held_out):
     train, test = split_episodes(count, test_fraction=fraction, seed=3)
     assert len(test) == held_out
