@@ -54,7 +54,7 @@ def test_both_sets_hold_an_episode_where_there_are_two(count, fraction, held_out
 
 @pytest.mark.parametrize(("count", "fraction"), [(0, 0.1), (1.0, 0.1), (True, 0.1), (3, 1.0), (3, -0.1), (3, np.nan)])
 def test_a_split_of_other_numbers_is_refused(count, fraction):
-    with pytest.raises((TypeError, ValueError), match="num_episodes: expected|test_fraction: expected"):
+    with pytest.raises((TypeError, ValueError), match=r"num_episodes: expected|test_fraction: expected"):
         split_episodes(count, test_fraction=fraction, seed=0)
 
 

@@ -6,8 +6,12 @@ from dataclasses import fields
 import numpy as np
 import pytest
 import torch
+from toy_data import walking_episode, write_store
 
-from worldmodel.models import MDNRNN, MDNRNNConfig, SequenceBatch
+from worldmodel.data import EpisodeCollection
+from worldmodel.mixtures import LatentLayout, LatentPart
+from worldmodel.models import DEFAULT_OUTCOME_SIZE, MDNRNN, MDNRNNConfig, SequenceBatch
+from worldmodel.runtime import RunConfig, files
 from worldmodel.training import (
     DataConfig,
     FrameConfig,
@@ -16,6 +20,7 @@ from worldmodel.training import (
     WindowSampler,
     baseline_nll,
     calibrate_termination,
+    decisions,
     head_choice,
     learning_rate,
     likelihood,
@@ -184,3 +189,75 @@ def test_of_two_equal_heads_the_simple_one_is_chosen():
     candidates = dict.fromkeys((head_choice.SIMPLE, head_choice.RICH), model)
     choice = head_choice.choose_latent_head(candidates, OneWindow(), OneWindow(), TrainingConfig(num_updates=1), 0)
     assert choice == {"chosen": head_choice.SIMPLE, "gain": 0.0, "se": 0.0, "updates": 1}
+
+
+@pytest.fixture
+def episodes(tmp_path):
+    return EpisodeCollection([write_store(tmp_path / "data", [walking_episode(number, 4) for number in range(3)])])
+
+
+def recorded(tmp_path, **entries):
+    """The directory of a run with this record."""
+    out = tmp_path / "out"
+    out.mkdir()
+    files.write_json(out / decisions.FIT_FILE, entries, format=decisions.FIT_FORMAT, version=decisions.FIT_VERSION)
+    return out
+
+
+def test_a_new_fit_decides_what_is_open_and_keeps_what_is_given(episodes, tmp_path):
+    new = decisions.decide(None, episodes, tmp_path / "out", RunConfig())
+    assert (new.outcome_size, new.min_scale, new.termination_head) == (DEFAULT_OUTCOME_SIZE, None, True)
+    given = MDNRNNConfig(outcome_size=3, min_scale=0.2, termination_head=False)
+    kept = decisions.decide(given, episodes, tmp_path / "out", RunConfig())
+    assert (kept.outcome_size, kept.min_scale, kept.termination_head) == (3, 0.2, False)
+
+
+@pytest.mark.parametrize(("run", "resumed"), [({}, True), ({"overwrite": True}, False), ({"resume": False}, False)])
+def test_only_a_run_that_is_resumed_takes_what_it_has_recorded(episodes, tmp_path, run, resumed):
+    model = {"latent_head": "MixtureHead", "min_scale": 0.07}
+    out = recorded(tmp_path, mdnrnn=model, training_config={"learning_rate": 0.004})
+    found = decisions.decide(None, episodes, out, RunConfig(**run))
+    assert found.latent_head == ("MixtureHead" if resumed else "auto")
+    assert found.min_scale == (0.07 if resumed else None)
+    assert found.outcome_size == (0 if resumed else DEFAULT_OUTCOME_SIZE)
+    rate = decisions.with_rate(TrainingConfig(), MDNRNN(2, 3, MDNRNNConfig(hidden_size=4)), out, RunConfig(**run)).learning_rate
+    assert rate == (0.004 if resumed else 6e-3)
+
+
+def test_a_resumed_run_keeps_what_is_given_and_what_was_left_open(episodes, tmp_path):
+    model = {"latent_head": "MixtureHead", "min_scale": 0.07, "outcome_size": 5}
+    out = recorded(tmp_path, mdnrnn=model, latent_head_choice=True, sigma_floors=True)
+    found = decisions.decide(None, episodes, out, RunConfig())
+    assert (found.latent_head, found.min_scale, found.outcome_size) == ("auto", None, 5)
+    given = decisions.decide(MDNRNNConfig(min_scale=0.2, latent_head="AutoregressiveHead"), episodes, out, RunConfig())
+    assert (given.min_scale, given.latent_head) == (0.2, "AutoregressiveHead")
+
+
+def test_a_given_model_leaves_nothing_open():
+    layout = LatentLayout((LatentPart(name="x", kind="continuous", start=0, size=2),))
+    assert decisions.left_open(None, layout) == {"latent_head_choice": False, "sigma_floors": False}
+    assert decisions.left_open(MDNRNNConfig(), layout) == {"latent_head_choice": True, "sigma_floors": True}
+    assert decisions.left_open(MDNRNNConfig(min_scale=0.1), layout) == {"latent_head_choice": True, "sigma_floors": False}
+
+
+def test_the_weight_of_a_component_is_that_of_the_number_that_uses_it_most():
+    torch.manual_seed(0)
+    model = MDNRNN(2, 1, MDNRNNConfig(hidden_size=3, num_components=3)).eval()
+    batch = SequenceBatch(
+        torch.randn(50, 2, 2), torch.zeros(50, 1, 1), torch.randn(50, 1), torch.arange(50).reshape(50, 1) % 5 == 0,
+        torch.ones(50, 1).bool(),
+    )  # fmt: skip
+    found = quality.Predictions.of(model, [batch, batch], TrivialModels.fit([batch]))
+    weights = model(batch.z[:, :-1], batch.action)[0].latent.log_weights.exp().double()  # (B, 1, K, D)
+    torch.testing.assert_close(found.weights, weights.mean(dim=(0, 1)).amax(dim=-1).detach())
+    assert len(found.ended) == len(found.log_odds) == len(found.mean_reward) == 100
+
+
+def test_without_a_termination_head_its_quality_is_not_judged():
+    ended = torch.arange(100).double() % 5 == 0
+    numbers = torch.zeros(100).double()
+    fields = {"trivial_log_odds": numbers, "reward": numbers, "mean_reward": None, "trivial_reward": numbers, "weights": None}
+    assert quality.termination_problems(quality.Predictions(ended=ended.double(), log_odds=None, **fields)) == []
+    wrong = quality.Predictions(ended=ended.double(), log_odds=numbers + 9, **fields)
+    assert "worse than the rate" in quality.termination_problems(wrong)[0]
+    assert quality.dead_components(wrong) == ""
