@@ -1,7 +1,7 @@
 """Numbers that users meet without choosing them: defaults, rates, boundaries of checks."""
 
+import dataclasses
 import math
-from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -63,7 +63,7 @@ DEFAULTS = {
 
 @pytest.mark.parametrize("config", DEFAULTS)
 def test_the_defaults_are_those_that_the_results_were_measured_with(config):
-    assert {field.name: field.default for field in fields(config)} == DEFAULTS[config]
+    assert {field.name: field.default for field in dataclasses.fields(config)} == DEFAULTS[config]
 
 
 def test_the_constants_are_those_of_the_papers_and_the_pages():
@@ -250,6 +250,9 @@ def test_the_weight_of_a_component_is_that_of_the_number_that_uses_it_most():
     found = quality.Predictions.of(model, [batch, batch], TrivialModels.fit([batch]))
     weights = model(batch.z[:, :-1], batch.action)[0].latent.log_weights.exp().double()  # (B, 1, K, D)
     torch.testing.assert_close(found.weights, weights.mean(dim=(0, 1)).amax(dim=-1).detach())
+    assert quality.dead_components(found) == ""
+    dead = dataclasses.replace(found, weights=torch.tensor([0.99, 0.005, 0.02]))
+    assert quality.dead_components(dead) == ", with 2 of 3 components of the mixture in use"
     assert len(found.ended) == len(found.log_odds) == len(found.mean_reward) == 100
 
 
