@@ -64,6 +64,7 @@ def test_a_permutation_takes_each_number_once(size):
 
 
 def test_a_permutation_is_the_same_in_every_version():
+    assert permuted(np.arange(3), 3, key=[7]).tolist() == [1, 2, 0]
     assert permuted(np.arange(5), 5, key=[7]).tolist() == [1, 0, 3, 4, 2]
     assert permuted(np.arange(6), 1000, key=[7, 1]).tolist() == [52, 627, 11, 504, 937, 236]
 

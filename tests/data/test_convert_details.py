@@ -8,6 +8,7 @@ from gymnasium import spaces
 from toy_data import labelled_episode, write_store
 
 from worldmodel.data import Columns, ConversionConfig, EpisodeWriter, from_arrays, from_csv, from_hdf5, from_parquet
+from worldmodel.data.formats import hdf5
 from worldmodel.data.formats.config import GUESSES
 from worldmodel.data.formats.inference import FEW_VALUES, MAX_CHOICES, NO_ACTIONS, VISITS
 from worldmodel.runtime import RunConfig
@@ -120,6 +121,18 @@ def test_progress_of_a_file_ends_at_the_number_of_its_rows(tmp_path):
     seen = []
     from_hdf5(tmp_path / "a.hdf5", tmp_path / "store", run=RunConfig(on_progress=seen.append))
     assert {one.stage: (one.done, one.total) for one in seen} == {"check": (6, 6), "convert": (6, 6)}
+
+
+@pytest.mark.parametrize(("rows", "refused"), [(2**25, False), (2**25 + 1, True)])
+def test_a_quarter_of_a_gibibyte_need_not_be_written(tmp_path, rows, refused):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "a.hdf5", "w") as file:
+        file.create_dataset("observations", (rows,), "f8", chunks=(1000,))
+        if refused:
+            with pytest.raises(ValueError, match="but only 0 of them were written"):
+                hdf5._check_sizes(file)
+        else:
+            hdf5._check_sizes(file)
 
 
 def test_an_hdf5_file_without_rows_is_named(tmp_path):

@@ -131,6 +131,12 @@ def test_a_cell_that_is_too_long_is_one_error(tmp_path, header):
         from_csv(tmp_path / "log.csv", tmp_path / "store")
 
 
+def test_a_header_of_the_most_characters_is_read(tmp_path):
+    (tmp_path / "log.csv").write_text("x," * 2**21, encoding="utf-8")
+    with pytest.raises(ValueError, match="line 1: expected a header with different names of columns"):
+        from_csv(tmp_path / "log.csv", tmp_path / "store")
+
+
 def test_a_header_without_an_end_is_not_read_whole(tmp_path):
     (tmp_path / "log.csv").write_text("x," * 2**22, encoding="utf-8")
     with pytest.raises(InvalidFileError, match="line 1: expected a header with names of columns, got a line of more than 4 MB"):
