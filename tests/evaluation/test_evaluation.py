@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import gymnasium as gym
 import numpy as np
@@ -17,7 +18,7 @@ from worldmodel.dream import DEFAULT_HORIZON, Dreams, Reality, Scores, score, ti
 from worldmodel.evaluation import Evaluation, EvaluationConfig, evaluate, replay
 from worldmodel.models import feature_size
 from worldmodel.rng import EVALUATION_STREAM, derive_seed, episode_seed
-from worldmodel.runtime import RunConfig
+from worldmodel.runtime import RunConfig, WorkerConfig
 
 
 def controller_of(world, push=2):
@@ -299,3 +300,39 @@ def test_an_environment_that_returns_invalid_values_is_named(trouble):
             env=EnvConfig(Nonsense, max_steps=6),
             config=EvaluationConfig(num_episodes=2, num_dreams=4),
         )
+
+
+def test_workers_and_executors_play_the_episodes_of_this_process():
+    world, episodes = random_world(WalkEnv.action_space, WalkEnv.observation_space), []
+    env = EnvConfig(WalkEnv, max_steps=12)
+    controller = controller_of(world)
+
+    def count(progress):
+        episodes.append(progress.done)
+
+    def found(workers):
+        config, run = EvaluationConfig(num_episodes=37, num_dreams=2), RunConfig(on_progress=count)
+        return evaluate(controller, world, env=env, config=config, workers=workers, run=run)
+
+    here = found(0)
+    episodes.clear()
+    with ThreadPoolExecutor(2) as executor:
+        threads = found(WorkerConfig(executor=executor))
+    assert sorted(episodes)[-1] == 37
+    one, two = found(1), found(2)
+    for other in (threads, one, two):
+        np.testing.assert_allclose(other.real.returns, here.real.returns)
+        np.testing.assert_array_equal(other.real.lengths, here.real.lengths)
+        np.testing.assert_array_equal(other.random.returns, one.random.returns)
+        np.testing.assert_array_equal(other.dream.returns, here.dream.returns)
+
+
+@pytest.mark.parametrize("trouble", ["raise", "die"])
+def test_a_worker_names_the_episodes_that_failed(trouble):
+    world = random_world(CountEnv.action_space, CountEnv.observation_space)
+    seed = episode_seed(derive_seed(1, EVALUATION_STREAM), 17)
+    env = EnvConfig(CountEnv, kwargs={"trouble": trouble, "seeds": [seed]}, max_steps=9)
+    numbers = {"config": EvaluationConfig(num_episodes=19, num_dreams=2), "workers": 1, "seed": 1}
+    name = "(crashed|episode 17 .*the toy broke)"
+    with pytest.raises(RuntimeError, match=rf"env: expected to play episodes 16 to 18, got 2 times: .*{name}"):
+        evaluate(Controller(7, world.action_space), world, env=env, **numbers)

@@ -6,7 +6,7 @@ import torch
 from scipy import stats
 
 from worldmodel.mixtures import GaussianMixture
-from worldmodel.rng import Streams, fill_exponential, fill_normal, fill_uniform
+from worldmodel.rng import BatchRows, Streams, fill_bernoulli, fill_exponential, fill_normal, fill_uniform
 
 DISTRIBUTIONS = {
     "uniform_": stats.uniform(),
@@ -153,3 +153,18 @@ def test_a_mixture_sampled_by_streams_has_its_moments():
 def test_a_batch_of_another_size_is_rejected(shape):
     with pytest.raises(ValueError, match="expected a first dimension of 4 streams"):
         streams(4).uniform_(torch.empty(shape))
+
+
+def fill_half(tensor, source):
+    return fill_bernoulli(tensor, 0.5, source)
+
+
+@pytest.mark.parametrize("fill", [fill_uniform, fill_exponential, fill_normal, fill_half])
+def test_rows_of_a_batch_get_the_numbers_that_the_batch_would_get(fill):
+    whole = fill(torch.empty(7, 3), torch.Generator().manual_seed(5))
+    generator = torch.Generator().manual_seed(5)
+    part = fill(torch.empty(3, 3), BatchRows(generator, slice(2, 5), 7))
+    assert torch.equal(part, whole[2:5])
+    reference = torch.Generator().manual_seed(5)
+    fill(torch.empty(7, 3), reference)
+    assert torch.equal(generator.get_state(), reference.get_state())

@@ -13,7 +13,7 @@ from multiprocessing import get_context
 import pytest
 
 from worldmodel.data import EpisodeStore, collect
-from worldmodel.runtime import RunConfig, WorkerConfig, dask_executor, executors
+from worldmodel.runtime import Kept, RunConfig, WorkerConfig, dask_executor, executors, machine_name
 from worldmodel.runtime.executors import run_batch
 
 
@@ -138,7 +138,7 @@ class TestErrors:
         assert result.problem.startswith("expected worldmodel 0.0.0")
 
     def test_what_a_worker_cannot_import_is_named(self):
-        result = run_batch("digest", b"cno_such_module\nthing\n.", [1], executors.__version__, None)
+        result = run_batch("digest", (b"cno_such_module\nthing\n.", {}), [1], executors.__version__, None)
         assert "got ModuleNotFoundError: No module named 'no_such_module'" in result.problem
 
     @pytest.mark.parametrize(
@@ -253,3 +253,43 @@ def processes(folder):
         for process in (worker, scheduler):
             process.kill()
             process.wait()
+
+
+def test_each_shard_names_the_machine_of_its_episodes(tmp_path, run):
+    store = collect("CartPole-v1", out=tmp_path / "store", num_episodes=3, seed=0)
+    assert store.machines == [machine_name()]
+    assert EpisodeStore.open(tmp_path / "store").machines == [machine_name()]
+    assert machine_name() in run(["store", "inspect", str(tmp_path / "store")])[1]
+    manifest = json.loads((tmp_path / "store" / "manifest.json").read_text())
+    assert [shard["machines"] for shard in manifest["shards"]] == [[machine_name()]]
+
+
+def test_large_parts_of_a_runner_are_sent_once(monkeypatch):
+    sent = []
+
+    class Counting(ThreadPoolExecutor):
+        def submit(self, function, digest, payload, *rest):
+            if payload is not None:
+                sent.append(set(payload[1]))
+            return super().submit(function, digest, payload, *rest)
+
+    large = Kept(list(range(1000)))
+    with Counting(1) as executor:
+        for number in range(4):
+            runs = WorkerConfig(executor=executor).run(Picks(large, number), range(3))
+            assert sorted(outcome for _, _, outcome in runs) == [number, number + 1, number + 2]
+    assert sum(bool(parts) for parts in sent) == 1
+    assert len(sent) == 5  # the runner of each run, and once more with its large part
+
+
+class Picks:
+    """A runner with a large part and a small one."""
+
+    def __init__(self, large, first):
+        self.large, self.first = large, first
+
+    def run(self, task, watch):
+        return self.large.value[self.first + task]
+
+    def close(self):
+        pass

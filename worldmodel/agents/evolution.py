@@ -24,12 +24,14 @@ from worldmodel.agents.controller import Controller, ControllerConfig
 from worldmodel.agents.population import DreamPopulation, Population, RealPopulation
 from worldmodel.agents.registry import copy_for_training
 from worldmodel.agents.search_log import SearchLog
+from worldmodel.agents.shared_population import SharedPopulation
 from worldmodel.agents.strategies import METHODS, Method, OpenAIESConfig, make_strategy
 from worldmodel.dream import Agent, Dreams, usual_horizon
 from worldmodel.models import WorldModel
 from worldmodel.rng import SEARCH_STREAM, derive_seed
 from worldmodel.runtime import (
     Progress,
+    Ranks,
     RunConfig,
     check_integer,
     check_integers,
@@ -120,6 +122,9 @@ def evolve(
     is returned. The score of the best candidate of a generation is biased by its selection; that of the centre is not. The
     paper's CarRacing search is a `RealPopulation` with 16 rollouts, ``test_every=25`` and the other defaults.
 
+    Several processes of a `torch.distributed` group can call this function together: each evaluates its share of the candidates
+    (`worldmodel.agents.shared_population`), rank 0 writes the log and reports, and all return the same agent.
+
     Args:
         worlds: dreams, whose number is the population times the dreams of each candidate; or a `RealPopulation`.
         agent: the agent to start from, an nn.Module whose parameters are searched; it is not modified. Or the kind of a
@@ -148,6 +153,11 @@ def evolve(
     horizon, seed = check_integer(horizon, "horizon", least=1), check_integer(seed, "seed", least=0)
     config.require_packages()
     evaluator: Population = DreamPopulation(worlds, config.population) if isinstance(worlds, Dreams) else worlds
+    ranks = Ranks.current()
+    if not ranks.alone:
+        evaluator = SharedPopulation(evaluator, ranks)
+    if not ranks.leads:
+        log, run = None, RunConfig(progress=False)
     start = _make_start(agent, evaluator.world, seed)
     kept = SearchLog(None if log is None else Path(log), SEARCH_FORMAT, SEARCH_VERSION)
     search = _Search(evaluator, config, start, horizon=horizon, seed=seed, log=kept)
@@ -156,7 +166,7 @@ def evolve(
         while not search.finished:
             progress = search.advance()
             report(progress)
-            if requested.is_set():
+            if ranks.agree(requested.is_set()):
                 where = "" if log is None else f"; {log} holds them"
                 raise KeyboardInterrupt(f"interrupted after {progress.done} generations{where}")
     return search.best
@@ -208,9 +218,11 @@ class _Search:
 
     def start(self, run: RunConfig) -> None:
         """Test the start, or replay the log."""
-        self._identity = self._make_identity()
-        if self._log.prepare(run):
-            self._replay(run.threads)
+        self._identity, ranks = self._make_identity(), Ranks.current()
+        earlier = ranks.share(_read_log(self._log) if self._log.prepare(run) else None)
+        if earlier is not None:
+            tensors, content = earlier
+            self._replay(tensors, content, run.threads)
         else:
             set_threads(None, run.threads, self._log.path or "this search")
             self._table = _Table(self._test(self.best, "the start"))
@@ -281,9 +293,8 @@ class _Search:
         table, threads = files.digest_tensors(tensors), torch.get_num_threads()
         self._log.write(tensors, {"search": self._identity, "centre": self._digest(), "table": table, "threads": threads})
 
-    def _replay(self, threads: int | None) -> None:
+    def _replay(self, tensors: dict[str, Tensor], content: dict[str, Any], threads: int | None) -> None:
         """Repeat all asks and tells of the log, so that the strategy has the same state, to the bit."""
-        tensors, content = _read_log(self._log)
         path = str(self._log.path)
         check_same_run(content["search"], self._identity, path)
         set_threads(content.get("threads"), threads, path)

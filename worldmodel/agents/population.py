@@ -20,7 +20,7 @@ from worldmodel.data import EnvConfig, EnvMaker, env_maker
 from worldmodel.dream import Agent, Dreams, LatentState, Reality, Reward, Scores, check_rewards, reward_name, score, time_limit
 from worldmodel.models import State, WorldModel, require_world
 from worldmodel.rng import derive_seed, episode_seed
-from worldmodel.runtime import Listener, Progress, StepWatch, WorkerConfig, check_integer
+from worldmodel.runtime import Kept, Listener, Progress, StepWatch, WorkerConfig, check_integer
 from worldmodel.spaces import Value, map_leaves
 
 EPISODES_A_TASK = 16  # real episodes of a test that are played in lockstep; fixed, so that results do not depend on the workers
@@ -61,7 +61,7 @@ class DreamPopulation:
             raise ValueError(f"population: expected a divisor of the number of dreams {dreams.batch_size}, got {population}")
         if isinstance(dreams.temperature, Tensor) and dreams.temperature.ndim > 0:
             raise ValueError("dreams: expected one temperature for all, got one per dream, which favours some candidates")
-        self.world, self._dreams = dreams.world, dreams.variant(num_groups=population)
+        self.world, self._dreams, self._population = dreams.world, dreams.variant(num_groups=population), population
 
     def recipe(self) -> dict[str, Any]:
         """Return everything that the scores depend on, as JSON-serialisable data."""
@@ -70,7 +70,10 @@ class DreamPopulation:
     def fitness(self, agent: Any, candidates: Tensor, *, horizon: int, seed: int, name: str) -> np.ndarray:
         """Mean return (P,) of each candidate, all in one batch."""
         policy = ControllerBatch(agent, candidates) if type(agent) is Controller else AgentGroups(agent, candidates)
-        returns, _ = self._dreams.score(policy, horizon, generator=self._dreams.generator(seed))
+        dreams, groups = self._dreams, len(candidates)
+        if groups != self._population:  # a rank's share; common random numbers do not depend on the number of groups
+            dreams = dreams.variant(num_dreams=dreams.batch_size // self._population * groups, num_groups=groups)
+        returns, _ = dreams.score(policy, horizon, generator=dreams.generator(seed))
         return returns.reshape(len(candidates), -1).mean(dim=1).cpu().numpy()
 
     def test(self, agent: Any, *, episodes: int, horizon: int, seed: int, name: str) -> float:
@@ -194,8 +197,8 @@ class RealPopulation:
         described = config.recipe()
         self._recipe = {"worlds": described.pop("env"), "rollouts": self._rollouts, **described}
         self._recipe |= {} if reward is None else {"reward": reward_name(reward)}
-        self._stage = _Stage(copy.deepcopy(world).cpu(), replace(config, env=env_maker(config.env)), reward)
-        self._stage.reality(1, 0).close()  # raises now if the environment cannot be made
+        self._stage = Kept(_Stage(copy.deepcopy(world).cpu(), replace(config, env=env_maker(config.env)), reward))
+        self._stage.value.reality(1, 0).close()  # raises now if the environment cannot be made
 
     def time_limit(self) -> int:
         """Return the longest episode of the environment in steps; see `worldmodel.dream.time_limit`."""
@@ -291,7 +294,7 @@ class _Task:
 class _Runner:
     """Plays tasks, in this process or in a worker; tasks with the same episodes share their environments."""
 
-    def __init__(self, stage: _Stage, agent: Any, tasks: list[_Task], horizon: int):
+    def __init__(self, stage: Kept[_Stage], agent: Any, tasks: list[_Task], horizon: int):
         self._stage, self._agent, self._tasks, self._horizon = stage, agent, tasks, horizon
         self._reality: Reality | None = None
         self._episodes: tuple[int, int] | None = None
@@ -301,7 +304,7 @@ class _Runner:
         task = self._tasks[number]
         if self._reality is None or self._episodes != (task.episodes, task.seed):
             self.close()
-            self._reality = self._stage.reality(task.episodes, task.seed, watch)
+            self._reality = self._stage.value.reality(task.episodes, task.seed, watch)
             self._episodes = task.episodes, task.seed
         if task.weights is not None:
             nn.utils.vector_to_parameters(task.weights, self._agent.parameters())

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Generator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 import tyro
@@ -23,9 +21,10 @@ from worldmodel.cli.options import (
     Run,
     open_vision,
 )
+from worldmodel.cli.workers import pool
 from worldmodel.experiments import Preset
 from worldmodel.models import Encoder
-from worldmodel.runtime import Progress, WorkerConfig, dask_executor
+from worldmodel.runtime import Progress, WorkerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +95,8 @@ class Collect(Command):
             steps = int(progress.metrics["steps"])
 
         vision = open_vision(self.vision, self.output.choose_device()) if self.vision else None
-        with self.pool() as workers:
+        config = WorkerConfig(num_workers=self.workers, step_timeout=self.step_timeout, memory_limit=self.memory_limit)
+        with pool(config, self.scheduler) as workers:
             store = wm.collect(
                 self.environment.of(self.env),
                 out=self.out,
@@ -108,16 +108,6 @@ class Collect(Command):
                 run=self.output.config(count),
             )
         return report(store, steps / (time.monotonic() - began))
-
-    @contextlib.contextmanager
-    def pool(self) -> Generator[WorkerConfig]:
-        """Give the workers: processes of this machine, or those of a cluster."""
-        config = WorkerConfig(num_workers=self.workers, step_timeout=self.step_timeout, memory_limit=self.memory_limit)
-        if self.scheduler is None:
-            yield config
-            return
-        with dask_executor(self.scheduler) as executor:
-            yield replace(config, executor=executor)
 
     def behaviour(self) -> str | wm.LatentPolicy:
         """Return the name of the policy, or the agent of ``--controller`` as a policy."""

@@ -13,7 +13,7 @@ from tyro.conf import OmitArgPrefixes as Flat
 import worldmodel as wm
 from worldmodel.agents import check_agent, load_agent
 from worldmodel.cli.options import Command, DeviceOutput, DreamKind, Flag, Result, check_free
-from worldmodel.dream import Policy, RandomActions, Rollout, format_spread
+from worldmodel.dream import Rollout, format_spread, shared_rollout
 from worldmodel.runtime import write_bytes
 from worldmodel.spaces import leaf_values, to_numpy
 
@@ -57,12 +57,11 @@ class Dream(Command):
         device = self.output.choose_device()
         world = wm.WorldModel.from_pretrained(self.model, device=device)
         dreams = self.kind.dreams(world, self.num_dreams, temperature=self.temperature)
-        generator = dreams.generator(self.seed)
-        policy: Policy = RandomActions(world, generator=generator)
-        if self.controller:
-            policy = check_agent(load_agent(self.controller, device=device), world)
+        policy = check_agent(load_agent(self.controller, device=device), world) if self.controller else None
         began = time.monotonic()
-        rollout = dreams.rollout(policy, self.horizon, generator=generator)
+        rollout = shared_rollout(dreams, policy, self.horizon, seed=self.seed)
+        if rollout is None:
+            return Result("", {})
         seconds = time.monotonic() - began
         arrays = {name: getattr(rollout, name).cpu().numpy() for name in ("z", "rewards", "terminated", "mask")}
         arrays |= nested("actions", rollout.actions) | nested("observations", world.decode(rollout.z))

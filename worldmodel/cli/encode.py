@@ -9,6 +9,8 @@ from tyro.conf import OmitArgPrefixes as Flat
 
 import worldmodel as wm
 from worldmodel.cli.options import Command, EncoderOptions, Result, Run, open_vision
+from worldmodel.cli.workers import pool
+from worldmodel.runtime import WorkerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +23,9 @@ class Encode(Command):
         data: directory written by worldmodel collect.
         vision: directory written by worldmodel train-vae.
         out: directory of the encoded store; None: DATA-encoded.
+        workers: worker processes, which encode on the CPU; 0: none; the result is the same.
+        scheduler: address of a Dask scheduler, such as tcp://10.0.0.1:8786, whose workers encode (extra: dask); they must see
+            DATA under the same path.
         encoder: how codes are stored.
         output: device, earlier runs and output.
     """
@@ -30,6 +35,8 @@ class Encode(Command):
     data: str
     vision: str
     out: str | None = None
+    workers: int = 0
+    scheduler: str | None = None
     encoder: Flat[EncoderOptions] = field(default_factory=EncoderOptions)
     output: Flat[Run] = field(default_factory=Run)
 
@@ -37,14 +44,16 @@ class Encode(Command):
         """Encode."""
         vision = open_vision(self.vision, self.output.choose_device())
         began = time.monotonic()
-        store = wm.encode_store(
-            self.data,
-            vision=vision,
-            out=self.out or f"{self.data.rstrip('/')}-encoded",
-            dtype=self.encoder.dtype,
-            precision=self.encoder.precision,
-            run=self.output.config(),
-        )
+        with pool(WorkerConfig(num_workers=self.workers), self.scheduler) as workers:
+            store = wm.encode_store(
+                self.data,
+                vision=vision,
+                out=self.out or f"{self.data.rstrip('/')}-encoded",
+                dtype=self.encoder.dtype,
+                precision=self.encoder.precision,
+                workers=workers,
+                run=self.output.config(),
+            )
         seconds = time.monotonic() - began
         text = (
             f"episodes  {len(store)}\nsteps     {store.num_steps}\nseconds   {seconds:.1f}\n"

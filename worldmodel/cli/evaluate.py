@@ -23,6 +23,7 @@ from worldmodel.cli.options import (
     check_free,
     write_json_file,
 )
+from worldmodel.cli.workers import pool
 from worldmodel.evaluation import Evaluation, EvaluationConfig, Probe
 from worldmodel.experiments import Preset
 from worldmodel.runtime import WorkerConfig
@@ -39,9 +40,10 @@ class Evaluate(Command):
         controller: controller directory.
         probe: score fixed policies instead: do dreams rank them as the real environment does?
         episodes: number of real episodes.
-        workers: worker processes for --probe; 0: none; the result is the same.
-        step_timeout: seconds after which a step counts as hanging and ends the probe with an error that names the episode;
-            needs --probe and --workers; None: no limit.
+        workers: worker processes for the real episodes; 0: none.
+        step_timeout: seconds after which a step counts as hanging and ends the evaluation with an error that names the episode;
+            needs --workers; None: no limit.
+        scheduler: address of a Dask scheduler, such as tcp://10.0.0.1:8786, whose workers play the episodes (extra: dask).
         num_dreams: number of dreams.
         temperature: of the dreams; several with --probe.
         out: JSON file to write, with each episode's return and length.
@@ -62,6 +64,7 @@ class Evaluate(Command):
     episodes: int = 100
     workers: int = 0
     step_timeout: float | None = None
+    scheduler: str | None = None
     num_dreams: int = 1024
     temperature: tuple[float, ...] = (1.0,)
     out: str | None = None
@@ -89,24 +92,25 @@ class Evaluate(Command):
         if self.out:
             Path(self.out).parent.mkdir(parents=True, exist_ok=True)  # fail now, not after playing
         found: Evaluation | Probe
-        found, content = self.score_fixed_policies(world) if self.probe else self.score_controller(world)
+        with pool(WorkerConfig(num_workers=self.workers, step_timeout=self.step_timeout), self.scheduler) as workers:
+            found, content = (self.score_fixed_policies if self.probe else self.score_controller)(world, workers)
         text = str(found)
         if self.out:
             write_json_file(self.out, content)
             text += f"\nscores: {self.out}"
         return Result(text, content)
 
-    def score_controller(self, world: wm.WorldModel) -> tuple[Evaluation, dict[str, Any]]:
+    def score_controller(self, world: wm.WorldModel, workers: WorkerConfig) -> tuple[Evaluation, dict[str, Any]]:
         """Score ``--controller``; return its scores and the content of ``--out``."""
         if self.controller is None or len(self.temperature) != 1:
             raise ValueError("--controller, --temperature: expected a controller and one temperature, or --probe")
         agent = load_agent(self.controller, device=world.device)
         env = self.environment.of(self.env)
-        evaluation = wm.evaluate(agent, world, env=env, config=self.config(), seed=self.seed)
+        evaluation = wm.evaluate(agent, world, env=env, config=self.config(), seed=self.seed, workers=workers)
         content = {name: getattr(evaluation, name).to_json() for name in ("real", "dream", "random")}
         return evaluation, {"temperature": self.temperature[0], "seed": self.seed, **content}
 
-    def score_fixed_policies(self, world: wm.WorldModel) -> tuple[Probe, dict[str, Any]]:
+    def score_fixed_policies(self, world: wm.WorldModel, workers: WorkerConfig) -> tuple[Probe, dict[str, Any]]:
         """Score fixed policies; return their scores and the content of ``--out``."""
         found = wm.probe(
             world,
@@ -114,7 +118,7 @@ class Evaluate(Command):
             temperatures=self.temperature,
             config=self.config(),
             seed=self.seed,
-            workers=WorkerConfig(num_workers=self.workers, step_timeout=self.step_timeout),
+            workers=workers,
         )
         return found, {"seed": self.seed, **found.to_json()}
 

@@ -39,6 +39,7 @@ COMMANDS = {  # words: module, class, summary
     "export": ("export", "Export", "ONNX files of a world model, to run without torch"),
     "info": ("info", "Info", "versions, devices and extras; or how a run was made"),
 }
+TOGETHER = ("train-vae", "encode", "train-mdnrnn", "dream", "train-controller")  # commands for several processes, with torchrun
 ALIASES = {"store info": "store inspect"}  # of earlier versions
 SHELLS = ("bash", "zsh")
 
@@ -107,22 +108,30 @@ def run(name: str, words: Sequence[str]) -> int:
     """Run a command and return its exit code."""
     try:
         from worldmodel.cli.parsing import USER_ERRORS, UsageError, explain, parse
+        from worldmodel.runtime import LeaderFailedError, joined_ranks, started_ranks
 
         command = load(name)
     except KeyboardInterrupt:  # torch takes seconds to import
         print("\ninterrupted before anything was done", file=sys.stderr)
         return 130
-    warnings.showwarning = show_warning
+    warnings.showwarning, ranks = show_warning, started_ranks()
     try:
         chosen = parse(command, words, name=f"worldmodel {name}")
-        result = chosen.run()
+        if not ranks.alone and name not in TOGETHER:
+            raise UsageError(f"{name}: expected one process, got {ranks.size}; torchrun can start {', '.join(TOGETHER)}")
+        with joined_ranks():
+            result = chosen.run()
     except UsageError as error:
-        fail(str(error))
+        return fail(str(error)) if ranks.leads else 2
+    except LeaderFailedError:  # which rank 0 reports
+        return 2
     except KeyboardInterrupt as interrupt:
         print(f"\n{str(interrupt) or 'interrupted'}. {command.RESUME}".rstrip(), file=sys.stderr)
         return 130
     except USER_ERRORS as error:
         fail(explain(error))
+    if not ranks.leads:
+        return 0
     if chosen.was_complete:
         print("the run was complete already; nothing was done (--overwrite starts it again)", file=sys.stderr)
     show(json.dumps(result.data) if chosen.json_output else result.text)

@@ -96,6 +96,8 @@ def summary(store: EpisodeStore) -> dict[str, Any]:
     if len(store):
         lengths = store.lengths
         data["lengths"] = f"{lengths.min()} to {lengths.max()}, mean {lengths.mean():.1f}"
+    if store.machines:
+        data["machines"] = ", ".join(store.machines)
     spaces = {"observation_space": str(store.observation_space), "action_space": str(store.action_space)}
     return data | spaces | store.recipe | {"failures": len(store.failures), "fingerprint": store.fingerprint}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,10 +14,11 @@ from tyro.conf import OmitArgPrefixes as Flat
 import worldmodel as wm
 from worldmodel.agents import SEARCH_FILE, ControllerConfig, RealPopulation, load_agent
 from worldmodel.cli.options import DreamKind, EnvironmentOptions, Result, SearchCommand, SearchRun, given
+from worldmodel.cli.workers import pool
 from worldmodel.dream import score, time_limit, usual_horizon
 from worldmodel.evaluation import EvaluationConfig
 from worldmodel.experiments import Preset
-from worldmodel.runtime import WorkerConfig
+from worldmodel.runtime import Ranks, WorkerConfig
 
 REAL_TESTS = 64  # real episodes in a test, unless --test-dreams says otherwise
 SCORED_DREAMS = 1024
@@ -32,6 +34,8 @@ class TrainController(SearchCommand):
         workers: worker processes for --env; 0: none; the result is the same.
         step_timeout: seconds after which a step of --env counts as hanging and ends the search with an error that names the
             episode; needs --workers; None: no limit.
+        scheduler: address of a Dask scheduler, such as tcp://10.0.0.1:8786, whose workers play the episodes of --env (extra:
+            dask).
         rollouts: dreams, or real episodes, per candidate.
         initial: directory of a controller to start from; its architecture is kept.
         horizon: longest episode, in steps; None: the limit of the environment.
@@ -46,6 +50,7 @@ class TrainController(SearchCommand):
     env: str | None = None
     workers: int = 0
     step_timeout: float | None = None
+    scheduler: str | None = None
     rollouts: int = 8
     initial: str | None = None
     horizon: int | None = None
@@ -84,13 +89,18 @@ class TrainController(SearchCommand):
         worlds: wm.Dreams | RealPopulation = dreams
         env = self.environment.of(self.env) if self.env else None
         horizon = self.horizon
-        if env is not None:
-            workers = WorkerConfig(num_workers=self.workers, step_timeout=self.step_timeout)
-            worlds = RealPopulation(world, env, rollouts=self.rollouts, workers=workers, reward=self.kind.reward)
         if horizon is None:
             horizon = usual_horizon(world) if env is None else time_limit(env)
         start = load_agent(self.initial, device=device) if self.initial else self.controller
-        with self.output.writing(self.out):
+        with contextlib.ExitStack() as stack:
+            if env is not None:
+                config = WorkerConfig(num_workers=self.workers, step_timeout=self.step_timeout)
+                workers = stack.enter_context(pool(config, self.scheduler))
+                worlds = RealPopulation(world, env, rollouts=self.rollouts, workers=workers, reward=self.kind.reward)
+            if not Ranks.current().leads:
+                wm.evolve(worlds, start, config=self.search, horizon=horizon, seed=self.seed)
+                return Result("", {})
+            stack.enter_context(self.output.writing(self.out))
             run, log = self.output.saving(self.out), self.output.start(self.out, SEARCH_FILE)
             found = wm.evolve(worlds, start, config=self.search, horizon=horizon, seed=self.seed, log=log, run=run)
             found.save_pretrained(self.out, overwrite=True)

@@ -30,6 +30,7 @@ class Episode:
         truncations: (L,) bool, True where the episode was cut off, as by a time limit.
         episode_id: number of the episode in the collection.
         seed: seed of the environment's reset, if known; 0 <= seed < 2^63.
+        machine: where it was made, if known; written to the store's list of shards, and not read back.
 
     Raises:
         TypeError: if ``episode_id`` or ``seed`` is not an integer.
@@ -44,6 +45,7 @@ class Episode:
     truncations: np.ndarray
     episode_id: int = 0
     seed: int | None = None
+    machine: str | None = None
 
     def __post_init__(self) -> None:
         """Validate id, seed and leading dimensions; integers of every kind become Python's."""

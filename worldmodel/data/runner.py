@@ -21,7 +21,7 @@ from worldmodel.data.episode import Episode, as_flag, as_reward, check_episode, 
 from worldmodel.data.policies import POLICIES, Policy, make_policy
 from worldmodel.data.time_limits import TIME_LIMIT, find_time_limit
 from worldmodel.rng import POLICY_STREAM, episode_seed
-from worldmodel.runtime import StepWatch, WorkerConfig, check_integer, describe
+from worldmodel.runtime import StepWatch, WorkerConfig, check_integer, describe, machine_name
 from worldmodel.spaces import as_tuples, check_space, leaf_values, map_leaves, select_leaves, stack_values, without_leaves
 
 LONG_EPISODE = 100_000  # steps after which a warning asks whether the episode has an end
@@ -169,6 +169,7 @@ class Runner:
             truncations=last & truncated,
             episode_id=episode_id,
             seed=seed,
+            machine=machine_name(),
         )
 
     def _kept(self, observation: Any) -> Any:

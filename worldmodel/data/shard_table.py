@@ -51,6 +51,7 @@ class Shard:
         offsets: position in the file at which each leaf starts, in the order of `Schema.leaves`.
         packed: (E,) compressed bytes of each episode, by name of the leaf; leaves that are missing
             are uncompressed.
+        machines: names of the machines that made the episodes, where the manifest knows them.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Shard:
     checksums: np.ndarray
     offsets: tuple[int, ...] = ()
     packed: Mapping[str, np.ndarray] = field(default_factory=dict)
+    machines: tuple[str, ...] = ()
     starts: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
@@ -81,7 +83,8 @@ class Shard:
         """Return the entry of this shard in a manifest."""
         entry: dict[str, Any] = {"name": self.name}
         entry |= {key: write_column(column) for key, column in zip(COLUMNS, self.columns, strict=True)}
-        return entry | ({"packed": write_packed(self.packed)} if self.packed else {})
+        entry |= {"packed": write_packed(self.packed)} if self.packed else {}
+        return entry | ({"machines": list(self.machines)} if self.machines else {})
 
     def lost(self, undamaged: Iterable[int]) -> tuple[int, ...]:
         """Return the ids of all episodes except those at the positions ``undamaged``."""

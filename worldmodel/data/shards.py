@@ -20,6 +20,7 @@ import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -134,7 +135,8 @@ class Schema:
     def shard_from_json(self, entry: Mapping[str, Any]) -> Shard:
         """Return the table of contents from the output of `Shard.to_json`."""
         columns = [read_column(entry[key]) for key in COLUMNS]
-        return self.shard(entry["name"], *columns, packed=read_packed(entry.get("packed", {})))
+        shard = self.shard(entry["name"], *columns, packed=read_packed(entry.get("packed", {})))
+        return replace(shard, machines=tuple(map(str, entry.get("machines", ()))))
 
     def shard(
         self,
@@ -219,7 +221,9 @@ class Schema:
         episode = Episode(
             observations=self._nest("observations", self.observation_space, found),
             actions=self._nest("actions", self.action_space, found),
-            **{name: found[name] for name in ("rewards", "terminations", "truncations")},
+            rewards=found["rewards"],
+            terminations=found["terminations"],
+            truncations=found["truncations"],
             episode_id=int(shard.episode_ids[position]),
             seed=None if shard.seeds[position] == NO_SEED else int(shard.seeds[position]),
         )

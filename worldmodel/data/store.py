@@ -16,6 +16,7 @@ import copy
 import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,11 @@ class EpisodeStore(ReadableEpisodes):
     def failures(self) -> list[dict[str, Any]]:
         """Episodes that could not be collected, by id: ``episode_id``, ``seed``, ``error``."""
         return [dict(self._index.failures[key]) for key in sorted(self._index.failures)]
+
+    @property
+    def machines(self) -> list[str]:
+        """Names of the machines that made the episodes, as far as the manifest knows them; `repair` cannot recover them."""
+        return sorted({machine for shard in self._index.shards for machine in shard.machines})
 
     @property
     def unfinished(self) -> str | None:
@@ -340,7 +346,8 @@ class EpisodeStore(ReadableEpisodes):
             path.unlink(missing_ok=True)
             raise OSError(f"{path}: expected the shard that was written, but other bytes were read back; check disk and memory")
         others = [known for known in self._index.shards if known.name != shard.name]
-        index = self._index.with_shards([*others, shard])
+        machines = sorted({episode.machine for episode in episodes if episode.machine is not None})
+        index = self._index.with_shards([*others, replace(shard, machines=tuple(machines))])
         self._write_manifest(index)
         self._index = index
 

@@ -34,7 +34,8 @@ class Reality(BatchedWorld):
         world: V and M.
         env: id, constructor, or `EnvConfig`.
         num_episodes: B.
-        seed: episode k is reset with ``episode_seed(seed, k)``, as in a collection.
+        seed: episode k is reset with ``episode_seed(seed, first + k)``, as in a collection.
+        first: number of the first episode.
         reward: a function that replaces the environment's reward, as in `Dreams`; it gets the real observations.
         watch: called before each step, reset and construction; None for no timeout and no limit on the memory.
 
@@ -51,6 +52,7 @@ class Reality(BatchedWorld):
         num_episodes: int,
         *,
         seed: int,
+        first: int = 0,
         reward: Reward | None = None,
         watch: StepWatch | None = None,
     ):
@@ -58,6 +60,7 @@ class Reality(BatchedWorld):
         super().__init__(world, num_episodes)
         check_action_repeat(world, config)
         self._seed, self._max_steps = check_integer(seed, "seed", least=0), config.max_steps
+        self._first = check_integer(first, "first", least=0)
         self._leaves = leaves(world.observation_space)
         self._reward = None if reward is None else UserReward(reward, world)
         self._envs: list[gym.Env] = []
@@ -125,12 +128,18 @@ class Reality(BatchedWorld):
         return reward.of_observations(*seen, stack_values(self._observations), state.alive, like=state.z)
 
     def _reset_one(self, k: int) -> Value:
-        seed = episode_seed(self._seed, k)
+        name, seed = self._name(k)
         self._watch.step()
         try:
             return self._checked(self._envs[k].reset(seed=seed)[0], k)
         except (Exception, SystemExit) as error:
-            raise RuntimeError(f"env: expected to reset episode {k} (seed {seed}), but that failed: {error!r}") from error
+            raise RuntimeError(f"env: expected to reset {name}, but that failed: {error!r}") from error
+
+    def _name(self, k: int) -> tuple[str, int]:
+        """Return the name of episode k for messages, and its seed."""
+        number = self._first + k
+        seed = episode_seed(self._seed, number)
+        return f"episode {number} (seed {seed})", seed
 
     def _checked(self, observation: Value, k: int) -> Value:
         """Return V's leaves of the observation of environment k; raise unless they have the space's shapes and are finite."""
@@ -151,10 +160,7 @@ class Reality(BatchedWorld):
             if not np.isfinite(number):
                 raise ValueError(f"expected a finite reward, got {reward}")
         except (Exception, SystemExit) as error:
-            seed = episode_seed(self._seed, k)
-            raise RuntimeError(
-                f"env: expected to step episode {k} (seed {seed}), but step {self._steps} failed: {error!r}"
-            ) from error
+            raise RuntimeError(f"env: expected to step {self._name(k)[0]}, but step {self._steps} failed: {error!r}") from error
         return number, ended or self._steps == self._max_steps
 
 

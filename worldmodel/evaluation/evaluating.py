@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 
 from worldmodel.agents import check_agent
 from worldmodel.data import EnvConfig, EnvMaker
-from worldmodel.dream import REWARD_MODES, Dreams, Policy, RandomActions, Reality, RewardMode, Scores, score, time_limit
+from worldmodel.dream import REWARD_MODES, Agent, Dreams, Policy, RandomActions, Reality, RewardMode, Scores, score, time_limit
 from worldmodel.evaluation.config import EvaluationConfig
+from worldmodel.evaluation.playing import Stage, play
 from worldmodel.models import WorldModel
 from worldmodel.rng import EVALUATION_STREAM, derive_seed
-from worldmodel.runtime import Progress, RunConfig, explains_keywords
+from worldmodel.runtime import Kept, Listener, Progress, RunConfig, WorkerConfig, explains_keywords
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ def evaluate(
     env: str | EnvMaker | EnvConfig,
     config: EvaluationConfig | None = None,
     seed: int = 0,
+    workers: int | WorkerConfig = 0,
     run: RunConfig | None = None,
 ) -> Evaluation:
     """Score an agent in the real environment and in dreams, and random play in the real environment.
@@ -61,25 +63,21 @@ def evaluate(
             steps if neither it nor the environment has a limit.
         config: numbers of episodes, and how to dream.
         seed: seed of all episodes and dreams; its episodes are none that `collect` makes with the same seed.
+        workers: number of worker processes for the real episodes, or a `WorkerConfig`; 0 plays all in lockstep in this process.
+            Workers play some at a time, on the CPU, and V's noise is drawn for these. So their scores differ from those of one
+            process if V has noise, but not with the number of workers.
         run: how progress is shown. Stage "evaluate", in the agent's real steps, with the number of its episodes that are
-            ``running``.
+            ``running``; with workers in episodes.
 
     Raises:
         ValueError: if agent, world and environment do not belong together.
         TypeError: if ``agent`` is neither an agent nor a function.
         RuntimeError: if the environment raises; names the episode.
     """
-    config, agent = config or EvaluationConfig(), check_agent(agent, world)
-    reality = Reality(world, env, config.num_episodes, seed=derive_seed(seed, EVALUATION_STREAM), reward=config.reward)
-    with contextlib.closing(reality), (run or RunConfig()).reporter() as report:
-
-        def on_progress(progress: Progress) -> None:
-            report(replace(progress, stage="evaluate"))
-
-        horizon = time_limit(env)
-        real = score(reality, agent, horizon=horizon, seed=seed, on_progress=on_progress)
-        by_chance = RandomActions(world, generator=reality.generator(seed))
-        random = score(reality, by_chance, horizon=horizon, seed=seed)
+    config, agent, pool = config or EvaluationConfig(), check_agent(agent, world), WorkerConfig.of(workers)
+    horizon = time_limit(env)
+    with (run or RunConfig()).reporter() as report:
+        real, random = _play(agent, world, env, config, derive_seed(seed, EVALUATION_STREAM), seed, horizon, pool, report)
     dreamed, sampled = (
         score(_dreams(world, config, mode), agent, horizon=horizon, seed=seed)
         if mode == "expected" or (config.reward is None and world.mdnrnn.reward_head is not None)
@@ -88,6 +86,33 @@ def evaluate(
     )
     assert dreamed is not None
     return Evaluation(real, dreamed, random, config.temperature, sampled)
+
+
+def _play(
+    agent: Agent,
+    world: WorldModel,
+    env: str | EnvMaker | EnvConfig,
+    config: EvaluationConfig,
+    episodes_seed: int,
+    seed: int,
+    horizon: int,
+    pool: WorkerConfig,
+    report: Listener,
+) -> tuple[Scores, Scores]:
+    """Score the agent and random play in real episodes."""
+
+    def on_progress(progress: Progress) -> None:
+        report(replace(progress, stage="evaluate"))
+
+    if not pool.is_local:
+        numbers = {"reward": config.reward, "episodes": config.num_episodes, "seed": episodes_seed, "horizon": horizon}
+        stage = Kept(Stage.of(world, agent, env, **numbers))
+        return play(stage, workers=pool, on_progress=on_progress), play(stage, at_random=True, workers=pool)
+    reality = Reality(world, env, config.num_episodes, seed=episodes_seed, reward=config.reward)
+    with contextlib.closing(reality):
+        real = score(reality, agent, horizon=horizon, seed=seed, on_progress=on_progress)
+        by_chance = RandomActions(world, generator=reality.generator(seed))
+        return real, score(reality, by_chance, horizon=horizon, seed=seed)
 
 
 def _dreams(world: WorldModel, config: EvaluationConfig, mode: RewardMode) -> Dreams:

@@ -8,6 +8,7 @@ every batch samples again. A vector in addition to an image is encoded without n
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -99,6 +100,15 @@ class Encoder:
         self._device = next(iter(vision.state_dict().values())).device
         self.vision, self.precision = vision, resolve_precision(precision, self._device)
         self.form = EncodedObservations(vision.latent_size, dtype)
+
+    @property
+    def device(self) -> torch.device:
+        """Device that encodes."""
+        return self._device
+
+    def on(self, device: torch.device | str) -> Encoder:
+        """Return an encoder with the same numbers and a copy of V on a device."""
+        return Encoder(copy.deepcopy(self.vision).to(device), dtype=self.form.dtype.name, precision=self.precision)
 
     @property
     def observation_space(self) -> gym.Space:

@@ -37,6 +37,7 @@ from worldmodel.models.latent_frame import LatentFrame
 from worldmodel.models.lstm import LayerNormLSTM, run_lstm, runs_in_loop
 from worldmodel.models.mdnrnn_config import AUTO_LATENT_HEAD, DEFAULT_LATENT_HEAD, MDNRNNConfig
 from worldmodel.models.outcome import Outcome, Prediction, check_next, new_outcome_layers, scale_gradient
+from worldmodel.rng import BatchRows, fill_bernoulli
 from worldmodel.runtime import check_integer, float32_default
 
 
@@ -388,9 +389,9 @@ class MDNRNN(nn.Module):
         return Outcome(reward, logit)
 
 
-def _dropout(x: Tensor, probability: float, training: bool, generator: torch.Generator | None) -> Tensor:
+def _dropout(x: Tensor, probability: float, training: bool, generator: torch.Generator | BatchRows | None) -> Tensor:
     """Inverted dropout with ``generator`` as the source of randomness; `nn.Dropout` uses the global state."""
     if not training or probability == 0:
         return x
-    keep = torch.empty_like(x).bernoulli_(1 - probability, generator=generator)
+    keep = fill_bernoulli(torch.empty_like(x), 1 - probability, generator)
     return x * keep / (1 - probability)

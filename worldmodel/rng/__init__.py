@@ -32,9 +32,11 @@ if TYPE_CHECKING:
     from worldmodel.rng.seeds import VIDEO_STREAM as VIDEO_STREAM
     from worldmodel.rng.seeds import derive_seed as derive_seed
     from worldmodel.rng.seeds import episode_seed as episode_seed
+    from worldmodel.rng.streams import BatchRows as BatchRows
     from worldmodel.rng.streams import Source as Source
     from worldmodel.rng.streams import Streams as Streams
     from worldmodel.rng.streams import box_muller as box_muller
+    from worldmodel.rng.streams import fill_bernoulli as fill_bernoulli
     from worldmodel.rng.streams import fill_exponential as fill_exponential
     from worldmodel.rng.streams import fill_normal as fill_normal
     from worldmodel.rng.streams import fill_uniform as fill_uniform
@@ -46,6 +48,6 @@ else:
                 "AGENT_STREAM COLLECT_STREAM DREAM_TEST_STREAM EVALUATION_STREAM POLICY_STREAM PPO_LEARN_STREAM "
                 "PPO_TEST_STREAM PROBE_STREAM SEARCH_STREAM VALIDATE_STREAM VIDEO_STREAM derive_seed episode_seed"
             ),
-            "streams": "Source Streams box_muller fill_exponential fill_normal fill_uniform",
+            "streams": "BatchRows Source Streams box_muller fill_bernoulli fill_exponential fill_normal fill_uniform",
         },
     )

@@ -79,22 +79,62 @@ class Streams:
         return _shift_right(_mix_32(bits), 9, 32).float().mul_(2.0**-23).add_(2.0**-24)  # exact: a 24th bit would round to 1
 
 
-Source = torch.Generator | Streams | None  # source of random numbers; None is torch's global generator
+class BatchRows:
+    """Some rows of the random numbers of a batch: those that a generator would give them if it filled the whole batch.
+
+    Args:
+        generator: source of the numbers of the whole batch; it advances as if it had filled it.
+        rows: the rows of this part.
+        total: number of rows of the batch.
+    """
+
+    def __init__(self, generator: torch.Generator | None, rows: slice, total: int):
+        self._generator, self._rows, self._total = generator, rows, total
+
+    def uniform_(self, tensor: Tensor) -> Tensor:
+        """Fill ``tensor`` (rows, ...) with uniform numbers in [0, 1) and return it."""
+        return tensor.copy_(self._whole(tensor).uniform_(generator=self._generator)[self._rows])
+
+    def exponential_(self, tensor: Tensor) -> Tensor:
+        """Fill ``tensor`` (rows, ...) with standard exponential numbers and return it."""
+        return tensor.copy_(self._whole(tensor).exponential_(generator=self._generator)[self._rows])
+
+    def normal_(self, tensor: Tensor) -> Tensor:
+        """Fill ``tensor`` (rows, ...) with standard normal numbers and return it."""
+        return tensor.copy_(self._whole(tensor).normal_(generator=self._generator)[self._rows])
+
+    def bernoulli_(self, tensor: Tensor, probability: float) -> Tensor:
+        """Fill ``tensor`` (rows, ...) with ones of a probability, and zeros, and return it."""
+        return tensor.copy_(self._whole(tensor).bernoulli_(probability, generator=self._generator)[self._rows])
+
+    def _whole(self, tensor: Tensor) -> Tensor:
+        return tensor.new_empty((self._total, *tensor.shape[1:]))
+
+
+Source = torch.Generator | Streams | BatchRows | None  # source of random numbers; None is torch's global generator
+_OWN = (Streams, BatchRows)  # sources that fill a tensor themselves
 
 
 def fill_uniform(tensor: Tensor, source: Source) -> Tensor:
     """Fill ``tensor`` in place with uniform numbers in [0, 1) and return it."""
-    return source.uniform_(tensor) if isinstance(source, Streams) else tensor.uniform_(generator=source)
+    return source.uniform_(tensor) if isinstance(source, _OWN) else tensor.uniform_(generator=source)
 
 
 def fill_exponential(tensor: Tensor, source: Source) -> Tensor:
     """Fill ``tensor`` in place with standard exponential numbers and return it."""
-    return source.exponential_(tensor) if isinstance(source, Streams) else tensor.exponential_(generator=source)
+    return source.exponential_(tensor) if isinstance(source, _OWN) else tensor.exponential_(generator=source)
 
 
 def fill_normal(tensor: Tensor, source: Source) -> Tensor:
     """Fill ``tensor`` in place with standard normal numbers and return it."""
-    return source.normal_(tensor) if isinstance(source, Streams) else tensor.normal_(generator=source)
+    return source.normal_(tensor) if isinstance(source, _OWN) else tensor.normal_(generator=source)
+
+
+def fill_bernoulli(tensor: Tensor, probability: float, source: torch.Generator | BatchRows | None) -> Tensor:
+    """Fill ``tensor`` in place with ones of a probability, and zeros, and return it."""
+    if isinstance(source, BatchRows):
+        return source.bernoulli_(tensor, probability)
+    return tensor.bernoulli_(probability, generator=source)
 
 
 def box_muller(uniform: Tensor) -> Tensor:

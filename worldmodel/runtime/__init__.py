@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from worldmodel.runtime.hub import upload_directory as upload_directory
     from worldmodel.runtime.integers import check_integer as check_integer
     from worldmodel.runtime.integers import check_integers as check_integers
+    from worldmodel.runtime.kept import Kept as Kept
     from worldmodel.runtime.keywords import explains_keywords as explains_keywords
     from worldmodel.runtime.locks import LockedError as LockedError
     from worldmodel.runtime.locks import locked as locked
@@ -65,10 +66,17 @@ if TYPE_CHECKING:
     from worldmodel.runtime.progress import Reporter as Reporter
     from worldmodel.runtime.provenance import command_line as command_line
     from worldmodel.runtime.provenance import describe_machine as describe_machine
+    from worldmodel.runtime.provenance import machine_name as machine_name
     from worldmodel.runtime.provenance import read_runs as read_runs
     from worldmodel.runtime.provenance import record_run as record_run
     from worldmodel.runtime.provenance import source_commit as source_commit
     from worldmodel.runtime.provenance import versions as versions
+    from worldmodel.runtime.ranks import LeaderFailedError as LeaderFailedError
+    from worldmodel.runtime.ranks import RankLostError as RankLostError
+    from worldmodel.runtime.ranks import Ranks as Ranks
+    from worldmodel.runtime.ranks import joined_ranks as joined_ranks
+    from worldmodel.runtime.ranks import led as led
+    from worldmodel.runtime.ranks import started_ranks as started_ranks
     from worldmodel.runtime.reading import InvalidFileError as InvalidFileError
     from worldmodel.runtime.reading import NewerVersionError as NewerVersionError
     from worldmodel.runtime.reading import check_regular as check_regular
@@ -111,6 +119,7 @@ else:
             "files": "read_json write_json",
             "hub": "HubError HubName local_path upload_directory",
             "integers": "check_integer check_integers",
+            "kept": "Kept",
             "keywords": "explains_keywords",
             "locks": "LockedError locked",
             "model_card": "CARD_FILE ModelCard write_card",
@@ -119,7 +128,8 @@ else:
             "optimizer_state": "load_optimizer_tensors optimizer_tensors",
             "process": "interrupt_between_steps keep_freed_memory",
             "progress": "Listener Progress Reporter",
-            "provenance": "command_line describe_machine read_runs record_run source_commit versions",
+            "provenance": "command_line describe_machine machine_name read_runs record_run source_commit versions",
+            "ranks": "LeaderFailedError RankLostError Ranks joined_ranks led started_ranks",
             "reading": "InvalidFileError NewerVersionError check_regular file_errors open_regular parse_json read_bytes",
             "registry": "Registry UnknownClassError",
             "runs": "RunConfig check_same_run describe jsonable prepare_run single_writer",

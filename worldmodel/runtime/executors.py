@@ -2,7 +2,8 @@
 
 Tasks travel in batches of about a second, because a cluster needs some 30 ms for each message. What the tasks share (the
 constructor of an environment, a policy, V and M) is sent to a worker once: a batch names it by its digest, and a worker that
-does not have it answers "missing". A batch whose worker was lost returns to the queue, split into single tasks; a task that
+does not have it answers "missing". Large parts of it (`Kept`) have digests of their own, so that later runs on the same workers
+do not send V and M again. A batch whose worker was lost returns to the queue, split into single tasks; a task that
 fails, or loses its worker, as often as ``attempts`` allows is reported. When nothing is left to start, a batch that takes much
 longer than the others is started a second time, and the first result counts.
 """
@@ -21,8 +22,7 @@ from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import cloudpickle
-
+from worldmodel.runtime.kept import MissingPartError, dump, keep, load
 from worldmodel.runtime.tasks import attempt_task
 from worldmodel.runtime.watch import StepWatch
 from worldmodel.version import __version__
@@ -38,7 +38,11 @@ KEPT_RUNNERS = 2  # that a worker keeps open: a search alternates between genera
 STRAGGLES = 4.0  # times the median time of a batch, after which it is started again
 LEAST_STRAGGLE = 5.0  # seconds
 
-_cache = threading.local()  # of each thread of a worker: digest -> runner
+MISSING, PART_MISSING = "missing", "part missing"  # answers of a worker that needs more
+
+Payload = tuple[bytes, dict[str, bytes]]
+
+_cache = threading.local()  # of each thread of a worker: runners and large parts by digest
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,8 @@ class BatchResult:
 
     Args:
         worker: its machine and process.
-        problem: why no task was run: "missing" (the runner was not sent yet) or another text; None if they were.
+        problem: why no task was run: "missing" (the runner was not sent yet), "part missing" (a large part of it) or another
+            text; None if they were.
         outcomes: (task, succeeded, result or message) of each.
         seconds: time that the tasks took.
     """
@@ -59,13 +64,13 @@ class BatchResult:
 
 
 def run_batch(
-    digest: str, payload: bytes | None, tasks: Sequence[int], version: str, memory_limit: float | None
+    digest: str, payload: Payload | None, tasks: Sequence[int], version: str, memory_limit: float | None
 ) -> BatchResult:
     """Run tasks in a worker.
 
     Args:
         digest: name of the runner.
-        payload: the pickled runner; None if the worker should have it.
+        payload: the pickled runner, and its large parts by digest, if they are sent too; None if the worker should have it.
         tasks: numbers of the tasks.
         version: version of the library that sends them.
         memory_limit: as in `WorkerConfig`.
@@ -75,12 +80,15 @@ def run_batch(
         return BatchResult(
             name, f"expected worldmodel {version}, as on the machine that collects, got {__version__}; install the same"
         )
-    runners = _cache.__dict__.setdefault("runners", {})
+    runners, parts = _cache.__dict__.setdefault("runners", {}), _cache.__dict__.setdefault("parts", {})
     if digest not in runners:
         if payload is None:
-            return BatchResult(name, "missing")
+            return BatchResult(name, MISSING)
         try:
-            runner = cloudpickle.loads(payload)
+            keep(parts, payload[1])
+            runner = load(payload[0], parts)
+        except MissingPartError:
+            return BatchResult(name, PART_MISSING)
         except Exception as error:  # a module that the worker lacks, for example
             text = (
                 f"expected a worker that can import what the tasks need, got {type(error).__name__}: {error}; install it there"
@@ -137,13 +145,13 @@ class _Queue:
         memory_limit: float | None,
     ):
         self._executor, self._workers, self._attempts, self._memory_limit = executor, workers, attempts, memory_limit
-        self._payload = cloudpickle.dumps(runner)
+        self._payload, self._parts = dump(runner)
         self._digest = hashlib.sha256(self._payload).hexdigest()
         self._waiting: deque[list[int]] = deque([task] for task in tasks)
         self.unfinished = set(tasks)
         self._tried: Counter[int] = Counter()
         self._running: dict[Future[BatchResult], tuple[list[int], float, int]] = {}  # tasks, start, misses of the runner
-        self._sent: set[str] = set()  # workers that the runner was sent for
+        self._sent: set[tuple[str, str]] = set()  # workers, and what they were sent: the runner, or its large parts too
         self._seconds: deque[float] = deque(maxlen=32)  # per task
         self._batches: deque[float] = deque(maxlen=32)  # per batch, with the journey
         self._duplicated: set[int] = set()
@@ -190,7 +198,7 @@ class _Queue:
                 batch += self._waiting.popleft()
         return batch
 
-    def _start(self, tasks: list[int], payload: bytes | None = None, misses: int = 0) -> None:
+    def _start(self, tasks: list[int], payload: Payload | None = None, misses: int = 0) -> None:
         arguments = (self._digest, payload, tasks, __version__, self._memory_limit)
         try:
             future = self._executor.submit(run_batch, *arguments, **_options(self._executor))
@@ -202,10 +210,12 @@ class _Queue:
         self._running[future] = tasks, time.perf_counter(), misses
 
     def _returned(self, tasks: list[int], started: float, misses: int, result: BatchResult) -> Generator[tuple[int, int, Any]]:
-        if result.problem == "missing":  # it may be on its way with another batch
-            send = misses > 0 or result.worker not in self._sent
-            self._sent.add(result.worker)
-            self._start(tasks, self._payload if send else None, misses + 1)
+        if result.problem in (MISSING, PART_MISSING):  # it may be on its way with another batch
+            asked = result.worker, result.problem
+            payload = self._payload, self._parts if result.problem == PART_MISSING else {}
+            send = misses > 0 or asked not in self._sent
+            self._sent.add(asked)
+            self._start(tasks, payload if send else None, misses + 1)
             return
         if result.problem is not None:
             raise RuntimeError(f"worker {result.worker}: {result.problem}")

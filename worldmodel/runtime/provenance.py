@@ -94,6 +94,12 @@ def describe_machine() -> dict[str, Any]:
     return {"system": platform.platform(), "processor": _processor(), "cores": os.cpu_count() or 1}
 
 
+@functools.cache
+def machine_name() -> str:
+    """Return the network name and the processor of this machine: other processors round differently."""
+    return f"{platform.node() or 'unknown'} ({_processor()})"
+
+
 def _version(name: str) -> str | None:
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         return importlib.metadata.version(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,9 +11,20 @@ import torch
 
 from worldmodel.data import Episode, EpisodeStore, EpisodeWriter, Schema, open_or_create
 from worldmodel.models import Encoder, Vision
-from worldmodel.runtime import Progress, RunConfig, explains_keywords, keeps_threads, require_disk, set_threads, single_writer
+from worldmodel.runtime import (
+    Progress,
+    RunConfig,
+    WorkerConfig,
+    explains_keywords,
+    keeps_threads,
+    led,
+    require_disk,
+    set_threads,
+    single_writer,
+)
 from worldmodel.spaces import leaf_values
 from worldmodel.training import quality
+from worldmodel.training.encoding import encode_each
 
 FLUSH_STEPS = 2**17  # size of a shard
 JUDGED = 50  # encoded episodes that show whether V has collapsed
@@ -21,6 +33,7 @@ LEAST_OBSERVATIONS = 200  # of them
 
 @explains_keywords
 @keeps_threads
+@led
 @single_writer()
 def encode_store(
     data: str | Path,
@@ -29,6 +42,7 @@ def encode_store(
     out: str | Path,
     dtype: str = "float16",
     precision: str = "float32",
+    workers: int | WorkerConfig = 0,
     run: RunConfig | None = None,
 ) -> EpisodeStore:
     """Encode the episodes of a store into another one, except those that it holds already.
@@ -39,6 +53,8 @@ def encode_store(
         out: path of the encoded store: absent, empty, or an earlier one with the same V and arguments, which is completed.
         dtype: see `Encoder`.
         precision: see `Encoder`.
+        workers: number of worker processes, or a `WorkerConfig` with an executor, whose machines must see ``data`` under the
+            same path; they encode on the CPU. 0 encodes in this process, on the device of V. The result does not depend on it.
         run: whether an earlier store is continued or replaced, and how progress is shown. Stage "encode", in episodes.
 
     Returns:
@@ -48,6 +64,7 @@ def encode_store(
         ValueError: if the observations are not V's or are encoded already, or ``out`` is ``data``.
         FileExistsError: if ``out`` holds something else, episodes encoded otherwise or from another store, or a store that
             ``run`` does not resume.
+        RuntimeError: if workers cannot encode an episode; names it. What is complete is kept.
         OSError: if the disk cannot hold what is missing; nothing is written or replaced then.
     """
     if Path(out).resolve() == Path(data).resolve():
@@ -64,9 +81,13 @@ def encode_store(
     seen: list[dict[str, np.ndarray]] = []
     if missing:
         store.mark_unfinished(f"the encoding of {len(source)} episodes of {source.path} was interrupted; encode it again")
-    with run.reporter() as report, EpisodeWriter(store, max_steps=FLUSH_STEPS) as writer:
-        for count, index in enumerate(missing, start=len(done) + 1):
-            encoded = encoder.encode(source.read(index))
+    encodings = encode_each(encoder, source, missing, WorkerConfig.of(workers))
+    with (
+        contextlib.closing(encodings),
+        run.reporter() as report,
+        EpisodeWriter(store, max_steps=FLUSH_STEPS) as writer,
+    ):
+        for count, encoded in enumerate(encodings, start=len(done) + 1):
             seen += [encoded.observations] if len(seen) < JUDGED else []
             writer.add(encoded)
             writer.write_if_due()

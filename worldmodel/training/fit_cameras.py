@@ -12,7 +12,7 @@ import torch
 
 from worldmodel.data import EpisodeCollection, split_episodes
 from worldmodel.models import VISION_FILE, VISION_FILES, Cameras, VAEConfig
-from worldmodel.runtime import RunConfig, check_integer, choose_device, runs, single_writer
+from worldmodel.runtime import RunConfig, check_integer, choose_device, led, runs, single_writer
 from worldmodel.spaces import find_images, leaf_values, leaves
 from worldmodel.training.config import FrameConfig, TrainingConfig
 from worldmodel.training.fit_vision import train_vae
@@ -22,6 +22,7 @@ OUTPUTS = (RUN_FILE, *VISION_FILES.outputs, CAMERAS, ".*.tmp")
 RUN: dict[str, Any] = {"marker": RUN_FILE, "format": "worldmodel.train_cameras", "version": 1, "replaces": OUTPUTS}
 
 
+@led
 @single_writer(result=VISION_FILE)
 def train_cameras(
     data: str | Path | Sequence[str | Path],

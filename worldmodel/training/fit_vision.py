@@ -18,11 +18,21 @@ import torch
 
 from worldmodel.data import EpisodeCollection, split_episodes
 from worldmodel.models import IN_USE, VISION_FILE, VISION_FILES, ConvVAE, FrameBatch, VAEConfig, divergence
-from worldmodel.runtime import RunConfig, check_integer, choose_device, explains_keywords, keeps_threads, runs, single_writer
+from worldmodel.runtime import (
+    RunConfig,
+    check_integer,
+    choose_device,
+    explains_keywords,
+    keeps_threads,
+    led,
+    runs,
+    single_writer,
+)
 from worldmodel.spaces import leaf_values
 from worldmodel.training import loop, quality
 from worldmodel.training.config import FrameConfig, TrainingConfig
 from worldmodel.training.frames import FrameData
+from worldmodel.training.sharing import share_frames
 
 RUN_FILE = "train_vae.json"
 OUTPUTS = (RUN_FILE, *VISION_FILES.outputs, "training", ".*.tmp")
@@ -32,6 +42,7 @@ RUN["result"] = VISION_FILE  # of a complete run
 
 @explains_keywords
 @keeps_threads
+@led
 @single_writer(result=VISION_FILE)
 def train_vae(
     data: str | Path | Sequence[str | Path],
@@ -72,8 +83,7 @@ def train_vae(
     frame_config, training_config, run = frame_config or FrameConfig(), training_config or TrainingConfig(), run or RunConfig()
     if training_config.calibrate:
         raise ValueError("calibrate: expected False, as V has no termination probabilities, got True; give it to fit")
-    device = choose_device(device)
-    seed = check_integer(seed, "seed", least=0)
+    device, seed = choose_device(device), check_integer(seed, "seed", least=0)
     episodes = EpisodeCollection.open(data, min_length=frame_config.min_length, leave_out=frame_config.leave_out)
     vision = _new_vae(episodes, config, initial, seed)
     arguments: dict[str, Any] = {"data_fingerprint": episodes.fingerprint, "seed": seed, "device": torch.device(device).type}
@@ -87,6 +97,7 @@ def train_vae(
         _fit_vectors(vision, episodes, split[0])
     options = {"path": vision.layout.path, "batch_size": frame_config.batch_size, "seed": seed, "device": device}
     train_data, test_data = _frame_data(episodes, split, options)
+    share_frames(vision, episodes, split[0], frame_config, training_config, options)
     with run.reporter() as report:
         result = loop.train(
             vision.to(device),

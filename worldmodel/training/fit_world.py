@@ -34,6 +34,7 @@ from worldmodel.runtime import (
     explains_keywords,
     float32_default,
     keeps_threads,
+    led,
     runs,
     single_writer,
 )
@@ -47,6 +48,7 @@ from worldmodel.training.initial_model import new_model, prepare_model, statisti
 from worldmodel.training.likelihood import calibrate_termination
 from worldmodel.training.loop import TrainingResult
 from worldmodel.training.reward_atoms import check_rewards_of, read_rewards
+from worldmodel.training.sharing import share_training
 from worldmodel.training.trivial_models import TrivialModels
 from worldmodel.training.windows import SequenceData
 
@@ -58,6 +60,7 @@ MAX_START_STATES = 2_000
 
 @explains_keywords
 @keeps_threads
+@led
 @single_writer(result=WORLD_FILE)
 def fit(
     data: str | Path | Sequence[str | Path],
@@ -138,6 +141,7 @@ def fit(
     else:
         widen_bounds(world.mdnrnn, parts[0], layout)
     scores = _baselines(world.mdnrnn, *parts, training_config, seed)
+    share_training(world.mdnrnn, parts[0], data_config, training_config, seed)
     result = _train(world.mdnrnn, parts, directory / "training", training_config, seed, episodes.fingerprint, run)
     world.provenance = _provenance(episodes, arguments, result, scores) | {"layout": layout.to_json()} | read_choice(directory)
     judged = itertools.islice(held_out(episodes, split, tests), quality.MAX_JUDGED)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from worldmodel.runtime import (
     Listener,
     Progress,
+    Ranks,
     RunConfig,
     check_same_run,
     files,
@@ -38,6 +39,7 @@ from worldmodel.runtime import (
 from worldmodel.training.config import TrainingConfig, learning_rate
 from worldmodel.training.log import METRICS_FILE, MetricsLog
 from worldmodel.training.optimizers import make_optimizer
+from worldmodel.training.shared_loss import SharedLoss
 
 CHECKPOINT_SECONDS = 60.0  # maximum work that a killed run loses
 LOG_EVERY = 10  # updates
@@ -119,6 +121,8 @@ def train(
 ) -> TrainingResult:
     """Train ``model`` in place and leave it with the weights that were best on held-out data (the last without such data).
 
+    With several ranks, each computes its rows of every batch: rank 0 calls this function, the others call `follow`.
+
     Args:
         model: has ``loss(batch, generator=...) -> (scalar, metrics)``.
         data: training batches.
@@ -141,6 +145,7 @@ def train(
     """
     run, training = run or RunConfig(), _Run(model, data, test_data, Path(out), config.resolve(), seed, fingerprint)
     training.start(run)
+    training.share_state()
     began, state = time.monotonic(), training.state
     with (
         interrupt_between_steps() as interrupted,
@@ -149,7 +154,31 @@ def train(
     ):
         _run_to_the_end(training, log, interrupted, report)
     training.load_best()
+    training.ranks.finish(model.state_dict())
     return TrainingResult(state.update, state.best_update, state.best_metrics, time.monotonic() - began)
+
+
+def follow(model: nn.Module, data: TrainingData, *, config: TrainingConfig, seed: int) -> None:
+    """Take part in the training that rank 0 leads by `train`, until it ends; the model gets the weights that rank 0 keeps.
+
+    Args:
+        model: of the same class and sizes.
+        data: the same training batches.
+        config: as on rank 0.
+        seed: as on rank 0.
+
+    Raises:
+        NonFiniteLossError: if the loss is not finite, as on rank 0.
+        RankLostError: if another process ended.
+        LeaderFailedError: if rank 0 ended with an error.
+    """
+    run = _Run(model, data, None, None, config.resolve(), seed, "")
+    run.share_state()
+    with interrupt_between_steps():  # rank 0 decides
+        while run.ranks.agree(False):
+            run.update()
+    model.load_state_dict(run.ranks.follow())
+    model.eval()
 
 
 def held_out_batches(data: TrainingData, most: int, *, seed: int, device: torch.device) -> Iterator[Any]:
@@ -170,27 +199,28 @@ def held_out_batches(data: TrainingData, most: int, *, seed: int, device: torch.
 def _run_to_the_end(run: _Run, log: MetricsLog, interrupted: threading.Event, report: Listener) -> None:
     """Update, evaluate, log and save, until the run is finished or interrupted."""
     saved = time.monotonic()
-    while not run.finished:
+    while run.ranks.agree(not run.finished):
         terms = run.update()
-        state, total = run.state, run.config.num_updates
-        evaluated = state.update % run.config.evaluate_every == 0 or state.update == total
-        if evaluated:
-            run.evaluate()
-        if evaluated or state.update % LOG_EVERY == 0:
-            metrics = {name: term.item() for name, term in terms.items()}
-            tested = state.test_metrics if evaluated else {}
-            row = {f"train/{name}": value for name, value in metrics.items()}
-            row |= {f"test/{name}": value for name, value in tested.items()}
-            log.write(state.update, row | {"learning_rate": learning_rate(run.config, state.update - 1)})
-            held_out = {f"held_out/{name}": value for name, value in state.test_metrics.items()}
-            report(Progress("train", state.update, total, "update", metrics | held_out))
-        if evaluated or interrupted.is_set() or time.monotonic() - saved > CHECKPOINT_SECONDS:
-            run.save()
-            saved = time.monotonic()
-        if interrupted.is_set():
-            raise KeyboardInterrupt(
-                f"stopped after update {state.update} of {total}; the state is saved in {run.out}: call again to resume"
-            )
+        with run.ranks.releasing():
+            state, total = run.state, run.config.num_updates
+            evaluated = state.update % run.config.evaluate_every == 0 or state.update == total
+            if evaluated:
+                run.evaluate()
+            if evaluated or state.update % LOG_EVERY == 0:
+                metrics = {name: term.item() for name, term in terms.items()}
+                tested = state.test_metrics if evaluated else {}
+                row = {f"train/{name}": value for name, value in metrics.items()}
+                row |= {f"test/{name}": value for name, value in tested.items()}
+                log.write(state.update, row | {"learning_rate": learning_rate(run.config, state.update - 1)})
+                held_out = {f"held_out/{name}": value for name, value in state.test_metrics.items()}
+                report(Progress("train", state.update, total, "update", metrics | held_out))
+            if evaluated or interrupted.is_set() or time.monotonic() - saved > CHECKPOINT_SECONDS:
+                run.save()
+                saved = time.monotonic()
+            if interrupted.is_set():
+                raise KeyboardInterrupt(
+                    f"stopped after update {state.update} of {total}; the state is saved in {run.out}: call again to resume"
+                )
 
 
 class _Run:
@@ -201,21 +231,25 @@ class _Run:
         model: nn.Module,
         data: TrainingData,
         test_data: TrainingData | None,
-        out: Path,
+        out: Path | None,
         config: TrainingConfig,
         seed: int,
         fingerprint: str,
     ):
-        self.model, self.data, self.test_data, self.out, self.config, self.seed = model, data, test_data, out, config, seed
+        self.model, self.data, self.test_data, self.config, self.seed = model, data, test_data, config, seed
+        self.out, self.ranks = out or Path(), Ranks.current()
         self.device = next(model.parameters()).device
         self.precision = resolve_precision(config.precision, self.device)
         used = config.identity() | {"precision": self.precision}
         self.identity = {"config": used, "seed": seed, "fingerprint": fingerprint, "device": self.device.type}
+        self.identity |= {} if self.ranks.alone else {"ranks": self.ranks.size}  # of one process left out: old runs resume
         self.optimizer = make_optimizer(
             config.optimizer, model.parameters(), learning_rate=learning_rate(config, 0), precision=self.precision
         )
         self.generator = torch.Generator(self.device).manual_seed(seed)
-        self._loss, self.state = cast(Model, model).loss, _RunState()
+        self._loss = cast(Model, model).loss
+        self._shared_loss = self._loss if self.ranks.alone else SharedLoss(model, self.ranks)
+        self.state = _RunState()
 
     @property
     def finished(self) -> bool:
@@ -241,9 +275,13 @@ class _Run:
             return
         set_threads(None, run.threads, self.out)
 
-    @torch.enable_grad()  # the caller may have turned gradients off
     def update(self) -> dict[str, Tensor]:
-        """Do one optimiser step and return the loss and its terms."""
+        """Do one optimiser step, in step with the other ranks, and return the loss and its terms."""
+        with self.ranks.watched():
+            return self._update()
+
+    @torch.enable_grad()  # the caller may have turned gradients off
+    def _update(self) -> dict[str, Tensor]:
         state = self.state
         if state.index >= self.data.num_batches(state.epoch):
             state.epoch, state.index = state.epoch + 1, 0
@@ -252,7 +290,7 @@ class _Run:
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         with self._autocast():
-            loss, terms = self._loss(batch, generator=self.generator)
+            loss, terms = self._shared_loss(batch, generator=self.generator)
         torch.autograd.backward(loss)
         values = {"loss": loss.detach()} | {name: term.detach() for name, term in terms.items()}
         finite = values | {"gradient norm": self._clip()}
@@ -293,11 +331,20 @@ class _Run:
         else:
             state.stale_evaluations += 1
 
+    def share_state(self) -> None:
+        """Give the state of rank 0 to all ranks."""
+        if self.ranks.alone:
+            return
+        if self.ranks.leads:
+            self.ranks.finish((self._tensors(), self.state))
+        else:
+            self._set_state(*self.ranks.follow())
+
     def save(self) -> None:
-        """Write the complete state as one file, atomically."""
-        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        tensors |= optimizer_tensors(self.optimizer, "optimizer")
-        tensors["generator"] = self.generator.get_state()
+        """Write the complete state as one file, atomically; on rank 0 only."""
+        if not self.ranks.leads:
+            return
+        tensors = self._tensors()
         content = {"format": STATE_FORMAT, "version": STATE_VERSION, "state": asdict(self.state), "identity": self.identity}
         content["threads"] = torch.get_num_threads()
         files.save_tensors(self.out / STATE_FILE, tensors, {"state": json.dumps(content)})
@@ -315,12 +362,20 @@ class _Run:
         check_same_run(content["identity"], self.identity, path)
         set_threads(content.get("threads"), threads, path)
         try:
-            self.model.load_state_dict({n.removeprefix("model."): x for n, x in tensors.items() if n.startswith("model.")})
+            self._set_state(tensors, _RunState(**content["state"]))
         except RuntimeError as error:
             raise ValueError(f"{path}: expected the weights of this model, got those of another one: {error}") from error
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Return all tensors that the run depends on."""
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        return tensors | optimizer_tensors(self.optimizer, "optimizer") | {"generator": self.generator.get_state()}
+
+    def _set_state(self, tensors: Mapping[str, Tensor], state: _RunState) -> None:
+        self.model.load_state_dict({n.removeprefix("model."): x for n, x in tensors.items() if n.startswith("model.")})
         load_optimizer_tensors(self.optimizer, "optimizer", tensors)
         self.generator.set_state(tensors["generator"])
-        self.state = _RunState(**content["state"])
+        self.state = state
 
     def _clip(self) -> Tensor:
         """Clip the gradient as configured and return its norm before that."""

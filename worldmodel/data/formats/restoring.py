@@ -85,10 +85,11 @@ def _joined(parts: Sequence[Rows], observation_space: gym.Space[Any], action_spa
         return build_value(space, {path: read(f"{part}/{path}" if path else part, leaf.dtype) for path, leaf in leaves(space)})
 
     kinds = {"rewards": np.float64, "terminations": np.bool_, "truncations": np.bool_}
+    steps: dict[str, Any] = {long: columns.steps(short, kinds[long]) for long, short in STEPS.items()}
     return Episode(
         observations=nested("observation", observation_space, length + 1),
         actions=nested("action", action_space, length),
-        **{long: columns.steps(short, kinds[long]) for long, short in STEPS.items()},
+        **steps,
         episode_id=columns.same("episode"),
         seed=None if missing["seed"].all() else columns.same("seed"),
     )
