@@ -21,6 +21,7 @@ from worldmodel.training import (
     baseline_nll,
     calibrate_termination,
     decisions,
+    fit_data,
     head_choice,
     learning_rate,
     likelihood,
@@ -264,3 +265,10 @@ def test_without_a_termination_head_its_quality_is_not_judged():
     wrong = quality.Predictions(ended=ended.double(), log_odds=numbers + 9, **fields)
     assert "worse than the rate" in quality.termination_problems(wrong)[0]
     assert quality.dead_components(wrong) == ""
+
+
+def test_held_out_episodes_are_those_of_the_split_unless_there_are_test_data(episodes, tmp_path):
+    split = np.array([0, 2]), np.array([1])
+    assert [one.episode_id for one in fit_data.held_out(episodes, split, None)] == [1]
+    tests = EpisodeCollection([write_store(tmp_path / "tests", [walking_episode(number, 3) for number in (7, 8)])])
+    assert [one.episode_id for one in fit_data.held_out(episodes, split, tests)] == [7, 8]
