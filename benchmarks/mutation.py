@@ -382,7 +382,6 @@ def main() -> None:
 
         def report(mutant: Mutant, survived: bool, count: int) -> None:
             if survived and arguments.tests:
-                print(f"not caught: {mutant.file}:{mutant.line}: {mutant.before} -> {mutant.after}", flush=True)
                 return
             file.write(json.dumps({**asdict(mutant), "tests": count, "survived": survived}) + "\n")
             file.flush()
@@ -392,6 +391,10 @@ def main() -> None:
             if jobs := [job for job in missing if _package(job[0]) == package]:
                 tests.run(package, jobs, report)
     present = {mutant.key for mutant, _, _ in chosen}
+    caught = {_key(one) for one in _read(arguments.out)}
+    for mutant, _, _ in missing:
+        if mutant.key not in caught:
+            print(f"not caught: {mutant.file}:{mutant.line}: {mutant.before} -> {mutant.after}")
     print(table([one for one in _read(arguments.out) if _key(one) in present]))
 
 

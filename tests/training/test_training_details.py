@@ -12,6 +12,7 @@ from worldmodel.data import EpisodeCollection
 from worldmodel.mixtures import LatentLayout, LatentPart
 from worldmodel.models import DEFAULT_OUTCOME_SIZE, MDNRNN, MDNRNNConfig, SequenceBatch
 from worldmodel.runtime import RunConfig, files
+from worldmodel.runtime.ranks import Ranks
 from worldmodel.training import (
     DataConfig,
     FrameConfig,
@@ -21,6 +22,7 @@ from worldmodel.training import (
     baseline_nll,
     calibrate_termination,
     decisions,
+    encoding,
     fit_data,
     head_choice,
     learning_rate,
@@ -272,3 +274,10 @@ def test_held_out_episodes_are_those_of_the_split_unless_there_are_test_data(epi
     assert [one.episode_id for one in fit_data.held_out(episodes, split, None)] == [1]
     tests = EpisodeCollection([write_store(tmp_path / "tests", [walking_episode(number, 3) for number in (7, 8)])])
     assert [one.episode_id for one in fit_data.held_out(episodes, split, tests)] == [7, 8]
+
+
+def test_ranks_encode_all_episodes_in_blocks():
+    size = 2 * encoding.EPISODES_AT_ONCE
+    blocks = list(encoding._blocks(range(size + 3), Ranks(size=2)))
+    assert blocks == [range(size), range(size, size + 3)]
+    assert list(encoding._blocks([], Ranks())) == []
