@@ -189,7 +189,8 @@ class Tests:
             known = set().union(*covered.values())
             own = f"/test_{Path(mutant.file).stem}.py::"
             order = sorted(chosen or seconds, key=lambda name: (own not in name, name not in known, seconds[name]))
-            (inside if chosen else outside).append((mutant, changed, order))
+            in_body = where is not None and mutant.line >= where.start  # a default in the header is no part of the code
+            (inside if chosen and in_body else outside).append((mutant, changed, order))
         if inside:
 
             def each(session: Any) -> None:

@@ -162,7 +162,7 @@ class TestWriter:
             assert len(store) == 0
         assert len(store) == 3
 
-    @pytest.mark.parametrize("limit", [{"max_steps": 6}, {"max_bytes": 2 * labelled_episode(0, 3).nbytes}])
+    @pytest.mark.parametrize("limit", [{"max_steps": 6}, {"max_steps": 4}, {"max_bytes": labelled_episode(0, 3).nbytes + 1}])
     def test_a_shard_is_written_when_it_reaches_its_size_and_counting_begins_again(self, tmp_path, limit):
         store, written = write_store(tmp_path / "store", []), []
         with EpisodeWriter(store, **limit) as writer:

@@ -1,7 +1,9 @@
 """Sizes, limits and alignment of stores, and what is said of long episodes."""
 
+import dataclasses
 import json
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 from gymnasium import spaces
 from toy_data import labelled_episode, write_store
 
-from worldmodel.data import Episode, EpisodeStore, repair, summarise_store, verify
+from worldmodel.data import Episode, EpisodeStore, remains, repair, summarise_store, verify
 from worldmodel.data.formats.arrays import ArraySource
 from worldmodel.data.formats.config import Columns, ConversionConfig
 from worldmodel.data.formats.rows import Rows
@@ -161,3 +163,28 @@ def test_indices_of_a_store_count_from_both_ends(tmp_path):
     for index in (3, -4):
         with pytest.raises(IndexError):
             store[index]
+
+
+def test_the_packed_sizes_in_a_header_are_found():
+    text = '{"episode_ids": "1 2", "lengths": "3 4", "packed": {"observations": "5 6"}}'
+    assert remains._columns(text) == {"episode_ids": "1 2", "lengths": "3 4", "packed": '{"observations": "5 6"}'}
+    assert remains._columns('"lengths": "3"') == {"lengths": "3"}
+
+
+def test_a_table_that_says_more_than_its_file_holds_allocates_nothing(tmp_path):
+    store = write_store(tmp_path / "store", [labelled_episode(0, 3)])
+    (known,) = store._index.shards
+    claimed = dataclasses.replace(known, lengths=np.array([10**7]))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"cut short|damaged"):
+        store._schema.read(tmp_path / "store" / "shards" / known.name, claimed, 0, 0, 10**7)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10**6
+
+
+def test_a_store_holds_an_episode_of_the_same_content_only(tmp_path):
+    store = write_store(tmp_path / "store", [labelled_episode(1, 3)])
+    assert store.holds(labelled_episode(1, 3))
+    for other in (labelled_episode(1, 4), labelled_episode(0, 3), labelled_episode(2, 3)):
+        assert not store.holds(other)
