@@ -181,7 +181,7 @@ def rewrite_manifest(path, change):
     del content["checksum"]
     change(content)
     content = {**stamp, "checksum": store_module._checksum(content), **content}
-    manifest.write_text(json.dumps(content))
+    manifest.write_text(json.dumps(content), encoding="utf-8")
 
 
 def test_a_manifest_that_lists_a_shard_or_an_episode_twice_is_refused_and_repaired(tmp_path):

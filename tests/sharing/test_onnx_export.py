@@ -134,7 +134,7 @@ def test_images_numbers_and_a_controller_are_exported_and_described(tmp_path):
     controller = Controller.for_world(world, ControllerConfig(features="zhc", hidden_size=3), torch.Generator().manual_seed(0))
     torch.nn.init.normal_(controller.layers[-1].weight)
     done = export_onnx(world, tmp_path / "out", controller=controller)
-    content = json.loads((tmp_path / "out" / EXPORT_FILE).read_text())
+    content = json.loads((tmp_path / "out" / EXPORT_FILE).read_text(encoding="utf-8"))
     assert set(content["files"]) == set(done.errors) == {"encoder", "step", "sequence", "decoder", "controller"}
     for entry in content["files"].values():
         data = (tmp_path / "out" / entry["file"]).read_bytes()
@@ -270,7 +270,7 @@ def test_only_an_earlier_export_is_replaced_and_only_on_request(tmp_path, monkey
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     with pytest.raises(FileExistsError, match="got an earlier output"):
         export_onnx(world, out)
-    (out / "notes.txt").write_text("mine")
+    (out / "notes.txt").write_text("mine", encoding="utf-8")
     with pytest.raises(FileExistsError, match=r"expected only an earlier export, got also 'notes.txt'"):
         export_onnx(world, out, overwrite=True)
     (out / "notes.txt").unlink()
