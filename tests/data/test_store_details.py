@@ -11,7 +11,7 @@ import pytest
 from gymnasium import spaces
 from toy_data import labelled_episode, write_store
 
-from worldmodel.data import Episode, EpisodeStore, remains, repair, summarise_store, verify
+from worldmodel.data import Episode, EpisodeStore, collect, remains, repair, summarise_store, verify
 from worldmodel.data.formats.arrays import ArraySource
 from worldmodel.data.formats.config import Columns, ConversionConfig
 from worldmodel.data.formats.rows import Rows
@@ -188,3 +188,10 @@ def test_a_store_holds_an_episode_of_the_same_content_only(tmp_path):
     assert store.holds(labelled_episode(1, 3))
     for other in (labelled_episode(1, 4), labelled_episode(0, 3), labelled_episode(2, 3)):
         assert not store.holds(other)
+
+
+def test_one_episode_can_be_collected_and_none_cannot(tmp_path):
+    assert len(collect("CartPole-v1", out=tmp_path / "one", num_episodes=1)) == 1
+    with pytest.raises(ValueError, match="num_episodes: expected an integer >= 1, got 0"):
+        collect("CartPole-v1", out=tmp_path / "none", num_episodes=0)
+    assert not (tmp_path / "none").exists()
