@@ -8,6 +8,7 @@ from typing import Any
 
 import jupytext
 from docutils import nodes
+from latex2mathml.converter import convert
 from myst_parser.parsers.sphinx_ import MystParser
 from pygments.lexers.special import TextLexer
 from sphinx.application import Sphinx
@@ -23,10 +24,12 @@ author = "The worldmodel authors"
 copyright = f"2026, {author}"
 version = release = worldmodel.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax", "sphinx_copybutton"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 exclude_patterns = ["conf.py"]
 
 html_theme = "furo"
+html_math_renderer = "mathml"  # below; browsers draw it without a script, so pages need no connection
+pygments_dark_style = "monokai"
 html_title = f"worldmodel {release}"
 html_copy_source = False
 html_static_path = ["_static"]
@@ -89,6 +92,14 @@ def resolve_public_name(app: Sphinx, env: Any, node: nodes.Element, content: nod
     return python.resolve_xref(env, node["refdoc"], app.builder, "obj", homes[0], node, content)
 
 
+def visit_math(self: Any, node: nodes.Element) -> None:
+    """Write mathematics as MathML."""
+    display = "block" if isinstance(node, nodes.math_block) else "inline"
+    spaced = re.sub(r"\\(log|det|tanh) ", r"\\\1\,", node.astext())
+    self.body.append(convert(spaced, display=display))
+    raise nodes.SkipNode
+
+
 def escape_docstring(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Escape the star of (N, *shape), which is no emphasis, and the letter of "hidden_size: H.", which numbers no list."""
     lines[:] = [re.sub(r"(?<=[(\s])\*(?=\w[^*]*$)", r"\\*", line) for line in lines]
@@ -99,6 +110,7 @@ def setup(app: Sphinx) -> None:
     """Register notebooks as sources, and links to public names."""
     app.add_source_suffix(".py", "notebook")
     app.add_source_parser(Notebook)
+    app.add_html_math_renderer("mathml", (visit_math, None), (visit_math, None))
     app.add_lexer("levels", TextLexer)
     app.add_directive("public-names", PublicNames)
     app.connect("missing-reference", resolve_public_name)

@@ -1,9 +1,11 @@
 """The code blocks of a page as one program, for the tests of the documentation.
 
-Blocks of Python and of shell run in the order of the page, in one process and one directory; a ``worldmodel`` command of a
-shell block runs in a process of its own, with small sizes.
+Blocks of Python and of shell run in the order of the page, in one process and one directory. So do the ``worldmodel`` commands
+of a shell block, with small sizes and without workers: imports of other processes would take longer than the command. Only
+commands that must have workers run in a process of their own.
 """
 
+import os
 import re
 import shlex
 import subprocess
@@ -15,7 +17,7 @@ DOCS = ROOT / "docs"
 
 SMALLER = {  # command: options put behind those of the page; the last one counts
     "collect": "--episodes 60",
-    "train-mdnrnn": "--num-updates 60 --hidden-size 16",
+    "train-mdnrnn": "--num-updates 20 --hidden-size 16",
     "dream": "--num-dreams 32 --horizon 20",
     "train-controller": "--population 4 --rollouts 4 --generations 2 --horizon 30",
     "evaluate": "--episodes 3 --num-dreams 8",
@@ -23,9 +25,18 @@ SMALLER = {  # command: options put behind those of the page; the last one count
 }
 ONLY_PARSED = ("quickstart", "reproduce", "doom", "car-racing")  # too long for a test of pages, or in need of a game
 HEADER = """import subprocess, sys, warnings
+from worldmodel.cli.main import main
 warnings.filterwarnings("ignore", message="V has collapsed")  # it has a few updates here
 def run(*words):
-    subprocess.run([sys.executable, "-m", "worldmodel", *words], check=True)
+    if "--step-timeout" in words:  # needs workers, which import the main module
+        subprocess.run([sys.executable, "-m", "worldmodel", *words], check=True)
+        return
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("default")
+            main(words)
+    except SystemExit as stopped:
+        assert not stopped.code, (words, stopped.code)
 """
 
 
@@ -65,11 +76,13 @@ def program(page: Path, smaller: dict[str, str]) -> str:
 
 def with_small_sizes(words: list[str]) -> list[str]:
     """Return the words of a ``worldmodel`` command after the program's name, with small sizes."""
-    return [*words[1:], *SMALLER.get(words[1], "").split()]
+    alone = ["--workers", "0"] if "--workers" in words and "--step-timeout" not in words else []
+    return [*words[1:], *SMALLER.get(words[1], "").split(), *alone]
 
 
 def runs(program: str, directory: Path) -> subprocess.CompletedProcess[str]:
     """Run a program in a directory with warnings as errors."""
     (directory / "program.py").write_text(program)
     command = [sys.executable, "-W", "error", "program.py"]
-    return subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=900)
+    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}  # two threads on a busy core would wait for each other
+    return subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, timeout=900)

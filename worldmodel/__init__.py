@@ -12,6 +12,11 @@ Example:
     2
 """
 
+# ruff: noqa: E402  (Ctrl-C is handled before the imports that take time)
+from worldmodel.starting import exit_on_interrupt as _exit_on_interrupt
+
+_exit_on_interrupt()
+
 from typing import TYPE_CHECKING
 
 import gymnasium
@@ -83,6 +88,6 @@ else:
         },
     )
 
-gymnasium.register(  # for gym.make("worldmodel:Dream-v0"), which imports this module; the one thing that an import does
+gymnasium.register(  # for gym.make("worldmodel:Dream-v0"), which imports this module; nothing else happens here
     "Dream-v0", entry_point="worldmodel.envs:DreamEnv", vector_entry_point="worldmodel.envs:DreamVectorEnv"
 )

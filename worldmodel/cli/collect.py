@@ -28,6 +28,18 @@ from worldmodel.runtime import Progress, WorkerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
+class CollectRun(Run):
+    """Device, earlier runs and output.
+
+    Args:
+        device: device of V (--vision) and of the agent (--policy controller), no effect without them; auto: an NVIDIA GPU if
+            there is one, else the CPU; mps: the GPU of a Mac (not run by us).
+        threads: torch's threads in this process, for V and the agent, no effect without them; None: torch's own. A worker
+            process has one thread.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
 class Collect(Command):
     """Collect real episodes from a Gymnasium environment into a store.
 
@@ -73,7 +85,7 @@ class Collect(Command):
     vision: str | None = None
     environment: Flat[EnvironmentOptions] = field(default_factory=EnvironmentOptions)
     encoder: Flat[EncoderOptions] = field(default_factory=EncoderOptions)
-    output: Flat[Run] = field(default_factory=Run)
+    output: Flat[CollectRun] = field(default_factory=CollectRun)
 
     @classmethod
     def of_preset(cls, preset: Preset) -> Self:

@@ -43,6 +43,16 @@ READERS: dict[str, Callable[..., EpisodeStore]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class ConvertRun(Run):
+    """Earlier runs and output.
+
+    Args:
+        device: no effect: a conversion does not use torch.
+        threads: no effect: a conversion does not use torch.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
 class Convert(Command):
     """Convert recorded data to a store, or a store to parquet or Minari.
 
@@ -67,7 +77,7 @@ class Convert(Command):
     video: tuple[str, ...] = ()
     columns: Flat[Columns] = field(default_factory=Columns)
     conversion: Flat[ConversionConfig] = field(default_factory=ConversionConfig)
-    output: Flat[Run] = field(default_factory=Run)
+    output: Flat[ConvertRun] = field(default_factory=ConvertRun)
 
     def run(self) -> Result:
         """Convert."""

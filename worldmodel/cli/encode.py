@@ -14,6 +14,15 @@ from worldmodel.runtime import WorkerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
+class EncodeRun(Run):
+    """Device, earlier runs and output.
+
+    Args:
+        threads: torch's threads; None: torch's own. Another number may change the last bits of codes.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
 class Encode(Command):
     """Encode the frames of a store with a trained V: mean and log-variance of z, in a store that M trains on.
 
@@ -38,7 +47,7 @@ class Encode(Command):
     workers: int = 0
     scheduler: str | None = None
     encoder: Flat[EncoderOptions] = field(default_factory=EncoderOptions)
-    output: Flat[Run] = field(default_factory=Run)
+    output: Flat[EncodeRun] = field(default_factory=EncodeRun)
 
     def run(self) -> Result:
         """Encode."""

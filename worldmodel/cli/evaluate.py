@@ -23,6 +23,7 @@ from worldmodel.cli.options import (
     check_free,
     write_json_file,
 )
+from worldmodel.cli.plots import PlotOptions
 from worldmodel.cli.workers import pool
 from worldmodel.evaluation import Evaluation, EvaluationConfig, Probe
 from worldmodel.experiments import Preset
@@ -52,6 +53,7 @@ class Evaluate(Command):
         kind: end, precision and rewards of dreams.
         environment: arguments of the environment.
         output: device and output.
+        plots: picture next to --out, if that is given.
     """
 
     RESUME = "Nothing was written; the same command starts again."
@@ -73,6 +75,7 @@ class Evaluate(Command):
     kind: Flat[DreamRules] = field(default_factory=DreamRules)
     environment: Flat[EnvironmentOptions] = field(default_factory=EnvironmentOptions)
     output: Flat[DeviceOutput] = field(default_factory=DeviceOutput)
+    plots: Flat[PlotOptions] = field(default_factory=PlotOptions)
 
     @classmethod
     def of_preset(cls, preset: Preset) -> Self:
@@ -97,7 +100,8 @@ class Evaluate(Command):
         text = str(found)
         if self.out:
             write_json_file(self.out, content)
-            text += f"\nscores: {self.out}"
+            drawing = "draw_probe" if self.probe else "draw_evaluation"
+            text += "\n".join(["", f"scores: {self.out}", *self.plots.draw(Path(self.out).with_suffix(".png"), drawing, found)])
         return Result(text, content)
 
     def score_controller(self, world: wm.WorldModel, workers: WorkerConfig) -> tuple[Evaluation, dict[str, Any]]:

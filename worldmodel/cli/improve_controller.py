@@ -11,6 +11,7 @@ from tyro.conf import OmitArgPrefixes as Flat
 import worldmodel as wm
 from worldmodel.agents import PPO_FILE, load_agent
 from worldmodel.cli.options import DreamKind, Result, SearchCommand, SearchRun
+from worldmodel.cli.plots import Curve, PlotOptions
 from worldmodel.dream import StartBank, StartConfig, score, usual_horizon
 from worldmodel.experiments import Preset
 from worldmodel.runtime import check_integers
@@ -30,6 +31,7 @@ class ImproveController(SearchCommand):
         starts: states in which dreams start.
         kind: end, precision and rewards of dreams.
         output: device, earlier runs and output.
+        plots: picture of the search: OUT.ppo.png.
     """
 
     controller: str
@@ -40,6 +42,7 @@ class ImproveController(SearchCommand):
     starts: Flat[StartConfig] = field(default_factory=StartConfig)
     kind: Flat[DreamKind] = field(default_factory=DreamKind)
     output: Flat[SearchRun] = field(default_factory=SearchRun)
+    plots: Flat[PlotOptions] = field(default_factory=PlotOptions)
 
     @classmethod
     def of_preset(cls, preset: Preset) -> Self:
@@ -64,7 +67,9 @@ class ImproveController(SearchCommand):
         horizon = usual_horizon(world) if self.whole_horizon is None else self.whole_horizon
         starts = StartBank.along(world, self.data, config=self.starts, seed=self.seed)
         with self.output.writing(self.out):
-            run, log = self.output.saving(self.out), self.output.start(self.out, PPO_FILE)
+            log = self.output.start(self.out, PPO_FILE)
+            curve = Curve.beside(log, self.output)
+            run = self.output.saving(self.out, curve)
             best = wm.ppo(agent, dreams, starts, config=self.ppo, horizon=horizon, seed=self.seed, log=log, run=run)
             best.save_pretrained(self.out, overwrite=True)
         lines, data = [], {}
@@ -72,4 +77,6 @@ class ImproveController(SearchCommand):
             scores = score(dreams.variant(num_dreams=1024), one, horizon=horizon, seed=self.seed + 1)
             lines.append(f"dream return {name:6}  {scores} at temperature {self.temperature:g}")
             data[name] = scores.to_json()
-        return Result("\n".join([*lines, f"controller: {self.out}"]), data | {"controller": self.out})
+        lines += [f"controller: {self.out}"]
+        lines += self.plots.draw(log.with_suffix(".png"), "draw_search", curve.rows, unit="iteration")
+        return Result("\n".join(lines), data | {"controller": self.out})

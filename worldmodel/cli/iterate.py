@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,6 +16,7 @@ from tyro.conf import OmitArgPrefixes as Flat
 import worldmodel as wm
 from worldmodel.agents import ControllerConfig, OpenAIESConfig
 from worldmodel.cli.options import Command, EnvironmentOptions, Result, Run, given, write_json_file
+from worldmodel.cli.plots import PlotOptions
 from worldmodel.dream import format_spread
 from worldmodel.experiments import LOOPS, Round, summarize
 
@@ -35,6 +36,7 @@ class Iterate(Command):
         config: sizes and budgets of one round.
         environment: arguments of the environment.
         output: device, earlier runs and output.
+        plots: picture of the rounds: OUT/report.png.
     """
 
     RESUME = "The same command, without --overwrite, resumes the run."
@@ -47,6 +49,7 @@ class Iterate(Command):
     config: Annotated[wm.IterationConfig, tyro.conf.arg(name="")] = field(default_factory=wm.IterationConfig)
     environment: Flat[EnvironmentOptions] = field(default_factory=EnvironmentOptions)
     output: Flat[Run] = field(default_factory=Run)
+    plots: Flat[PlotOptions] = field(default_factory=PlotOptions)
 
     @classmethod
     def translate(cls, words: Sequence[str]) -> list[str]:
@@ -87,7 +90,9 @@ class Iterate(Command):
             device=self.output.choose_device(threads=1),  # small matrices: a second thread gains little
             run=self.output.config(),
         )
-        return report(rounds, self.out, target=self.target, seed=self.seed, seconds=time.monotonic() - began)
+        found = report(rounds, self.out, target=self.target, seed=self.seed, seconds=time.monotonic() - began)
+        drawn = self.plots.draw(Path(self.out) / "report.png", "draw_loop", rounds, target=self.target)
+        return replace(found, text="\n".join([found.text, *drawn]))
 
 
 def earlier_names() -> dict[str, str]:

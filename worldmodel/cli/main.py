@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
+from worldmodel.starting import EXIT_CODE, exit_silently_on_interrupt, raise_on_interrupt
 from worldmodel.version import __version__
 
 if TYPE_CHECKING:
@@ -111,9 +112,10 @@ def run(name: str, words: Sequence[str]) -> int:
         from worldmodel.runtime import LeaderFailedError, joined_ranks, started_ranks
 
         command = load(name)
-    except KeyboardInterrupt:  # torch takes seconds to import
+    except KeyboardInterrupt:  # called by another program; in its own process, `worldmodel.starting` ends it
         print("\ninterrupted before anything was done", file=sys.stderr)
-        return 130
+        return EXIT_CODE
+    raise_on_interrupt()
     warnings.showwarning, ranks = show_warning, started_ranks()
     try:
         chosen = parse(command, words, name=f"worldmodel {name}")
@@ -127,9 +129,11 @@ def run(name: str, words: Sequence[str]) -> int:
         return 2
     except KeyboardInterrupt as interrupt:
         print(f"\n{str(interrupt) or 'interrupted'}. {command.RESUME}".rstrip(), file=sys.stderr)
-        return 130
+        return EXIT_CODE
     except USER_ERRORS as error:
         fail(explain(error))
+    finally:
+        exit_silently_on_interrupt()
     if not ranks.leads:
         return 0
     if chosen.was_complete:

@@ -186,14 +186,14 @@ class SearchRun(Run):
         record_run(out)
         return log
 
-    def saving(self, out: str) -> RunConfig:
-        """Build the configuration of a search that writes its best controller to OUT after each test."""
+    def saving(self, out: str, curve: Any) -> RunConfig:
+        """Build the configuration of a search that writes its best controller to OUT after each test, and its records."""
 
         def save(progress: Progress) -> None:
             if "test" in progress.metrics:
                 progress.result.save_pretrained(out, overwrite=True)
 
-        return self.config(save)
+        return self.config(curve.listener(save))
 
 
 @dataclass(frozen=True, kw_only=True)

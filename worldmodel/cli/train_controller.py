@@ -14,6 +14,7 @@ from tyro.conf import OmitArgPrefixes as Flat
 import worldmodel as wm
 from worldmodel.agents import SEARCH_FILE, ControllerConfig, RealPopulation, load_agent
 from worldmodel.cli.options import DreamKind, EnvironmentOptions, Result, SearchCommand, SearchRun, given
+from worldmodel.cli.plots import Curve, PlotOptions
 from worldmodel.cli.workers import pool
 from worldmodel.dream import score, time_limit, usual_horizon
 from worldmodel.evaluation import EvaluationConfig
@@ -45,6 +46,7 @@ class TrainController(SearchCommand):
         kind: end, precision and rewards of dreams.
         environment: arguments of the environment.
         output: device, earlier runs and output.
+        plots: picture of the search: OUT.search.png.
     """
 
     env: str | None = None
@@ -59,6 +61,7 @@ class TrainController(SearchCommand):
     kind: Flat[DreamKind] = field(default_factory=DreamKind)
     environment: Flat[EnvironmentOptions] = field(default_factory=EnvironmentOptions)
     output: Flat[SearchRun] = field(default_factory=SearchRun)
+    plots: Flat[PlotOptions] = field(default_factory=PlotOptions)
 
     @classmethod
     def defaults(cls, words: Sequence[str]) -> Self | None:
@@ -101,10 +104,14 @@ class TrainController(SearchCommand):
                 wm.evolve(worlds, start, config=self.search, horizon=horizon, seed=self.seed)
                 return Result("", {})
             stack.enter_context(self.output.writing(self.out))
-            run, log = self.output.saving(self.out), self.output.start(self.out, SEARCH_FILE)
+            log = self.output.start(self.out, SEARCH_FILE)
+            curve = Curve.beside(log, self.output)
+            run = self.output.saving(self.out, curve)
             found = wm.evolve(worlds, start, config=self.search, horizon=horizon, seed=self.seed, log=log, run=run)
             found.save_pretrained(self.out, overwrite=True)
-        return self.report(found, world, dreams, horizon)
+        result = self.report(found, world, dreams, horizon)
+        drawn = self.plots.draw(log.with_suffix(".png"), "draw_search", curve.rows, unit="generation")
+        return replace(result, text="\n".join([result.text, *drawn]))
 
     def report(self, found: wm.Controller, world: wm.WorldModel, dreams: wm.Dreams, horizon: int) -> Result:
         """Score the controller."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import tyro
 from typing_extensions import Self
@@ -10,6 +11,7 @@ from tyro.conf import OmitArgPrefixes as Flat
 
 import worldmodel as wm
 from worldmodel.cli.options import Result, TrainingCommand, TrainingRun
+from worldmodel.cli.plots import PlotOptions
 from worldmodel.experiments import Preset
 from worldmodel.mixtures import LIKELIHOODS
 from worldmodel.models import Vision
@@ -27,6 +29,7 @@ class TrainMdnrnn(TrainingCommand):
         windows: windows and batches.
         training: updates and learning rate.
         output: device, earlier runs and output.
+        plots: pictures: OUT/training/curves.png and components.png.
     """
 
     vision: str | None = None
@@ -35,6 +38,7 @@ class TrainMdnrnn(TrainingCommand):
     windows: Flat[wm.DataConfig] = field(default_factory=wm.DataConfig)
     training: Flat[wm.TrainingConfig] = field(default_factory=wm.TrainingConfig)
     output: Flat[TrainingRun] = field(default_factory=TrainingRun)
+    plots: Flat[PlotOptions] = field(default_factory=PlotOptions)
 
     @classmethod
     def of_preset(cls, preset: Preset) -> Self:
@@ -62,7 +66,16 @@ class TrainMdnrnn(TrainingCommand):
             device=device,
             run=self.output.config(),
         )
-        return report(world, self.out)
+        found = report(world, self.out)
+        return replace(found, text="\n".join([found.text, *self.draw(world)]))
+
+    def draw(self, world: wm.WorldModel) -> list[str]:
+        """Draw the training and the components; return lines of output."""
+        folder = Path(self.out) / "training"
+        return [
+            *self.plots.draw(folder / "curves.png", "draw_training_run", folder),
+            *self.plots.draw(folder / "components.png", "draw_components", world),
+        ]
 
 
 def report(world: wm.WorldModel, out: str) -> Result:

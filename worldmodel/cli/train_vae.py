@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import tyro
@@ -11,11 +12,12 @@ from tyro.conf import OmitArgPrefixes as Flat
 
 import worldmodel as wm
 from worldmodel.cli.options import Result, TrainingCommand, TrainingRun
+from worldmodel.cli.plots import PlotOptions
 from worldmodel.data import EpisodeStore
 from worldmodel.experiments import Preset
 from worldmodel.runtime import keep_freed_memory
 from worldmodel.spaces import find_images, without_leaves
-from worldmodel.training import train_cameras
+from worldmodel.training import CAMERAS, train_cameras
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,12 +29,14 @@ class TrainVae(TrainingCommand):
         frames: batches of frames.
         training: updates and learning rate.
         output: device, earlier runs and output.
+        plots: picture of the training: OUT/training/curves.png.
     """
 
     vae: Flat[wm.VAEConfig] = field(default_factory=wm.VAEConfig)
     frames: Flat[wm.FrameConfig] = field(default_factory=wm.FrameConfig)
     training: Flat[wm.TrainingConfig] = field(default_factory=wm.TrainingConfig)
     output: Flat[TrainingRun] = field(default_factory=TrainingRun)
+    plots: Flat[PlotOptions] = field(default_factory=PlotOptions)
 
     @classmethod
     def of_preset(cls, preset: Preset) -> Self:
@@ -58,7 +62,12 @@ class TrainVae(TrainingCommand):
             device=self.output.choose_device(),
             run=self.output.config(),
         )
-        return Result("\n".join([*report(vision.provenance), f"V: {self.out}"]), self._data(vision.provenance))
+        lines = [*report(vision.provenance), f"V: {self.out}", *self._draw(Path(self.out))]
+        return Result("\n".join(lines), self._data(vision.provenance))
+
+    def _draw(self, out: Path) -> list[str]:
+        """Draw the training of one V; return lines of output."""
+        return self.plots.draw(out / "training" / "curves.png", "draw_training_run", out / "training")
 
     def _train_cameras(self) -> Result:
         """Train a V for each of several images."""
@@ -73,8 +82,8 @@ class TrainVae(TrainingCommand):
             run=self.output.config(),
         )
         lines, data = [], {}
-        for path, provenance in cameras.provenance["cameras"].items():
-            lines += [f"camera {path}", *report(provenance)]
+        for number, (path, provenance) in enumerate(cameras.provenance["cameras"].items()):
+            lines += [f"camera {path}", *report(provenance), *self._draw(Path(self.out) / CAMERAS / str(number))]
             data[path] = self._data(provenance)
         return Result("\n".join([*lines, f"V: {self.out}"]), {"cameras": data, "vision": self.out})
 

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from worldmodel.dream.seeding import EpisodeSeeds as EpisodeSeeds
     from worldmodel.dream.seeding import Rows as Rows
     from worldmodel.dream.seeding import rows_to_reset as rows_to_reset
-    from worldmodel.dream.shared_rollout import shared_rollout as shared_rollout
+    from worldmodel.dream.sharing import shared_rollout as shared_rollout
     from worldmodel.dream.starts import StartBank as StartBank
     from worldmodel.dream.starts import StartConfig as StartConfig
     from worldmodel.dream.tracking import LatentTracker as LatentTracker
@@ -78,7 +78,7 @@ else:
             ),
             "scores": "Scores format_spread score",
             "seeding": "EpisodeSeeds Rows rows_to_reset",
-            "shared_rollout": "shared_rollout",
+            "sharing": "shared_rollout",
             "starts": "StartBank StartConfig",
             "tracking": "LatentTracker primed_states",
         },

@@ -27,11 +27,17 @@ if TYPE_CHECKING:
     from worldmodel.plots.pictures import reconstructions as reconstructions
     from worldmodel.plots.pictures import traversals as traversals
     from worldmodel.plots.report import draw_learning as draw_learning
+    from worldmodel.plots.report import draw_loop as draw_loop
     from worldmodel.plots.report import draw_report as draw_report
     from worldmodel.plots.report import draw_rounds as draw_rounds
     from worldmodel.plots.report import draw_trajectory as draw_trajectory
     from worldmodel.plots.report import save_figure as save_figure
     from worldmodel.plots.report import save_image as save_image
+    from worldmodel.plots.run_figures import draw_components as draw_components
+    from worldmodel.plots.run_figures import draw_evaluation as draw_evaluation
+    from worldmodel.plots.run_figures import draw_probe as draw_probe
+    from worldmodel.plots.run_figures import draw_search as draw_search
+    from worldmodel.plots.run_figures import draw_training_run as draw_training_run
     from worldmodel.plots.video import write_video as write_video
 else:
     __getattr__, __dir__, __all__ = attach(
@@ -40,7 +46,8 @@ else:
             "data_figure": "draw_store",
             "forecast_figure": "draw_open_loop",
             "pictures": "colour dream_frames dream_strip grid real_frames reconstructions traversals",
-            "report": "draw_learning draw_report draw_rounds draw_trajectory save_figure save_image",
+            "report": "draw_learning draw_loop draw_report draw_rounds draw_trajectory save_figure save_image",
+            "run_figures": "draw_components draw_evaluation draw_probe draw_search draw_training_run",
             "video": "write_video",
         },
     )

@@ -58,6 +58,19 @@ def draw_report(
     return figure
 
 
+def draw_loop(rounds: Sequence[Round], *, target: float | None = None) -> Figure:
+    """Draw the training and the scores of the rounds of `iterate`, for observations of any kind.
+
+    Args:
+        rounds: the rounds.
+        target: target of the mean real return.
+    """
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    draw_training(figure.add_subplot(1, 2, 1), rounds)
+    draw_scores(figure.add_subplot(1, 2, 2), rounds, target)
+    return figure
+
+
 def draw_training(axes: Axes, rounds: Sequence[Round]) -> None:
     """Draw training and held-out losses of each round, and the baselines of the last round."""
     logs = [read_metrics(round_.directory / "world" / "training") for round_ in rounds]

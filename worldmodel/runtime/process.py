@@ -1,4 +1,4 @@
-"""Defer Ctrl-C to the end of a step, end a worker that would run the script again, and keep freed memory in the process."""
+"""Ctrl-C between steps and in workers, the end of a worker that would run the script again, and freed memory."""
 
 from __future__ import annotations
 
@@ -39,6 +39,30 @@ def interrupt_between_steps() -> Iterator[threading.Event]:
         yield requested
     finally:
         signal.signal(signal.SIGINT, previous)
+
+
+@contextlib.contextmanager
+def interrupts_blocked() -> Iterator[None]:
+    """Hold Ctrl-C back while a process is started, also from that process.
+
+    A new process inherits the blocked signal, so an interruption of its imports prints no traceback there. It calls
+    `ignore_interrupts` when it is ready. This process gets the signal afterwards. Without effect on Windows.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def ignore_interrupts() -> None:
+    """Ignore Ctrl-C in a worker process, whose parent handles it, and end the block of `interrupts_blocked`."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def end_if_starting() -> None:

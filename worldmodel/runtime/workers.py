@@ -28,7 +28,7 @@ import torch
 
 from worldmodel.runtime.executors import run_on_executor
 from worldmodel.runtime.integers import check_integers
-from worldmodel.runtime.process import end_if_starting
+from worldmodel.runtime.process import end_if_starting, ignore_interrupts, interrupts_blocked
 from worldmodel.runtime.tasks import Runner, attempt_task
 from worldmodel.runtime.watch import StepWatch
 
@@ -291,7 +291,8 @@ def _start(process: Any) -> None:
 
 def _start_error(process: Any) -> Exception | None:
     try:
-        process.start()
+        with interrupts_blocked():
+            process.start()
     except (EOFError, ConnectionError) as error:
         return error
     return None
@@ -311,12 +312,14 @@ def _is_running(pid: int) -> bool:
 def _context() -> Any:  # ForkServerContext or SpawnContext; the type stubs have no common base with Process and Pipe
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
-    from multiprocessing import forkserver
+    from multiprocessing import forkserver, resource_tracker
 
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["worldmodel.data.collecting"])  # imported once; workers then start in milliseconds
+    resource_tracker.ensure_running()  # before the block of Ctrl-C, which its start would end
     try:
-        forkserver.ensure_running()
+        with interrupts_blocked():
+            forkserver.ensure_running()
     except ChildProcessError:  # it is a child of the process of which this one is a fork, and Python waits for it in vain
         return multiprocessing.get_context("spawn")
     return context
@@ -324,7 +327,7 @@ def _context() -> Any:  # ForkServerContext or SpawnContext; the type stubs have
 
 def _work(connection: Connection, payload: bytes, memory_limit: float | None, beats: Any) -> None:
     """Run tasks until the pipe closes, in the worker process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    ignore_interrupts()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     try:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from worldmodel.training.config import learning_rate as learning_rate
     from worldmodel.training.decisions import FIT_FILE as FIT_FILE
     from worldmodel.training.encode import encode_store as encode_store
+    from worldmodel.training.fit_cameras import CAMERAS as CAMERAS
     from worldmodel.training.fit_cameras import train_cameras as train_cameras
     from worldmodel.training.fit_vision import train_vae as train_vae
     from worldmodel.training.fit_world import fit as fit
@@ -49,7 +50,7 @@ else:
             "config": "DataConfig FrameConfig TrainingConfig learning_rate",
             "decisions": "FIT_FILE",
             "encode": "encode_store",
-            "fit_cameras": "train_cameras",
+            "fit_cameras": "CAMERAS train_cameras",
             "fit_vision": "train_vae",
             "fit_world": "fit",
             "frames": "FrameData",
