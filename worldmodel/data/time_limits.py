@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
-from numbers import Real
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 
 from worldmodel.data.action_repeat import ActionRepeat
 from worldmodel.data.collection import EpisodeCollection
@@ -48,8 +48,9 @@ def _decisions(limit: Any, repeat: int) -> list[int]:
 
 def positive_limits(*values: Any) -> list[int]:
     """Return the values that are numbers of steps, as Python's integers; Gymnasium's -1 is no limit."""
-    numbers = [value for value in values if isinstance(value, Real) and not isinstance(value, bool)]  # NumPy's, too
-    return [math.ceil(value) for value in numbers if 0 < value < math.inf]
+    kinds = (int, float, np.integer, np.floating)
+    numbers: list[Any] = [value for value in values if isinstance(value, kinds) and not isinstance(value, bool)]
+    return [math.ceil(number) for number in numbers if 0 < number < math.inf]
 
 
 def recorded_limits(recipe: Mapping[str, Any]) -> list[int]:
