@@ -50,7 +50,7 @@ def positive_limits(*values: Any) -> list[int]:
     """Return the values that are numbers of steps, as Python's integers; Gymnasium's -1 is no limit."""
     kinds = (int, float, np.integer, np.floating)
     numbers: list[Any] = [value for value in values if isinstance(value, kinds) and not isinstance(value, bool)]
-    return [math.ceil(number) for number in numbers if 0 < number < math.inf]
+    return [int(number) for number in numbers if 0 < number < math.inf and number == int(number)]
 
 
 def recorded_limits(recipe: Mapping[str, Any]) -> list[int]:
