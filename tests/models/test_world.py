@@ -269,13 +269,15 @@ def test_check_spaces_names_source_and_space():
 
 
 def test_nothing_in_the_package_reads_or_writes_pickles():
-    """Only `runtime.workers` and `runtime.executors` do, in memory, from a process to its own workers."""
+    """Only four modules of `runtime` do, in memory, from a process to its own workers and ranks."""
     package = Path(worldmodel.__file__).parent
     modules = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
     calls = {("torch", "load"), ("torch", "save"), ("np", "load"), ("numpy", "load"), ("np", "save")}
     found = []
-    for path in set(package.rglob("*.py")) - {package / "runtime" / name for name in ("executors.py", "workers.py")}:
-        for node in ast.walk(ast.parse(path.read_text())):
+    for path in set(package.rglob("*.py")) - {
+        package / "runtime" / name for name in ("executors.py", "kept.py", "ranks.py", "workers.py")
+    }:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 found += [(path.name, alias.name) for alias in node.names if alias.name.split(".")[0] in modules]
             elif isinstance(node, ast.ImportFrom):
