@@ -23,6 +23,7 @@ from worldmodel.runtime.reading import MAX_JSON_BYTES, NewerVersionError
 from worldmodel.runtime.reading import InvalidFileError as InvalidFileError
 from worldmodel.runtime.reading import parse_json as parse_json
 from worldmodel.runtime.reading import read_bytes as read_bytes
+from worldmodel.runtime.replacement import fresh_directory as fresh_directory
 from worldmodel.runtime.tensor_files import check_weights as check_weights
 from worldmodel.runtime.tensor_files import digest_tensors as digest_tensors
 from worldmodel.runtime.tensor_files import load_tensors as load_tensors

@@ -15,17 +15,18 @@ from typing import TYPE_CHECKING
 from worldmodel.lazy import attach
 
 if TYPE_CHECKING:
-    from worldmodel.sharing.export_directory import EXPORT_FILE as EXPORT_FILE
     from worldmodel.sharing.hub import pull as pull
     from worldmodel.sharing.hub import push as push
+    from worldmodel.sharing.onnx_export import EXPORT_FILE as EXPORT_FILE
+    from worldmodel.sharing.onnx_export import EXPORT_FORMAT as EXPORT_FORMAT
+    from worldmodel.sharing.onnx_export import EXPORT_VERSION as EXPORT_VERSION
     from worldmodel.sharing.onnx_export import OnnxExport as OnnxExport
     from worldmodel.sharing.onnx_export import export_onnx as export_onnx
 else:
     __getattr__, __dir__, __all__ = attach(
         __name__,
         {
-            "export_directory": "EXPORT_FILE",
             "hub": "pull push",
-            "onnx_export": "OnnxExport export_onnx",
+            "onnx_export": "EXPORT_FILE EXPORT_FORMAT EXPORT_VERSION OnnxExport export_onnx",
         },
     )

@@ -13,7 +13,7 @@ import hashlib
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,16 @@ from torch import Tensor, nn
 
 from worldmodel.agents import Controller, check_agent
 from worldmodel.models import WorldModel
-from worldmodel.runtime import require_extras
-from worldmodel.sharing.export_directory import ExportDirectory
+from worldmodel.runtime import files, require_extras
 from worldmodel.sharing.onnx_checks import CHECKED, Network, Run, compare, compare_sequence, drift_of
 from worldmodel.sharing.onnx_networks import ControllerNetwork, DecoderNetwork, EncoderNetwork, StepNetwork, split
 from worldmodel.spaces import FlatSpace, leaves, space_to_json
 from worldmodel.version import __version__
 
+EXPORT_FORMAT, EXPORT_VERSION = "worldmodel.onnx", 1
+EXPORT_FILE = "export.json"
 STARTS = 100  # start states in the JSON
+OUTPUTS = (EXPORT_FILE, "*.onnx")
 OPSET = 18
 SEVERAL = 3  # batch size of examples: more than 1, so that the exporter keeps it free
 
@@ -77,11 +79,17 @@ def export_onnx(
     Raises:
         ImportError: if the extra onnx is not installed.
         FileExistsError: if ``directory`` holds something that may not be replaced.
-        LockedError: if another process exports to it.
         ValueError: if V has no decoder, the controller is of another world, or the latent head samples in a way of its own.
         RuntimeError: if a network differs from torch; nothing is written then.
     """
     require_extras("onnx")
+    path = Path(directory)
+    with files.fresh_directory(path, marker=EXPORT_FILE, format=EXPORT_FORMAT, overwrite=overwrite, replaces=OUTPUTS) as fresh:
+        return replace(_export_to(fresh, world, controller, decoder=decoder), directory=path)
+
+
+def _export_to(path: Path, world: WorldModel, controller: Controller | None, *, decoder: bool) -> OnnxExport:
+    """Write the files of an export into an empty directory."""
     if decoder and not world.vision.has_decoder:
         raise ValueError(
             f"decoder: expected a V with a decoder, got {type(world.vision).__name__} without; leave it out (decoder=False, "
@@ -93,15 +101,6 @@ def export_onnx(
         check_agent(controller, world)
         controller = copy.deepcopy(controller).cpu()
     world = world if world.device.type == "cpu" else copy.deepcopy(world).cpu()
-    with ExportDirectory(Path(directory)) as target:
-        target.check(overwrite=overwrite)
-        return _make(world, controller, target, decoder=decoder, overwrite=overwrite)
-
-
-def _make(
-    world: WorldModel, controller: Controller | None, target: ExportDirectory, *, decoder: bool, overwrite: bool
-) -> OnnxExport:
-    """Export to a directory that was checked; see `export_onnx`."""
     with torch.no_grad(), _quiet():
         networks = _networks(world, controller, decoder=decoder)
         models = {network.name: _export(network) for network in networks}
@@ -116,8 +115,10 @@ def _make(
         "drift": {str(steps): {"median": median, "max": most} for steps, (median, most) in drift.items()},
     }
     data = {f"{name}.onnx": model.SerializeToString() for name, model in models.items()}
-    target.write(data, content, overwrite=overwrite)
-    return OnnxExport(directory=target.path, errors=errors, drift=drift, sizes={name: len(each) for name, each in data.items()})
+    for name, each in data.items():
+        files.write_bytes(path / name, each)
+    files.write_json(path / EXPORT_FILE, content, format=EXPORT_FORMAT, version=EXPORT_VERSION)
+    return OnnxExport(directory=path, errors=errors, drift=drift, sizes={name: len(each) for name, each in data.items()})
 
 
 def _networks(world: WorldModel, controller: Controller | None, *, decoder: bool) -> list[Network]:

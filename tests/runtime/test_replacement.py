@@ -1,4 +1,4 @@
-"""The directory of an export holds the old export or the new one, whatever happens while it is replaced."""
+"""A directory that is replaced as a whole holds the old output or the new one, whatever happens meanwhile."""
 
 import contextlib
 import json
@@ -8,20 +8,26 @@ import threading
 
 import pytest
 
-from worldmodel.runtime import LockedError
-from worldmodel.sharing.export_directory import EXPORT_FILE, ExportDirectory
+from worldmodel.runtime import LockedError, files
+
+MARKER = "export.json"
+
+
+def opened(path, overwrite=True):
+    return files.fresh_directory(path, marker=MARKER, format="export", overwrite=overwrite, replaces=(MARKER, "*.onnx"))
 
 
 def write(path, text, **options):
-    with ExportDirectory(path) as target:
-        target.check(**{"overwrite": True, **options})
-        target.write({f"{name}.onnx": text.encode() for name in ("step", "encoder")}, {"text": text}, overwrite=True)
+    with opened(path, **options) as fresh:
+        for name in ("step", "encoder"):
+            files.write_bytes(fresh / f"{name}.onnx", text.encode())
+        files.write_json(fresh / MARKER, {"text": text}, format="export", version=1)
 
 
 def found(path):
     """The text of an export, all of whose files must have it."""
     texts = {(path / f"{name}.onnx").read_text(encoding="utf-8") for name in ("step", "encoder")}
-    (text,) = texts | {json.loads((path / EXPORT_FILE).read_text(encoding="utf-8"))["text"]}
+    (text,) = texts | {json.loads((path / MARKER).read_text(encoding="utf-8"))["text"]}
     return text
 
 
@@ -62,8 +68,8 @@ def test_a_kill_at_any_operation_leaves_an_export_that_the_next_call_finds(tmp_p
                 write(path, "new")
         if kill.count < number:
             break
-        with ExportDirectory(path):
-            pass
+        with contextlib.suppress(ZeroDivisionError), opened(path):
+            raise ZeroDivisionError
         states.add(found(path) if path.exists() else None)
         write(path, "third")
         assert found(path) == "third"
@@ -104,10 +110,11 @@ def test_two_exports_exclude_each_other(tmp_path):
         except LockedError as error:
             errors.append(error)
 
-    with ExportDirectory(tmp_path / "out"):
+    with contextlib.suppress(ZeroDivisionError), opened(tmp_path / "out"):
         thread = threading.Thread(target=other)
         thread.start()
         thread.join()
+        raise ZeroDivisionError
     assert len(errors) == 1
     assert not (tmp_path / "out").exists()
 
