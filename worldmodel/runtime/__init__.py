@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from worldmodel.runtime.model_card import ModelCard as ModelCard
     from worldmodel.runtime.model_card import write_card as write_card
     from worldmodel.runtime.model_files import ModelFiles as ModelFiles
+    from worldmodel.runtime.model_files import SavedModel as SavedModel
     from worldmodel.runtime.numbers import check_flags as check_flags
     from worldmodel.runtime.numbers import check_names as check_names
     from worldmodel.runtime.numbers import check_number as check_number
@@ -122,7 +123,7 @@ else:
             "keywords": "explains_keywords",
             "locks": "LockedError locked",
             "model_card": "CARD_FILE ModelCard write_card",
-            "model_files": "ModelFiles",
+            "model_files": "ModelFiles SavedModel",
             "numbers": "check_flags check_names check_number check_numbers",
             "optimizer_state": "load_optimizer_tensors optimizer_tensors",
             "process": "interrupt_between_steps keep_freed_memory",
