@@ -14,7 +14,7 @@ from worldmodel.agents import LatentPolicy, PlannedStep, Planner, PlannerConfig,
 from worldmodel.agents.plan_distribution import ActionColumns, PlanDistribution, coloured_noise
 from worldmodel.agents.plan_scores import PlanScorer
 from worldmodel.data import EnvConfig, rollouts
-from worldmodel.dream import Dreams, LatentState, LatentTracker
+from worldmodel.dream import Dreams, LatentReward, LatentState, LatentTracker
 from worldmodel.runtime import InvalidFileError
 from worldmodel.spaces import FlatSpace
 
@@ -329,6 +329,28 @@ class TestSaving:
         rewrite_json(tmp_path / "planner" / "planner.json", lambda content: content.update(directory=name))
         with pytest.raises(InvalidFileError, match="expected the name of a world model in this directory"):
             load_agent(tmp_path / "planner")
+
+    @pytest.mark.parametrize(
+        "name", ["no_such_module:cost", "os:system", "shutil:rmtree", "math:sin", "builtins:exec", "torch:nothing", ":"]
+    )
+    def test_opening_a_planner_imports_nothing_and_calls_nothing_of_python_itself(self, tmp_path, name):
+        Planner(random_world(BOX), cost=target_cost).save_pretrained(tmp_path / "planner")
+        rewrite_json(tmp_path / "planner" / "planner.json", lambda content: content["functions"].update(cost=name))
+        with pytest.raises(ValueError, match=r"in a module that is imported|defined in a module of yours"):
+            load_agent(tmp_path / "planner")
+
+    def test_a_module_is_not_imported_by_a_file(self, tmp_path, monkeypatch):
+        (tmp_path / "stranger.py").write_text("raise SystemExit('this ran')\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        Planner(random_world(BOX), cost=target_cost).save_pretrained(tmp_path / "planner")
+        rewrite_json(tmp_path / "planner" / "planner.json", lambda content: content["functions"].update(cost="stranger:cost"))
+        with pytest.raises(ValueError, match="opening a file imports nothing, so import stranger first"):
+            load_agent(tmp_path / "planner")
+
+    def test_a_reward_of_latents_is_not_saved_as_one_of_observations(self, tmp_path):
+        planner = Planner(random_world(BOX), reward=LatentReward(target_cost))
+        with pytest.raises(TypeError, match="reward: expected a function of observations to save, got a LatentReward"):
+            planner.save_pretrained(tmp_path / "planner")
 
     def test_a_file_is_no_planner(self, tmp_path):
         (tmp_path / "planner").write_text("mine", encoding="utf-8")

@@ -23,9 +23,9 @@ from worldmodel.agents.plan_scores import Cost, OutOfTimeError, PlanScorer, Term
 from worldmodel.agents.planner_config import PlannerConfig
 from worldmodel.agents.planner_files import PLANNER_FILE, WORLD_DIRECTORY, read_planner, save_planner
 from worldmodel.agents.registry import register_agent
-from worldmodel.dream import LatentState, Reward, check_rewards, load_reward, reward_name
+from worldmodel.dream import LatentReward, LatentState, Reward, check_rewards, reward_name
 from worldmodel.models import State, WorldModel
-from worldmodel.runtime import check_integer, check_number, file_errors
+from worldmodel.runtime import check_integer, check_number, file_errors, imported_function
 from worldmodel.spaces import Value
 
 
@@ -167,17 +167,20 @@ class Planner:
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *, device: str | torch.device = "cpu") -> Planner:
-        """Open a directory that `save_pretrained` wrote; functions are imported by their names.
+        """Open a directory that `save_pretrained` wrote; the modules of its functions must be imported already.
 
         Raises:
             FileNotFoundError: if there is no planner in ``path``.
-            ValueError: if it is damaged, of a newer version, or names a function that cannot be imported.
+            ValueError: if it is damaged, of a newer version, or names a function of a module that is not imported.
         """
         path = Path(path)
         saved, world = read_planner(path, device)
         with file_errors(path, "an undamaged planner"):
             content = saved.content
-            functions: dict[str, Any] = {name: load_reward(part) for name, part in content["functions"].items()}
+            named = content["functions"]
+            functions: dict[str, Any] = {
+                part: name and imported_function(name, f"planner {path}") for part, name in named.items()
+            }
             config = PlannerConfig(**content["config"])
             planner = cls(world, config, max_change=content["max_change"], seed=content["seed"], **functions)
             bounds = {name: part.to(world.device) for name, part in saved.weights().items()}
@@ -320,6 +323,8 @@ def _gather(plans: Tensor, index: Tensor) -> Tensor:
 
 def _function_name(argument: str, function: Any) -> str:
     name = reward_name(function)
+    if isinstance(function, LatentReward):
+        raise TypeError(f"{argument}: expected a function of observations to save, got a LatentReward of {name}")
     if "<" in name:
         raise TypeError(f"{argument}: expected a function of a module, which can be saved by its name, got {name}")
     return name

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from worldmodel.runtime.extras import require_extras as require_extras
     from worldmodel.runtime.files import read_json as read_json
     from worldmodel.runtime.files import write_json as write_json
+    from worldmodel.runtime.functions import imported_function as imported_function
     from worldmodel.runtime.hub import HubError as HubError
     from worldmodel.runtime.hub import HubName as HubName
     from worldmodel.runtime.hub import local_path as local_path
@@ -117,6 +118,7 @@ else:
             "disk_errors": "naming",
             "extras": "EXTRAS has_extra missing_extra require_extras",
             "files": "read_json write_json",
+            "functions": "imported_function",
             "hub": "HubError HubName local_path upload_directory",
             "integers": "check_integer check_integers",
             "kept": "Kept",
