@@ -161,6 +161,13 @@ def test_completion_scripts_know_commands_and_options(run, shell):
     assert "hidden-size" in printed
 
 
+def test_no_command_needs_an_extra_to_show_its_options():
+    block = "import sys; from worldmodel.runtime import EXTRAS; sys.modules.update(dict.fromkeys(sum(EXTRAS.values(), ())))"
+    script = f"{block}; from worldmodel.cli.main import main; main(['--print-completion', 'bash'])"  # loads every command
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_results_can_be_printed_as_json(run, tmp_path):
     code, printed, _ = run(f"collect --env CartPole-v1 --episodes 2 --out {tmp_path / 'data'} --json")
     assert code == 0
