@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
+import signal
 import uuid
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -20,22 +20,33 @@ SECONDS = 120.0  # until a test that hangs fails
 
 
 def run_ranks(function: Callable[..., Any], *arguments: Any, folder: Path, size: int = 2, **keywords: Any) -> list[Any]:
-    """Call a function in ``size`` processes; return the results by rank, an exception if that is what a rank ended with."""
-    context = workers._context()
+    """Call a function in ``size`` processes; return the results by rank, an exception if that is what a rank ended with.
+
+    The processes are those of the last call, unless one has ended: torch's imports for a group take a second.
+    """
     meeting, payload = folder / f"meeting-{uuid.uuid4()}", cloudpickle.dumps(partial(function, *arguments, **keywords))
-    pipes, processes = [], []
-    for rank in range(size):
+    if len(_started) != size or not all(process.is_alive() for process, _ in _started):
+        _start(size)
+    for rank, (_, pipe) in enumerate(_started):
+        pipe.send((payload, rank, size, str(meeting)))
+    return [_receive(pipe) for _, pipe in _started]
+
+
+_started: list[tuple[Any, Any]] = []  # the processes and their pipes
+
+
+def _start(size: int) -> None:
+    context = workers._context()
+    for process, _ in _started:
+        process.kill()
+        process.join()
+    _started.clear()
+    for _ in range(size):
         ours, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(theirs, payload, rank, size, str(meeting)), daemon=True)
+        process = context.Process(target=_work, args=(theirs,), daemon=True)
         process.start()
         theirs.close()
-        pipes.append(ours)
-        processes.append(process)
-    results = [_receive(pipe) for pipe in pipes]
-    for process in processes:
-        process.join(SECONDS)
-        process.kill()
-    return results
+        _started.append((process, ours))
 
 
 def _receive(pipe: Any) -> Any:
@@ -47,26 +58,24 @@ def _receive(pipe: Any) -> Any:
         return SystemExit("the process ended")
 
 
-def _work(pipe: Any, payload: bytes, rank: int, size: int, meeting: str) -> None:
+def _work(pipe: Any) -> None:
     torch.set_num_threads(1)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # blocked while workers start
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
-    try:
-        result: Any = cloudpickle.loads(payload)()
-    except BaseException as error:
-        result = error
-    pipe.send(cloudpickle.dumps(result))
-    pipe.close()
-    if not isinstance(result, BaseException):
-        with contextlib.suppress(Exception):
+    while True:
+        payload, rank, size, meeting = pipe.recv()
+        dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
+        try:
+            result = cloudpickle.loads(payload)()
             dist.barrier()
-    os._exit(0)
+        except BaseException as error:
+            pipe.send(cloudpickle.dumps(error))
+            os._exit(1)  # as a program would, so that the others see that its connection is closed
+        dist.destroy_process_group()
+        pipe.send(cloudpickle.dumps(result))
 
 
 def same(results: Sequence[dict[str, torch.Tensor]]) -> bool:
     """Return whether ranks have equal weights, to the bit."""
     first, *others = results
     return all(torch.equal(first[name], other[name]) for other in others for name in first)
-
-
-__all__ = ["run_ranks", "same"]

@@ -12,6 +12,7 @@ import datetime
 import functools
 import os
 import platform
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn, ParamSpec, TypeVar
@@ -29,9 +30,9 @@ PATIENCE = datetime.timedelta(days=1)  # others wait while rank 0 chooses a head
 JOB, RESULT, FAILURE = "job", "result", "failure"
 NETWORK = ("gloo", "connection", "nccl", "socket", "broken pipe")  # in messages about a lost process
 
-_groups: dict[int, Any] = {}  # control group by the identity of the default group
-_led: set[int] = set()  # default groups in which rank 0 leads the others in a function
-_out_of_step: set[int] = set()  # default groups in which a rank has left a common operation; no other one can follow
+_controls: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()  # control group of a default group
+_led: weakref.WeakSet[Any] = weakref.WeakSet()  # default groups in which rank 0 leads the others in a function
+_out_of_step: weakref.WeakSet[Any] = weakref.WeakSet()  # those in which a rank has left a common operation; none can follow
 
 
 class RankLostError(RuntimeError):
@@ -168,14 +169,14 @@ class Ranks:
         if self.alone:
             yield
             return
-        group = id(dist.group.WORLD)
+        group = dist.group.WORLD
         if group in _out_of_step:
             raise RankLostError("ranks: expected ranks in step, got an earlier error of one of them; start them again")
         try:
             yield
         except BaseException as error:
             _out_of_step.add(group)
-            if isinstance(error, RuntimeError) and _is_from_network(error):
+            if isinstance(error, RuntimeError) and not isinstance(error, RankLostError) and _is_from_network(error):
                 _raise_lost(self.size, error)
             raise
 
@@ -198,7 +199,7 @@ def led(function: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(function)
     def together(*args: P.args, **kwargs: P.kwargs) -> R:
         ranks = Ranks.current()
-        group = None if ranks.alone else id(dist.group.WORLD)
+        group = None if ranks.alone else dist.group.WORLD
         if group is None or group in _led:
             return function(*args, **kwargs)
         if not ranks.leads:
@@ -239,18 +240,16 @@ def joined_ranks() -> Iterator[Ranks]:
         yield Ranks.current()
     finally:
         dist.destroy_process_group()
-        _groups.clear()
-        _out_of_step.clear()
 
 
 def _control_group() -> Any:
     """Return a group whose backend works on the CPU; made at first use, by all ranks."""
     if dist.get_backend() == "gloo":
         return None  # the default group
-    key = id(dist.group.WORLD)
-    if key not in _groups:
-        _groups[key] = dist.new_group(backend="gloo", timeout=PATIENCE)
-    return _groups[key]
+    group = dist.group.WORLD
+    if group not in _controls:
+        _controls[group] = dist.new_group(backend="gloo", timeout=PATIENCE)
+    return _controls[group]
 
 
 def _is_from_network(error: RuntimeError) -> bool:
@@ -258,7 +257,7 @@ def _is_from_network(error: RuntimeError) -> bool:
 
 
 def _raise_lost(size: int, error: RuntimeError) -> NoReturn:
+    said = str(error).splitlines()[0].rpartition("] ")[2][:100]  # without the place in torch's source
     raise RankLostError(
-        f"ranks: expected all {size} processes to keep running, got one that ended ({str(error).splitlines()[0][:120]}); the "
-        "same command resumes"
+        f"ranks: expected all {size} processes to keep running, got one that ended ({said}); the same command resumes"
     ) from error
