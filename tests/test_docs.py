@@ -44,6 +44,7 @@ SMALLER = {  # text in blocks of Python, and what a test runs instead
     "range(100)": "range(3)",
     "range(25)": "range(2)",
     "total_timesteps=25_000": "total_timesteps=2_048",
+    '"CartPole-v1",\n    out="runs/loop"': 'wm.EnvConfig("CartPole-v1", max_steps=30),\n    out="runs/loop"',
     "max_rounds=3": "max_rounds=1, search=search, rollouts=2, validation_episodes=2, test_episodes=2",
     "first_episodes=300": "first_episodes=40",
     "iterations=20, horizon=50, test_every=10, test_dreams=64": "iterations=2, horizon=10, test_every=1, test_dreams=8",
