@@ -32,7 +32,8 @@ world = wm.fit(
 #
 # Dreams terminate with M's probability, so it has to be right. With `calibrate=True`, two numbers
 # are fitted on held-out episodes. `expected` is the number of terminations that M expects on those
-# episodes, `observed` the number that happened. They should be equal. The numbers are applied only if they lower `nll` (nats per step).
+# episodes, `observed` the number that happened. They should be equal. The numbers are applied only if
+# they lower `nll` (nats per step).
 
 # %%
 calibration = world.provenance["calibration"]

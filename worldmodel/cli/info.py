@@ -103,7 +103,7 @@ def _warnings(content: dict[str, Any]) -> list[str]:
 
 
 def _lines(data: Any, indent: str = "") -> list[str]:
-    """Format nested data, one number or word per line, without what is not known, such as the commit of an installed package."""
+    """Format nested data, one number or word per line, without what is not known (the commit of an installed package)."""
     if not isinstance(data, dict):
         return [f"{indent}{data}"]
     data = {name: value for name, value in data.items() if value is not None}
