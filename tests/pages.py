@@ -23,7 +23,7 @@ SMALLER = {  # command: options put behind those of the page; the last one count
     "evaluate": "--episodes 3 --num-dreams 8",
     "iterate": "--first-episodes 20 --num-updates 20 --max-rounds 1 --generations 2 --population 4",
 }
-ONLY_PARSED = ("quickstart", "reproduce", "doom", "car-racing")  # too long for a test of pages, or in need of a game
+ONLY_PARSED = ("quickstart", "reproduce", "doom", "car-racing", "worldmodel play")  # too long, endless, or in need of a game
 HEADER = """import subprocess, sys, warnings
 from worldmodel.cli.main import main
 warnings.filterwarnings("ignore", message="V has collapsed")  # it has a few updates here

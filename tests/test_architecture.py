@@ -18,6 +18,7 @@ PACKAGE = ROOT / "worldmodel"
 PAGE = ROOT / "docs" / "architecture.md"
 
 OPTIONAL = {  # library -> the one file that imports it
+    "aiohttp": "play/server.py",
     "av": "data/formats/video.py",
     "cma": "agents/strategies.py",
     "distributed": "runtime/cluster.py",

@@ -124,7 +124,7 @@ def test_shell_commands_are_valid(page):
         elif name == "python" and arguments[0] == "-c":
             compile(arguments[1], str(page), "exec")
         elif name == "python" and arguments[0] == "-m":
-            assert arguments[1] in ("worldmodel", "sphinx")
+            assert arguments[1] in ("worldmodel", "sphinx", "http.server")
         elif name == "python":
             source = (ROOT / arguments[0]).read_text()
             assert not [option for option in arguments[1:] if option.startswith("--") and f'"{option}"' not in source]

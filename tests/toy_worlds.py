@@ -5,10 +5,22 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
+from worldmodel.mixtures import LatentLayout, LatentPart
 from worldmodel.models import MDNRNN, MDNRNNConfig, StateNormalizer, WorldModel
 from worldmodel.spaces import FlatSpace
 
 LONG_EPISODES = {"recipes": [{"max_steps": 1000}]}  # else the horizon of dreams would be a guess, with a warning
+
+KINDS = (  # of the numbers in z, and how many
+    ("continuous", 2),
+    ("choice", 3),
+    ("mostly_unchanged", 2),
+    ("choice", 2),
+    ("bits", 2),
+    ("constant", 1),
+    ("integer", 1),
+    ("episode_constant", 1),
+)
 
 
 class WalkEnv(gym.Env):
@@ -55,6 +67,32 @@ def random_world(
     return WorldModel(
         vision, model, action_space, start_mean=start, start_log_variance=noiseless, provenance=LONG_EPISODES
     ).eval()
+
+
+MIXED = spaces.Dict(
+    {
+        "a": spaces.Box(-np.inf, np.inf, (7,), np.float32),
+        "b": spaces.Discrete(3),
+        "c": spaces.Discrete(2, start=4),
+        "d": spaces.MultiBinary(2),
+    }
+)
+
+
+def mixed_world(action_space=None, space=MIXED, kinds=KINDS, **fields):
+    """Return a world of every kind of number, with random weights."""
+    parts, start = [], 0
+    for number, (kind, size) in enumerate(kinds):
+        parts.append(LatentPart(name=f"n{number}", kind=kind, start=start, size=size))
+        start += size
+    vision = StateNormalizer(space)
+    actions = action_space or spaces.Dict({"x": spaces.Box(-2, 3, (2,)), "y": spaces.MultiDiscrete([2, 3])})
+    assert vision.latent_size == start
+    config = MDNRNNConfig(**{"hidden_size": 6, "num_components": 3, **fields})
+    torch.manual_seed(0)
+    model = MDNRNN(start, FlatSpace(actions).size, config, layout=LatentLayout(tuple(parts)))
+    means = torch.randn(4, start)
+    return WorldModel(vision, model, actions, start_mean=means, start_log_variance=torch.full_like(means, -torch.inf)).eval()
 
 
 def walk_world(**mdnrnn):

@@ -1,21 +1,29 @@
 """``worldmodel export``: what it finds in a run, and one line for what cannot be exported."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from toy_worlds import random_world
 
 from worldmodel.agents import Controller
-from worldmodel.cli.export import find
+from worldmodel.play import parts_of_run
 
 
 def test_the_world_and_the_controller_of_a_run_are_found(tmp_path):
-    world = random_world()
-    world.save_pretrained(tmp_path / "world")
-    assert find(str(tmp_path), None) == (str(tmp_path / "world"), None)
-    assert find(str(tmp_path / "world"), None) == (str(tmp_path / "world"), None)
-    Controller.for_world(world, generator=torch.Generator().manual_seed(0)).save_pretrained(tmp_path / "controller")
-    assert find(str(tmp_path), None) == (str(tmp_path / "world"), str(tmp_path / "controller"))
-    assert find(str(tmp_path), "mine")[1] == "mine"
+    world, run = random_world(), tmp_path / "round-2"
+    world.save_pretrained(run / "world")
+    assert parts_of_run(str(run)) == (run / "world", None)
+    assert parts_of_run(str(run / "world")) == (run / "world", None)
+    Controller.for_world(world, generator=torch.Generator().manual_seed(0)).save_pretrained(run / "controller")
+    assert parts_of_run(str(run)) == (run / "world", run / "controller")
+    assert parts_of_run(str(run), "mine") == (run / "world", Path("mine"))
+    assert parts_of_run(str(tmp_path)) == (tmp_path, None)
+    (tmp_path / "summary.json").write_text('{"best_round": 2}')
+    assert parts_of_run(str(tmp_path)) == (run / "world", run / "controller")  # the best round of a loop
+    for other in ('{"best_round": 3}', '{"best_round": null}', "{}", "[]", "{"):
+        (tmp_path / "summary.json").write_text(other)
+        assert parts_of_run(str(tmp_path)) == (tmp_path, None)
 
 
 def test_what_cannot_be_exported_is_one_line(tmp_path, run):

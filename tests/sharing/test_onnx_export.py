@@ -11,44 +11,16 @@ import torch
 from gymnasium import spaces
 from pages import DOCS, blocks
 from scipy.stats import ks_2samp
-from toy_worlds import random_world
+from toy_worlds import mixed_world, random_world
 
 from worldmodel.agents import Controller, ControllerConfig
-from worldmodel.mixtures import GaussianMixture, LatentHead, LatentLayout, LatentPart, MixtureHead
-from worldmodel.models import MDNRNN, ConvVAE, MDNRNNConfig, State, StateNormalizer, VAEConfig, Vision, WorldModel
+from worldmodel.mixtures import GaussianMixture, LatentHead, MixtureHead
+from worldmodel.models import MDNRNN, ConvVAE, MDNRNNConfig, State, VAEConfig, Vision, WorldModel
 from worldmodel.runtime import files
 from worldmodel.sharing import EXPORT_FILE, export_onnx, onnx_checks
 from worldmodel.sharing.onnx_networks import StepNetwork, sample_mixture
-from worldmodel.spaces import FlatSpace
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # of torch's exporter
-KINDS = (
-    ("continuous", 2),
-    ("choice", 3),
-    ("mostly_unchanged", 2),
-    ("choice", 2),
-    ("bits", 2),
-    ("constant", 1),
-    ("integer", 1),
-    ("episode_constant", 1),
-)
-
-
-def mixed_world(**fields):
-    """A world of every kind of number, with random weights."""
-    box = spaces.Box(-np.inf, np.inf, (7,), np.float32)
-    space = spaces.Dict({"a": box, "b": spaces.Discrete(3), "c": spaces.Discrete(2, start=4), "d": spaces.MultiBinary(2)})
-    parts, start = [], 0
-    for number, (kind, size) in enumerate(KINDS):
-        parts.append(LatentPart(name=f"n{number}", kind=kind, start=start, size=size))
-        start += size
-    vision, actions = StateNormalizer(space), spaces.Dict({"x": spaces.Box(-2, 3, (2,)), "y": spaces.MultiDiscrete([2, 3])})
-    assert vision.latent_size == start
-    config = MDNRNNConfig(**{"hidden_size": 6, "num_components": 3, **fields})
-    torch.manual_seed(0)
-    model = MDNRNN(start, FlatSpace(actions).size, config, layout=LatentLayout(tuple(parts)))
-    means = torch.randn(4, start)
-    return WorldModel(vision, model, actions, start_mean=means, start_log_variance=torch.full_like(means, -torch.inf)).eval()
 
 
 def image_world():
@@ -271,7 +243,7 @@ def test_only_an_earlier_export_is_replaced_and_only_on_request(tmp_path, monkey
     with pytest.raises(FileExistsError, match="got an earlier output"):
         export_onnx(world, out)
     (out / "notes.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match=r"expected only an earlier export, got also 'notes.txt'"):
+    with pytest.raises(FileExistsError, match=r"expected only an earlier output, got also 'notes.txt'"):
         export_onnx(world, out, overwrite=True)
     (out / "notes.txt").unlink()
 

@@ -9,24 +9,24 @@ import tyro
 from tyro.conf import OmitArgPrefixes as Flat
 
 import worldmodel as wm
-from worldmodel.agents import CONTROLLER_FILE
 from worldmodel.cli.options import Command, Flag, Output, Result
-from worldmodel.models import WORLD_FILE
-from worldmodel.runtime import local_path
+from worldmodel.play import PageExport, export_page, parts_of_run
 from worldmodel.sharing import EXPORT_FILE, OnnxExport, export_onnx
 
 
 @dataclass(frozen=True, kw_only=True)
 class Export(Command):
-    """Export a world model, and a controller, to ONNX files, which onnxruntime runs without torch.
+    """Export a world model, and a controller, to ONNX files, or to a page that runs the dream in a browser.
 
-    Every file is compared with torch before anything is written.
+    Every ONNX file is compared with torch before anything is written. The page needs an HTTP server and nothing else.
 
     Args:
-        run_directory: world model directory, or a directory with the directories "world" and "controller".
-        onnx: directory to write.
+        run_directory: world model directory, a directory with the directories "world" and "controller", or a run of the
+            quickstart or of iterate, whose best round is taken.
+        onnx: directory for ONNX files, which onnxruntime runs without torch.
+        page: directory for a page.
         controller: controller directory; without it the one that RUN holds, if any.
-        no_decoder: leave V's decoder out.
+        no_decoder: leave V's decoder out of the ONNX files.
         overwrite: replace an earlier export.
         output: output.
     """
@@ -34,7 +34,8 @@ class Export(Command):
     RESUME = "Nothing was written; the same command starts again."
 
     run_directory: tyro.conf.Positional[str]
-    onnx: str
+    onnx: str | None = None
+    page: str | None = None
     controller: str | None = None
     no_decoder: Flag = False
     overwrite: Flag = False
@@ -42,25 +43,18 @@ class Export(Command):
 
     def run(self) -> Result:
         """Export."""
-        world, controller = find(self.run_directory, self.controller)
-        done = export_onnx(
-            wm.WorldModel.from_pretrained(world),
-            self.onnx,
-            controller=None if controller is None else wm.Controller.from_pretrained(controller),
-            decoder=not self.no_decoder,
-            overwrite=self.overwrite,
-        )
-        return report(done)
-
-
-def find(run: str, controller: str | None) -> tuple[str, str | None]:
-    """Return the directories of the world model and the controller of a run; None if there is no controller."""
-    inside = local_path(run)
-    if not (inside / WORLD_FILE).is_file() and (inside / "world" / WORLD_FILE).is_file():
-        if controller is None and (inside / "controller" / CONTROLLER_FILE).is_file():
-            controller = str(inside / "controller")
-        return str(inside / "world"), controller
-    return run, controller
+        if (self.onnx is None) == (self.page is None):
+            got = "neither" if self.onnx is None else "both"
+            raise ValueError(f"--onnx, --page: expected one of them, with the directory to write, got {got}")
+        world, controller = parts_of_run(self.run_directory, self.controller)
+        opened = wm.WorldModel.from_pretrained(world)
+        agent = None if controller is None else wm.Controller.from_pretrained(controller)
+        if self.page is not None:
+            if self.no_decoder:
+                raise ValueError("--no-decoder: expected with --onnx only, as a page shows what the decoder returns")
+            return report_page(export_page(opened, self.page, controller=agent, overwrite=self.overwrite))
+        assert self.onnx is not None
+        return report(export_onnx(opened, self.onnx, controller=agent, decoder=not self.no_decoder, overwrite=self.overwrite))
 
 
 def report(done: OnnxExport) -> Result:
@@ -76,4 +70,13 @@ def report(done: OnnxExport) -> Result:
     lines.append(f"export: {done.directory} ({EXPORT_FILE} lists inputs and outputs)")
     drift = {str(steps): {"median": median, "max": most} for steps, (median, most) in done.drift.items()}
     data = {"relative_errors": done.errors, "drift": drift, "bytes": done.sizes, "export": str(Path(done.directory))}
+    return Result("\n".join(lines), data)
+
+
+def report_page(done: PageExport) -> Result:
+    """Describe the page that was written."""
+    lines = [f"{name + '.onnx':<16} within {error:.1e} of torch" for name, error in done.errors.items()]
+    lines.append(f"page: {done.directory}, {done.total / 1e6:.1f} MB; serve it with any HTTP server, for example")
+    lines.append(f"python -m http.server --directory {done.directory}")
+    data = {"relative_errors": done.errors, "bytes": done.sizes, "total_bytes": done.total, "page": str(done.directory)}
     return Result("\n".join(lines), data)

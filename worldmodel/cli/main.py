@@ -37,7 +37,8 @@ COMMANDS = {  # words: module, class, summary
     "store inspect": ("store", "Inspect", "summary of a store of episodes"),
     "store verify": ("store", "Verify", "check every byte of a store"),
     "store repair": ("store", "Repair", "keep the undamaged episodes of a store"),
-    "export": ("export", "Export", "ONNX files of a world model, to run without torch"),
+    "export": ("export", "Export", "ONNX files, or a page that runs the dream in a browser"),
+    "play": ("play", "Play", "play in a dream, in the browser"),
     "info": ("info", "Info", "versions, devices and extras; or how a run was made"),
 }
 TOGETHER = ("train-vae", "encode", "train-mdnrnn", "dream", "train-controller")  # commands for several processes, with torchrun
@@ -53,8 +54,7 @@ def help_screen() -> str:
         "",
         *(f"  {name:22}{summary}" for name, (_, _, summary) in COMMANDS.items()),
         "",
-        "worldmodel COMMAND --help lists the options of a command.",
-        f"worldmodel --version; worldmodel --print-completion {'|'.join(SHELLS)}",
+        f"worldmodel COMMAND --help | --version | --print-completion {'|'.join(SHELLS)}",
     ]
     return "\n".join(lines)
 

@@ -1,17 +1,20 @@
-"""Write frames as an mp4 video with ffmpeg (extra ``video``)."""
+"""Write frames as an mp4 video or a GIF with ffmpeg (extra ``video``)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from worldmodel.runtime import missing_extra
 
+PALETTE = "split[a][b];[a]palettegen[p];[b][p]paletteuse"  # of a GIF: 256 colours chosen for the film
+
 
 def write_video(path: str | Path, frames: Iterable[np.ndarray], *, fps: int = 35, enlarge: int = 4) -> int:
-    """Write frames as an mp4 file (H.264).
+    """Write frames as an mp4 file (H.264), or as a GIF if the name ends so.
 
     Args:
         path: the file. An earlier file is replaced when the new one is complete.
@@ -32,7 +35,11 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], *, fps: int = 35
     except ImportError as error:
         raise missing_extra("video") from error
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp.mp4")
+    is_gif = path.suffix.lower() == ".gif"
+    temporary = path.with_name(f".{path.name}.tmp{'.gif' if is_gif else '.mp4'}")
+    coding: dict[str, Any] = {"quality": 6}
+    if is_gif:
+        coding = {"codec": "gif", "pix_fmt_out": "pal8", "output_params": ["-vf", PALETTE]}
     writer, count, shape = None, 0, None
     try:
         for frame in frames:
@@ -40,7 +47,7 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], *, fps: int = 35
             if writer is None:
                 shape = picture.shape
                 size = (shape[1], shape[0])
-                writer = imageio_ffmpeg.write_frames(str(temporary), size, fps=fps, macro_block_size=1, quality=6)
+                writer = imageio_ffmpeg.write_frames(str(temporary), size, fps=fps, macro_block_size=1, **coding)
                 writer.send(None)
             if picture.shape != shape:
                 raise ValueError(f"frames: expected equal shapes, got {shape} at index 0 and {picture.shape} at index {count}")

@@ -17,6 +17,7 @@ EXTRAS = {  # extra: the modules that it brings
     "tensorboard": ("tensorboard",),
     "dask": ("distributed",),
     "hub": ("huggingface_hub",),
+    "play": ("aiohttp",),
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
 }
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from worldmodel.runtime.directories import discard_unfinished as discard_unfinished
+from worldmodel.runtime.directories import fresh_directory as fresh_directory
 from worldmodel.runtime.directories import prepare_directory as prepare_directory
 from worldmodel.runtime.directories import remove_temporaries as remove_temporaries
 from worldmodel.runtime.directories import require_disk as require_disk

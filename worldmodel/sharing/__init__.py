@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from worldmodel.sharing.hub import pull as pull
     from worldmodel.sharing.hub import push as push
     from worldmodel.sharing.onnx_export import EXPORT_FILE as EXPORT_FILE
+    from worldmodel.sharing.onnx_export import EXPORT_FORMAT as EXPORT_FORMAT
+    from worldmodel.sharing.onnx_export import EXPORT_VERSION as EXPORT_VERSION
     from worldmodel.sharing.onnx_export import OnnxExport as OnnxExport
     from worldmodel.sharing.onnx_export import export_onnx as export_onnx
 else:
@@ -25,6 +27,6 @@ else:
         __name__,
         {
             "hub": "pull push",
-            "onnx_export": "EXPORT_FILE OnnxExport export_onnx",
+            "onnx_export": "EXPORT_FILE EXPORT_FORMAT EXPORT_VERSION OnnxExport export_onnx",
         },
     )

@@ -11,11 +11,9 @@ import contextlib
 import copy
 import hashlib
 import logging
-import os
-import shutil
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +84,12 @@ def export_onnx(
     """
     require_extras("onnx")
     path = Path(directory)
-    _check_free(path, overwrite=overwrite)
+    with files.fresh_directory(path, marker=EXPORT_FILE, format=EXPORT_FORMAT, overwrite=overwrite, replaces=OUTPUTS) as fresh:
+        return replace(_export_to(fresh, world, controller, decoder=decoder), directory=path)
+
+
+def _export_to(path: Path, world: WorldModel, controller: Controller | None, *, decoder: bool) -> OnnxExport:
+    """Write the files of an export into an empty directory."""
     if decoder and not world.vision.has_decoder:
         raise ValueError(
             f"decoder: expected a V with a decoder, got {type(world.vision).__name__} without; leave it out (decoder=False, "
@@ -112,7 +115,9 @@ def export_onnx(
         "drift": {str(steps): {"median": median, "max": most} for steps, (median, most) in drift.items()},
     }
     data = {f"{name}.onnx": model.SerializeToString() for name, model in models.items()}
-    _write(path, data, content, overwrite=overwrite)
+    for name, each in data.items():
+        files.write_bytes(path / name, each)
+    files.write_json(path / EXPORT_FILE, content, format=EXPORT_FORMAT, version=EXPORT_VERSION)
     return OnnxExport(directory=path, errors=errors, drift=drift, sizes={name: len(each) for name, each in data.items()})
 
 
@@ -318,30 +323,3 @@ def _describe(value: Any) -> dict[str, Any]:
     kind = value.type.tensor_type
     shape = [one.dim_param or one.dim_value for one in kind.shape.dim]
     return {"name": value.name, "dtype": helper.tensor_dtype_to_np_dtype(kind.elem_type).name, "shape": shape}
-
-
-def _check_free(path: Path, *, overwrite: bool) -> None:
-    """Raise if an export may not be written to a directory, before the work; nothing in it is changed."""
-    exists = path.exists()
-    files.prepare_directory(path, marker=EXPORT_FILE, format=EXPORT_FORMAT, overwrite=overwrite)
-    others = sorted(entry.name for entry in path.iterdir() if not any(entry.match(name) for name in OUTPUTS))
-    if not exists:
-        path.rmdir()
-    if others:
-        raise FileExistsError(f"{path}: expected only an earlier export, got also {others[0]!r}; move it elsewhere")
-
-
-def _write(path: Path, data: dict[str, bytes], content: dict[str, Any], *, overwrite: bool) -> None:
-    """Write all files into a new directory next to ``path``, and then rename it: an export is complete or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    fresh.mkdir()
-    try:
-        for name, each in data.items():
-            files.write_bytes(fresh / name, each)
-        files.write_json(fresh / EXPORT_FILE, content, format=EXPORT_FORMAT, version=EXPORT_VERSION)
-        files.prepare_directory(path, marker=EXPORT_FILE, format=EXPORT_FORMAT, overwrite=overwrite, replaces=OUTPUTS)
-        path.rmdir()
-        os.replace(fresh, path)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)

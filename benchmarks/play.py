@@ -1,0 +1,111 @@
+"""Steps a second of the page in headless Chromium, for a world of the sizes of the Doom experiment with random weights."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import shutil
+import tempfile
+import threading
+from pathlib import Path
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from harness import write_result
+from playwright.sync_api import sync_playwright
+
+from worldmodel.agents import Controller
+from worldmodel.experiments import PRESETS
+from worldmodel.models import MDNRNN, ConvVAE, WorldModel
+from worldmodel.play import Playable, PlayServer, included_worlds
+from worldmodel.play.page import export_world
+
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-sync",
+)
+
+
+def doom_world() -> tuple[WorldModel, Controller]:
+    """Return a world and a controller of the sizes of the Doom experiment, with random weights."""
+    torch.manual_seed(0)
+    preset = PRESETS["doom"]
+    vision = ConvVAE(spaces.Box(0, 255, (64, 64, 3), np.uint8), preset.vision.config)
+    model = MDNRNN(vision.latent_size, 3, preset.dynamics.mdnrnn)
+    assert model.termination_head is not None
+    torch.nn.init.zeros_(model.termination_head.weight)
+    torch.nn.init.constant_(model.termination_head.bias, -20.0)  # dreams that do not end
+    mean = torch.randn(4, vision.latent_size)
+    world = WorldModel(vision, model, spaces.Discrete(3), start_mean=mean, start_log_variance=torch.zeros_like(mean)).eval()
+    return world, Controller.for_world(world, preset.controller, torch.Generator().manual_seed(0))
+
+
+def processor_time() -> float:
+    """Return the seconds of processor time of all descendants of this process, which are Chromium's."""
+    parents, times = {}, {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            parents[int(entry.name)], times[int(entry.name)] = int(fields[1]), int(fields[11]) + int(fields[12])
+    family = {os.getpid()}
+    while new := {child for child, parent in parents.items() if parent in family} - family:
+        family |= new
+    return sum(times[child] for child in family - {os.getpid()}) / os.sysconf("SC_CLK_TCK")
+
+
+def measure(worlds: list[Playable], seconds: float) -> dict[str, dict[str, float]]:
+    """Return steps a second of each world, without the limit of the environment's own rate."""
+    server, loop = PlayServer(worlds, port=0), asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, daemon=True).start()
+    asyncio.run_coroutine_threadsafe(server.start(), loop).result()
+    found = {}
+    with sync_playwright() as playwright, tempfile.TemporaryDirectory() as profile:
+        chromium = shutil.which("chromium")
+        context = playwright.chromium.launch_persistent_context(profile, executable_path=chromium, args=list(FLAGS))
+        for world in worlds:
+            page = context.new_page()
+            page.goto(f"{server.address}?world={world.id}")
+            while not page.evaluate("Boolean(globalThis.player?.state?.t)"):
+                page.wait_for_timeout(100)
+            page.evaluate("player.fps = 1000; globalThis.began = [performance.now(), player.state.t]; player.taken = 0;")
+            page.evaluate("player.addEventListener('change', () => player.taken++)")
+            before = processor_time()
+            page.wait_for_timeout(1000 * seconds)
+            taken, passed = page.evaluate("[player.taken, (performance.now() - began[0]) / 1000]")
+            used = processor_time() - before
+            found[world.id] = {
+                "steps per second": round(taken / passed, 1),
+                "steps per second of processor time": round(taken / used, 1),  # of all processes of Chromium
+                "bytes": sum(file.stat().st_size for file in world.directory.iterdir()),
+            }
+            page.close()
+        context.close()
+    asyncio.run_coroutine_threadsafe(server.stop(), loop).result()
+    loop.call_soon_threadsafe(loop.stop)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each world")
+    parser.add_argument("--world", default=None, help="directory of the exported world, kept for another run; None: a new one")
+    parser.add_argument("--out", required=True, help="directory for result.json")
+    args = parser.parse_args()
+    folder = Path(args.world or tempfile.mkdtemp()) / "doom"
+    if not folder.exists():
+        world, controller = doom_world()
+        export_world(world, folder, controller=controller, title="Doom's sizes")
+    found = measure([Playable(id="doom", title="Doom's sizes", directory=folder), *included_worlds()], args.seconds)
+    write_result(Path(args.out), found)
+    print(found)
+
+
+if __name__ == "__main__":
+    main()
