@@ -155,6 +155,13 @@ def test_extras_that_a_page_installs_exist(page):
     assert set(named) <= extras
 
 
+@every_page
+def test_a_page_installs_from_a_clone_or_a_wheel_as_the_name_is_on_no_index(page):
+    assert not [
+        words for words in commands(page) if words[0] == "pip" and any(re.fullmatch(r"worldmodel(\[.*)?", w) for w in words)
+    ]
+
+
 def test_the_page_of_extras_lists_every_extra():
     project = (ROOT / "pyproject.toml").read_text().split("[project.optional-dependencies]")[1].split("\n[")[0]
     extras = re.findall(r"^([\w-]+) = \[", project, flags=re.MULTILINE)
