@@ -46,6 +46,7 @@ def inputs(made, rows=6):
         {"predict_change": False},
         {"reward_head": False},
         {"outcome_size": 5},
+        {"memory": False},
         {"outcome_size": 5, "skip": False, "reward_head": False},
         {"outcome_size": 5, "reward_atoms": (0.5,), "reward_components": 2, "termination_head": False},
         {"factorization": Factorization.JOINT},

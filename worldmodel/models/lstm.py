@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+CLOSED = -1e4  # pre-activation of a gate that is exactly 0, also in bfloat16
+
 
 class LayerNormLSTM(nn.Module):
     """LSTM with layer normalisation (Ba et al. 2016) and the interface of `nn.LSTM`.
@@ -70,6 +72,20 @@ class LayerNormLSTM(nn.Module):
         i, g, f, o = (norm(gate) for norm, gate in zip(norms, raw, strict=True))
         c = self.cell_norms[layer](c * torch.sigmoid(f + 1.0) + torch.sigmoid(i) * torch.tanh(g))
         return torch.tanh(c) * torch.sigmoid(o), c
+
+
+@torch.no_grad()
+def forget_past(lstm: nn.LSTM) -> None:
+    """Make each step of an LSTM start from the zero state, whatever its state is.
+
+    The forget gates are 0, and the recurrent weights too. As the weights say so, every computation with them is the usual one,
+    also in half precision and in exported files. Training does not change these weights: closed gates get no gradient, and the
+    recurrent weights do not require one.
+    """
+    forget = slice(lstm.hidden_size, 2 * lstm.hidden_size)
+    for w_ih, w_hh, _, b_hh in lstm.all_weights:
+        w_hh.zero_().requires_grad_(False)
+        w_ih[forget], b_hh[forget] = 0, CLOSED
 
 
 def runs_in_loop(lstm: nn.Module, device: torch.device) -> bool:

@@ -34,7 +34,7 @@ from worldmodel.mixtures import (
 from worldmodel.models.action_units import ActionUnits
 from worldmodel.models.batch import DataStatistics, SequenceBatch, select_steps
 from worldmodel.models.latent_frame import LatentFrame
-from worldmodel.models.lstm import LayerNormLSTM, run_lstm, runs_in_loop
+from worldmodel.models.lstm import LayerNormLSTM, forget_past, run_lstm, runs_in_loop
 from worldmodel.models.mdnrnn_config import AUTO_LATENT_HEAD, DEFAULT_LATENT_HEAD, MDNRNNConfig
 from worldmodel.models.outcome import Outcome, Prediction, check_next, new_outcome_layers, scale_gradient
 from worldmodel.rng import BatchRows, fill_bernoulli
@@ -112,6 +112,8 @@ class MDNRNN(nn.Module):
         input_size = latent_size + action_size
         sizes = input_size, config.hidden_size, config.num_layers
         self.lstm = LayerNormLSTM(*sizes, eps=config.layer_norm_eps) if config.layer_norm else nn.LSTM(*sizes, batch_first=True)
+        if isinstance(self.lstm, nn.LSTM) and not config.memory:
+            forget_past(self.lstm)
         features = config.hidden_size + (input_size if config.skip else 0)
         self.layout = None if layout is None or layout.is_density else layout
         self.frame = LatentFrame(latent_size, predict_change=config.predict_change, layout=self.layout)

@@ -17,26 +17,29 @@ LAYER_NORM_EPS, EARLIER_LAYER_NORM_EPS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class OutcomeConfig:
-    """What the heads of the reward and the termination see of the next latent; part of `MDNRNNConfig`.
+class StepConfig:
+    """What M sees of the steps before and after the present one; part of `MDNRNNConfig`.
 
     Args:
         outcome_size: see `MDNRNNConfig`.
+        memory: see `MDNRNNConfig`.
 
     Raises:
-        ValueError: if it is below 0.
-        TypeError: if it is not an integer.
+        ValueError: if the size is below 0.
+        TypeError: if the size is not an integer, or ``memory`` not a boolean.
     """
 
     outcome_size: int | None = None  # before the fields of earlier versions, whose order is that of their files
+    memory: bool = True
 
     def __post_init__(self) -> None:
-        """Check the size."""
+        """Check both."""
         check_integers(self, {"outcome_size": 0}, optional=("outcome_size",))
+        check_flags(self, "memory")
 
 
 @dataclass(frozen=True, kw_only=True)
-class MDNRNNConfig(OutcomeConfig):
+class MDNRNNConfig(StepConfig):
     """Architecture and loss of an `MDNRNN`, except the sizes that only the data decide.
 
     Args:
@@ -60,6 +63,9 @@ class MDNRNNConfig(OutcomeConfig):
         outcome_size: units of a layer through which the heads of the reward and the termination see z_{t+1}, so that in a
             stochastic environment they fit where a step led (`worldmodel.models.outcome`). 0: they do not see it. None: `fit`
             takes 16; an `MDNRNN` that is made directly has 0, as files without the field.
+        memory: the LSTM carries its state from step to step. False: each step starts from the zero state, for environments
+            whose observation is the complete state. There a memory adds nothing, but M learns to read where it is from
+            (z_t, h_t) together, so it needs more updates, and one unlikely sample of z_t makes the rest of a dream wrong.
         termination_head: predict whether the episode terminates (truncation is not termination). None: `fit` adds the head if
             any episode of the data terminates; an `MDNRNN` that is made directly has it.
         termination_weight: weight of the steps that terminate, in the loss (the paper's Doom code: 10).
@@ -75,7 +81,7 @@ class MDNRNNConfig(OutcomeConfig):
             better by more than its standard error, else "MixtureHead"; an `MDNRNN` that is made directly has the latter.
 
     Raises:
-        ValueError: naming the field that is out of range.
+        ValueError: naming the field that is out of range, or ``memory`` and ``layer_norm``, whose LSTM always remembers.
         TypeError: naming the field of another type.
     """
 
@@ -113,6 +119,8 @@ class MDNRNNConfig(OutcomeConfig):
         scales = ("fixed_noise_level", "min_scale")
         check_numbers(self, dict.fromkeys(scales, "(0, inf)"), optional=scales)
         check_flags(self, "predict_change", "skip", "reward_head", "layer_norm", optional=("termination_head",))
+        if self.layer_norm and not self.memory:
+            raise ValueError("memory, layer_norm: expected at most one of memory=False and layer_norm=True, got both")
         self._check_reward()
         least = DEFAULT_MIN_SCALE if self.min_scale is None else self.min_scale
         check_noise(self.noise_type, self.fixed_noise_level, least)
@@ -136,6 +144,7 @@ class MDNRNNConfig(OutcomeConfig):
             "reward_components": (None, 1),
             "reward_atoms": (None, ()),
             "outcome_size": (None, 0),
+            "memory": (True,),
         }
         for name, same in earlier.items():
             if values[name] in same:
@@ -146,7 +155,7 @@ class MDNRNNConfig(OutcomeConfig):
 
     def identity(self) -> dict[str, Any]:
         """Return all fields for the record of a run, without the later ones that have their default."""
-        later = ("reward_components", "reward_atoms", "outcome_size", "layer_norm_eps")
+        later = ("reward_components", "reward_atoms", "outcome_size", "memory", "layer_norm_eps")
         defaults = {field.name: field.default for field in fields(self)}
         values = {name: value for name, value in asdict(self).items() if name not in later or value != defaults[name]}
         earlier: dict[str, Any] = {}  # the defaults of earlier versions
