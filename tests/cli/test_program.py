@@ -1,6 +1,7 @@
 """The program: its help, its errors on one line, its exit codes, its JSON, and the names that options had before."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -159,6 +160,24 @@ def test_completion_scripts_know_commands_and_options(run, shell):
     assert code == 0
     assert "train-mdnrnn" in printed
     assert "hidden-size" in printed
+
+
+@pytest.mark.parametrize("words", ["--help", "--version"])
+def test_a_reader_that_has_seen_enough_is_no_error(words):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as closed:
+        done = subprocess.run(
+            [sys.executable, "-m", "worldmodel", words], stdout=closed, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_no_command_needs_an_extra_to_show_its_options():
+    block = "import sys; from worldmodel.runtime import EXTRAS; sys.modules.update(dict.fromkeys(sum(EXTRAS.values(), ())))"
+    script = f"{block}; from worldmodel.cli.main import main; main(['--print-completion', 'bash'])"  # loads every command
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_results_can_be_printed_as_json(run, tmp_path):
