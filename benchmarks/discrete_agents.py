@@ -252,26 +252,38 @@ def run(name: str, seed: int, data: Path, out: Path, *, progress: bool) -> dict[
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--out", type=Path, required=True, help="directory for result.json and result.md")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="directory; each case gets a folder in it, written after each seed",
+    )
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--keep", type=Path, help="directory for data and worlds; a temporary one by default")
     parser.add_argument("--progress", action="store_true", help="show progress bars")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    rows = []
     with tempfile.TemporaryDirectory() as temporary:
         root = args.keep or Path(temporary)
         for name in args.cases:
+            rows = []
             for seed in args.seeds:
                 rows.append(run(name, seed, root / f"{name}-{seed}-data", root / f"{name}-{seed}", progress=args.progress))
                 print(json.dumps(rows[-1]), flush=True)
-    table = "| case | seed | real | target | dream | random | CPU seconds: M, agent |\n|---|---|---|---|---|---|---|\n"
+                write_result(args.out / name, {"rows": rows}, markdown=f"{__doc__}\n{table(rows)}")
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return rows as a table in Markdown."""
+    lines = ["| case | seed | real | target | dream | random | CPU seconds: M, agent |", "|---|---|---|---|---|---|---|"]
     for row in rows:
         cpu, score = row["cpu_seconds"], f"{row['real']:.3f} ± {row['standard_error']:.3f}"
-        table += f"| {row['env']} | {row['seed']} | {score} | {row['target']} | {row['dream']:.3f} | {row['random']:.3f} | "
-        table += f"{cpu['model']:.0f}, {cpu['agent']:.0f} |\n"
-    write_result(args.out, {"rows": rows}, markdown=f"{__doc__}\n{table}")
+        lines.append(
+            f"| {row['env']} | {row['seed']} | {score} | {row['target']} | {row['dream']:.3f} | {row['random']:.3f} "
+            f"| {cpu['model']:.0f}, {cpu['agent']:.0f} |"
+        )
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
