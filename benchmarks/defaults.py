@@ -28,29 +28,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--updates", type=int, default=600, help="optimiser steps of each run")
     parser.add_argument("--seeds", type=int, default=2, help="runs per variant")
+    parser.add_argument("--environments", nargs="+", choices=ENVIRONMENTS, default=list(ENVIRONMENTS), help="Gymnasium ids")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="fields that are not defaults")
     parser.add_argument("--out", required=True, help="directory for result.json")
     args = parser.parse_args()
     torch.set_num_threads(1)
     rows = []
     with tempfile.TemporaryDirectory() as directory:
-        for env, episodes in ENVIRONMENTS.items():
+        for env in args.environments:
             data = Path(directory) / env
-            wm.collect(env, out=data, num_episodes=episodes, seed=0)
-            for variant, fields in VARIANTS.items():
+            wm.collect(env, out=data, num_episodes=ENVIRONMENTS[env], seed=0)
+            for variant in args.variants:
                 runs = [
-                    train(data, Path(directory) / f"{env}-{variant}-{seed}", args.updates, seed, fields)
+                    train(data, Path(directory) / f"{env}-{variant}-{seed}", args.updates, seed, VARIANTS[variant])
                     for seed in range(args.seeds)
                 ]
                 means = {term: float(np.mean([run[term] for run in runs])) if term in runs[0] else None for term in TERMS}
-                rows.append({"env": env, "variant": variant, **means})
+                rows.append({"env": env, "variant": variant, **means, "runs": runs})
                 print(f"{env:<12} {variant:<22}" + "".join(f"{means[term] or 0.0:>10.3f}" for term in TERMS), flush=True)
     write_result(args.out, {"updates": args.updates, "seeds": args.seeds, "rows": rows})
 
 
 def train(data: Path, out: Path, updates: int, seed: int, fields: dict[str, object]) -> dict[str, float]:
     """Train one model and return its best held-out losses."""
-    training = wm.TrainingConfig(num_updates=updates, learning_rate=1e-2, clip_norm=10.0)
-    config = wm.MDNRNNConfig(hidden_size=64, **fields)
+    config, training = wm.MDNRNNConfig(hidden_size=64, **fields), wm.TrainingConfig(num_updates=updates)
     world = wm.fit(data, out=out, config=config, seed=seed, training_config=training)
     return world.provenance["training"]["best_metrics"]
 

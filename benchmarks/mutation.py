@@ -4,11 +4,13 @@
 
 A mutant replaces one operator, comparison, constant, default or sign. It is caught if a test fails, or if its tests take ten
 times as long as without it. For each package, its tests run once under coverage.py (`pip install coverage`); a mutant then
-meets only the tests that execute its statement, the fastest first, in a fork, until one fails. A statement that runs at import
-(a default of a dataclass, a constant) meets all tests of the package. The tests run in a copy of the sources, so the sources
-may change meanwhile. The file of results has one line per mutant; the same command continues where it stopped, and `--again`
-tests the survivors a second time. The sample is chosen by digests of the mutants, so that an edit of one function leaves the
-rest of the sample as it is. Texts of errors, `strict=` of zip and `stacklevel=` are left alone.
+meets only the tests that execute its statement, those of its module and then the fastest first, in a fork, until one fails. A
+statement that runs at import (a default of a dataclass, a constant) meets all tests of the package. The tests run in a copy of
+the sources, so the sources may change meanwhile. The file of results has one line per mutant; the same command continues where
+it stopped, and `--again` tests the survivors a second time. A quick run before it, for a few files and tests:
+`--modules worldmodel/data/noise.py --tests tests/data/test_noise.py`. The sample is chosen by digests of the mutants, so that
+an edit of one function leaves the rest of the sample as it is. Texts of errors, `strict=` of zip and `stacklevel=` are left
+alone.
 """
 
 from __future__ import annotations
@@ -28,8 +30,9 @@ import tempfile
 import time
 import traceback
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +67,10 @@ class Mutant:
         return self.file, self.code, self.before, self.after, self.index
 
 
-def mutants(path: Path) -> Iterator[tuple[Mutant, str, range | None]]:
+Job = tuple[Mutant, str, "range | None"]
+
+
+def mutants(path: Path) -> Iterator[tuple[Mutant, bytes, range | None]]:
     """Yield each mutant of a file with the whole changed source, and the lines whose tests it meets (None: all tests)."""
     source = path.read_text(encoding="utf-8")
     lines = source.splitlines(keepends=True)
@@ -82,13 +88,9 @@ def mutants(path: Path) -> Iterator[tuple[Mutant, str, range | None]]:
         last = starts[node.end_lineno - 1] + node.end_col_offset
         before, code = data[first:last].decode(), lines[node.lineno - 1].strip()
         for after in _changes(node):
-            changed = (data[:first] + f"({after})".encode() + data[last:]).decode()
-            try:
-                ast.parse(changed)
-            except SyntaxError:
-                continue
             index = seen[(code, before, after)] = seen.get((code, before, after), -1) + 1
-            yield Mutant(str(path.relative_to(ROOT)), node.lineno, code, before, after, index), changed, where
+            mutant = Mutant(str(path.relative_to(ROOT)), node.lineno, code, before, after, index)
+            yield mutant, data[:first] + f"({after})".encode() + data[last:], where
 
 
 def _nodes(tree: ast.Module) -> Iterator[tuple[ast.AST, range | None]]:
@@ -133,31 +135,37 @@ def _changes(node: ast.AST) -> Iterator[str]:
         yield repr(not node.value)
     elif isinstance(node, ast.Constant) and isinstance(node.value, int | float):
         yield repr(node.value + 1)
-        if isinstance(node.value, float):
+        if isinstance(node.value, float) and node.value != 0:
             yield repr(node.value * 2)
 
 
-def sample(size: int, seed: int, packages: tuple[str, ...]) -> list[tuple[Mutant, str, range | None]]:
+def sample(size: int, seed: int, packages: tuple[str, ...]) -> list[Job]:
     """Return a random sample, the same for the same sources and seed, sorted by package."""
-    files = [path for package in PACKAGES for path in sorted((ROOT / "worldmodel" / package).glob("*.py"))]
+    files = [path for package in PACKAGES for path in sorted((ROOT / "worldmodel" / package).rglob("*.py"))]
     every = [found for path in files if path.name != "__init__.py" for found in mutants(path)]
     every.sort(key=lambda found: hashlib.sha256(repr((seed, *found[0].key)).encode()).digest())
-    chosen = [found for found in every[:size] if _package(found[0]) in packages]
+    valid = ((mutant, changed.decode(), where) for mutant, changed, where in every if _is_valid(changed))
+    chosen = [found for found in islice(valid, size) if _package(found[0]) in packages]
     return sorted(chosen, key=lambda found: packages.index(_package(found[0])))
+
+
+def _is_valid(source: bytes) -> bool:
+    try:
+        ast.parse(source)
+    except SyntaxError:
+        return False
+    return True
 
 
 def _package(mutant: Mutant) -> str:
     return Path(mutant.file).parts[1]
 
 
-Job = tuple[Mutant, str, "range | None"]
-
-
 class Tests:
     """Runs chosen tests of a copy of the sources in forks of this process."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, files: Sequence[str] = ()):
+        self.folder, self._files = folder, files
         self._found: dict[str, tuple[dict[str, float], dict[str, dict[int, set[str]]]]] = {}
         ignore = shutil.ignore_patterns("__pycache__")
         for name in ("worldmodel", "tests", "scripts", "examples", "docs"):
@@ -179,8 +187,10 @@ class Tests:
             covered = lines.get(mutant.file, {})
             chosen = set().union(*(covered.get(line, set()) for line in where or ()))
             known = set().union(*covered.values())
-            order = sorted(chosen or seconds, key=lambda name: (name not in known, seconds[name]))
-            (inside if chosen else outside).append((mutant, changed, order))
+            own = f"/test_{Path(mutant.file).stem}.py::"
+            order = sorted(chosen or seconds, key=lambda name: (own not in name, name not in known, seconds[name]))
+            in_body = where is not None and mutant.line >= where.start  # a default in the header is no part of the code
+            (inside if chosen and in_body else outside).append((mutant, changed, order))
         if inside:
 
             def each(session: Any) -> None:
@@ -242,7 +252,8 @@ class Tests:
         sys.path.insert(0, str(self.folder))
         os.environ["PYTHONPATH"] = str(self.folder)
         temporary = f"--basetemp={self.folder / 'temporary'}"
-        return int(pytest.main([*OPTIONS, temporary, str(self.folder / "tests" / package)], plugins=plugins))
+        chosen = [str(self.folder / name) for name in self._files or [f"tests/{package}"]]
+        return int(pytest.main([*OPTIONS, temporary, *chosen], plugins=plugins))
 
     def _fork(self, function: Callable[[], int], seconds: float) -> int:
         """Return the exit code of a function in a fork, without its output; 1 if it takes too long."""
@@ -328,7 +339,9 @@ class Durations:
         self._measured = measured
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
-        """Begin a test."""
+        """Begin a test; one before may have ended the trace."""
+        self._measured.stop()
+        self._measured.start()
         self._measured.switch_context(nodeid)
         self.seconds[nodeid] = -time.monotonic()
 
@@ -356,22 +369,33 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--packages", nargs="+", choices=PACKAGES, default=PACKAGES)
     parser.add_argument("--again", action="store_true", help="test the survivors again")
+    parser.add_argument("--modules", nargs="+", default=[""], help="only files whose path contains one of these")
+    parser.add_argument(
+        "--tests", nargs="+", default=[], help="only these test files; mutants that survive them are not recorded"
+    )
     arguments = parser.parse_args()
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     done = {_key(one): one["survived"] for one in _read(arguments.out)}
     chosen = sample(arguments.sample, arguments.seed, tuple(arguments.packages))
     missing = [job for job in chosen if job[0].key not in done or (arguments.again and done[job[0].key])]
+    missing = [job for job in missing if any(name in job[0].file for name in arguments.modules)]
     with tempfile.TemporaryDirectory() as folder, open(arguments.out, "a", encoding="utf-8") as file:
 
         def report(mutant: Mutant, survived: bool, count: int) -> None:
+            if survived and arguments.tests:
+                return
             file.write(json.dumps({**asdict(mutant), "tests": count, "survived": survived}) + "\n")
             file.flush()
 
-        tests = Tests(Path(folder).resolve())
+        tests = Tests(Path(folder).resolve(), arguments.tests)
         for package in arguments.packages:
             if jobs := [job for job in missing if _package(job[0]) == package]:
                 tests.run(package, jobs, report)
     present = {mutant.key for mutant, _, _ in chosen}
+    caught = {_key(one) for one in _read(arguments.out)}
+    for mutant, _, _ in missing:
+        if mutant.key not in caught:
+            print(f"not caught: {mutant.file}:{mutant.line}: {mutant.before} -> {mutant.after}")
     print(table([one for one in _read(arguments.out) if _key(one) in present]))
 
 

@@ -1,9 +1,10 @@
 """Speed relative to peers: the public ``log_prob`` with autograd, and the training of M at CartPole's size.
 
 - `GaussianMixture.log_prob` with backward, against `torch.distributions.MixtureSameFamily` without validation of its
-  arguments, for joint and per-dimension mixtures with diagonal covariances.
+  arguments, for joint and per-dimension mixtures with diagonal covariances, and joint ones with full covariances.
 - One update of `MDNRNN.loss` against the common loop of MDN-RNN implementations: `nn.LSTM`, one linear layer, a joint diagonal
-  mixture by `torch.distributions.Normal`, mean squared error of the reward, RMSprop.
+  mixture by `torch.distributions.Normal`, mean squared error of the reward, RMSprop. That loop does not clip gradients, the
+  library does; so its update is measured with clipping and without.
 
 CPU time of one thread; the variants run in turns and the fastest of each counts. A ratio above 1 means that the library is
 faster.
@@ -21,7 +22,7 @@ from pathlib import Path
 import torch
 from harness import fastest, write_result
 from torch import Tensor, nn
-from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
+from torch.distributions import Categorical, Independent, MixtureSameFamily, MultivariateNormal, Normal
 from torch.nn import functional
 from training_speed import SIZES, make, updates
 
@@ -74,8 +75,26 @@ def log_prob_works(rows: int, k: int, d: int, joint: bool) -> dict[str, Callable
     return {"ours": ours, "peer": peer}
 
 
-def training_works() -> dict[str, Callable[[], None]]:
-    """Return one update of the library and of the common loop, on the same batch."""
+def full_works(rows: int, k: int, d: int) -> dict[str, Callable[[], None]]:
+    """Return the same for joint mixtures with full covariances, given by their Cholesky factors."""
+    torch.manual_seed(0)
+    x, off = torch.randn(rows, d), {"validate_args": False}
+    log_weights = torch.randn(rows, k).log_softmax(dim=1).requires_grad_()
+    mean = torch.randn(rows, k, d, requires_grad=True)
+    tril = (0.1 * torch.randn(rows, k, d, d).tril(-1) + torch.eye(d)).requires_grad_()
+
+    def ours() -> None:
+        GaussianMixture(log_weights, mean, scale_tril=tril).log_prob(x).sum().backward()
+
+    def peer() -> None:
+        parts = MultivariateNormal(mean, scale_tril=tril, **off)
+        MixtureSameFamily(Categorical(logits=log_weights, **off), parts, **off).log_prob(x).sum().backward()
+
+    return {"ours": ours, "peer": peer}
+
+
+def training_works(*, clip: bool = True) -> dict[str, Callable[[], None]]:
+    """Return one update of the library, with clipping or without, and of the common loop, on the same batch."""
     model, batch = make("cartpole")
     d, a, hidden, _, _ = SIZES["cartpole"]
     peer = CommonLoop(d, a, hidden, 5)
@@ -87,7 +106,7 @@ def training_works() -> dict[str, Callable[[], None]]:
         peer.loss(*parts).backward()
         optimizer.step()
 
-    return {"ours": updates(model, batch)["loss, float32"], "peer": update}
+    return {"ours": updates(model, batch, clip=clip)["loss, float32"], "peer": update}
 
 
 def main() -> None:
@@ -101,7 +120,9 @@ def main() -> None:
         f"log_prob, {'joint' if joint else 'per dimension'}, {name}": log_prob_works(*shape, joint)
         for name, shape in SHAPES.items()
         for joint in (True, False)
-    } | {"training, cartpole": training_works()}
+    }
+    works |= {f"log_prob, full, {name}": full_works(*SHAPES[name]) for name in ("cartpole", "one number")}
+    works |= {"training, cartpole": training_works(), "training, cartpole, not clipped": training_works(clip=False)}
     ratios = {}
     for name, pair in works.items():
         seconds = fastest(pair, repeats=arguments.rounds, warm_up=1, clock=time.process_time)

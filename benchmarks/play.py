@@ -52,7 +52,7 @@ def processor_time() -> float:
     parents, times = {}, {}
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            fields = (entry / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
             parents[int(entry.name)], times[int(entry.name)] = int(fields[1]), int(fields[11]) + int(fields[12])
     family = {os.getpid()}
     while new := {child for child, parent in parents.items() if parent in family} - family:

@@ -155,7 +155,7 @@ def run(name: str, seed: int, fields: dict[str, Any], updates: int, directory: P
     world = fit(data, out=out, config=config, training_config=TrainingConfig(num_updates=updates), seed=seed)
     row: dict[str, Any] = {"process": name, "seed": seed, "cpu_seconds": time.process_time() - began, "fields": fields}
     row |= {"best_update": world.provenance["training"]["best_update"], "regrets": regrets(out)}
-    row["config"] = {key: getattr(world.mdnrnn.config, key) for key in ("reward_atoms", "reward_components")}
+    row["config"] = {key: getattr(world.mdnrnn.config, key) for key in ("reward_atoms", "reward_components", "latent_head")}
     episodes = 10 * TEST_EPISODES if name == "rare" else TEST_EPISODES  # enough steps with a high expected reward
     y, action, reward = simulate(name, episodes, seed + TEST_SEED)
     prediction, batch = predict(world, y, action, reward)
@@ -163,7 +163,8 @@ def run(name: str, seed: int, fields: dict[str, Any], updates: int, directory: P
         nll = -prediction.latent.log_prob(batch.z[:, 1:]).double().mean() / 2
         scale = world.vision.scale.double().log().mean()  # densities of z, not of the observation
         row["latent_excess"] = float(nll + scale) - switching_nll(y, action)
-    found = prediction.outcome(batch.z[:, 1:]).reward
+    with torch.no_grad():
+        found = prediction.outcome(batch.z[:, 1:]).reward
     if found is not None:
         row |= score_reward(name, seed, world, found, batch, (y, action, reward))
     return row
@@ -213,6 +214,9 @@ def main() -> None:
     parser.add_argument("--processes", nargs="+", default=list(EPISODES), choices=list(EPISODES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--updates", type=int, default=1500)
+    parser.add_argument(
+        "--only", action="store_true", help="leave out the models without a reward head and with a plain Gaussian"
+    )
     parser.add_argument("--fields", type=json.loads, default={}, help="fields of MDNRNNConfig, as JSON")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -220,9 +224,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         for process in args.processes:
             variants = [args.fields]
-            if process == "switching":
+            if process == "switching" and not args.only:
                 variants.append({**args.fields, "reward_head": False})
-            if process == "smooth":
+            if process == "smooth" and not args.only:
                 variants.append({**args.fields, "reward_components": 1})
             for seed in args.seeds:
                 for fields in variants:

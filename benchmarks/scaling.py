@@ -76,7 +76,7 @@ def cluster(workers: int) -> Iterator[tuple[subprocess.Popen, str]]:
         try:
             while not file.exists():
                 time.sleep(0.1)
-            yield scheduler, json.loads(file.read_text())["address"]
+            yield scheduler, json.loads(file.read_text(encoding="utf-8"))["address"]
         finally:
             for process in (worker, scheduler):
                 process.kill()
@@ -303,8 +303,8 @@ def simulate(work: Work, workers: int, *, episodes: int, seed: int = 0) -> float
 
 def model() -> dict[str, Any]:
     """Simulate, and compare with the measurement of two workers."""
-    measured = json.loads((RESULTS / "overhead.json").read_text())
-    found = json.loads((RESULTS / "costs.json").read_text())["collection"]
+    measured = json.loads((RESULTS / "overhead.json").read_text(encoding="utf-8"))
+    found = json.loads((RESULTS / "costs.json").read_text(encoding="utf-8"))["collection"]
     frame = 1e-6 * found["frames 64x64x3"]["parent_microseconds_per_frame"]
     cartpole = found["CartPole-v1"]
     second = Work(1.0, 1e-6 * cartpole["parent_microseconds_per_episode"], spread=0.0)
@@ -352,7 +352,7 @@ V_GRADIENT = 17_400_000  # bytes, of 4,348,547 parameters
 
 def doom(price: float) -> dict[str, Any]:
     """Estimate the hours of the Doom experiment on several machines, from its stages on one."""
-    costs_found = json.loads((RESULTS / "costs.json").read_text())
+    costs_found = json.loads((RESULTS / "costs.json").read_text(encoding="utf-8"))
     update = costs_found["update of M"]["Doom"]
     writing = 1e-6 * costs_found["collection"]["frames 64x64x3"]["parent_microseconds_per_frame"]
     by_windows = {int(rows): value for rows, value in update["milliseconds_by_windows"].items()}
@@ -388,7 +388,7 @@ def main() -> None:
     part = given.part
     result = {**header(), **(doom(given.price) if part == "doom" else parts[part]())}
     RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / f"{part}.json").write_text(json.dumps(result, indent=2) + "\n")
+    (RESULTS / f"{part}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(result, indent=2))
 
 

@@ -60,16 +60,18 @@ def obvious_loss(model: MDNRNN, batch: SequenceBatch) -> Tensor:
     return (losses.latent / batch.z.shape[-1] + losses.reward + losses.termination)[batch.mask].mean()
 
 
-def updates(model: MDNRNN, batch: SequenceBatch) -> dict[str, Callable[[], None]]:
-    """Return a function per variant that performs one update."""
-    optimizer = make_optimizer("adam", model.parameters(), learning_rate=1e-4)
+def updates(model: MDNRNN, batch: SequenceBatch, *, clip: bool = True) -> dict[str, Callable[[], None]]:
+    """Return a function per variant that performs one update, with clipping of the gradient's norm or without."""
+    parameters = list(model.parameters())
+    optimizer = make_optimizer("adam", parameters, learning_rate=1e-4)
 
     def update(loss: Callable[[], Tensor], half: bool) -> None:
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cpu", torch.bfloat16) if half else contextlib.nullcontext():
             value = loss()
         value.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
+        if clip:
+            torch.nn.utils.clip_grad_norm_(parameters, 10.0)
         optimizer.step()
 
     losses = {"obvious": lambda: obvious_loss(model, batch), "loss": lambda: model.loss(batch)[0]}

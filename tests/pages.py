@@ -28,6 +28,8 @@ HEADER = """import subprocess, sys, warnings
 from worldmodel.cli.main import main
 warnings.filterwarnings("ignore", message="V has collapsed")  # it has a few updates here
 def run(*words):
+    if __name__ != "__main__":  # a worker of the page's own program imports it
+        return
     if "--step-timeout" in words:  # needs workers, which import the main module
         subprocess.run([sys.executable, "-m", "worldmodel", *words], check=True)
         return

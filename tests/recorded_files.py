@@ -13,7 +13,7 @@ def write_csv(path, *, episodes=4, steps=20, extra=""):
             numbers = [f"{np.sin(t + run):.6f}", f"{np.cos(t):.6f}", t % 3, f"{t / 100 - 0.2:.3f}"]
             cells = [run, f"{t / 10:.1f}", *numbers, -t, int(t == steps - 1)]
             lines.append(",".join(map(str, cells)))
-    path.write_text("\n".join(lines) + "\n" + extra)
+    path.write_text("\n".join(lines) + "\n" + extra, encoding="utf-8")
     return lines
 
 
@@ -61,7 +61,7 @@ def write_lerobot(path, lengths=(8, 6, 11), *, version="v3.0"):
     info |= {"video_path": "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"}
     for folder in ("meta/episodes/chunk-000", "data/chunk-000"):
         (path / folder).mkdir(parents=True)
-    (path / "meta" / "info.json").write_text(json.dumps(info))
+    (path / "meta" / "info.json").write_text(json.dumps(info), encoding="utf-8")
     for number, rows in enumerate((episode < 2, episode == 2)):
         columns = {
             "observation.state": pa.array(list(state[rows]), pa.list_(pa.float32())),

@@ -12,22 +12,22 @@ DEFAULTS = {"seed": (0, None), "temperature": (1.0, None), "num_groups": (1,), "
 def members(package):
     """Yield (qualified name, object) of all classes, functions and methods that a package defines."""
     parent = importlib.import_module(f"worldmodel.{package}")
-    for info in pkgutil.iter_modules(parent.__path__):
+    for info in pkgutil.walk_packages(parent.__path__, f"{parent.__name__}."):
         try:
-            module = importlib.import_module(f"{parent.__name__}.{info.name}")
+            module = importlib.import_module(info.name)
         except ImportError:  # an extra is not installed
             continue
         for name, value in vars(module).items():
             if getattr(value, "__module__", None) != module.__name__:
                 continue
             if inspect.isclass(value):
-                yield f"{info.name}.{name}", value
+                yield f"{info.name.removeprefix(parent.__name__ + '.')}.{name}", value
                 for inner, method in vars(value).items():
                     method = getattr(method, "__func__", method)  # of class methods
                     if inspect.isfunction(method):
-                        yield f"{info.name}.{name}.{inner}", method
+                        yield f"{info.name.removeprefix(parent.__name__ + '.')}.{name}.{inner}", method
             elif inspect.isfunction(value):
-                yield f"{info.name}.{name}", value
+                yield f"{info.name.removeprefix(parent.__name__ + '.')}.{name}", value
 
 
 def unusual_defaults(package):

@@ -44,6 +44,7 @@ SMALLER = {  # text in blocks of Python, and what a test runs instead
     "range(100)": "range(3)",
     "range(25)": "range(2)",
     "total_timesteps=25_000": "total_timesteps=2_048",
+    '"CartPole-v1",\n    out="runs/loop"': 'wm.EnvConfig("CartPole-v1", max_steps=30),\n    out="runs/loop"',
     "max_rounds=3": "max_rounds=1, search=search, rollouts=2, validation_episodes=2, test_episodes=2",
     "first_episodes=300": "first_episodes=40",
     "iterations=20, horizon=50, test_every=10, test_dreams=64": "iterations=2, horizon=10, test_every=1, test_dreams=8",
@@ -152,6 +153,13 @@ def test_extras_that_a_page_installs_exist(page):
     extras = set(re.findall(r"^([\w-]+) = \[", (ROOT / "pyproject.toml").read_text(), flags=re.MULTILINE))
     named = [name for names in re.findall(r"install [^`\n]*\[([\w,-]+)\]'", page.read_text()) for name in names.split(",")]
     assert set(named) <= extras
+
+
+@every_page
+def test_a_page_installs_from_a_clone_or_a_wheel_as_the_name_is_on_no_index(page):
+    assert not [
+        words for words in commands(page) if words[0] == "pip" and any(re.fullmatch(r"worldmodel(\[.*)?", w) for w in words)
+    ]
 
 
 def test_the_page_of_extras_lists_every_extra():

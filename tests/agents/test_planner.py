@@ -1,6 +1,7 @@
 """Planners find the best plan of a known world, respect limits and time, and save what they need."""
 
 import itertools
+import json
 import math
 
 import numpy as np
@@ -13,11 +14,19 @@ from worldmodel.agents import LatentPolicy, PlannedStep, Planner, PlannerConfig,
 from worldmodel.agents.plan_distribution import ActionColumns, PlanDistribution, coloured_noise
 from worldmodel.agents.plan_scores import PlanScorer
 from worldmodel.data import EnvConfig, rollouts
-from worldmodel.dream import Dreams, LatentState, LatentTracker
+from worldmodel.dream import Dreams, LatentReward, LatentState, LatentTracker
+from worldmodel.runtime import InvalidFileError
 from worldmodel.spaces import FlatSpace
 
 METHODS = ("shooting", "cem", "icem", "mppi")
 BOX = spaces.Box(-2.0, 2.0, (2,), np.float32)
+
+
+def rewrite_json(path, change):
+    content = json.loads(path.read_text(encoding="utf-8"))
+    change(content)
+    del content["sha256"]
+    path.write_text(json.dumps(content), encoding="utf-8")
 
 
 def generator(seed=0):
@@ -265,7 +274,7 @@ class TestPlanner:
         ("arguments", "message"),
         [
             ({"limits": (np.ones(2), -np.ones(2))}, "limits: expected a smallest and a largest action"),
-            ({"max_change": 0.0}, "max_change: expected a positive number, got 0.0"),
+            ({"max_change": 0.0}, "max_change: expected a positive finite number, got 0.0"),
         ],
     )
     def test_wrong_limits_are_refused(self, arguments, message):
@@ -294,6 +303,70 @@ class TestSaving:
             agent.reset(2)
         assert torch.equal(planner.act(state), opened.act(state))
         assert opened.config == planner.config
+
+    def test_a_planner_whose_world_model_was_replaced_is_refused(self, tmp_path):
+        planner = Planner(random_world(BOX), cost=target_cost)
+        planner.save_pretrained(tmp_path / "planner")
+        (world,) = (tmp_path / "planner").glob("world-*")
+        random_world(BOX, seed=1).save_pretrained(world, overwrite=True)
+        with pytest.raises(InvalidFileError, match=r"expected the world model .* that the planner was saved with"):
+            load_agent(tmp_path / "planner")
+
+    def test_a_planner_of_another_directory_of_its_world_model_opens(self, tmp_path):
+        planner = Planner(random_world(BOX), cost=target_cost)
+        planner.save_pretrained(tmp_path / "planner")
+        (world,) = (tmp_path / "planner").glob("world-*")
+        world.rename(tmp_path / "planner" / "world")  # as it was called at first
+        rewrite_json(tmp_path / "planner" / "planner.json", lambda content: content.pop("directory"))
+        assert load_agent(tmp_path / "planner").world.fingerprint == planner.world.fingerprint
+        planner.save_pretrained(tmp_path / "planner", overwrite=True)
+        assert not (tmp_path / "planner" / "world").exists()
+        load_agent(tmp_path / "planner")
+
+    @pytest.mark.parametrize("name", ["../planner/world", "/", "world-../..", 7, ["world"]])
+    def test_a_world_model_outside_of_the_directory_is_refused(self, tmp_path, name):
+        Planner(random_world(BOX), cost=target_cost).save_pretrained(tmp_path / "planner")
+        rewrite_json(tmp_path / "planner" / "planner.json", lambda content: content.update(directory=name))
+        with pytest.raises(InvalidFileError, match="expected the name of a world model in this directory"):
+            load_agent(tmp_path / "planner")
+
+    @pytest.mark.parametrize(
+        "name", ["no_such_module:cost", "os:system", "shutil:rmtree", "math:sin", "builtins:exec", "torch:nothing", ":"]
+    )
+    def test_opening_a_planner_imports_nothing_and_calls_nothing_of_python_itself(self, tmp_path, name):
+        Planner(random_world(BOX), cost=target_cost).save_pretrained(tmp_path / "planner")
+        rewrite_json(tmp_path / "planner" / "planner.json", lambda content: content["functions"].update(cost=name))
+        with pytest.raises(ValueError, match=r"in a module that is imported|defined in a module of yours"):
+            load_agent(tmp_path / "planner")
+
+    def test_a_module_is_not_imported_by_a_file(self, tmp_path, monkeypatch):
+        (tmp_path / "stranger.py").write_text("raise SystemExit('this ran')\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        Planner(random_world(BOX), cost=target_cost).save_pretrained(tmp_path / "planner")
+        rewrite_json(tmp_path / "planner" / "planner.json", lambda content: content["functions"].update(cost="stranger:cost"))
+        with pytest.raises(ValueError, match="opening a file imports nothing, so import stranger first"):
+            load_agent(tmp_path / "planner")
+
+    def test_a_reward_of_latents_is_not_saved_as_one_of_observations(self, tmp_path):
+        planner = Planner(random_world(BOX), reward=LatentReward(target_cost))
+        with pytest.raises(TypeError, match="reward: expected a function of observations to save, got a LatentReward"):
+            planner.save_pretrained(tmp_path / "planner")
+
+    def test_a_file_is_no_planner(self, tmp_path):
+        (tmp_path / "planner").write_text("mine", encoding="utf-8")
+        with pytest.raises(FileExistsError, match="expected a directory or nothing"):
+            Planner(random_world(BOX), cost=target_cost).save_pretrained(tmp_path / "planner", overwrite=True)
+
+    @pytest.mark.parametrize(
+        ("value", "error"), [(True, TypeError), ("1", TypeError), (np.inf, ValueError), (np.nan, ValueError)]
+    )
+    def test_a_largest_change_that_is_no_number_is_named(self, value, error):
+        with pytest.raises(error, match="max_change: expected a positive finite number"):
+            Planner(random_world(BOX), cost=target_cost, max_change=value)
+
+    def test_a_largest_change_of_numpy_can_be_saved(self, tmp_path):
+        Planner(random_world(BOX), cost=target_cost, max_change=np.float32(0.5)).save_pretrained(tmp_path / "planner")
+        assert load_agent(tmp_path / "planner")._max_change == 0.5
 
     def test_a_planner_is_refused_in_another_world(self):
         planner = Planner(random_world(BOX), cost=target_cost)

@@ -28,7 +28,7 @@ def test_a_table_is_converted_and_what_was_assumed_is_printed(tmp_path, run):
 def test_options_name_columns_and_split(tmp_path, run):
     lines = write_csv(tmp_path / "log.csv")
     lines[10] = lines[10].replace(lines[10].split(",")[2], "")
-    (tmp_path / "log.csv").write_text("\n".join(lines))
+    (tmp_path / "log.csv").write_text("\n".join(lines), encoding="utf-8")
     words = f"convert {tmp_path / 'log.csv'} --out {tmp_path / 's'} --episode run --observation position speed --reward reward"
     code, _, err = run(words)
     assert code == 2
@@ -72,7 +72,7 @@ def test_formats_are_found_by_name_or_content(tmp_path, run):
     assert EpisodeStore.open(tmp_path / "a").observation_space["images.front"].shape == (16, 16, 3)
     assert run(f"convert {tmp_path / 'film.mp4'} --out {tmp_path / 'b'}")[0] == 0
     assert EpisodeStore.open(tmp_path / "b").lengths.tolist() == [11]
-    (tmp_path / "t.csv").write_text("action,x\n" + "0.5,1.5\n" * 12)
+    (tmp_path / "t.csv").write_text("action,x\n" + "0.5,1.5\n" * 12, encoding="utf-8")
     words = f"convert {tmp_path / 't.csv'} --video front={tmp_path / 'film.mp4'} wrist={tmp_path / 'film.mp4'}"
     assert run(f"{words} --out {tmp_path / 'c'}")[0] == 0
     assert sorted(EpisodeStore.open(tmp_path / "c").observation_space) == ["front", "wrist", "x"]

@@ -1,6 +1,7 @@
 """The program: its help, its errors on one line, its exit codes, its JSON, and the names that options had before."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -161,6 +162,24 @@ def test_completion_scripts_know_commands_and_options(run, shell):
     assert "hidden-size" in printed
 
 
+@pytest.mark.parametrize("words", ["--help", "--version"])
+def test_a_reader_that_has_seen_enough_is_no_error(words):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as closed:
+        done = subprocess.run(
+            [sys.executable, "-m", "worldmodel", words], stdout=closed, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_no_command_needs_an_extra_to_show_its_options():
+    block = "import sys; from worldmodel.runtime import EXTRAS; sys.modules.update(dict.fromkeys(sum(EXTRAS.values(), ())))"
+    script = f"{block}; from worldmodel.cli.main import main; main(['--print-completion', 'bash'])"  # loads every command
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_results_can_be_printed_as_json(run, tmp_path):
     code, printed, _ = run(f"collect --env CartPole-v1 --episodes 2 --out {tmp_path / 'data'} --json")
     assert code == 0
@@ -236,3 +255,13 @@ def test_a_reader_that_stops_early_is_no_error():
     process.stderr.close()
     assert process.wait(timeout=120) == 0
     assert said == ""
+
+
+def test_a_command_for_one_process_refuses_several(run, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    code, out, said = run("info")
+    assert (code, out) == (2, "")
+    assert said.startswith("error: info: expected one process, got 2; torchrun can start train-vae, encode")
+    monkeypatch.setenv("RANK", "1")
+    assert run("info") == (2, "", "")  # rank 0 has said it

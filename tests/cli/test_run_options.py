@@ -64,6 +64,14 @@ def test_info_shows_the_warnings_of_a_training(run, tmp_path):
     assert json.loads(run(f"info {tmp_path / 'world'} --json")[1])["warnings"] == world.provenance["warnings"]
 
 
+def test_what_is_not_known_is_not_printed(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("worldmodel.runtime.provenance.source_commit", lambda: None)  # as in an installed package
+    assert run(f"collect --env CartPole-v1 --episodes 1 --out {tmp_path / 'data'}")[0] == 0
+    for command in (f"info {tmp_path / 'data'}", f"store inspect {tmp_path / 'data'}"):
+        assert "None" not in run(command)[1]
+    assert json.loads(run(f"info {tmp_path / 'data'} --json")[1])["made by"][0]["commit"] is None
+
+
 @pytest.mark.parametrize("provenance", [None, [], {"warnings": 3}, {"warnings": None}, {}])
 def test_info_reads_any_provenance(provenance, tmp_path):
     content = {"format": "worldmodel.world", "version": 3, "provenance": provenance}

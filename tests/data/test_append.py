@@ -152,13 +152,14 @@ def test_an_interruption_between_any_two_steps_never_records_a_shard_twice(tmp_p
                     raise KeyboardInterrupt
             return trace
 
+        before = sys.gettrace()  # of coverage
         sys.settrace(trace)
         try:
             store.append([labelled_episode(0, 3)])
         except KeyboardInterrupt:
             pass
         finally:
-            sys.settrace(None)
+            sys.settrace(before)
         store.append_missing([labelled_episode(0, 3)])
         assert store.episode_ids.tolist() == [0]
         assert EpisodeStore.open(path).episode_ids.tolist() == [0]
@@ -180,7 +181,7 @@ def rewrite_manifest(path, change):
     del content["checksum"]
     change(content)
     content = {**stamp, "checksum": store_module._checksum(content), **content}
-    manifest.write_text(json.dumps(content))
+    manifest.write_text(json.dumps(content), encoding="utf-8")
 
 
 def test_a_manifest_that_lists_a_shard_or_an_episode_twice_is_refused_and_repaired(tmp_path):

@@ -198,7 +198,7 @@ def test_workers_end_when_the_caller_stops_early(tmp_path):
     )
     next(results)
     results.close()
-    assert all(gone(pid) for pid in set(pids.read_text().split()))
+    assert all(gone(pid) for pid in set(pids.read_text(encoding="utf-8").split()))
 
 
 def gone(pid, seconds=5.0):
@@ -293,7 +293,7 @@ def test_a_collection_that_fails_leaves_the_directory_as_it_was(tmp_path):
     with pytest.raises(RuntimeError, match="only failures"):
         collect("CartPole-v1", out=tmp_path, num_episodes=20, policy=invalid_policy)
     assert list(tmp_path.iterdir()) == []
-    (tmp_path / "run.json").write_text("{}")
+    (tmp_path / "run.json").write_text("{}", encoding="utf-8")
     with pytest.raises(KeyboardInterrupt):
         collect("CartPole-v1", out=tmp_path / "s", num_episodes=20, policy=interrupt)
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
@@ -444,7 +444,7 @@ def test_other_spaces_under_the_same_recipe_are_rejected(tmp_path):
 
 
 def test_a_directory_with_other_files_is_never_changed(tmp_path):
-    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
     for overwrite in (False, True):
         with pytest.raises(FileExistsError, match="with other files"):
             collect(CountEnv, out=tmp_path, num_episodes=1, run=RunConfig(overwrite=overwrite))
@@ -532,7 +532,7 @@ if __name__ == "__main__":
 def start_collection(tmp_path, workers):
     """Start a collection in a new process; return the process once the store holds some of the episodes."""
     script, out = tmp_path / "killed.py", tmp_path / "store"
-    script.write_text(KILLED)
+    script.write_text(KILLED, encoding="utf-8")
     process = subprocess.Popen(
         [sys.executable, str(script), str(out), str(workers), str(tmp_path / "pids")],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
@@ -554,7 +554,7 @@ def assert_resumes(tmp_path):
     kept = EpisodeStore.open(out)
     assert 20 <= len(kept) < 400
     assert {problem.kind for problem in verify(out)} <= {"orphan", "temporary"}
-    assert all(gone(pid) for pid in set((tmp_path / "pids").read_text().split()))
+    assert all(gone(pid) for pid in set((tmp_path / "pids").read_text(encoding="utf-8").split()))
 
     @functools.wraps(CountEnv, updated=())  # the same recipe, without delays
     def fast(**kwargs):
@@ -577,17 +577,17 @@ def test_kill_9_loses_no_complete_shard_and_the_same_call_resumes(tmp_path, work
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="looks at processes in /proc")
 def test_a_busy_worker_stops_when_its_parent_is_killed(tmp_path):
     script, pids = tmp_path / "killed.py", tmp_path / "pids"
-    script.write_text(KILLED.replace("0.002", "600"))
+    script.write_text(KILLED.replace("0.002", "600"), encoding="utf-8")
     paths = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     process = subprocess.Popen([sys.executable, str(script), str(tmp_path / "store"), "1", str(pids)], env=os.environ | paths)
     deadline = time.monotonic() + 60
-    while not pids.exists() or len(pids.read_text().split()) < 2:  # the parent, for the spaces, and the worker
+    while not pids.exists() or len(pids.read_text(encoding="utf-8").split()) < 2:  # the parent, for the spaces, and the worker
         assert time.monotonic() < deadline
         time.sleep(0.01)
     time.sleep(0.1)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    assert all(gone(pid) for pid in pids.read_text().split())
+    assert all(gone(pid) for pid in pids.read_text(encoding="utf-8").split())
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="looks at processes in /proc")

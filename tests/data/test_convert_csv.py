@@ -51,7 +51,7 @@ def test_the_size_of_the_pieces_that_are_read_changes_nothing(tmp_path, monkeypa
 def test_other_ways_to_write_the_same_table_give_the_same_store(tmp_path, form):
     write_csv(tmp_path / "log.csv")
     expected = from_csv(tmp_path / "log.csv", tmp_path / "s").fingerprint
-    text = (tmp_path / "log.csv").read_text()
+    text = (tmp_path / "log.csv").read_text(encoding="utf-8")
     lines = text.splitlines()
     changed = {
         "quotes": "\n".join(",".join(f'"{cell}"' for cell in line.split(",")) for line in lines),
@@ -68,7 +68,7 @@ def test_other_ways_to_write_the_same_table_give_the_same_store(tmp_path, form):
 def test_each_file_of_a_directory_begins_an_episode_in_natural_order(tmp_path):
     (tmp_path / "logs").mkdir()
     for number in (2, 10, 1):
-        (tmp_path / "logs" / f"run{number}.csv").write_text("x,y\n" + f"{number}.5,0.5\n" * 3)
+        (tmp_path / "logs" / f"run{number}.csv").write_text("x,y\n" + f"{number}.5,0.5\n" * 3, encoding="utf-8")
     store = from_csv(tmp_path / "logs", tmp_path / "s")
     assert [e.observations[0, 0] for e in store] == [1.5, 2.5, 10.5]
 
@@ -77,22 +77,22 @@ def test_many_files_are_identified_by_their_number_size_and_checksum(tmp_path, m
     monkeypatch.setattr("worldmodel.data.formats.files.MOST_FILES", 2)
     (tmp_path / "logs").mkdir()
     for number in range(3):
-        (tmp_path / "logs" / f"{number}.csv").write_text("x,y\n1.5,0.5\n2.5,0.5\n")
+        (tmp_path / "logs" / f"{number}.csv").write_text("x,y\n1.5,0.5\n2.5,0.5\n", encoding="utf-8")
     assert from_csv(tmp_path / "logs", tmp_path / "s").recipe["conversion"]["arguments"]["source"][:2] == [3, 60]
-    (tmp_path / "logs" / "1.csv").write_text("x,y\n1.5,0.5\n2.5,0.6\n")
+    (tmp_path / "logs" / "1.csv").write_text("x,y\n1.5,0.5\n2.5,0.6\n", encoding="utf-8")
     with pytest.raises(FileExistsError, match="expected source"):
         from_csv(tmp_path / "logs", tmp_path / "s")
 
 
 def test_episodes_may_have_names_and_times_may_be_dates(tmp_path):
     rows = [f"{name},2026-05-01T12:00:{s:02d}.250,{s}.5" for name in ("walk", "7", "run") for s in (1, 2, 3, 9, 10)]
-    (tmp_path / "log.csv").write_text("trial,time,x\n" + "\n".join(rows))
+    (tmp_path / "log.csv").write_text("trial,time,x\n" + "\n".join(rows), encoding="utf-8")
     store = from_csv(tmp_path / "log.csv", tmp_path / "s", config=ConversionConfig(max_gap=5.0))
     assert store.lengths.tolist() == [2, 1] * 3
 
 
 def test_the_last_row_may_lack_action_and_reward(tmp_path):
-    (tmp_path / "log.csv").write_text("x,action,reward\n0.5,1.5,2\n1.5,2.5,3\n2.5,,\n")
+    (tmp_path / "log.csv").write_text("x,action,reward\n0.5,1.5,2\n1.5,2.5,3\n2.5,,\n", encoding="utf-8")
     store = from_csv(tmp_path / "log.csv", tmp_path / "s")
     assert store.read(0).actions.tolist() == [[1.5], [2.5]]
     assert "dropped" not in describe_conversion(store)
@@ -132,7 +132,7 @@ def test_a_bad_line_is_named_and_nothing_is_written(tmp_path, name):
     change, message = BAD[name]
     lines = write_csv(tmp_path / "log.csv")
     change(lines)
-    (tmp_path / "log.csv").write_text("\n".join(lines))
+    (tmp_path / "log.csv").write_text("\n".join(lines), encoding="utf-8")
     with pytest.raises(ValueError, match=rf"log\.csv.*{message}") as raised:
         from_csv(tmp_path / "log.csv", tmp_path / "s", columns=RUN)
     assert "\n" not in str(raised.value)
@@ -163,7 +163,7 @@ def test_a_choice_that_the_spaces_lack_is_refused_and_nothing_is_left(tmp_path):
     lines = write_csv(tmp_path / "may.csv")
     from_csv(tmp_path / "may.csv", tmp_path / "may")
     changed(50, 4, "7")(lines)
-    (tmp_path / "june.csv").write_text("\n".join(lines))
+    (tmp_path / "june.csv").write_text("\n".join(lines), encoding="utf-8")
     with pytest.raises(ValueError, match=r"episode 2 observations gear: expected a value of .*, got 7"):
         from_csv(tmp_path / "june.csv", tmp_path / "june", config=ConversionConfig(like=tmp_path / "may"))
     assert not (tmp_path / "june").exists()
@@ -171,7 +171,7 @@ def test_a_choice_that_the_spaces_lack_is_refused_and_nothing_is_left(tmp_path):
 
 def test_a_column_with_a_single_fraction_is_of_real_numbers(tmp_path):
     rows = ["0,1,4", "0,2.5,5", "1,3,6", "1,4,7"]
-    (tmp_path / "log.csv").write_text("episode,x,y\n" + "\n".join(rows))
+    (tmp_path / "log.csv").write_text("episode,x,y\n" + "\n".join(rows), encoding="utf-8")
     store = from_csv(tmp_path / "log.csv", tmp_path / "s")
     assert store.observation_space["x"].dtype == np.float64
     assert store.observation_space["y"] == spaces.Discrete(4, start=4)

@@ -226,7 +226,7 @@ def test_a_video_shorter_than_its_table_is_refused(tmp_path):
     write_video(next((tmp_path / "lerobot").rglob("file-001.mp4")), bars(6))
     with pytest.raises(ValueError, match=r"file-001\.mp4: expected at least 11 frames, as the episode of row 14 .* got 6"):
         from_lerobot(tmp_path / "lerobot", tmp_path / "s")
-    (tmp_path / "t.csv").write_text("x\n" + "1.5\n" * 12)
+    (tmp_path / "t.csv").write_text("x\n" + "1.5\n" * 12, encoding="utf-8")
     write_video(tmp_path / "v.mp4", bars(9))
     with pytest.raises(ValueError, match=r"t\.csv: expected one video frame for each of its 12 rows, got 9 in .*v\.mp4"):
         from_video(tmp_path / "v.mp4", tmp_path / "s", table=tmp_path / "t.csv")
@@ -247,7 +247,7 @@ def test_several_cameras_and_a_table_are_one_observation(tmp_path):
         for number, frames in enumerate((12, 9)):
             write_video(tmp_path / camera / f"{number}.mp4", bars(frames, offset=20 * (camera == "wrist")))
     rows = [f"{i / 2},{i / 10}" for i in range(21)]
-    (tmp_path / "t.csv").write_text("action,x\n" + "\n".join(rows))
+    (tmp_path / "t.csv").write_text("action,x\n" + "\n".join(rows), encoding="utf-8")
     cameras = {"front": tmp_path / "front", "wrist": tmp_path / "wrist"}
     store = from_video(cameras, tmp_path / "s", table=tmp_path / "t.csv", config=ConversionConfig(resize=16))
     assert {name: space.shape for name, space in store.observation_space.items()} == {

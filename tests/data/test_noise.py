@@ -73,3 +73,45 @@ def test_the_slow_driver_steers_smoothly_and_holds_its_pedals():
 def test_the_slow_driver_drives_nothing_but_cars():
     with pytest.raises(TypeError, match="expected that of CarRacing for policy 'slow-driver'"):
         SlowDriver(spaces.Box(-1, 1, (2,)))
+
+
+def decisions_of(driver, level, count=6000):
+    """Gas, brake and the number of steps of each new decision of a driver."""
+    driver.reset(np.random.default_rng(1))
+    driver._level, found = level, []
+    for _ in range(count):
+        driver._remaining = 0
+        _, gas, brake = driver(None)
+        found.append((gas, brake, driver._remaining + 1))
+    return np.array(found).T
+
+
+def test_the_slow_driver_presses_its_pedals_as_often_and_as_long_as_it_says():
+    gas, brake, steps = decisions_of(SlowDriver(CAR), 0.2)
+    braked, coasted = brake > 0, (brake == 0) & (gas == 0)
+    driven = ~braked & ~coasted
+    for share, expected in ((braked, 0.15), (braked & (gas > 0), 0.05), (coasted, 0.15), (driven, 0.7)):
+        assert share.mean() == pytest.approx(expected, abs=4 * np.sqrt(expected * (1 - expected) / 6000))
+    assert (gas[driven].min(), gas[driven].max()) == pytest.approx((0.2 * 0.3, 0.2 * 1.7), abs=1e-3)
+    both = gas[braked & (gas > 0)]
+    assert (both.min(), both.max(), both.mean()) == pytest.approx((0, 1, 0.5), abs=0.07)
+    assert (brake[braked].min(), brake[braked].max()) == pytest.approx((0.05, 1), abs=0.01)
+    assert sorted(set(steps[~braked])) == [*range(3, 16)]
+    assert sorted(set(steps[braked])) == [*range(1, 5)]
+
+
+def test_a_fast_driver_presses_the_pedal_at_most_fully():
+    gas, brake, _ = decisions_of(SlowDriver(CAR), 0.9, 500)
+    assert (gas[(gas > 0) & (brake == 0)] >= 1).mean() == pytest.approx((1.7 - 1 / 0.9) / 1.4, abs=0.1)
+    assert gas.max() == 1
+
+
+def test_the_level_of_a_slow_driver_is_spread_evenly_in_its_logarithm():
+    driver = SlowDriver(CAR)
+    levels = []
+    for seed in range(2000):
+        driver.reset(np.random.default_rng(seed))
+        levels.append(np.log(driver._level))
+    low, high = np.log(0.03), np.log(0.3)
+    assert (min(levels), max(levels)) == pytest.approx((low, high), abs=0.01)
+    assert np.mean(levels) == pytest.approx((low + high) / 2, abs=0.06)

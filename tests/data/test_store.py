@@ -191,7 +191,7 @@ def test_a_store_can_be_pickled(tmp_path):
 
 
 def test_a_directory_with_other_files_is_never_changed(tmp_path):
-    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
     for overwrite in (False, True):
         with pytest.raises(FileExistsError, match="with other files"):
             create(tmp_path, overwrite=overwrite)
@@ -222,8 +222,8 @@ def test_opening_a_directory_without_a_store_raises(tmp_path):
 
 
 def newer_manifest(path):
-    content = json.loads((path / "manifest.json").read_text())
-    (path / "manifest.json").write_text(json.dumps(content | {"version": 3}))
+    content = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+    (path / "manifest.json").write_text(json.dumps(content | {"version": 3}), encoding="utf-8")
 
 
 def newer_shards(path):
@@ -507,18 +507,18 @@ def test_a_repair_killed_at_any_time_can_be_run_again(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["../../victim.safetensors", "/victim.safetensors", "shard.txt"])
 def test_a_manifest_cannot_name_files_outside_the_store(tmp_path, name):
     victim = tmp_path / "victim.safetensors"
-    victim.write_text("somebody else's")
+    victim.write_text("somebody else's", encoding="utf-8")
     store = create(tmp_path / "a" / "s", [0])
     manifest = store.path / "manifest.json"
-    content = json.loads(manifest.read_text())
+    content = json.loads(manifest.read_text(encoding="utf-8"))
     content["shards"][0]["name"] = name
     bare = {key: value for key, value in content.items() if key not in ("format", "version", "checksum")}
     content["checksum"] = store_module._checksum(bare)
-    manifest.write_text(json.dumps(content))
+    manifest.write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(ValueError, match="expected the name of a shard"):
         EpisodeStore.open(store.path)
     repair(store.path)
-    assert victim.read_text() == "somebody else's"
+    assert victim.read_text(encoding="utf-8") == "somebody else's"
 
 
 def test_reading_a_damaged_episode_raises(tmp_path):
@@ -531,7 +531,7 @@ def test_reading_a_damaged_episode_raises(tmp_path):
 
 def test_other_files_in_a_store_prevent_its_replacement(tmp_path):
     create(tmp_path / "s", [0])
-    (tmp_path / "s" / "notes.txt").write_text("mine")
+    (tmp_path / "s" / "notes.txt").write_text("mine", encoding="utf-8")
     with pytest.raises(FileExistsError, match=r"got also 'notes.txt'"):
         create(tmp_path / "s", overwrite=True)
     assert len(EpisodeStore.open(tmp_path / "s")) == 1

@@ -197,3 +197,24 @@ def test_longest_first_keeps_the_windows_and_counts_up_to_the_last_step_of_each(
     assert lengths.tolist() == [T, 5, 3, 0]
     for name, value in vars(batch).items():
         assert torch.equal(getattr(found, name), value[[1, 0, 3, 2]])
+
+
+def test_gradients_are_stored_as_their_parameters_are():
+    model, batch = make(outcome_size=4), make_batch()
+    assert all(gradient.is_contiguous() for gradient in gradients(model, model.loss(batch)[0]))
+
+
+def test_a_factor_of_the_loss_is_one_of_its_gradient_and_no_rows_are_all_rows():
+    head, g = TerminationHead(4).double(), seeded(4)
+    features, target = torch.randn(7, 4, generator=g).double().requires_grad_(), torch.ones(7).double()
+    plain, sums = fused.heads_loss(features, torch.arange(7), [fused.LossTerm(head, target)])
+    (slope,) = torch.autograd.grad(plain, features)
+    scaled, same = fused.heads_loss(features, None, [fused.LossTerm(head, target)], scale=torch.tensor(0.25))
+    torch.testing.assert_close(scaled, 0.25 * plain)
+    assert torch.equal(sums, same)  # without the factor
+    torch.testing.assert_close(torch.autograd.grad(scaled, features)[0], 0.25 * slope)
+
+
+def test_tanh_in_place_is_tanh():
+    x = torch.cat([torch.linspace(-30, 30, 601), torch.tensor([-torch.inf, 0.0, torch.inf])])
+    torch.testing.assert_close(fused.tanh_(x.clone()), x.tanh(), rtol=0, atol=2e-7)

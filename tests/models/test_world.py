@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from toy_envs import NESTED_ACTION, NESTED_OBSERVATION
 
 import worldmodel
 from worldmodel.models import MDNRNN, MDNRNNConfig, StateNormalizer, WorldModel
+from worldmodel.runtime import ModelCard, write_card
 from worldmodel.spaces import FlatSpace
 
 OBSERVATION = spaces.Box(-np.inf, np.inf, (2,), np.float32)
@@ -109,6 +111,21 @@ def test_the_json_is_readable_and_says_what_it_is(saved):
     assert (content["format"], content["version"]) == ("worldmodel.world", 3)
     assert content["mdnrnn"]["hidden_size"] == 6
     assert sorted(path.name for path in saved.iterdir()) == ["README.md", weights_of(saved).name, "world.json"]
+
+
+@pytest.mark.parametrize("kind", ["directory", "fifo", "large"])
+def test_a_readme_that_is_no_card_is_left_alone(tmp_path, kind):
+    if kind == "fifo" and not hasattr(os, "mkfifo"):
+        pytest.skip("no FIFO here")
+    readme = tmp_path / "README.md"
+    if kind == "large":
+        with open(readme, "wb") as file:
+            file.truncate(2**25)
+    else:
+        readme.mkdir() if kind == "directory" else os.mkfifo(readme)
+    before = os.stat(readme)
+    write_card(readme, ModelCard(title="World", summary="A world."))
+    assert (os.stat(readme).st_mode, os.stat(readme).st_ino) == (before.st_mode, before.st_ino)
 
 
 def test_a_world_of_format_1_which_named_only_the_class_of_v_opens(saved):
@@ -252,13 +269,15 @@ def test_check_spaces_names_source_and_space():
 
 
 def test_nothing_in_the_package_reads_or_writes_pickles():
-    """Only `runtime.workers` and `runtime.executors` do, in memory, from a process to its own workers."""
+    """Only four modules of `runtime` do, in memory, from a process to its own workers and ranks."""
     package = Path(worldmodel.__file__).parent
     modules = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
     calls = {("torch", "load"), ("torch", "save"), ("np", "load"), ("numpy", "load"), ("np", "save")}
     found = []
-    for path in set(package.rglob("*.py")) - {package / "runtime" / name for name in ("executors.py", "workers.py")}:
-        for node in ast.walk(ast.parse(path.read_text())):
+    for path in set(package.rglob("*.py")) - {
+        package / "runtime" / name for name in ("executors.py", "kept.py", "ranks.py", "workers.py")
+    }:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 found += [(path.name, alias.name) for alias in node.names if alias.name.split(".")[0] in modules]
             elif isinstance(node, ast.ImportFrom):

@@ -12,7 +12,7 @@ from toy_data import ACTION, OBSERVATION, walking_episode, write_store
 from toy_worlds import walk_world
 
 import worldmodel as wm
-from worldmodel.agents import Controller
+from worldmodel.agents import Controller, Planner, PlannerConfig
 from worldmodel.data import EpisodeStore, verify
 from worldmodel.models import StateNormalizer, WorldModel
 from worldmodel.runtime import CARD_FILE, RunConfig
@@ -129,6 +129,19 @@ def save_controller(path, number, **options):
     return [float(x) for p in controller.parameters() for x in p.detach().flatten()]
 
 
+def save_planner(path, number, **options):
+    world = walk_world()
+    world.start_mean.fill_(number)
+    config = PlannerConfig(horizon=1, candidates=2, discount=1 / number)
+    Planner(world, config).save_pretrained(path, **options)
+    return world.fingerprint, 1 / number
+
+
+def read_planner(path):
+    planner = Planner.from_pretrained(path)
+    return planner.world.fingerprint, planner.config.discount
+
+
 MODELS = {
     "vision": (save_v, lambda path: StateNormalizer.from_pretrained(path).fingerprint),
     "world": (save_world, lambda path: WorldModel.from_pretrained(path).fingerprint),
@@ -136,6 +149,7 @@ MODELS = {
         save_controller,
         lambda path: [float(x) for p in Controller.from_pretrained(path).parameters() for x in p.detach().flatten()],
     ),
+    "planner": (save_planner, read_planner),
 }
 
 
@@ -143,13 +157,14 @@ MODELS = {
 def test_a_save_that_was_killed_leaves_the_old_model_or_the_new_one(tmp_path, monkeypatch, kind):
     save, read = MODELS[kind]
     attempts, out, found = iter(range(1000)), [tmp_path], set()
+    step = 4 if kind == "planner" else 1  # a planner saves a world, too
     new = save(tmp_path / "new", 2.0)
 
     def begin():
         out[0] = tmp_path / f"out{next(attempts)}"
         save(out[0], 2.0, overwrite=True)
 
-    for _ in killed_at_each_operation(monkeypatch, begin):  # in a new directory
+    for _ in killed_at_each_operation(monkeypatch, begin, step):  # in a new directory
         save(out[0], 2.0, overwrite=(out[0] / f"{kind}.json").is_file())
         assert read(out[0]) == new
     old = save(tmp_path / "old", 1.0)
@@ -161,11 +176,11 @@ def test_a_save_that_was_killed_leaves_the_old_model_or_the_new_one(tmp_path, mo
     def replace():
         save(out[0], 2.0, overwrite=True)
 
-    for _ in killed_at_each_operation(monkeypatch, replace, prepare=prepare):
+    for _ in killed_at_each_operation(monkeypatch, replace, step, prepare):
         found.add(str(read(out[0]) == old) + str(read(out[0]) == new))
         save(out[0], 2.0, overwrite=True)
         assert read(out[0]) == new
-        assert len(set(names(out[0])) - {CARD_FILE}) == 2
+        assert len(set(names(out[0])) - {CARD_FILE}) == (5 if kind == "planner" else 2)  # of a planner, with its world
     assert found == {"TrueFalse", "FalseTrue"}
 
 

@@ -75,7 +75,7 @@ class TestPushAndPull:
         world = random_world()
         world.save_pretrained(tmp_path / "world")
         (tmp_path / "world" / "training").mkdir()
-        (tmp_path / "world" / "training" / "state").write_text("x")
+        (tmp_path / "world" / "training" / "state").write_text("x", encoding="utf-8")
         push(tmp_path / "world", "user/world")
         assert not [name for name in hub.files("models/user/world", "main")[1] if name.startswith(("training", "."))]
 
@@ -89,7 +89,7 @@ class TestPushAndPull:
 
     def test_a_text_of_the_user_stays(self, hub, tmp_path):
         random_world().save_pretrained(tmp_path / "world")
-        (tmp_path / "world" / CARD_FILE).write_text("mine")
+        (tmp_path / "world" / CARD_FILE).write_text("mine", encoding="utf-8")
         push(tmp_path / "world", "user/world")
         assert hub.files("models/user/world", "main")[1][CARD_FILE] == b"mine"
 
@@ -172,7 +172,7 @@ class TestModelCard:
             training={"updates": 100, "seconds": 2.0, "best_metrics": {"nll_per_dim": -1.25}},
         )
         world.save_pretrained(tmp_path / "world")
-        text = (tmp_path / "world" / CARD_FILE).read_text()
+        text = (tmp_path / "world" / CARD_FILE).read_text(encoding="utf-8")
         front = text.split("---\n")[1]
         assert "library_name: worldmodel" in front
         assert '  - "CartPole-v1"' in front
@@ -182,10 +182,10 @@ class TestModelCard:
     def test_it_is_replaced_with_the_world_and_not_if_it_is_the_users(self, tmp_path):
         world = random_world()
         world.save_pretrained(tmp_path / "world")
-        (tmp_path / "world" / CARD_FILE).write_text("mine")
+        (tmp_path / "world" / CARD_FILE).write_text("mine", encoding="utf-8")
         world.save_pretrained(tmp_path / "world", overwrite=True)
-        assert (tmp_path / "world" / CARD_FILE).read_text() == "mine"
+        assert (tmp_path / "world" / CARD_FILE).read_text(encoding="utf-8") == "mine"
 
     def test_a_world_whose_record_is_empty_has_one_too(self, tmp_path):
         random_world().save_pretrained(tmp_path / "world")
-        assert "| environment | unknown |" in (tmp_path / "world" / CARD_FILE).read_text()
+        assert "| environment | unknown |" in (tmp_path / "world" / CARD_FILE).read_text(encoding="utf-8")

@@ -331,6 +331,18 @@ def test_the_bounds_of_dreams_hold_the_data_of_an_initial_world_and_the_new_ones
     assert torch.equal(wider.mdnrnn.change_scale, first.mdnrnn.change_scale)  # the units stay
 
 
+def test_an_initial_world_learns_the_bounds_of_the_training_episodes(tmp_path):
+    near = [walking_episode(i, 12) for i in range(6)]
+    first = small_fit(write_store(tmp_path / "near", near).path, tmp_path / "first")
+    train, _ = split_episodes(6, test_fraction=DATA.test_fraction, seed=0)
+    near[train[0]] = replace(near[train[0]], observations=1000 * near[train[0]].observations)
+    far = write_store(tmp_path / "far", near).path
+    wider = fit(far, out=tmp_path / "wider", initial=first, data_config=DATA, training_config=TRAINING, seed=0)
+    assert (
+        wider.mdnrnn.latent_high - wider.mdnrnn.latent_low > 50 * (first.mdnrnn.latent_high - first.mdnrnn.latent_low)
+    ).any()
+
+
 def test_initial_and_a_configuration_together_are_rejected(walks, tmp_path, whole):
     with pytest.raises(ValueError, match="config: expected None with an initial world model"):
         fit(walks, out=tmp_path / "run", initial=whole[1], config=SMALL)

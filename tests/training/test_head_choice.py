@@ -62,6 +62,13 @@ def test_correlated_steps_get_the_autoregressive_head_and_the_choice_is_recorded
     assert opened.provenance["latent_head"] == choice
 
 
+@pytest.mark.parametrize(("correlation", "updates"), [(0.9, 3), (0.0, 6)])
+def test_a_longer_trial_decides_only_where_the_first_shows_no_clear_difference(tmp_path, correlation, updates):
+    options = OPTIONS | {"training_config": TrainingConfig(num_updates=100, evaluate_every=100)}
+    world = fit(store(tmp_path / "store", correlation), out=tmp_path / "out", **options)
+    assert world.provenance["latent_head"]["updates"] == updates
+
+
 def test_independent_steps_keep_the_mixture_per_dimension(tmp_path):
     world = fit(store(tmp_path / "store", 0.0), out=tmp_path / "out", **OPTIONS)
     choice = world.provenance["latent_head"]

@@ -309,6 +309,13 @@ def test_a_run_is_not_overwritten_by_accident(walks, tmp_path):
         run(walks, tmp_path, config=TrainingConfig(num_updates=2), run=RunConfig(resume=False))
 
 
+def test_a_run_without_held_out_data_is_replaced_though_it_has_no_best_weights(tmp_path):
+    for _ in range(2):
+        config, run_config = TrainingConfig(num_updates=2), RunConfig(overwrite=True)
+        result = train(Slope(), Numbers([[1.0]]), out=tmp_path, config=config, seed=0, run=run_config)
+        assert result.updates == 2
+
+
 def test_overwrite_trains_again_from_the_start(walks, tmp_path, whole):
     run(walks, tmp_path, config=TrainingConfig(num_updates=2), seed=8)
     (tmp_path / "notes.txt").write_text("mine")

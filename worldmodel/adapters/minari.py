@@ -19,7 +19,7 @@ import numpy as np
 from gymnasium import spaces
 
 from worldmodel.data import TIME_LIMIT, Episode, EpisodeStore, check_episode, open_or_create, positive_limits
-from worldmodel.runtime import RunConfig, check_integer, missing_extra, single_writer
+from worldmodel.runtime import RunConfig, check_integer, missing_extra, parse_json, single_writer
 from worldmodel.spaces import build_value, leaf_values, leaves, select_leaves, space_from_json, space_to_json, without_leaves
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def from_minari(
         dataset = minari.load_dataset(dataset)
     if len(dataset) == 0:
         raise ValueError(f"dataset: expected at least one episode, got none in {dataset.id!r}")
-    ours = json.loads(dataset.storage.metadata.get(_KEY, "{}"))
+    ours = parse_json(dataset.storage.metadata.get(_KEY, "{}"), dataset.id)
     observed = without_leaves(dataset.observation_space, leave_out)
 
     def make_spaces() -> dict[str, gym.Space[Any]]:

@@ -21,15 +21,12 @@ from torch import Tensor
 from worldmodel.agents.plan_distribution import ActionColumns, PlanDistribution
 from worldmodel.agents.plan_scores import Cost, OutOfTimeError, PlanScorer, TerminalValue
 from worldmodel.agents.planner_config import PlannerConfig
+from worldmodel.agents.planner_files import PLANNER_FILE, WORLD_DIRECTORY, read_planner, save_planner
 from worldmodel.agents.registry import register_agent
-from worldmodel.dream import LatentState, Reward, check_rewards, load_reward, reward_name
-from worldmodel.models import WORLD_FILE, State, WorldModel
-from worldmodel.runtime import ModelFiles, check_integer, file_errors
+from worldmodel.dream import LatentReward, LatentState, Reward, check_rewards, reward_name
+from worldmodel.models import State, WorldModel
+from worldmodel.runtime import check_integer, check_number, file_errors, imported_function
 from worldmodel.spaces import Value
-
-PLANNER_FILE = "planner.json"
-PLANNER_FILES = ModelFiles(marker=PLANNER_FILE, stem="planner", format="worldmodel.planner", version=1)
-WORLD_DIRECTORY = "world"
 
 
 @dataclass(frozen=True)
@@ -88,8 +85,8 @@ class Planner:
         self._scorer = PlanScorer(world, self.config, cost=cost, reward=reward, terminal_value=terminal_value)
         if cost is None:
             check_rewards(world, self._scorer.user_reward)
-        if max_change is not None and not (math.isfinite(max_change) and max_change > 0):
-            raise ValueError(f"max_change: expected a positive number, got {max_change}")
+        if max_change is not None:
+            max_change = check_number(max_change, "max_change", "(0, inf)")
         self._columns = ActionColumns.of(world.action_features, limits)
         self._max_change = max_change
         self._seed, self._generator = check_integer(seed, "seed", least=0), torch.Generator(world.device)
@@ -149,11 +146,12 @@ class Planner:
             )
 
     def save_pretrained(self, path: str | Path, *, overwrite: bool = False) -> None:
-        """Write the planner and its world model as a directory.
+        """Write the planner and its world model as a directory, which holds the old planner or the new one at every moment.
 
         Raises:
             TypeError: if a function has no name by which it can be imported.
             FileExistsError: if ``path`` holds something that may not be replaced.
+            LockedError: if another process writes to it.
         """
         functions = {name: None if part is None else _function_name(name, part) for name, part in self._functions.items()}
         content = {
@@ -162,33 +160,32 @@ class Planner:
             "max_change": self._max_change,
             "seed": self._seed,
             "world": self.world.fingerprint,
+            "directory": f"{WORLD_DIRECTORY}-{self.world.fingerprint[:16]}",
         }
         weights = {"low": self._columns.low, "high": self._columns.high}
-        world = Path(path) / WORLD_DIRECTORY
-        unfinished = (Path(path) / PLANNER_FILE).is_file() and not (world / WORLD_FILE).is_file()
-        PLANNER_FILES.save(path, content, weights, overwrite=overwrite or unfinished)
-        self.world.save_pretrained(world, overwrite=True)
+        save_planner(Path(path), content, weights, self.world, overwrite=overwrite)
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *, device: str | torch.device = "cpu") -> Planner:
-        """Open a directory that `save_pretrained` wrote; functions are imported by their names.
+        """Open a directory that `save_pretrained` wrote; the modules of its functions must be imported already.
 
         Raises:
             FileNotFoundError: if there is no planner in ``path``.
-            ValueError: if it is damaged, of a newer version, or names a function that cannot be imported.
+            ValueError: if it is damaged, of a newer version, or names a function of a module that is not imported.
         """
         path = Path(path)
-        saved = PLANNER_FILES.read(path)
-        world = WorldModel.from_pretrained(path / WORLD_DIRECTORY, device=device)
+        saved, world = read_planner(path, device)
         with file_errors(path, "an undamaged planner"):
             content = saved.content
-            functions: dict[str, Any] = {name: load_reward(part) for name, part in content["functions"].items()}
+            named = content["functions"]
+            functions: dict[str, Any] = {
+                part: name and imported_function(name, f"planner {path}") for part, name in named.items()
+            }
             config = PlannerConfig(**content["config"])
             planner = cls(world, config, max_change=content["max_change"], seed=content["seed"], **functions)
             bounds = {name: part.to(world.device) for name, part in saved.weights().items()}
             planner._columns = dataclasses.replace(planner._columns, low=bounds["low"], high=bounds["high"])
             planner.reset(1)
-        planner.check_world(world)
         return planner
 
     def _next_actions(self, plans: Tensor, last: Tensor | None) -> Tensor:
@@ -326,6 +323,8 @@ def _gather(plans: Tensor, index: Tensor) -> Tensor:
 
 def _function_name(argument: str, function: Any) -> str:
     name = reward_name(function)
+    if isinstance(function, LatentReward):
+        raise TypeError(f"{argument}: expected a function of observations to save, got a LatentReward of {name}")
     if "<" in name:
         raise TypeError(f"{argument}: expected a function of a module, which can be saved by its name, got {name}")
     return name

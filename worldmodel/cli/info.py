@@ -103,9 +103,10 @@ def _warnings(content: dict[str, Any]) -> list[str]:
 
 
 def _lines(data: Any, indent: str = "") -> list[str]:
-    """Format nested data, one number or word per line."""
+    """Format nested data, one number or word per line, without what is not known (the commit of an installed package)."""
     if not isinstance(data, dict):
         return [f"{indent}{data}"]
+    data = {name: value for name, value in data.items() if value is not None}
     lines = []
     plain = [name for name, value in data.items() if not isinstance(value, dict | list)]
     width = max(map(len, plain), default=0) + 2

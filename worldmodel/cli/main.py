@@ -9,6 +9,7 @@ import difflib
 import importlib
 import json
 import os
+import platform
 import sys
 import warnings
 from collections.abc import Sequence
@@ -67,10 +68,10 @@ def main(words: Sequence[str] | None = None) -> NoReturn:
     """
     words = list(sys.argv[1:] if words is None else words)
     if not words or words[0] in ("-h", "--help"):
-        print(help_screen())
+        show(help_screen())
         sys.exit(0 if words else 2)
     if words[0] == "--version":
-        print(f"worldmodel {__version__}")
+        show(f"worldmodel {__version__}")
         sys.exit(0)
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.insert(0, os.getcwd())  # "my_module:Id-v0" of the user's directory, as with python -m
@@ -89,7 +90,7 @@ def find(words: Sequence[str]) -> str:
             return name
     group = [name for name in COMMANDS if name.startswith(f"{words[0]} ")]
     if group and words[1:2] in (["-h"], ["--help"]):
-        print("\n".join(f"worldmodel {name:22}{COMMANDS[name][2]}" for name in group))
+        show("\n".join(f"worldmodel {name:22}{COMMANDS[name][2]}" for name in group))
         sys.exit(0)
     wanted = " ".join(words[:2]) if group else words[0]
     near = difflib.get_close_matches(wanted, group or list(COMMANDS), n=1)
@@ -131,7 +132,7 @@ def run(name: str, words: Sequence[str]) -> int:
         print(f"\n{str(interrupt) or 'interrupted'}. {command.RESUME}".rstrip(), file=sys.stderr)
         return EXIT_CODE
     except USER_ERRORS as error:
-        fail(explain(error))
+        fail(f"{'' if ranks.leads else f'rank {ranks.rank} on {platform.node()}: '}{explain(error)}")
     finally:
         exit_silently_on_interrupt()
     if not ranks.leads:
@@ -168,7 +169,7 @@ def print_completion(words: Sequence[str]) -> NoReturn:
         fail(f"--print-completion: expected {', '.join(SHELLS)}, got {' '.join(words) or 'nothing'}")
     from worldmodel.cli.parsing import completion
 
-    print(completion(words[0], {name: load(name) for name in COMMANDS}))
+    show(completion(words[0], {name: load(name) for name in COMMANDS}))
     sys.exit(0)
 
 

@@ -10,13 +10,13 @@ from typing import Any, ClassVar, Literal
 from tyro.conf import OmitArgPrefixes as Flat
 
 import worldmodel as wm
+from worldmodel import plots  # its functions are imported at their first use: the help needs no extra
 from worldmodel.cli.options import Command, DeviceOutput, Result
 from worldmodel.data import Episode
 from worldmodel.dream import Agent
 from worldmodel.envs import DOOM_ACTIONS
 from worldmodel.experiments import CAR_RACING_LOOP, DOOM, LoopExperiment, LoopPreset, Preset, Reproduction, small, small_loop
-from worldmodel.plots import draw_learning, draw_rounds, pictures, save_figure, save_image, write_video
-from worldmodel.runtime import command_line, keep_freed_memory, require_extras, source_commit
+from worldmodel.runtime import command_line, has_extra, keep_freed_memory, require_extras, source_commit
 from worldmodel.spaces import map_leaves, stack_values
 
 FILM_STEPS = 700  # of the dream and of the real episode: 20 seconds at Doom's 35 steps per second
@@ -53,7 +53,7 @@ class Reproduce(Command):
 
     def run(self) -> Result:
         """Run the experiment."""
-        require_extras(*(("video",) if self.video else ()), advice="or give --no-video")
+        require_drawing(video=self.video)
         keep_freed_memory()
         device = self.output.choose_device()
         experiment = Reproduction(
@@ -115,14 +115,14 @@ class CarRacing(Command):
 
     def run(self) -> Result:
         """Run the experiment."""
-        require_extras(*(("video",) if self.video else ()), advice="or give --no-video")
+        require_drawing(video=self.video)
         keep_freed_memory()
         device = self.output.choose_device()
         preset = small_loop(self.PRESET) if self.scale == "small" else self.PRESET
         experiment = LoopExperiment(preset, Path(self.out), seed=self.seed, device=device, workers=self.workers)
         about = {"command": command_line(), "commit": source_commit() or "unknown", "device": str(device)}
         results = experiment.run(about=about)
-        save_figure(draw_rounds(results["rounds"]), experiment.out / "curves.png")
+        plots.save_figure(plots.draw_rounds(results["rounds"]), experiment.out / "curves.png")
         world = experiment.world()
         draw_pictures(world, experiment.held_out_episodes(EPISODES_SHOWN), experiment.out)
         if self.video:
@@ -132,9 +132,15 @@ class CarRacing(Command):
         return Result(text, results | {"out": str(experiment.out)})
 
 
+def require_drawing(*, video: bool) -> None:
+    """Raise before anything is done if a package for pictures or films is missing."""
+    needed = ("plots", "video") if video else ("plots",)
+    require_extras(*needed, advice="or give --no-video" if video and has_extra("plots") else "")
+
+
 def draw(experiment: Reproduction, temperature: float, *, video: bool) -> None:
     """Draw learning curves, pictures of held-out random episodes, and films of one dream and one real episode."""
-    save_figure(draw_learning(learning(experiment, temperature)), experiment.out / "curves.png")
+    plots.save_figure(plots.draw_learning(learning(experiment, temperature)), experiment.out / "curves.png")
     world = experiment.world()
     draw_pictures(world, experiment.held_out_episodes(EPISODES_SHOWN), experiment.out)
     if video:
@@ -160,25 +166,25 @@ def learning(experiment: Reproduction, temperature: float) -> dict[str, tuple[Pa
 
 def draw_pictures(world: wm.WorldModel, episodes: list[Episode], out: Path) -> None:
     """Draw reconstructions by V, traversals of its latents, and a dream next to the real episode."""
-    vision = pictures.image_vision(world)
+    vision = plots.image_vision(world)
     middle = [_step_of(episode, len(episode) * (1 + k) // (1 + len(episodes))) for k, episode in enumerate(episodes)]
     some = [_step_of(episode, t) for episode in episodes for t in range(0, len(episode) + 1, FRAMES_APART)]
     under_way = min(UNDER_WAY // FRAMES_APART, len(some) - 1)
     longest = max(episodes, key=len)
     prefix = len(longest) // 2  # M is primed on the first half of the episode
     found = {
-        "reconstructions": pictures.reconstructions(vision, stack_values(middle)),
-        "latents": pictures.traversals(vision, stack_values(some), around=under_way),
-        "dream": pictures.dream_strip(world, longest, prefix=prefix),
+        "reconstructions": plots.reconstructions(vision, stack_values(middle)),
+        "latents": plots.traversals(vision, stack_values(some), around=under_way),
+        "dream": plots.dream_strip(world, longest, prefix=prefix),
     }
     for name, picture in found.items():
-        save_image(picture, out / f"{name}.png", enlarge=1 if name == "latents" else 2)
+        plots.save_image(picture, out / f"{name}.png", enlarge=1 if name == "latents" else 2)
 
 
 def draw_films(dreams: wm.Dreams, agent: Agent, episode: Episode, out: Path, *, seed: int) -> None:
     """Write films of the agent in a dream, and in the real environment next to the reconstruction by V."""
-    write_video(out / "dream.mp4", pictures.dream_frames(dreams, agent, horizon=FILM_STEPS, seed=seed))
-    write_video(out / "reality.mp4", itertools.islice(pictures.real_frames(dreams.world, episode), FILM_STEPS))
+    plots.write_video(out / "dream.mp4", plots.dream_frames(dreams, agent, horizon=FILM_STEPS, seed=seed))
+    plots.write_video(out / "reality.mp4", itertools.islice(plots.real_frames(dreams.world, episode), FILM_STEPS))
 
 
 def _step_of(episode: Episode, step: int) -> Any:

@@ -35,7 +35,7 @@ class Inspect(Command):
             require_extras("plots")
         store = EpisodeStore.open(self.path)
         data = summary(store)
-        listed = {name: value for name, value in data.items() if name != "conversion"}
+        listed = {name: value for name, value in data.items() if name != "conversion" and value is not None}
         width = max(map(len, listed)) + 2
         lines = [f"{name.replace('_', ' '):{width}}{value}" for name, value in listed.items()]
         if "conversion" in data:

@@ -36,7 +36,8 @@ class Remains:
         """Read what can be read of a manifest, damaged or missing."""
         try:
             check_regular(manifest)
-            text = manifest.read_bytes()[:MAX_BYTES].decode(errors="replace")
+            with open(manifest, "rb") as file:
+                text = file.read(MAX_BYTES).decode(errors="replace")
         except (OSError, InvalidFileError):
             return cls()
         metadata = {}

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 
 from worldmodel.data.action_repeat import ActionRepeat
 from worldmodel.data.collection import EpisodeCollection
@@ -46,8 +47,10 @@ def _decisions(limit: Any, repeat: int) -> list[int]:
 
 
 def positive_limits(*values: Any) -> list[int]:
-    """Return the values that are numbers of steps; Gymnasium's -1 is no limit."""
-    return [value for value in values if isinstance(value, int) and not isinstance(value, bool) and value > 0]
+    """Return the values that are numbers of steps, as Python's integers; Gymnasium's -1 is no limit."""
+    kinds = (int, float, np.integer, np.floating)
+    numbers: list[Any] = [value for value in values if isinstance(value, kinds) and not isinstance(value, bool)]
+    return [int(number) for number in numbers if 0 < number < math.inf and number == int(number)]
 
 
 def recorded_limits(recipe: Mapping[str, Any]) -> list[int]:

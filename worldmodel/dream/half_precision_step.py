@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from worldmodel.dream.latent_world import Drawn
 from worldmodel.mixtures import RewardHead, fused
-from worldmodel.models import MDNRNN, State, activate_gates, stack_weights
+from worldmodel.models import MDNRNN, State, activate_gates, stack_layers, stack_weights
 
 
 class FastStep:
@@ -41,14 +41,15 @@ class FastStep:
         heads = [head for head in (model.latent_head, model.reward_head, model.termination_head) if head is not None]
         self._columns = fused.output_slices([head.linear.out_features for head in heads])
         seen = model.latent_head.linear.weight.shape[1]  # F; the others may see an outcome layer too
-        self._heads = torch.cat([head.linear.weight[:, :seen] for head in heads]).detach().to(dtype).t().contiguous()
-        self._bias = torch.cat([head.linear.bias for head in heads]).detach()
         layers = [cast(nn.Linear, layer.linear) for layer in model.outcome_layers.values()]
-        if layers:
-            self._outcome = torch.cat([layer.weight for layer in layers]).detach().to(dtype).t().contiguous()
-            self._outcome_bias = torch.cat([layer.bias for layer in layers]).detach()
-            after = [head.linear.weight[:, seen:] for head in heads[1:]]
-            self._after = torch.block_diag(*after).detach().to(dtype).t().contiguous()  # (U of all layers, O of their heads)
+        weights = [head.linear.weight for head in heads] + [2 * layer.weight for layer in layers]
+        self._heads = torch.cat([weight[:, :seen] for weight in weights]).detach().to(dtype).t().contiguous()
+        self._bias = torch.cat([head.linear.bias for head in heads] + [2 * layer.bias for layer in layers]).detach()
+        if layers:  # what they see of the next latent, and what the heads see of them, are few numbers: not in half precision
+            self._next = torch.cat([2 * layer.weight[:, seen:] for layer in layers]).detach().t().contiguous()  # (D + C, U)
+            after = torch.block_diag(*(head.linear.weight[:, seen:] for head in heads[1:])).detach()
+            self._after = 2 * after.t().contiguous()  # (U of all layers, O of their heads)
+            self._bias[self._columns[0].stop : self._columns[-1].stop] -= after.sum(dim=1)  # as tanh(x) is 2 sigmoid(2 x) - 1
 
     def __call__(
         self,
@@ -76,12 +77,12 @@ class FastStep:
         action = model.action_units(action, z.dtype)
         lstm, h = self._advance(z, action, state)
         seen = torch.cat([h, z.to(h.dtype), action.to(h.dtype)], dim=1) if model.config.skip else h
-        raw = (seen @ self._heads).to(self._bias.dtype).add_(self._bias)  # (B, O)
+        raw = (seen @ self._heads).to(self._bias.dtype).add_(self._bias)  # (B, O + U)
         outputs = iter([raw[:, own] for own in self._columns])
         sample = model.latent_head.sample_raw(next(outputs), temperature=temperature, uniform=uniform, normal=normal)
         sample = model.frame.next_z(sample, z, model.change_scale)
         if model.outcome_layers:
-            self._add_outcome(raw[:, self._columns[0].stop :], seen, z, sample.clamp(model.latent_low, model.latent_high))
+            self._add_outcome(raw, z, sample.clamp(model.latent_low, model.latent_high))
         reward = logit = None
         if model.reward_head is not None:
             reward = self._reward(model.reward_head, next(outputs), reward_noise)
@@ -89,11 +90,12 @@ class FastStep:
             logit = model.termination_head.raw_logit(next(outputs))
         return Drawn(sample, lstm, reward, logit)
 
-    def _add_outcome(self, raw: Tensor, seen: Tensor, z: Tensor, next_z: Tensor) -> None:
-        """Add to the raw outputs (B, O) of reward and termination what these heads see of the next latent."""
-        after = [part.to(seen.dtype) for part in self._model.seen_after(z, next_z)]
-        units = (torch.cat([seen, *after], dim=1) @ self._outcome).to(self._bias.dtype).add_(self._outcome_bias).tanh_()
-        raw += (units.to(self._dtype) @ self._after).to(raw.dtype)
+    def _add_outcome(self, raw: Tensor, z: Tensor, next_z: Tensor) -> None:
+        """Add to the outputs of reward and termination what they see of the next latent, through the units in ``raw``."""
+        last = self._columns[-1].stop
+        after = torch.cat(self._model.seen_after(z, next_z), dim=1)
+        units = torch.addmm(raw[:, last:], after, self._next).sigmoid_()
+        raw[:, self._columns[0].stop : last].addmm_(units, self._after)
 
     def _reward(self, head: RewardHead, raw: Tensor, noise: tuple[Tensor, Tensor] | None) -> Tensor:
         """Return expected or sampled rewards (B,)."""
@@ -113,7 +115,7 @@ class FastStep:
             cell = (f * c).addcmul_(i, g)
             below = torch.tanh(cell).mul_(o)
             layers.append((below, cell))
-        return State(*(torch.stack(part) for part in zip(*layers, strict=True))), below.to(self._dtype)
+        return State(*(stack_layers(part) for part in zip(*layers, strict=True))), below.to(self._dtype)
 
 
 def applies(model: MDNRNN) -> bool:

@@ -322,15 +322,23 @@ def raw_mixture_nll(
         min_scale: floor of the sigmas.
         gradient: whether to overwrite the outputs with the gradient.
     """
+    logits, mean, raw_log_scale = (part.permute(1, 2, 0) for part in (logits, mean, raw_log_scale))  # (K, D, N)
+    floor = min_scale.unsqueeze(1) if isinstance(min_scale, Tensor) and min_scale.ndim else min_scale
     free = (2 * raw_log_scale).clamp_(max=LARGEST_LOG_VARIANCE).exp_()  # the variance without its floor
-    variance = free + min_scale**2
-    deviation = mean - x.unsqueeze(1)
+    variance = free + floor**2
+    deviation = mean - x.t()
     pull = deviation / variance
     square = deviation.mul_(pull)
-    log_prior, prior = _normalise(logits)
     misfit = variance.log().add_(square)
-    if logits.shape[2] < misfit.shape[2]:
-        misfit = misfit.sum(dim=2, keepdim=True)
+    if len(logits) == 1:  # one Gaussian, which needs no weights
+        if gradient:
+            logits.zero_()
+            mean.copy_(pull)
+            torch.addcmul(free.div_(variance), free, square, value=-1, out=raw_log_scale)
+        return 0.5 * misfit.sum() + x.numel() * HALF_LOG_TWO_PI
+    log_prior, prior = _normalise(logits)
+    if logits.shape[1] < misfit.shape[1]:
+        misfit = misfit.sum(dim=1, keepdim=True)
     log_evidence, posterior = _normalise(torch.add(logits, misfit, alpha=-0.5))
     if gradient:
         torch.sub(prior, posterior, out=logits)
@@ -341,10 +349,10 @@ def raw_mixture_nll(
 
 
 def _normalise(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Logsumexp (N, 1, D) and softmax (N, K, D) over K of (N, K, D), or of (N, K, 1)."""
-    largest = logits.amax(dim=1, keepdim=True)
+    """Logsumexp (1, D, N) and softmax (K, D, N) over K of (K, D, N), or of (K, 1, N)."""
+    largest = logits.amax(dim=0, keepdim=True)
     weights = (logits - largest).exp_()
-    total = weights.sum(dim=1, keepdim=True)
+    total = weights.sum(dim=0, keepdim=True)
     return total.log().add_(largest), weights.div_(total)
 
 

@@ -56,7 +56,9 @@ class TerminationHead(nn.Linear):
         """
         logit, weight = self.raw_logit(raw), self.positive_weight
         loss = self._cross_entropy(logit, target, "sum")
-        if gradient:
+        if gradient and weight == 1:
+            logit.sigmoid_().sub_(target)
+        elif gradient:
             logit.sigmoid_().mul_(1 + (weight - 1) * target).sub_(weight * target)
         return loss
 
@@ -65,5 +67,5 @@ class TerminationHead(nn.Linear):
         return raw[:, 0]
 
     def _cross_entropy(self, logit: Tensor, target: Tensor, reduction: str) -> Tensor:
-        pos_weight = logit.new_tensor(self.positive_weight)
+        pos_weight = None if self.positive_weight == 1 else logit.new_tensor(self.positive_weight)
         return functional.binary_cross_entropy_with_logits(logit, target, pos_weight=pos_weight, reduction=reduction)

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from worldmodel.models.lstm import LayerNormLSTM as LayerNormLSTM
     from worldmodel.models.lstm import activate_gates as activate_gates
     from worldmodel.models.lstm import run_lstm as run_lstm
+    from worldmodel.models.lstm import stack_layers as stack_layers
     from worldmodel.models.lstm import stack_weights as stack_weights
     from worldmodel.models.mdnrnn import MDNRNN as MDNRNN
     from worldmodel.models.mdnrnn import State as State
@@ -86,7 +87,7 @@ else:
                 "FEATURE_KINDS FeatureKind FeatureSpace Origin check_features feature_size feature_space latent_features"
             ),
             "layout": "find_layout vision_for",
-            "lstm": "HalfPrecisionLayer LayerNormLSTM activate_gates run_lstm stack_weights",
+            "lstm": "HalfPrecisionLayer LayerNormLSTM activate_gates run_lstm stack_layers stack_weights",
             "mdnrnn": "MDNRNN State",
             "mdnrnn_config": "AUTO_LATENT_HEAD DEFAULT_LATENT_HEAD MDNRNNConfig",
             "outcome": "DEFAULT_OUTCOME_SIZE Outcome Prediction",

@@ -150,9 +150,3 @@ def _summarise(batch: SequenceBatch, atoms: Sequence[float]) -> tuple[Tensor, Te
         count[-1] = len(others)
         mean[-1], variance[-1] = (others.mean(), others.var(correction=0)) if len(others) else (0.0, 0.0)
     return count, mean, variance, low, high
-
-
-def select_steps(steps: Tensor, rows: Tensor) -> Tensor:
-    """Return the rows of (B, T, ...), flattened to (B T, ...): (N, ...)."""
-    flat = steps.flatten(0, 1)
-    return flat if len(rows) == len(flat) else flat.index_select(0, rows)

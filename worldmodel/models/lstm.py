@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -215,6 +216,11 @@ class HalfPrecisionLayer(torch.autograd.Function):
         by_x = (flat @ w_ih.to(dtype)).unflatten(0, raw.shape[:2]) if ctx.needs_input_grad[0] else None
         weights = by_weight[:, :size], by_weight[:, size + 1 :], by_weight[:, size], by_weight[:, size]
         return by_x, by_h.to(w_hh.dtype), by_cell, *weights, None, None
+
+
+def stack_layers(parts: Sequence[Tensor]) -> Tensor:
+    """Stack the h or c (B, H) of all layers: (num_layers, B, H), for one layer without a copy."""
+    return parts[0].unsqueeze(0) if len(parts) == 1 else torch.stack(list(parts))
 
 
 def stack_weights(w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor) -> Tensor:

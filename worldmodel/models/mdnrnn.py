@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,14 +29,14 @@ from worldmodel.mixtures import (
     LatentLayout,
     RewardHead,
     TerminationHead,
-    fused,
 )
 from worldmodel.models.action_units import ActionUnits
-from worldmodel.models.batch import DataStatistics, SequenceBatch, select_steps
+from worldmodel.models.batch import DataStatistics, SequenceBatch
+from worldmodel.models.fused_loss import fused_loss
 from worldmodel.models.latent_frame import LatentFrame
-from worldmodel.models.lstm import LayerNormLSTM, forget_past, run_lstm, runs_in_loop
+from worldmodel.models.lstm import LayerNormLSTM, forget_past, run_lstm, stack_layers
 from worldmodel.models.mdnrnn_config import AUTO_LATENT_HEAD, DEFAULT_LATENT_HEAD, MDNRNNConfig
-from worldmodel.models.outcome import Outcome, Prediction, check_next, new_outcome_layers, scale_gradient
+from worldmodel.models.outcome import Outcome, Prediction, check_next, new_outcome_layers, scale_gradient, through_layers
 from worldmodel.rng import BatchRows, fill_bernoulli
 from worldmodel.runtime import check_integer, float32_default
 
@@ -185,8 +185,8 @@ class MDNRNN(nn.Module):
             ValueError: if a shape does not fit.
         """
         action = self.action_units(action, z.dtype)
-        output, state = self._run(z, action, state, generator)
-        output = _dropout(output, self.config.output_dropout, self.training, generator)
+        self.check_inputs(z, action, "B, T")
+        output, state = self._run(torch.cat([z, action], dim=-1), state, generator)
         return self._predict(z, action, output, damped=True), state
 
     def step(self, z: Tensor, action: Tensor, state: State) -> tuple[Prediction, State]:
@@ -205,7 +205,7 @@ class MDNRNN(nn.Module):
 
     def _advance(self, z: Tensor, action: Tensor, state: State) -> State:
         """`advance` with standardised actions."""
-        self._check_inputs(z, action, "B")
+        self.check_inputs(z, action, "B")
         inputs = torch.cat([z, action], dim=-1)
         if isinstance(self.lstm, LayerNormLSTM):
             _, (h, c) = self.lstm(inputs.unsqueeze(1), state)
@@ -215,7 +215,7 @@ class MDNRNN(nn.Module):
             # The same as nn.LSTM with T = 1, without its overhead: 20 instead of 88 us at batch 1 (dev/LOG.md).
             inputs, cell = torch.lstm_cell(inputs, (h, c), *weights)
             layers.append((inputs, cell))
-        return State(*(torch.stack(part) for part in zip(*layers, strict=True)))
+        return State(*(stack_layers(part) for part in zip(*layers, strict=True)))
 
     def step_losses(self, batch: SequenceBatch, *, generator: torch.Generator | None = None) -> StepLosses:
         """Compute the loss of every step of a batch, (B, T) each; steps outside the mask hold arbitrary numbers.
@@ -264,91 +264,60 @@ class MDNRNN(nn.Module):
         count = batch.mask.sum().clamp(min=1)
         kinds = self.frame.sub_heads(self.latent_head)
         if self.latent_head.supports_raw:
-            total, sums = self._fused_losses(batch, generator)
+            mean, sums = fused_loss(self, batch, count, generator)
         else:
             by_kind, reward, termination = self._losses_by_kind(batch, generator)
             sums = torch.stack([torch.where(batch.mask, term, 0.0).sum() for term in (*by_kind, reward, termination)])
-            total = sums[:-2].sum() / self.frame.num_variables + sums[-2] + sums[-1]
+            mean = (sums[:-2].sum() / self.frame.num_variables + sums[-2] + sums[-1]) / count
         *latent, reward, termination = (sums.detach() / count).unbind()
         metrics = {metric: value / size for (metric, _, _, size), value in zip(kinds, latent, strict=True)}
         if self.reward_head is not None:
             metrics["reward_nll"] = reward
         if self.termination_head is not None:
             metrics["termination_loss"] = termination
-        return total / count, metrics
-
-    def _fused_losses(self, batch: SequenceBatch, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """The loss summed over the counted steps, and its terms, summed too: the latent by kind, reward and termination."""
-        lengths = None
-        if runs_in_loop(self.lstm, batch.z.device):
-            batch, lengths = batch.longest_first()
-        features, config = self.head_inputs(batch, generator=generator, lengths=lengths), self.config
-        rows = batch.mask.flatten().nonzero()[:, 0]  # (N,) steps that count
-        unit, target = self.frame.units(self.change_scale), select_steps(self.head_target(batch.z), rows)  # (D,), (N, D)
-        kinds = self.frame.sub_heads(self.latent_head)
-        terms = [fused.LossTerm(head, target[:, columns], divisor=self.frame.num_variables) for _, head, columns, _ in kinds]
-        after = None
-        if self.outcome_layers:
-            z, next_z = (select_steps(part, rows) for part in (batch.z[:, :-1], batch.z[:, 1:]))
-            after = torch.cat(self.seen_after(z, next_z), dim=-1)
-        layers = {name: cast(nn.Linear, layer.linear) for name, layer in self.outcome_layers.items()}
-        reward_share: Tensor | float = 0.0
-        if self.reward_head is not None:
-            reward = self.reward_head.targets(select_steps(batch.reward, rows), self.reward_mean, self.reward_scale)
-            reward_share = self.reward_head.density_share(reward)
-            factor = self.reward_head.feature_gradient
-            terms.append(fused.LossTerm(self.reward_head, reward, feature_gradient=factor, layer=layers.get("reward")))
-        if self.termination_head is not None:
-            terminated, factor = select_steps(batch.terminated, rows).to(target.dtype), config.termination_gradient
-            layer = layers.get("termination")
-            terms.append(fused.LossTerm(self.termination_head, terminated, feature_gradient=factor, layer=layer))
-        total, found = fused.heads_loss(features.flatten(0, 1), rows, terms, more=after)
-        parts, zero = iter(found.unbind()), found.new_zeros(())
-        present = (*(True for _ in kinds), self.reward_head is not None, self.termination_head is not None)
-        sums = torch.stack([next(parts) if here else zero for here in present])
-        log_unit = unit.log()  # densities are of z and r, not in units
-        latent = [head.log_volume(target[:, columns], log_unit[columns]) for _, head, columns, _ in kinds]
-        volume = torch.stack([*latent, len(target) * self.reward_scale.log().sum() * reward_share, zero])
-        return total + volume[:-2].sum() / self.frame.num_variables + volume[-2], sums + volume
+        return mean, metrics
 
     def seen_after(self, z: Tensor, next_z: Tensor) -> tuple[Tensor, Tensor]:
         """What the outcome layers see of the step from ``z`` to ``next_z`` (..., D): z_{t+1} and the changes in their units."""
         return next_z, self.frame.changes(z, next_z, self.change_scale)
 
-    def head_inputs(
-        self, batch: SequenceBatch, *, generator: torch.Generator | None = None, lengths: Tensor | None = None
-    ) -> Tensor:
+    def head_inputs(self, batch: SequenceBatch, *, generator: torch.Generator | None = None) -> Tensor:
         """Features (B, T, F) from which the heads predict each step of a batch.
 
         Args:
             batch: the windows.
             generator: source of dropout's randomness, in training only.
-            lengths: (B,) steps of each window that count, descending; None takes all.
         """
         before = batch.z[:, :-1]
         action = self.action_units(batch.action, before.dtype)
-        output, _ = self._run(before, action, None, generator, lengths)
-        output = _dropout(output, self.config.output_dropout, self.training, generator)
-        return self._features(before, action, output)
+        self.check_inputs(before, action, "B, T")
+        outputs = self.lstm_outputs(torch.cat([before, action], dim=-1), generator=generator)
+        return self._features(before, action, outputs)
 
-    def head_target(self, z: Tensor) -> Tensor:
-        """What the latent head predicts of z (B, T + 1, D), in its units: (B, T, D)."""
-        origin, unit = self.frame.of(z[:, :-1], self.change_scale)
-        return (z[:, 1:] - origin) / unit
+    def head_target(self, z: Tensor, next_z: Tensor) -> Tensor:
+        """What the latent head predicts of the step from ``z`` to ``next_z`` (..., D), in its units: (..., D)."""
+        origin, unit = self.frame.of(z, self.change_scale)
+        return (next_z - origin) / unit
+
+    def lstm_outputs(
+        self, inputs: Tensor, *, generator: torch.Generator | None = None, lengths: Tensor | None = None
+    ) -> Tensor:
+        """Outputs of the LSTM (B, T, H) from the initial state, after dropout.
+
+        Args:
+            inputs: (B, T, D + A) z and standardised actions.
+            generator: source of dropout's randomness, in training only.
+            lengths: (B,) steps of each window that count, descending; None takes all.
+        """
+        return self._run(inputs, None, generator, lengths)[0]
 
     def _run(
-        self,
-        z: Tensor,
-        action: Tensor,
-        state: State | None,
-        generator: torch.Generator | None,
-        lengths: Tensor | None = None,
+        self, inputs: Tensor, state: State | None, generator: torch.Generator | None, lengths: Tensor | None = None
     ) -> tuple[Tensor, State]:
-        """Run the LSTM over (B, T, D) and (B, T, A): outputs (B, T, H) and the state after the last step."""
-        self._check_inputs(z, action, "B, T")
-        inputs = _dropout(torch.cat([z, action], dim=-1), self.config.input_dropout, self.training, generator)
+        """Run the LSTM over (B, T, D + A): outputs (B, T, H), after dropout, and the state after the last step."""
+        inputs = _dropout(inputs, self.config.input_dropout, self.training, generator)
         output, (h, c) = run_lstm(self.lstm, inputs, state, lengths)
-        return output, State(h, c)
+        return _dropout(output, self.config.output_dropout, self.training, generator), State(h, c)
 
     def _check_batch(self, batch: SequenceBatch) -> None:
         for name in ("reward", "terminated", "mask"):
@@ -356,7 +325,8 @@ class MDNRNN(nn.Module):
                 expected, got = tuple(batch.action.shape[:-1]), tuple(getattr(batch, name).shape)
                 raise ValueError(f"{name}: expected shape {expected}, got {got}")
 
-    def _check_inputs(self, z: Tensor, action: Tensor, leading: str) -> None:
+    def check_inputs(self, z: Tensor, action: Tensor, leading: str) -> None:
+        """Raise ValueError if ``z`` and ``action`` are not of M's sizes with ``leading`` dimensions, such as "B, T"."""
         d, a = self.latent_size, self.action_size
         if z.ndim != leading.count(",") + 2 or z.shape[-1] != d:
             raise ValueError(f"z: expected shape ({leading}, {d}), got {tuple(z.shape)}")
@@ -377,17 +347,19 @@ class MDNRNN(nn.Module):
 
     def _outcome(self, z: Tensor, features: Tensor, damped: bool, next_z: Tensor | None) -> Outcome:
         """Reward and termination; see `Prediction`."""
-        after: tuple[Tensor, Tensor] | None = None
+        factors = {}
+        if self.reward_head is not None:
+            factors["reward"] = self.reward_head.feature_gradient
+        if self.termination_head is not None:
+            factors["termination"] = self.config.termination_gradient
+        seen = {name: scale_gradient(features, factor if damped else 1.0) for name, factor in factors.items()}
         if self.outcome_layers:
-            after = self.seen_after(z, check_next(z, next_z))
+            seen = through_layers(self.outcome_layers, seen, *self.seen_after(z, check_next(z, next_z)))
         reward = logit = None
         if self.reward_head is not None:
-            seen = scale_gradient(features, self.reward_head.feature_gradient if damped else 1.0)
-            seen = seen if after is None else self.outcome_layers["reward"](seen, *after)
-            reward = self.reward_head(seen, self.reward_mean, self.reward_scale)
+            reward = self.reward_head(seen["reward"], self.reward_mean, self.reward_scale)
         if self.termination_head is not None:
-            seen = scale_gradient(features, self.config.termination_gradient if damped else 1.0)
-            logit = self.termination_head(seen if after is None else self.outcome_layers["termination"](seen, *after))
+            logit = self.termination_head(seen["termination"])
         return Outcome(reward, logit)
 
 
@@ -395,5 +367,6 @@ def _dropout(x: Tensor, probability: float, training: bool, generator: torch.Gen
     """Inverted dropout with ``generator`` as the source of randomness; `nn.Dropout` uses the global state."""
     if not training or probability == 0:
         return x
-    keep = fill_bernoulli(torch.empty_like(x), 1 - probability, generator)
+    # numbers in the order of x's dimensions, whatever its strides: several ranks draw their rows of them
+    keep = fill_bernoulli(torch.empty_like(x, memory_format=torch.contiguous_format), 1 - probability, generator)
     return x * keep / (1 - probability)

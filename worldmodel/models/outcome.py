@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -115,6 +115,28 @@ def new_outcome_layers(config: MDNRNNConfig, features: int, latent_size: int, nu
     present = {"reward": config.reward_head, "termination": bool(config.termination_head)}
     names = [name for name, there in present.items() if there and config.outcome_size]
     return nn.ModuleDict({name: OutcomeLayer(features, latent_size, num_changes, config.outcome_size or 0) for name in names})
+
+
+def through_layers(layers: nn.ModuleDict, features: dict[str, Tensor], next_z: Tensor, change: Tensor) -> dict[str, Tensor]:
+    """Apply the layers of the heads; those whose heads see the same features are one product.
+
+    Args:
+        layers: `OutcomeLayer` by the name of the head.
+        features: of each head, (..., F).
+        next_z: z_{t+1}, (..., D).
+        change: the changes, (..., C).
+
+    Returns:
+        (..., F + U) by the name of the head.
+    """
+    first = next(iter(features.values()))
+    if any(each is not first for each in features.values()):
+        return {name: layers[name](seen, next_z, change) for name, seen in features.items()}
+    linears = [cast(nn.Linear, layers[name].linear) for name in features]
+    weight, bias = torch.cat([each.weight for each in linears]), torch.cat([each.bias for each in linears])
+    units = torch.tanh(nn.functional.linear(torch.cat([first, next_z, change], dim=-1), weight, bias))
+    parts = units.split([each.out_features for each in linears], dim=-1)
+    return {name: torch.cat([first, part], dim=-1) for name, part in zip(features, parts, strict=True)}
 
 
 def check_next(z: Tensor, next_z: Tensor | None) -> Tensor:

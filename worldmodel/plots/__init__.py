@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from worldmodel.plots.pictures import dream_frames as dream_frames
     from worldmodel.plots.pictures import dream_strip as dream_strip
     from worldmodel.plots.pictures import grid as grid
+    from worldmodel.plots.pictures import image_vision as image_vision
     from worldmodel.plots.pictures import real_frames as real_frames
     from worldmodel.plots.pictures import reconstructions as reconstructions
     from worldmodel.plots.pictures import traversals as traversals
@@ -45,7 +46,7 @@ else:
         {
             "data_figure": "draw_store",
             "forecast_figure": "draw_open_loop",
-            "pictures": "colour dream_frames dream_strip grid real_frames reconstructions traversals",
+            "pictures": "colour dream_frames dream_strip grid image_vision real_frames reconstructions traversals",
             "report": "draw_learning draw_loop draw_report draw_rounds draw_trajectory save_figure save_image",
             "run_figures": "draw_components draw_evaluation draw_probe draw_search draw_training_run",
             "video": "write_video",

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from worldmodel.runtime.extras import require_extras as require_extras
     from worldmodel.runtime.files import read_json as read_json
     from worldmodel.runtime.files import write_json as write_json
+    from worldmodel.runtime.functions import imported_function as imported_function
     from worldmodel.runtime.hub import HubError as HubError
     from worldmodel.runtime.hub import HubName as HubName
     from worldmodel.runtime.hub import local_path as local_path
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from worldmodel.runtime.model_card import ModelCard as ModelCard
     from worldmodel.runtime.model_card import write_card as write_card
     from worldmodel.runtime.model_files import ModelFiles as ModelFiles
+    from worldmodel.runtime.model_files import SavedModel as SavedModel
     from worldmodel.runtime.numbers import check_flags as check_flags
     from worldmodel.runtime.numbers import check_names as check_names
     from worldmodel.runtime.numbers import check_number as check_number
@@ -116,13 +118,14 @@ else:
             "disk_errors": "naming",
             "extras": "EXTRAS has_extra missing_extra require_extras",
             "files": "read_json write_json",
+            "functions": "imported_function",
             "hub": "HubError HubName local_path upload_directory",
             "integers": "check_integer check_integers",
             "kept": "Kept",
             "keywords": "explains_keywords",
             "locks": "LockedError locked",
             "model_card": "CARD_FILE ModelCard write_card",
-            "model_files": "ModelFiles",
+            "model_files": "ModelFiles SavedModel",
             "numbers": "check_flags check_names check_number check_numbers",
             "optimizer_state": "load_optimizer_tensors optimizer_tensors",
             "process": "interrupt_between_steps keep_freed_memory",

@@ -10,10 +10,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -176,37 +175,3 @@ def require_disk(path: Path, needed: float, content: str, *, replaced: int = 0, 
         raise OSError(
             f"{path}: expected {needed / 2**30:,.2f} GiB of free disk for {content}, got {free / 2**30:,.2f} GiB; {remedy}"
         )
-
-
-@contextlib.contextmanager
-def fresh_directory(path: str | Path, *, marker: str, format: str, overwrite: bool, replaces: Sequence[str]) -> Iterator[Path]:
-    """Yield a new directory, which takes the place of ``path`` if no error occurs: an output is complete or not there.
-
-    Args:
-        path: absent, empty or, with ``overwrite``, an earlier output.
-        marker: name of the JSON file that identifies an output.
-        format: the format name in that file.
-        overwrite: replace an earlier output.
-        replaces: name patterns of all entries of an output.
-
-    Raises:
-        FileExistsError: if ``path`` may not be replaced; it is checked before anything is done, and again at the end.
-    """
-    path = Path(path)
-    exists = path.exists()
-    prepare_directory(path, marker=marker, format=format, overwrite=overwrite)
-    others = sorted(entry.name for entry in path.iterdir() if not any(entry.match(name) for name in replaces))
-    if not exists:
-        path.rmdir()
-    if others:
-        raise FileExistsError(f"{path}: expected only an earlier output, got also {others[0]!r}; move it elsewhere")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    fresh.mkdir()
-    try:
-        yield fresh
-        prepare_directory(path, marker=marker, format=format, overwrite=overwrite, replaces=replaces)
-        path.rmdir()
-        os.replace(fresh, path)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from worldmodel.runtime.directories import discard_unfinished as discard_unfinished
-from worldmodel.runtime.directories import fresh_directory as fresh_directory
 from worldmodel.runtime.directories import prepare_directory as prepare_directory
 from worldmodel.runtime.directories import remove_temporaries as remove_temporaries
 from worldmodel.runtime.directories import require_disk as require_disk
@@ -24,6 +23,7 @@ from worldmodel.runtime.reading import MAX_JSON_BYTES, NewerVersionError
 from worldmodel.runtime.reading import InvalidFileError as InvalidFileError
 from worldmodel.runtime.reading import parse_json as parse_json
 from worldmodel.runtime.reading import read_bytes as read_bytes
+from worldmodel.runtime.replacement import fresh_directory as fresh_directory
 from worldmodel.runtime.tensor_files import check_weights as check_weights
 from worldmodel.runtime.tensor_files import digest_tensors as digest_tensors
 from worldmodel.runtime.tensor_files import load_tensors as load_tensors

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from worldmodel.runtime.reading import InvalidFileError, read_bytes
 from worldmodel.runtime.writing import write_bytes
 
 CARD_FILE = "README.md"
+MAX_CARD_BYTES = 2**24
 WRITTEN = "<!-- Written by worldmodel. Remove this line to keep changes of your own. -->"
 
 
@@ -74,7 +76,12 @@ class ModelCard:
 
 def write_card(path: Path, card: ModelCard) -> None:
     """Write a model card unless a text of somebody's own is there."""
-    if path.exists() and WRITTEN not in path.read_text(encoding="utf-8", errors="replace"):
+    try:
+        if WRITTEN.encode() not in read_bytes(path, most=MAX_CARD_BYTES):
+            return
+    except FileNotFoundError:
+        pass
+    except InvalidFileError:  # a directory, a FIFO or something large: not ours
         return
     write_bytes(path, str(card).encode())
 

@@ -1,8 +1,9 @@
 """Choose the head that predicts z by a short training of each candidate.
 
 The richer head is chosen only if its held-out likelihood is better by more than the standard error of the difference. Both
-candidates see the same batches, and the same samples of the latents in the comparison. The pilot models are discarded: the
-chosen head is trained as if the configuration had named it.
+candidates see the same batches, and the same samples of the latents in the comparison. Where a first trial shows no clear
+difference, as before M has learned to use its memory, a longer one decides. The pilot models are discarded: the chosen head is
+trained as if the configuration had named it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from worldmodel.training.optimizers import make_optimizer
 from worldmodel.training.windows import SequenceData
 
 SIMPLE, RICH = "MixtureHead", "AutoregressiveHead"
-PILOT_FRACTION = 0.03  # of the updates, for each candidate
+TRIALS = (0.03, 0.06)  # of the updates, for each candidate
+CLEAR = 3.0  # standard errors of a difference after which there is no longer trial
 MAX_DIMENSIONS = 64  # a dream samples the dimensions of the richer head one after the other
 CHOICE_FILE = "latent_head.json"
 CHOICE_STAMP: dict[str, Any] = {"format": "worldmodel.latent_head", "version": 1}
@@ -95,20 +97,25 @@ def choose_latent_head(
         candidates: models ready for training, by the class name of their head: `SIMPLE` and `RICH`.
         train: training data.
         test: held-out data.
-        config: of the training, of which the pilot is a shorter version.
+        config: of the training, of which each trial is a shorter version.
         seed: of the batches.
 
     Returns:
         ``chosen``, the class name of a head; ``gain`` of the richer one, in nats per random variable of z, and its standard
-        error ``se`` over windows, None where they are not finite; ``updates`` of each pilot.
+        error ``se`` over windows, None where they are not finite; ``updates`` of each pilot of the last trial.
     """
-    updates = max(1, round(PILOT_FRACTION * config.num_updates))
-    pilot = replace(config, num_updates=updates, warmup_updates=0)
-    simple, rich = (
-        _held_out(_trained(copy.deepcopy(candidates[name]), train, pilot, seed), test, pilot, seed) for name in (SIMPLE, RICH)
-    )
-    each = simple - rich
-    gain, se = each.mean().item(), each.std().item() / math.sqrt(len(each)) if len(each) > 1 else math.inf
+    gain = se = math.nan
+    trials = sorted({max(1, round(fraction * config.num_updates)) for fraction in TRIALS})
+    for updates in trials:
+        pilot = replace(config, num_updates=updates, warmup_updates=0)
+        simple, rich = (
+            _held_out(_trained(copy.deepcopy(candidates[name]), train, pilot, seed), test, pilot, seed)
+            for name in (SIMPLE, RICH)
+        )
+        each = simple - rich
+        gain, se = each.mean().item(), each.std().item() / math.sqrt(len(each)) if len(each) > 1 else math.inf
+        if abs(gain) > CLEAR * se:
+            break
     chosen = RICH if gain > se else SIMPLE  # not if the gain is NaN
     finite = {name: value if math.isfinite(value) else None for name, value in {"gain": gain, "se": se}.items()}
     return {"chosen": chosen, **finite, "updates": updates}

@@ -37,7 +37,7 @@ def initialise_latent_head(model: MDNRNN, batches: Iterable[SequenceBatch], *, f
     features, targets, missing = [], [], INITIAL_STEPS
     for batch in batches:
         features.append(model.head_inputs(batch)[batch.mask][:missing])
-        targets.append(model.head_target(batch.z)[batch.mask][:missing])
+        targets.append(model.head_target(batch.z[:, :-1], batch.z[:, 1:])[batch.mask][:missing])
         missing -= len(targets[-1])
         if missing <= 0:
             break

@@ -82,8 +82,8 @@ def loss_problems(result: TrainingResult, *, evaluate_every: int) -> list[str]:
 def model_problems(metrics: Mapping[str, float], baselines: Mapping[str, float], components: str = "") -> list[str]:
     """Say if M predicts z worse than a linear Gaussian that was fitted in one pass.
 
-    Where the data are nearly linear and without noise, a linear model is at the floor of sigma, and a good M is close to it. So
-    M must have most of what the linear model gains over the repetition of the last z.
+    Where the data are linear, no model is better than a linear one, and a good M is close to it. So M must have most of what
+    the linear model gains over the repetition of the last z.
 
     Args:
         metrics: M's held-out scores.

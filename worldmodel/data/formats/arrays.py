@@ -58,7 +58,7 @@ def from_arrays(
         The store; `describe_conversion` tells what was found and assumed.
 
     Raises:
-        TypeError: if arrays and lists are mixed.
+        TypeError: if arrays and lists are mixed, or something else is given.
         ValueError: if lengths or dtypes do not fit each other, or a number is not finite; names the argument and the row.
     """
     named: dict[str, Any] = {}
@@ -90,6 +90,8 @@ def _checked(named: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
 def _same_lengths(named: Mapping[str, Any], unit: str) -> dict[str, Any]:
     first = next(iter(named))
     for name, value in named.items():
+        if not hasattr(value, "__len__") or (isinstance(value, np.ndarray) and value.ndim == 0):
+            raise TypeError(f"{name}: expected an array of rows, or a list with one array per episode, got {value!r}")
         if len(value) != len(named[first]):
             hint = "" if unit == "episodes" else "; give lists with one array per episode for T + 1 observations and T actions"
             raise ValueError(f"{name}: expected {len(named[first])} {unit}, as in {first}, got {len(value)}{hint}")

@@ -175,7 +175,7 @@ def _scan(
         if columns.reward and recording.values[columns.reward].ndim != 1:
             raise ValueError(f"{recording.where}: expected one number per row in {columns.reward!r}, got several")
         count += 1
-        numbered = numbered and isinstance(recording.label, int) and recording.label not in labels
+        numbered = numbered and _is_id(recording.label) and recording.label not in labels
         labels.add(recording.label)
         report(Progress("check", episodes.read, total, unit, {"episodes": count}))
     if count == 0:
@@ -191,6 +191,11 @@ def _scan(
     numbers = {part: [number for one in each for number in one.numbers()][:MOST_NUMBERS] for part, each in parts.items()}
     assumed = [*guessed, *_assumptions(columns, config, episodes, count, numbered)]
     return Plan(made["observation"], made["action"], max_steps, numbered, assumed, numbers)
+
+
+def _is_id(label: Any) -> bool:
+    """Return whether the name of an episode in a source can be its number in a store."""
+    return type(label) is int and -(2**63) <= label < 2**63
 
 
 def _longest(source: Source, columns: Columns, config: ConversionConfig) -> int:

@@ -124,11 +124,16 @@ def _header(path: Path) -> tuple[tuple[str, ...], str]:
     """Return the names of the columns and the delimiter."""
     with open(path, encoding="utf-8-sig", newline="") as file:
         try:
-            line = file.readline()
+            line = file.readline(CHUNK_BYTES + 1)
         except UnicodeDecodeError as error:
             raise InvalidFileError(f"{path}: expected text in UTF-8, got other bytes") from error
     delimiter = max(DELIMITERS, key=line.count)
-    names = tuple(cell.strip() for cell in next(csv.reader([line], delimiter=delimiter), []))
+    if len(line) > CHUNK_BYTES:
+        raise InvalidFileError(f"{path}, line 1: expected a header with names of columns, got a line of more than 4 MB")
+    try:
+        names = tuple(cell.strip() for cell in next(csv.reader([line], delimiter=delimiter), []))
+    except csv.Error as error:
+        raise InvalidFileError(f"{path}, line 1: expected a header with names, got another text ({error})") from error
     if not names or "" in names or len(set(names)) < len(names):
         raise ValueError(f"{path}, line 1: expected a header with different names of columns, got {line.strip()!r}")
     if all(re.fullmatch(r"[-+.\deE]+", name) for name in names):
@@ -185,7 +190,12 @@ class _Parser:
                 pass
             else:
                 return {name: table[:, column] for column, name in enumerate(names)}
-        rows = list(csv.reader(lines, delimiter=self._delimiter))
+        rows: list[list[str]] = []
+        try:
+            rows.extend(csv.reader(lines, delimiter=self._delimiter))
+        except csv.Error as error:
+            line = int(numbers[min(len(rows), len(lines) - 1)])
+            raise InvalidFileError(f"{self._path}, line {line}: expected cells, got another text ({error})") from error
         if len(rows) != len(lines):
             raise ValueError(f"{self._path}, line {numbers[0]}: expected a row per line, got a line break in a cell")
         for i, row in enumerate(rows):
@@ -230,8 +240,12 @@ class _Parser:
         return float(moment.astype(np.int64)) * 1e-9
 
 
-def _label(cell: str) -> int | str:
-    """Return the name of an episode; whole numbers are integers, as in files where all are numbers."""
+def _label(cell: str) -> int | str | None:
+    """Return the name of an episode; whole numbers are integers, as in files where all are numbers; None if it is missing."""
+    if cell.lower() in MISSING:
+        return None
+    if re.fullmatch(r"[-+]?[0-9]{1,18}", cell):
+        return int(cell)  # exact, unlike float64
     try:
         return int(float(cell)) if float(cell).is_integer() else cell
     except ValueError:

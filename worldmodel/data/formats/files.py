@@ -39,7 +39,7 @@ def list_files(source: str | Path | Sequence[str | Path], suffixes: Sequence[str
 
 def natural(name: str | Path) -> list[Any]:
     """Return a key that sorts the numbers in names by value."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", str(name))]
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", str(name))]
 
 
 def identity_of(paths: Sequence[Path]) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,8 @@ except ImportError:  # `from_hdf5` raises
     h5py = None
 
 BATCH_BYTES = 8 * 2**20
+MOST_UNSTORED = 2**28  # bytes of a data set that need not be in the file
+MOST_COMPRESSION = 5000  # gzip and LZ4 reach 1000
 
 
 def from_hdf5(
@@ -88,6 +91,7 @@ class Hdf5Source(FileSource):
             with _opened(path) as file:
                 with file_errors(path, "a complete HDF5 file"):
                     found = _episodes_of(file)
+                    _check_sizes(file)
                 if not found:
                     raise ValueError(f"{path}: expected data sets with a row per step, got none")
                 groups.append(sorted(found, key=natural))
@@ -130,7 +134,7 @@ def _read(path: Path, file: Any, group: str, names: Sequence[str], index: int, n
     sets = {name: place[name] for name in names}
     try:
         if group:
-            label = int(digits) if (digits := "".join(filter(str.isdigit, group.rsplit("/", 1)[-1]))) else number
+            label = int(digits) if (digits := "".join(filter(str.isdecimal, group.rsplit("/", 1)[-1]))) else number
             with file_errors(where, "a complete HDF5 file"):
                 values = {name: _values(one[()]) for name, one in sets.items()}
             yield Rows(values, where, index=index, begins=True, complete=True, label=label)
@@ -166,7 +170,7 @@ def _episodes_of(file: Any) -> dict[str, list[str]]:
     for name in found:
         parts = name.split("/")
         episodes.setdefault("/".join(parts[:depth]), []).append("/".join(parts[depth:]))
-    if len(episodes) == 1 and depth and not any(map(str.isdigit, next(iter(episodes)))):
+    if len(episodes) == 1 and depth and not any(map(str.isdecimal, next(iter(episodes)))):
         return {"": list(found)}  # D4RL's ``infos/...`` alone
     return episodes
 
@@ -185,6 +189,14 @@ def _datasets(place: Any) -> dict[str, Any]:
 
     place.visititems(visit)
     return found
+
+
+def _check_sizes(file: Any) -> None:
+    """Raise if data sets claim far more numbers than the file can hold, which would fill the memory with zeros."""
+    for name, one in _datasets(file).items():
+        claimed, stored = one.dtype.itemsize * math.prod(one.shape), one.id.get_storage_size()
+        if claimed > MOST_UNSTORED and claimed > MOST_COMPRESSION * stored:
+            raise ValueError(f"{name!r} has {claimed:,} bytes, but only {stored:,} of them were written")
 
 
 def _values(value: np.ndarray) -> np.ndarray:

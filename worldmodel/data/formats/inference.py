@@ -14,6 +14,7 @@ from gymnasium import spaces
 from worldmodel.spaces import build_value, has_image_shape, leaves
 
 MAX_CHOICES = 256  # integers with more values are numbers
+MAX_INT64 = 2**63 - 1
 FEW_VALUES, VISITS = 16, 50  # a real number with at most so many values, each so often on average, looks like a choice
 NUMBERS = {"observation": "state", "action": "control"}  # leaf of all scalar columns of real numbers, if there are others
 NO_ACTIONS = spaces.Box(-1.0, 1.0, (0,), np.float32)
@@ -196,37 +197,39 @@ def _space(
 
 
 def _integer_space(found: Found, part: str, widen: float) -> gym.Space[Any]:
-    low, high = found.low.astype(np.int64), found.high.astype(np.int64)
-    if found.shape == () and high[0] - low[0] < MAX_CHOICES:
-        return spaces.Discrete(int(high[0] - low[0]) + 1, start=int(low[0]))
-    if part == "action" and (high - low < MAX_CHOICES).all():
-        return spaces.MultiDiscrete((high - low + 1).reshape(found.shape), start=low.reshape(found.shape), dtype=np.int64)
+    bounds = [(int(a), int(b)) for a, b in zip(found.low, found.high, strict=True)]  # differences of int64 would wrap
+    few = all(b - a < MAX_CHOICES and b <= MAX_INT64 for a, b in bounds)
+    if found.shape == () and few:
+        return spaces.Discrete(bounds[0][1] - bounds[0][0] + 1, start=bounds[0][0])
+    if part == "action" and few:
+        start = np.array([a for a, _ in bounds], dtype=np.int64).reshape(found.shape)
+        counts = np.array([b - a + 1 for a, b in bounds], dtype=np.int64).reshape(found.shape)
+        return spaces.MultiDiscrete(counts, start=start, dtype=np.int64)
     dtype: np.dtype[Any] = np.dtype(np.int64) if found.dtype.kind == "f" else found.dtype
     if part == "observation":
         limits = np.iinfo(dtype)
-        margin = [max(1, math.ceil((int(b) - int(a)) * widen)) for a, b in zip(found.low, found.high, strict=True)]
-        low_high = [
-            (max(int(a) - m, int(limits.min)), min(int(b) + m, int(limits.max)))
-            for a, b, m in zip(found.low, found.high, margin, strict=True)
-        ]
-        low, high = (np.array(bound, dtype=dtype) for bound in zip(*low_high, strict=True))
-    return spaces.Box(low.astype(dtype).reshape(found.shape), high.astype(dtype).reshape(found.shape), found.shape, dtype.type)
+        margins = [max(1, math.ceil((b - a) * widen)) for a, b in bounds]
+        bounds = [(max(a - m, int(limits.min)), min(b + m, int(limits.max))) for (a, b), m in zip(bounds, margins, strict=True)]
+    low, high = (np.array(bound, dtype=dtype).reshape(found.shape) for bound in zip(*bounds, strict=True))
+    return spaces.Box(low, high, found.shape, dtype.type)
 
 
 def _widened(low: np.ndarray, high: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
     """Move bounds apart by a share of their range; those of a constant by its size, at least 1."""
-    margin = np.where(high > low, share * (high - low), np.maximum(1.0, np.abs(low)))
-    return low - margin, high + margin
+    with np.errstate(over="ignore"):  # the caller clips infinity to the largest number
+        margin = np.where(high > low, share * high - share * low, np.maximum(1.0, np.abs(low)))
+        return low - margin, high + margin
 
 
 def _rounded(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Round bounds outwards to two digits of their range."""
     varies = high > low
-    step = 10.0 ** (np.floor(np.log10(np.where(varies, high - low, 1.0))) - 1)
-    rounded = np.floor(low / step + 1e-9) * step, np.ceil(high / step - 1e-9) * step
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # near the ends of float64 the data bound themselves
+        step = 10.0 ** (np.floor(np.log10(np.where(varies, high - low, 1.0))) - 1)
+        rounded = np.floor(low / step + 1e-9) * step, np.ceil(high / step - 1e-9) * step
     constant = _widened(low, high, 0.0)
     tidy = (np.array([float(f"{value:.12g}") for value in bound]) for bound in rounded)
-    low, high = np.minimum(next(tidy), low), np.maximum(next(tidy), high)
+    low, high = np.fmin(next(tidy), low), np.fmax(next(tidy), high)
     return np.where(varies, low, constant[0]), np.where(varies, high, constant[1])
 
 

@@ -7,7 +7,6 @@ per frame. A video file holds the frames of several episodes.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,9 +21,10 @@ from worldmodel.data.formats.parquet import ParquetSource, read_columns
 from worldmodel.data.formats.rows import Rows
 from worldmodel.data.formats.video import Video
 from worldmodel.data.store import EpisodeStore
-from worldmodel.runtime import InvalidFileError, RunConfig, file_errors
+from worldmodel.runtime import InvalidFileError, RunConfig, file_errors, parse_json, read_bytes
 
 INFO = Path("meta") / "info.json"
+MAX_INFO_BYTES = 2**24
 NUMBERS = ("timestamp", "frame_index", "episode_index", "index", "task_index")  # columns that every data set has
 
 
@@ -92,7 +92,7 @@ class LeRobotSource:
         if not (path / INFO).is_file():
             raise FileNotFoundError(f"{path}: expected a LeRobot data set with {INFO}, got none")
         try:
-            info = json.loads((path / INFO).read_text(encoding="utf-8"))
+            info = parse_json(read_bytes(path / INFO, most=MAX_INFO_BYTES), path / INFO)
             version, features = str(info["codebase_version"]), dict(info["features"])
         except (ValueError, KeyError, TypeError) as error:
             raise InvalidFileError(f"{path / INFO}: expected a LeRobot description, got a damaged one") from error

@@ -7,6 +7,8 @@ restores the same store. The last row of an episode lacks action, reward and end
 from __future__ import annotations
 
 import json
+import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +24,18 @@ from worldmodel.data.formats.files import FileSource, list_files
 from worldmodel.data.formats.restoring import STEPS, restore
 from worldmodel.data.formats.rows import Rows
 from worldmodel.data.store import EpisodeStore
-from worldmodel.runtime import InvalidFileError, Progress, RunConfig, file_errors, missing_extra
+from worldmodel.runtime import (
+    InvalidFileError,
+    Progress,
+    RunConfig,
+    check_integer,
+    file_errors,
+    files,
+    locked,
+    missing_extra,
+    naming,
+    parse_json,
+)
 from worldmodel.spaces import leaf_values, leaves, space_to_json
 
 try:
@@ -101,9 +114,11 @@ class ParquetSource(FileSource):
         for path, file in zip(paths, files, strict=True):
             if file.schema_arrow.names != schema.names:
                 raise ValueError(f"{path}: expected the columns of {paths[0]}, {schema.names}, got {file.schema_arrow.names}")
-        shapes = {one.name: tuple(json.loads(one.metadata[b"shape"])) for one in schema if b"shape" in (one.metadata or {})}
         with file_errors(paths[0], "the description that to_parquet writes"):
-            ours = json.loads(schema.metadata[KEY]) if KEY in (schema.metadata or {}) else None
+            shapes = {one.name: _shape(one, paths[0]) for one in schema if b"shape" in (one.metadata or {})}
+            ours = parse_json(schema.metadata[KEY], paths[0]) if KEY in (schema.metadata or {}) else None
+            if not isinstance(ours, (dict, type(None))):
+                raise ValueError("it is no object")
         rows = [file.metadata.num_rows for file in files]
         return cls(paths, shapes, ours, rows, schema.names)
 
@@ -126,7 +141,8 @@ class ParquetSource(FileSource):
                 for name in names:
                     where = f"{path}, row {first}: column {name!r}"
                     value, mask, is_date = to_numpy(batch.column(name), where)
-                    values[name] = value.reshape(len(value), *self.shapes[name]) if name in self.shapes else value
+                    with file_errors(where, "numbers of the shape that the column records"):
+                        values[name] = value.reshape(len(value), *self.shapes[name]) if name in self.shapes else value
                     seconds = seconds or is_date
                     if mask is not None:
                         missing[name] = mask
@@ -149,6 +165,14 @@ class ParquetSource(FileSource):
     def frames(self, name: str, index: int, count: int) -> np.ndarray:
         """Not needed: all images are among the rows."""
         raise NotImplementedError(name)
+
+
+def _shape(one: Any, path: Path) -> tuple[int, ...]:
+    """Return the shape of a column that is stored as lists of fixed size."""
+    shape = tuple(check_integer(number, "shape", least=0) for number in parse_json(one.metadata[b"shape"], path))
+    if pa.types.is_fixed_size_list(one.type) and math.prod(shape) != one.type.list_size:
+        raise ValueError(f"the shape {shape} of {one.name!r} does not fit its type {one.type}")
+    return shape
 
 
 def open_parquet(path: Path) -> Any:
@@ -251,13 +275,20 @@ def to_parquet(store: EpisodeStore, path: str | Path, *, overwrite: bool = False
     Raises:
         ImportError: if pyarrow is not installed.
         FileExistsError: if the file exists and ``overwrite`` is False.
+        LockedError: if another process writes the file.
     """
     _require_pyarrow()
     path, run = Path(path), run or RunConfig()
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path}: expected no file, got one; replace it (overwrite=True, --overwrite)")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
+    with locked(path.parent, name=f".{path.name}.lock", break_lock=run.break_lock), naming(path):
+        files.remove_temporaries(path.parent, name=path.name)
+        return _write(store, path, run)
+
+
+def _write(store: EpisodeStore, path: Path, run: RunConfig) -> Path:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{files.TEMPORARY_SUFFIX}")
     schema = _schema(store)
     try:
         with (
@@ -271,6 +302,8 @@ def to_parquet(store: EpisodeStore, path: str | Path, *, overwrite: bool = False
                     writer.write_table(_table(waiting, schema))
                     waiting = []
                 report(Progress("export", count, len(store), "episode"))
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

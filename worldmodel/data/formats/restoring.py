@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -71,20 +72,63 @@ def _episodes(source: Source, observation_space: gym.Space[Any], action_space: g
 
 def _joined(parts: Sequence[Rows], observation_space: gym.Space[Any], action_space: gym.Space[Any]) -> Episode:
     values = {name: np.concatenate([part.values[name] for part in parts]) for name in parts[0].values}
-    length = len(values["step"]) - 1
+    missing = {name: np.concatenate([_mask(part, name) for part in parts]) for name in values}
+    where, length = parts[0].where(0), len(values["step"]) - 1
+    columns = _Columns(values, missing, where)
+    if not np.array_equal(columns.all("step", np.int64), np.arange(length + 1)):
+        raise ValueError(f"{where}: expected the steps 0 to {length} of an episode, got others")
 
     def nested(part: str, space: gym.Space[Any], count: int) -> Any:
         if space.shape == (0,):
             return np.zeros((count, 0), space.dtype)
-        found = {path: values[f"{part}/{path}" if path else part][:count].astype(leaf.dtype) for path, leaf in leaves(space)}
-        return build_value(space, found)
+        read = columns.all if part == "observation" else columns.steps
+        return build_value(space, {path: read(f"{part}/{path}" if path else part, leaf.dtype) for path, leaf in leaves(space)})
 
-    steps: dict[str, Any] = {long: values[short][:length] for long, short in STEPS.items()}
-    seed = None if "seed" in parts[0].missing and parts[0].missing["seed"][0] else int(values["seed"][0])
+    kinds = {"rewards": np.float64, "terminations": np.bool_, "truncations": np.bool_}
+    steps: dict[str, Any] = {long: columns.steps(short, kinds[long]) for long, short in STEPS.items()}
     return Episode(
         observations=nested("observation", observation_space, length + 1),
         actions=nested("action", action_space, length),
         **steps,
-        episode_id=int(values["episode"][0]),
-        seed=seed,
+        episode_id=columns.same("episode"),
+        seed=None if missing["seed"].all() else columns.same("seed"),
     )
+
+
+def _mask(rows: Rows, name: str) -> np.ndarray:
+    return rows.missing.get(name, np.zeros(len(rows), dtype=bool))
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """The columns of one episode; each value must be there, in the dtype that `to_parquet` writes."""
+
+    values: Mapping[str, np.ndarray]
+    missing: Mapping[str, np.ndarray]
+    where: str
+
+    def all(self, name: str, dtype: Any) -> np.ndarray:
+        """Return the values of all rows, (T + 1, ...)."""
+        return self._first(name, len(self.values[name]), dtype)
+
+    def steps(self, name: str, dtype: Any) -> np.ndarray:
+        """Return the values of all rows but the last, (T, ...), which has none."""
+        if not self.missing[name][-1]:
+            raise ValueError(f"{self.where}: expected no {name!r} in the last row of an episode, got one; rows may be missing")
+        return self._first(name, len(self.values[name]) - 1, dtype)
+
+    def same(self, name: str) -> int:
+        """Return the integer that all rows have."""
+        value = self.all(name, np.int64)
+        if (value != value[0]).any():
+            raise ValueError(f"{self.where}: expected one {name!r} in all rows of an episode, got several")
+        return int(value[0])
+
+    def _first(self, name: str, count: int, dtype: Any) -> np.ndarray:
+        value = self.values[name][:count]
+        if self.missing[name][:count].any():
+            row = int(np.argmax(self.missing[name]))
+            raise ValueError(f"{self.where}: expected a value of {name!r} in each row, got none in row {row} of the episode")
+        if value.dtype != dtype:
+            raise ValueError(f"{self.where}: expected {name!r} of {np.dtype(dtype)}, got {value.dtype}")
+        return value

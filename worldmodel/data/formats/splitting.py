@@ -11,6 +11,8 @@ import numpy as np
 from worldmodel.data.formats.config import SECONDS, Columns, ConversionConfig
 from worldmodel.data.formats.rows import Recording, Rows, Source, missing_in
 
+EXACT = 2**53  # float64 cannot tell larger integers apart
+
 
 class Episodes:
     """The recordings of a source, in order; an iterator that checks every row.
@@ -143,13 +145,19 @@ class Episodes:
         if not name:
             return np.zeros(len(rows), dtype=np.int64)
         labels = rows.values[name]
+        if labels.ndim != 1:
+            raise ValueError(f"{rows.where(0)}: expected one name or number per row in {name!r}, got shape {labels.shape[1:]}")
+        wrong = missing_in(rows, name)
         if labels.dtype.kind == "f":
-            wrong = np.isnan(labels) | (labels != np.round(labels))
-            if wrong.any():
-                row = int(np.argmax(wrong))
-                raise ValueError(f"{rows.where(row)}: expected the number of an episode in {name!r}, got {labels[row]}")
-            return labels.astype(np.int64)
-        return labels
+            wrong = wrong | (labels != np.round(labels)) | (np.abs(labels) >= EXACT)
+        elif labels.dtype.kind == "O":
+            wrong = wrong | np.array([label is None or label == "" for label in labels], dtype=bool)
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            raise ValueError(
+                f"{rows.where(row)}: expected the name of an episode in {name!r}, or its number below 2^53, got {labels[row]!r}"
+            )
+        return labels.astype(np.int64) if labels.dtype.kind in "bf" else labels
 
     def _check_labels(self, rows: Rows, labels: np.ndarray, natural: np.ndarray) -> None:
         if rows.begins:
@@ -195,6 +203,8 @@ class Episodes:
         for name in self._actions or self.columns.steps:
             missing = missing_in(rows, name)
             none, every = none | missing, every & missing
+        for name in filter(None, (self.columns.termination, self.columns.truncation)):
+            none = none | missing_in(rows, name)  # an unknown end is not "no end"
         no_action = none & ~no_observation
         return no_observation, no_action, no_observation | (none & ~every)
 

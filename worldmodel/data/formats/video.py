@@ -203,6 +203,8 @@ class Video:
                 frame = next(self._frames, None)
                 if frame is None:
                     raise InvalidFileError(f"{self.path}: expected {self.length} frames, got {first + i}; it may be cut short")
+                if frame.is_corrupt:
+                    raise InvalidFileError(f"{self.path}: expected a complete video, got a damaged frame {first + i}")
                 with file_errors(self.path, f"frames of shape {self.shape}"):
                     frames[i] = frame.to_ndarray(format="rgb24")
         except av.FFmpegError as error:
