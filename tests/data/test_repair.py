@@ -121,8 +121,8 @@ def test_the_streamed_checksum_is_that_of_the_whole_episode(tmp_path):
 
 
 def test_of_two_tables_that_keep_as_many_episodes_the_one_of_the_header_counts(tmp_path):
-    mine = create(tmp_path / "mine", [0, 1])
-    other = create(tmp_path / "other", [0], recipe={"other": True})
+    mine = create(tmp_path / "mine", [0, 1], recipe={"part": 1})
+    other = create(tmp_path / "other", [0], recipe={"part": 2})  # a header of the same length
     (path,) = shard_paths(mine.path)
     flip(path, -1)  # in the data of one episode
     metadata = {name: other._schema.metadata[name] for name in remains.SPACES}
