@@ -280,3 +280,12 @@ def test_a_dimension_far_from_the_data_does_not_make_the_next_one_overflow():
     x = latent.sample(generator=torch.Generator().manual_seed(0))
     assert not x.isnan().any()
     assert not latent.log_prob(x.clamp(-1e30, 1e30)).isnan().any()
+
+
+def test_autocast_changes_neither_samples_nor_densities():
+    one = head().float()(torch.randn(50, F, generator=seeded()))
+    expected = one.sample(generator=seeded(1))
+    density = one.log_prob(expected)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(one.sample(generator=seeded(1)), expected, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(one.log_prob(expected), density, rtol=1e-6, atol=1e-6)
