@@ -186,7 +186,7 @@ def test_a_controller_from_cartpole_dreams_balances_the_real_pole(trial):
 
 def test_a_controller_from_pendulum_dreams_improves_on_random_torque_in_the_dream(pendulum):
     (random_return, _), _ = pendulum.random_play()
-    result = pendulum.evaluate(pendulum.search(generations=10), num_episodes=10)
+    result = pendulum.evaluate(pendulum.search(generations=25), num_episodes=10)
     assert result.dream.mean > random_return + 50  # 40 episodes of random play are not enough for reality
     assert result.real.lengths.tolist() == [100] * 10
 

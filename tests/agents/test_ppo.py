@@ -354,7 +354,7 @@ def test_the_command_resumes_to_the_same_bits(tmp_path, run, monkeypatch):
 
     def improve(out, *more):
         code, printed, said = run(["improve-controller", *places, f"--out={tmp_path / out}", *small.split(), *more])
-        return code, printed.splitlines()[:-1], said  # without the path
+        return code, printed.splitlines()[:-2], said  # without the paths
 
     assert improve("whole")[0] == 0
     iterate, done = Learner.iterate, []

@@ -255,3 +255,13 @@ def test_a_reader_that_stops_early_is_no_error():
     process.stderr.close()
     assert process.wait(timeout=120) == 0
     assert said == ""
+
+
+def test_a_command_for_one_process_refuses_several(run, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    code, out, said = run("info")
+    assert (code, out) == (2, "")
+    assert said.startswith("error: info: expected one process, got 2; torchrun can start train-vae, encode")
+    monkeypatch.setenv("RANK", "1")
+    assert run("info") == (2, "", "")  # rank 0 has said it

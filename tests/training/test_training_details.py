@@ -74,7 +74,7 @@ def test_the_defaults_are_those_that_the_results_were_measured_with(config):
 def test_the_constants_are_those_of_the_papers_and_the_pages():
     assert (optimizers.MOMENTUM, optimizers.ADAM_RMS, optimizers.ITERATIONS, optimizers.MIN_MATRIX_SIZE) == (0.95, 0.2, 5, 16)
     assert (quality.LEAST_UPDATES, quality.MAX_JUDGED, quality.FEW_IN_USE, quality.LEAST_WEIGHT) == (200, 20, 8, 0.01)
-    assert (likelihood.MIN_TERMINATIONS, head_choice.PILOT_FRACTION, head_choice.MAX_DIMENSIONS) == (10, 0.03, 64)
+    assert (likelihood.MIN_TERMINATIONS, head_choice.TRIALS, head_choice.MAX_DIMENSIONS) == (10, (0.03, 0.06), 64)
     assert head_choice.CHOICE_STAMP == {"format": "worldmodel.latent_head", "version": 1}
 
 

@@ -9,6 +9,7 @@ import difflib
 import importlib
 import json
 import os
+import platform
 import sys
 import warnings
 from collections.abc import Sequence
@@ -131,7 +132,7 @@ def run(name: str, words: Sequence[str]) -> int:
         print(f"\n{str(interrupt) or 'interrupted'}. {command.RESUME}".rstrip(), file=sys.stderr)
         return EXIT_CODE
     except USER_ERRORS as error:
-        fail(explain(error))
+        fail(f"{'' if ranks.leads else f'rank {ranks.rank} on {platform.node()}: '}{explain(error)}")
     finally:
         exit_silently_on_interrupt()
     if not ranks.leads:

@@ -349,10 +349,10 @@ class MDNRNN(nn.Module):
         """Reward and termination; see `Prediction`."""
         factors = {}
         if self.reward_head is not None:
-            factors["reward"] = self.reward_head.feature_gradient
+            factors["reward"] = self.reward_head.feature_gradient if damped else 1.0  # which reads a number of the device
         if self.termination_head is not None:
-            factors["termination"] = self.config.termination_gradient
-        seen = {name: scale_gradient(features, factor if damped else 1.0) for name, factor in factors.items()}
+            factors["termination"] = self.config.termination_gradient if damped else 1.0
+        seen = {name: scale_gradient(features, factor) for name, factor in factors.items()}
         if self.outcome_layers:
             seen = through_layers(self.outcome_layers, seen, *self.seen_after(z, check_next(z, next_z)))
         reward = logit = None
