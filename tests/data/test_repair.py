@@ -9,7 +9,7 @@ import pytest
 from gymnasium import spaces
 from test_store import create, flip, make, shard_paths
 
-from worldmodel.data import Episode, EpisodeStore, repair, shards, verify
+from worldmodel.data import Episode, EpisodeStore, remains, repair, shards, verify
 
 
 @pytest.mark.parametrize("place", [30, 200, 420, 500])
@@ -118,3 +118,14 @@ def test_the_streamed_checksum_is_that_of_the_whole_episode(tmp_path):
     for position in range(4):
         store._schema.check(shard_paths(tmp_path)[0], shard, position)
         assert store._schema.checksum(episodes[position]) == shard.checksums[position]
+
+
+def test_of_two_tables_that_keep_as_many_episodes_the_one_of_the_header_counts(tmp_path):
+    mine = create(tmp_path / "mine", [0, 1], recipe={"part": 1})
+    other = create(tmp_path / "other", [0], recipe={"part": 2})  # a header of the same length
+    (path,) = shard_paths(mine.path)
+    flip(path, -1)  # in the data of one episode
+    metadata = {name: other._schema.metadata[name] for name in remains.SPACES}
+    schema, shard = remains.Remains(metadata).restore(path, [mine._schema, other._schema])
+    assert schema.metadata == mine._schema.metadata
+    assert shard.episode_ids.tolist() == [0, 1]

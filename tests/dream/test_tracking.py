@@ -260,3 +260,22 @@ def test_an_exact_world_is_followed_by_a_dream(monkeypatch):
         state = tracker.observe(env.step(action)[0][None], torch.tensor([action]))
         torch.testing.assert_close(prediction.latent.sample(0.0), state.z)
         assert same_bits(state.lstm, lstm)
+
+
+def test_rows_are_selected_only_while_episodes_have_ended(monkeypatch):
+    """Selecting them reads a mask, which would make a GPU wait in every step."""
+    world, seen, done, selections = random_world(), observations(6, rows=2), actions(5, rows=2), []
+    take_rows = tracking._take_rows
+    monkeypatch.setattr(tracking, "_take_rows", lambda *given: selections.append(None) or take_rows(*given))
+    tracker = LatentTracker(world, 2)
+    tracker.reset(seed=0)
+    follow(tracker, seen[:2], done[:1])
+    tracker.reset(mask=np.array([False, True]))  # before its end
+    follow(tracker, seen[2:4], done[2:3])
+    assert not selections
+    tracker.end(np.array([True, False]))
+    tracker.observe(seen[4], done[3])
+    assert len(selections) == 1
+    tracker.reset()
+    tracker.observe(seen[5], done[4])
+    assert len(selections) == 1

@@ -9,7 +9,8 @@ from torch.distributions import Normal
 
 import worldmodel as wm
 from worldmodel.data import ConversionConfig, EpisodeStore, from_arrays
-from worldmodel.evaluation import crps, held_out, likelihood, open_loop
+from worldmodel.dream import Dreams
+from worldmodel.evaluation import crps, forecasting, held_out, likelihood, open_loop
 from worldmodel.evaluation.forecasting import _Scores
 from worldmodel.mixtures import LatentLayout, LatentPart
 
@@ -101,6 +102,13 @@ def test_forecasts_from_the_true_distribution_have_the_nominal_coverage_and_its_
     assert result.error[0] == pytest.approx(math.sqrt(1 + 1 / dreams), abs=0.03)
     assert result.repeat_last_error[0] == pytest.approx(1, abs=0.03)
     assert result.repeat_last_crps[0] == pytest.approx(math.sqrt(2 / math.pi), abs=0.03)
+
+
+def test_a_number_that_all_forecasts_leave_as_it_is_lies_within_their_interval():
+    world = type("World", (), {"layout": LatentLayout((LatentPart(name="x", kind="continuous", start=0, size=1),))})()
+    scores = _Scores(world, torch.ones(1, dtype=torch.float64), 1)
+    scores.add(0, torch.full((19, 2, 1), 3.0), torch.tensor([[3.0], [4.0]]), torch.zeros(2, 1))
+    assert scores.result(2).coverage[0] == 0.5  # the second number has changed
 
 
 @pytest.mark.parametrize(("batch", "steps"), [(64, 64), (2, 10), (1, 1000)])
@@ -212,6 +220,15 @@ def test_an_open_loop_is_reproducible_and_depends_on_the_seed(trained):
     one, same, other = (open_loop(world, path / "june", 5, 10, num_dreams=19, num_forecasts=4, seed=seed) for seed in (0, 0, 1))
     np.testing.assert_array_equal(one.crps, same.crps)
     assert (one.crps != other.crps).all()
+
+
+def test_forecasts_that_are_made_in_parts_have_other_noise_in_each(trained, monkeypatch):
+    world, path = trained
+    seeds, generator = [], Dreams.generator
+    monkeypatch.setattr(forecasting, "ROWS", 2 * 19)
+    monkeypatch.setattr(Dreams, "generator", lambda self, seed: seeds.append(seed) or generator(self, seed))
+    open_loop(world, path / "june", 5, 10, num_dreams=19, num_forecasts=5, seed=3)
+    assert seeds == [3, 5, 7]
 
 
 def test_a_horizon_longer_than_all_episodes_is_refused(trained):

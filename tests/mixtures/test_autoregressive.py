@@ -280,3 +280,21 @@ def test_a_dimension_far_from_the_data_does_not_make_the_next_one_overflow():
     x = latent.sample(generator=torch.Generator().manual_seed(0))
     assert not x.isnan().any()
     assert not latent.log_prob(x.clamp(-1e30, 1e30)).isnan().any()
+
+
+def test_modes_and_densities_under_autocast_keep_the_precision_of_float32():
+    features = torch.randn(50, F, generator=seeded())
+    exact, single = head()(features.double()), head().float()(features)
+    mode = exact.sample(0.0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(single.sample(0.0), mode.float(), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(single.log_prob(mode.float()), exact.log_prob(mode).float(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("batch", [(6,), (2, 3), (1, 3, 2)])
+def test_samples_do_not_depend_on_the_number_of_batch_dimensions(batch):
+    one = distribution(batch=(6,))
+    other = AutoregressiveMixture(one.raw.reshape(*batch, *one.raw.shape[1:]), one.coupling, one.min_scale)
+    for tau in (0.0, 0.7):
+        expected, found = (each.sample(tau, generator=seeded(1)) for each in (one, other))
+        torch.testing.assert_close(found, expected.reshape(*batch, D))

@@ -152,6 +152,19 @@ def test_integers_of_too_many_values_are_rounded_instead(tmp_path):
     assert [(part.kind.value, part.size) for part in layout.parts] == [("integer", 40)]
 
 
+def test_constants_and_declared_choices_are_not_rounded_beside_integers_of_too_many_values(tmp_path):
+    space = spaces.Box(0, 255, (40,), np.uint8)
+
+    def make(rng, number):
+        numbers = rng.integers(256, size=(STEPS + 1, 40)).astype(np.uint8)
+        numbers[:, 0] = 7
+        return numbers
+
+    with pytest.warns(UserWarning, match="expected at most 4096 values of all its 40 integers"):
+        layout = find_layout(collection(tmp_path, space, make), kinds={"[39]": "choice"})
+    assert [(part.kind.value, part.count) for part in layout.parts] == [("constant", 1), ("integer", 38), ("choice", 1)]
+
+
 @pytest.mark.parametrize(
     ("kinds", "message"),
     [

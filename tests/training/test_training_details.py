@@ -30,8 +30,10 @@ from worldmodel.training import (
     optimizers,
     platt_scaling,
     quality,
+    shared_loss,
     termination_scores,
 )
+from worldmodel.training.shared_loss import SharedLoss
 from worldmodel.training.trivial_models import TrivialModels
 
 DEFAULTS = {
@@ -281,3 +283,31 @@ def test_ranks_encode_all_episodes_in_blocks():
     blocks = list(encoding._blocks(range(size + 3), Ranks(size=2)))
     assert blocks == [range(size), range(size, size + 3)]
     assert list(encoding._blocks([], Ranks())) == []
+
+
+@dataclasses.dataclass(frozen=True)
+class MeanBatch:
+    """A batch whose loss is its mean."""
+
+    values: torch.Tensor
+
+    @property
+    def weight(self):
+        return len(self.values)
+
+
+class Mean(torch.nn.Module):
+    """A model whose loss is the mean of the batch."""
+
+    def loss(self, batch, *, generator=None):
+        return batch.values.mean(), {"mean": batch.values.mean()}
+
+
+@pytest.mark.parametrize(("rank", "share"), [(0, 0.0), (1, 1.0)])
+def test_a_rank_without_rows_counts_nothing(monkeypatch, rank, share):
+    monkeypatch.setattr(shared_loss, "DistributedDataParallel", lambda model: model)
+    monkeypatch.setattr(Ranks, "sum", lambda self, values: values)
+    batch = MeanBatch(torch.tensor([3.0]))
+    loss, terms = SharedLoss(Mean(), Ranks(rank, 2))(batch)
+    assert loss.item() == 2 * share * 3.0
+    assert terms["loss"].item() == terms["mean"].item() == share * 3.0
