@@ -156,11 +156,12 @@ CASES = {
         temperature=0.0,
         ppo={"iterations": 200, "discount": 0.95, "critic_learning_rate": 3e-3, "entropy": 0.02, "test_every": 100},
     ),
-    # `FullyObsWrapper` shows all cells, so the observation is the complete state here, too.
+    # `FullyObsWrapper` shows all cells, so the observation is the complete state here, too. M has to learn what happens in one
+    # of 500 steps, when a key opens the door: Muon learns it in 800 updates, Adam not in 400.
     "door": Case(
         "MiniGrid-DoorKey-5x5-v0",
         target=0.9,
-        episodes=800,
+        episodes=300,
         test_episodes=1000,
         success=True,
         register="minigrid",
@@ -168,14 +169,14 @@ CASES = {
         wrappers=("minigrid.wrappers:FullyObsWrapper",),
         max_steps=250,
         model={"hidden_size": 128, "memory": False},
-        data={"window": 8, "batch_size": 128, "resident": True},
-        training={"num_updates": 600, "learning_rate": 1e-2, "precision": "auto"},
+        data={"window": 8, "batch_size": 64, "resident": True},
+        training={"num_updates": 1000, "learning_rate": 6e-3, "optimizer": "muon", "precision": "auto"},
         controller=ControllerConfig(features="z", hidden_size=64),
-        starts={"first_frames": 0.2, "before_ends": 0.5, "nearest": 1, "farthest": 50},
+        starts={"num_states": 5000, "first_frames": 0.2, "before_ends": 0.6, "nearest": 1, "farthest": 50},
         dreams=256,
         precision="auto",
         temperature=0.0,
-        ppo={"iterations": 200, "discount": 0.95, "critic_learning_rate": 3e-3, "entropy": 0.02, "test_every": 50},
+        ppo={"iterations": 100, "discount": 0.97, "critic_learning_rate": 3e-3, "entropy": 0.01, "test_every": 50},
     ),
     # The reward keeps the agent where the data are: M does not know exactly where a fast ball hits a wall, and without it the
     # agent of the dreams goes through the inner wall.
@@ -252,26 +253,38 @@ def run(name: str, seed: int, data: Path, out: Path, *, progress: bool) -> dict[
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--out", type=Path, required=True, help="directory for result.json and result.md")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="directory; each case gets a folder in it, written after each seed",
+    )
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--keep", type=Path, help="directory for data and worlds; a temporary one by default")
     parser.add_argument("--progress", action="store_true", help="show progress bars")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    rows = []
     with tempfile.TemporaryDirectory() as temporary:
         root = args.keep or Path(temporary)
         for name in args.cases:
+            rows = []
             for seed in args.seeds:
                 rows.append(run(name, seed, root / f"{name}-{seed}-data", root / f"{name}-{seed}", progress=args.progress))
                 print(json.dumps(rows[-1]), flush=True)
-    table = "| case | seed | real | target | dream | random | CPU seconds: M, agent |\n|---|---|---|---|---|---|---|\n"
+                write_result(args.out / name, {"rows": rows}, markdown=f"{__doc__}\n{table(rows)}")
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return rows as a table in Markdown."""
+    lines = ["| case | seed | real | target | dream | random | CPU seconds: M, agent |", "|---|---|---|---|---|---|---|"]
     for row in rows:
         cpu, score = row["cpu_seconds"], f"{row['real']:.3f} ± {row['standard_error']:.3f}"
-        table += f"| {row['env']} | {row['seed']} | {score} | {row['target']} | {row['dream']:.3f} | {row['random']:.3f} | "
-        table += f"{cpu['model']:.0f}, {cpu['agent']:.0f} |\n"
-    write_result(args.out, {"rows": rows}, markdown=f"{__doc__}\n{table}")
+        lines.append(
+            f"| {row['env']} | {row['seed']} | {score} | {row['target']} | {row['dream']:.3f} | {row['random']:.3f} "
+            f"| {cpu['model']:.0f}, {cpu['agent']:.0f} |"
+        )
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import safetensors.numpy
 from gymnasium import spaces
 from toy_envs import NESTED_ACTION, NESTED_OBSERVATION, nested_env
 
-from worldmodel.data import EnvConfig, Episode, EpisodeStore, repair, rollouts, verify
+from worldmodel.data import EnvConfig, Episode, EpisodeCollection, EpisodeStore, repair, rollouts, verify
 from worldmodel.data import store as store_module
 from worldmodel.runtime import files
 from worldmodel.spaces import leaf_values, leaves
@@ -535,3 +535,25 @@ def test_other_files_in_a_store_prevent_its_replacement(tmp_path):
     with pytest.raises(FileExistsError, match=r"got also 'notes.txt'"):
         create(tmp_path / "s", overwrite=True)
     assert len(EpisodeStore.open(tmp_path / "s")) == 1
+
+
+def test_terminated_tells_how_each_episode_ended_in_the_order_of_the_ids(tmp_path):
+    store = create(tmp_path / "s", [7, 4, 3], [2, 8], [5])
+    assert store.terminated().tolist() == [True, False, True, False, False, True] == [i % 2 == 0 for i in store.episode_ids]
+    assert create(tmp_path / "empty").terminated().tolist() == []
+    many = EpisodeCollection([store, create(tmp_path / "t", [0, 1, 2])], min_length=4)
+    assert many.terminated().tolist() == [bool(episode.terminations[-1]) for episode in many]
+
+
+def test_terminated_reads_one_byte_of_each_episode(tmp_path, monkeypatch):
+    store = create(tmp_path, [0, 1], [2])
+    monkeypatch.setattr(EpisodeStore, "read", None)
+    assert store.terminated().tolist() == [True, False, True]
+    first, second = shard_paths(tmp_path)
+    second.write_bytes(second.read_bytes()[:-40])
+    expected = "expected a complete shard, got"
+    with pytest.raises(ValueError, match=f"{second.name}: {expected} a file that was cut short; run .* repair"):
+        store.terminated()
+    first.unlink()
+    with pytest.raises(ValueError, match=f"{first.name}: {expected} no file; run .* repair"):
+        store.terminated()

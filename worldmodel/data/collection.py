@@ -96,6 +96,10 @@ class EpisodeCollection(ReadableEpisodes):
             return episode
         return replace(episode, observations=select_leaves(self.observation_space, episode.observations))
 
+    def terminated(self) -> np.ndarray:
+        """Return whether each episode ended with a termination, (episodes,) bool; see `EpisodeStore.terminated`."""
+        return np.concatenate([store.terminated() for store in self.stores])[self._kept]
+
     @property
     def fingerprint(self) -> str:
         """Hex SHA-256 of the fingerprints of the stores, in order."""

@@ -26,6 +26,7 @@ import numpy as np
 
 from worldmodel.data import shards
 from worldmodel.data.compression import DamagedChunkError
+from worldmodel.data.ends import read_terminated
 from worldmodel.data.episode import Episode, check_episode
 from worldmodel.data.index import Index, read_failures
 from worldmodel.data.reading import ReadableEpisodes, describe_store
@@ -160,6 +161,17 @@ class EpisodeStore(ReadableEpisodes):
     def lengths(self) -> np.ndarray:
         """(episodes,) int64: steps of each episode, in the order of ``episode_ids``."""
         return self._index.lengths
+
+    def terminated(self) -> np.ndarray:
+        """Return whether each episode ended with a termination, (episodes,) bool. It reads one byte of each, unverified.
+
+        Raises:
+            ValueError: if a shard is missing or was cut short.
+        """
+        known = self._index
+        ends = [read_terminated(self._file(shard.name), self._schema, shard) for shard in known.shards]
+        first = np.cumsum([0, *map(len, ends)])
+        return np.concatenate([np.zeros(0, dtype=bool), *ends])[first[known.shard_of] + known.position_of]
 
     @property
     def num_steps(self) -> int:

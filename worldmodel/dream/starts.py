@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -31,7 +32,7 @@ from worldmodel.rng import Streams, box_muller
 from worldmodel.runtime import check_integer, check_integers, check_numbers
 from worldmodel.spaces import known_leaves
 
-MAX_PREFIXES = 2_000  # largest number of episodes that prime M
+MAX_PREFIXES = 2_000  # largest number of episodes that prime M; terminated ones may come in addition, where these are rare
 PARALLEL_EPISODES = 64  # episodes of similar lengths that prime M in one batch
 MIN_EPISODES = 0.02  # share of the episodes; times that fewer episodes reach get less than an equal share of the starts
 
@@ -41,9 +42,10 @@ class StartConfig:
     """Which states of real episodes a `StartBank` takes.
 
     Args:
-        num_states: N; the bank has fewer states if chosen episodes were truncated and did not terminate.
+        num_states: N; without the states before terminations if no episode terminated.
         first_frames: share of first frames, as in `StartBank.of`.
-        before_ends: share of states shortly before a termination; the rest is spread over all steps.
+        before_ends: share of states shortly before a termination, of episodes that terminated and were not truncated; the rest
+            is spread over all steps of all episodes.
         nearest: smallest number of steps before a termination, because in the last steps no action helps; in shorter
             episodes, their first step is used.
         farthest: largest number of steps before a termination.
@@ -158,18 +160,13 @@ class StartBank:
         world.check_spaces(observed, episodes.action_space, source=str(data))
         vision = world.vision if encoded is None else encoded.to(world.device)
         rng, generator = np.random.default_rng(seed), torch.Generator(world.device).manual_seed(seed)
-        chosen = _choose_episodes(episodes.lengths, config.even, rng)
-        sizes = [int(part * config.num_states) for part in (config.first_frames, config.before_ends)]
-        lengths, reach = episodes.lengths[chosen], (config.nearest, config.farthest)
-        anywhere = config.num_states - sum(sizes)
-        which, at, dying = _choose(lengths, _shares(lengths, config.even), anywhere, sizes[1], reach, rng)
-        parts = [_first_frames(world, sizes[0], rng)]
+        num_first = int(config.first_frames * config.num_states)
+        chosen, which, at = _choose_states(episodes, config, config.num_states - num_first, rng)
+        parts = [_first_frames(world, num_first, rng)]
         for first in range(0, len(chosen), PARALLEL_EPISODES):
-            group = (episodes.read(int(number)) for number in chosen[first : first + PARALLEL_EPISODES])
-            steps = [encode_episodes([episode], vision, world.action_features) for episode in group]
-            ended = np.array([bool(episode.terminated[-1]) for episode in steps])
-            here = np.flatnonzero((which >= first) & (which < first + len(steps)))
-            here = here[ended[which[here] - first] | ~dying[here]]
+            group = chosen[first : first + PARALLEL_EPISODES]
+            steps = [encode_episodes([episodes.read(int(each))], vision, world.action_features) for each in group]
+            here = np.flatnonzero((which >= first) & (which < first + len(group)))
             parts.append(cls.within(world, steps, which[here] - first, at[here], generator))
         return cls(
             torch.cat([part.mean for part in parts]),
@@ -258,38 +255,73 @@ def _shares(lengths: np.ndarray, even: str) -> np.ndarray:
     return 1 / np.maximum(alive, MIN_EPISODES * len(lengths))
 
 
-def _choose_episodes(lengths: np.ndarray, even: str, rng: np.random.Generator) -> np.ndarray:
-    """Choose the episodes that prime M, sorted by length; for "times", long episodes are more likely."""
-    count = min(len(lengths), MAX_PREFIXES)
+def _choose_states(
+    episodes: EpisodeCollection, config: StartConfig, count: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Choose ``count`` states that are not first frames.
+
+    Returns:
+        Indices of the episodes that prime M, sorted by length; for each state the position of its episode among these, and its
+        step.
+    """
+    lengths, before_ends = episodes.lengths, int(config.before_ends * config.num_states)
+    chosen = _choose_episodes(lengths, config.even, MAX_PREFIXES, rng)
+    shares = _shares(lengths[chosen], config.even)
+    which, at = _choose_anywhere(lengths[chosen], shares, count - before_ends, rng)
+    which = chosen[which]
+    if before_ends:
+        ends = _choose_terminated(episodes, chosen, config, rng)
+        if len(ends):
+            dying, back = _choose_before_ends(lengths[ends], shares, before_ends, (config.nearest, config.farthest), rng)
+            which, at = np.concatenate([which, ends[dying]]), np.concatenate([at, lengths[ends[dying]] - back])
+            chosen = np.concatenate([chosen, np.setdiff1d(ends, chosen)])
+            chosen = chosen[np.argsort(lengths[chosen], kind="stable")]
+    place = np.zeros(len(lengths), dtype=np.int64)
+    place[chosen] = np.arange(len(chosen))
+    return chosen, place[which], at
+
+
+def _choose_episodes(lengths: np.ndarray, even: str, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Choose at most ``count`` episodes that prime M, sorted by length; for "times", long episodes are more likely."""
     likely = None if even == "steps" else np.cumsum(_shares(lengths, even))[lengths - 1]
-    chosen = rng.choice(len(lengths), count, replace=False, p=None if likely is None else likely / likely.sum())
+    share = None if likely is None else likely / likely.sum()
+    chosen = rng.choice(len(lengths), min(len(lengths), count), replace=False, p=share)
     return chosen[np.argsort(lengths[chosen], kind="stable")]
 
 
-def _choose(
-    lengths: np.ndarray,
-    shares: np.ndarray,
-    anywhere: int,
-    before_ends: int,
-    reach: tuple[int, int],
-    rng: np.random.Generator,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Choose steps among episodes of these lengths: episode, step, and whether it was chosen as a step before an end.
+def _choose_terminated(
+    episodes: EpisodeCollection, chosen: np.ndarray, config: StartConfig, rng: np.random.Generator
+) -> np.ndarray:
+    """Return those of the chosen episodes that terminated, and if these are few, more that did."""
+    terminated = episodes.terminated()
+    ends = chosen[terminated[chosen]]
+    others = np.setdiff1d(np.flatnonzero(terminated), chosen)
+    missing = math.ceil(config.before_ends * MAX_PREFIXES) - len(ends)
+    if missing <= 0 or not len(others):
+        return ends
+    return np.concatenate([ends, others[_choose_episodes(episodes.lengths[others], config.even, missing, rng)]])
 
-    A step at time t is chosen in proportion to ``shares[t]``, and so is an end at t.
-    """
+
+def _choose_anywhere(
+    lengths: np.ndarray, shares: np.ndarray, count: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Choose steps among episodes of these lengths: episode and step; a step at time t in proportion to ``shares[t]``."""
     upto = np.cumsum(shares)  # (longest,)
     last = np.cumsum(upto[lengths - 1])  # (episodes,)
-    drawn = rng.random(anywhere) * last[-1]
+    drawn = rng.random(count) * last[-1]
     which = np.searchsorted(last, drawn, side="right").clip(max=len(lengths) - 1)
     within = drawn - last[which] + upto[lengths[which] - 1]
-    at = np.minimum(np.searchsorted(upto, within, side="right"), lengths[which] - 1)
-    ends = shares[lengths - 1]
-    dying = rng.choice(len(lengths), before_ends, p=ends / ends.sum())
-    least, most = (np.minimum(bound, lengths[dying]) for bound in reach)
-    back = rng.integers(least, most, endpoint=True)
-    at = np.concatenate([at, lengths[dying] - back])
-    return np.concatenate([which, dying]), at, np.arange(len(at)) >= anywhere
+    return which, np.minimum(np.searchsorted(upto, within, side="right"), lengths[which] - 1)
+
+
+def _choose_before_ends(
+    lengths: np.ndarray, shares: np.ndarray, count: int, reach: tuple[int, int], rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Choose episodes by their ends, an end at time t in proportion to ``shares[t]``, and numbers of steps before them."""
+    ends = shares[np.minimum(lengths, len(shares)) - 1]
+    which = rng.choice(len(lengths), count, p=ends / ends.sum())
+    least, most = (np.minimum(bound, lengths[which]) for bound in reach)
+    return which, rng.integers(least, most, endpoint=True)
 
 
 def _first_frames(world: WorldModel, count: int, rng: np.random.Generator) -> StartBank:
