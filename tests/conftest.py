@@ -1,11 +1,15 @@
 """Fixtures for all tests."""
 
 import shlex
+import signal
 
 import pytest
 import torch
 
 from worldmodel.cli.main import main
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # of a job in the background, whose children would ignore Ctrl-C, too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -38,7 +38,11 @@ def test_play_without_a_run_lists_the_worlds_and_serves_the_included_one_until_i
                 assert b"Play in a dream" in answer.read()
         finally:
             process.send_signal(signal.SIGINT)
-            last = process.communicate(timeout=60)[0]
+            try:
+                last = process.communicate(timeout=60)[0]
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
     assert (last, process.returncode) == ("stopped\n", 0)
     assert not (tmp_path / "cache").exists()
 
