@@ -278,7 +278,8 @@ def test_large_parts_of_a_runner_are_sent_once(monkeypatch):
         for number in range(4):
             runs = WorkerConfig(executor=executor).run(Picks(large, number), range(3))
             assert sorted(outcome for _, _, outcome in runs) == [number, number + 1, number + 2]
-    assert 1 <= sum(bool(parts) for parts in sent) <= 2  # of four runs; twice if two batches ask for it at once
+    assert sum(bool(parts) for parts in sent) == 1
+    assert len(sent) == 5  # the runner of each run, and once more with its large part
 
 
 class Picks:

@@ -37,6 +37,7 @@ DEFAULT_WORKERS = 8  # of an executor that does not say how many it has
 KEPT_RUNNERS = 2  # that a worker keeps open: a search alternates between generations and tests
 STRAGGLES = 4.0  # times the median time of a batch, after which it is started again
 LEAST_STRAGGLE = 5.0  # seconds
+PATIENCE = 3  # answers that something is missing, after which a batch brings it, although another one brought it to the worker
 
 MISSING, PART_MISSING = "missing", "part missing"  # answers of a worker that needs more
 
@@ -213,7 +214,7 @@ class _Queue:
         if result.problem in (MISSING, PART_MISSING):  # it may be on its way with another batch
             asked = result.worker, result.problem
             payload = self._payload, self._parts if result.problem == PART_MISSING else {}
-            send = misses > 0 or asked not in self._sent
+            send = misses >= PATIENCE or asked not in self._sent
             self._sent.add(asked)
             self._start(tasks, payload if send else None, misses + 1)
             return
