@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import heapq
 import json
 import os
 import signal
@@ -24,7 +23,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +32,16 @@ import gymnasium as gym
 import numpy as np
 import torch
 from harness import header
+from queue_model import Work, simulate
 
 import worldmodel as wm
 from worldmodel.data import EpisodeStore, EpisodeWriter
 from worldmodel.models import MDNRNN, MDNRNNConfig, SequenceBatch
 from worldmodel.runtime import RunConfig, WorkerConfig, dask_executor
-from worldmodel.runtime.executors import AHEAD, BATCH_SECONDS, MOST_TASKS
 
 RESULTS = Path(__file__).parents[1] / "results" / "scaling"
-DASK_LATENCY = 0.035  # seconds of a message to a Dask worker and back
+DOOM = RESULTS.parent / "doom" / "results.json"
+DOOM_COLLECTION = 1155.0, 4_077_118, 10_000  # seconds on two cores, steps and episodes: results/doom/README.md
 
 
 class SleepEnv(gym.Env):
@@ -100,7 +100,20 @@ def overhead() -> dict[str, Any]:
             began = time.perf_counter()
             wm.collect(SleepEnv, out=f"{folder}/{name}", num_episodes=40, workers=workers, seed=0)
             rows[name] = time.perf_counter() - began
-    return {"seconds": rows, "episodes": 40, "workers": 2, "ratio": {name: rows[name] / rows["local"] for name in rows}}
+        latency = {name: _latency(configs[name].executor) for name in ("pool", "dask")}
+    ratio = {name: rows[name] / rows["local"] for name in rows}
+    return {"seconds": rows, "episodes": 40, "workers": 2, "ratio": ratio, "latency": latency}
+
+
+def _latency(executor: Executor | None) -> float:
+    """Return the median seconds of a task that does nothing, sent and answered, of 50."""
+    assert executor is not None
+    seconds = []
+    for number in range(50):
+        began = time.perf_counter()
+        executor.submit(abs, number).result()
+        seconds.append(time.perf_counter() - began)
+    return float(np.median(seconds))
 
 
 def losses() -> dict[str, Any]:
@@ -146,7 +159,7 @@ def _collect_with_losses(out: str, scheduler: subprocess.Popen, executor: Execut
 def costs() -> dict[str, Any]:
     """Measure what travels and what it costs, in processor time."""
     return {
-        "collection": {env: _collection(env) for env in ("CartPole-v1", "Pendulum-v1")} | {"frames 64x64x3": _frames()},
+        "collection": {env: _collection(env) for env in ("CartPole-v1", "Pendulum-v1")} | _frames(),
         "update of M": {name: _update(*sizes) for name, sizes in {"CartPole": (4, 2, 64), "Doom": (64, 1, 512)}.items()},
         "generation": {f"{size} candidates": {"bytes": 16 * (size + 1)} for size in (64, 256)},
     }
@@ -184,8 +197,10 @@ def _writing(episodes: list[Any]) -> tuple[float, int]:
         return seconds, sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
 
 
-def _space(values: np.ndarray) -> gym.Space:
+def _space(values: Any) -> gym.Space:
     """Return a space that contains recorded values."""
+    if isinstance(values, dict):
+        return gym.spaces.Dict({name: _space(part) for name, part in values.items()})
     if values.dtype == np.uint8:
         return gym.spaces.Box(0, 255, values.shape[1:], np.uint8)
     if np.issubdtype(values.dtype, np.integer):
@@ -193,28 +208,27 @@ def _space(values: np.ndarray) -> gym.Space:
     return gym.spaces.Box(-np.inf, np.inf, values.shape[1:], values.dtype.type)
 
 
-def _frames() -> dict[str, float]:
-    """Cost of episodes of 100 frames, of smooth pictures with noise, on the process that writes the store."""
+def _frames() -> dict[str, dict[str, float]]:
+    """Cost of 100 frames on the process that writes the store: smooth pictures with noise, and their codes of 64 latents."""
     rng = np.random.default_rng(0)
     ramp = np.linspace(0, 200, 64)[:, None, None] + np.zeros((64, 64, 3))
-    episodes = []
+    last = np.arange(100) == 99
+    parts = {"actions": np.zeros(100, np.int64), "rewards": np.zeros(100), "terminations": last, "truncations": ~last & last}
+    kinds: dict[str, list[Any]] = {"frames 64x64x3": [], "encoded frames": []}
     for number in range(20):
         pictures = (ramp + rng.integers(0, 4, (101, 64, 64, 3))).astype(np.uint8)
-        last = np.arange(100) == 99
-        parts = {
-            "actions": np.zeros(100, np.int64),
-            "rewards": np.zeros(100),
-            "terminations": last,
-            "truncations": last & False,
+        codes = {name: rng.normal(size=(101, 64)).astype(np.float16) for name in ("log_variance", "mean")}
+        for observations, episodes in zip((pictures, codes), kinds.values(), strict=True):
+            episodes.append(wm.data.Episode(observations=observations, episode_id=number, **parts))
+    found = {}
+    for kind, episodes in kinds.items():
+        parent, size = _writing(episodes)
+        found[kind] = {
+            "parent_microseconds_per_frame": 1e6 * parent / 2020,
+            "message_bytes_per_frame": sum(len(cloudpickle.dumps(episode)) for episode in episodes) / 2020,
+            "stored_bytes_per_frame": size / 2020,
         }
-        episodes.append(wm.data.Episode(observations=pictures, episode_id=number, **parts))
-    parent, size = _writing(episodes)
-    sent = sum(len(cloudpickle.dumps(episode)) for episode in episodes)
-    return {
-        "parent_microseconds_per_frame": 1e6 * parent / 2020,
-        "message_bytes_per_frame": sent / 2020,
-        "stored_bytes_per_frame": size / 2020,
-    }
+    return found
 
 
 def _update(latent: int, action: int, hidden: int) -> dict[str, Any]:
@@ -242,85 +256,28 @@ def _seconds_of_update(model: MDNRNN, optimizer: torch.optim.Optimizer, rows: in
     return best
 
 
-@dataclass(frozen=True)
-class Work:
-    """A collection, as the model sees it.
-
-    Args:
-        episode: seconds of an episode on a worker, exponentially spread around it by ``spread``.
-        parent: seconds of the process that writes the store per episode.
-        latency: seconds of a message to a worker and back.
-        failures: losses of a worker per hour.
-        restart: seconds until a lost worker is replaced.
-        spread: relative standard deviation of an episode's time.
-    """
-
-    episode: float
-    parent: float
-    latency: float = DASK_LATENCY
-    failures: float = 0.0
-    restart: float = 60.0
-    spread: float = 0.5
-
-
-def simulate(work: Work, workers: int, *, episodes: int, seed: int = 0) -> float:
-    """Return the simulated seconds of a collection, with the batching of `worldmodel.runtime.executors`."""
-    rng = np.random.default_rng(seed)
-    waiting, finished, parent_free = episodes, 0, 0.0
-    free = [0.0] * workers  # when each worker has done all that it was sent
-    events: list[tuple[float, int, int, bool]] = []  # arrival at the parent, worker, episodes, done
-    batch = max(1, min(MOST_TASKS, int(BATCH_SECONDS / work.episode)))
-
-    def send(worker: int, now: float) -> None:
-        nonlocal waiting
-        size = min(waiting, batch, max(1, -(-waiting // (AHEAD * workers))))
-        if size == 0:
-            return
-        waiting -= size
-        seconds = work.episode * np.maximum(0.1, rng.normal(1.0, work.spread, size)).sum()
-        begins = max(free[worker], now + work.latency / 2)
-        lost = rng.random() < 1 - np.exp(-seconds * work.failures / 3600)
-        ends = begins + (rng.random() * seconds + work.restart if lost else seconds)
-        free[worker] = ends
-        heapq.heappush(events, (ends + work.latency / 2, worker, size, not lost))
-
-    for _ in range(AHEAD):
-        for worker in range(workers):
-            send(worker, 0.0)
-    now = 0.0
-    while finished < episodes:
-        arrived, worker, size, done = heapq.heappop(events)
-        now = max(arrived, parent_free)
-        if done:
-            now += size * work.parent
-            finished += size
-        else:
-            waiting += size
-        parent_free = now
-        send(worker, now)
-    return now
-
-
 def model() -> dict[str, Any]:
     """Simulate, and compare with the measurement of two workers."""
-    measured = json.loads((RESULTS / "overhead.json").read_text(encoding="utf-8"))
-    found = json.loads((RESULTS / "costs.json").read_text(encoding="utf-8"))["collection"]
-    frame = 1e-6 * found["frames 64x64x3"]["parent_microseconds_per_frame"]
-    cartpole = found["CartPole-v1"]
-    second = Work(1.0, 1e-6 * cartpole["parent_microseconds_per_episode"], spread=0.0)
+    measured = json.loads((RESULTS / "overhead.json").read_text())
+    found = json.loads((RESULTS / "costs.json").read_text())["collection"]
+    frame, code = (1e-6 * found[kind]["parent_microseconds_per_frame"] for kind in ("frames 64x64x3", "encoded frames"))
+    cartpole, latency = found["CartPole-v1"], measured["latency"]["dask"]
+    writes = 1e-6 * cartpole["parent_microseconds_per_episode"]
+    plays = 1e-6 * cartpole["worker_microseconds_per_step"] * cartpole["steps_per_episode"]
+    seconds, steps, episodes = DOOM_COLLECTION
+    length, played = steps / episodes, 2 * seconds / episodes  # of a Doom episode: frames, and seconds of one core
+    encoded = 2 * json.loads(DOOM.read_text())["stages"]["encode"]["seconds"] / episodes
+    second = Work(1.0, writes, latency, spread=0.0)
     works = {
-        "CartPole": Work(
-            1e-6 * cartpole["worker_microseconds_per_step"] * cartpole["steps_per_episode"],
-            1e-6 * cartpole["parent_microseconds_per_episode"],
-        ),
-        "CarRacing, 1,000 frames at 300 a second": Work(1000 / 300, 1000 * frame),
-        "Doom, 408 frames at 1,765 a second": Work(408 / 1765, 408 * frame),
-        "the same, frames encoded by the workers": Work(408 / 1765, 408 * frame / 40),
+        "CartPole": Work(plays, writes, latency),
+        "CarRacing, 1,000 frames at 300 a second": Work(1000 / 300, 1000 * frame, latency),
+        "Doom, 408 frames at 1,765 a second": Work(played, length * frame, latency),
+        "the same, frames encoded by the workers": Work(played + encoded, length * code, latency),
     }
     rows: dict[str, Any] = {}
     for name, work in works.items():
         for failures in (0.0, 1.0):
-            each = Work(work.episode, work.parent, failures=failures)
+            each = replace(work, failures=failures)
             count = {workers: max(2000, 200 * workers) for workers in (1, 2, 8, 64, 512)}
             speed = {workers: count[workers] / simulate(each, workers, episodes=count[workers]) for workers in count}
             rows[f"{name}, {failures:g} losses per worker and hour"] = {
@@ -332,22 +289,21 @@ def model() -> dict[str, Any]:
     return {"two workers, 40 episodes of a second": {"simulated": simulated, "measured": measured["seconds"]}, "rows": rows}
 
 
-DOOM_SECONDS = {  # of each stage on one machine of two cores: results/doom/README.md
-    "collect": 1155,
-    "train V": 1547,
-    "encode": 599,
-    "train M": 3044,
-    "probe": 227,
-    "start states": 211,
-    "searches": 511,
-    "PPO": 3176,
-    "tests": 885,
-}
 AGENTS = 7  # of the Doom experiment; each is trained on a machine of its own
 BANDWIDTH = 1.25e8  # bytes per second between machines: 1 Gbit/s
 ROUND_TRIP = 0.5e-3  # seconds of a message between machines and back
 UPDATES = {"train V": 4000, "train M": 2000}
-V_GRADIENT = 17_400_000  # bytes, of 4,348,547 parameters
+OTHERS = "1-seed-"  # stages of two agents that are not part of the experiment's command
+
+
+def _doom_stages() -> dict[str, float]:
+    """Return the seconds of each stage of the Doom experiment on one machine of two cores, summed over its agents."""
+    stages = {"collect": DOOM_COLLECTION[0]}
+    for name, stage in json.loads(DOOM.read_text())["stages"].items():
+        kind = name.partition(" ")[0] if name.startswith(("search ", "PPO ", "test ")) else name
+        if OTHERS not in name and name != "collect":  # which found the episodes of an earlier run
+            stages[kind] = stages.get(kind, 0.0) + stage["seconds"]
+    return stages
 
 
 def doom(price: float) -> dict[str, Any]:
@@ -356,20 +312,24 @@ def doom(price: float) -> dict[str, Any]:
     update = costs_found["update of M"]["Doom"]
     writing = 1e-6 * costs_found["collection"]["frames 64x64x3"]["parent_microseconds_per_frame"]
     by_windows = {int(rows): value for rows, value in update["milliseconds_by_windows"].items()}
-    gradient = {"train V": V_GRADIENT, "train M": update["gradient_bytes"]}
+    vision = wm.ConvVAE(gym.spaces.Box(0, 255, (64, 64, 3), np.uint8), wm.VAEConfig(latent_size=64))
+    gradient = {"train V": 4 * sum(p.numel() for p in vision.parameters()), "train M": update["gradient_bytes"]}
+    on_one = _doom_stages()
     rows = {}
     for machines in (1, 8, 64):
         hours = {}
-        for stage, seconds in DOOM_SECONDS.items():
+        for stage, seconds in on_one.items():
             if stage in UPDATES:
                 share = by_windows[max(1, 64 // machines)] / by_windows[64]  # of the computation of an update
                 ring = 2 * (machines - 1) / machines * gradient[stage] / BANDWIDTH + ROUND_TRIP * np.log2(machines)
                 hours[stage] = (seconds * share + UPDATES[stage] * ring) / 3600
             elif stage == "collect":
-                hours[stage] = max(seconds / machines, 4_077_118 * writing) / 3600  # all frames pass through one process
-            elif stage in ("searches", "PPO"):
+                hours[stage] = (
+                    max(seconds / machines, DOOM_COLLECTION[1] * writing) / 3600
+                )  # all frames pass through one process
+            elif stage in ("search", "PPO"):
                 hours[stage] = seconds / min(machines, AGENTS) / 3600
-            elif stage in ("probe", "start states"):
+            elif stage in ("probe", "starts"):
                 hours[stage] = seconds / 3600
             else:
                 hours[stage] = seconds / machines / 3600
