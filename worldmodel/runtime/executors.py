@@ -1,6 +1,6 @@
 """Run tasks on any `concurrent.futures.Executor`: a pool of processes or threads, or a Dask cluster.
 
-Tasks travel in batches of about a second, because a cluster needs some 30 ms for each message. What the tasks share (the
+Tasks travel in batches of about a second, because a cluster needs some 10 ms for each message. What the tasks share (the
 constructor of an environment, a policy, V and M) is sent to a worker once: a batch names it by its digest, and a worker that
 does not have it answers "missing". Large parts of it (`Kept`) have digests of their own, so that later runs on the same workers
 do not send V and M again. A batch whose worker was lost returns to the queue, split into single tasks; a task that
