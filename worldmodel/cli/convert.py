@@ -12,7 +12,7 @@ import tyro
 from tyro.conf import OmitArgPrefixes as Flat
 
 from worldmodel.adapters import minari
-from worldmodel.cli.options import Command, Result, Run
+from worldmodel.cli.options import Command, Result, RunOutput
 from worldmodel.data import (
     Columns,
     ConversionConfig,
@@ -43,16 +43,6 @@ READERS: dict[str, Callable[..., EpisodeStore]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvertRun(Run):
-    """Earlier runs and output.
-
-    Args:
-        device: no effect: a conversion does not use torch.
-        threads: no effect: a conversion does not use torch.
-    """
-
-
-@dataclass(frozen=True, kw_only=True)
 class Convert(Command):
     """Convert recorded data to a store, or a store to parquet or Minari.
 
@@ -77,7 +67,7 @@ class Convert(Command):
     video: tuple[str, ...] = ()
     columns: Flat[Columns] = field(default_factory=Columns)
     conversion: Flat[ConversionConfig] = field(default_factory=ConversionConfig)
-    output: Flat[ConvertRun] = field(default_factory=ConvertRun)
+    output: Flat[RunOutput] = field(default_factory=RunOutput)
 
     def run(self) -> Result:
         """Convert."""

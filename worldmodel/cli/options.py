@@ -19,6 +19,7 @@ import tyro
 from typing_extensions import Self
 
 from worldmodel.agents import CONTROLLER_FILE, CONTROLLER_FORMAT
+from worldmodel.cli.json_option import JsonObject
 from worldmodel.data import EnvConfig
 from worldmodel.dream import Dreams, RewardMode, TerminationRule
 from worldmodel.experiments import PRESETS, Preset
@@ -41,29 +42,6 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 TRUTH = ("True", "False", "None")
 TRUE_FALSE_NONE = ("resident", "termination-head")  # options with these values, which may be left out: --x, --no-x
 PresetName = Literal["car-racing", "doom"]
-
-
-def _read_object(words: list[str]) -> dict[str, Any]:
-    """Read a JSON object from one word of the command line."""
-    try:
-        value = json.loads(words[0])
-    except ValueError as error:
-        raise ValueError(f"expected a JSON object such as '{{\"g\": 9.8}}', got {words[0]!r} ({error})") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"expected a JSON object such as '{{\"g\": 9.8}}', got {words[0]!r}")
-    return value
-
-
-JsonObject = Annotated[
-    dict[str, Any],
-    tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="JSON",
-        instance_from_str=_read_object,
-        is_instance=lambda value: isinstance(value, dict),
-        str_from_instance=lambda value: [json.dumps(value)],
-    ),
-]
 
 
 @dataclass(frozen=True)
@@ -116,17 +94,15 @@ class DeviceOutput(Output):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run(DeviceOutput):
-    """Device, earlier runs and output.
+class RunOutput(Output):
+    """Earlier runs and output.
 
     Args:
         overwrite: replace an earlier run in OUT; anything else there is an error.
         resume: resume even with --overwrite; an interrupted run is resumed anyway.
-        threads: torch's threads; None: the resumed run's, else torch's own. Others give other last bits; a resume refuses them.
         break_lock: write to OUT although a process on another host has locked it; only after a crash of that host.
     """
 
-    SETS_THREADS: ClassVar[bool] = False
     overwrite: Flag = False
     resume: Flag = False
     break_lock: Flag = False
@@ -147,12 +123,27 @@ class Run(DeviceOutput):
             if on_progress is not None:
                 on_progress(progress)
 
-        return RunConfig(overwrite=overwrite, threads=self.threads, break_lock=self.break_lock, on_progress=listen)
+        return RunConfig(overwrite=overwrite, break_lock=self.break_lock, on_progress=listen)
 
     @cached_property
     def work(self) -> dict[str, int]:
         """Number of progress records of the run since `config`; empty before."""
         return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(RunOutput, DeviceOutput):
+    """Device, earlier runs and output.
+
+    Args:
+        threads: torch's threads; None: the resumed run's, else torch's own. Others give other last bits; a resume refuses them.
+    """
+
+    SETS_THREADS: ClassVar[bool] = False
+
+    def config(self, on_progress: Listener | None = None) -> RunConfig:
+        """Build the library's configuration of a run."""
+        return replace(super().config(on_progress), threads=self.threads)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,7 +267,7 @@ class Command:
     def was_complete(self) -> bool:
         """Whether `run` found a complete run in its output directory, and had nothing to do."""
         output = getattr(self, "output", None)
-        return isinstance(output, Run) and output.work.get("records") == 0
+        return isinstance(output, RunOutput) and output.work.get("records") == 0
 
     def run(self) -> Result:
         """Do the work and return what to print."""

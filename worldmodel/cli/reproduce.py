@@ -26,30 +26,40 @@ UNDER_WAY = 60  # steps after which an episode has left its start, and a car is 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reproduce(Command):
-    """An experiment of Ha & Schmidhuber (2018).
+class Experiment(Command):
+    """An experiment that takes hours.
 
     Args:
         out: output directory; the same command resumes an interrupted run.
-        scale: small takes about 15 minutes on two cores.
         seed: seed of the complete run.
-        episodes: an earlier collection by worldmodel collect --preset with the same seed; None: OUT/episodes.
         workers: worker processes for the real environment.
         video: write films (extra: video).
         output: device and output.
     """
 
     RESUME = "The same command resumes the experiment."
-    PRESET: ClassVar[Preset]
-    ACTION_NAMES: ClassVar[tuple[str, ...] | None] = None
 
     out: str
     scale: Literal["small", "paper"] = "paper"
     seed: int = 0
-    episodes: str | None = None
     workers: int = 2
     video: bool = True
     output: Flat[DeviceOutput] = field(default_factory=DeviceOutput)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reproduce(Experiment):
+    """An experiment of Ha & Schmidhuber (2018).
+
+    Args:
+        scale: small takes about 15 minutes on two cores.
+        episodes: an earlier collection by worldmodel collect --preset with the same seed; None: OUT/episodes.
+    """
+
+    PRESET: ClassVar[Preset]
+    ACTION_NAMES: ClassVar[tuple[str, ...] | None] = None
+
+    episodes: str | None = None
 
     def run(self) -> Result:
         """Run the experiment."""
@@ -88,30 +98,18 @@ class Doom(Reproduce):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CarRacing(Command):
+class CarRacing(Experiment):
     """CarRacing by dreaming alone: rounds of collecting with the best agent so far, training M, and PPO in short dreams.
 
     The paper's agent learns in the real environment. OUT holds the table (table.md), the score of each episode (results.json),
     pictures and films.
 
     Args:
-        out: output directory; the same command resumes an interrupted run.
         scale: small runs two rounds with fewer numbers.
-        seed: seed of the complete run.
         workers: worker processes for the final test.
-        video: write films (extra: video).
-        output: device and output.
     """
 
-    RESUME = "The same command resumes the experiment."
     PRESET: ClassVar[LoopPreset] = CAR_RACING_LOOP
-
-    out: str
-    scale: Literal["small", "paper"] = "paper"
-    seed: int = 0
-    workers: int = 2
-    video: bool = True
-    output: Flat[DeviceOutput] = field(default_factory=DeviceOutput)
 
     def run(self) -> Result:
         """Run the experiment."""
