@@ -258,15 +258,15 @@ def _seconds_of_update(model: MDNRNN, optimizer: torch.optim.Optimizer, rows: in
 
 def model() -> dict[str, Any]:
     """Simulate, and compare with the measurement of two workers."""
-    measured = json.loads((RESULTS / "overhead.json").read_text("utf-8"))
-    found = json.loads((RESULTS / "costs.json").read_text("utf-8"))["collection"]
+    measured = json.loads((RESULTS / "overhead.json").read_text(encoding="utf-8"))
+    found = json.loads((RESULTS / "costs.json").read_text(encoding="utf-8"))["collection"]
     frame, code = (1e-6 * found[kind]["parent_microseconds_per_frame"] for kind in ("frames 64x64x3", "encoded frames"))
     cartpole, latency = found["CartPole-v1"], measured["latency"]["dask"]
     writes = 1e-6 * cartpole["parent_microseconds_per_episode"]
     plays = 1e-6 * cartpole["worker_microseconds_per_step"] * cartpole["steps_per_episode"]
     seconds, steps, episodes = DOOM_COLLECTION
     length, played = steps / episodes, 2 * seconds / episodes  # of a Doom episode: frames, and seconds of one core
-    encoded = 2 * json.loads(DOOM.read_text("utf-8"))["stages"]["encode"]["seconds"] / episodes
+    encoded = 2 * json.loads(DOOM.read_text(encoding="utf-8"))["stages"]["encode"]["seconds"] / episodes
     second = Work(1.0, writes, latency, spread=0.0)
     works = {
         "CartPole": Work(plays, writes, latency),
@@ -299,7 +299,7 @@ OTHERS = "1-seed-"  # stages of two agents that are not part of the experiment's
 def _doom_stages() -> dict[str, float]:
     """Return the seconds of each stage of the Doom experiment on one machine of two cores, summed over its agents."""
     stages = {"collect": DOOM_COLLECTION[0]}
-    for name, stage in json.loads(DOOM.read_text("utf-8"))["stages"].items():
+    for name, stage in json.loads(DOOM.read_text(encoding="utf-8"))["stages"].items():
         kind = name.partition(" ")[0] if name.startswith(("search ", "PPO ", "test ")) else name
         if OTHERS not in name and name != "collect":  # which found the episodes of an earlier run
             stages[kind] = stages.get(kind, 0.0) + stage["seconds"]
