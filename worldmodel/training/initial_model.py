@@ -19,6 +19,7 @@ from worldmodel.training.reward_atoms import set_base_rates
 from worldmodel.training.windows import SequenceData
 
 STATISTICS_BATCHES = 100  # maximum number of batches for the statistics of the data and the baselines
+REWARD_STEPS = 2**17  # steps of the fit of the reward head, as rewards may be rare
 INITIAL_STEPS = 16_384  # the initial components of the latent head fit so many steps at most
 STATE_RIDGE, INPUT_RIDGE = 0.1, 1e-6  # of that fit: penalties of h (only without skip connections), and of z and a
 
@@ -48,6 +49,25 @@ def initialise_latent_head(model: MDNRNN, batches: Iterable[SequenceBatch], *, f
     model.train(was_training)
 
 
+@torch.no_grad()
+def initialise_reward_head(model: MDNRNN, batches: Iterable[SequenceBatch]) -> None:
+    """Set the initial weights of the reward head by a fit to batches; see `worldmodel.mixtures.RewardHead.initialise`."""
+    head, inputs, rewards, missing = model.reward_head, [], [], REWARD_STEPS
+    if head is None or not model.config.skip:  # it sees h alone, which changes in training
+        return
+    for batch in batches:
+        z = batch.z[:, :-1]
+        seen = torch.cat([z, model.action_units(batch.action, z.dtype)], dim=-1)
+        inputs.append(seen[batch.mask][:missing])
+        rewards.append(batch.reward[batch.mask][:missing])
+        missing -= len(rewards[-1])
+        if missing <= 0:
+            break
+    target = head.targets(torch.cat(rewards), model.reward_mean, model.reward_scale)
+    first = model.config.hidden_size
+    head.initialise(torch.cat(inputs), target, slice(first, first + inputs[0].shape[1]))
+
+
 def new_model(sizes: tuple[int, int], config: MDNRNNConfig, layout: LatentLayout, seed: int) -> MDNRNN:
     """Return M with new weights, which depend on the seed only."""
     with torch.random.fork_rng(devices=[]), float32_default():
@@ -69,6 +89,7 @@ def set_statistics(model: MDNRNN, data: SequenceData, layout: LatentLayout, *, f
     model.action_units.fit(batches(), data.action_space.is_box)
     if not layout.columns(PartKind.IMAGE):
         initialise_latent_head(model, batches(), fit_floors=fit_floors)
+        initialise_reward_head(model, batches())
     if model.termination_head is None:
         return
     counts = torch.tensor([[(b.terminated & b.mask).sum().item(), b.mask.sum().item()] for b in batches()])
