@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
 import torch
 
 from worldmodel.mixtures import LatentLayout, PartKind
-from worldmodel.models import MDNRNN, DataStatistics, MDNRNNConfig, SequenceBatch
+from worldmodel.models import MDNRNN, DataStatistics, MDNRNNConfig, MDNRNNEnsemble, SequenceBatch, members_of
+from worldmodel.rng import MEMBER_STREAM, derive_seed
 from worldmodel.runtime import float32_default
 from worldmodel.training.config import TrainingConfig
 from worldmodel.training.head_choice import with_chosen_head
@@ -101,8 +102,8 @@ def set_statistics(model: MDNRNN, data: SequenceData, layout: LatentLayout, *, f
 def widen_bounds(model: MDNRNN, data: SequenceData, layout: LatentLayout) -> None:
     """Widen the bounds of dreams to hold the data, too: a better agent reaches states beyond those of the first data."""
     found = DataStatistics.of(statistics_batches(data), layout, atoms=model.config.reward_atoms or ())
-    for name in ("latent", "reward"):
-        low, high = (getattr(model, f"{name}_{end}") for end in ("low", "high"))
+    for member, name in itertools.product(members_of(model), ("latent", "reward")):
+        low, high = (getattr(member, f"{name}_{end}") for end in ("low", "high"))
         low.copy_(torch.minimum(low, getattr(found, f"{name}_low")))
         high.copy_(torch.maximum(high, getattr(found, f"{name}_high")))
 
@@ -123,12 +124,31 @@ def prepare_model(
     *,
     chooses: bool,
     fit_floors: bool,
+    size: int = 1,
 ) -> MDNRNN:
-    """Return M ready for training, with the chosen head if ``chooses``, and with floors from the data if ``fit_floors``."""
+    """Return M ready for training, with the chosen head if ``chooses``, and with floors from the data if ``fit_floors``.
+
+    With a ``size`` above 1 it is an ensemble of so many members, with the same statistics and other initial weights.
+    """
     train, test = data
     start = partial(set_statistics, data=train, layout=layout, fit_floors=fit_floors)
+    make = partial(new_model, layout=layout)
     if chooses and test is not None:
-        make = partial(new_model, layout=layout, seed=seed)
-        return with_chosen_head(model, make, start, (train, test), config, seed, directory)
-    start(model)
-    return model
+        model = with_chosen_head(model, partial(make, seed=seed), start, (train, test), config, seed, directory)
+    else:
+        start(model)
+    return model if size == 1 else _with_members(model, size, make, start, seed)
+
+
+def _with_members(
+    first: MDNRNN, size: int, make: Callable[..., MDNRNN], start: Callable[[MDNRNN], None], seed: int
+) -> MDNRNNEnsemble:
+    """Return an ensemble of a model that is ready for training and others of its kind."""
+    members, device = [first], first.change_scale.device
+    for number in range(1, size):
+        sizes, own = (first.latent_size, first.action_size), derive_seed(seed, MEMBER_STREAM, number)
+        member = make(sizes, first.config, seed=own).to(device)
+        start(member)
+        member.latent_head.set_constants(first.latent_head.constants())
+        members.append(member.to(device))
+    return MDNRNNEnsemble(members)
