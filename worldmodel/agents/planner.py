@@ -81,6 +81,8 @@ class Planner:
         seed: int = 0,
     ):
         self.world, self.config = world, config or PlannerConfig()
+        if not isinstance(self.config, PlannerConfig):
+            raise TypeError(f"config: expected a PlannerConfig, got {type(config).__name__}")
         self._functions = {"cost": cost, "reward": reward, "terminal_value": terminal_value}
         self._scorer = PlanScorer(world, self.config, cost=cost, reward=reward, terminal_value=terminal_value)
         if cost is None:
