@@ -48,8 +48,8 @@ else:
         {
             "seeds": (
                 "AGENT_STREAM COLLECT_STREAM DREAM_TEST_STREAM EVALUATION_STREAM MEMBER_STREAM POLICY_STREAM "
-                "PPO_LEARN_STREAM PPO_TEST_STREAM PROBE_STREAM SEARCH_STREAM VALIDATE_STREAM VALUE_STREAM VIDEO_STREAM derive_seed "
-                "episode_seed"
+                "PPO_LEARN_STREAM PPO_TEST_STREAM PROBE_STREAM SEARCH_STREAM VALIDATE_STREAM VALUE_STREAM VIDEO_STREAM "
+                "derive_seed episode_seed"
             ),
             "streams": "BatchRows Source Streams box_muller fill_bernoulli fill_exponential fill_normal fill_uniform",
         },
