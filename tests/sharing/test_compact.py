@@ -24,7 +24,9 @@ def agent_of(world):
 def test_weights_are_rounded_to_float16_and_statistics_are_not(tmp_path):
     world = random_world(hidden_size=64)
     world.save_pretrained(tmp_path / "full")
-    rounded = save_compact(world, tmp_path / "compact", title="A title", scores="500", licence="mit")
+    rounded = save_compact(
+        world, tmp_path / "compact", title="A title", scores="500", licence="mit", facts={"command": "made by hand"}
+    )
     assert size(tmp_path / "compact" / "world") < 0.55 * size(tmp_path / "full")
     trained = dict(world.named_parameters())
     for name, tensor in rounded.state_dict().items():
@@ -34,7 +36,14 @@ def test_weights_are_rounded_to_float16_and_statistics_are_not(tmp_path):
     rounded.save_pretrained(tmp_path / "again", precision="float16")
     assert WorldModel.from_pretrained(tmp_path / "again").fingerprint == rounded.fingerprint
     card = (tmp_path / "compact" / "README.md").read_text(encoding="utf-8")
-    for text in ("# A title", 'license: "mit"', "500", "float16; computed with in float32", "compact/world"):
+    for text in (
+        "# A title",
+        'license: "mit"',
+        "500",
+        "float16; computed with in float32",
+        "compact/world",
+        "| command | made by hand |",
+    ):
         assert text in card
 
 

@@ -188,7 +188,7 @@ class WorldModel(nn.Module):
         weights = self.state_dict()
         if precision == "float16":
             weights |= {name: weight.detach().half() for name, weight in self.named_parameters()}
-            files.check_weights(weights, most=float("inf"), infinite=MAY_BE_INFINITE)
+            files.check_weights(weights, most=float("inf"), infinite=_may_be_infinite(weights))
         elif precision != "float32":
             raise ValueError(f"precision: expected 'float32' or 'float16', got {precision!r}")
         WORLD_FILES.save(path, self._content(), weights, overwrite=overwrite, card=self.card())
