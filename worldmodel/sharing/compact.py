@@ -60,7 +60,6 @@ def save_compact(
     card = rounded.card()
     usage = card.usage.replace("PATH", f"{path.name}/{WORLD_PART}")
     card = card.published(title=title or card.title, usage=usage, scores=scores, licence=licence)
-    write_card(
-        path / CARD_FILE, replace(card, facts={**card.facts, "weights": "float16; computed with in float32", **(facts or {})})
-    )
+    added = {"weights": "float16; computed with in float32", "fingerprint": rounded.fingerprint, **(facts or {})}
+    write_card(path / CARD_FILE, replace(card, facts={**card.facts, **added}))
     return rounded
