@@ -8,7 +8,7 @@ from toy_worlds import random_world
 from worldmodel.agents import Controller, load_agent
 from worldmodel.models import WorldModel
 from worldmodel.sharing import export_onnx, save_compact
-from worldmodel.sharing.onnx_halves import halve
+from worldmodel.sharing.onnx_export import halve
 
 
 def size(directory):

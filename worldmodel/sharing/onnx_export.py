@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,7 +25,6 @@ from worldmodel.agents import Controller, check_agent
 from worldmodel.models import WorldModel, refuse_ensemble
 from worldmodel.runtime import files, require_extras
 from worldmodel.sharing.onnx_checks import CHECKED, Network, Run, compare, compare_sequence, drift_of
-from worldmodel.sharing.onnx_halves import halve
 from worldmodel.sharing.onnx_networks import (
     ControllerNetwork,
     DecoderNetwork,
@@ -42,6 +42,7 @@ EXPORT_FILE = "export.json"
 STARTS = 100  # start states in the JSON
 OUTPUTS = (EXPORT_FILE, "*.onnx")
 OPSET = 18
+LEAST_HALVED = 1024  # numbers; smaller constants are not worth a node
 SEVERAL = 3  # batch size of examples: more than 1, so that the exporter keeps it free
 
 
@@ -284,6 +285,38 @@ def _sequence(step: Network, model: Any) -> Any:
     made = helper.make_model(whole, opset_imports=list(model.opset_import), ir_version=model.ir_version)
     onnx.checker.check_model(made)
     return made
+
+
+def halve(model: Any) -> None:
+    """Replace float32 weights that float16 holds exactly by float16 and a cast, which onnxruntime computes once.
+
+    Args:
+        model: an ONNX model, changed in place. All nodes, also those in loops, see the same numbers as before.
+    """
+    from onnx import TensorProto, helper, numpy_helper
+
+    graph, casts, kept = model.graph, [], []
+    for tensor in graph.initializer:
+        half = _exact_half(numpy_helper.to_array(tensor)) if tensor.data_type == TensorProto.FLOAT else None
+        if half is None:
+            kept.append(tensor)
+            continue
+        name = f"{tensor.name}/float16"
+        kept.append(numpy_helper.from_array(half, name))
+        casts.append(helper.make_node("Cast", [name], [tensor.name], to=TensorProto.FLOAT))
+    nodes = [*casts, *graph.node]
+    del graph.initializer[:], graph.node[:]
+    graph.initializer.extend(kept)
+    graph.node.extend(nodes)
+
+
+def _exact_half(array: np.ndarray) -> np.ndarray | None:
+    """Return the same numbers in float16; None if there are few or some differ."""
+    if array.size < LEAST_HALVED:
+        return None
+    with np.errstate(over="ignore"):
+        half = array.astype(np.float16)
+    return half if np.array_equal(half.astype(np.float32), array) else None
 
 
 def _content(
