@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from worldmodel.data.episode import Episode
+from worldmodel.data.missing import joined_missing, missing_numbers
 from worldmodel.data.reading import ReadableEpisodes, describe_episodes, describe_recipe
 from worldmodel.data.store import EpisodeStore
 from worldmodel.runtime import check_integer, local_path
@@ -95,6 +96,11 @@ class EpisodeCollection(ReadableEpisodes):
         if not self._selects:
             return episode
         return replace(episode, observations=select_leaves(self.observation_space, episode.observations))
+
+    @property
+    def missing(self) -> dict[str, tuple[int, ...]]:
+        """Numbers of the observation that may be missing (NaN) in some store, by leaf."""
+        return joined_missing(missing_numbers(store.recipe, self.observation_space) for store in self.stores)
 
     def terminated(self) -> np.ndarray:
         """Return whether each episode ended with a termination, (episodes,) bool; see `EpisodeStore.terminated`."""

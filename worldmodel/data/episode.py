@@ -7,6 +7,7 @@ and is also an `Episode`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from worldmodel.data.missing import without_missing
 from worldmodel.runtime import check_integer
 from worldmodel.spaces import Value, leaf_bounds, leaf_values, leaves
 
@@ -110,7 +112,13 @@ def unmasked(value: Any, name: str) -> np.ndarray:
     return np.asarray(value)
 
 
-def check_episode(episode: Episode, observation_space: gym.Space[Any], action_space: gym.Space[Any]) -> None:
+def check_episode(
+    episode: Episode,
+    observation_space: gym.Space[Any],
+    action_space: gym.Space[Any],
+    *,
+    missing: Mapping[str, Sequence[int]] | None = None,
+) -> None:
     """Validate every value of an episode against the spaces.
 
     Checks the leaves, their shapes and dtypes (castable without changing kind), that numbers are
@@ -121,13 +129,14 @@ def check_episode(episode: Episode, observation_space: gym.Space[Any], action_sp
         episode: the episode.
         observation_space: space of its observations.
         action_space: space of its actions.
+        missing: numbers of the observation that may be NaN, by leaf; see `worldmodel.data.missing_numbers`.
 
     Raises:
         ValueError: if a value does not fit; names the episode, the leaf and, if possible, the step.
     """
     name = f"episode {episode.episode_id}"
-    _check_leaves(f"{name} observations", episode.observations, observation_space)
-    _check_leaves(f"{name} actions", episode.actions, action_space)
+    _check_leaves(f"{name} observations", episode.observations, observation_space, missing or {})
+    _check_leaves(f"{name} actions", episode.actions, action_space, {})
     _check_rewards(f"{name} rewards", unmasked(episode.rewards, f"{name} rewards"))
     for kind in ("rewards", "terminations", "truncations"):
         shape = np.shape(getattr(episode, kind))
@@ -160,13 +169,14 @@ def _check_rewards(name: str, rewards: np.ndarray) -> None:
         _check_finite(name, rewards.astype(np.float64))
 
 
-def _check_leaves(name: str, value: Value, space: gym.Space[Any]) -> None:
+def _check_leaves(name: str, value: Value, space: gym.Space[Any], missing: Mapping[str, Sequence[int]]) -> None:
     expected, given = dict(leaves(space)), leaf_values(value)
     if set(expected) != set(given):
         raise ValueError(f"{name}: expected leaves {sorted(expected)}, got {sorted(given)}")
     for path, leaf_space in expected.items():
         leaf_name = f"{name} {path}".strip()
-        _check_leaf(leaf_name, unmasked(given[path], leaf_name), leaf_space)
+        leaf = unmasked(given[path], leaf_name)
+        _check_leaf(leaf_name, without_missing(leaf, missing[path]) if path in missing else leaf, leaf_space)
 
 
 def _check_leaf(name: str, leaf: np.ndarray, space: gym.Space[Any]) -> None:

@@ -29,6 +29,7 @@ from worldmodel.data.compression import DamagedChunkError
 from worldmodel.data.ends import read_terminated
 from worldmodel.data.episode import Episode, check_episode
 from worldmodel.data.index import Index, read_failures
+from worldmodel.data.missing import missing_numbers
 from worldmodel.data.reading import ReadableEpisodes, describe_store
 from worldmodel.data.shard_table import Shard
 from worldmodel.data.shards import Schema
@@ -92,6 +93,7 @@ class EpisodeStore(ReadableEpisodes):
         """
         schema = Schema(check_space(observation_space, "observation_space"), check_space(action_space, "action_space"), recipe)
         schema.check_spaces()
+        missing_numbers(schema.recipe, observation_space)  # raises
         if Path(path).exists() and not Path(path).is_dir():
             prepare_directory(path, marker=MANIFEST, format=FORMAT)  # raises
         with locked(path):
@@ -151,6 +153,11 @@ class EpisodeStore(ReadableEpisodes):
     def recipe(self) -> dict[str, Any]:
         """Copy of the recipe given to `create`: how the episodes were made."""
         return copy.deepcopy(self._schema.recipe)
+
+    @property
+    def missing(self) -> dict[str, tuple[int, ...]]:
+        """Numbers of the observation that may be missing (NaN), by leaf, as the recipe says (`worldmodel.data.missing`)."""
+        return missing_numbers(self._schema.recipe, self.observation_space)
 
     @property
     def episode_ids(self) -> np.ndarray:
@@ -268,7 +275,7 @@ class EpisodeStore(ReadableEpisodes):
         if not episodes:
             return
         for episode in episodes:
-            check_episode(episode, self.observation_space, self.action_space)
+            check_episode(episode, self.observation_space, self.action_space, missing=self.missing)
         with locked(self.path):
             self.adopt()
             ids, counts = np.unique([episode.episode_id for episode in episodes], return_counts=True)

@@ -19,7 +19,7 @@ from worldmodel.dream.policies import agent_of
 from worldmodel.dream.rewards import REWARD_MODES, Reward, RewardMode, UserReward
 from worldmodel.dream.tracking import primed_states
 from worldmodel.mixtures import check_temperature, shared_draws
-from worldmodel.models import State, WorldModel, draw_latent, require_world
+from worldmodel.models import State, WorldModel, draw_latent, fill_missing, require_world
 from worldmodel.rng import Streams, fill_normal, fill_uniform
 from worldmodel.runtime import check_integer, resolve_precision
 from worldmodel.spaces import Value
@@ -157,7 +157,7 @@ class Dreams(BatchedWorld):
 
         Args:
             observations: values of the observation space, (P + 1, ...) for all dreams, which then share one sample of z, or
-                (B, P + 1, ...) one prefix each.
+                (B, P + 1, ...) one prefix each. Missing numbers (NaN) of the last one are sampled for each dream.
             actions: values of the action space, (P, ...) or (B, P, ...); P may be 0.
             generator: source of the samples from V's posterior.
 
@@ -173,8 +173,9 @@ class Dreams(BatchedWorld):
                 f"observations, actions: expected leading dimensions (P + 1,) and (P,), or ({b}, P + 1) and ({b}, P), "
                 f"got {tuple(z.shape[:-1])} and {tuple(action.shape[:-1])}"
             )
-        *_, lstm = primed_states(world.mdnrnn, z, action)
-        return self._alive(z[:, -1], lstm)
+        filled = fill_missing(world.mdnrnn, z, action, generator=generator)
+        *_, lstm = primed_states(world.mdnrnn, filled.z, filled.action)
+        return self._alive(filled.z[:, -1], lstm)
 
     @torch.no_grad()
     def step(

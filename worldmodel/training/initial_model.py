@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from worldmodel.mixtures import LatentLayout, PartKind
-from worldmodel.models import MDNRNN, DataStatistics, MDNRNNConfig, SequenceBatch
+from worldmodel.models import MDNRNN, DataStatistics, ExtraInputs, MDNRNNConfig, SequenceBatch, held_batches
 from worldmodel.runtime import float32_default
 from worldmodel.training.config import TrainingConfig
 from worldmodel.training.head_choice import with_chosen_head
@@ -20,6 +20,7 @@ from worldmodel.training.windows import SequenceData
 
 STATISTICS_BATCHES = 100  # maximum number of batches for the statistics of the data and the baselines
 INITIAL_STEPS = 16_384  # the initial components of the latent head fit so many steps at most
+LEAST_STEPS = 256  # of data in which numbers are missing
 STATE_RIDGE, INPUT_RIDGE = 0.1, 1e-6  # of that fit: penalties of h (only without skip connections), and of z and a
 
 
@@ -35,24 +36,29 @@ def initialise_latent_head(model: MDNRNN, batches: Iterable[SequenceBatch], *, f
     was_training = model.training
     model.eval()
     features, targets, missing = [], [], INITIAL_STEPS
-    for batch in batches:
+    for batch in held_batches(model, batches):
         features.append(model.head_inputs(batch)[batch.mask][:missing])
         targets.append(model.head_target(batch.z[:, :-1], batch.z[:, 1:])[batch.mask][:missing])
         missing -= len(targets[-1])
         if missing <= 0:
             break
     seen = torch.cat(features)
+    if len(seen) < LEAST_STEPS and model.extras.maskable:
+        model.train(was_training)
+        return  # hardly a z is complete
     ridge = seen.new_full((seen.shape[1],), INPUT_RIDGE)
     ridge[: model.config.hidden_size] = torch.inf if model.config.skip else STATE_RIDGE  # h changes in training
     model.latent_head.initialise(seen, torch.cat(targets), ridge, fit_floors=fit_floors)
     model.train(was_training)
 
 
-def new_model(sizes: tuple[int, int], config: MDNRNNConfig, layout: LatentLayout, seed: int) -> MDNRNN:
+def new_model(
+    sizes: tuple[int, int], config: MDNRNNConfig, layout: LatentLayout, seed: int, extras: ExtraInputs | None = None
+) -> MDNRNN:
     """Return M with new weights, which depend on the seed only."""
     with torch.random.fork_rng(devices=[]), float32_default():
         torch.default_generator.manual_seed(seed)
-        return MDNRNN(*sizes, config, layout=layout)
+        return MDNRNN(*sizes, config, layout=layout, extras=extras)
 
 
 @torch.no_grad()
@@ -107,7 +113,7 @@ def prepare_model(
     train, test = data
     start = partial(set_statistics, data=train, layout=layout, fit_floors=fit_floors)
     if chooses and test is not None:
-        make = partial(new_model, layout=layout, seed=seed)
+        make = partial(new_model, layout=layout, seed=seed, extras=model.extras)
         return with_chosen_head(model, make, start, (train, test), config, seed, directory)
     start(model)
     return model

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from worldmodel.runtime import check_integers, check_names, check_numbers
 
 TimeUnit = Literal["s", "ms", "us", "ns"]
-Missing = Literal["error", "split"]
+Missing = Literal["mask", "error", "split", "interpolate"]
 SECONDS: dict[TimeUnit, float] = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 GUESSES = {  # names that are recognised, in lower case; the first that exists counts
     "action": ("action", "actions", "command", "commands", "control", "controls"),
@@ -139,8 +139,10 @@ class ConversionConfig:
 
     Args:
         time_unit: unit of times that are numbers.
-        missing: what to do with rows that lack a number (NaN, an empty cell): "error" refuses them, "split" leaves them out and
-            ends the episode there. Rows at the end of an episode may lack action and reward.
+        missing: what to do with rows that lack a number of the observation (NaN, an empty cell): "mask" keeps them, and M is
+            trained on what was observed; "error" refuses them; "split" leaves them out and ends the episode there;
+            "interpolate" fills them by straight lines in time, whole numbers by the last one. Only "split" allows rows that
+            lack an action or reward, except at the end of an episode, or a time.
         max_gap: seconds between two rows after which another episode begins; None ignores gaps.
         max_steps: longest episode, in steps; longer ones are cut, without a loss. None cuts what would take more than 256 MiB.
         widen: bounds of observations lie so far outside of the data, as a share of their range. Bounds of actions are those of
@@ -155,7 +157,7 @@ class ConversionConfig:
     """
 
     time_unit: TimeUnit = "s"
-    missing: Missing = "error"
+    missing: Missing = "mask"
     max_gap: float | None = None
     max_steps: int | None = None
     widen: float = 0.5
@@ -167,7 +169,7 @@ class ConversionConfig:
         """Check every field."""
         if self.like is not None:
             object.__setattr__(self, "like", str(self.like))
-        choices = {"time_unit": tuple(SECONDS), "missing": ("error", "split"), "dtype": ("keep", "float32")}
+        choices = {"time_unit": tuple(SECONDS), "missing": get_args(Missing), "dtype": ("keep", "float32")}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {getattr(self, name)!r}")

@@ -13,6 +13,7 @@ import numpy as np
 from worldmodel.data.collecting import open_or_create
 from worldmodel.data.episode import Episode, check_episode
 from worldmodel.data.formats.rows import Rows, Source
+from worldmodel.data.missing import missing_numbers
 from worldmodel.data.store import EpisodeStore
 from worldmodel.data.writer import EpisodeWriter
 from worldmodel.runtime import Progress, RunConfig, file_errors, single_writer
@@ -40,7 +41,7 @@ def restore(source: Source, ours: Mapping[str, Any], *, out: str | Path, run: Ru
     with file_errors(source.described, "the description that to_parquet writes"):
         described = {name: space_from_json(ours[name]) for name in ("observation_space", "action_space")}
         for episode in _episodes(source, **described):  # before anything is written
-            check_episode(episode, **described)
+            check_episode(episode, **described, missing=missing_numbers(ours["recipe"], described["observation_space"]))
     store = open_or_create(Path(out), lambda: described, ours["recipe"], run=run)
     store.mark_unfinished("its import was interrupted; run the same command or call again")
     done = set(store.episode_ids.tolist())
