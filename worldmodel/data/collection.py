@@ -26,6 +26,10 @@ class EpisodeCollection(ReadableEpisodes):
         min_length: minimum number of steps; shorter episodes are left out.
         leave_out: paths of leaves of the observations that are left out.
 
+    Attributes:
+        reads_time: whether episodes have the time of each step: if all stores have it. A reader that needs none may set it to
+            False.
+
     Raises:
         ValueError: if there is no store, no episode of at least ``min_length`` steps, or if the
             spaces differ.
@@ -41,6 +45,7 @@ class EpisodeCollection(ReadableEpisodes):
                     raise ValueError(f"{store.path}: expected {name} {expected} as in {stores[0].path}, got {actual}")
         self.stores = list(stores)
         self._selects = bool(leave_out)
+        self.reads_time = all(store.has_elapsed for store in stores)
         self.observation_space = without_leaves(stores[0].observation_space, leave_out)
         self.action_space = stores[0].action_space
         lengths = np.concatenate([store.lengths for store in stores])
@@ -93,6 +98,8 @@ class EpisodeCollection(ReadableEpisodes):
         index = int(self._kept[index])
         which = int(np.searchsorted(self._first, index, side="right")) - 1
         episode = self.stores[which].read(index - int(self._first[which]), start, stop)
+        if episode.elapsed is not None and not self.reads_time:
+            episode = replace(episode, elapsed=None)
         if not self._selects:
             return episode
         return replace(episode, observations=select_leaves(self.observation_space, episode.observations))

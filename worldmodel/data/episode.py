@@ -32,6 +32,7 @@ class Episode:
         truncations: (L,) bool, True where the episode was cut off, as by a time limit.
         episode_id: number of the episode in the collection.
         seed: seed of the environment's reset, if known; 0 <= seed < 2^63.
+        elapsed: (L,) float64, seconds that each step took, if they are recorded.
         machine: where it was made, if known; written to the store's list of shards, and not read back.
 
     Raises:
@@ -48,6 +49,7 @@ class Episode:
     episode_id: int = 0
     seed: int | None = None
     machine: str | None = None
+    elapsed: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         """Validate id, seed and leading dimensions; integers of every kind become Python's."""
@@ -59,7 +61,9 @@ class Episode:
         steps = len(self.rewards)
         if steps < 1:
             raise ValueError(f"episode {self.episode_id} rewards: expected at least one step, got none")
-        for name, rows in (("terminations", steps), ("truncations", steps), ("actions", steps), ("observations", steps + 1)):
+        timed = () if self.elapsed is None else (("elapsed", steps),)
+        named = (("terminations", steps), ("truncations", steps), ("actions", steps), ("observations", steps + 1), *timed)
+        for name, rows in named:
             for path, leaf in leaf_values(getattr(self, name)).items():
                 if len(leaf) != rows:
                     leaf_name = f"episode {self.episode_id} {name} {path}".strip()
@@ -118,6 +122,7 @@ def check_episode(
     action_space: gym.Space[Any],
     *,
     missing: Mapping[str, Sequence[int]] | None = None,
+    timed: bool = False,
 ) -> None:
     """Validate every value of an episode against the spaces.
 
@@ -130,6 +135,7 @@ def check_episode(
         observation_space: space of its observations.
         action_space: space of its actions.
         missing: numbers of the observation that may be NaN, by leaf; see `worldmodel.data.missing_numbers`.
+        timed: whether the episode must have ``elapsed``.
 
     Raises:
         ValueError: if a value does not fit; names the episode, the leaf and, if possible, the step.
@@ -138,6 +144,12 @@ def check_episode(
     _check_leaves(f"{name} observations", episode.observations, observation_space, missing or {})
     _check_leaves(f"{name} actions", episode.actions, action_space, {})
     _check_rewards(f"{name} rewards", unmasked(episode.rewards, f"{name} rewards"))
+    if timed != (episode.elapsed is not None):
+        raise ValueError(
+            f"{name} elapsed: expected {'the seconds of each step' if timed else 'none'}, as the store's recipe says"
+        )
+    if episode.elapsed is not None:
+        _check_elapsed(f"{name} elapsed", unmasked(episode.elapsed, f"{name} elapsed"))
     for kind in ("rewards", "terminations", "truncations"):
         shape = np.shape(getattr(episode, kind))
         if shape != (len(episode),):
@@ -167,6 +179,13 @@ def _check_rewards(name: str, rewards: np.ndarray) -> None:
         raise ValueError(f"{name}: expected integers that convert to float64 exactly, got {rewards.dtype}")
     with np.errstate(over="ignore"):
         _check_finite(name, rewards.astype(np.float64))
+
+
+def _check_elapsed(name: str, elapsed: np.ndarray) -> None:
+    wrong = ~(np.isfinite(elapsed) & (elapsed > 0)) if elapsed.dtype.kind in "iuf" else np.ones(len(elapsed), dtype=bool)
+    if elapsed.ndim != 1 or wrong.any():
+        step = int(np.argmax(wrong.reshape(len(elapsed), -1).any(axis=1)))
+        raise ValueError(f"{name}: expected a positive number of seconds for each step, got {elapsed[step]} at step {step}")
 
 
 def _check_leaves(name: str, value: Value, space: gym.Space[Any], missing: Mapping[str, Sequence[int]]) -> None:

@@ -93,7 +93,6 @@ class EpisodeStore(ReadableEpisodes):
         """
         schema = Schema(check_space(observation_space, "observation_space"), check_space(action_space, "action_space"), recipe)
         schema.check_spaces()
-        missing_numbers(schema.recipe, observation_space)  # raises
         if Path(path).exists() and not Path(path).is_dir():
             prepare_directory(path, marker=MANIFEST, format=FORMAT)  # raises
         with locked(path):
@@ -158,6 +157,11 @@ class EpisodeStore(ReadableEpisodes):
     def missing(self) -> dict[str, tuple[int, ...]]:
         """Numbers of the observation that may be missing (NaN), by leaf, as the recipe says (`worldmodel.data.missing`)."""
         return missing_numbers(self._schema.recipe, self.observation_space)
+
+    @property
+    def has_elapsed(self) -> bool:
+        """Whether the time of each step is stored (``recipe["elapsed"]``)."""
+        return bool(self._schema.recipe.get(shards.ELAPSED))
 
     @property
     def episode_ids(self) -> np.ndarray:
@@ -275,7 +279,7 @@ class EpisodeStore(ReadableEpisodes):
         if not episodes:
             return
         for episode in episodes:
-            check_episode(episode, self.observation_space, self.action_space, missing=self.missing)
+            check_episode(episode, self.observation_space, self.action_space, missing=self.missing, timed=self.has_elapsed)
         with locked(self.path):
             self.adopt()
             ids, counts = np.unique([episode.episode_id for episode in episodes], return_counts=True)

@@ -19,7 +19,7 @@ from worldmodel.dream.policies import agent_of
 from worldmodel.dream.rewards import REWARD_MODES, Reward, RewardMode, UserReward
 from worldmodel.dream.tracking import primed_states
 from worldmodel.mixtures import check_temperature, shared_draws
-from worldmodel.models import State, WorldModel, draw_latent, fill_missing, require_world
+from worldmodel.models import State, WorldModel, check_elapsed, draw_latent, fill_missing, require_world, with_elapsed
 from worldmodel.rng import Streams, fill_normal, fill_uniform
 from worldmodel.runtime import check_integer, resolve_precision
 from worldmodel.spaces import Value
@@ -47,6 +47,7 @@ class Dreams(BatchedWorld):
         reward: a function that replaces M's reward head, or its name, "module:function"; see `worldmodel.dream.rewards`.
         reward_mode: "expected" pays the mean of the reward that M predicts, "sampled" draws it, so that returns spread as real
             ones do. The temperature changes neither. A seed dreams one dream in the one and another in the other.
+        elapsed: seconds of a step, a number or one value per dream (B,), if M sees the time; None is the usual time.
 
     Raises:
         ValueError: if an argument is out of range, M is of a kind that `FastStep` does not know, or the reward function is not
@@ -64,6 +65,7 @@ class Dreams(BatchedWorld):
         precision: DreamPrecision = "float32",
         reward: Reward | None = None,
         reward_mode: RewardMode = "expected",
+        elapsed: float | Tensor | None = None,
     ):
         require_world(world)
         num_dreams = check_integer(num_dreams, "num_dreams", least=1)
@@ -74,7 +76,7 @@ class Dreams(BatchedWorld):
             raise ValueError(f"reward_mode: expected one of {', '.join(REWARD_MODES)}, got {reward_mode!r}")
         resolved = resolve_precision(precision, world.device)
         super().__init__(world, num_dreams)
-        self.temperature, self.termination = temperature, termination
+        self.temperature, self.termination, self.elapsed = temperature, termination, elapsed
         self._num_groups = num_groups
         self.reward = None if reward is None else UserReward(reward, world)
         self._reward_mode: RewardMode = reward_mode
@@ -97,6 +99,19 @@ class Dreams(BatchedWorld):
     def put_temperatures(self, values: Tensor) -> None:
         """Set valid temperatures (B,), on the world's device, without reading their values, which would synchronise a GPU."""
         self._temperature = values
+
+    @property
+    def elapsed(self) -> float | Tensor | None:
+        """Seconds of a step, a number or one value per dream (B,); a new value takes effect at the next step."""
+        return self._elapsed
+
+    @elapsed.setter
+    def elapsed(self, value: float | Tensor | None) -> None:
+        self._elapsed = value if value is None else check_elapsed(self.world.mdnrnn, value, self.batch_size)
+
+    def timed(self, action: Tensor) -> Tensor:
+        """Append the time of the step to action features (B, A), unless it is the usual one or they have it."""
+        return action if self._elapsed is None else with_elapsed(self.world.mdnrnn, action, self._elapsed)
 
     @property
     def termination(self) -> TerminationRule:
@@ -141,6 +156,7 @@ class Dreams(BatchedWorld):
             precision=self.precision,
             reward=None if self.reward is None else self.reward.reward,
             reward_mode=self.reward_mode,
+            elapsed=self.elapsed,
         )
 
     @torch.no_grad()
@@ -216,7 +232,7 @@ class Dreams(BatchedWorld):
         """Advance as `step_features` does, but return termination log-odds instead of a decision."""
         if isinstance(generator, Streams):
             generator.reserve(self._numbers_per_step)
-        drawn = (self._draw if self._fast is None else self._draw_fast)(state, action, generator)
+        drawn = (self._draw if self._fast is None else self._draw_fast)(state, self.timed(action), generator)
         if self.reward is None:
             return drawn
         return drawn._replace(reward=self.reward.of_dreams(state.z, action, drawn.z, state.alive, actions))

@@ -248,7 +248,9 @@ def _open(world: WorldModel, data: str | Path | Sequence[str | Path]) -> Episode
     """Open stores without the leaves that the world model's data lack."""
     require_world(world)
     stores = [EpisodeStore.open(path) for path in ([data] if isinstance(data, (str, Path)) else data)]
-    return EpisodeCollection(stores, leave_out=known_leaves(stores[0].observation_space, world.left_out))
+    episodes = EpisodeCollection(stores, leave_out=known_leaves(stores[0].observation_space, world.left_out))
+    episodes.reads_time = episodes.reads_time and world.mdnrnn.extras.sees_time
+    return episodes
 
 
 def _shares(lengths: np.ndarray, even: str) -> np.ndarray:

@@ -28,10 +28,12 @@ from worldmodel.models import (
     MDNRNN,
     State,
     WorldModel,
+    check_elapsed,
     check_maskable,
     draw_latent,
     fill_step,
     require_world,
+    with_elapsed,
     with_indicators,
 )
 from worldmodel.runtime import check_integer
@@ -87,7 +89,12 @@ class LatentTracker:
 
     @torch.no_grad()
     def observe(
-        self, observation: Value, last_action: Value | None = None, *, generator: torch.Generator | None = None
+        self,
+        observation: Value,
+        last_action: Value | None = None,
+        *,
+        elapsed: float | Tensor | None = None,
+        generator: torch.Generator | None = None,
     ) -> LatentState:
         """Process one observation of every running episode.
 
@@ -96,6 +103,7 @@ class LatentTracker:
                 that the world model's observation space lacks.
             last_action: a batch of B actions that led to it. Rows that were reset ignore it. None if no action was taken: then
                 only rows that were reset process their observation, and the others keep their state.
+            elapsed: seconds since the last observation, a number or (B,), if M sees the time; None is the usual time.
             generator: source of V's noise, on the device of the world; None uses the random stream of each episode.
 
         Returns:
@@ -123,7 +131,11 @@ class LatentTracker:
         if mean.shape[:-1] != (expected,):
             raise ValueError(f"observation: expected a batch of {expected}, got leading dimensions {tuple(mean.shape[:-1])}")
         if last_action is not None:
-            self._advance(mean, log_variance, last_action, running, generator)
+            features = self.world.action_features.flatten(last_action)
+            if elapsed is not None:
+                given = check_elapsed(self.world.mdnrnn, elapsed, self.num_episodes)
+                features = with_elapsed(self.world.mdnrnn, features, given)
+            self._advance(mean, log_variance, features, running, generator)
         if self._any_new:
             if running is not None:
                 mean, log_variance = (running.put(self._z.clone(), part) for part in (mean, log_variance))
@@ -144,10 +156,9 @@ class LatentTracker:
         self._any_ended = True
 
     def _advance(
-        self, mean: Tensor, log_variance: Tensor, action: Value, running: Rows | None, generator: torch.Generator | None
+        self, mean: Tensor, log_variance: Tensor, features: Tensor, running: Rows | None, generator: torch.Generator | None
     ) -> None:
-        """Advance M in every running episode and sample its next z."""
-        features = self.world.action_features.flatten(action)
+        """Advance M by action features in every running episode and sample its next z."""
         if self.world.mdnrnn.extras.maskable:
             lstm, mean = self._filled(mean, features, running)
         else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -132,7 +132,7 @@ def calibrate_surprise(
 
 def sensors_of(world: WorldModel) -> list[tuple[str, list[int]]]:
     """Return the sensors by name, with their numbers of z. A conversion's names of columns are kept."""
-    named = {}
+    named: dict[str, list[str]] = {}
     for recipe in world.provenance.get("recipes", []):
         named |= recipe.get("conversion", {}).get("leaves", {}).get("observation", {})
     return [sensor for part in world.layout.parts for sensor in _sensors(part, named.get(part.path, []))]
@@ -154,6 +154,7 @@ def _sensors(part: LatentPart, columns: Sequence[str]) -> list[tuple[str, list[i
 
 def _surprise(world: WorldModel, reader: Vision, episode: Episode, seed: int) -> Surprise:
     generator = torch.Generator(world.device).manual_seed(check_integer(seed, "seed", least=0))
+    episode = episode if world.mdnrnn.extras.sees_time else replace(episode, elapsed=None)
     steps = encode_episodes([episode], reader, world.action_features)
     z = draw_latent(steps.mean, steps.log_variance, generator=generator).unsqueeze(0)
     filled = fill_missing(world.mdnrnn, z, steps.action.unsqueeze(0))

@@ -130,6 +130,7 @@ def open_held_out(
     first = EpisodeCollection.open(store, min_length=min_length)
     left = known_leaves(first.observation_space, world.left_out)
     episodes = EpisodeCollection(first.stores, min_length=min_length, leave_out=left) if left else first
+    episodes.reads_time = episodes.reads_time and world.mdnrnn.extras.sees_time
     encoded = encoded_form(episodes.stores, world.vision)
     space = episodes.observation_space if encoded is None else world.observation_space
     source = ", ".join(str(one.path) for one in episodes.stores)

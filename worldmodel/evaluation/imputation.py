@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ def impute(
     world, count = open_world(world), check_integer(num_samples, "num_samples", least=1)
     particles = check_integer(candidates, "candidates", least=1)
     generator = torch.Generator(world.device).manual_seed(check_integer(seed, "seed", least=0))
+    episode = episode if world.mdnrnn.extras.sees_time else replace(episode, elapsed=None)
     steps = encode_episodes([episode], world.vision, world.action_features)
     z = _sample(world, steps.mean, steps.action, count, particles, generator)
     decoded, given = leaf_values(to_numpy(world.decode(z))), leaf_values(episode.observations)

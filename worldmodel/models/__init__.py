@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from worldmodel.models.encoded import encoded_with as encoded_with
     from worldmodel.models.encoded import gather as gather
     from worldmodel.models.extra_inputs import ExtraInputs as ExtraInputs
+    from worldmodel.models.extra_inputs import check_elapsed as check_elapsed
+    from worldmodel.models.extra_inputs import with_elapsed as with_elapsed
     from worldmodel.models.features import FEATURE_KINDS as FEATURE_KINDS
     from worldmodel.models.features import FeatureKind as FeatureKind
     from worldmodel.models.features import FeatureSpace as FeatureSpace
@@ -94,7 +96,7 @@ else:
                 "DTYPES EncodedObservations EncodedSteps Encoder encode_all encode_episodes encoded_bytes "
                 "encoded_form encoded_with gather"
             ),
-            "extra_inputs": "ExtraInputs",
+            "extra_inputs": "ExtraInputs check_elapsed with_elapsed",
             "features": (
                 "FEATURE_KINDS FeatureKind FeatureSpace Origin check_features feature_size feature_space latent_features"
             ),

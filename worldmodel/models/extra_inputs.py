@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -70,3 +70,35 @@ class ExtraInputs:
     def take_from(cls, fields: dict[str, Any]) -> ExtraInputs:
         """Make it of the fields that `to_json` returned, and remove them from a dictionary."""
         return cls(**{name: fields.pop(name) for name in ("maskable", "usual_time") if name in fields})
+
+
+class SeesTime(Protocol):
+    """What these functions need of M."""
+
+    extras: ExtraInputs
+    action_size: int
+
+
+def check_elapsed(model: SeesTime, elapsed: float | Tensor, batch_size: int) -> float | Tensor:
+    """Return the seconds of a step if they are valid.
+
+    Raises:
+        ValueError: if M does not see the time, or the seconds are not positive, finite, and a number or (B,).
+    """
+    if not model.extras.sees_time:
+        raise ValueError(
+            "elapsed: expected None, as M does not see the time of a step; train on a store that has it "
+            "(ConversionConfig(elapsed=True), --elapsed)"
+        )
+    values = torch.as_tensor(elapsed)
+    if values.shape not in ((), (batch_size,)) or not bool((values.isfinite() & (values > 0)).all()):
+        raise ValueError(f"elapsed: expected positive seconds, a number or shape ({batch_size},), got {elapsed}")
+    return elapsed
+
+
+def with_elapsed(model: SeesTime, action: Tensor, elapsed: float | Tensor) -> Tensor:
+    """Append the seconds of a step, a number or (B,), to action features (B, A) that have none."""
+    if action.shape[-1] != model.action_size:
+        return action
+    seconds = torch.as_tensor(elapsed, dtype=action.dtype, device=action.device)
+    return torch.cat([action, seconds.expand(len(action)).unsqueeze(-1)], dim=-1)

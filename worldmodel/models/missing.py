@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -25,6 +25,8 @@ from worldmodel.mixtures import (
     LatentHead,
     LatentLayout,
     PartKind,
+    RewardHead,
+    TerminationHead,
     count_observed,
     marginal_log_probs,
     mean_given,
@@ -32,12 +34,35 @@ from worldmodel.mixtures import (
 )
 from worldmodel.models.batch import SequenceBatch, hold_last
 from worldmodel.models.extra_inputs import ExtraInputs
+from worldmodel.models.outcome import Prediction
 from worldmodel.rng import Source
 
-if TYPE_CHECKING:
-    from worldmodel.models.mdnrnn import MDNRNN, State
-
 METRIC = "nll_per_dim"  # of the latent if it has one kind
+
+
+class Model(Protocol):
+    """What these functions need of M; `worldmodel.models.MDNRNN` describes it."""
+
+    extras: ExtraInputs
+    action_size: int
+    latent_low: Tensor
+    latent_high: Tensor
+    reward_head: RewardHead | None
+    termination_head: TerminationHead | None
+
+    def initial_state(self, batch_size: int) -> Any:
+        """Return the state at the start of an episode."""
+        ...
+
+    def step(self, z: Tensor, action: Tensor, state: Any) -> tuple[Prediction, Any]:
+        """Predict one step."""
+        ...
+
+    def __call__(
+        self, z: Tensor, action: Tensor, state: Any = None, *, generator: torch.Generator | None = None
+    ) -> tuple[Prediction, Any]:
+        """Predict each step of sequences."""
+        ...
 
 
 class Filled(NamedTuple):
@@ -56,10 +81,10 @@ class Filled(NamedTuple):
 
 @torch.no_grad()
 def fill_missing(
-    model: MDNRNN,
+    model: Model,
     z: Tensor,
     action: Tensor,
-    state: State | None = None,
+    state: Any = None,
     *,
     before: Filled | None = None,
     generator: Source = None,
@@ -94,7 +119,7 @@ def fill_missing(
     return Filled(torch.stack(rows, dim=1), action, observed)
 
 
-def fill_step(model: MDNRNN, latent: LatentDistribution, z: Tensor, *, generator: Source = None) -> Tensor:
+def fill_step(model: Model, latent: LatentDistribution, z: Tensor, *, generator: Source = None) -> Tensor:
     """Fill the missing numbers (NaN) of one step.
 
     Args:
@@ -109,7 +134,7 @@ def fill_step(model: MDNRNN, latent: LatentDistribution, z: Tensor, *, generator
     return torch.where(observed, z, filled.clamp(model.latent_low, model.latent_high))
 
 
-def with_indicators(model: MDNRNN, action: Tensor, observed: Tensor) -> Tensor:
+def with_indicators(model: Model, action: Tensor, observed: Tensor) -> Tensor:
     """Append the indicators of the missing numbers to action features.
 
     Args:
@@ -125,7 +150,7 @@ def with_indicators(model: MDNRNN, action: Tensor, observed: Tensor) -> Tensor:
     return torch.cat([action, (~observed[..., list(extras.maskable)]).to(action.dtype)], dim=-1)
 
 
-def check_maskable(model: MDNRNN, observed: Tensor) -> None:
+def check_maskable(model: Model, observed: Tensor) -> None:
     """Raise unless every missing number (..., D) is one that may be missing.
 
     Raises:
@@ -154,7 +179,7 @@ def check_head(head: LatentHead, extras: ExtraInputs) -> None:
         )
 
 
-def filled_batches(model: MDNRNN, batches: Iterable[SequenceBatch]) -> Iterator[SequenceBatch]:
+def filled_batches(model: Model, batches: Iterable[SequenceBatch]) -> Iterator[SequenceBatch]:
     """Fill the missing numbers of batches as `fill_missing` does; batches of other models stay as they are."""
     for batch in batches:
         if model.extras.maskable:
@@ -164,7 +189,7 @@ def filled_batches(model: MDNRNN, batches: Iterable[SequenceBatch]) -> Iterator[
             yield batch
 
 
-def held_batches(model: MDNRNN, batches: Iterable[SequenceBatch]) -> Iterator[SequenceBatch]:
+def held_batches(model: Model, batches: Iterable[SequenceBatch]) -> Iterator[SequenceBatch]:
     """Fill the missing numbers of batches by the last observed ones; steps to a z that is not complete do not count.
 
     It needs no trained model, so it is for statistics, baselines and initial weights.
@@ -199,7 +224,7 @@ class MaskedTerms(NamedTuple):
         return torch.stack([torch.zeros_like(self.reward), *self.latent.values()]).sum(dim=0)
 
 
-def masked_terms(model: MDNRNN, batch: SequenceBatch, generator: Source = None) -> MaskedTerms:
+def masked_terms(model: Model, batch: SequenceBatch, generator: torch.Generator | None = None) -> MaskedTerms:
     """Compute the losses of each step of a batch whose z may have missing numbers."""
     filled = fill_missing(model, batch.z, batch.action)
     prediction, _ = model(filled.z[:, :-1], filled.action, generator=generator)
@@ -215,7 +240,9 @@ def masked_terms(model: MDNRNN, batch: SequenceBatch, generator: Source = None) 
     return MaskedTerms(latent, count_observed(prediction.latent, seen, metric=METRIC), reward, termination)
 
 
-def masked_loss(model: MDNRNN, batch: SequenceBatch, generator: Source = None) -> tuple[Tensor, dict[str, Tensor]]:
+def masked_loss(
+    model: Model, batch: SequenceBatch, generator: torch.Generator | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
     """`MDNRNN.loss` of a batch whose z may have missing numbers; the latent loss is an average over observed variables."""
     terms, mask = masked_terms(model, batch, generator), batch.mask
     sums = {name: torch.where(mask, value, 0.0).sum() for name, value in terms.latent.items()}

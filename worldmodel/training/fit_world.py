@@ -126,6 +126,9 @@ def fit(
     else:
         v, model, layout = _parts_of(initial, episodes, config, vision, encoded, data_config)
         require_maskable(model, layout, missing)
+    for each in (episodes, tests):
+        if each is not None and not model.extras.sees_time:
+            each.reads_time = False
     training_config = with_rate(training_config, model, Path(out), run)
     open_fields = left_open(None if initial is not None else config, layout)
     arguments = _arguments(episodes, seed, torch.device(device), vision, model, initial, data_config, training_config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,6 +12,7 @@ from worldmodel.data import EpisodeCollection, joined_missing
 from worldmodel.mixtures import LatentLayout
 from worldmodel.models import MDNRNN, ExtraInputs, maskable_columns
 
+TIMED_EPISODES = 500  # whose steps give the usual time
 Missing = Mapping[str, Sequence[int]]
 
 
@@ -21,7 +23,16 @@ def missing_in(episodes: EpisodeCollection, tests: EpisodeCollection | None) -> 
 
 def extra_inputs(episodes: EpisodeCollection, layout: LatentLayout, missing: Missing) -> ExtraInputs:
     """Return the extra inputs of a new M."""
-    return ExtraInputs(maskable=maskable_columns(layout, missing))
+    return ExtraInputs(maskable=maskable_columns(layout, missing), usual_time=usual_time(episodes))
+
+
+def usual_time(episodes: EpisodeCollection) -> float | None:
+    """Return the median time of a step in seconds, of at most `TIMED_EPISODES` episodes; None if it is not recorded."""
+    if not episodes.reads_time:
+        return None
+    count = min(len(episodes), TIMED_EPISODES)
+    chosen = [episodes.read(number * len(episodes) // count).elapsed for number in range(count)]
+    return float(np.median(np.concatenate([each for each in chosen if each is not None])))
 
 
 def require_maskable(model: MDNRNN, layout: LatentLayout, missing: Missing) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
-from worldmodel.runtime import check_integers, check_names, check_numbers
+from worldmodel.runtime import check_flags, check_integers, check_names, check_numbers
 
 TimeUnit = Literal["s", "ms", "us", "ns"]
 Missing = Literal["mask", "error", "split", "interpolate"]
@@ -37,7 +37,7 @@ class Columns:
         termination: whether the step led to a terminal state.
         truncation: whether the recording was cut off after the step, as by a time limit.
         episode: name or number of the episode; rows of an episode follow each other.
-        time: time of the row. It is checked, and not a part of the observation.
+        time: time of the row. It is checked, and not a part of the observation; see ``elapsed`` of `ConversionConfig`.
         next_observation: observation after the step, as D4RL has it; used for the last step of an episode.
 
     Raises:
@@ -143,6 +143,7 @@ class ConversionConfig:
             trained on what was observed; "error" refuses them; "split" leaves them out and ends the episode there;
             "interpolate" fills them by straight lines in time, whole numbers by the last one. Only "split" allows rows that
             lack an action or reward, except at the end of an episode, or a time.
+        elapsed: store the time of each step, so that M sees it: for rows at uneven times. It needs a column of times.
         max_gap: seconds between two rows after which another episode begins; None ignores gaps.
         max_steps: longest episode, in steps; longer ones are cut, without a loss. None cuts what would take more than 256 MiB.
         widen: bounds of observations lie so far outside of the data, as a share of their range. Bounds of actions are those of
@@ -158,6 +159,7 @@ class ConversionConfig:
 
     time_unit: TimeUnit = "s"
     missing: Missing = "mask"
+    elapsed: bool = False
     max_gap: float | None = None
     max_steps: int | None = None
     widen: float = 0.5
@@ -173,5 +175,6 @@ class ConversionConfig:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        check_flags(self, "elapsed")
         check_integers(self, {"max_steps": 1, "resize": 8}, optional=("max_steps", "resize"))
         check_numbers(self, {"max_gap": "(0, inf)", "widen": "[0, inf)"}, optional=("max_gap",))

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from worldmodel.data.episode import Episode
-from worldmodel.data.formats.config import Columns, ConversionConfig
+from worldmodel.data.formats.config import SECONDS, Columns, ConversionConfig
 from worldmodel.data.formats.inference import (
     Found,
     Leaf,
@@ -31,6 +31,7 @@ from worldmodel.data.formats.inference import (
 from worldmodel.data.formats.rows import Recording, Source
 from worldmodel.data.formats.splitting import Episodes
 from worldmodel.data.missing import KEY as MISSING
+from worldmodel.data.shards import ELAPSED
 from worldmodel.data.store import MANIFEST, SHARDS, EpisodeStore
 from worldmodel.data.writer import EpisodeWriter
 from worldmodel.runtime import (
@@ -113,7 +114,10 @@ def convert_source(
     """
     config, run = config or ConversionConfig(), run or RunConfig()
     chosen, guessed = (columns or Columns()).resolve(source.names(), source.described)
-    arguments = {"format": source.format, "source": source.identity(), "columns": chosen.to_json(), "config": asdict(config)}
+    if config.elapsed and not chosen.time:
+        raise ValueError(f"{source.described}: expected a column of times for elapsed=True, got none; name it (time, --time)")
+    options = {name: value for name, value in asdict(config).items() if name != "elapsed" or value}  # old ones resume
+    arguments = {"format": source.format, "source": source.identity(), "columns": chosen.to_json(), "config": options}
     path, created = Path(out), False
     with run.reporter() as report:
         if run.resume and not run.overwrite and EpisodeStore.lies_in(path):
@@ -124,12 +128,12 @@ def convert_source(
         else:
             plan = _scan(source, chosen, config, guessed, report)
             rewards = {} if chosen.reward else {"rewards": False}
-            lacking = {MISSING: plan.missing} if plan.missing else {}
+            more = ({MISSING: plan.missing} if plan.missing else {}) | ({ELAPSED: True} if config.elapsed else {})
             store = EpisodeStore.create(
                 path,
                 observation_space=space_of(plan.observation),
                 action_space=space_of(plan.action),
-                recipe={KEY: {"arguments": arguments, **plan.to_json()}, **rewards, **lacking},
+                recipe={KEY: {"arguments": arguments, **plan.to_json()}, **rewards, **more},
                 overwrite=run.overwrite,
             )
             record_run(path)
@@ -251,7 +255,7 @@ def _assumptions(columns: Columns, config: ConversionConfig, episodes: Episodes,
         notes.append("each episode that does not terminate counts as cut off (truncated) at its last step")
     if not columns.episode and not numbered:
         notes.append("episodes are numbered in the order of the data")
-    if columns.time:
+    if columns.time and not config.elapsed:
         notes.append(f"{columns.time!r} is checked, but not a part of the observation")
     if config.resize:
         notes.append(f"images are averaged to {config.resize} x {config.resize} pixels")
@@ -269,7 +273,9 @@ def _write(
         for count, recording in enumerate(episodes):
             number = recording.label if plan.numbered else count
             if number not in done:
-                writer.add(_episode(recording, number, source, columns, plan))
+                writer.add(
+                    replace(_episode(recording, number, source, columns, plan), elapsed=_elapsed(recording, columns, config))
+                )
                 writer.write_if_due()
             report(Progress("convert", episodes.read, total, unit, {"episodes": count + 1}))
 
@@ -296,6 +302,16 @@ def _episode(recording: Recording, number: int, source: Source, columns: Columns
         truncations=flags["truncation"],
         episode_id=number,
     )
+
+
+def _elapsed(recording: Recording, columns: Columns, config: ConversionConfig) -> np.ndarray | None:
+    """Return the seconds of each step, if they are to be stored."""
+    if not config.elapsed or not columns.time:
+        return None
+    steps, length = np.diff(recording.values[columns.time]), recording.count - 1
+    if len(steps) < length:  # the time of the last observation is not recorded, as in D4RL
+        steps = np.append(steps, steps[-1:] if len(steps) else 1.0)
+    return steps * (1.0 if recording.seconds else SECONDS[config.time_unit])
 
 
 def _images(leaf: Leaf, source: Source, recording: Recording) -> np.ndarray:

@@ -329,7 +329,7 @@ class Episodes:
             self._note("dropped the last action, as the observation after it was not recorded")
         label = first.label if first.complete else self._labels(first)[0] if self.columns.episode else None
         label = label.item() if isinstance(label, np.generic) else label
-        return Recording(values, count, label, first.index, first.where(0), fragment)
+        return Recording(values, count, label, first.index, first.where(0), fragment, first.seconds)
 
     def _treat_missing(self, values: dict[str, np.ndarray], where: str) -> None:
         """Count the rows of a recording that lack a number of the observation; with "interpolate", fill them."""
