@@ -13,11 +13,13 @@ from worldmodel.mixtures import (
     Bits,
     CompositeDistribution,
     GaussianMixture,
+    MemberMixture,
     OneHot,
     Segments,
     UnchangedOrDensity,
     condition,
     count_observed,
+    log_prob_of_numbers,
     marginal_log_prob,
     marginal_log_probs,
     mean_given,
@@ -166,13 +168,13 @@ def test_kinds_are_independent_and_choices_count_as_one_variable():
     x = distribution.sample(generator=generator(8))
     every = torch.ones(5, 10, dtype=torch.bool)
     for name, value in distribution.log_probs(x).items():
-        torch.testing.assert_close(marginal_log_probs(distribution, x, every, metric="")[name], value)
+        torch.testing.assert_close(marginal_log_probs(distribution, x, every)[name], value)
     some = every.clone()
     some[:, 1] = some[:, 4:7] = some[:, 8] = False  # a number, the second choice, and the mostly unchanged number
-    found = count_observed(distribution, some, metric="")
+    found = count_observed(distribution, some)
     assert {name: count.tolist() for name, count in found.items()} == {"d": [1] * 5, "c": [1] * 5, "b": [1] * 5, "u": [0] * 5}
     missing = torch.where(some, x, torch.nan)
-    log_probs = marginal_log_probs(distribution, missing, some, metric="")
+    log_probs = marginal_log_probs(distribution, missing, some)
     first_choice = distribution.parts[1][1].log_probs(x[:, 2:7])[:, 0]
     torch.testing.assert_close(log_probs["c"], first_choice)
     assert bool((log_probs["u"] == 0).all())
@@ -191,6 +193,51 @@ def test_a_constant_that_is_missing_is_copied():
     observed = torch.zeros(5, 10, dtype=torch.bool)
     filled = sample_given(distribution, torch.full((5, 10), torch.nan), observed, generator=generator(1))
     assert filled[:, 9].tolist() == [0.5] * 5
+
+
+def members():
+    rows = [repeated(full_mixture(seed, 2, 3), 6) for seed in (1, 2)]
+    return MemberMixture(rows, torch.tensor([0.3, 0.7], dtype=torch.float64).log())
+
+
+def test_an_ensemble_is_a_mixture_of_the_mixtures_of_its_members():
+    ensemble, g = members(), generator(5)
+    joined = [torch.cat(parts, dim=1) for parts in zip(*((m.mean, m.scale_tril) for m in ensemble.members), strict=True)]
+    weights = [ensemble.log_weights[k] + member.log_weights for k, member in enumerate(ensemble.members)]
+    whole = GaussianMixture(torch.cat(weights, dim=1), joined[0], scale_tril=joined[1])
+    x, observed = torch.randn(6, 3, dtype=torch.float64, generator=g), torch.rand(6, 3, generator=g) < 0.5
+    missing = torch.where(observed, x, torch.nan)
+    torch.testing.assert_close(marginal_log_prob(ensemble, missing, observed), marginal_log_prob(whole, x, observed), **EXACT)
+    torch.testing.assert_close(mean_given(ensemble, missing, observed), mean_given(whole, x, observed), **EXACT)
+    each = log_prob_of_numbers(ensemble, missing, observed)
+    torch.testing.assert_close(each, log_prob_of_numbers(whole, x, observed), equal_nan=True, **EXACT)
+    kinds = MemberMixture([composite(), composite()], torch.tensor([0.5, 0.5]).log())
+    value = composite().sample(generator=generator(8))
+    some = torch.ones(5, 10, dtype=torch.bool)
+    some[:, 1] = some[:, 4:7] = False
+    total = marginal_log_prob(kinds, value, some)
+    torch.testing.assert_close(sum(marginal_log_probs(kinds, value, some).values()), total)
+    assert count_observed(kinds, some)["d"].tolist() == [1] * 5
+
+
+def test_the_log_densities_of_numbers_are_their_marginals():
+    mixture = repeated(full_mixture(2, 3, 3), 4)
+    x = torch.randn(4, 3, dtype=torch.float64, generator=generator(3))
+    observed = torch.tensor([True, False, True]).expand(4, 3)
+    found = log_prob_of_numbers(mixture, x, observed)
+    assert found.isnan().tolist() == [[False, True, False]] * 4
+    alone = torch.tensor([True, False, False]).expand(4, 3)
+    torch.testing.assert_close(found[:, 0], marginal_log_prob(mixture, x, alone), **EXACT)
+    kinds = composite()
+    value = kinds.sample(generator=generator(8))
+    value[0, 9] = 2.0  # a constant that changed
+    numbers = log_prob_of_numbers(kinds, value, torch.ones(5, 10, dtype=torch.bool))
+    torch.testing.assert_close(numbers[1:].sum(dim=-1), kinds.log_prob(value)[1:])
+    assert numbers[:, 9].tolist() == [-math.inf, 0, 0, 0, 0]
+    chain = AutoregressiveMixture(torch.randn(2, 3, 1, 2, generator=generator(1)), 0.1 * torch.ones(3, 1, 2, 2).tril(-1), 0.1)
+    two = torch.randn(2, 2, generator=generator(2))
+    every = log_prob_of_numbers(chain, two, torch.ones(2, 2, dtype=torch.bool))
+    torch.testing.assert_close(every.sum(dim=-1), chain.log_prob(two))
 
 
 def test_missing_numbers_have_no_gradient_and_leave_none_that_is_not_finite():

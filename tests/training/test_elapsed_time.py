@@ -44,6 +44,12 @@ def timed_world():
     return world
 
 
+def timed_dreams(elapsed):
+    dreams = Dreams(timed_world(), 2, temperature=0.0)
+    dreams.elapsed = elapsed
+    return dreams
+
+
 def test_the_time_of_each_step_is_stored_in_seconds(tmp_path):
     (tmp_path / "log.csv").write_text("t,x\n0,1.5\n250,2.5\n1000,0.5\n", encoding="utf-8")
     store = from_csv(tmp_path / "log.csv", tmp_path / "store", config=ConversionConfig(elapsed=True, time_unit="ms"))
@@ -87,7 +93,7 @@ def test_parquet_keeps_the_times(tmp_path):
 
 
 def test_m_sees_the_log_of_the_time_and_dreams_take_a_time():
-    dreams = Dreams(timed_world(), 2, temperature=0.0, elapsed=torch.tensor([0.5, 1.0]))
+    dreams = timed_dreams(torch.tensor([0.5, 1.0]))
     state = dreams.start(generator=dreams.generator(0))
     after, _, _ = dreams.step(state, np.zeros((2, 1), np.float32), generator=dreams.generator(1))
     expected = DECAY * state.z[:, 0] + torch.tensor([0.0, math.log(2)], dtype=torch.float64)
@@ -96,11 +102,12 @@ def test_m_sees_the_log_of_the_time_and_dreams_take_a_time():
     after, _, _ = dreams.step(state, np.zeros((2, 1), np.float32), generator=dreams.generator(1))
     torch.testing.assert_close(after.z[:, 0], DECAY * state.z[:, 0])
     assert dreams.variant(num_dreams=4).elapsed is None
-    assert Dreams(timed_world(), 2, elapsed=2.0).variant().elapsed == 2.0
+    assert timed_dreams(2.0).variant(num_dreams=4).elapsed == 2.0
 
 
 def test_imagined_steps_take_the_time_of_the_dreams():
-    dreams = Dreams(timed_world(), 2, temperature=0.0, elapsed=1.0)
+    dreams = Dreams(timed_world(), 2, temperature=0.0, reward=lambda before, action, after: after[..., 0])
+    dreams.elapsed = 1.0
     start = dreams.start(generator=dreams.generator(0))
     rollout = imagine(
         dreams, lambda state: torch.zeros(2, 1, dtype=torch.float64), 1, start=start, generator=dreams.generator(1)
@@ -124,12 +131,12 @@ def test_the_tracker_takes_the_time_since_the_last_observation(tmp_path):
 @pytest.mark.parametrize("elapsed", [0.0, math.inf, torch.ones(3), torch.tensor([1.0, -1.0])])
 def test_a_time_that_is_none_is_refused(elapsed):
     with pytest.raises(ValueError, match="elapsed: expected positive seconds, a number or shape"):
-        Dreams(timed_world(), 2, elapsed=elapsed)
+        timed_dreams(elapsed)
 
 
 def test_a_model_that_does_not_see_the_time_cannot_be_asked_for_one(tmp_path):
     with pytest.raises(ValueError, match=r"elapsed: expected None, as M does not see the time of a step; train on a store"):
-        Dreams(linear_world(), 2, elapsed=1.0)
+        Dreams(linear_world(), 2).elapsed = 1.0
     plain = fit(
         write_store(tmp_path / "plain", config=ConversionConfig()).path,
         out=tmp_path / "world",

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from worldmodel.evaluation.held_out import Likelihood as Likelihood
     from worldmodel.evaluation.held_out import likelihood as likelihood
     from worldmodel.evaluation.imputation import impute as impute
+    from worldmodel.evaluation.replaying import episode_uncertainty as episode_uncertainty
     from worldmodel.evaluation.replaying import replay as replay
     from worldmodel.evaluation.reward_replays import RewardReplays as RewardReplays
     from worldmodel.evaluation.reward_replays import replay_rewards as replay_rewards
@@ -48,7 +49,7 @@ else:
             "forecasting": "OpenLoop crps open_loop",
             "held_out": "Likelihood likelihood",
             "imputation": "impute",
-            "replaying": "replay",
+            "replaying": "episode_uncertainty replay",
             "reward_replays": "RewardReplays replay_rewards",
         },
     )

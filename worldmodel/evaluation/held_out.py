@@ -16,9 +16,9 @@ from worldmodel.data import EpisodeCollection
 from worldmodel.mixtures import (
     COPIED,
     LIKELIHOODS,
-    CompositeDistribution,
     LatentDistribution,
     count_observed,
+    log_probs_by_kind,
     marginal_log_probs,
 )
 from worldmodel.models import (
@@ -37,7 +37,6 @@ from worldmodel.runtime import Progress, RunConfig, check_integer
 from worldmodel.spaces import known_leaves
 
 BATCH_EPISODES, BATCH_STEPS = 64, 64  # predicted at once
-ONE_KIND = "nll_per_dim"  # of a z that is one density
 UNITS = {**LIKELIHOODS, "reward_nll": "nats per reward", "termination_nll": "nats per termination or not"}
 
 
@@ -199,13 +198,8 @@ def _predict(
 
 def step_nats(latent: LatentDistribution, after: Tensor, observed: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return negative log-likelihood and number of the observed random variables of each step by kind, (B, T) each."""
-    if not bool(observed.all()):
-        found = marginal_log_probs(latent, after, observed, metric=ONE_KIND)
-    elif isinstance(latent, CompositeDistribution):
-        found = latent.log_probs(after)
-    else:
-        found = {ONE_KIND: latent.log_prob(after)}
-    return {name: -value for name, value in found.items()}, count_observed(latent, observed, metric=ONE_KIND)
+    found = log_probs_by_kind(latent, after) if bool(observed.all()) else marginal_log_probs(latent, after, observed)
+    return {name: -value for name, value in found.items()}, count_observed(latent, observed)
 
 
 def _result(sums: dict[str, np.ndarray], counts: dict[str, np.ndarray], steps: np.ndarray, changed: float) -> Likelihood:

@@ -26,8 +26,11 @@ from worldmodel.mixtures.autoregressive import AutoregressiveMixture
 from worldmodel.mixtures.composite_head import CompositeDistribution
 from worldmodel.mixtures.discrete_heads import Bits, OneHot
 from worldmodel.mixtures.gaussian import HALF_LOG_TWO_PI, GaussianMixture
+from worldmodel.mixtures.member_mixture import MemberMixture
 from worldmodel.mixtures.unchanged_head import UnchangedOrDensity
 from worldmodel.rng import Source
+
+ONE_KIND = "nll_per_dim"  # name of the likelihood of a z that is one density
 
 
 @singledispatch
@@ -110,23 +113,47 @@ def _(distribution: Any, x: Tensor, observed: Tensor) -> Any:
 
 
 @condition.register
+def _(distribution: MemberMixture, x: Tensor, observed: Tensor) -> MemberMixture:
+    return MemberMixture(
+        [condition(member, x, observed) for member in distribution.members],
+        _member_evidence(distribution, x, observed).log_softmax(dim=-1),
+    )
+
+
+@condition.register
 def _(distribution: CompositeDistribution, x: Tensor, observed: Tensor) -> CompositeDistribution:
     return distribution.replaced([condition(part, x[..., own], observed[..., own]) for _, part, own in distribution.parts])
 
 
-def marginal_log_probs(distribution: Any, x: Tensor, observed: Tensor, *, metric: str) -> dict[str, Tensor]:
-    """Return `marginal_log_prob` by kind, as `CompositeDistribution.log_probs` does: (...) each.
+def marginal_log_probs(distribution: Any, x: Tensor, observed: Tensor) -> dict[str, Tensor]:
+    """Return `marginal_log_prob` by kind, as `log_probs_by_kind` does: (...) each.
 
     Args:
         distribution: of all of z.
         x: (..., D).
         observed: (..., D) bool.
-        metric: name of the kind if there is only one.
     """
-    if not isinstance(distribution, CompositeDistribution):
-        return {metric: marginal_log_prob(distribution, x, observed)}
-    parts = distribution.parts
-    return {name: marginal_log_prob(part, x[..., columns], observed[..., columns]) for name, part, columns in parts}
+    if isinstance(distribution, MemberMixture):
+        each = [marginal_log_probs(member, x, observed) for member in distribution.members]
+        return distribution.chained(each)
+    if isinstance(distribution, CompositeDistribution):
+        parts = distribution.parts
+        return {name: marginal_log_prob(part, x[..., own], observed[..., own]) for name, part, own in parts}
+    return {ONE_KIND: marginal_log_prob(distribution, x, observed)}
+
+
+def count_observed(distribution: Any, observed: Tensor) -> dict[str, Tensor]:
+    """Return the number of observed random variables by kind, (...) int64 each; a choice counts as one.
+
+    Args:
+        distribution: of all of z.
+        observed: (..., D) bool.
+    """
+    if isinstance(distribution, MemberMixture):
+        return count_observed(distribution.members[0], observed)
+    if isinstance(distribution, CompositeDistribution):
+        return {name: _variables(part, observed[..., own]).sum(dim=-1) for name, part, own in distribution.parts}
+    return {ONE_KIND: observed.sum(dim=-1)}
 
 
 @singledispatch
@@ -179,24 +206,17 @@ def _(distribution: OneHot, x: Tensor, observed: Tensor) -> Tensor:
 
 
 @log_prob_of_numbers.register
+def _(distribution: MemberMixture, x: Tensor, observed: Tensor) -> Tensor:
+    each = torch.stack([log_prob_of_numbers(member, x, observed) for member in distribution.members], dim=-1)  # (..., D, K)
+    return (distribution.log_weights.unsqueeze(-2) + each).logsumexp(dim=-1)
+
+
+@log_prob_of_numbers.register
 def _(distribution: CompositeDistribution, x: Tensor, observed: Tensor) -> Tensor:
     found = torch.where(observed, torch.where(x == distribution.origin, 0.0, -torch.inf), torch.nan).to(x.dtype)
     for _, part, own in distribution.parts:
         found[..., own] = log_prob_of_numbers(part, x[..., own], observed[..., own])
     return found
-
-
-def count_observed(distribution: Any, observed: Tensor, *, metric: str) -> dict[str, Tensor]:
-    """Return the number of observed random variables by kind, (...) int64 each; a choice counts as one.
-
-    Args:
-        distribution: of all of z.
-        observed: (..., D) bool.
-        metric: name of the kind if there is only one.
-    """
-    if not isinstance(distribution, CompositeDistribution):
-        return {metric: observed.sum(dim=-1)}
-    return {name: _variables(part, observed[..., columns]).sum(dim=-1) for name, part, columns in distribution.parts}
 
 
 @marginal_log_prob.register
@@ -215,7 +235,19 @@ def _(distribution: OneHot | Bits | UnchangedOrDensity, x: Tensor, observed: Ten
 
 @marginal_log_prob.register
 def _(distribution: CompositeDistribution, x: Tensor, observed: Tensor) -> Tensor:
-    return torch.stack(list(marginal_log_probs(distribution, x, observed, metric="").values())).sum(dim=0)
+    nothing = torch.zeros_like(x[..., 0])
+    return torch.stack([nothing, *marginal_log_probs(distribution, x, observed).values()]).sum(dim=0)
+
+
+@marginal_log_prob.register
+def _(distribution: MemberMixture, x: Tensor, observed: Tensor) -> Tensor:
+    return _member_evidence(distribution, x, observed).logsumexp(dim=-1)
+
+
+def _member_evidence(mixture: MemberMixture, x: Tensor, observed: Tensor) -> Tensor:
+    """Return log(w_k p_k(x_o)) of the members of an ensemble, (..., K)."""
+    each = [marginal_log_prob(member, x, observed) for member in mixture.members]
+    return mixture.log_weights + torch.stack(each, dim=-1)
 
 
 def _variables(distribution: Any, observed: Tensor) -> Tensor:

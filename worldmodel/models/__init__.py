@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     from worldmodel.models.encoded import encoded_form as encoded_form
     from worldmodel.models.encoded import encoded_with as encoded_with
     from worldmodel.models.encoded import gather as gather
+    from worldmodel.models.ensemble import MDNRNNEnsemble as MDNRNNEnsemble
+    from worldmodel.models.ensemble import members_of as members_of
+    from worldmodel.models.ensemble import model_from_config as model_from_config
+    from worldmodel.models.ensemble import refuse_ensemble as refuse_ensemble
     from worldmodel.models.extra_inputs import ExtraInputs as ExtraInputs
     from worldmodel.models.extra_inputs import check_elapsed as check_elapsed
     from worldmodel.models.extra_inputs import with_elapsed as with_elapsed
@@ -97,6 +101,7 @@ else:
                 "encoded_form encoded_with gather"
             ),
             "extra_inputs": "ExtraInputs check_elapsed with_elapsed",
+            "ensemble": "MDNRNNEnsemble members_of model_from_config refuse_ensemble",
             "features": (
                 "FEATURE_KINDS FeatureKind FeatureSpace Origin check_features feature_size feature_space latent_features"
             ),

@@ -37,8 +37,6 @@ from worldmodel.models.extra_inputs import ExtraInputs
 from worldmodel.models.outcome import Prediction
 from worldmodel.rng import Source
 
-METRIC = "nll_per_dim"  # of the latent if it has one kind
-
 
 class Model(Protocol):
     """What these functions need of M; `worldmodel.models.MDNRNN` describes it."""
@@ -189,16 +187,22 @@ def filled_batches(model: Model, batches: Iterable[SequenceBatch]) -> Iterator[S
             yield batch
 
 
-def held_batches(model: Model, batches: Iterable[SequenceBatch]) -> Iterator[SequenceBatch]:
-    """Fill the missing numbers of batches by the last observed ones; steps to a z that is not complete do not count.
+def held_batches(model: Model, batches: Iterable[SequenceBatch], *, complete: bool = True) -> Iterator[SequenceBatch]:
+    """Fill the missing numbers of batches by the last observed ones.
 
     It needs no trained model, so it is for statistics, baselines and initial weights.
+
+    Args:
+        model: M; batches of one without missing numbers stay as they are.
+        batches: the batches.
+        complete: whether only steps to a complete z count.
     """
     for batch in batches:
         if model.extras.maskable:
             observed = ~batch.z.isnan()
-            action, counts = with_indicators(model, batch.action, observed[:, :-1]), observed[:, 1:].all(dim=-1)
-            yield replace(batch, z=hold_last(batch.z), action=action, mask=batch.mask & counts)
+            mask = batch.mask & observed[:, 1:].all(dim=-1) if complete else batch.mask
+            action = with_indicators(model, batch.action, observed[:, :-1])
+            yield replace(batch, z=hold_last(batch.z), action=action, mask=mask)
         else:
             yield batch
 
@@ -229,7 +233,7 @@ def masked_terms(model: Model, batch: SequenceBatch, generator: torch.Generator 
     filled = fill_missing(model, batch.z, batch.action)
     prediction, _ = model(filled.z[:, :-1], filled.action, generator=generator)
     after, seen = filled.z[:, 1:], filled.observed[:, 1:]
-    latent = {name: -value for name, value in marginal_log_probs(prediction.latent, after, seen, metric=METRIC).items()}
+    latent = {name: -value for name, value in marginal_log_probs(prediction.latent, after, seen).items()}
     outcome = prediction.outcome(after)
     reward = termination = after.new_zeros(after.shape[:-1])
     if outcome.reward is not None:
@@ -237,7 +241,7 @@ def masked_terms(model: Model, batch: SequenceBatch, generator: torch.Generator 
     if outcome.termination_logit is not None:
         assert model.termination_head is not None
         termination = model.termination_head.loss(outcome.termination_logit, batch.terminated)
-    return MaskedTerms(latent, count_observed(prediction.latent, seen, metric=METRIC), reward, termination)
+    return MaskedTerms(latent, count_observed(prediction.latent, seen), reward, termination)
 
 
 def masked_loss(

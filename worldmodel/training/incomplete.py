@@ -35,12 +35,15 @@ def usual_time(episodes: EpisodeCollection) -> float | None:
     return float(np.median(np.concatenate([each for each in chosen if each is not None])))
 
 
-def require_maskable(model: MDNRNN, layout: LatentLayout, missing: Missing) -> None:
-    """Raise if numbers may be missing that a trained M knows only as complete.
+def require_inputs(model: MDNRNN, layout: LatentLayout, missing: Missing, data: Sequence[EpisodeCollection | None]) -> None:
+    """Raise if numbers may be missing that a trained M knows only as complete; leave out times that it does not see.
 
     Raises:
         ValueError: naming the number.
     """
+    for episodes in data:
+        if episodes is not None and not model.extras.sees_time:
+            episodes.reads_time = False
     unknown = sorted(set(maskable_columns(layout, missing)) - set(model.extras.maskable))
     if unknown:
         part = next(part for part in layout.parts if part.start <= unknown[0] < part.stop)

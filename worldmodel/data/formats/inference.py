@@ -43,6 +43,8 @@ class Found:
         Raises:
             ValueError: if dtype or shape differ from those of earlier rows.
         """
+        if self.count == 0 and 0 in value.shape[1:]:
+            raise ValueError(f"{where}: expected at least one number per row in {self.name!r}, got shape {value.shape[1:]}")
         if self.count == 0:
             self.dtype, self.shape = value.dtype, value.shape[1:]
         elif (value.dtype, value.shape[1:]) != (self.dtype, self.shape):

@@ -261,8 +261,8 @@ def to_parquet(store: EpisodeStore, path: str | Path, *, overwrite: bool = False
     """Write a store as one parquet file, a row per observation; `from_parquet` restores it without loss.
 
     Columns: ``episode``, ``seed``, ``step``, ``observation`` (or ``observation/LEAF``), ``action``, ``reward``,
-    ``termination``, ``truncation``, and ``elapsed`` if stored. The last row of an episode has no action, reward and ends. Vectors and images are lists of
-    fixed size.
+    ``termination``, ``truncation``, and ``elapsed`` if it is stored. The last row of an episode has no action, reward and
+    ends. Vectors and images are lists of fixed size.
 
     Args:
         store: the episodes.

@@ -167,8 +167,9 @@ class Episodes:
             wrong = wrong | np.array([label is None or label == "" for label in labels], dtype=bool)
         if wrong.any():
             row = int(np.argmax(wrong))
+            got = labels[row].item() if isinstance(labels[row], np.generic) else labels[row]
             raise ValueError(
-                f"{rows.where(row)}: expected the name of an episode in {name!r}, or its number below 2^53, got {labels[row]!r}"
+                f"{rows.where(row)}: expected the name of an episode in {name!r}, or its number below 2^53, got {got!r}"
             )
         return labels.astype(np.int64) if labels.dtype.kind in "bf" else labels
 
