@@ -236,9 +236,9 @@ def test_functions_are_short(path):
 
 @each_file
 def test_public_functions_take_few_arguments(path):
-    """`fit` has two kinds of data, which makes one argument more than others have."""
+    """`fit` has two kinds of data and the size of an ensemble, which makes two arguments more than others have."""
     numbers = {name: num_arguments(function, is_method) for name, function, is_method in public_functions(path)}
-    assert not {name: number for name, number in numbers.items() if number > MAX_ARGUMENTS + (name == "fit")}
+    assert not {name: number for name, number in numbers.items() if number > MAX_ARGUMENTS + 2 * (name == "fit")}
 
 
 @each_file

@@ -8,6 +8,7 @@ from torch import nn
 from torch.distributions import Categorical, MixtureSameFamily, Normal
 
 from worldmodel.mixtures import Factorization, GaussianMixture, MixedDistribution, MixtureHead, RewardHead, check_atoms
+from worldmodel.mixtures.initialization import fit_choice
 
 ATOMS = (-0.5, 0.25, 100.0)
 MEAN, SCALE = torch.tensor([2.0], dtype=torch.float64), torch.tensor([3.0], dtype=torch.float64)
@@ -198,3 +199,54 @@ def test_rare_large_rewards_do_not_raise_the_floor_of_the_others():
         one.set_floor(torch.tensor(others), torch.tensor([0.5]))
         assert one.log_floor.exp().item() == pytest.approx(0.03)
     assert "log_floor" not in RewardHead(4, 0.03).state_dict()
+
+
+def rare_rewards(n=20_000):
+    """Inputs (N, 2), and a reward of 100 with a probability that is logistic in them, else 0."""
+    torch.manual_seed(0)
+    inputs = torch.randn(n, 2)
+    probability = torch.sigmoid(-4 + inputs @ torch.tensor([1.5, -1.0]))
+    return inputs, torch.where(torch.rand(n) < probability, 100.0, 0.0), 100 * probability
+
+
+def test_the_fit_of_a_choice_is_the_maximum_of_its_likelihood():
+    inputs, reward, _ = rare_rewards()
+    index = (reward > 0).long()
+    bias, weight = fit_choice(inputs.double(), index, torch.tensor([0.95, 0.05]))
+    error = torch.nn.functional.one_hot(index, 2) - (inputs.double() @ weight.T + bias).softmax(dim=1)
+    slope = error.T @ torch.cat([inputs, torch.ones(len(inputs), 1)], dim=1).double() / len(inputs)
+    assert slope.abs().max() < 1e-4  # a small penalty bounds the coefficients
+    assert (weight[1] - weight[0]).tolist() == pytest.approx([1.5, -1.0], abs=0.1)
+
+
+def test_a_choice_with_few_rows_for_its_coefficients_keeps_its_base_rates():
+    torch.manual_seed(0)
+    bias, weight = fit_choice(torch.randn(60, 4), torch.randint(3, (60,)), torch.tensor([0.2, 0.3, 0.5]))
+    assert not weight.any()
+    assert bias.exp().tolist() == pytest.approx([0.2, 0.3, 0.5])
+
+
+def test_atoms_start_with_the_probabilities_of_a_logistic_regression():
+    inputs, reward, expected = rare_rewards()
+    head = RewardHead(5, 0.03, num_components=0, atoms=(0.0, 100.0))
+    one = torch.ones(1)
+    head.set_base_rates(torch.stack([(reward == 0).sum(), (reward > 0).sum(), torch.tensor(0)]))
+    head.initialise(inputs, head.targets(reward, 0 * one, one), slice(2, 4))
+    features = torch.cat([torch.zeros(len(inputs), 2), inputs, torch.zeros(len(inputs), 1)], dim=1)
+    found = head(features).expectation()[:, 0]
+    assert (found - expected).square().mean() < 0.002 * expected.var()
+
+
+def test_other_rewards_start_from_regressions_on_the_inputs():
+    torch.manual_seed(0)
+    inputs, side = torch.randn(4000, 2), torch.where(torch.rand(4000) < 0.5, 1.0, -1.0)
+    mean, scale = torch.tensor([1.0]), torch.tensor([2.0])
+    values = inputs @ torch.tensor([1.0, 2.0]) + side + 0.1 * torch.randn(4000)
+    reward = torch.where(torch.rand(4000) < 0.3, 0.0, values)
+    head = RewardHead(2, 0.01, num_components=2, atoms=(0.0,))
+    head.set_base_rates(torch.stack([(reward == 0).sum(), (reward != 0).sum()]))
+    head.initialise(inputs, head.targets(reward, mean, scale), slice(0, 2))
+    density = math.log(2 * 0.1) + 0.5 * math.log(2 * math.pi * math.e)  # with a fair choice of the side
+    entropy = 0.7 * density - 0.3 * math.log(0.3) - 0.7 * math.log(0.7)
+    with torch.no_grad():
+        assert -head(inputs, mean, scale).log_prob(reward.unsqueeze(-1)).mean().item() == pytest.approx(entropy, abs=0.03)

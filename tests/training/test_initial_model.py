@@ -13,7 +13,7 @@ from worldmodel.mixtures import MixtureHead
 from worldmodel.models import MDNRNN, MDNRNNConfig, SequenceBatch, WorldModel
 from worldmodel.runtime import RunConfig
 from worldmodel.training import DataConfig, TrainingConfig, fit
-from worldmodel.training.initial_model import initialise_latent_head
+from worldmodel.training.initial_model import initialise_latent_head, initialise_reward_head
 
 CONFIG = MDNRNNConfig(hidden_size=8, num_components=2)
 OPTIONS = {
@@ -121,3 +121,31 @@ def test_features_that_the_start_does_not_use_keep_random_weights_in_proportion_
     torch.testing.assert_close(head.linear.weight[1, :2], 0.01 * before[1, :2], rtol=0.1, atol=1e-6)
     assert torch.equal(head.linear.weight[0, :2], before[0, :2])
     assert head.linear.weight[1, 2].item() == pytest.approx(1.0, abs=1e-3)
+
+
+def test_a_fit_starts_with_the_rates_of_rare_rewards(tmp_path):
+    rng = np.random.default_rng(0)
+    x, action = rng.standard_normal((200, 41, 1)).astype(np.float32), rng.uniform(-1, 1, (200, 40, 1)).astype(np.float32)
+    expected = 10 / (1 + np.exp(3 - 1.5 * (x[:, :-1, 0] + action[..., 0])))
+    rewards, ends = np.where(10 * rng.random(expected.shape) < expected, 10.0, 0.0), np.arange(40) == 39
+    box = spaces.Box(-np.inf, np.inf, (1,), np.float32)
+    store = EpisodeStore.create(tmp_path / "data", observation_space=box, action_space=spaces.Box(-1, 1, (1,), np.float32))
+    rows = zip(x, action, rewards, strict=True)
+    flags = {"terminations": ends & False, "truncations": ends}
+    store.append([Episode(observations=o, actions=a, rewards=r, episode_id=k, **flags) for k, (o, a, r) in enumerate(rows)])
+    one = TrainingConfig(num_updates=1, learning_rate=1e-7, final_learning_rate=0.0)
+    world = fit(tmp_path / "data", out=tmp_path / "out", config=MDNRNNConfig(hidden_size=8), training_config=one)
+    z, features = world.encode(torch.as_tensor(x)), world.action_features.flatten(action)
+    with torch.no_grad():
+        found = world.mdnrnn(z[:, :-1], features)[0].outcome(z[:, 1:]).reward.expectation()[..., 0].numpy()
+    assert np.corrcoef(found.flatten(), expected.flatten())[0, 1] > 0.95  # -0.3 without the start
+
+
+def test_heads_without_skip_connections_and_without_rewards_are_left_as_they_are():
+    z, flags = torch.randn(4, 11, 2, generator=torch.Generator().manual_seed(0)), torch.zeros(4, 10) > 0
+    batch = SequenceBatch(z, torch.randn(4, 10, 1), torch.zeros(4, 10), flags, ~flags)
+    for fields in ({"skip": False}, {"reward_head": False}):
+        model = MDNRNN(2, 1, MDNRNNConfig(hidden_size=4, num_components=2, **fields))
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        initialise_reward_head(model, [batch])
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

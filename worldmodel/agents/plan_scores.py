@@ -87,7 +87,14 @@ class PlanScorer:
     ):
         self.world, self._config = world, config
         self._cost, self._terminal_value = _callable(cost, "cost"), _callable(terminal_value, "terminal_value")
-        self._one = Dreams(world, 1, temperature=config.temperature, reward=reward)
+        self._one = Dreams(
+            world,
+            1,
+            temperature=config.temperature,
+            reward=reward,
+            member_per=config.member_per,
+            penalty=config.penalty,
+        )
         self.user_reward = self._one.reward
         self._dreams: dict[tuple[int, int], Dreams] = {}
 
@@ -135,7 +142,10 @@ class PlanScorer:
                 raise OutOfTimeError
             action = plans[:, :, (phase + t) // config.hold].repeat_interleave(particles, dim=1).flatten(0, 1)
             drawn = dreams.draw(now, action, generator=generator)
-            returns += weight * self._payoff(now.z, action, drawn.z, drawn.reward)
+            payoff = self._payoff(now.z, action, drawn.z, drawn.reward)
+            if self._cost is not None:  # rewards have it already
+                payoff = payoff - dreams.penalties(now.z, action, drawn.lstm, generator=generator)
+            returns += weight * payoff
             survival = 1.0 if drawn.termination_logit is None else dreams.continuation(drawn.termination_logit)
             weight = weight * config.discount * survival
             now = LatentState(drawn.z, drawn.lstm, now.alive)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel.dream.latent_world import Drawn
-from worldmodel.mixtures import RewardHead, fused
-from worldmodel.models import MDNRNN, State, activate_gates, stack_layers, stack_weights
+from worldmodel.mixtures import RewardHead
+from worldmodel.models import MDNRNN, MDNRNNEnsemble, State, activate_gates, refuse_ensemble, stack_layers, stack_weights
 
 
 class FastStep:
@@ -30,6 +30,7 @@ class FastStep:
     """
 
     def __init__(self, model: MDNRNN, dtype: torch.dtype = torch.bfloat16):
+        refuse_ensemble(model, "dreams in half precision")
         if not applies(model):
             raise ValueError(
                 "model: expected an LSTM without layer_norm and a latent head that supports raw outputs, such as mixtures with "
@@ -39,17 +40,21 @@ class FastStep:
         assert isinstance(model.lstm, nn.LSTM)
         self._layers = [stack_weights(*weights).detach().to(dtype).t().contiguous() for weights in model.lstm.all_weights]
         heads = [head for head in (model.latent_head, model.reward_head, model.termination_head) if head is not None]
-        self._columns = fused.output_slices([head.linear.out_features for head in heads])
+        latent, *self._outcome = (head.linear.out_features for head in heads)
         seen = model.latent_head.linear.weight.shape[1]  # F; the others may see an outcome layer too
         layers = [cast(nn.Linear, layer.linear) for layer in model.outcome_layers.values()]
         weights = [head.linear.weight for head in heads] + [2 * layer.weight for layer in layers]
         self._heads = torch.cat([weight[:, :seen] for weight in weights]).detach().to(dtype).t().contiguous()
         self._bias = torch.cat([head.linear.bias for head in heads] + [2 * layer.bias for layer in layers]).detach()
+        self._sizes = [latent, sum(self._outcome), len(self._bias) - latent - sum(self._outcome)]
         if layers:  # what they see of the next latent, and what the heads see of them, are few numbers: not in half precision
-            self._next = torch.cat([2 * layer.weight[:, seen:] for layer in layers]).detach().t().contiguous()  # (D + C, U)
-            after = torch.block_diag(*(head.linear.weight[:, seen:] for head in heads[1:])).detach()
-            self._after = 2 * after.t().contiguous()  # (U of all layers, O of their heads)
-            self._bias[self._columns[0].stop : self._columns[-1].stop] -= after.sum(dim=1)  # as tanh(x) is 2 sigmoid(2 x) - 1
+            both = torch.eye(2 * model.latent_size, dtype=torch.float64, device=self._bias.device)  # z_{t+1} and z_t
+            after = torch.cat(model.seen_after(*reversed(both.chunk(2, dim=1))), dim=1)  # linear in both
+            self._next = after @ torch.cat([2 * layer.weight[:, seen:] for layer in layers]).detach().double().t()
+            self._next = self._next.to(self._bias.dtype)  # (2 D, U)
+            by_units = torch.block_diag(*(head.linear.weight[:, seen:] for head in heads[1:])).detach()
+            self._units = 2 * by_units.t().contiguous()  # (U of all layers, O of their heads)
+            self._bias[latent : latent + len(by_units)] -= by_units.sum(dim=1)  # as tanh(x) is 2 sigmoid(2 x) - 1
 
     def __call__(
         self,
@@ -76,26 +81,21 @@ class FastStep:
         model = self._model
         action = model.action_units(action, z.dtype)
         lstm, h = self._advance(z, action, state)
-        seen = torch.cat([h, z.to(h.dtype), action.to(h.dtype)], dim=1) if model.config.skip else h
-        raw = (seen @ self._heads).to(self._bias.dtype).add_(self._bias)  # (B, O + U)
-        outputs = iter([raw[:, own] for own in self._columns])
-        sample = model.latent_head.sample_raw(next(outputs), temperature=temperature, uniform=uniform, normal=normal)
+        seen = torch.cat([h, z, action], dim=1) if model.config.skip else h
+        raw = torch.add(seen.to(self._dtype) @ self._heads, self._bias)  # (B, O + U)
+        latent, outcome, units = raw.split(self._sizes, dim=1)
+        sample = model.latent_head.sample_raw(latent, temperature=temperature, uniform=uniform, normal=normal)
         sample = model.frame.next_z(sample, z, model.change_scale)
         if model.outcome_layers:
-            self._add_outcome(raw, z, sample.clamp(model.latent_low, model.latent_high))
+            both = torch.cat([sample.clamp(model.latent_low, model.latent_high), z], dim=1)
+            outcome = torch.addmm(outcome, torch.addmm(units, both, self._next).sigmoid_(), self._units)
+        outputs = iter(outcome.split(self._outcome, dim=1))
         reward = logit = None
         if model.reward_head is not None:
             reward = self._reward(model.reward_head, next(outputs), reward_noise)
         if model.termination_head is not None:
             logit = model.termination_head.raw_logit(next(outputs))
         return Drawn(sample, lstm, reward, logit)
-
-    def _add_outcome(self, raw: Tensor, z: Tensor, next_z: Tensor) -> None:
-        """Add to the outputs of reward and termination what they see of the next latent, through the units in ``raw``."""
-        last = self._columns[-1].stop
-        after = torch.cat(self._model.seen_after(z, next_z), dim=1)
-        units = torch.addmm(raw[:, last:], after, self._next).sigmoid_()
-        raw[:, self._columns[0].stop : last].addmm_(units, self._after)
 
     def _reward(self, head: RewardHead, raw: Tensor, noise: tuple[Tensor, Tensor] | None) -> Tensor:
         """Return expected or sampled rewards (B,)."""
@@ -105,19 +105,19 @@ class FastStep:
         return head.sample_raw(raw, *units, uniform=noise[0], normal=noise[1])
 
     def _advance(self, z: Tensor, action: Tensor, state: State) -> tuple[State, Tensor]:
-        """Return the next state, in the precision of ``state``, and h of the last layer (B, H) in that of the products."""
+        """Return the next state, and h of the last layer (B, H)."""
         one = z.new_ones(len(z), 1)
         below, layers = torch.cat([z, action], dim=1), []
         for weight, h, c in zip(self._layers, *state, strict=True):
-            joined = torch.cat([part.to(self._dtype) for part in (below, one, h)], dim=1)
+            joined = torch.cat([below, one, h], dim=1).to(self._dtype)
             gates = c.new_empty(len(c), 4 * c.shape[1])
             i, f, g, o = activate_gates(joined @ weight, gates)
             cell = (f * c).addcmul_(i, g)
             below = torch.tanh(cell).mul_(o)
             layers.append((below, cell))
-        return State(*(stack_layers(part) for part in zip(*layers, strict=True))), below.to(self._dtype)
+        return State(*(stack_layers(part) for part in zip(*layers, strict=True))), below
 
 
 def applies(model: MDNRNN) -> bool:
     """Whether M is of a kind that `FastStep` supports."""
-    return isinstance(model.lstm, nn.LSTM) and model.latent_head.supports_raw
+    return not isinstance(model, MDNRNNEnsemble) and isinstance(model.lstm, nn.LSTM) and model.latent_head.supports_raw

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from worldmodel.evaluation.forecasting import open_loop as open_loop
     from worldmodel.evaluation.held_out import Likelihood as Likelihood
     from worldmodel.evaluation.held_out import likelihood as likelihood
+    from worldmodel.evaluation.replaying import episode_uncertainty as episode_uncertainty
     from worldmodel.evaluation.replaying import replay as replay
     from worldmodel.evaluation.reward_replays import RewardReplays as RewardReplays
     from worldmodel.evaluation.reward_replays import replay_rewards as replay_rewards
@@ -40,7 +41,7 @@ else:
             "faithfulness": "Probe fixed_policies probe",
             "forecasting": "OpenLoop crps open_loop",
             "held_out": "Likelihood likelihood",
-            "replaying": "replay",
+            "replaying": "episode_uncertainty replay",
             "reward_replays": "RewardReplays replay_rewards",
         },
     )

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from worldmodel.data import EpisodeCollection
-from worldmodel.mixtures import COPIED, LIKELIHOODS, CompositeDistribution
+from worldmodel.mixtures import COPIED, LIKELIHOODS, log_probs_by_kind
 from worldmodel.models import (
     SequenceBatch,
     State,
@@ -163,10 +163,7 @@ def _predict(world: WorldModel, batch: SequenceBatch, state: State | None) -> tu
     found: dict[str, Tensor] = {}
     prediction, state = model(batch.z[:, :-1], batch.action, state)
     after = batch.z[:, 1:]
-    if isinstance(prediction.latent, CompositeDistribution):
-        found |= {name: -value for name, value in prediction.latent.log_probs(after).items()}
-    else:
-        found["nll_per_dim"] = -prediction.latent.log_prob(after)
+    found |= {name: -value for name, value in log_probs_by_kind(prediction.latent, after).items()}
     outcome = prediction.outcome(after)
     if outcome.reward is not None:
         found["reward_nll"] = -outcome.reward.log_prob(batch.reward.unsqueeze(-1))

@@ -52,6 +52,8 @@ if TYPE_CHECKING:
     from worldmodel.mixtures.layout import LatentLayout as LatentLayout
     from worldmodel.mixtures.layout import LatentPart as LatentPart
     from worldmodel.mixtures.layout import PartKind as PartKind
+    from worldmodel.mixtures.member_mixture import MemberMixture as MemberMixture
+    from worldmodel.mixtures.member_mixture import log_probs_by_kind as log_probs_by_kind
     from worldmodel.mixtures.mixed import MixedDistribution as MixedDistribution
     from worldmodel.mixtures.network import MixtureDensityNetwork as MixtureDensityNetwork
     from worldmodel.mixtures.reparameterization import reparameterize as reparameterize
@@ -72,6 +74,7 @@ else:
             "heads": "DEFAULT_MIN_SCALE Factorization MixtureHead NoiseType check_noise soft_floor",
             "latent_head": "CONSTANTS LatentDistribution LatentHead latent_head_class",
             "layout": "COPIED DENSITIES LatentLayout LatentPart PartKind",
+            "member_mixture": "MemberMixture log_probs_by_kind",
             "mixed": "MixedDistribution",
             "network": "MixtureDensityNetwork",
             "reparameterization": "reparameterize",

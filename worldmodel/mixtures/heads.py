@@ -384,10 +384,8 @@ def sample_raw_mixture(
     coldest = torch.finfo(logits.dtype).tiny  # below it 1 / tau overflows
     weights = ((logits - logits.amax(dim=1, keepdim=True)) / tau.clamp(min=coldest).unsqueeze(1)).exp_()
     aim = weights.sum(dim=1).mul_(uniform * BELOW_ONE * (tau >= coldest))  # 0 finds the first component with any weight
-    mean, log_scale, passed = means[:, 0], raw_log_scales[:, 0], weights[:, 0].clone()
-    for k in range(1, weights.shape[1]):
-        beyond = aim >= passed
-        mean, log_scale = torch.where(beyond, means[:, k], mean), torch.where(beyond, raw_log_scales[:, k], log_scale)
-        passed += weights[:, k]
+    passed = weights.cumsum(dim=1)[:, :-1]  # of the last component it could be below the aim, by rounding
+    index = (aim.unsqueeze(1) >= passed).sum(dim=1, keepdim=True).expand(-1, 1, means.shape[2])
+    mean, log_scale = (part.gather(1, index)[:, 0] for part in (means, raw_log_scales))
     sigma = (2 * log_scale).clamp_(max=LARGEST_LOG_VARIANCE).exp_().add_(min_scale**2).sqrt_()
     return torch.addcmul(mean, sigma, normal * tau.sqrt())

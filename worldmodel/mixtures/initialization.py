@@ -11,6 +11,8 @@ optimum with fewer components. Here the head starts from a *mixture of linear re
 3. a few steps of EM, in which each component gets its own regression and the weights depend on the features.
 
 If EM is too expensive, all components share one ridge regression and start at the clusters of its residuals.
+
+A choice, such as the atoms of a reward, starts from a multinomial logistic regression.
 """
 
 from __future__ import annotations
@@ -33,6 +35,8 @@ PEEL_STEPS = 4_096  # rows on which the regressions are found; EM then uses all
 PEEL_ITERATIONS = 8
 GATES_FROM = 4  # steps of EM before the weights depend on the features
 GATE_RIDGE, LARGEST_STEP = 1e-5, 8.0
+NEWTON_STEPS, NEWTON_OPERATIONS = 12, 5e9  # of the regression of a choice, and multiplications that it may take
+ROWS_PER_COEFFICIENT = 20  # of that regression, at least
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 NUM_ANCHORS = 8
 INLIER = 3.5
@@ -125,9 +129,7 @@ def _cluster_residuals(
 
 def _fit_dimension(inputs: Tensor, x: Tensor, ridge: Tensor, num_components: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Fit one target (N,) on inputs (N, F): logits and means (K, 1 + F), the bias first, log-scales (K,) and the spread ()."""
-    centre, spread = inputs.mean(dim=0), inputs.std(dim=0, correction=0)
-    spread = torch.where(spread > 1e-6, spread, torch.inf)  # constant inputs get no coefficient
-    design = torch.cat([(inputs - centre) / spread, inputs.new_ones(len(inputs), 1)], dim=1)  # (N, F + 1)
+    design, centre, spread = _standardised(inputs)  # (N, F + 1)
     ridge = torch.nn.functional.pad(ridge, (0, 1), value=SMALLEST_RIDGE)  # of the constant
     solution, log_scale, log_weights = _peel(design[:PEEL_STEPS], x[:PEEL_STEPS], ridge, num_components)
     gates = torch.zeros_like(solution)
@@ -135,7 +137,7 @@ def _fit_dimension(inputs: Tensor, x: Tensor, ridge: Tensor, num_components: int
     for number in range(EM_ITERATIONS):
         deviation = (x - (design @ solution.T).T) / log_scale.exp().unsqueeze(1)  # (K, N)
         posterior = ((design @ gates.T).T - 0.5 * deviation.square() - log_scale.unsqueeze(1)).softmax(dim=0)
-        solution = torch.stack([_ridge(design, x, each, ridge) for each in posterior])
+        solution = torch.stack([_ridge(design, x, ridge, each) for each in posterior])
         mass = posterior.sum(dim=1)
         square = (posterior * (x - (design @ solution.T).T).square()).sum(dim=1) / mass.clamp(min=1e-9)
         sure = mass >= LEAST_WEIGHT * len(x)  # else a component could collapse on a few rows
@@ -183,7 +185,7 @@ def _peel(design: Tensor, x: Tensor, ridge: Tensor, num_components: int) -> tupl
         for _ in range(PEEL_ITERATIONS):
             residual = (y - rows @ solution).abs()
             near = residual < INLIER * scale
-            solution = _ridge(rows[near], y[near], torch.ones_like(y[near]), ridge)
+            solution = _ridge(rows[near], y[near], ridge)
             scale = (y[near] - rows[near] @ solution).square().mean().sqrt().clamp(min=1e-3)
         near = (y - rows @ solution).abs() < INLIER * scale
         found.append((solution, scale, float(near.sum())))
@@ -218,7 +220,7 @@ def _of_the_rest(
 
 def _starts(rows: Tensor, y: Tensor, ridge: Tensor) -> Iterator[Tensor]:
     """Yield solutions to start from: one slope with several intercepts, and fits of the rows around several rows."""
-    shared = _ridge(rows, y, torch.ones_like(y), ridge)
+    shared = _ridge(rows, y, ridge)
     residual = y - rows @ shared
     for level in LEVELS:
         start = shared.clone()
@@ -227,24 +229,25 @@ def _starts(rows: Tensor, y: Tensor, ridge: Tensor) -> Iterator[Tensor]:
     for i in range(NUM_ANCHORS):
         distance = (rows - rows[i * len(rows) // NUM_ANCHORS]).square().sum(dim=1)
         near = distance <= torch.quantile(distance, 0.25)
-        yield _ridge(rows[near], y[near], torch.ones_like(y[near]), ridge)
+        yield _ridge(rows[near], y[near], ridge)
 
 
 def _trimmed(rows: Tensor, y: Tensor, ridge: Tensor, solution: Tensor) -> tuple[Tensor, Tensor]:
     """Fit the quarter of the rows that is fitted best, from a start: solution and scale."""
     for _ in range(PEEL_ITERATIONS):
         residual = (y - rows @ solution).abs()
-        near = residual <= torch.quantile(residual, 0.25)
-        solution = _ridge(rows[near], y[near], torch.ones_like(y[near]), ridge)
+        near = residual <= residual.kthvalue(1 + (len(y) - 1) // 4).values  # as for the quantile, which sorts
+        solution = _ridge(rows[near], y[near], ridge)
     residual = (y - rows @ solution).abs()
     return solution, (torch.quantile(residual, 0.25) / 0.3186).clamp(min=1e-3)  # 0.3186: this quantile of a standard normal
 
 
-def _ridge(design: Tensor, x: Tensor, row_weight: Tensor, ridge: Tensor) -> Tensor:
-    """Weighted ridge regression: (F,)."""
-    weighted = design * row_weight.unsqueeze(1)
-    gram = weighted.T @ design + torch.diag(ridge * row_weight.sum().clamp(min=1.0))
-    return torch.linalg.solve(gram, weighted.T @ x)
+def _ridge(design: Tensor, x: Tensor, ridge: Tensor, row_weight: Tensor | None = None) -> Tensor:
+    """Ridge regression, weighted if ``row_weight`` (N,) is given: (F,)."""
+    weighted, total = design, x.new_tensor(float(max(1, len(x))))
+    if row_weight is not None:
+        weighted, total = design * row_weight.unsqueeze(1), row_weight.sum().clamp(min=1.0)
+    return torch.linalg.solve(weighted.T @ design + torch.diag(ridge * total), weighted.T @ x)
 
 
 def cluster(x: Tensor, num_components: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -268,6 +271,36 @@ def cluster(x: Tensor, num_components: int) -> tuple[Tensor, Tensor, Tensor]:
     weight = torch.stack([x.new_tensor(len(part) / len(points)) for part in parts])
     scale = torch.stack([part.std(correction=0) for part in parts]).clamp(min=SMALLEST_SCALE)
     return weight.log(), torch.stack([part.mean() for part in parts]), scale.log()
+
+
+@torch.no_grad()
+def fit_choice(features: Tensor, index: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
+    """Fit a choice by multinomial logistic regression: biases (C,) and coefficients (C, F) of the logits.
+
+    It uses as many rows as are affordable. If these are too few for the coefficients, all coefficients are 0.
+
+    Args:
+        features: (N, F).
+        index: (N,) int64, what was chosen.
+        frequencies: (C,) positive, of each choice, where the fit starts.
+    """
+    size = len(frequencies) * (features.shape[1] + 1)
+    n = min(len(features), int(NEWTON_OPERATIONS / NEWTON_STEPS / size**2))
+    design, centre, spread = _standardised(features[:n].detach().double())
+    logits = torch.nn.functional.pad(frequencies.double().log().unsqueeze(1), (features.shape[1], 0))  # (C, F + 1)
+    if n >= ROWS_PER_COEFFICIENT * size:
+        chosen = torch.nn.functional.one_hot(index[:n], len(frequencies)).T.to(design.dtype)  # (C, N)
+        for _ in range(NEWTON_STEPS):
+            logits = _newton(logits, design, chosen, design.new_full(design.shape[1:], SMALLEST_RIDGE))
+    weight = logits[:, :-1] / spread
+    return (logits[:, -1] - weight @ centre).to(features.dtype), weight.to(features.dtype)
+
+
+def _standardised(inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return inputs (N, F) with mean 0 and unit variance and a last column of ones, (N, F + 1), and both statistics (F,)."""
+    centre, spread = inputs.mean(dim=0), inputs.std(dim=0, correction=0)
+    spread = torch.where(spread > 1e-6, spread, torch.inf)  # constant inputs get no coefficient
+    return torch.cat([(inputs - centre) / spread, inputs.new_ones(len(inputs), 1)], dim=1), centre, spread
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from worldmodel.mixtures.gaussian import GaussianMixture, at_least_float32
 from worldmodel.mixtures.heads import BELOW_ONE, DEFAULT_MIN_SCALE, raw_mixture_nll, soft_floor
+from worldmodel.mixtures.initialization import SMALLEST_RIDGE, fit_choice, fit_components
 from worldmodel.mixtures.mixed import MixedDistribution
 from worldmodel.runtime import check_integer
 
@@ -25,6 +26,7 @@ RewardDistribution = GaussianMixture | MixedDistribution
 # Factor of the gradient of the reward's loss with respect to the LSTM. The sharp density of a rare reward has gradients that
 # are many times those of z; a factor of 1 costs z up to 0.03 nats per dimension, and the reward gains little (dev/LOG.md).
 FEATURE_GRADIENT = 0.1
+LEAST_STEPS, MIXTURE_STEPS = 100, 16_384  # fewest and most rewards from which the mixture's first components are found
 SMALLEST_RATIO = 1e-3  # of the robust deviation to the standard deviation, for the floor of sigma
 
 
@@ -119,6 +121,30 @@ class RewardHead(nn.Module):
             deviation = 1.4826 * (others - others.median()).abs().median()
             ratio = torch.where(deviation > 0, (deviation / scale).clamp(min=SMALLEST_RATIO, max=1.0), 1.0)
             self.log_floor.copy_(math.log(self.min_scale) + ratio.log())
+
+    @torch.no_grad()
+    def initialise(self, inputs: Tensor, target: Tensor, columns: slice) -> None:
+        """Start from regressions on M's inputs: a logistic one of the atoms, a mixture of linear ones of the other rewards.
+
+        Rare rewards have small gradients, so that training alone takes long to find large coefficients.
+
+        Args:
+            inputs: (N, I), z and the action's features.
+            target: of the same steps, from `targets`.
+            columns: where the head sees the inputs, I of its features.
+        """
+        k, c = self.num_components, self._num_logits
+        weight, bias = self.linear.weight, self.linear.bias
+        if c > 1:
+            bias[:c], weight[:c, columns] = fit_choice(inputs, target[:, 0].long(), bias[:c].exp())
+        others = target[:, 0] == len(self.atoms) if len(self.atoms) else torch.ones_like(target[:, 0], dtype=torch.bool)
+        rows = others.nonzero()[:MIXTURE_STEPS, 0]
+        if k and len(rows) >= LEAST_STEPS:
+            ridge = inputs.new_full(inputs.shape[1:], SMALLEST_RIDGE)
+            found = fit_components(inputs[rows], target[rows, -1:], ridge, k)
+            bias[c:] = torch.cat([part[:, 0] for part in (found.log_weights, found.bias, found.log_scale)])
+            weight[c + k : c + 2 * k] *= found.log_scale.exp()
+            weight[c:, columns] = torch.cat([found.gate[:, 0], found.weight[:, 0], torch.zeros_like(found.gate[:, 0])])
 
     def mean_reward(self, density_mean: Tensor) -> Tensor:
         """Return the mean reward of the data, (1,), given that of the rewards that are no atoms, (1,)."""

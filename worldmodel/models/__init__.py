@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from worldmodel.models.encoded import encoded_form as encoded_form
     from worldmodel.models.encoded import encoded_with as encoded_with
     from worldmodel.models.encoded import gather as gather
+    from worldmodel.models.ensemble import MDNRNNEnsemble as MDNRNNEnsemble
+    from worldmodel.models.ensemble import members_of as members_of
+    from worldmodel.models.ensemble import model_from_config as model_from_config
+    from worldmodel.models.ensemble import refuse_ensemble as refuse_ensemble
     from worldmodel.models.features import FEATURE_KINDS as FEATURE_KINDS
     from worldmodel.models.features import FeatureKind as FeatureKind
     from worldmodel.models.features import FeatureSpace as FeatureSpace
@@ -83,6 +87,7 @@ else:
                 "DTYPES EncodedObservations EncodedSteps Encoder encode_all encode_episodes encoded_bytes "
                 "encoded_form encoded_with gather"
             ),
+            "ensemble": "MDNRNNEnsemble members_of model_from_config refuse_ensemble",
             "features": (
                 "FEATURE_KINDS FeatureKind FeatureSpace Origin check_features feature_size feature_space latent_features"
             ),

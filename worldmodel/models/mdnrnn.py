@@ -25,10 +25,10 @@ from torch import Tensor, nn
 from worldmodel.mixtures import (
     CONSTANTS,
     DEFAULT_MIN_SCALE,
-    CompositeDistribution,
     LatentLayout,
     RewardHead,
     TerminationHead,
+    log_probs_by_kind,
 )
 from worldmodel.models.action_units import ActionUnits
 from worldmodel.models.batch import DataStatistics, SequenceBatch
@@ -162,6 +162,16 @@ class MDNRNN(nn.Module):
         """Mean reward of the training data; 0 without a reward head."""
         return 0.0 if self.reward_head is None else self.reward_head.mean_reward(self.reward_mean).item()
 
+    @property
+    def state_size(self) -> int:
+        """Hidden units that an agent sees of the last layer, H."""
+        return self.config.hidden_size
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether the loss is computed on the raw outputs of the heads."""
+        return self.latent_head.supports_raw
+
     def initial_state(self, batch_size: int) -> State:
         """Return the state at the start of every episode, zeros: (num_layers, B, H) each."""
         zeros = self.change_scale.new_zeros(self.config.num_layers, batch_size, self.config.hidden_size)
@@ -235,10 +245,7 @@ class MDNRNN(nn.Module):
         """Losses of each step, (B, T) each: of the latent by kind, of the reward and of the termination."""
         prediction, _ = self(batch.z[:, :-1], batch.action, generator=generator)
         after = batch.z[:, 1:]
-        if isinstance(prediction.latent, CompositeDistribution):
-            latent = [-part for part in prediction.latent.log_probs(after).values()]
-        else:
-            latent = [-prediction.latent.log_prob(after)]
+        latent = [-part for part in log_probs_by_kind(prediction.latent, after).values()]
         reward = termination = after.new_zeros(after.shape[:-1])
         outcome = prediction.outcome(after)
         if outcome.reward is not None:
@@ -263,7 +270,7 @@ class MDNRNN(nn.Module):
         self._check_batch(batch)
         count = batch.mask.sum().clamp(min=1)
         kinds = self.frame.sub_heads(self.latent_head)
-        if self.latent_head.supports_raw:
+        if self.is_fused:
             mean, sums = fused_loss(self, batch, count, generator)
         else:
             by_kind, reward, termination = self._losses_by_kind(batch, generator)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel.agents import Controller, check_agent
-from worldmodel.models import WorldModel
+from worldmodel.models import WorldModel, refuse_ensemble
 from worldmodel.runtime import files, require_extras
 from worldmodel.sharing.onnx_checks import CHECKED, Network, Run, compare, compare_sequence, drift_of
 from worldmodel.sharing.onnx_networks import ControllerNetwork, DecoderNetwork, EncoderNetwork, StepNetwork, split
@@ -90,6 +90,7 @@ def export_onnx(
 
 def _export_to(path: Path, world: WorldModel, controller: Controller | None, *, decoder: bool) -> OnnxExport:
     """Write the files of an export into an empty directory."""
+    refuse_ensemble(world.mdnrnn, "an export")
     if decoder and not world.vision.has_decoder:
         raise ValueError(
             f"decoder: expected a V with a decoder, got {type(world.vision).__name__} without; leave it out (decoder=False, "

@@ -25,6 +25,7 @@ from worldmodel.models import (
     WorldModel,
     encoded_form,
     find_layout,
+    members_of,
     vision_for,
 )
 from worldmodel.runtime import (
@@ -43,12 +44,12 @@ from worldmodel.training import likelihood, loop, quality
 from worldmodel.training.config import DataConfig, TrainingConfig
 from worldmodel.training.decisions import FIT_FILE, FIT_FORMAT, FIT_VERSION, decide, left_open, with_rate
 from worldmodel.training.fit_data import check_tests, held_out, open_data, sequence_data
+from worldmodel.training.fit_ensemble import ensemble_size, train_models
 from worldmodel.training.head_choice import CHOICE_FILE, read_choice
 from worldmodel.training.initial_model import new_model, prepare_model, statistics_batches, widen_bounds
 from worldmodel.training.likelihood import calibrate_termination
 from worldmodel.training.loop import TrainingResult
 from worldmodel.training.reward_atoms import check_rewards_of, read_rewards
-from worldmodel.training.sharing import share_training
 from worldmodel.training.trivial_models import TrivialModels
 from worldmodel.training.windows import SequenceData
 
@@ -72,6 +73,7 @@ def fit(
     vision: Vision | type[Vision] | None = None,
     initial: WorldModel | None = None,
     test_data: str | Path | Sequence[str | Path] | None = None,
+    ensemble: int | None = None,
     seed: int = 0,
     device: str | torch.device = "cpu",
     run: RunConfig | None = None,
@@ -96,6 +98,9 @@ def fit(
         test_data: a store, or several, of the same spaces to test on: another day, another robot. It takes the place of the
             held-out part of ``data`` (``test_fraction``), which is trained on then: the best update is chosen on it, and a head
             if there is a choice, but no statistic and no weight is computed from it.
+        ensemble: number of models, each trained from its own initial weights on a bootstrap sample of the training episodes; M
+            is then an `MDNRNNEnsemble`, whose training state is in ``out/training/member-1`` and so on. None: one, or as many
+            as ``initial`` has.
         seed: >= 0, of the split, the initial weights, the batches and all samples in training.
         device: where model, data and training are; "auto": an NVIDIA GPU if there is one, else the CPU.
         run: whether a run in ``out`` is resumed or replaced (a complete one is returned as it is), its log, and how progress is
@@ -113,7 +118,7 @@ def fit(
         KeyboardInterrupt: on Ctrl-C, after the state has been saved; the same call resumes.
     """
     data_config, training_config, run = data_config or DataConfig(), training_config or TrainingConfig(), run or RunConfig()
-    device, seed = choose_device(device), check_integer(seed, "seed", least=0)
+    device, seed, size = choose_device(device), check_integer(seed, "seed", least=0), ensemble_size(ensemble, initial)
     episodes, tests = open_data(data, data_config), None if test_data is None else open_data(test_data, data_config)
     encoded = encoded_form([*episodes.stores, *(tests.stores if tests else ())], _trained_v(initial, vision))
     if initial is None:
@@ -125,7 +130,7 @@ def fit(
     open_fields = left_open(None if initial is not None else config, layout)
     arguments = _arguments(episodes, seed, torch.device(device), vision, model, initial, data_config, training_config)
     arguments |= {name: True for name, is_open in open_fields.items() if is_open}  # else left out: old runs resume
-    arguments |= {} if tests is None else check_tests(tests, episodes, model)
+    arguments |= ({} if tests is None else check_tests(tests, episodes, model)) | ({} if size == 1 else {"ensemble": size})
     split = split_episodes(len(episodes), test_fraction=data_config.test_fraction if tests is None else 0, seed=seed)
     directory = runs.prepare_run(out, arguments, run=run, **RUN)
     if (directory / WORLD_FILE).is_file():
@@ -137,33 +142,16 @@ def fit(
     parts = sequence_data(episodes, split, reader, world.action_features, data_config, seed, tests=tests)
     if initial is None:
         decisions = dict(zip(("chooses", "fit_floors"), open_fields.values(), strict=True))
-        world.mdnrnn = prepare_model(world.mdnrnn, layout, parts, training_config, seed, directory, **decisions)
+        world.mdnrnn = prepare_model(world.mdnrnn, layout, parts, training_config, seed, directory, size=size, **decisions)
     else:
         widen_bounds(world.mdnrnn, parts[0], layout)
     scores = _baselines(world.mdnrnn, *parts, training_config, seed)
-    share_training(world.mdnrnn, parts[0], data_config, training_config, seed)
-    result = _train(world.mdnrnn, parts, directory / "training", training_config, seed, episodes.fingerprint, run)
+    result = train_models(world.mdnrnn, parts, directory / "training", (data_config, training_config), seed, run)
     world.provenance = _provenance(episodes, arguments, result, scores) | {"layout": layout.to_json()} | read_choice(directory)
     judged = itertools.islice(held_out(episodes, split, tests), quality.MAX_JUDGED)
     _examine(world, parts, result, training_config, seed, (reader.encode(each.observations) for each in judged))
     world.write(directory)
     return world.eval()
-
-
-def _train(
-    model: MDNRNN,
-    data: tuple[SequenceData, SequenceData | None],
-    out: Path,
-    config: TrainingConfig,
-    seed: int,
-    fingerprint: str,
-    run: RunConfig,
-) -> TrainingResult:
-    """Train M, or resume its training."""
-    train, test = data
-    with run.reporter() as report:
-        shown = run.within(report, "train M")
-        return loop.train(model, train, out=out, config=config, seed=seed, test_data=test, fingerprint=fingerprint, run=shown)
 
 
 def _arguments(
@@ -303,7 +291,12 @@ def _calibrate(world: WorldModel, test: SequenceData | None, seed: int) -> dict[
     """Calibrate the termination head on all held-out episodes; return None if there are none, or no head."""
     if test is None or world.mdnrnn.termination_head is None:
         return None
-    return calibrate_termination(world.mdnrnn, loop.held_out_batches(test, test.num_batches(0), seed=seed, device=world.device))
+    members, records = members_of(world.mdnrnn), dict[str, dict[str, float]]()
+    for number, member in enumerate(members, 1):
+        batches = loop.held_out_batches(test, test.num_batches(0), seed=seed, device=world.device)
+        own = "" if len(members) == 1 else f"member {number} "
+        records |= {f"{own}{name}": record for name, record in calibrate_termination(member, batches).items()}
+    return records
 
 
 def _examine(

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
 import torch
 
 from worldmodel.mixtures import LatentLayout, PartKind
-from worldmodel.models import MDNRNN, DataStatistics, MDNRNNConfig, SequenceBatch
+from worldmodel.models import MDNRNN, DataStatistics, MDNRNNConfig, MDNRNNEnsemble, SequenceBatch, members_of
+from worldmodel.rng import MEMBER_STREAM, derive_seed
 from worldmodel.runtime import float32_default
 from worldmodel.training.config import TrainingConfig
 from worldmodel.training.head_choice import with_chosen_head
@@ -19,6 +20,7 @@ from worldmodel.training.reward_atoms import set_base_rates
 from worldmodel.training.windows import SequenceData
 
 STATISTICS_BATCHES = 100  # maximum number of batches for the statistics of the data and the baselines
+REWARD_STEPS = 2**17  # steps of the fit of the reward head, as rewards may be rare
 INITIAL_STEPS = 16_384  # the initial components of the latent head fit so many steps at most
 STATE_RIDGE, INPUT_RIDGE = 0.1, 1e-6  # of that fit: penalties of h (only without skip connections), and of z and a
 
@@ -48,6 +50,25 @@ def initialise_latent_head(model: MDNRNN, batches: Iterable[SequenceBatch], *, f
     model.train(was_training)
 
 
+@torch.no_grad()
+def initialise_reward_head(model: MDNRNN, batches: Iterable[SequenceBatch]) -> None:
+    """Set the initial weights of the reward head by a fit to batches; see `worldmodel.mixtures.RewardHead.initialise`."""
+    head, inputs, rewards, missing = model.reward_head, [], [], REWARD_STEPS
+    if head is None or not model.config.skip:  # it sees h alone, which changes in training
+        return
+    for batch in batches:
+        z = batch.z[:, :-1]
+        seen = torch.cat([z, model.action_units(batch.action, z.dtype)], dim=-1)
+        inputs.append(seen[batch.mask][:missing])
+        rewards.append(batch.reward[batch.mask][:missing])
+        missing -= len(rewards[-1])
+        if missing <= 0:
+            break
+    target = head.targets(torch.cat(rewards), model.reward_mean, model.reward_scale)
+    first = model.config.hidden_size
+    head.initialise(torch.cat(inputs), target, slice(first, first + inputs[0].shape[1]))
+
+
 def new_model(sizes: tuple[int, int], config: MDNRNNConfig, layout: LatentLayout, seed: int) -> MDNRNN:
     """Return M with new weights, which depend on the seed only."""
     with torch.random.fork_rng(devices=[]), float32_default():
@@ -69,6 +90,7 @@ def set_statistics(model: MDNRNN, data: SequenceData, layout: LatentLayout, *, f
     model.action_units.fit(batches(), data.action_space.is_box)
     if not layout.columns(PartKind.IMAGE):
         initialise_latent_head(model, batches(), fit_floors=fit_floors)
+        initialise_reward_head(model, batches())
     if model.termination_head is None:
         return
     counts = torch.tensor([[(b.terminated & b.mask).sum().item(), b.mask.sum().item()] for b in batches()])
@@ -80,8 +102,8 @@ def set_statistics(model: MDNRNN, data: SequenceData, layout: LatentLayout, *, f
 def widen_bounds(model: MDNRNN, data: SequenceData, layout: LatentLayout) -> None:
     """Widen the bounds of dreams to hold the data, too: a better agent reaches states beyond those of the first data."""
     found = DataStatistics.of(statistics_batches(data), layout, atoms=model.config.reward_atoms or ())
-    for name in ("latent", "reward"):
-        low, high = (getattr(model, f"{name}_{end}") for end in ("low", "high"))
+    for member, name in itertools.product(members_of(model), ("latent", "reward")):
+        low, high = (getattr(member, f"{name}_{end}") for end in ("low", "high"))
         low.copy_(torch.minimum(low, getattr(found, f"{name}_low")))
         high.copy_(torch.maximum(high, getattr(found, f"{name}_high")))
 
@@ -102,12 +124,31 @@ def prepare_model(
     *,
     chooses: bool,
     fit_floors: bool,
+    size: int = 1,
 ) -> MDNRNN:
-    """Return M ready for training, with the chosen head if ``chooses``, and with floors from the data if ``fit_floors``."""
+    """Return M ready for training, with the chosen head if ``chooses``, and with floors from the data if ``fit_floors``.
+
+    With a ``size`` above 1 it is an ensemble of so many members, with the same statistics and other initial weights.
+    """
     train, test = data
     start = partial(set_statistics, data=train, layout=layout, fit_floors=fit_floors)
+    make = partial(new_model, layout=layout)
     if chooses and test is not None:
-        make = partial(new_model, layout=layout, seed=seed)
-        return with_chosen_head(model, make, start, (train, test), config, seed, directory)
-    start(model)
-    return model
+        model = with_chosen_head(model, partial(make, seed=seed), start, (train, test), config, seed, directory)
+    else:
+        start(model)
+    return model if size == 1 else _with_members(model, size, make, start, seed)
+
+
+def _with_members(
+    first: MDNRNN, size: int, make: Callable[..., MDNRNN], start: Callable[[MDNRNN], None], seed: int
+) -> MDNRNNEnsemble:
+    """Return an ensemble of a model that is ready for training and others of its kind."""
+    members, device = [first], first.change_scale.device
+    for number in range(1, size):
+        sizes, own = (first.latent_size, first.action_size), derive_seed(seed, MEMBER_STREAM, number)
+        member = make(sizes, first.config, seed=own).to(device)
+        start(member)
+        member.latent_head.set_constants(first.latent_head.constants())
+        members.append(member.to(device))
+    return MDNRNNEnsemble(members)
