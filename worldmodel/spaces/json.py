@@ -41,7 +41,7 @@ def space_to_json(space: gym.Space) -> dict[str, Any]:
 
 
 def with_sorted_keys(space: gym.Space) -> gym.Space:
-    """Return the space with the keys of each Dict in alphabetical order, as `space_from_json` returns it; it equals the original.
+    """Return an equal space with the keys of each Dict in alphabetical order, as `space_from_json` returns it.
 
     Gymnasium sorts the keys of a dict, but not those of keywords or of an OrderedDict.
     """
