@@ -35,7 +35,7 @@ from worldmodel.data.missing import missing_numbers
 from worldmodel.data.shard_table import COLUMNS, NO_SEED, Leaf, Shard, read_column, read_packed, write_column, write_packed
 from worldmodel.runtime import InvalidFileError, check_regular, file_errors, open_regular, parse_json
 from worldmodel.runtime import NewerVersionError as NewerVersionError
-from worldmodel.spaces import build_value, is_image, leaf_values, leaves, space_from_json, space_to_json
+from worldmodel.spaces import build_value, is_image, leaf_values, leaves, space_from_json, space_to_json, with_sorted_keys
 
 FORMAT = "worldmodel.shard"
 VERSION = 2  # 1 where nothing is packed
@@ -64,18 +64,17 @@ class Schema:
     def __init__(
         self, observation_space: gym.Space[Any], action_space: gym.Space[Any], recipe: Mapping[str, Any] | None = None
     ):
-        self.observation_space = observation_space
-        self.action_space = action_space
+        self.observation_space, self.action_space = with_sorted_keys(observation_space), with_sorted_keys(action_space)
         self.recipe: dict[str, Any] = json.loads(json.dumps(dict(recipe or {}), allow_nan=False))
         self.metadata = {
-            "observation_space": json.dumps(space_to_json(observation_space)),
-            "action_space": json.dumps(space_to_json(action_space)),
+            "observation_space": json.dumps(space_to_json(self.observation_space)),
+            "action_space": json.dumps(space_to_json(self.action_space)),
             "recipe": json.dumps(self.recipe),
         }
         found = [Leaf("rewards", np.dtype(np.float64), (), 0)]
         found += [Leaf(name, np.dtype(bool), (), 0) for name in ("terminations", "truncations")]
         found += [Leaf(ELAPSED, np.dtype(np.float64), (), 0)] if self.recipe.get(ELAPSED) else []
-        for name, space, extra in (("observations", observation_space, 1), ("actions", action_space, 0)):
+        for name, space, extra in (("observations", self.observation_space, 1), ("actions", self.action_space, 0)):
             for path, child in leaves(space):
                 full_name, shape = f"{name}/{path}" if path else name, tuple(child.shape or ())
                 found.append(Leaf(full_name, np.dtype(child.dtype), shape, extra, is_image(child)))
