@@ -134,8 +134,7 @@ def fit(
     training_config = with_rate(training_config, model, Path(out), run)
     open_fields = left_open(None if initial is not None else config, layout)
     arguments = _arguments(episodes, seed, torch.device(device), vision, model, initial, data_config, training_config)
-    arguments |= {name: True for name, is_open in open_fields.items() if is_open}  # else left out: old runs resume
-    arguments |= ({} if tests is None else check_tests(tests, episodes, model)) | ({} if size == 1 else {"ensemble": size})
+    arguments |= _later_arguments(open_fields, size) | ({} if tests is None else check_tests(tests, episodes, model))
     split = split_episodes(len(episodes), test_fraction=data_config.test_fraction if tests is None else 0, seed=seed)
     directory = runs.prepare_run(out, arguments, run=run, **RUN)
     if (directory / WORLD_FILE).is_file():
@@ -146,17 +145,21 @@ def fit(
     reader = world.vision if encoded is None else encoded.to(device)
     parts = sequence_data(episodes, split, reader, world.action_features, data_config, seed, tests=tests)
     if initial is None:
-        decisions = dict(zip(("chooses", "fit_floors"), open_fields.values(), strict=True))
-        world.mdnrnn = prepare_model(world.mdnrnn, layout, parts, training_config, seed, directory, size=size, **decisions)
+        world.mdnrnn = prepare_model(world.mdnrnn, layout, parts, training_config, seed, directory, open_fields, size)
     else:
         widen_bounds(world.mdnrnn, parts[0], layout)
     scores = _baselines(world.mdnrnn, *parts, training_config, seed)
     result = train_models(world.mdnrnn, parts, directory / "training", (data_config, training_config), seed, run)
     world.provenance = _provenance(episodes, arguments, result, scores) | {"layout": layout.to_json()} | read_choice(directory)
-    judged = itertools.islice(held_out(episodes, split, tests), quality.MAX_JUDGED)
-    _examine(world, parts, result, training_config, seed, (reader.encode(each.observations) for each in judged))
+    judged = (reader.encode(each.observations) for each in held_out(episodes, split, tests))
+    _examine(world, parts, result, training_config, seed, judged)
     world.write(directory)
     return world.eval()
+
+
+def _later_arguments(open_fields: dict[str, bool], size: int) -> dict[str, Any]:
+    """Record of arguments that came later; it leaves out what is as it was before them, so that old runs resume."""
+    return {name: True for name, is_open in open_fields.items() if is_open} | ({} if size == 1 else {"ensemble": size})
 
 
 def _arguments(
@@ -339,8 +342,8 @@ def _examine(
     batches = loop.held_out_batches(test, config.max_test_batches, seed=seed, device=world.device)
     batches = filled_batches(world.mdnrnn, batches)
     predictions = quality.Predictions.of(world.mdnrnn.eval(), batches, trivial)
-    scores = world.provenance["baselines"]
-    quality.record(quality.world_problems(result, scores, predictions, posteriors, config.evaluate_every), world.provenance)
+    scores, judged = world.provenance["baselines"], itertools.islice(posteriors, quality.MAX_JUDGED)
+    quality.record(quality.world_problems(result, scores, predictions, judged, config.evaluate_every), world.provenance)
 
 
 def _provenance(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -136,19 +136,17 @@ def prepare_model(
     config: TrainingConfig,
     seed: int,
     directory: Path,
-    *,
-    chooses: bool,
-    fit_floors: bool,
+    open_fields: Mapping[str, bool],
     size: int = 1,
 ) -> MDNRNN:
-    """Return M ready for training, with the chosen head if ``chooses``, and with floors from the data if ``fit_floors``.
+    """Return M ready for training, with what its configuration leaves to the data; see `decisions.left_open`.
 
     With a ``size`` above 1 it is an ensemble of so many members, with the same statistics and other initial weights.
     """
     train, test = data
-    start = partial(set_statistics, data=train, layout=layout, fit_floors=fit_floors)
+    start = partial(set_statistics, data=train, layout=layout, fit_floors=open_fields["sigma_floors"])
     make = partial(new_model, layout=layout, extras=model.extras)
-    if chooses and test is not None:
+    if open_fields["latent_head_choice"] and test is not None:
         model = with_chosen_head(model, partial(make, seed=seed), start, (train, test), config, seed, directory)
     else:
         start(model)
