@@ -2,9 +2,9 @@
 
     python benchmarks/planning.py --env Pendulum-v1 --seeds 0 1 2 --out runs/planning '{"horizon": 20, "candidates": 128}'
 
-Each argument is the JSON of a `PlannerConfig`. Twenty real episodes are planned for as one batch, on one thread; the rate is
+Each argument is the JSON of a `PlannerConfig`. The real episodes are planned for as one batch, on one thread; the rate is
 that of one episode alone, as on a robot. With ``--value`` an agent is evolved in the dreams, and its value, learnt in dreams
-too, is the terminal value of all plans.
+too, is the terminal value of all plans. The method "torchrl" is the CEM of TorchRL on the same dreams.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,8 @@ import torch
 
 import worldmodel as wm
 from worldmodel.agents import LatentValue, Planner, PlannerConfig, SearchConfig, fit_value, load_agent
-from worldmodel.dream import Agent, Reality, StartBank, StartConfig, score, time_limit
+from worldmodel.dream import Agent, LatentState, Reality, StartBank, StartConfig, score, time_limit
 
-EPISODES = 20
 DECISIONS = 30  # of one episode, whose rate is measured
 SEARCH = SearchConfig(population=16, generations=8)
 DREAMS = 128  # of each generation
@@ -53,9 +51,43 @@ def value_of(agent: Agent, world: wm.WorldModel, out: Path, seed: int) -> Latent
     return fit_value(agent, wm.Dreams(world, 256), StartBank.along(world, out / "data", config=where, seed=seed), seed=seed)
 
 
-def rate_alone(planner: Planner, env: str) -> float:
+class TorchRLPlanner:
+    """TorchRL's CEM as an agent: a plan from scratch at every step."""
+
+    def __init__(self, world: wm.WorldModel, config: dict[str, Any], seed: int):
+        from torchrl.modules import CEMPlanner
+
+        from worldmodel.adapters.torchrl import StatelessTorchRLEnv
+
+        torch.manual_seed(seed)
+        self._env = StatelessTorchRLEnv(world)
+        elites = max(2, config["candidates"] // 10)
+        self._planner = CEMPlanner(self._env, config["horizon"], config["iterations"], config["candidates"], elites)
+
+    def reset(self, num_episodes: int) -> None:
+        """Nothing is kept from step to step."""
+
+    def act(self, state: LatentState) -> torch.Tensor:
+        """Plan for every episode."""
+        return self._planner(self._env.state(state))["action"]
+
+    def save_pretrained(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Not needed here."""
+        raise NotImplementedError
+
+
+def planner_of(text: str, world: wm.WorldModel, value: LatentValue | None, seed: int) -> Agent:
+    """Make the planner that a JSON text describes."""
+    config = json.loads(text)
+    if config.get("method") == "torchrl":
+        return TorchRLPlanner(world, config, seed)
+    config |= {} if value is None else {"discount": 0.99}
+    return Planner(world, PlannerConfig(**config), terminal_value=value, seed=seed)
+
+
+def rate_alone(planner: Agent, world: wm.WorldModel, env: str) -> float:
     """Return the decisions per second of processor time for one episode."""
-    reality, seconds = Reality(planner.world, env, 1, seed=0), []
+    reality, seconds = Reality(world, env, 1, seed=0), []
     state = reality.start(generator=reality.generator(0))
     planner.reset(1)
     for _ in range(DECISIONS):
@@ -71,7 +103,7 @@ def rate_alone(planner: Planner, env: str) -> float:
 
 def row(world: wm.WorldModel, agent: Agent, arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
     """Score an agent in real episodes."""
-    reality = Reality(world, arguments.env, EPISODES, seed=seed + 100)
+    reality = Reality(world, arguments.env, arguments.plays, seed=seed + 100)
     scores = score(reality, agent, horizon=time_limit(arguments.env), seed=seed)
     reality.close()
     return {"mean": round(scores.mean, 2), "standard_error": round(scores.standard_error, 2), "lowest": scores.returns.min()}
@@ -88,6 +120,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--value", action="store_true", help="give plans the value of an agent that is evolved in dreams")
     parser.add_argument("--horizon", type=int, default=300, help="steps of the dreams in which it is evolved")
+    parser.add_argument("--plays", type=int, default=20, help="real episodes")
     parser.add_argument("configs", nargs="+")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -101,11 +134,8 @@ def main() -> None:
             value = value_of(agent, world, out, seed)
         print(f"prepared in {time.process_time() - begin:.0f} s", flush=True)
         for text in arguments.configs:
-            config = PlannerConfig(**json.loads(text))
-            if value is not None:
-                config = replace(config, discount=0.99)
-            planner = Planner(world, config, terminal_value=value, seed=seed)
-            rate = round(rate_alone(planner, arguments.env), 1)
+            planner = planner_of(text, world, value, seed)
+            rate = round(rate_alone(planner, world, arguments.env), 1)
             print(json.dumps({"seed": seed, "config": text, "rate": rate, **row(world, planner, arguments, seed)}), flush=True)
 
 
