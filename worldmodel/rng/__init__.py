@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from worldmodel.rng.seeds import PROBE_STREAM as PROBE_STREAM
     from worldmodel.rng.seeds import SEARCH_STREAM as SEARCH_STREAM
     from worldmodel.rng.seeds import VALIDATE_STREAM as VALIDATE_STREAM
+    from worldmodel.rng.seeds import VALUE_STREAM as VALUE_STREAM
     from worldmodel.rng.seeds import VIDEO_STREAM as VIDEO_STREAM
     from worldmodel.rng.seeds import derive_seed as derive_seed
     from worldmodel.rng.seeds import episode_seed as episode_seed
@@ -47,8 +48,8 @@ else:
         {
             "seeds": (
                 "AGENT_STREAM COLLECT_STREAM DREAM_TEST_STREAM EVALUATION_STREAM MEMBER_STREAM POLICY_STREAM "
-                "PPO_LEARN_STREAM PPO_TEST_STREAM PROBE_STREAM SEARCH_STREAM VALIDATE_STREAM VIDEO_STREAM derive_seed "
-                "episode_seed"
+                "PPO_LEARN_STREAM PPO_TEST_STREAM PROBE_STREAM SEARCH_STREAM VALIDATE_STREAM VALUE_STREAM VIDEO_STREAM "
+                "derive_seed episode_seed"
             ),
             "streams": "BatchRows Source Streams box_muller fill_bernoulli fill_exponential fill_normal fill_uniform",
         },
