@@ -133,7 +133,6 @@ def test_a_gap_in_time_splits_the_episode_if_requested(tmp_path):
 
 
 BAD = {
-    "NaN": ({"observations": np.array([[0.0], [np.nan], [1.0]])}, "row 1: expected a number in 'observations', got none"),
     "infinity": ({"observations": np.array([[0.0], [np.inf]])}, "row 1: expected finite numbers in 'observations'"),
     "no action": (
         {"observations": np.zeros((3, 1)), "actions": np.array([[0.0], [np.nan], [1.0]])},

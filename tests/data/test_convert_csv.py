@@ -109,7 +109,6 @@ def changed(row, column, value):
 
 BAD = {
     "text": (changed(10, 2, "abc"), "line 11: expected a number in 'position', got 'abc'"),
-    "empty cell": (changed(10, 2, ""), "line 11: expected a number in 'position', got none"),
     "infinity": (changed(10, 2, "inf"), "line 11: expected finite numbers in 'position', got inf"),
     "repeated time": (changed(10, 1, "0.8"), "line 11: expected ascending times in 'time', got a repeated time"),
     "unsorted time": (changed(10, 1, "0.3"), "line 11: expected ascending times in 'time', got 0.3 after 0.8"),

@@ -195,3 +195,22 @@ def test_one_episode_can_be_collected_and_none_cannot(tmp_path):
     with pytest.raises(ValueError, match="num_episodes: expected an integer >= 1, got 0"):
         collect("CartPole-v1", out=tmp_path / "none", num_episodes=0)
     assert not (tmp_path / "none").exists()
+
+
+def test_a_dict_space_with_keys_in_any_order_is_stored_in_alphabetical_order(tmp_path):
+    box = spaces.Box(-1, 1, (1,))
+    parts = spaces.Tuple([spaces.Dict(y=box, x=spaces.Discrete(3))])
+    space = spaces.Dict(b=box, a=parts)  # keywords keep their order
+    store = EpisodeStore.create(tmp_path / "data", observation_space=space, action_space=spaces.Dict(v=box, u=box))
+    values = {"b": np.ones((3, 1), np.float32), "a": ({"y": np.zeros((3, 1), np.float32), "x": np.arange(3)},)}
+    given = dataclasses.replace(
+        episode(0, values, 2), actions={"v": np.zeros((2, 1), np.float32), "u": np.ones((2, 1), np.float32)}
+    )
+    store.append([given])
+    opened = EpisodeStore.open(tmp_path / "data")
+    assert opened.observation_space == space
+    assert list(opened.observation_space.spaces) == list(store.observation_space.spaces) == ["a", "b"]
+    found = opened.read(0)
+    np.testing.assert_array_equal(found.observations["a"][0]["x"], [0, 1, 2])
+    np.testing.assert_array_equal(found.actions["u"], [[1], [1]])
+    assert verify(tmp_path / "data") == []

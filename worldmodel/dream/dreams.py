@@ -17,10 +17,11 @@ from worldmodel.dream.half_precision_step import FastStep, applies
 from worldmodel.dream.latent_world import BatchedWorld, Drawn
 from worldmodel.dream.policies import agent_of
 from worldmodel.dream.rewards import REWARD_MODES, Reward, RewardMode, UserReward
+from worldmodel.dream.step_time import StepTime
 from worldmodel.dream.tracking import primed_states
 from worldmodel.dream.uncertainty import Penalty
 from worldmodel.mixtures import check_temperature, shared_draws
-from worldmodel.models import MDNRNNEnsemble, State, WorldModel, draw_latent, members_of, require_world
+from worldmodel.models import MDNRNNEnsemble, State, WorldModel, draw_latent, fill_missing, members_of, require_world
 from worldmodel.rng import Streams, fill_normal, fill_uniform
 from worldmodel.runtime import check_integer, resolve_precision
 from worldmodel.spaces import Value
@@ -30,7 +31,7 @@ DreamPrecision = Literal["float32", "bfloat16", "auto"]
 MemberPer = Literal["dream", "step"]
 
 
-class Dreams(BatchedWorld):
+class Dreams(StepTime, BatchedWorld):
     """A batch of dreams in a world model, on the device of that model.
 
     Without a termination head no dream ends before its horizon; without a reward head or function every reward is 0.
@@ -148,7 +149,7 @@ class Dreams(BatchedWorld):
 
     def variant(self, *, num_dreams: int | None = None, num_groups: int = 1) -> Dreams:
         """Return dreams of the same world, temperature, termination and rewards with another number of dreams or groups."""
-        return Dreams(
+        made = Dreams(
             self.world,
             self.batch_size if num_dreams is None else num_dreams,
             temperature=self.temperature,
@@ -160,6 +161,8 @@ class Dreams(BatchedWorld):
             member_per=self.member_per,
             penalty=self.penalty,
         )
+        made.elapsed = self.elapsed
+        return made
 
     @torch.no_grad()
     def start(self, *, generator: torch.Generator) -> LatentState:
@@ -175,7 +178,7 @@ class Dreams(BatchedWorld):
 
         Args:
             observations: values of the observation space, (P + 1, ...) for all dreams, which then share one sample of z, or
-                (B, P + 1, ...) one prefix each.
+                (B, P + 1, ...) one prefix each. Missing numbers (NaN) of the last one are sampled for each dream.
             actions: values of the action space, (P, ...) or (B, P, ...); P may be 0.
             generator: source of the samples from V's posterior.
 
@@ -191,8 +194,9 @@ class Dreams(BatchedWorld):
                 f"observations, actions: expected leading dimensions (P + 1,) and (P,), or ({b}, P + 1) and ({b}, P), "
                 f"got {tuple(z.shape[:-1])} and {tuple(action.shape[:-1])}"
             )
-        *_, lstm = primed_states(world.mdnrnn, z, action)
-        return self._alive(z[:, -1], lstm)
+        filled = fill_missing(world.mdnrnn, z, action, generator=generator)
+        *_, lstm = primed_states(world.mdnrnn, filled.z, filled.action)
+        return self._alive(filled.z[:, -1], lstm)
 
     @torch.no_grad()
     def step(
@@ -233,7 +237,7 @@ class Dreams(BatchedWorld):
         """Advance as `step_features` does, but return termination log-odds instead of a decision."""
         if isinstance(generator, Streams):
             generator.reserve(self._numbers_per_step)
-        drawn = (self._draw if self._fast is None else self._draw_fast)(state, action, generator)
+        drawn = (self._draw if self._fast is None else self._draw_fast)(state, self.timed(action), generator)
         if self.reward is not None:
             drawn = drawn._replace(reward=self.reward.of_dreams(state.z, action, drawn.z, state.alive, actions))
         if self.penalty is None or drawn.reward is None:
@@ -253,7 +257,7 @@ class Dreams(BatchedWorld):
         """
         if self.penalty is None:
             return torch.zeros_like(z[:, 0])
-        return self.penalty.of_steps(self.world, z, action, after, num_groups=self.num_groups, generator=generator)
+        return self.penalty.of_steps(self.world, z, self.timed(action), after, num_groups=self.num_groups, generator=generator)
 
     def following(self, lstm: State, generator: torch.Generator | Streams) -> State:
         """Return M's state with the members that the dreams follow, which are chosen as ``member_per`` says."""

@@ -134,7 +134,7 @@ def lambda_returns(reward: Tensor, continuation: Tensor, value: Tensor, *, disco
 def _step(dreams: Dreams, state: LatentState, action: Tensor, generator: torch.Generator) -> tuple[LatentState, Tensor, Tensor]:
     """`Dreams.step` with gradients: the next state, the expected reward (B,) and the continuation probability (B,)."""
     with _fixed(dreams.world):
-        prediction, lstm = dreams.world.mdnrnn.step(state.z, action, dreams.following(state.lstm, generator))
+        prediction, lstm = dreams.world.mdnrnn.step(state.z, dreams.timed(action), dreams.following(state.lstm, generator))
         z = dreams.bound(prediction.latent.rsample(dreams.temperature, num_groups=dreams.num_groups, generator=generator))
         outcome = prediction.outcome(z)
         if dreams.reward is None:

@@ -26,6 +26,13 @@ if TYPE_CHECKING:
     from worldmodel.mixtures.composite_head import CompositeDistribution as CompositeDistribution
     from worldmodel.mixtures.composite_head import CompositeHead as CompositeHead
     from worldmodel.mixtures.composite_head import SubHead as SubHead
+    from worldmodel.mixtures.conditioning import condition as condition
+    from worldmodel.mixtures.conditioning import count_observed as count_observed
+    from worldmodel.mixtures.conditioning import log_prob_of_numbers as log_prob_of_numbers
+    from worldmodel.mixtures.conditioning import marginal_log_prob as marginal_log_prob
+    from worldmodel.mixtures.conditioning import marginal_log_probs as marginal_log_probs
+    from worldmodel.mixtures.conditioning import mean_given as mean_given
+    from worldmodel.mixtures.conditioning import sample_given as sample_given
     from worldmodel.mixtures.discrete_heads import Bits as Bits
     from worldmodel.mixtures.discrete_heads import BitsHead as BitsHead
     from worldmodel.mixtures.discrete_heads import ChoiceHead as ChoiceHead
@@ -69,6 +76,9 @@ else:
         {
             "autoregressive": "AutoregressiveHead AutoregressiveMixture",
             "composite_head": "CompositeDistribution CompositeHead LIKELIHOODS SubHead",
+            "conditioning": (
+                "condition count_observed log_prob_of_numbers marginal_log_prob marginal_log_probs mean_given sample_given"
+            ),
             "discrete_heads": "Bits BitsHead ChoiceHead OneHot Segments",
             "gaussian": "GaussianMixture HALF_LOG_TWO_PI at_least_float32 categorical check_temperature shared_draws",
             "heads": "DEFAULT_MIN_SCALE Factorization MixtureHead NoiseType check_noise soft_floor",

@@ -201,6 +201,11 @@ class AutoregressiveHead(MixtureHead):
         return cls(in_features, dim, config.num_components, min_scale=least)
 
     @property
+    def has_conditionals(self) -> bool:
+        """False: integrals over an earlier number are not in closed form."""
+        return False
+
+    @property
     def target_weight(self) -> Tensor:
         """Coefficients (O, D) of the target in the raw outputs; zero for the target's own and later dimensions."""
         return self.coupling * self.mask

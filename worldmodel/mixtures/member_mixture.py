@@ -43,8 +43,11 @@ class MemberMixture:
 
         By the chain rule they sum to `log_prob`: each kind changes the weights of the members for the kinds after it.
         """
-        each = [log_probs_by_kind(member, x) for member in self.members]
-        joint, found = self.log_weights, {}
+        return self.chained([log_probs_by_kind(member, x) for member in self.members])
+
+    def chained(self, each: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Log-likelihood by kind, given the kinds before it, of the log-likelihoods of each member by kind, (...) each."""
+        joint, found = self.log_weights, dict[str, Tensor]()
         before = joint.logsumexp(dim=-1)
         for metric in each[0]:
             joint = joint + torch.stack([kinds[metric] for kinds in each], dim=-1)

@@ -29,7 +29,7 @@ from worldmodel.runtime import check_integer
 SIZE = "ensemble"  # of the number of members, in the JSON of a world model
 SHARED = frozenset(
     (
-        *("latent_size", "action_size", "config", "layout", "frame", "action_units"),
+        *("latent_size", "action_size", "config", "layout", "frame", "action_units", "extras"),
         *("latent_head", "reward_head", "termination_head", "outcome_layers"),
         *DataStatistics.__dataclass_fields__,
     )

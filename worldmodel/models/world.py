@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium as gym
 import torch
@@ -168,19 +168,30 @@ class WorldModel(nn.Module):
             if expected != actual:
                 raise ValueError(f"{source}: expected the world model's {name} {expected}, got {actual}")
 
-    def save_pretrained(self, path: str | Path, *, overwrite: bool = False) -> None:
+    def save_pretrained(
+        self, path: str | Path, *, overwrite: bool = False, precision: Literal["float32", "float16"] = "float32"
+    ) -> None:
         """Write the world model as a directory, with a model card (README.md).
 
         Args:
             path: the directory; absent, empty, or an earlier world model.
             overwrite: replace an earlier world model; other files in its directory stay.
+            precision: "float16" halves the file: it rounds the trained weights, but not the statistics of the data. The world
+                model that is opened computes in float32 with these weights. It has another fingerprint, so agents refuse it;
+                see `worldmodel.sharing.save_compact`.
 
         Raises:
             FileExistsError: if ``path`` holds something that may not be replaced.
-            ValueError: if a weight is not finite; nothing is written then.
+            ValueError: if a weight is not finite or too large for float16; nothing is written then.
         """
         self._check_finite()
-        WORLD_FILES.save(path, self._content(), self.state_dict(), overwrite=overwrite, card=self.card())
+        weights = self.state_dict()
+        if precision == "float16":
+            weights |= {name: weight.detach().half() for name, weight in self.named_parameters()}
+            files.check_weights(weights, most=float("inf"), infinite=_may_be_infinite(weights))
+        elif precision != "float32":
+            raise ValueError(f"precision: expected 'float32' or 'float16', got {precision!r}")
+        WORLD_FILES.save(path, self._content(), weights, overwrite=overwrite, card=self.card())
 
     def card(self) -> ModelCard:
         """Return the model card: environment, data, sizes and held-out likelihoods."""

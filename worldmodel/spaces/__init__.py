@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from worldmodel.spaces.json import json_features as json_features
     from worldmodel.spaces.json import space_from_json as space_from_json
     from worldmodel.spaces.json import space_to_json as space_to_json
+    from worldmodel.spaces.json import with_sorted_keys as with_sorted_keys
     from worldmodel.spaces.nested import Value as Value
     from worldmodel.spaces.nested import build_value as build_value
     from worldmodel.spaces.nested import leaf_values as leaf_values
@@ -61,7 +62,7 @@ else:
             "images": (
                 "ImageLayout area_weights find_images has_image_shape image_layout is_image refuse_float_images resize_by_area"
             ),
-            "json": "json_features space_from_json space_to_json",
+            "json": "json_features space_from_json space_to_json with_sorted_keys",
             "nested": "Value build_value leaf_values leaves map_leaves map_paths stack_values take_row to_numpy",
             "sampling": "sample_value",
             "selection": "as_tuples known_leaves select_leaves without_leaves",

@@ -40,6 +40,16 @@ def space_to_json(space: gym.Space) -> dict[str, Any]:
     return {"type": "Box", **bounds, "shape": list(space.shape), "dtype": str(space.dtype)}
 
 
+def with_sorted_keys(space: gym.Space) -> gym.Space:
+    """Return an equal space with the keys of each Dict in alphabetical order, as `space_from_json` returns it.
+
+    Gymnasium sorts the keys of a dict, but not those of keywords or of an OrderedDict.
+    """
+    if isinstance(space, spaces.Dict):
+        return spaces.Dict({key: with_sorted_keys(child) for key, child in space.spaces.items()})
+    return spaces.Tuple([with_sorted_keys(child) for child in space.spaces]) if isinstance(space, spaces.Tuple) else space
+
+
 def space_from_json(data: Mapping[str, Any]) -> gym.Space:
     """Build a space from its description by `space_to_json`; the result equals the original space.
 
