@@ -1,4 +1,4 @@
-"""Steps a second of the page in headless Chromium, for a world of the sizes of the Doom experiment with random weights."""
+"""Steps a second of the page in headless Chromium, for the Doom world of the repository and the included ones."""
 
 from __future__ import annotations
 
@@ -11,17 +11,10 @@ import tempfile
 import threading
 from pathlib import Path
 
-import numpy as np
-import torch
-from gymnasium import spaces
 from harness import write_result
 from playwright.sync_api import sync_playwright
 
-from worldmodel.agents import Controller
-from worldmodel.experiments import PRESETS
-from worldmodel.models import MDNRNN, ConvVAE, WorldModel
-from worldmodel.play import Playable, PlayServer, included_worlds
-from worldmodel.play.page import export_world
+from worldmodel.play import Playable, PlayServer, included_worlds, open_run
 
 FLAGS = (
     "--no-sandbox",
@@ -31,20 +24,6 @@ FLAGS = (
     "--disable-background-networking",
     "--disable-sync",
 )
-
-
-def doom_world() -> tuple[WorldModel, Controller]:
-    """Return a world and a controller of the sizes of the Doom experiment, with random weights."""
-    torch.manual_seed(0)
-    preset = PRESETS["doom"]
-    vision = ConvVAE(spaces.Box(0, 255, (64, 64, 3), np.uint8), preset.vision.config)
-    model = MDNRNN(vision.latent_size, 3, preset.dynamics.mdnrnn)
-    assert model.termination_head is not None
-    torch.nn.init.zeros_(model.termination_head.weight)
-    torch.nn.init.constant_(model.termination_head.bias, -20.0)  # dreams that do not end
-    mean = torch.randn(4, vision.latent_size)
-    world = WorldModel(vision, model, spaces.Discrete(3), start_mean=mean, start_log_variance=torch.zeros_like(mean)).eval()
-    return world, Controller.for_world(world, preset.controller, torch.Generator().manual_seed(0))
 
 
 def processor_time() -> float:
@@ -75,7 +54,7 @@ def measure(worlds: list[Playable], seconds: float) -> dict[str, dict[str, float
             while not page.evaluate("Boolean(globalThis.player?.state?.t)"):
                 page.wait_for_timeout(100)
             page.evaluate("player.fps = 1000; globalThis.began = [performance.now(), player.state.t]; player.taken = 0;")
-            page.evaluate("player.addEventListener('change', () => player.taken++)")
+            page.evaluate("player.addEventListener('change', () => (player.taken++, player.state.ended && player.start()))")
             before = processor_time()
             page.wait_for_timeout(1000 * seconds)
             taken, passed = page.evaluate("[player.taken, (performance.now() - began[0]) / 1000]")
@@ -95,14 +74,12 @@ def measure(worlds: list[Playable], seconds: float) -> dict[str, dict[str, float
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--seconds", type=float, default=10.0, help="of each world")
-    parser.add_argument("--world", default=None, help="directory of the exported world, kept for another run; None: a new one")
+    parser.add_argument("--run", default="worlds/doom", help="a world, with its agent")
     parser.add_argument("--out", required=True, help="directory for result.json")
     args = parser.parse_args()
-    folder = Path(args.world or tempfile.mkdtemp()) / "doom"
-    if not folder.exists():
-        world, controller = doom_world()
-        export_world(world, folder, controller=controller, title="Doom's sizes")
-    found = measure([Playable(id="doom", title="Doom's sizes", directory=folder), *included_worlds()], args.seconds)
+    doom = open_run(args.run)
+    doom.prepare()
+    found = measure([doom, *included_worlds()], args.seconds)
     write_result(Path(args.out), found)
     print(found)
 

@@ -63,6 +63,18 @@ class HangingEnv(gym.Env):
             self.hang()
 
 
+class HangingSteps(gym.Wrapper):
+    """Wrapper whose third step hangs."""
+
+    steps = 0
+
+    def step(self, action):
+        self.steps += 1
+        if self.steps == 3:
+            WAYS["sleep"]()
+        return super().step(action)
+
+
 class EndlessEnv(gym.Env):
     """Environment without an end, except in episodes other than 0 of seed 0, which have 2 steps."""
 

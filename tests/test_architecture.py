@@ -236,9 +236,9 @@ def test_functions_are_short(path):
 
 @each_file
 def test_public_functions_take_few_arguments(path):
-    """`fit` has two kinds of data, which makes one argument more than others have."""
+    """`fit` has two kinds of data and the size of an ensemble, which makes two arguments more than others have."""
     numbers = {name: num_arguments(function, is_method) for name, function, is_method in public_functions(path)}
-    assert not {name: number for name, number in numbers.items() if number > MAX_ARGUMENTS + (name == "fit")}
+    assert not {name: number for name, number in numbers.items() if number > MAX_ARGUMENTS + 2 * (name == "fit")}
 
 
 @each_file
@@ -308,10 +308,10 @@ def test_only_programs_print(path):
 
 
 def test_nothing_unpickles_a_file():
-    """Only workers and ranks unpickle, and only what the process that leads them sent."""
+    """Only processes that this library started unpickle, and only what the one that started them sent."""
     pattern = re.compile(r"torch\.load\(|pickle\.load|np\.load\(.*allow_pickle=True|\beval\(|\bexec\(")
     found = {relative(path) for path in FILES if pattern.search(path.read_text().replace(".eval()", ""))}
-    assert found == {"runtime/kept.py", "runtime/ranks.py", "runtime/workers.py"}
+    assert found == {"runtime/kept.py", "runtime/ranks.py", "runtime/remote.py", "runtime/workers.py"}
 
 
 def test_no_file_is_a_collection_of_unrelated_code():

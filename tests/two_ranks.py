@@ -36,7 +36,7 @@ _started: list[tuple[Any, Any]] = []  # the processes and their pipes
 
 
 def _start(size: int) -> None:
-    context = workers._context()
+    context = workers.worker_context()
     for process, _ in _started:
         process.kill()
         process.join()

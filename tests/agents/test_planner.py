@@ -263,6 +263,8 @@ class TestPlanner:
         [
             (nan_cost, "cost: expected finite numbers, got nan at index 0 from nan_cost"),
             (lambda step: step.reward[:1], r"cost: expected a function that returns shape \(8,\), got \(1,\)"),
+            (lambda step: 1.0, r"cost: expected a function that returns shape \(8,\), got \(\)"),
+            (lambda step: step.next_z.mul_(0)[:, 0], r"leaves the step as it is, got changed next_z from .*<lambda>"),
         ],
     )
     def test_a_wrong_cost_is_named(self, function, message):
@@ -270,10 +272,37 @@ class TestPlanner:
         with pytest.raises(ValueError, match=message):
             planner.act(state_of(planner.world, 1))
 
+    @pytest.mark.parametrize("result", [None, "high", {"cost": torch.zeros(8)}, torch.zeros(8) * 1j])
+    @pytest.mark.parametrize("name", ["cost", "terminal_value"])
+    def test_a_function_that_returns_no_numbers_is_named_on_one_line(self, name, result):
+        def useless(step):
+            return result
+
+        functions = {"cost": target_cost, name: useless}
+        planner = Planner(random_world(BOX), PlannerConfig(horizon=1, candidates=8), **functions)
+        with pytest.raises(
+            TypeError, match=rf"^{name}: expected a function that returns numbers \(8,\), got .*useless"
+        ) as raised:
+            planner.act(state_of(planner.world, 1))
+        assert "\n" not in str(raised.value)
+
+    @pytest.mark.parametrize("name", ["cost", "terminal_value"])
+    def test_what_is_no_function_is_refused_at_once(self, name):
+        with pytest.raises(TypeError, match=rf"^{name}: expected a function, got 'module:cost'"):
+            Planner(random_world(BOX), **({"cost": target_cost} | {name: "module:cost"}))
+
+    def test_a_configuration_of_another_kind_is_refused(self):
+        with pytest.raises(TypeError, match=r"^config: expected a PlannerConfig, got dict"):
+            Planner(random_world(BOX), {"horizon": 3}, cost=target_cost)
+
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
             ({"limits": (np.ones(2), -np.ones(2))}, "limits: expected a smallest and a largest action"),
+            ({"limits": (np.ones(2),)}, "limits: expected a smallest and a largest action"),
+            ({"limits": 3}, "limits: expected a smallest and a largest action"),
+            ({"limits": (np.full(2, np.nan), np.ones(2))}, "limits: expected a smallest and a largest action"),
+            ({"limits": (np.zeros(3), np.ones(3))}, "limits: expected a smallest and a largest action"),
             ({"max_change": 0.0}, "max_change: expected a positive finite number, got 0.0"),
         ],
     )

@@ -1,5 +1,6 @@
 """``worldmodel export``: what it finds in a run, and one line for what cannot be exported."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,9 @@ import torch
 from toy_worlds import random_world
 
 from worldmodel.agents import Controller
+from worldmodel.cli.export import Export, scores_text
 from worldmodel.play import parts_of_run
+from worldmodel.runtime import command_line, record_run
 
 
 def test_the_world_and_the_controller_of_a_run_are_found(tmp_path):
@@ -43,3 +46,22 @@ def test_what_cannot_be_exported_is_one_line(tmp_path, run):
     assert (code, said.count("\n")) == (2, 1)
     assert weights.name in said
     assert not (tmp_path / "out").exists()
+
+
+def test_the_card_of_a_page_names_the_command_the_scores_and_the_licence(tmp_path):
+    world = random_world()
+    world.save_pretrained(tmp_path / "round-1" / "world")
+    record_run(tmp_path / "round-1" / "world")
+    scores = {"mean": 2.0, "std": 1.0, "standard_error": 1.0, "returns": [1.0, 3.0], "lengths": [1, 3]}
+    (tmp_path / "round-1" / "scores.json").write_text(json.dumps({"real": scores, "seconds": {}}), encoding="utf-8")
+    (tmp_path / "other.json").write_text(json.dumps({"random": scores}), encoding="utf-8")
+    card = Export(run_directory="unused", licence="mit").card(world, tmp_path / "round-1" / "world")
+    assert card.licence == "mit"
+    assert card.facts["command"] == f"`{command_line()}`"
+    assert card.scores.splitlines()[1:] == ["real   2.0 +- 1.0 (2 episodes, standard error 1.0)"]
+    other = Export(run_directory="unused", scores=str(tmp_path / "other.json")).card(world, tmp_path / "round-1" / "world")
+    assert (other.scores.splitlines()[1][:6], other.licence) == ("random", "unknown")
+    for content in ('{"real": 1}', "[]", "{}"):
+        (tmp_path / "other.json").write_text(content, encoding="utf-8")
+        with pytest.raises(ValueError, match=r"other\.json: expected"):
+            scores_text(tmp_path / "other.json")

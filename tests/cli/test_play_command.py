@@ -78,6 +78,7 @@ def test_what_cannot_be_played_is_one_line(tmp_path, run, monkeypatch):
     for words, text in (
         ("play nowhere", "nowhere: expected a world model directory, a page, or an included world (cartpole)"),
         ("play --controller mine", "--controller: expected RUN, the world of the controller, got none"),
+        ("play --trust-env", "--trust-env: expected RUN, the run that is trusted, got none"),
         ("play --port 70000", "port: expected at most 65535, got 70000"),
         ("play --port -1", "port"),
         ("play binary", "action_space: expected a Discrete of at most 10 actions"),
@@ -100,13 +101,13 @@ def test_the_page_that_was_written_is_described(tmp_path, run, monkeypatch):
     random_world().save_pretrained(tmp_path / "world")
     asked = []
 
-    def export(world, directory, *, controller, overwrite):
-        asked.append((directory, controller, overwrite))
+    def export(world, directory, *, controller, card, overwrite):
+        asked.append((directory, controller, card.licence, overwrite))
         return PageExport(directory=tmp_path / "page", errors={"step": 2e-7}, sizes={"step.onnx": 9}, total=14_500_000)
 
     monkeypatch.setattr("worldmodel.cli.export.export_page", export)
-    code, printed, _ = run(f"export {tmp_path}/world --page {tmp_path}/page --overwrite")
-    assert (code, asked) == (0, [(f"{tmp_path}/page", None, True)])
+    code, printed, _ = run(f"export {tmp_path}/world --page {tmp_path}/page --licence mit --overwrite")
+    assert (code, asked) == (0, [(f"{tmp_path}/page", None, "mit", True)])
     assert "step.onnx" in printed
     assert f"page: {tmp_path}/page, 14.5 MB" in printed
     assert f"python -m http.server --directory {tmp_path}/page" in printed

@@ -133,13 +133,13 @@ def test_a_gap_in_time_splits_the_episode_if_requested(tmp_path):
 
 
 BAD = {
-    "NaN": ({"observations": np.array([[0.0], [np.nan], [1.0]])}, "row 1: expected a number in 'observations', got none"),
     "infinity": ({"observations": np.array([[0.0], [np.inf]])}, "row 1: expected finite numbers in 'observations'"),
     "no action": (
         {"observations": np.zeros((3, 1)), "actions": np.array([[0.0], [np.nan], [1.0]])},
         "row 1: expected a number in 'actions', as this is not the last row",
     ),
     "empty episode": ({"observations": [np.zeros((3, 2)), np.zeros((0, 2))]}, "episode 1: .* got an empty episode"),
+    "no numbers": ({"observations": np.zeros((3, 0))}, r"row 0: expected at least one number per row in 'observations'"),
     "one row": ({"observations": [np.zeros((3, 2)), np.zeros((1, 2))]}, "episode 1, row 0: .* got an episode of one"),
     "mixed dtypes": (
         {"observations": [np.zeros((3, 2)), np.zeros((3, 2), int)]},
@@ -183,6 +183,12 @@ def test_a_long_vector_is_described_in_part(tmp_path):
 def test_arrays_and_lists_are_not_mixed(tmp_path):
     with pytest.raises(TypeError, match="observations an array, actions a list"):
         from_arrays(np.zeros((3, 2)), [np.zeros((3, 2))], out=tmp_path / "s")
+
+
+@pytest.mark.parametrize(("nothing", "name"), [(None, "NoneType"), ({}, "an empty mapping")])
+def test_observations_that_are_missing_are_named(tmp_path, nothing, name):
+    with pytest.raises(TypeError, match=f"observations: expected an array of rows, .* got {name}"):
+        from_arrays(nothing, out=tmp_path / "s")
 
 
 def test_a_failed_conversion_keeps_the_store_that_it_would_have_replaced(tmp_path):

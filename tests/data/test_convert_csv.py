@@ -109,11 +109,16 @@ def changed(row, column, value):
 
 BAD = {
     "text": (changed(10, 2, "abc"), "line 11: expected a number in 'position', got 'abc'"),
-    "empty cell": (changed(10, 2, ""), "line 11: expected a number in 'position', got none"),
     "infinity": (changed(10, 2, "inf"), "line 11: expected finite numbers in 'position', got inf"),
     "repeated time": (changed(10, 1, "0.8"), "line 11: expected ascending times in 'time', got a repeated time"),
     "unsorted time": (changed(10, 1, "0.3"), "line 11: expected ascending times in 'time', got 0.3 after 0.8"),
     "bad date": (changed(10, 1, "noon"), "line 11: expected a number or a date .* got 'noon'"),
+    "a word for a date": (changed(10, 1, "today"), "line 11: expected a number or a date .* got 'today'"),
+    "no time": (changed(10, 1, "NaT"), "line 11: expected a number or a date .* got 'NaT'"),
+    "a date among numbers": (changed(10, 1, "2026-05-01"), "line 11: expected a number in 'time', as in the lines before"),
+    "a number of Python": (changed(10, 2, "1_000"), "line 11: expected a number in 'position', got '1_000'"),
+    "a cell too many": (lambda lines: lines.__setitem__(-1, lines[-1] + ",7"), r"line 81: expected 8 cells, got 9$"),
+    "half an episode": (changed(10, 0, "0.5"), r"line 11: expected the name of an episode in 'run', .* got 0\.5$"),
     "other episode": (changed(10, 0, "9"), "line 12: .* got run 0 again"),
     "early end": (changed(10, 7, "1"), "line 11: expected termination and truncation only in the last row"),
     "half an end": (changed(10, 7, "0.5"), "line 11: expected 0 or 1 in 'done', got 0.5"),

@@ -124,7 +124,7 @@ def test_parquet_may_hold_lists_dates_names_and_missing_values(tmp_path):
         ([[1.0], [2.0, 3.0]], "expected lists of one length, got lengths 1 and 2"),
         ([{"a": 1}, {"a": 2}], "expected numbers or lists of numbers, got struct"),
         ([1.0, float("inf")], "row 1: expected finite numbers in 'x', got inf"),
-        ([1.0, None], "row 1: expected a number in 'x', got none"),
+        ([1, None], "row 1: expected a number in 'x', got none"),
         (["a", "b"], "row 0: expected numbers in 'x', got mixed types, such as 'a'"),
     ],
 )

@@ -270,6 +270,22 @@ class TestHdf5:
         with pytest.raises(InvalidFileError, match=r"'.*' has 240,000,000,000 bytes, but only 0"):
             from_hdf5(tmp_path / "a.hdf5", tmp_path / "store")
 
+    def test_an_episode_that_lacks_a_data_set_is_named(self, tmp_path):
+        h5py = pytest.importorskip("h5py", reason="needs worldmodel[formats]")
+        with h5py.File(tmp_path / "log.hdf5", "w") as file:
+            file["demo_0/observations"], file["demo_0/actions"] = np.zeros((5, 2)), np.zeros((5, 1))
+            file["demo_1/observations"] = np.zeros((5, 2))
+        with pytest.raises(ValueError, match=r"log\.hdf5, demo_1: expected a data set 'actions', got observations"):
+            from_hdf5(tmp_path / "log.hdf5", tmp_path / "s")
+
+    @pytest.mark.parametrize("values", [np.array([b"left"] * 5), np.zeros(5, complex), np.zeros(5, [("x", "f4")])])
+    def test_actions_that_are_no_numbers_are_refused_instead_of_left_out(self, tmp_path, values):
+        h5py = pytest.importorskip("h5py", reason="needs worldmodel[formats]")
+        with h5py.File(tmp_path / "log.hdf5", "w") as file:
+            file["observations"], file["actions"] = np.zeros((5, 2)), values
+        with pytest.raises(ValueError, match=r"log\.hdf5, row 0: expected numbers in 'actions', got "):
+            from_hdf5(tmp_path / "log.hdf5", tmp_path / "s")
+
     def test_a_digit_that_is_no_number_is_a_name(self, tmp_path):
         h5py = pytest.importorskip("h5py")
         with h5py.File(tmp_path / "a.hdf5", "w") as file:

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from worldmodel.play import PlayServer, included_worlds
+from worldmodel.play import companion as companion_module
 from worldmodel.play.catalog import Playable
 from worldmodel.play.companion import Companion
 from worldmodel.play.controls import base_name
@@ -35,6 +36,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 (CARTPOLE,) = (each for each in included_worlds() if each.id == "cartpole")
+HANGING = {"env": "CartPole-v1", "wrappers": ["hanging_envs.HangingSteps"]}
 BYTES = """(state) => ["z", "h", "c"].map((name) => Array.from(new Uint8Array(state[name].slice().buffer)).join()).join(";")
   + [state.seed, state.t, state.total, state.reward, state.termination].join()"""
 
@@ -84,8 +86,11 @@ class Served:
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     folder = tmp_path_factory.mktemp("worlds")
+    hanging = changed_world(folder / "hanging", lambda _: {"environment": HANGING})
     worlds = [
         CARTPOLE,
+        Playable(id="hanging", title="hanging", directory=hanging, trusted=True),
+        Playable(id="stranger", title="stranger", directory=hanging),
         Playable(id="image", title="image", directory=image_world(folder / "image")),
         Playable(id="numbers", title="numbers", directory=number_world(folder / "numbers")),
     ]
@@ -350,6 +355,29 @@ def test_a_slow_environment_holds_the_dream_back_but_not_the_page(page, monkeypa
     page.keyboard.press(" ")
     assert not page.evaluate("player.playing")
     until(page, "player.behind === 0")
+
+
+def test_an_environment_that_hangs_is_hidden_and_the_dream_goes_on(browser, served, monkeypatch):
+    page = opened(browser, f"{served.address}?world=hanging")
+    page.keyboard.press("r")
+    until(page, "player.realState && player.state.t > 2")
+    monkeypatch.setattr(companion_module, "STEP_SECONDS", 0.5)
+    until(page, "document.getElementById('message').textContent.includes('the dream goes on without reality')")
+    assert "expected an end of step within" in page.text_content("#message")
+    assert not page.locator("#real").is_visible()
+    t = page.evaluate("player.state.t")
+    until(page, f"player.state.t > {t} || player.state.ended")
+    page.close()
+
+
+def test_a_stranger_s_environment_is_not_built_and_the_page_says_how_to_trust_it(browser, served):
+    page = opened(browser, f"{served.address}?world=stranger")
+    page.keyboard.press("r")
+    until(page, "document.getElementById('message').textContent.includes('--trust-env')")
+    assert "hanging_envs.HangingSteps" in page.text_content("#message")
+    assert page.text_content("#show-real") == "Show reality"
+    until(page, "player.state.t > 2")
+    page.close()
 
 
 def test_a_dream_is_recorded_as_a_gif(page, served):

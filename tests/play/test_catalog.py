@@ -140,6 +140,25 @@ def test_other_files_are_not_replaced_and_an_interrupted_export_leaves_nothing(t
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # of torch's exporter
+def test_a_page_has_the_model_card_of_its_world_and_keeps_a_text_of_the_user(tmp_path, world):
+    pytest.importorskip("onnxscript", reason="needs worldmodel[onnx]")
+    world.provenance |= {"recipes": [{"env": "Toy-v0", "policy": "random"}], "num_episodes": 7, "num_steps": 70}
+    card = world.card().published(title="unused", usage="", scores="real 500", licence="mit")
+    export_page(world, tmp_path / "page", card=card)
+    text = (tmp_path / "page" / "README.md").read_text(encoding="utf-8")
+    for part in ('license: "mit"', "# Toy-v0", "7 episodes, 70 steps", "real 500", "ONNX: step, decoder; page.json", "```bash"):
+        assert part in text
+    content = read_world(tmp_path / "page" / "worlds" / "toy-v0")
+    assert (content["card"]["licence"], content["card"]["scores"]) == ("mit", "real 500")
+    assert content["card"]["facts"]["environment"] == "Toy-v0"
+    (tmp_path / "page" / "README.md").write_text("mine", encoding="utf-8")
+    export_page(world, tmp_path / "page", overwrite=True)
+    assert (tmp_path / "page" / "README.md").read_text(encoding="utf-8") == "mine"
+    assert read_world(tmp_path / "page" / "worlds" / "toy-v0")["card"]["licence"] == "unknown"
+
+
 def test_the_page_holds_no_address_of_another_server():
     for name, file in site_files().items():
         if not name.startswith("vendor/"):

@@ -1,13 +1,21 @@
 """The real environment beside a dream, and the messages of a session."""
 
+import functools
+import importlib
+import sys
+from dataclasses import replace
+
 import gymnasium as gym
 import numpy as np
 import pytest
 
+from worldmodel.data import EnvConfig
+from worldmodel.play import companion as module
 from worldmodel.play import included_worlds
-from worldmodel.play.companion import Companion
+from worldmodel.play.companion import Companion, check_trusted
 from worldmodel.play.page import read_world
 from worldmodel.play.session import Session
+from worldmodel.runtime import RemoteError
 
 (CARTPOLE,) = (each for each in included_worlds() if each.id == "cartpole")
 
@@ -69,10 +77,139 @@ def test_an_action_that_is_not_in_the_space_is_refused(page, action):
 def test_a_world_without_a_record_of_its_environment_has_no_companion(page):
     with pytest.raises(ValueError, match="environment: expected a record of how it is built, got none"):
         Companion({**page, "environment": None})
-    with pytest.raises(ValueError, match="expected a registered Gymnasium id, got 'Gone-v7'"):
-        Companion({**page, "environment": {"env": "Gone-v7"}})
+    with pytest.raises(RemoteError, match="expected a registered Gymnasium id, got 'Gone-v7'"):
+        Companion({**page, "environment": {"env": "Gone-v7"}}, trusted=True)
+    with pytest.raises(ValueError, match="environment: expected id, arguments and wrappers, got"):
+        Companion({**page, "environment": {"env": "CartPole-v1", "env_kwargs": [1]}})
     with pytest.raises(ValueError, match=r"environment: expected the action space Discrete\(2\), got"):
         Companion({**page, "environment": {"env": "MountainCar-v0"}})
+
+
+STRANGE = """
+import os
+import threading
+
+import gymnasium as gym
+import numpy as np
+
+open("imported", "a", encoding="utf-8").close()
+
+
+class Slow(gym.Wrapper):
+    way = "hang"
+
+    def __init__(self, env, after=2):
+        super().__init__(env)
+        self.after, self.steps = after, 0
+
+    def step(self, action):
+        self.steps += 1
+        if self.steps == self.after:
+            {"hang": threading.Event().wait, "crash": lambda: os._exit(3), "raise": lambda: 1 / 0}[self.way]()
+        return super().step(action)
+
+
+class Crash(Slow):
+    way = "crash"
+
+
+class Raise(Slow):
+    way = "raise"
+
+
+class Double(gym.RewardWrapper):
+    def reward(self, reward):
+        return 2 * reward
+
+
+gym.register("Strange-v0", entry_point="gymnasium.envs.classic_control.cartpole:CartPoleEnv")
+"""
+
+
+@pytest.fixture
+def strange(tmp_path, monkeypatch):
+    """A module of somebody else, which leaves a file when it is imported."""
+    (tmp_path / "strange_module.py").write_text(STRANGE, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path / "imported"
+    sys.modules.pop("strange_module", None)
+    gym.registry.pop("Strange-v0", None)
+
+
+@pytest.mark.parametrize(
+    ("environment", "named"),
+    [
+        ({"env": "strange_module:Strange-v0"}, "strange_module:Strange-v0"),
+        ({"env": "strange_module:CartPole-v1"}, "strange_module:CartPole-v1"),
+        ({"env": "worldmodel.environments:Strange-v0"}, "worldmodel.environments:Strange-v0"),
+        ({"env": "CartPole-v1", "wrappers": ["strange_module.Double"]}, "strange_module.Double"),
+        ({"env": "FrozenLake-v1", "env_kwargs": {"map_name": "8x8", "is_slippery": False}}, "map_name='8x8'"),
+    ],
+)
+def test_a_world_imports_nothing_that_it_names_unless_it_is_trusted(page, strange, environment, named):
+    with pytest.raises(ValueError, match=r"of Gymnasium or of this library, got .*--trust-env") as caught:
+        Companion({**page, "environment": environment})
+    assert f"got {named}, for which" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not strange.exists()
+
+
+def test_environments_of_gymnasium_and_of_this_library_need_no_consent():
+    check_trusted({"env": "FrozenLake-v1", "env_kwargs": {"is_slippery": False}, "action_repeat": 3})
+    check_trusted({"env": "worldmodel.environments:DoomTakeCover-v0"})
+
+
+def test_a_trusted_environment_has_its_wrappers_and_repeated_actions(page, strange):
+    recipe = {"env": "strange_module:Strange-v0", "wrappers": ["strange_module.Double"], "action_repeat": 2}
+    companion = Companion({**page, "environment": recipe}, trusted=True)
+    companion.start(0)
+    assert companion.act({"action": [0]})["reward"] == 4.0
+    companion.close()
+    assert strange.exists()
+
+
+def test_a_configuration_is_built_again_from_its_recipe(strange):
+    strange_module = importlib.import_module("strange_module")
+    wrappers = (strange_module.Double, functools.partial(strange_module.Slow, after=7))
+    config = EnvConfig("strange_module:Strange-v0", {}, wrappers, action_repeat=2, leave_out=("a",))
+    found = EnvConfig.from_recipe(config.recipe())
+    assert replace(found, wrappers=()) == replace(config, wrappers=())
+    env = found.make()
+    assert isinstance(env.env, strange_module.Slow)
+    assert env.env.after == 7
+    assert isinstance(env.env.env, strange_module.Double)
+    for wrapper in (lambda env: env, "gone_module.Wrapper", "strange_module.Gone"):
+        recipe = EnvConfig("CartPole-v1", wrappers=(wrapper,)).recipe()
+        with pytest.raises(ValueError, match="wrappers: expected a class or function that can be imported, got"):
+            EnvConfig.from_recipe(recipe)
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "text"),
+    [
+        ("Slow", "environment: expected an end of step within 0.3 s, got none; it was stopped"),
+        ("Crash", "environment: expected an end of step, got a crash of its process"),
+        ("Raise", "ZeroDivisionError: division by zero"),
+    ],
+)
+def test_an_environment_that_hangs_crashes_or_raises_ends_and_the_next_start_builds_it_anew(
+    page, strange, tmp_path, monkeypatch, wrapper, text
+):
+    monkeypatch.setattr(module, "STEP_SECONDS", 0.3)
+    recipe = {"env": "CartPole-v1", "wrappers": [f"strange_module.{wrapper}"]}
+    monkeypatch.setattr("worldmodel.play.catalog.read_world", lambda _: {**page, "environment": recipe})
+    session = Session({"cartpole": replace(CARTPOLE, trusted=True)}, tmp_path / "films")
+    start = {"type": "start", "world": "cartpole", "seed": 4}
+    for episode in (1, 2):
+        monkeypatch.setattr(module, "STEP_SECONDS", 20.0)
+        assert session.answer(start)["episode"] == episode
+        assert act(session, 1, episode=episode)["t"] == 1
+        monkeypatch.setattr(module, "STEP_SECONDS", 0.3)
+        answer = act(session, 2, episode=episode)
+        assert answer == {"type": "error", "about": "act", "text": f"{text}; the dream goes on without reality"}
+        assert act(session, 3, episode=episode) is None
+    session.close()
 
 
 def test_a_session_answers_in_order_and_ignores_steps_of_an_episode_that_is_over(session):

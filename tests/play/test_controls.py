@@ -87,6 +87,11 @@ def test_other_spaces_need_a_controller(space):
     assert describe(world, Controller.for_world(world))["controls"] is None
 
 
+def test_a_world_without_actions_needs_neither_keys_nor_a_controller():
+    controls = describe(random_world(spaces.Box(-1, 1, (0,))), None)["controls"]
+    assert (controls["buttons"], controls["idle"]) == ([], [])
+
+
 def test_classic_control_is_drawn_images_are_pixels_and_other_numbers_curves():
     cart = random_world(observation_space=spaces.Box(-1, 1, (4,)))
     assert view_of(cart, "CartPole-v1") == {"kind": "classic", "name": "CartPole", "leaf": "observation", "numbers": []}
@@ -98,13 +103,13 @@ def test_classic_control_is_drawn_images_are_pixels_and_other_numbers_curves():
     assert {"name": "b", "leaf": "observation/b", "index": 0} in named
 
 
-def test_the_environment_is_that_of_the_data_unless_it_had_wrappers():
+def test_the_environment_is_that_of_the_data_with_its_wrappers():
     world = random_world()
     recipe = {"env": "CartPole-v1", "env_kwargs": {}, "wrappers": [], "max_steps": None, "policy": "random", "action_repeat": 2}
     world.provenance = {"recipes": [recipe]}
-    assert recipe_of(world) == {"env": "CartPole-v1", "env_kwargs": {}, "action_repeat": 2, "leave_out": []}
+    assert recipe_of(world) == {"env": "CartPole-v1", "action_repeat": 2, "leave_out": []}
     assert describe(world, None)["fps"] == 25
     world.provenance = {"recipes": [{**recipe, "wrappers": ["my.Wrapper"]}]}
-    assert recipe_of(world) is None
+    assert recipe_of(world)["wrappers"] == ["my.Wrapper"]
     world.provenance = {}
     assert recipe_of(world) is None

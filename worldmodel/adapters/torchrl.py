@@ -1,7 +1,8 @@
-"""Adapter to TorchRL (extra ``torchrl``): a batch of dreams as an `EnvBase`."""
+"""Adapters to TorchRL (extra ``torchrl``): dreams as an `EnvBase`, with a state of their own or in the tensordict."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
+from worldmodel.dream import Dreams, LatentState, Reward, StartBank, check_rewards
 from worldmodel.envs import ChangeableDreams, DreamVectorEnv
-from worldmodel.models import WorldModel
+from worldmodel.models import State, WorldModel, open_world
 from worldmodel.runtime import missing_extra
 from worldmodel.spaces import Value
 
@@ -138,6 +140,81 @@ class TorchRLEnv(ChangeableDreams, EnvBase):  # type: ignore[misc]  # TorchRL ha
         flags = {"terminated": self._terminated.clone(), "truncated": self._truncated.clone()}
         values = {"observation": observations, **values, "done": self._terminated | self._truncated, **flags}
         return TensorDict(values, batch_size=self.batch_size, device=self.device)
+
+
+class StatelessTorchRLEnv(EnvBase):  # type: ignore[misc]  # TorchRL has no types
+    """Dreams without a state of their own, which TorchRL's planners (`torchrl.modules.CEMPlanner`) need.
+
+    The tensordict holds the state: ``z`` (..., D), and ``h`` and ``c`` (..., L, H) of M's L layers. So a step takes any batch.
+    It reads ``action`` and writes the next state, ``reward`` and ``done``, each (..., 1). `state` turns the state of real
+    episodes, such as a `LatentTracker` returns, into a tensordict to plan from.
+
+    Args:
+        world: a world model, or its path.
+        temperature: tau >= 0 of the dreams.
+        reward: a function that replaces M's reward head, as in `Dreams`.
+        device: device of a world model given as a path.
+
+    Raises:
+        ValueError: if the world model predicts no rewards and there is no ``reward``.
+        TypeError: if the action space has no spec in TorchRL.
+    """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> StatelessTorchRLEnv:
+        """Tell TorchRL that batches may have any shape."""
+        made: StatelessTorchRLEnv = super().__new__(cls, *args, _batch_locked=False, **kwargs)
+        return made
+
+    def __init__(
+        self,
+        world: WorldModel | str | Path,
+        *,
+        temperature: float = 1.0,
+        reward: Reward | None = None,
+        device: str | torch.device | None = None,
+    ):
+        world = open_world(world, device)
+        super().__init__(device=world.device, batch_size=torch.Size([]))
+        self._dreams = Dreams(world, 1, temperature=temperature, reward=reward)
+        check_rewards(world, self._dreams.reward)
+        self._random = self._dreams.generator(0)
+        first = self.state(StartBank.of(world).sample(1, self._random))[0]
+        self.observation_spec = Composite({name: Unbounded(part.shape, device=self.device) for name, part in first.items()})
+        self.state_spec = self.observation_spec.clone()
+        self.action_spec = _spec(world.action_space, self.device)
+        self.reward_spec = Unbounded((1,), device=self.device)
+        flag = Categorical(2, shape=(1,), dtype=torch.bool, device=self.device)
+        self.done_spec = Composite({name: flag.clone() for name in ("done", "terminated")}, device=self.device)
+
+    def state(self, state: LatentState) -> TensorDictBase:
+        """Return the state of B episodes as a tensordict of batch size (B,)."""
+        parts = {"z": state.z, "h": state.lstm.h.transpose(0, 1), "c": state.lstm.c.transpose(0, 1)}
+        return TensorDict(parts, batch_size=state.z.shape[:1], device=self.device)
+
+    def _set_seed(self, seed: int | None) -> None:
+        if seed is not None:
+            self._random.manual_seed(seed)
+
+    def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: Any) -> TensorDictBase:
+        shape = self.batch_size if tensordict is None else tensordict.batch_size
+        start = self.state(StartBank.of(self._dreams.world).sample(math.prod(shape), self._random)).reshape(shape)
+        return start.update({name: torch.zeros(*shape, 1, dtype=torch.bool) for name in ("done", "terminated")})
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        shape, flat = tensordict.batch_size, tensordict.reshape(-1)
+        lstm = State(*(flat[name].transpose(0, 1).contiguous() for name in ("h", "c")))
+        now = LatentState(flat["z"], lstm, torch.ones(len(flat), dtype=torch.bool, device=self.device))
+        action = flat["action"].to_dict() if isinstance(flat["action"], TensorDictBase) else flat["action"]
+        features = self._dreams.world.action_features.flatten(action).float()
+        drawn = self._dreams.draw(now, features, generator=self._random)
+        assert drawn.reward is not None
+        ended = torch.zeros_like(now.alive)
+        if drawn.termination_logit is not None:
+            uniform = torch.empty_like(drawn.reward).uniform_(generator=self._random)
+            ended = uniform >= self._dreams.continuation(drawn.termination_logit)
+        after = self.state(LatentState(drawn.z, drawn.lstm, now.alive))
+        after.update({"reward": drawn.reward.unsqueeze(-1), "done": ended.unsqueeze(-1), "terminated": ended.unsqueeze(-1)})
+        return after.reshape(shape)
 
 
 def _spec(space: gym.Space, device: torch.device) -> TensorSpec:

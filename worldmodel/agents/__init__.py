@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from worldmodel.agents.evolution import SearchConfig as SearchConfig
     from worldmodel.agents.evolution import evolve as evolve
     from worldmodel.agents.latent_policy import LatentPolicy as LatentPolicy
+    from worldmodel.agents.latent_value import LatentValue as LatentValue
+    from worldmodel.agents.latent_value import ValueConfig as ValueConfig
+    from worldmodel.agents.latent_value import fit_value as fit_value
     from worldmodel.agents.plan_scores import PlannedStep as PlannedStep
     from worldmodel.agents.planner import Planner as Planner
     from worldmodel.agents.planner import PlanReport as PlanReport
@@ -62,10 +65,11 @@ else:
             "controller": "CONTROLLER_FILE CONTROLLER_FILES CONTROLLER_FORMAT Controller ControllerConfig",
             "evolution": "SEARCH_FILE SearchConfig evolve",
             "latent_policy": "LatentPolicy",
-            "policy_gradient": "DifferentiableAgent PPO_FILE ppo",
+            "latent_value": "LatentValue ValueConfig fit_value",
             "plan_scores": "PlannedStep",
             "planner": "PlanReport Planner",
             "planner_config": "PlannerConfig",
+            "policy_gradient": "DifferentiableAgent PPO_FILE ppo",
             "population": "AgentGroups ControllerBatch DreamPopulation RealPopulation",
             "ppo_learner": "PPOConfig",
             "registry": "check_agent copy_for_training has_agent load_agent register_agent",

@@ -66,12 +66,25 @@ class ActionColumns:
             box[group] = False
         low, high = ((bound - features.center) / features.half_range for bound in (features.low, features.high))
         if limits is not None:
-            narrow, wide = (features.flatten(limit).to(low.device).float() for limit in limits)
+            narrow, wide = _flat_limits(features, limits, low.device)
             low, high = torch.where(box, low.maximum(narrow), low), torch.where(box, high.minimum(wide), high)
         if bool((box & (low > high)).any()):
-            raise ValueError(f"limits: expected a smallest and a largest action of {features.space}, got {limits}")
+            raise ValueError(f"limits: expected a smallest and a largest action of {features.space}, got none in between")
         low, high = torch.where(box, low, 0.0), torch.where(box, high, 1.0)
         return cls(box, bits, tuple(groups), low, high, features.half_range)
+
+
+def _flat_limits(features: FlatSpace, limits: tuple[Value, Value], device: torch.device) -> list[Tensor]:
+    """Return the features of the smallest and the largest action."""
+    expected = f"limits: expected a smallest and a largest action of {features.space}, got {' '.join(repr(limits).split())}"
+    try:
+        smallest, largest = limits
+        found = [features.flatten(limit).to(device).float() for limit in (smallest, largest)]
+    except (TypeError, ValueError) as error:
+        raise ValueError(expected) from error
+    if any(bool(one.isnan().any()) for one in found):
+        raise ValueError(expected)
+    return found
 
 
 @dataclass(frozen=True)

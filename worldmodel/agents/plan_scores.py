@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -85,8 +86,15 @@ class PlanScorer:
         terminal_value: TerminalValue | None = None,
     ):
         self.world, self._config = world, config
-        self._cost, self._terminal_value = cost, terminal_value
-        self._one = Dreams(world, 1, temperature=config.temperature, reward=reward)
+        self._cost, self._terminal_value = _callable(cost, "cost"), _callable(terminal_value, "terminal_value")
+        self._one = Dreams(
+            world,
+            1,
+            temperature=config.temperature,
+            reward=reward,
+            member_per=config.member_per,
+            penalty=config.penalty,
+        )
         self.user_reward = self._one.reward
         self._dreams: dict[tuple[int, int], Dreams] = {}
 
@@ -134,7 +142,10 @@ class PlanScorer:
                 raise OutOfTimeError
             action = plans[:, :, (phase + t) // config.hold].repeat_interleave(particles, dim=1).flatten(0, 1)
             drawn = dreams.draw(now, action, generator=generator)
-            returns += weight * self._payoff(now.z, action, drawn.z, drawn.reward)
+            payoff = self._payoff(now.z, action, drawn.z, drawn.reward)
+            if self._cost is not None:  # rewards have it already
+                payoff = payoff - dreams.penalties(now.z, action, drawn.lstm, generator=generator)
+            returns += weight * payoff
             survival = 1.0 if drawn.termination_logit is None else dreams.continuation(drawn.termination_logit)
             weight = weight * config.discount * survival
             now = LatentState(drawn.z, drawn.lstm, now.alive)
@@ -147,7 +158,16 @@ class PlanScorer:
         if self._cost is None:
             return reward
         step = PlannedStep(self.world, z, action, next_z, reward)
-        return -_checked(self._cost(step), z, "cost", self._cost)
+        given = {"z": z, "action_features": action, "next_z": next_z, "reward": reward}
+        before = [_version(part) for part in given.values()]
+        result = self._cost(step)
+        changed = [name for (name, part), old in zip(given.items(), before, strict=True) if _version(part) != old]
+        if changed:  # the dream would go on from them
+            raise ValueError(
+                f"cost: expected a function that leaves the step as it is, got changed {', '.join(changed)} from "
+                f"{_name(self._cost)}; compute with new tensors"
+            )
+        return -_checked(result, z, "cost", self._cost)
 
     def _risk(self, returns: Tensor) -> Tensor:
         """Mean of the worst share of the particles: (N, B, P) -> (N, B)."""
@@ -161,10 +181,36 @@ class PlanScorer:
         return self._dreams[key]
 
 
+def _callable(function: Any, name: str) -> Any:
+    """Return a function of the user, or None.
+
+    Raises:
+        TypeError: if it is something else.
+    """
+    if function is not None and not callable(function):
+        raise TypeError(f"{name}: expected a function, got {function!r}")
+    return function
+
+
+def _version(tensor: Tensor) -> int:
+    """Number of times that a tensor was written to in place; 0 where torch does not count."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _name(function: object) -> str:
+    return getattr(function, "__qualname__", type(function).__name__)
+
+
 def _checked(result: object, like: Tensor, name: str, function: object) -> Tensor:
     """Return the result of a user's function as numbers (N,), or raise an error that names it."""
-    source = getattr(function, "__qualname__", type(function).__name__)
-    numbers = as_numbers(result, name).to(like.device, like.dtype)
+    source = _name(function)
+    try:
+        numbers = as_numbers(result, name).to(like.device, like.dtype)
+    except TypeError as error:
+        raise TypeError(
+            f"{name}: expected a function that returns numbers ({len(like)},), got {type(result).__name__} from {source}; "
+            "return a tensor of one real number per step of the batch"
+        ) from error
     if numbers.shape != like.shape[:1]:
         raise ValueError(
             f"{name}: expected a function that returns shape ({len(like)},), got {tuple(numbers.shape)} from {source}; return "

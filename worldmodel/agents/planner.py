@@ -18,10 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from worldmodel.agents.latent_value import LatentValue
 from worldmodel.agents.plan_distribution import ActionColumns, PlanDistribution
 from worldmodel.agents.plan_scores import Cost, OutOfTimeError, PlanScorer, TerminalValue
 from worldmodel.agents.planner_config import PlannerConfig
 from worldmodel.agents.planner_files import PLANNER_FILE, WORLD_DIRECTORY, read_planner, save_planner
+from worldmodel.agents.ppo_learner import named as named_parts
 from worldmodel.agents.registry import register_agent
 from worldmodel.dream import LatentReward, LatentState, Reward, check_rewards, reward_name
 from worldmodel.models import State, WorldModel
@@ -56,7 +58,8 @@ class Planner:
         cost: a function of `PlannedStep` (decoded observations, actions, rewards, latents) that returns costs (N,), which are
             minimised instead of maximising the rewards of M.
         reward: a function that replaces M's reward head, as in `Dreams`.
-        terminal_value: a function of `LatentState` that returns values (N,) of the states at the end of plans, in rewards.
+        terminal_value: a function of `LatentState` that returns values (N,) of the states at the end of plans, in rewards, such
+            as `fit_value` learns.
         limits: smallest and largest action, values of the action space; they narrow its bounds.
         max_change: largest change of a Box number from one step to the next, in units of the action space.
         seed: seed of the plans and dreams. `reset` starts its random numbers again, so equal episodes get equal plans.
@@ -81,6 +84,8 @@ class Planner:
         seed: int = 0,
     ):
         self.world, self.config = world, config or PlannerConfig()
+        if not isinstance(self.config, PlannerConfig):
+            raise TypeError(f"config: expected a PlannerConfig, got {type(config).__name__}")
         self._functions = {"cost": cost, "reward": reward, "terminal_value": terminal_value}
         self._scorer = PlanScorer(world, self.config, cost=cost, reward=reward, terminal_value=terminal_value)
         if cost is None:
@@ -153,7 +158,10 @@ class Planner:
             FileExistsError: if ``path`` holds something that may not be replaced.
             LockedError: if another process writes to it.
         """
-        functions = {name: None if part is None else _function_name(name, part) for name, part in self._functions.items()}
+        value = self._functions["terminal_value"]
+        learnt = value if isinstance(value, LatentValue) else None
+        named = self._functions if learnt is None else self._functions | {"terminal_value": None}
+        functions = {name: None if part is None else _function_name(name, part) for name, part in named.items()}
         content = {
             "config": dataclasses.asdict(self.config),
             "functions": functions,
@@ -163,6 +171,9 @@ class Planner:
             "directory": f"{WORLD_DIRECTORY}-{self.world.fingerprint[:16]}",
         }
         weights = {"low": self._columns.low, "high": self._columns.high}
+        if learnt is not None:
+            content["value"] = learnt.describe()
+            weights |= {f"value.{name}": part for name, part in learnt.state_dict().items()}
         save_planner(Path(path), content, weights, self.world, overwrite=overwrite)
 
     @classmethod
@@ -182,8 +193,10 @@ class Planner:
                 part: name and imported_function(name, f"planner {path}") for part, name in named.items()
             }
             config = PlannerConfig(**content["config"])
-            planner = cls(world, config, max_change=content["max_change"], seed=content["seed"], **functions)
             bounds = {name: part.to(world.device) for name, part in saved.weights().items()}
+            if "value" in content:
+                functions["terminal_value"] = LatentValue.restored(content["value"], named_parts(bounds, "value"))
+            planner = cls(world, config, max_change=content["max_change"], seed=content["seed"], **functions)
             planner._columns = dataclasses.replace(planner._columns, low=bounds["low"], high=bounds["high"])
             planner.reset(1)
         return planner

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from worldmodel.dream import MemberPer
 from worldmodel.runtime import check_integers, check_numbers
 
 PlanMethod = Literal["shooting", "cem", "icem", "mppi"]
@@ -33,6 +34,8 @@ class PlannerConfig:
         momentum: share of the old distribution after a refit, in [0, 1).
         colour: exponent beta of the power of the noise of "icem" and "mppi"; see `worldmodel.agents.plan_distribution`.
         mppi_temperature: temperature of the weights of "mppi", relative to the standard deviation of the scores.
+        member_per: which member of an ensemble a dream follows; see `worldmodel.dream.Dreams`. Particles follow several.
+        penalty: weight of the penalty for where the members of an ensemble disagree, see `worldmodel.dream.Penalty`.
         smoothness: cost of the squared change of an action from one step to the next, in features, summed over Box numbers.
         time_budget: seconds for a decision. Searching stops before it is exceeded; if no iteration is complete by then, the
             action is that of the last plan. None: no limit.
@@ -57,6 +60,8 @@ class PlannerConfig:
     momentum: float = 0.1
     colour: float = 2.0
     mppi_temperature: float = 0.3
+    member_per: MemberPer = "dream"
+    penalty: float = 0.0
     smoothness: float = 0.0
     time_budget: float | None = None
 
@@ -67,7 +72,7 @@ class PlannerConfig:
         check_integers(self, {"horizon": 1, "hold": 1, "candidates": 2, "iterations": 1, "particles": 1})
         positive = dict.fromkeys(("breadth", "mppi_temperature"), "(0, inf)")
         shares = dict.fromkeys(("elites", "cvar", "discount"), "(0, 1]")
-        nonnegative = dict.fromkeys(("temperature", "smallest_std", "colour", "smoothness"), "[0, inf)")
+        nonnegative = dict.fromkeys(("temperature", "smallest_std", "colour", "smoothness", "penalty"), "[0, inf)")
         check_numbers(self, {**positive, **shares, **nonnegative, "momentum": "[0, 1)"})
         check_numbers(self, {"time_budget": "(0, inf)"}, optional=("time_budget",))
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -88,6 +88,10 @@ def dreams_recipe(dreams: Dreams) -> dict[str, Any]:
     later: dict[str, Any] = {} if dreams.reward is None else {"reward": dreams.reward.name}
     if dreams.reward_mode != "expected":
         later["reward_mode"] = dreams.reward_mode
+    if dreams.member_per != "dream":
+        later["member_per"] = dreams.member_per
+    if dreams.penalty is not None:
+        later["penalty"] = asdict(dreams.penalty)
     return {
         "worlds": "dreams",
         "num_dreams": dreams.batch_size,

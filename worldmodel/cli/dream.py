@@ -64,6 +64,7 @@ class Dream(Command):
             return Result("", {})
         seconds = time.monotonic() - began
         arrays = {name: getattr(rollout, name).cpu().numpy() for name in ("z", "rewards", "terminated", "mask")}
+        arrays |= {} if rollout.uncertainty is None else {"uncertainty": rollout.uncertainty.cpu().numpy()}
         arrays |= nested("actions", rollout.actions) | nested("observations", world.decode(rollout.z))
         out.parent.mkdir(parents=True, exist_ok=True)
         packed = io.BytesIO()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import tyro
@@ -10,8 +10,12 @@ from tyro.conf import OmitArgPrefixes as Flat
 
 import worldmodel as wm
 from worldmodel.cli.options import Command, Flag, Output, Result
+from worldmodel.dream import Scores
 from worldmodel.play import PageExport, export_page, parts_of_run
+from worldmodel.runtime import ModelCard, parse_json, read_bytes, read_runs
 from worldmodel.sharing import EXPORT_FILE, OnnxExport, export_onnx
+
+SCORES_FILE = "scores.json"  # of a round of `iterate`, next to its world model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +30,9 @@ class Export(Command):
         onnx: directory for ONNX files, which onnxruntime runs without torch.
         page: directory for a page.
         controller: controller directory; without it the one that RUN holds, if any.
+        licence: identifier of a licence for the model card of a page, such as mit.
+        scores: JSON file that ``worldmodel evaluate --out`` wrote, for the model card of a page; None: the scores next to the
+            world model, if a loop left some.
         no_decoder: leave V's decoder out of the ONNX files.
         overwrite: replace an earlier export.
         output: output.
@@ -37,6 +44,8 @@ class Export(Command):
     onnx: str | None = None
     page: str | None = None
     controller: str | None = None
+    licence: str | None = None
+    scores: str | None = None
     no_decoder: Flag = False
     overwrite: Flag = False
     output: Flat[Output] = field(default_factory=Output)
@@ -52,9 +61,39 @@ class Export(Command):
         if self.page is not None:
             if self.no_decoder:
                 raise ValueError("--no-decoder: expected with --onnx only, as a page shows what the decoder returns")
-            return report_page(export_page(opened, self.page, controller=agent, overwrite=self.overwrite))
+            return report_page(
+                export_page(opened, self.page, controller=agent, card=self.card(opened, world), overwrite=self.overwrite)
+            )
         assert self.onnx is not None
         return report(export_onnx(opened, self.onnx, controller=agent, decoder=not self.no_decoder, overwrite=self.overwrite))
+
+    def card(self, world: wm.WorldModel, directory: Path) -> ModelCard:
+        """Return the model card of a page: with the command that made the world model, its scores, and a licence."""
+        card = world.card()
+        if calls := read_runs(directory):
+            card = replace(card, facts={**card.facts, "command": f"`{calls[-1]['command']}`"})
+        beside = directory.parent / SCORES_FILE
+        found = Path(self.scores) if self.scores else beside if beside.is_file() else None
+        return card.published(
+            title=card.title, usage=card.usage, scores=scores_text(found) if found else None, licence=self.licence
+        )
+
+
+def scores_text(path: Path) -> str:
+    """Return the scores in a file, one line for each kind.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it holds no scores.
+    """
+    content = parse_json(read_bytes(path), path)
+    try:
+        lines = [f"{kind:<7}{Scores.from_json(content[kind])}" for kind in ("real", "dream", "random") if kind in content]
+    except (TypeError, LookupError, ValueError) as error:
+        raise ValueError(f"{path}: expected scores that evaluate --out wrote, got others: {error}") from error
+    if not lines:
+        raise ValueError(f"{path}: expected scores that evaluate --out wrote, got none")
+    return "\n".join(["mean return +- its standard deviation", *lines])
 
 
 def report(done: OnnxExport) -> Result:

@@ -21,7 +21,7 @@ from typing_extensions import Self
 from worldmodel.agents import CONTROLLER_FILE, CONTROLLER_FORMAT
 from worldmodel.cli.json_option import JsonObject
 from worldmodel.data import EnvConfig
-from worldmodel.dream import Dreams, RewardMode, TerminationRule
+from worldmodel.dream import Dreams, MemberPer, RewardMode, TerminationRule
 from worldmodel.experiments import PRESETS, Preset
 from worldmodel.models import Vision, WorldModel
 from worldmodel.runtime import (
@@ -230,9 +230,13 @@ class DreamKind(DreamRules):
     Args:
         reward_mode: expected: a step pays the mean of the reward that M predicts; sampled: a sample of it, so that returns
             spread as real ones do.
+        member_per: of an ensemble; dream: each dream follows one member; step: another one at each step.
+        penalty: weight of the penalty for where the members of an ensemble disagree, in standard deviations of the rewards.
     """
 
     reward_mode: RewardMode = "expected"
+    member_per: MemberPer = "dream"
+    penalty: float = 0.0
 
     def dreams(self, world: WorldModel, num_dreams: int, *, temperature: float) -> Dreams:
         """Make dreams of this kind."""

@@ -26,6 +26,8 @@ class Play(Command):
         run_directory: world model directory, a directory with the directories "world" and "controller", a run of the
             quickstart or of iterate, a page written by ``worldmodel export --page``, or the name of an included world.
         controller: controller directory; without it the one that RUN holds, if any.
+        trust_env: let "Show reality" build the environment of RUN even if that imports code that RUN names. Only for a run that
+            is yours or whose author you trust.
         port: port on 127.0.0.1; None: 8765, or any other free one if that is in use; 0: any.
         no_browser: print the address only.
         output: output.
@@ -33,6 +35,7 @@ class Play(Command):
 
     run_directory: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[RUN]")] = None
     controller: str | None = None
+    trust_env: Flag = False
     port: int | None = None
     no_browser: Flag = False
     output: Flat[Output] = field(default_factory=Output)
@@ -44,6 +47,8 @@ class Play(Command):
             raise ValueError(f"port: expected at most 65535, got {self.port}")
         if self.controller is not None and self.run_directory is None:
             raise ValueError("--controller: expected RUN, the world of the controller, got none")
+        if self.trust_env and self.run_directory is None:
+            raise ValueError("--trust-env: expected RUN, the run that is trusted, got none")
         worlds = self.worlds()
         if not worlds[0].ready:
             self.say(f"exporting {worlds[0].title}; that takes about half a minute")
@@ -63,7 +68,7 @@ class Play(Command):
         """Return the worlds to play, the first one to be shown; list them if none was named."""
         others = [*included_worlds(), *local_runs(Path.cwd())]
         if self.run_directory is not None:
-            chosen = open_run(self.run_directory, self.controller)
+            chosen = open_run(self.run_directory, self.controller, trusted=self.trust_env)
             return [chosen, *(each for each in others if each.directory != chosen.directory)]
         if not others:
             raise FileNotFoundError("RUN: expected a world model directory, got none, and there is none below this directory")

@@ -14,7 +14,7 @@ from worldmodel.cli.options import Result, TrainingCommand, TrainingRun
 from worldmodel.cli.plots import PlotOptions
 from worldmodel.experiments import Preset
 from worldmodel.mixtures import LIKELIHOODS
-from worldmodel.models import Vision
+from worldmodel.models import Vision, members_of
 from worldmodel.runtime import keep_freed_memory
 
 
@@ -25,15 +25,17 @@ class TrainMdnrnn(TrainingCommand):
     Args:
         vision: directory written by worldmodel train-vae; required for images.
         test_data: directories of episodes to test on, which are not trained on; none: a part of DATA.
+        ensemble: number of models, trained on bootstrap samples of the episodes; their disagreement shows what M does not know.
         mdnrnn: architecture and loss of M.
         windows: windows and batches.
         training: updates and learning rate.
         output: device, earlier runs and output.
-        plots: pictures: OUT/training/curves.png and components.png.
+        plots: pictures: OUT/training/curves.png and components.png; of an ensemble also uncertainty.png.
     """
 
     vision: str | None = None
     test_data: tuple[str, ...] = ()
+    ensemble: int | None = None
     mdnrnn: Flat[wm.MDNRNNConfig] = field(default_factory=wm.MDNRNNConfig)
     windows: Flat[wm.DataConfig] = field(default_factory=wm.DataConfig)
     training: Flat[wm.TrainingConfig] = field(default_factory=wm.TrainingConfig)
@@ -62,6 +64,7 @@ class TrainMdnrnn(TrainingCommand):
             vision=Vision.from_pretrained(self.vision) if self.vision else None,
             initial=initial,
             test_data=self.test_data or None,
+            ensemble=self.ensemble,
             seed=self.seed,
             device=device,
             run=self.output.config(),
@@ -71,11 +74,14 @@ class TrainMdnrnn(TrainingCommand):
 
     def draw(self, world: wm.WorldModel) -> list[str]:
         """Draw the training and the components; return lines of output."""
-        folder = Path(self.out) / "training"
-        return [
-            *self.plots.draw(folder / "curves.png", "draw_training_run", folder),
-            *self.plots.draw(folder / "components.png", "draw_components", world),
-        ]
+        folder, lines = Path(self.out) / "training", []
+        members = len(members_of(world.mdnrnn))
+        for each in [folder] if members == 1 else [folder / f"member-{number}" for number in range(1, members + 1)]:
+            lines += self.plots.draw(each / "curves.png", "draw_training_run", each)
+        lines += self.plots.draw(folder / "components.png", "draw_components", world)
+        return (
+            lines if members == 1 else [*lines, *self.plots.draw(folder / "uncertainty.png", "draw_dream_uncertainty", world)]
+        )
 
 
 def report(world: wm.WorldModel, out: str) -> Result:

@@ -49,6 +49,9 @@ if TYPE_CHECKING:
     from worldmodel.data.inspecting import Number as Number
     from worldmodel.data.inspecting import StoreSummary as StoreSummary
     from worldmodel.data.inspecting import summarise_store as summarise_store
+    from worldmodel.data.missing import held as held
+    from worldmodel.data.missing import joined_missing as joined_missing
+    from worldmodel.data.missing import missing_numbers as missing_numbers
     from worldmodel.data.noise import ActionNoise as ActionNoise
     from worldmodel.data.noise import NoiseProcess as NoiseProcess
     from worldmodel.data.noise import SlowDriver as SlowDriver
@@ -94,6 +97,7 @@ else:
             "formats.parquet": "from_parquet to_parquet",
             "formats.video": "from_video",
             "inspecting": "Number StoreSummary summarise_store",
+            "missing": "held joined_missing missing_numbers",
             "noise": "ActionNoise NoiseProcess SlowDriver",
             "policies": "BrownianPolicy CyclicPolicy POLICIES Policy RandomPolicy RepeatPolicy SweepPolicy make_policy",
             "reading": "describe_recipe",

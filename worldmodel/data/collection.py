@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from worldmodel.data.episode import Episode
+from worldmodel.data.missing import joined_missing, missing_numbers
 from worldmodel.data.reading import ReadableEpisodes, describe_episodes, describe_recipe
 from worldmodel.data.store import EpisodeStore
 from worldmodel.runtime import check_integer, local_path
@@ -24,6 +25,10 @@ class EpisodeCollection(ReadableEpisodes):
         stores: at least one store; all have the same spaces.
         min_length: minimum number of steps; shorter episodes are left out.
         leave_out: paths of leaves of the observations that are left out.
+
+    Attributes:
+        reads_time: whether episodes have the time of each step: if all stores have it. A reader that needs none may set it to
+            False.
 
     Raises:
         ValueError: if there is no store, no episode of at least ``min_length`` steps, or if the
@@ -40,6 +45,7 @@ class EpisodeCollection(ReadableEpisodes):
                     raise ValueError(f"{store.path}: expected {name} {expected} as in {stores[0].path}, got {actual}")
         self.stores = list(stores)
         self._selects = bool(leave_out)
+        self.reads_time = all(store.has_elapsed for store in stores)
         self.observation_space = without_leaves(stores[0].observation_space, leave_out)
         self.action_space = stores[0].action_space
         lengths = np.concatenate([store.lengths for store in stores])
@@ -92,9 +98,16 @@ class EpisodeCollection(ReadableEpisodes):
         index = int(self._kept[index])
         which = int(np.searchsorted(self._first, index, side="right")) - 1
         episode = self.stores[which].read(index - int(self._first[which]), start, stop)
+        if episode.elapsed is not None and not self.reads_time:
+            episode = replace(episode, elapsed=None)
         if not self._selects:
             return episode
         return replace(episode, observations=select_leaves(self.observation_space, episode.observations))
+
+    @property
+    def missing(self) -> dict[str, tuple[int, ...]]:
+        """Numbers of the observation that may be missing (NaN) in some store, by leaf."""
+        return joined_missing(missing_numbers(store.recipe, self.observation_space) for store in self.stores)
 
     def terminated(self) -> np.ndarray:
         """Return whether each episode ended with a termination, (episodes,) bool; see `EpisodeStore.terminated`."""

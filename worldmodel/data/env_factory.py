@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import functools
 import importlib
+import pkgutil
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +18,7 @@ from worldmodel.data.action_repeat import ActionRepeat
 from worldmodel.runtime import check_integers, check_names, describe, jsonable, missing_extra
 
 EnvMaker = Callable[..., gym.Env]
+_PARTIAL = re.compile(r"([\w.]+)\(\*(\[.*\]), \*\*(\{.*\})\)")  # as `describe` names a functools.partial
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,26 @@ class EnvConfig:
         """Read an argument that is an environment or a configuration of one."""
         return env if isinstance(env, EnvConfig) else cls(env)
 
+    @classmethod
+    def from_recipe(cls, recipe: Mapping[str, Any]) -> EnvConfig:
+        """Read what `recipe` returned, such as the recipe of a store; wrappers are imported by their names.
+
+        Args:
+            recipe: data of a file. It decides which modules are imported, so it must come from somebody whom you trust.
+
+        Raises:
+            ValueError: if a wrapper cannot be imported: a lambda, an instance, or a class of a module that is not there.
+            TypeError: if a value has another type.
+        """
+        return cls(
+            recipe["env"],
+            recipe.get("env_kwargs") or {},
+            wrappers=tuple(_find_wrapper(name) for name in recipe.get("wrappers") or ()),
+            max_steps=recipe.get("max_steps"),
+            leave_out=tuple(recipe.get("leave_out") or ()),
+            action_repeat=recipe.get("action_repeat") or 1,
+        )
+
     def make(self) -> gym.Env:
         """Build one environment, wrapped, with its repeated actions; ``max_steps`` is left to the caller.
 
@@ -88,6 +112,20 @@ def make_env(
     for wrapper in wrappers:
         built = wrapper(built)
     return built
+
+
+def _find_wrapper(name: str) -> Callable[[gym.Env], gym.Env]:
+    """Import the wrapper that `describe` named: "module.Class", or a partial of one with arguments that JSON can hold."""
+    partial = _PARTIAL.fullmatch(name)
+    try:
+        found = pkgutil.resolve_name(partial[1] if partial else name)
+        arguments, keywords = (ast.literal_eval(partial[2]), ast.literal_eval(partial[3])) if partial else ((), {})
+    except (ImportError, AttributeError, ValueError, SyntaxError) as error:
+        raise ValueError(
+            f"wrappers: expected a class or function that can be imported, got {name!r} ({error}); define it in an importable "
+            "module, or register an environment that has it"
+        ) from error
+    return functools.partial(found, *arguments, **keywords) if partial else found
 
 
 def env_maker(env: str | EnvMaker) -> EnvMaker:

@@ -7,6 +7,7 @@ and is also an `Episode`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from worldmodel.data.missing import without_missing
 from worldmodel.runtime import check_integer
 from worldmodel.spaces import Value, leaf_bounds, leaf_values, leaves
 
@@ -30,6 +32,7 @@ class Episode:
         truncations: (L,) bool, True where the episode was cut off, as by a time limit.
         episode_id: number of the episode in the collection.
         seed: seed of the environment's reset, if known; 0 <= seed < 2^63.
+        elapsed: (L,) float64, seconds that each step took, if they are recorded.
         machine: where it was made, if known; written to the store's list of shards, and not read back.
 
     Raises:
@@ -46,6 +49,7 @@ class Episode:
     episode_id: int = 0
     seed: int | None = None
     machine: str | None = None
+    elapsed: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         """Validate id, seed and leading dimensions; integers of every kind become Python's."""
@@ -57,7 +61,9 @@ class Episode:
         steps = len(self.rewards)
         if steps < 1:
             raise ValueError(f"episode {self.episode_id} rewards: expected at least one step, got none")
-        for name, rows in (("terminations", steps), ("truncations", steps), ("actions", steps), ("observations", steps + 1)):
+        timed = () if self.elapsed is None else (("elapsed", steps),)
+        named = (("terminations", steps), ("truncations", steps), ("actions", steps), ("observations", steps + 1), *timed)
+        for name, rows in named:
             for path, leaf in leaf_values(getattr(self, name)).items():
                 if len(leaf) != rows:
                     leaf_name = f"episode {self.episode_id} {name} {path}".strip()
@@ -110,7 +116,14 @@ def unmasked(value: Any, name: str) -> np.ndarray:
     return np.asarray(value)
 
 
-def check_episode(episode: Episode, observation_space: gym.Space[Any], action_space: gym.Space[Any]) -> None:
+def check_episode(
+    episode: Episode,
+    observation_space: gym.Space[Any],
+    action_space: gym.Space[Any],
+    *,
+    missing: Mapping[str, Sequence[int]] | None = None,
+    timed: bool = False,
+) -> None:
     """Validate every value of an episode against the spaces.
 
     Checks the leaves, their shapes and dtypes (castable without changing kind), that numbers are
@@ -121,14 +134,22 @@ def check_episode(episode: Episode, observation_space: gym.Space[Any], action_sp
         episode: the episode.
         observation_space: space of its observations.
         action_space: space of its actions.
+        missing: numbers of the observation that may be NaN, by leaf; see `worldmodel.data.missing_numbers`.
+        timed: whether the episode must have ``elapsed``.
 
     Raises:
         ValueError: if a value does not fit; names the episode, the leaf and, if possible, the step.
     """
     name = f"episode {episode.episode_id}"
-    _check_leaves(f"{name} observations", episode.observations, observation_space)
-    _check_leaves(f"{name} actions", episode.actions, action_space)
+    _check_leaves(f"{name} observations", episode.observations, observation_space, missing or {})
+    _check_leaves(f"{name} actions", episode.actions, action_space, {})
     _check_rewards(f"{name} rewards", unmasked(episode.rewards, f"{name} rewards"))
+    if timed != (episode.elapsed is not None):
+        raise ValueError(
+            f"{name} elapsed: expected {'the seconds of each step' if timed else 'none'}, as the store's recipe says"
+        )
+    if episode.elapsed is not None:
+        _check_elapsed(f"{name} elapsed", unmasked(episode.elapsed, f"{name} elapsed"))
     for kind in ("rewards", "terminations", "truncations"):
         shape = np.shape(getattr(episode, kind))
         if shape != (len(episode),):
@@ -160,13 +181,21 @@ def _check_rewards(name: str, rewards: np.ndarray) -> None:
         _check_finite(name, rewards.astype(np.float64))
 
 
-def _check_leaves(name: str, value: Value, space: gym.Space[Any]) -> None:
+def _check_elapsed(name: str, elapsed: np.ndarray) -> None:
+    wrong = ~(np.isfinite(elapsed) & (elapsed > 0)) if elapsed.dtype.kind in "iuf" else np.ones(len(elapsed), dtype=bool)
+    if elapsed.ndim != 1 or wrong.any():
+        step = int(np.argmax(wrong.reshape(len(elapsed), -1).any(axis=1)))
+        raise ValueError(f"{name}: expected a positive number of seconds for each step, got {elapsed[step]} at step {step}")
+
+
+def _check_leaves(name: str, value: Value, space: gym.Space[Any], missing: Mapping[str, Sequence[int]]) -> None:
     expected, given = dict(leaves(space)), leaf_values(value)
     if set(expected) != set(given):
         raise ValueError(f"{name}: expected leaves {sorted(expected)}, got {sorted(given)}")
     for path, leaf_space in expected.items():
         leaf_name = f"{name} {path}".strip()
-        _check_leaf(leaf_name, unmasked(given[path], leaf_name), leaf_space)
+        leaf = unmasked(given[path], leaf_name)
+        _check_leaf(leaf_name, without_missing(leaf, missing[path]) if path in missing else leaf, leaf_space)
 
 
 def _check_leaf(name: str, leaf: np.ndarray, space: gym.Space[Any]) -> None:

@@ -24,7 +24,7 @@ class Number:
     Args:
         name: its leaf and index.
         found: its kind, range and values, as a conversion describes them.
-        values: (N,) its values in the sample.
+        values: (N,) its values in the sample, without those that are missing.
     """
 
     name: str
@@ -124,7 +124,8 @@ def _numbers(name: str, rows: list[np.ndarray], columns: list[str]) -> list[Numb
     described = found.numbers()
     if len(columns) == len(described):
         described = [{**one, "name": column} for one, column in zip(described, columns, strict=True)]
-    return [Number(one["name"], one, values[:, i]) for i, one in enumerate(described[:MOST_NUMBERS]) if one["kind"] != "image"]
+    numbers = [(one, values[:, i]) for i, one in enumerate(described[:MOST_NUMBERS]) if one["kind"] != "image"]
+    return [Number(one["name"], one, known[known == known]) for one, known in numbers]  # without NaN
 
 
 def _colour(store: EpisodeStore, path: str, images: np.ndarray) -> np.ndarray:

@@ -31,6 +31,7 @@ import numpy as np
 
 from worldmodel.data.compression import PIECE, fill, pack, stream, unpack
 from worldmodel.data.episode import Episode
+from worldmodel.data.missing import missing_numbers
 from worldmodel.data.shard_table import COLUMNS, NO_SEED, Leaf, Shard, read_column, read_packed, write_column, write_packed
 from worldmodel.runtime import InvalidFileError, check_regular, file_errors, open_regular, parse_json
 from worldmodel.runtime import NewerVersionError as NewerVersionError
@@ -39,6 +40,7 @@ from worldmodel.spaces import build_value, is_image, leaf_values, leaves, space_
 FORMAT = "worldmodel.shard"
 VERSION = 2  # 1 where nothing is packed
 SUFFIX = ".safetensors"
+ELAPSED = "elapsed"  # in a recipe: whether the time of each step is stored
 MAX_HEADER = 2**28  # bytes; a million episodes in one shard have 50 MB
 
 _REPAIR = "run `worldmodel store repair`"
@@ -71,6 +73,7 @@ class Schema:
         }
         found = [Leaf("rewards", np.dtype(np.float64), (), 0)]
         found += [Leaf(name, np.dtype(bool), (), 0) for name in ("terminations", "truncations")]
+        found += [Leaf(ELAPSED, np.dtype(np.float64), (), 0)] if self.recipe.get(ELAPSED) else []
         for name, space, extra in (("observations", self.observation_space, 1), ("actions", self.action_space, 0)):
             for path, child in leaves(space):
                 full_name, shape = f"{name}/{path}" if path else name, tuple(child.shape or ())
@@ -86,19 +89,20 @@ class Schema:
         self.leaves = sorted(found, key=lambda leaf: (-leaf.dtype.itemsize, leaf.name))  # aligns every leaf
 
     def check_spaces(self) -> None:
-        """Raise unless both spaces come back from a file as they are.
+        """Raise unless both spaces come back from a file as they are, and the recipe names numbers of the observation.
 
         Raises:
-            ValueError: naming the space.
+            ValueError: naming the space or the number.
         """
         for name, space in (("observation_space", self.observation_space), ("action_space", self.action_space)):
             back = space_from_json(json.loads(self.metadata[name]))
             if back != space and space_to_json(back) != space_to_json(space):
                 raise ValueError(f"{name}: expected a space that a file can keep, got {space}, which comes back as {back}")
+        missing_numbers(self.recipe, self.observation_space)
 
     def arrays(self, episode: Episode) -> dict[str, np.ndarray]:
         """Return the leaves of an episode by name, in the dtypes of the spaces."""
-        given = {"rewards": episode.rewards, "terminations": episode.terminations, "truncations": episode.truncations}
+        given = {name: getattr(episode, name) for name in ("rewards", "terminations", "truncations", ELAPSED)}
         for name in ("observations", "actions"):
             given |= {f"{name}/{path}" if path else name: v for path, v in leaf_values(getattr(episode, name)).items()}
         return {leaf.name: np.ascontiguousarray(given[leaf.name], dtype=leaf.dtype) for leaf in self.leaves}
@@ -223,6 +227,7 @@ class Schema:
             rewards=found["rewards"],
             terminations=found["terminations"],
             truncations=found["truncations"],
+            elapsed=found.get(ELAPSED),
             episode_id=int(shard.episode_ids[position]),
             seed=None if shard.seeds[position] == NO_SEED else int(shard.seeds[position]),
         )

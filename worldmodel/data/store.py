@@ -29,6 +29,7 @@ from worldmodel.data.compression import DamagedChunkError
 from worldmodel.data.ends import read_terminated
 from worldmodel.data.episode import Episode, check_episode
 from worldmodel.data.index import Index, read_failures
+from worldmodel.data.missing import missing_numbers
 from worldmodel.data.reading import ReadableEpisodes, describe_store
 from worldmodel.data.shard_table import Shard
 from worldmodel.data.shards import Schema
@@ -153,6 +154,16 @@ class EpisodeStore(ReadableEpisodes):
         return copy.deepcopy(self._schema.recipe)
 
     @property
+    def missing(self) -> dict[str, tuple[int, ...]]:
+        """Numbers of the observation that may be missing (NaN), by leaf, as the recipe says (`worldmodel.data.missing`)."""
+        return missing_numbers(self._schema.recipe, self.observation_space)
+
+    @property
+    def has_elapsed(self) -> bool:
+        """Whether the time of each step is stored (``recipe["elapsed"]``)."""
+        return bool(self._schema.recipe.get(shards.ELAPSED))
+
+    @property
     def episode_ids(self) -> np.ndarray:
         """(episodes,) int64: ids of the episodes, ascending."""
         return self._index.ids
@@ -268,7 +279,7 @@ class EpisodeStore(ReadableEpisodes):
         if not episodes:
             return
         for episode in episodes:
-            check_episode(episode, self.observation_space, self.action_space)
+            check_episode(episode, self.observation_space, self.action_space, missing=self.missing, timed=self.has_elapsed)
         with locked(self.path):
             self.adopt()
             ids, counts = np.unique([episode.episode_id for episode in episodes], return_counts=True)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from worldmodel.dream.agent import Policy as Policy
     from worldmodel.dream.dreams import DreamPrecision as DreamPrecision
     from worldmodel.dream.dreams import Dreams as Dreams
+    from worldmodel.dream.dreams import MemberPer as MemberPer
     from worldmodel.dream.dreams import TerminationRule as TerminationRule
     from worldmodel.dream.half_precision_step import FastStep as FastStep
     from worldmodel.dream.horizon import DEFAULT_HORIZON as DEFAULT_HORIZON
@@ -61,12 +62,16 @@ if TYPE_CHECKING:
     from worldmodel.dream.starts import StartConfig as StartConfig
     from worldmodel.dream.tracking import LatentTracker as LatentTracker
     from worldmodel.dream.tracking import primed_states as primed_states
+    from worldmodel.dream.uncertainty import Information as Information
+    from worldmodel.dream.uncertainty import Penalty as Penalty
+    from worldmodel.dream.uncertainty import mutual_information as mutual_information
+    from worldmodel.dream.uncertainty import variance_of_means as variance_of_means
 else:
     __getattr__, __dir__, __all__ = attach(
         __name__,
         {
             "agent": "Agent LatentState Policy",
-            "dreams": "DreamPrecision Dreams TerminationRule",
+            "dreams": "DreamPrecision Dreams MemberPer TerminationRule",
             "half_precision_step": "FastStep",
             "horizon": "DEFAULT_HORIZON check_action_repeat time_limit usual_horizon",
             "imagination": "Imagination imagine lambda_returns",
@@ -81,5 +86,6 @@ else:
             "sharing": "shared_rollout",
             "starts": "StartBank StartConfig",
             "tracking": "LatentTracker primed_states",
+            "uncertainty": "Information Penalty mutual_information variance_of_means",
         },
     )

@@ -17,18 +17,21 @@ from worldmodel.dream.half_precision_step import FastStep, applies
 from worldmodel.dream.latent_world import BatchedWorld, Drawn
 from worldmodel.dream.policies import agent_of
 from worldmodel.dream.rewards import REWARD_MODES, Reward, RewardMode, UserReward
+from worldmodel.dream.step_time import StepTime
 from worldmodel.dream.tracking import primed_states
+from worldmodel.dream.uncertainty import Penalty
 from worldmodel.mixtures import check_temperature, shared_draws
-from worldmodel.models import State, WorldModel, draw_latent, require_world
+from worldmodel.models import MDNRNNEnsemble, State, WorldModel, draw_latent, fill_missing, members_of, require_world
 from worldmodel.rng import Streams, fill_normal, fill_uniform
 from worldmodel.runtime import check_integer, resolve_precision
 from worldmodel.spaces import Value
 
 TerminationRule = Literal["threshold", "sample"]
 DreamPrecision = Literal["float32", "bfloat16", "auto"]
+MemberPer = Literal["dream", "step"]
 
 
-class Dreams(BatchedWorld):
+class Dreams(StepTime, BatchedWorld):
     """A batch of dreams in a world model, on the device of that model.
 
     Without a termination head no dream ends before its horizon; without a reward head or function every reward is 0.
@@ -47,10 +50,14 @@ class Dreams(BatchedWorld):
         reward: a function that replaces M's reward head, or its name, "module:function"; see `worldmodel.dream.rewards`.
         reward_mode: "expected" pays the mean of the reward that M predicts, "sampled" draws it, so that returns spread as real
             ones do. The temperature changes neither. A seed dreams one dream in the one and another in the other.
+        member_per: of an ensemble, "dream": each dream follows a member, chosen at its first step; "step": every step is that
+            of another one, a sample of the mixture of all members. Ignored for a single M.
+        penalty: for where the members of an ensemble disagree, subtracted from all rewards; a number is the weight of a
+            `Penalty`. None or 0 subtracts nothing.
 
     Raises:
         ValueError: if an argument is out of range, M is of a kind that `FastStep` does not know, or the reward function is not
-            found or needs a decoder that V lacks.
+            found or needs a decoder that V lacks, or there is a penalty but no ensemble.
     """
 
     def __init__(
@@ -64,6 +71,8 @@ class Dreams(BatchedWorld):
         precision: DreamPrecision = "float32",
         reward: Reward | None = None,
         reward_mode: RewardMode = "expected",
+        member_per: MemberPer = "dream",
+        penalty: Penalty | float | None = None,
     ):
         require_world(world)
         num_dreams = check_integer(num_dreams, "num_dreams", least=1)
@@ -72,12 +81,15 @@ class Dreams(BatchedWorld):
             raise ValueError(f"num_groups: expected a divisor of num_dreams {num_dreams}, got {num_groups}")
         if reward_mode not in REWARD_MODES:
             raise ValueError(f"reward_mode: expected one of {', '.join(REWARD_MODES)}, got {reward_mode!r}")
+        if member_per not in ("dream", "step"):
+            raise ValueError(f"member_per: expected 'dream' or 'step', got {member_per!r}")
         resolved = resolve_precision(precision, world.device)
         super().__init__(world, num_dreams)
         self.temperature, self.termination = temperature, termination
         self._num_groups = num_groups
         self.reward = None if reward is None else UserReward(reward, world)
         self._reward_mode: RewardMode = reward_mode
+        self._member_per, self.penalty = member_per, Penalty.of(penalty, world)
         if precision == "auto" and not applies(world.mdnrnn):
             resolved = "float32"
         self._fast = FastStep(world.mdnrnn) if resolved == "bfloat16" else None
@@ -115,6 +127,11 @@ class Dreams(BatchedWorld):
         return self._reward_mode
 
     @property
+    def member_per(self) -> MemberPer:
+        """Whether a dream follows one member of an ensemble, or another one at each step."""
+        return self._member_per
+
+    @property
     def num_groups(self) -> int:
         """Number of groups; `variant` makes dreams with another one."""
         return self._num_groups
@@ -132,7 +149,7 @@ class Dreams(BatchedWorld):
 
     def variant(self, *, num_dreams: int | None = None, num_groups: int = 1) -> Dreams:
         """Return dreams of the same world, temperature, termination and rewards with another number of dreams or groups."""
-        return Dreams(
+        made = Dreams(
             self.world,
             self.batch_size if num_dreams is None else num_dreams,
             temperature=self.temperature,
@@ -141,7 +158,11 @@ class Dreams(BatchedWorld):
             precision=self.precision,
             reward=None if self.reward is None else self.reward.reward,
             reward_mode=self.reward_mode,
+            member_per=self.member_per,
+            penalty=self.penalty,
         )
+        made.elapsed = self.elapsed
+        return made
 
     @torch.no_grad()
     def start(self, *, generator: torch.Generator) -> LatentState:
@@ -157,7 +178,7 @@ class Dreams(BatchedWorld):
 
         Args:
             observations: values of the observation space, (P + 1, ...) for all dreams, which then share one sample of z, or
-                (B, P + 1, ...) one prefix each.
+                (B, P + 1, ...) one prefix each. Missing numbers (NaN) of the last one are sampled for each dream.
             actions: values of the action space, (P, ...) or (B, P, ...); P may be 0.
             generator: source of the samples from V's posterior.
 
@@ -173,8 +194,9 @@ class Dreams(BatchedWorld):
                 f"observations, actions: expected leading dimensions (P + 1,) and (P,), or ({b}, P + 1) and ({b}, P), "
                 f"got {tuple(z.shape[:-1])} and {tuple(action.shape[:-1])}"
             )
-        *_, lstm = primed_states(world.mdnrnn, z, action)
-        return self._alive(z[:, -1], lstm)
+        filled = fill_missing(world.mdnrnn, z, action, generator=generator)
+        *_, lstm = primed_states(world.mdnrnn, filled.z, filled.action)
+        return self._alive(filled.z[:, -1], lstm)
 
     @torch.no_grad()
     def step(
@@ -215,10 +237,35 @@ class Dreams(BatchedWorld):
         """Advance as `step_features` does, but return termination log-odds instead of a decision."""
         if isinstance(generator, Streams):
             generator.reserve(self._numbers_per_step)
-        drawn = (self._draw if self._fast is None else self._draw_fast)(state, action, generator)
-        if self.reward is None:
+        drawn = (self._draw if self._fast is None else self._draw_fast)(state, self.timed(action), generator)
+        if self.reward is not None:
+            drawn = drawn._replace(reward=self.reward.of_dreams(state.z, action, drawn.z, state.alive, actions))
+        if self.penalty is None or drawn.reward is None:
             return drawn
-        return drawn._replace(reward=self.reward.of_dreams(state.z, action, drawn.z, state.alive, actions))
+        return drawn._replace(reward=drawn.reward - self.penalties(state.z, action, drawn.lstm, generator=generator))
+
+    def penalties(
+        self, z: Tensor, action: Tensor, after: State, *, generator: torch.Generator | Streams | None = None
+    ) -> Tensor:
+        """What ``penalty`` subtracts from the rewards of a step, (B,); zeros without one.
+
+        Args:
+            z: (B, D) before the step.
+            action: (B, A) action features.
+            after: M's state after the step.
+            generator: source of randomness, for a penalty that needs it.
+        """
+        if self.penalty is None:
+            return torch.zeros_like(z[:, 0])
+        return self.penalty.of_steps(self.world, z, self.timed(action), after, num_groups=self.num_groups, generator=generator)
+
+    def following(self, lstm: State, generator: torch.Generator | Streams) -> State:
+        """Return M's state with the members that the dreams follow, which are chosen as ``member_per`` says."""
+        model = self.world.mdnrnn
+        if not isinstance(model, MDNRNNEnsemble):
+            return lstm
+        uniform = shared_draws(lstm.h[0, :, 0], self.num_groups, partial(fill_uniform, source=generator))
+        return model.follow(lstm, uniform, again=self.member_per == "step")
 
     @torch.no_grad()
     def expected_return(
@@ -256,7 +303,7 @@ class Dreams(BatchedWorld):
 
     def _draw(self, state: LatentState, action: Tensor, generator: torch.Generator | Streams) -> Drawn:
         """Return the next z and state of every dream; those of terminated dreams do not change."""
-        prediction, lstm = self.world.mdnrnn.step(state.z, action, state.lstm)
+        prediction, lstm = self.world.mdnrnn.step(state.z, action, self.following(state.lstm, generator))
         z = self.bound(prediction.latent.sample(self.temperature, num_groups=self.num_groups, generator=generator))
         outcome, reward = prediction.outcome(z), None
         if outcome.reward is not None and self._samples_rewards:
@@ -297,8 +344,10 @@ class Dreams(BatchedWorld):
     def _numbers_per_step(self) -> int:
         """Random numbers that a step takes per dream: those of the heads that are sampled, and one for the termination."""
         head = self.world.mdnrnn.reward_head
-        reward = head.numbers_per_sample if head is not None and self._samples_rewards else 0
-        return self.world.mdnrnn.latent_head.numbers_per_sample + reward + 1
+        heads = [self.world.mdnrnn.latent_head.numbers_per_sample]
+        heads += [head.numbers_per_sample] if head is not None and self._samples_rewards else []
+        members = len(members_of(self.world.mdnrnn))
+        return sum(heads) + 1 if members == 1 else members * (sum(heads) + len(heads)) + 2
 
     @property
     def _samples_rewards(self) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from worldmodel.dream.latent_world import Drawn
 from worldmodel.mixtures import RewardHead
-from worldmodel.models import MDNRNN, State, activate_gates, stack_layers, stack_weights
+from worldmodel.models import MDNRNN, MDNRNNEnsemble, State, activate_gates, refuse_ensemble, stack_layers, stack_weights
 
 
 class FastStep:
@@ -30,6 +30,7 @@ class FastStep:
     """
 
     def __init__(self, model: MDNRNN, dtype: torch.dtype = torch.bfloat16):
+        refuse_ensemble(model, "dreams in half precision")
         if not applies(model):
             raise ValueError(
                 "model: expected an LSTM without layer_norm and a latent head that supports raw outputs, such as mixtures with "
@@ -119,4 +120,4 @@ class FastStep:
 
 def applies(model: MDNRNN) -> bool:
     """Whether M is of a kind that `FastStep` supports."""
-    return isinstance(model.lstm, nn.LSTM) and model.latent_head.supports_raw
+    return not isinstance(model, MDNRNNEnsemble) and isinstance(model.lstm, nn.LSTM) and model.latent_head.supports_raw

@@ -134,7 +134,7 @@ def lambda_returns(reward: Tensor, continuation: Tensor, value: Tensor, *, disco
 def _step(dreams: Dreams, state: LatentState, action: Tensor, generator: torch.Generator) -> tuple[LatentState, Tensor, Tensor]:
     """`Dreams.step` with gradients: the next state, the expected reward (B,) and the continuation probability (B,)."""
     with _fixed(dreams.world):
-        prediction, lstm = dreams.world.mdnrnn.step(state.z, action, state.lstm)
+        prediction, lstm = dreams.world.mdnrnn.step(state.z, dreams.timed(action), dreams.following(state.lstm, generator))
         z = dreams.bound(prediction.latent.rsample(dreams.temperature, num_groups=dreams.num_groups, generator=generator))
         outcome = prediction.outcome(z)
         if dreams.reward is None:
@@ -147,6 +147,8 @@ def _step(dreams: Dreams, state: LatentState, action: Tensor, generator: torch.G
                     f"reward: expected a differentiable function, got {dreams.reward.name}, whose result has no gradient; "
                     "compute it with torch operations on its arguments, or search with evolve or ppo, which need no gradient"
                 )
+        if dreams.penalty is not None:
+            reward = reward - dreams.penalties(state.z, action, lstm, generator=generator)
     logit = outcome.termination_logit
     continuation = torch.ones_like(reward) if logit is None else torch.sigmoid(-logit)
     return LatentState(z, lstm, state.alive), reward, continuation

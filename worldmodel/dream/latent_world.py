@@ -10,14 +10,15 @@ import abc
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from worldmodel.dream.agent import LatentState, Policy
 from worldmodel.dream.policies import agent_of
-from worldmodel.models import State, WorldModel, require_world
+from worldmodel.dream.uncertainty import variance_of_means
+from worldmodel.models import MDNRNNEnsemble, State, WorldModel, require_world
 from worldmodel.runtime import Listener, Progress, check_integer
 from worldmodel.spaces import Value, as_tuples, map_leaves
 
@@ -48,6 +49,7 @@ class Rollout:
         rewards: (B, T) rewards, 0 where the mask is False; expected rewards in dreams, unless they sample them.
         terminated: (B, T) bool, True at the last step of an episode that terminated (in reality also: was truncated).
         mask: (B, T) bool, True for steps before the end.
+        uncertainty: (B, T) of each step, `variance_of_means`, if M is an ensemble; 0 after the end.
     """
 
     z: Tensor
@@ -55,6 +57,7 @@ class Rollout:
     rewards: Tensor
     terminated: Tensor
     mask: Tensor
+    uncertainty: Tensor | None = None
 
     def __repr__(self) -> str:
         b, t = self.mask.shape
@@ -111,18 +114,27 @@ class BatchedWorld(abc.ABC):
         Raises:
             ValueError: if ``horizon`` is below 1.
         """
-        columns: list[tuple[Tensor, Value, Tensor, Tensor, Tensor]] = []  # not `Step`s, which would keep all of M's states
+        columns: list[tuple[Any, ...]] = []  # not `Step`s, which would keep all of M's states
         z = None
         for step in self.unroll(policy, horizon, generator=generator, start=start):
-            columns.append((step.state.z, step.actions, step.reward, step.terminated, step.state.alive))
+            columns.append((step.state.z, step.actions, step.reward, step.terminated, step.state.alive, *self.unsure(step)))
             z = step.next_state.z
         assert z is not None
-        before, actions, rewards, terminated, alive = zip(*columns, strict=True)
+        before, actions, *others = zip(*columns, strict=True)
         return Rollout(
             torch.stack([*before, z], dim=1),
             map_leaves(lambda *leaf: torch.stack([torch.as_tensor(part, device=z.device) for part in leaf], dim=1), *actions),
-            *(torch.stack(column, dim=1) for column in (rewards, terminated, alive)),
+            *(torch.stack(column, dim=1) for column in others),
         )
+
+    def unsure(self, step: Step) -> tuple[Tensor, ...]:
+        """How much the members of an ensemble disagree about a step, (B,), as a tuple of one; of none for a single M."""
+        model = self.world.mdnrnn
+        if not isinstance(model, MDNRNNEnsemble):
+            return ()
+        action = self.world.action_features.flatten(step.actions)
+        variance = variance_of_means(model, step.state.z, action, step.next_state.lstm)
+        return (torch.where(step.state.alive, variance, 0.0),)
 
     @torch.no_grad()
     def score(

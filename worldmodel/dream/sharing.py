@@ -61,7 +61,7 @@ class _SharedRandomActions(RandomActions):
 
 def map_rollout(rollout: Rollout, function: Any) -> Rollout:
     """Apply a function to every tensor of a rollout."""
-    parts = {name: function(getattr(rollout, name)) for name in ("z", "rewards", "terminated", "mask")}
+    parts = {name: function(part) for name, part in vars(rollout).items() if name != "actions" and part is not None}
     return Rollout(actions=map_leaves(function, rollout.actions), **parts)
 
 
@@ -76,9 +76,10 @@ def _joined(parts: list[Rollout], device: torch.device) -> Rollout:
     def ended(tensor: Tensor) -> Tensor:
         return torch.cat([tensor, tensor.new_zeros(len(tensor), steps - tensor.shape[1])], dim=1)
 
+    of_steps = ["rewards", "terminated", "mask", *([] if parts[0].uncertainty is None else ["uncertainty"])]
     whole = Rollout(
         torch.cat([longer(part.z, 1) for part in parts]),
         map_leaves(lambda *leaf: torch.cat([longer(one, 0) for one in leaf]), *(part.actions for part in parts)),
-        *(torch.cat([ended(getattr(part, name)) for part in parts]) for name in ("rewards", "terminated", "mask")),
+        *(torch.cat([ended(getattr(part, name)) for part in parts]) for name in of_steps),
     )
     return map_rollout(whole, lambda tensor: tensor.to(device))

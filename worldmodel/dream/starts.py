@@ -25,6 +25,7 @@ from worldmodel.models import (
     draw_latent,
     encode_episodes,
     encoded_form,
+    fill_missing,
     latent_features,
     require_world,
 )
@@ -127,8 +128,9 @@ class StartBank:
         mean, log_variance = (part.reshape(count, length + 1, -1) for part in (steps.mean, steps.log_variance))
         z = draw_latent(mean, log_variance, generator=torch.Generator(world.device).manual_seed(0))
         action = steps.action.reshape(count, length, -1)
-        *_, lstm = primed_states(world.mdnrnn, z, action)
-        return cls(mean[:, -1], log_variance[:, -1], lstm)
+        filled = fill_missing(world.mdnrnn, z, action, generator=torch.Generator(world.device).manual_seed(0))
+        *_, lstm = primed_states(world.mdnrnn, filled.z, filled.action)
+        return cls(torch.where(filled.observed, mean, filled.z)[:, -1], log_variance[:, -1], lstm)
 
     @classmethod
     def along(
@@ -199,7 +201,9 @@ class StartBank:
         )
         z = draw_latent(mean, log_variance, generator=generator)
         kept = [world.mdnrnn.initial_state(0)]
-        for t, lstm in enumerate(islice(primed_states(world.mdnrnn, z, action), int(at.max(initial=-1)) + 1)):
+        filled = fill_missing(world.mdnrnn, z, action)
+        mean = torch.where(filled.observed, mean, filled.z)
+        for t, lstm in enumerate(islice(primed_states(world.mdnrnn, filled.z, filled.action), int(at.max(initial=-1)) + 1)):
             rows = torch.as_tensor(which[at == t], device=world.device)
             kept.append(State(lstm.h[:, rows], lstm.c[:, rows]))
         rows, steps = (torch.as_tensor(part, device=world.device) for part in (which, at))
@@ -244,7 +248,9 @@ def _open(world: WorldModel, data: str | Path | Sequence[str | Path]) -> Episode
     """Open stores without the leaves that the world model's data lack."""
     require_world(world)
     stores = [EpisodeStore.open(path) for path in ([data] if isinstance(data, (str, Path)) else data)]
-    return EpisodeCollection(stores, leave_out=known_leaves(stores[0].observation_space, world.left_out))
+    episodes = EpisodeCollection(stores, leave_out=known_leaves(stores[0].observation_space, world.left_out))
+    episodes.reads_time = episodes.reads_time and world.mdnrnn.extras.sees_time
+    return episodes
 
 
 def _shares(lengths: np.ndarray, even: str) -> np.ndarray:

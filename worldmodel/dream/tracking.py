@@ -10,7 +10,8 @@
         state = tracker.observe(robot.observe(), action)
 
 M is advanced exactly once per step, with the action that was taken, so h_t has consumed (z_0, a_0) .. (z_{t-1}, a_{t-1}) as in
-a dream. V's noise comes from one random stream per episode, or from a generator that the caller passes.
+a dream. Numbers that were missing in some training data may be NaN: z has M's own expectation of them. V's noise comes from one
+random stream per episode, or from a generator that the caller passes.
 """
 
 from __future__ import annotations
@@ -23,7 +24,18 @@ from torch import Tensor
 
 from worldmodel.dream.agent import LatentState
 from worldmodel.dream.seeding import EpisodeSeeds, Rows
-from worldmodel.models import MDNRNN, State, WorldModel, draw_latent, require_world
+from worldmodel.models import (
+    MDNRNN,
+    State,
+    WorldModel,
+    check_elapsed,
+    check_maskable,
+    draw_latent,
+    fill_step,
+    require_world,
+    with_elapsed,
+    with_indicators,
+)
 from worldmodel.runtime import check_integer
 from worldmodel.spaces import Value, as_numbers, check_float32_range, leaf_values, map_leaves, select_leaves
 
@@ -46,6 +58,7 @@ class LatentTracker:
         self.world, self.num_episodes = world, num_episodes
         self._seeds = EpisodeSeeds(num_episodes, world.device)
         self._z = world.start_mean.new_zeros(num_episodes, world.vision.latent_size)
+        self._observed = torch.ones_like(self._z, dtype=torch.bool)
         self._lstm = world.mdnrnn.initial_state(num_episodes)
         self._alive = torch.ones(num_episodes, dtype=torch.bool, device=world.device)
         self._new = torch.zeros_like(self._alive)  # rows whose first observation is still to come
@@ -76,7 +89,12 @@ class LatentTracker:
 
     @torch.no_grad()
     def observe(
-        self, observation: Value, last_action: Value | None = None, *, generator: torch.Generator | None = None
+        self,
+        observation: Value,
+        last_action: Value | None = None,
+        *,
+        elapsed: float | Tensor | None = None,
+        generator: torch.Generator | None = None,
     ) -> LatentState:
         """Process one observation of every running episode.
 
@@ -85,6 +103,7 @@ class LatentTracker:
                 that the world model's observation space lacks.
             last_action: a batch of B actions that led to it. Rows that were reset ignore it. None if no action was taken: then
                 only rows that were reset process their observation, and the others keep their state.
+            elapsed: seconds since the last observation, a number or (B,), if M sees the time; None is the usual time.
             generator: source of V's noise, on the device of the world; None uses the random stream of each episode.
 
         Returns:
@@ -92,7 +111,8 @@ class LatentTracker:
 
         Raises:
             RuntimeError: before the first reset of all rows.
-            ValueError: if an observation is not finite, a batch has another size, or ``last_action`` is missing.
+            ValueError: if an observation is not finite, except for numbers that may be missing; if a batch has another size, or
+                ``last_action`` is missing.
         """
         if not self._started:
             raise RuntimeError("LatentTracker: expected reset() of all episodes before the first observation, got none")
@@ -104,13 +124,18 @@ class LatentTracker:
         running = Rows(self._alive, dense=False) if self._any_ended else None
         if running is not None:
             observation = _take_rows(observation, self._alive)
-        check_finite(observation, rows=None if running is None else running.index)
+        may_lack = bool(self.world.mdnrnn.extras.maskable)
+        check_finite(observation, rows=None if running is None else running.index, may_lack=may_lack)
         mean, log_variance = self.world.vision.encode(observation)  # (B, D), or those of the running episodes
         expected = self.num_episodes if running is None else running.count
         if mean.shape[:-1] != (expected,):
             raise ValueError(f"observation: expected a batch of {expected}, got leading dimensions {tuple(mean.shape[:-1])}")
         if last_action is not None:
-            self._advance(mean, log_variance, last_action, running, generator)
+            features = self.world.action_features.flatten(last_action)
+            if elapsed is not None:
+                given = check_elapsed(self.world.mdnrnn, elapsed, self.num_episodes)
+                features = with_elapsed(self.world.mdnrnn, features, given)
+            self._advance(mean, log_variance, features, running, generator)
         if self._any_new:
             if running is not None:
                 mean, log_variance = (running.put(self._z.clone(), part) for part in (mean, log_variance))
@@ -131,11 +156,13 @@ class LatentTracker:
         self._any_ended = True
 
     def _advance(
-        self, mean: Tensor, log_variance: Tensor, action: Value, running: Rows | None, generator: torch.Generator | None
+        self, mean: Tensor, log_variance: Tensor, features: Tensor, running: Rows | None, generator: torch.Generator | None
     ) -> None:
-        """Advance M in every running episode and sample its next z."""
-        features = self.world.action_features.flatten(action)
-        lstm = self.world.mdnrnn.advance(self._z, features, self._lstm)
+        """Advance M by action features in every running episode and sample its next z."""
+        if self.world.mdnrnn.extras.maskable:
+            lstm, mean = self._filled(mean, features, running)
+        else:
+            lstm = self.world.mdnrnn.advance(self._z, features, self._lstm)
         if running is None:
             self._z = draw_latent(mean, log_variance, generator=generator or self._seeds.streams)
         elif generator is None:  # a stream advances in every row
@@ -148,6 +175,18 @@ class LatentTracker:
             lstm = State(*(torch.where(kept, new, old) for new, old in zip(lstm, self._lstm, strict=True)))
         self._lstm = lstm
 
+    def _filled(self, mean: Tensor, action: Tensor, running: Rows | None) -> tuple[State, Tensor]:
+        """Advance M by action features and return its state and ``mean`` with M's expectation of what is missing."""
+        model, observed = self.world.mdnrnn, ~mean.isnan()
+        check_maskable(model, observed)
+        action = with_indicators(model, action, self._observed)
+        self._observed = observed if running is None else running.put(torch.ones_like(self._observed), observed)
+        if bool(observed.all()):
+            return model.advance(self._z, action, self._lstm), mean
+        prediction, lstm = model.step(self._z, action, self._lstm)
+        filled = fill_step(model, prediction.latent, mean if running is None else running.put(self._z.clone(), mean))
+        return lstm, filled if running is None else running.take(filled)
+
     def _begin(self, mean: Tensor, log_variance: Tensor, generator: torch.Generator | None) -> None:
         """Begin the episodes of the rows that were reset, with M's state zero."""
         rows = Rows(self._new)
@@ -155,6 +194,10 @@ class LatentTracker:
         if rows.count == 0:
             return
         streams = self._seeds.begin(rows)
+        if self.world.mdnrnn.extras.maskable:
+            check_maskable(self.world.mdnrnn, ~rows.take(mean).isnan())
+            self._observed = rows.put(self._observed.clone(), ~rows.take(mean).isnan())
+            mean = torch.where(mean.isnan(), 0.0, mean)  # nothing is known before the first observation
         z = draw_latent(rows.take(mean), rows.take(log_variance), generator=generator or streams)
         zeros = self.world.mdnrnn.initial_state(rows.count)
         self._z = rows.put(self._z.clone(), z)  # clones: earlier states are the caller's
@@ -184,7 +227,7 @@ def primed_states(mdnrnn: MDNRNN, z: Tensor, action: Tensor, state: State | None
     Args:
         mdnrnn: M.
         z: (B, T, D), or more steps, which are ignored.
-        action: (B, T, A) action features.
+        action: (B, T, A) action features, or (B, T, A + E) with M's extra inputs; see `worldmodel.models.fill_missing`.
         state: state before the first step; zeros if None.
 
     Yields:
@@ -197,12 +240,13 @@ def primed_states(mdnrnn: MDNRNN, z: Tensor, action: Tensor, state: State | None
         yield state
 
 
-def check_finite(observation: Value, *, rows: Tensor | Sequence[int] | None = None) -> None:
+def check_finite(observation: Value, *, rows: Tensor | Sequence[int] | None = None, may_lack: bool = False) -> None:
     """Raise if a number in a batch of observations (B, ...) is NaN, infinite, or beyond the range of float32.
 
     Args:
         observation: arrays or tensors.
         rows: (B,) numbers of the rows, for the message; counted from 0 if None.
+        may_lack: accept NaN.
 
     Raises:
         ValueError: naming the row.
@@ -211,7 +255,8 @@ def check_finite(observation: Value, *, rows: Tensor | Sequence[int] | None = No
         values = as_numbers(leaf, f"observation at {path!r}" if path else "observation")
         if not values.is_floating_point() or values.ndim == 0:
             continue
-        finite = values.isfinite().flatten(1).all(dim=1) if values.ndim > 1 else values.isfinite()
+        finite = ~values.isinf() if may_lack else values.isfinite()
+        finite = finite.flatten(1).all(dim=1) if values.ndim > 1 else finite
         if not bool(finite.all()):
             row = int(finite.int().argmin())
             number = row if rows is None else int(rows[row])

@@ -74,7 +74,13 @@ class DreamVectorEnv(ChangeableDreams, VectorEnv[Value, Value, Any]):
         if render_mode is not None:
             check_decoder(self.world)
         self._dreams = Dreams(
-            self.world, num_envs, termination=chosen.termination, reward=chosen.reward, reward_mode=chosen.reward_mode
+            self.world,
+            num_envs,
+            termination=chosen.termination,
+            reward=chosen.reward,
+            reward_mode=chosen.reward_mode,
+            member_per=chosen.member_per,
+            penalty=chosen.penalty,
         )
         self._kind = chosen.observation
         self._bank = chosen.start_bank(self.world)

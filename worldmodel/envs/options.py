@@ -10,7 +10,17 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 
-from worldmodel.dream import REWARD_MODES, LatentReward, Reward, RewardMode, StartBank, TerminationRule, load_reward
+from worldmodel.dream import (
+    REWARD_MODES,
+    LatentReward,
+    MemberPer,
+    Penalty,
+    Reward,
+    RewardMode,
+    StartBank,
+    TerminationRule,
+    load_reward,
+)
 from worldmodel.mixtures import check_temperature
 from worldmodel.models import WorldModel
 from worldmodel.runtime import check_integers
@@ -20,7 +30,7 @@ ObservationKind = Literal["z", "zh", "zhc", "decoded"]
 
 @dataclass(frozen=True, kw_only=True)
 class DreamOptions:
-    """Options of a dream environment, JSON-serialisable except a callable ``reward``.
+    """Options of a dream environment, JSON-serialisable except a callable ``reward`` and a `Penalty`.
 
     Args:
         observation: observation of the agent: latents "z", the paper's features "zh" or "zhc", or
@@ -34,6 +44,8 @@ class DreamOptions:
             action, next observation), as nested tensors of the spaces, that returns rewards (B,);
             a `worldmodel.dream.LatentReward`; or the name of one, "module:function".
         reward_mode: "expected" pays the mean of the reward that M predicts, "sampled" draws it.
+        member_per: of an ensemble, "dream": an episode follows one member; "step": another one at each step.
+        penalty: weight of a penalty for where the members of an ensemble disagree, or a `worldmodel.dream.Penalty`.
         prefix_length: number of real steps that prime M before the dream starts; 0 starts at the
             first frames stored in the world model.
         prefix_data: path of the store with the episodes for the prefixes.
@@ -48,6 +60,8 @@ class DreamOptions:
     horizon: int | None = None
     reward: Reward | None = None
     reward_mode: RewardMode = "expected"
+    member_per: MemberPer = "dream"
+    penalty: Penalty | float = 0.0
     prefix_length: int = 0
     prefix_data: str | Path | None = None
 

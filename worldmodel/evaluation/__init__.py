@@ -17,6 +17,11 @@ from typing import TYPE_CHECKING
 from worldmodel.lazy import attach
 
 if TYPE_CHECKING:
+    from worldmodel.evaluation.anomalies import Surprise as Surprise
+    from worldmodel.evaluation.anomalies import Threshold as Threshold
+    from worldmodel.evaluation.anomalies import calibrate_surprise as calibrate_surprise
+    from worldmodel.evaluation.anomalies import sensors_of as sensors_of
+    from worldmodel.evaluation.anomalies import surprise as surprise
     from worldmodel.evaluation.config import EvaluationConfig as EvaluationConfig
     from worldmodel.evaluation.evaluating import Evaluation as Evaluation
     from worldmodel.evaluation.evaluating import evaluate as evaluate
@@ -28,6 +33,8 @@ if TYPE_CHECKING:
     from worldmodel.evaluation.forecasting import open_loop as open_loop
     from worldmodel.evaluation.held_out import Likelihood as Likelihood
     from worldmodel.evaluation.held_out import likelihood as likelihood
+    from worldmodel.evaluation.imputation import impute as impute
+    from worldmodel.evaluation.replaying import episode_uncertainty as episode_uncertainty
     from worldmodel.evaluation.replaying import replay as replay
     from worldmodel.evaluation.reward_replays import RewardReplays as RewardReplays
     from worldmodel.evaluation.reward_replays import replay_rewards as replay_rewards
@@ -35,12 +42,14 @@ else:
     __getattr__, __dir__, __all__ = attach(
         __name__,
         {
+            "anomalies": "Surprise Threshold calibrate_surprise sensors_of surprise",
             "config": "EvaluationConfig",
             "evaluating": "Evaluation evaluate",
             "faithfulness": "Probe fixed_policies probe",
             "forecasting": "OpenLoop crps open_loop",
             "held_out": "Likelihood likelihood",
-            "replaying": "replay",
+            "imputation": "impute",
+            "replaying": "episode_uncertainty replay",
             "reward_replays": "RewardReplays replay_rewards",
         },
     )

@@ -15,7 +15,16 @@ from worldmodel.data import EpisodeCollection
 from worldmodel.dream import Dreams, LatentState, primed_states
 from worldmodel.evaluation.held_out import open_held_out, windows_of
 from worldmodel.mixtures import DENSITIES, PartKind
-from worldmodel.models import State, Vision, WorldModel, draw_latent, encode_episodes, open_world
+from worldmodel.models import (
+    State,
+    Vision,
+    WorldModel,
+    draw_latent,
+    encode_episodes,
+    fill_missing,
+    hold_last,
+    open_world,
+)
 from worldmodel.runtime import Progress, RunConfig, check_integer
 
 TAIL = 0.05  # on each side of the interval whose coverage is measured
@@ -166,6 +175,7 @@ def _deviation(
     count, mean, squares = 0, torch.zeros(0), torch.zeros(0)
     for episode, start in chosen:
         z = encode_episodes([episodes.read(episode, start, start + length)], reader, world.action_features).mean.double()
+        z = hold_last(z.unsqueeze(0))[0]
         if count == 0:
             mean, squares = torch.zeros_like(z[0]), torch.zeros_like(z[0])
         delta = z.mean(dim=0) - mean
@@ -193,14 +203,19 @@ def _forecast(
     log_variance = steps.log_variance.reshape(mean.shape)
     action = steps.action.reshape(size, burn_in + horizon, -1)
     seen = draw_latent(mean[:, : burn_in + 1], log_variance[:, : burn_in + 1], generator=generator)
-    *_, lstm = primed_states(world.mdnrnn, seen, action[:, :burn_in])
-    z = seen[:, -1].repeat_interleave(repeats, dim=0)
-    lstm = State(*(one.repeat_interleave(repeats, dim=1) for one in lstm))
+    incomplete = bool(seen.isnan().any())
+    known = [part.repeat_interleave(repeats, dim=0) if incomplete else part for part in (seen, action[:, :burn_in])]
+    filled = fill_missing(world.mdnrnn, *known, generator=generator)  # what is missing in the last z differs between dreams
+    *_, lstm = primed_states(world.mdnrnn, filled.z, filled.action)
+    z = filled.z[:, -1]
+    if not incomplete:
+        z, lstm = z.repeat_interleave(repeats, dim=0), State(*(one.repeat_interleave(repeats, dim=1) for one in lstm))
+    last = hold_last(mean)[:, burn_in]
     alive = torch.ones(len(z), dtype=torch.bool, device=z.device)
     for step in range(horizon):
         given = action[:, burn_in + step].repeat_interleave(repeats, dim=0)
         z, lstm, _, _ = dreams.draw(LatentState(z, lstm, alive), given, generator=generator)
-        scores.add(step, z.reshape(size, repeats, -1).transpose(0, 1), mean[:, burn_in + 1 + step], mean[:, burn_in])
+        scores.add(step, z.reshape(size, repeats, -1).transpose(0, 1), mean[:, burn_in + 1 + step], last)
 
 
 class _Scores:
@@ -223,12 +238,15 @@ class _Scores:
         self._named = {name: columns for name, columns in named.items() if columns}
         self._unit = deviation[self._columns]
         self._sums: dict[str, np.ndarray] = {}
-        self._weight = np.zeros((horizon, 1))
+        self._weight: dict[str, np.ndarray] = {}
+        self._horizon = horizon
         self._nominal = 0.0
 
     def add(self, step: int, samples: Tensor, real: Tensor, last: Tensor) -> None:
-        """Add samples (K, S, D) of a step, what happened (S, D), and the last observation before the forecast (S, D)."""
-        self._weight[step] += len(real)
+        """Add samples (K, S, D) of a step, what happened (S, D), and the last observation before the forecast (S, D).
+
+        Missing numbers (NaN) of what happened do not count.
+        """
         if self._columns:
             dreamed, truth, repeated = (z[..., self._columns].double() / self._unit for z in (samples, real, last))
             cut, count = round(TAIL * (len(samples) + 1)), len(samples)  # so many samples lie outside on each side
@@ -236,24 +254,27 @@ class _Scores:
             below = (dreamed < truth).sum(dim=0) + 0.5 * (dreamed == truth).sum(dim=0)  # a number that stays equal is within
             self._add("error", step, (dreamed.mean(dim=0) - truth).square())
             self._add("crps", step, crps(dreamed, truth))
-            self._add("coverage", step, ((below >= cut) & (below <= count - cut)).double())
+            within = ((below >= cut) & (below <= count - cut)).double()
+            self._add("coverage", step, torch.where(truth.isnan(), torch.nan, within))
             self._add("repeat_last_error", step, (repeated - truth).square())
             self._add("repeat_last_crps", step, (repeated - truth).abs())
         if self._groups:
             decided = [torch.stack([_decided(z[..., group]) for group in self._groups], dim=-1) for z in (samples, real, last)]
-            self._add("choice_error", step, (decided[0] != decided[1]).double().mean(dim=0))
-            self._add("repeat_last_choice_error", step, (decided[2] != decided[1]).double())
+            unknown = torch.stack([real[..., group[0]].isnan() for group in self._groups], dim=-1)
+            wrong = (decided[0] != decided[1]).double().mean(dim=0), (decided[2] != decided[1]).double()
+            for name, value in zip(("choice_error", "repeat_last_choice_error"), wrong, strict=True):
+                self._add(name, step, torch.where(unknown, torch.nan, value))
 
     def _add(self, name: str, step: int, value: Tensor) -> None:
-        """Add scores (S, N)."""
-        total = value.sum(dim=0).cpu().numpy()
-        self._sums.setdefault(name, np.zeros((len(self._weight), len(total))))[step] += total
+        """Add scores (S, N); NaN does not count."""
+        for sums, added in ((self._sums, value.nansum(dim=0)), (self._weight, (~value.isnan()).sum(dim=0))):
+            sums.setdefault(name, np.zeros((self._horizon, len(added))))[step] += added.cpu().numpy()
 
     def result(self, num_forecasts: int) -> OpenLoop:
         """Return the averages."""
-        means = {name: total / self._weight for name, total in self._sums.items()}  # (H, N)
+        means = {name: total / np.maximum(self._weight[name], 1) for name, total in self._sums.items()}  # (H, N)
         scores = {name: mean.mean(axis=1) for name, mean in means.items()}
-        nothing = np.full(len(self._weight), np.nan)  # if all numbers are choices or constant
+        nothing = np.full(self._horizon, np.nan)  # if all numbers are choices or constant
         return OpenLoop(
             error=np.sqrt(scores.get("error", nothing)),
             crps=scores.get("crps", nothing),

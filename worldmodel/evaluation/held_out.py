@@ -13,14 +13,23 @@ from torch import Tensor
 from torch.nn import functional
 
 from worldmodel.data import EpisodeCollection
-from worldmodel.mixtures import COPIED, LIKELIHOODS, CompositeDistribution
+from worldmodel.mixtures import (
+    COPIED,
+    LIKELIHOODS,
+    LatentDistribution,
+    count_observed,
+    log_probs_by_kind,
+    marginal_log_probs,
+)
 from worldmodel.models import (
+    Filled,
     SequenceBatch,
     State,
     Vision,
     WorldModel,
     encode_episodes,
     encoded_form,
+    fill_missing,
     gather,
     open_world,
 )
@@ -36,7 +45,7 @@ class Likelihood:
     """Negative log-likelihood of held-out episodes.
 
     Args:
-        nats: mean of each kind, in the unit of `UNITS`: per number, choice, bit, reward or step.
+        nats: mean of each kind, in the unit of `UNITS`: per observed number, choice or bit, per reward or step.
         standard_errors: of these means, over episodes; NaN for one episode.
         nats_per_step: the sum of all kinds, per step.
         num_episodes: number of episodes.
@@ -72,7 +81,8 @@ def likelihood(
     r"""Compute the negative log-likelihood of all steps of episodes, each given everything before it.
 
     For every step of every episode :math:`-\log p(z_{t+1}, r_t, d_t \mid z_{\le t}, a_{\le t})`, with M's state carried from
-    the beginning of the episode. Densities are those of z; the units of z depend on V, so compare models with the same V.
+    the beginning of the episode. Densities are those of z; the units of z depend on V, so compare models with the same V. Of a
+    z with missing numbers it is the marginal density of the observed ones, given those observed before.
 
     Args:
         world: the world model, or its directory.
@@ -91,18 +101,21 @@ def likelihood(
     episodes, reader = open_held_out(world, store)
     generator = torch.Generator(world.device).manual_seed(check_integer(seed, "seed", least=0))
     sums: dict[str, list[np.ndarray]] = {}
+    counts: dict[str, list[np.ndarray]] = {}
     steps, changed, done = [], 0.0, 0
     order = np.argsort(-episodes.lengths, kind="stable")
     with (run or RunConfig()).reporter() as report:
         for first in range(0, len(order), BATCH_EPISODES):
             chosen = order[first : first + BATCH_EPISODES]
-            totals, moved = _batch(world, episodes, reader, chosen, generator)
-            for name, total in totals.items():
+            found, moved = _batch(world, episodes, reader, chosen, generator)
+            for name, (total, count) in found.items():
                 sums.setdefault(name, []).append(total)
+                counts.setdefault(name, []).append(count)
             steps.append(episodes.lengths[chosen])
             changed, done = changed + moved, done + len(chosen)
             report(Progress("likelihood", done, len(order), "episode"))
-    return _result(world, {name: np.concatenate(parts) for name, parts in sums.items()}, np.concatenate(steps), changed)
+    totals, variables = ({name: np.concatenate(parts) for name, parts in each.items()} for each in (sums, counts))
+    return _result(totals, variables, np.concatenate(steps), changed)
 
 
 def open_held_out(
@@ -116,6 +129,7 @@ def open_held_out(
     first = EpisodeCollection.open(store, min_length=min_length)
     left = known_leaves(first.observation_space, world.left_out)
     episodes = EpisodeCollection(first.stores, min_length=min_length, leave_out=left) if left else first
+    episodes.reads_time = episodes.reads_time and world.mdnrnn.extras.sees_time
     encoded = encoded_form(episodes.stores, world.vision)
     space = episodes.observation_space if encoded is None else world.observation_space
     source = ", ".join(str(one.path) for one in episodes.stores)
@@ -133,10 +147,13 @@ def open_held_out(
 def _batch(
     world: WorldModel, episodes: EpisodeCollection, reader: Vision, chosen: np.ndarray, generator: torch.Generator
 ) -> tuple[dict[str, np.ndarray], float]:
-    """Return the sums over the steps of episodes, longest first, by kind, and the steps in which a constant changed."""
+    """Return sums over the steps of episodes, longest first, by kind, and the steps in which a constant changed.
+
+    A sum is (2, episodes): negative log-likelihoods in nats, and the number of random variables.
+    """
     lengths = episodes.lengths[chosen]
     totals: dict[str, np.ndarray] = {}
-    moved, state, last = 0.0, None, None
+    moved, state, before = 0.0, None, None
     for start in range(0, int(lengths[0]), BATCH_STEPS):
         running = int((lengths > start).sum())
         stops = np.minimum(start + BATCH_STEPS, lengths[:running])
@@ -145,53 +162,56 @@ def _batch(
         count = stops - start
         first = np.cumsum(count) - count
         batch = gather(steps, first + np.arange(running), first, count, np.zeros_like(count), generator=generator)
-        if last is not None:
-            batch.z[:, 0] = last[:running]  # one sample of an observation, not two
         if state is not None:
             state = State(*(part[:, :running].contiguous() for part in state))
-        found, changed, state = _predict(world, batch, state)
+        before = fill_missing(world.mdnrnn, batch.z, batch.action, state, before=before)
+        found, changed, state = _predict(world, batch, before, state)
         moved += changed
-        last = batch.z[:, -1]
         for name, value in found.items():
-            totals.setdefault(name, np.zeros(len(chosen)))[:running] += value.double().cpu().numpy()
+            totals.setdefault(name, np.zeros((2, len(chosen))))[:, :running] += value.double().cpu().numpy()
     return totals, moved
 
 
-def _predict(world: WorldModel, batch: SequenceBatch, state: State | None) -> tuple[dict[str, Tensor], float, State]:
-    """Return sums over the steps of a batch by kind (B,), the steps in which a constant changed, and M's state."""
+def _predict(
+    world: WorldModel, batch: SequenceBatch, filled: Filled, state: State | None
+) -> tuple[dict[str, Tensor], float, State]:
+    """Return sums over the steps of a batch by kind (2, B), the steps in which a constant changed, and M's state."""
     model, mask = world.mdnrnn, batch.mask
-    found: dict[str, Tensor] = {}
-    prediction, state = model(batch.z[:, :-1], batch.action, state)
-    after = batch.z[:, 1:]
-    if isinstance(prediction.latent, CompositeDistribution):
-        found |= {name: -value for name, value in prediction.latent.log_probs(after).items()}
-    else:
-        found["nll_per_dim"] = -prediction.latent.log_prob(after)
+    prediction, state = model(filled.z[:, :-1], filled.action, state)
+    after, observed = filled.z[:, 1:], filled.observed[:, 1:]
+    nats, counts = step_nats(prediction.latent, after, observed)
     outcome = prediction.outcome(after)
     if outcome.reward is not None:
-        found["reward_nll"] = -outcome.reward.log_prob(batch.reward.unsqueeze(-1))
+        nats["reward_nll"] = -outcome.reward.log_prob(batch.reward.unsqueeze(-1))
     if outcome.termination_logit is not None:
         ended = batch.terminated.to(after.dtype)
-        found["termination_nll"] = functional.binary_cross_entropy_with_logits(
+        nats["termination_nll"] = functional.binary_cross_entropy_with_logits(
             outcome.termination_logit, ended, reduction="none"
         )
     copied = [] if model.layout is None else model.layout.columns(*COPIED)
-    changed = ((after != batch.z[:, :-1])[..., copied].any(dim=-1) & mask).sum().item()
-    return {name: torch.where(mask, value, 0.0).sum(dim=1) for name, value in found.items()}, changed, state
+    both = observed & filled.observed[:, :-1]
+    changed = (((after != filled.z[:, :-1]) & both)[..., copied].any(dim=-1) & mask).sum().item()
+    one = torch.ones_like(mask, dtype=torch.int64)
+    pairs = {name: torch.stack([value.double(), counts.get(name, one).double()]) for name, value in nats.items()}
+    return {name: torch.where(mask, pair, 0.0).sum(dim=-1) for name, pair in pairs.items()}, changed, state
 
 
-def _result(world: WorldModel, sums: dict[str, np.ndarray], steps: np.ndarray, changed: float) -> Likelihood:
-    variables = {sub.metric: sub.num_variables for sub in world.mdnrnn.frame.sub_heads(world.mdnrnn.latent_head)}
-    total = int(steps.sum())
+def step_nats(latent: LatentDistribution, after: Tensor, observed: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return negative log-likelihood and number of the observed random variables of each step by kind, (B, T) each."""
+    found = log_probs_by_kind(latent, after) if bool(observed.all()) else marginal_log_probs(latent, after, observed)
+    return {name: -value for name, value in found.items()}, count_observed(latent, observed)
+
+
+def _result(sums: dict[str, np.ndarray], counts: dict[str, np.ndarray], steps: np.ndarray, changed: float) -> Likelihood:
+    total, n = int(steps.sum()), len(steps)
     nats, errors = {}, {}
     for name, value in sums.items():
-        size = variables.get(name, 1)
-        nats[name] = float(value.sum() / total / size)
-        residual = value / size - nats[name] * steps
-        n = len(steps)
-        errors[name] = float(np.sqrt((residual**2).sum() * n / (n - 1)) / total) if n > 1 else float("nan")
+        variables = max(float(counts[name].sum()), 1.0)
+        nats[name] = float(value.sum() / variables)
+        residual = value - nats[name] * counts[name]
+        errors[name] = float(np.sqrt((residual**2).sum() * n / (n - 1)) / variables) if n > 1 else float("nan")
     per_step = float(sum(value.sum() for value in sums.values()) / total)
-    return Likelihood(nats, errors, per_step, len(steps), total, changed / total)
+    return Likelihood(nats, errors, per_step, n, total, changed / total)
 
 
 def windows_of(episodes: EpisodeCollection, length: int, most: int) -> Iterator[tuple[int, int]]:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
+
 from worldmodel.data import Episode
-from worldmodel.dream import Dreams, RecordedActions, Rollout
+from worldmodel.dream import Dreams, RecordedActions, Rollout, variance_of_means
+from worldmodel.models import WorldModel
 from worldmodel.runtime import check_integer
 from worldmodel.spaces import map_leaves
 
@@ -19,7 +23,7 @@ def replay(dreams: Dreams, episode: Episode, *, prefix: int = 0, horizon: int | 
         seed: seed of the dreams.
 
     Returns:
-        A rollout that begins at ``episode.observations[prefix]``.
+        A rollout that begins at ``episode.observations[prefix]``; of an ensemble it has the uncertainty of each step.
 
     Raises:
         ValueError: if the episode has no step after the prefix or does not fit the world's spaces, or ``horizon`` is below 1.
@@ -37,3 +41,29 @@ def replay(dreams: Dreams, episode: Episode, *, prefix: int = 0, horizon: int | 
     )
     recorded = RecordedActions(map_leaves(lambda leaf: leaf[prefix:], episode.actions))
     return dreams.rollout(recorded, steps, generator=generator, start=start)
+
+
+@torch.no_grad()
+def episode_uncertainty(world: WorldModel, episode: Episode, *, seed: int = 0) -> Tensor:
+    """How much the members of an ensemble disagree about each step of a real episode, given everything before it.
+
+    Args:
+        world: with an ensemble.
+        episode: the real episode.
+        seed: seed of the samples of z, if V has noise.
+
+    Returns:
+        (T,) `worldmodel.dream.variance_of_means`.
+
+    Raises:
+        ValueError: if M is no ensemble, or the episode does not fit the world's spaces.
+    """
+    generator, model = torch.Generator(world.device).manual_seed(seed), world.mdnrnn
+    z = world.encode(episode.observations, generator=generator)
+    action = world.action_features.flatten(episode.actions)
+    found, state = [], model.initial_state(1)
+    for t in range(len(episode)):
+        before, taken = z[t : t + 1], action[t : t + 1]
+        state = model.advance(before, taken, state)
+        found.append(variance_of_means(model, before, taken, state))
+    return torch.cat(found)

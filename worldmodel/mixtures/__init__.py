@@ -26,6 +26,13 @@ if TYPE_CHECKING:
     from worldmodel.mixtures.composite_head import CompositeDistribution as CompositeDistribution
     from worldmodel.mixtures.composite_head import CompositeHead as CompositeHead
     from worldmodel.mixtures.composite_head import SubHead as SubHead
+    from worldmodel.mixtures.conditioning import condition as condition
+    from worldmodel.mixtures.conditioning import count_observed as count_observed
+    from worldmodel.mixtures.conditioning import log_prob_of_numbers as log_prob_of_numbers
+    from worldmodel.mixtures.conditioning import marginal_log_prob as marginal_log_prob
+    from worldmodel.mixtures.conditioning import marginal_log_probs as marginal_log_probs
+    from worldmodel.mixtures.conditioning import mean_given as mean_given
+    from worldmodel.mixtures.conditioning import sample_given as sample_given
     from worldmodel.mixtures.discrete_heads import Bits as Bits
     from worldmodel.mixtures.discrete_heads import BitsHead as BitsHead
     from worldmodel.mixtures.discrete_heads import ChoiceHead as ChoiceHead
@@ -52,6 +59,8 @@ if TYPE_CHECKING:
     from worldmodel.mixtures.layout import LatentLayout as LatentLayout
     from worldmodel.mixtures.layout import LatentPart as LatentPart
     from worldmodel.mixtures.layout import PartKind as PartKind
+    from worldmodel.mixtures.member_mixture import MemberMixture as MemberMixture
+    from worldmodel.mixtures.member_mixture import log_probs_by_kind as log_probs_by_kind
     from worldmodel.mixtures.mixed import MixedDistribution as MixedDistribution
     from worldmodel.mixtures.network import MixtureDensityNetwork as MixtureDensityNetwork
     from worldmodel.mixtures.reparameterization import reparameterize as reparameterize
@@ -67,11 +76,15 @@ else:
         {
             "autoregressive": "AutoregressiveHead AutoregressiveMixture",
             "composite_head": "CompositeDistribution CompositeHead LIKELIHOODS SubHead",
+            "conditioning": (
+                "condition count_observed log_prob_of_numbers marginal_log_prob marginal_log_probs mean_given sample_given"
+            ),
             "discrete_heads": "Bits BitsHead ChoiceHead OneHot Segments",
             "gaussian": "GaussianMixture HALF_LOG_TWO_PI at_least_float32 categorical check_temperature shared_draws",
             "heads": "DEFAULT_MIN_SCALE Factorization MixtureHead NoiseType check_noise soft_floor",
             "latent_head": "CONSTANTS LatentDistribution LatentHead latent_head_class",
             "layout": "COPIED DENSITIES LatentLayout LatentPart PartKind",
+            "member_mixture": "MemberMixture log_probs_by_kind",
             "mixed": "MixedDistribution",
             "network": "MixtureDensityNetwork",
             "reparameterization": "reparameterize",

@@ -102,6 +102,27 @@ class AutoregressiveMixture:
         """Sample as `sample`, with exact pathwise gradients; see `GaussianMixture.rsample`."""
         return self._sample(temperature, num_groups, generator)
 
+    def expectation(self) -> Tensor:
+        """Mean of each dimension given the means of those before it, (..., D).
+
+        It is the mean of the distribution where the weights of the components do not depend on earlier dimensions, and close to
+        it where they hardly do.
+        """
+        parts: list[Tensor] = []
+        for d in range(self.dim):
+            logits, mean, _ = self._given(d, parts).unbind(dim=-2)
+            parts.append((logits.softmax(dim=-1) * mean).sum(dim=-1))
+        return self.shift + self.scale * torch.stack(parts, dim=-1)
+
+    def _given(self, d: int, parts: list[Tensor]) -> Tensor:
+        """Raw parameters (..., 3, K) of dimension ``d`` given the numbers of those before it, (...) each."""
+        raw = self.raw[..., d]  # (..., 3, K)
+        if not parts:
+            return raw
+        with torch.autocast(raw.device.type, enabled=False):
+            earlier = within_reach(torch.stack(parts, dim=-1)) @ self.coupling[:, :, d, :d].flatten(0, 1).t()
+        return raw + earlier.unflatten(-1, raw.shape[-2:])
+
     def _sample(self, temperature: float | Tensor, num_groups: int, generator: Source) -> Tensor:
         if num_groups != 1 and not self.batch_shape:
             raise ValueError(f"num_groups: expected 1 for a distribution without batch dimensions, got {num_groups}")
@@ -121,12 +142,7 @@ class AutoregressiveMixture:
         tau = tau.unsqueeze(-1).expand(*self.batch_shape, 1)
         parts: list[Tensor] = []
         for d in range(self.dim):
-            raw = self.raw[..., d]  # (..., 3, K)
-            if parts:
-                with torch.autocast(raw.device.type, enabled=False):
-                    earlier = within_reach(torch.stack(parts, dim=-1)) @ self.coupling[:, :, d, :d].flatten(0, 1).t()
-                raw = raw + earlier.unflatten(-1, raw.shape[-2:])
-            logits, mean, raw_log_scale = raw.unbind(dim=-2)
+            logits, mean, raw_log_scale = self._given(d, parts).unbind(dim=-2)
             floor = self.min_scale[d] if isinstance(self.min_scale, Tensor) else self.min_scale
             parts.append(_sample_number(logits, mean, raw_log_scale, floor, tau, gumbel[..., d], normal[..., d]))
         return self.shift + self.scale * torch.stack(parts, dim=-1)
@@ -183,6 +199,11 @@ class AutoregressiveHead(MixtureHead):
             )
         least = DEFAULT_MIN_SCALE if config.min_scale is None else config.min_scale
         return cls(in_features, dim, config.num_components, min_scale=least)
+
+    @property
+    def has_conditionals(self) -> bool:
+        """False: integrals over an earlier number are not in closed form."""
+        return False
 
     @property
     def target_weight(self) -> Tensor:

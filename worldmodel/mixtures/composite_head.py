@@ -102,6 +102,16 @@ class CompositeDistribution:
         """Sample the same numbers as `sample`, with gradients; those through choices and bits are straight-through."""
         return self._join([part.rsample(temperature, num_groups=num_groups, generator=generator) for _, part, _ in self.parts])
 
+    @property
+    def origin(self) -> Tensor:
+        """(..., D), where a number that is copied comes from."""
+        return self._origin
+
+    def replaced(self, distributions: Sequence[LatentDistribution]) -> CompositeDistribution:
+        """Return the same parts and copies with other distributions of the parts."""
+        parts = [(metric, new, own) for (metric, _, own), new in zip(self.parts, distributions, strict=True)]
+        return CompositeDistribution(parts, self._copied, self._origin)
+
     def affine(self, shift: Tensor, scale: Tensor) -> CompositeDistribution:
         """Shift and scale the densities; choices and bits stay, and constants become ``shift``."""
         shift, scale = (part.expand_as(self._origin) for part in (shift, scale))
@@ -199,6 +209,11 @@ class CompositeHead(LatentHead, registered=False):
     def numbers_per_sample(self) -> int:
         """Those of all heads."""
         return sum(head.numbers_per_sample for head in self._heads())
+
+    @property
+    def has_conditionals(self) -> bool:
+        """Whether the head of the densities has them, as all others do."""
+        return "densities" not in self.heads or cast(LatentHead, self.heads["densities"]).has_conditionals
 
     @property
     def supports_raw(self) -> bool:

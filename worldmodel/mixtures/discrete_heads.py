@@ -122,6 +122,15 @@ class OneHot:
         weights = self.log_weights.expand(*rows.shape)
         return torch.where(valid, weights.gather(-1, index)[..., 0], -torch.inf)
 
+    @property
+    def first_numbers(self) -> list[int]:
+        """Place of the first number of each choice in the vector, (C,)."""
+        return [sum(self._segments.sizes[:number]) for number in range(self._segments.count)]
+
+    def chosen(self, observed: Tensor) -> Tensor:
+        """Return for which choices all numbers of a mask (..., sum n_c) are true: (..., C)."""
+        return self._segments.rows(observed, True).all(dim=-1)
+
     def expectation(self) -> Tensor:
         """Probabilities of all values, (..., sum n_c)."""
         return self._segments.flat(self.log_weights.exp())

@@ -255,6 +255,11 @@ class MixtureHead(LatentHead):
         return self.num_components * self.num_uniforms + self.dim + self.dim % 2
 
     @property
+    def has_conditionals(self) -> bool:
+        """Always."""
+        return True
+
+    @property
     def supports_raw(self) -> bool:
         """Whether each component has a sigma for each dimension, which the members on raw outputs require."""
         if self.factorization is Factorization.JOINT:

@@ -118,6 +118,11 @@ class LatentHead(nn.Module, abc.ABC):
         return None
 
     @property
+    def has_conditionals(self) -> bool:
+        """Whether `worldmodel.mixtures.conditioning` knows its distributions, as data with missing numbers need."""
+        return False
+
+    @property
     def supports_raw(self) -> bool:
         """Whether the head implements the members below."""
         return False

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from worldmodel.models.action_units import ActionUnits as ActionUnits
     from worldmodel.models.batch import DataStatistics as DataStatistics
     from worldmodel.models.batch import SequenceBatch as SequenceBatch
+    from worldmodel.models.batch import hold_last as hold_last
     from worldmodel.models.cameras import Cameras as Cameras
     from worldmodel.models.encoded import DTYPES as DTYPES
     from worldmodel.models.encoded import EncodedObservations as EncodedObservations
@@ -33,6 +34,13 @@ if TYPE_CHECKING:
     from worldmodel.models.encoded import encoded_form as encoded_form
     from worldmodel.models.encoded import encoded_with as encoded_with
     from worldmodel.models.encoded import gather as gather
+    from worldmodel.models.ensemble import MDNRNNEnsemble as MDNRNNEnsemble
+    from worldmodel.models.ensemble import members_of as members_of
+    from worldmodel.models.ensemble import model_from_config as model_from_config
+    from worldmodel.models.ensemble import refuse_ensemble as refuse_ensemble
+    from worldmodel.models.extra_inputs import ExtraInputs as ExtraInputs
+    from worldmodel.models.extra_inputs import check_elapsed as check_elapsed
+    from worldmodel.models.extra_inputs import with_elapsed as with_elapsed
     from worldmodel.models.features import FEATURE_KINDS as FEATURE_KINDS
     from worldmodel.models.features import FeatureKind as FeatureKind
     from worldmodel.models.features import FeatureSpace as FeatureSpace
@@ -54,6 +62,15 @@ if TYPE_CHECKING:
     from worldmodel.models.mdnrnn_config import AUTO_LATENT_HEAD as AUTO_LATENT_HEAD
     from worldmodel.models.mdnrnn_config import DEFAULT_LATENT_HEAD as DEFAULT_LATENT_HEAD
     from worldmodel.models.mdnrnn_config import MDNRNNConfig as MDNRNNConfig
+    from worldmodel.models.missing import Filled as Filled
+    from worldmodel.models.missing import check_maskable as check_maskable
+    from worldmodel.models.missing import fill_missing as fill_missing
+    from worldmodel.models.missing import fill_step as fill_step
+    from worldmodel.models.missing import filled_batches as filled_batches
+    from worldmodel.models.missing import held_batches as held_batches
+    from worldmodel.models.missing import maskable_columns as maskable_columns
+    from worldmodel.models.missing import masked_terms as masked_terms
+    from worldmodel.models.missing import with_indicators as with_indicators
     from worldmodel.models.outcome import DEFAULT_OUTCOME_SIZE as DEFAULT_OUTCOME_SIZE
     from worldmodel.models.outcome import Outcome as Outcome
     from worldmodel.models.outcome import Prediction as Prediction
@@ -77,12 +94,14 @@ else:
         __name__,
         {
             "action_units": "ActionUnits",
-            "batch": "DataStatistics SequenceBatch",
+            "batch": "DataStatistics SequenceBatch hold_last",
             "cameras": "Cameras",
             "encoded": (
                 "DTYPES EncodedObservations EncodedSteps Encoder encode_all encode_episodes encoded_bytes "
                 "encoded_form encoded_with gather"
             ),
+            "extra_inputs": "ExtraInputs check_elapsed with_elapsed",
+            "ensemble": "MDNRNNEnsemble members_of model_from_config refuse_ensemble",
             "features": (
                 "FEATURE_KINDS FeatureKind FeatureSpace Origin check_features feature_size feature_space latent_features"
             ),
@@ -90,6 +109,10 @@ else:
             "lstm": "HalfPrecisionLayer LayerNormLSTM activate_gates run_lstm stack_layers stack_weights",
             "mdnrnn": "MDNRNN State",
             "mdnrnn_config": "AUTO_LATENT_HEAD DEFAULT_LATENT_HEAD MDNRNNConfig",
+            "missing": (
+                "Filled check_maskable fill_missing fill_step filled_batches held_batches maskable_columns "
+                "masked_terms with_indicators"
+            ),
             "outcome": "DEFAULT_OUTCOME_SIZE Outcome Prediction",
             "state_normalizer": "StateNormalizer",
             "vae": "ConvVAE FrameBatch IN_USE VAEConfig divergence",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from worldmodel.models.batch import SequenceBatch
+from worldmodel.models.extra_inputs import ExtraInputs
 from worldmodel.spaces import Float64Buffers
 
 SMALLEST_RELATIVE_SCALE = 1e-12  # of the mean: rounding errors of a constant action are no variation
@@ -23,13 +24,15 @@ class ActionUnits(Float64Buffers):
 
     Args:
         size: A, size of the action features.
+        extras: the inputs of M that may follow them; None for none.
     """
 
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, size: int):
+    def __init__(self, size: int, extras: ExtraInputs | None = None):
         super().__init__()
+        self.extras = extras or ExtraInputs()
         self.register_buffer("mean", torch.zeros(size, dtype=torch.float64))
         self.register_buffer("scale", torch.ones(size, dtype=torch.float64))
 
@@ -41,10 +44,17 @@ class ActionUnits(Float64Buffers):
         return not bool(self.mean.any()) and bool((self.scale == 1).all())
 
     def forward(self, action: Tensor, dtype: torch.dtype) -> Tensor:
-        """Standardise action features (..., A) in float64 and return them in ``dtype``, that of z."""
-        if action.shape[-1:] != self.mean.shape:
+        """Standardise action features (..., A) in float64 and return them in ``dtype``, that of z.
+
+        With extra inputs the result is (..., A + E), and those that are not given have their usual values.
+        """
+        size = len(self.mean)
+        if not self.extras.accepts(action.shape[-1] - size):
             return action  # of a wrong size, which M reports with all of its shape
-        return ((action - self.mean) / self.scale).to(dtype)
+        if self.extras.size == 0:
+            return ((action - self.mean) / self.scale).to(dtype)
+        own, more = ((action[..., :size] - self.mean) / self.scale).to(dtype), action[..., size:]
+        return torch.cat([own, self.extras.features(more, dtype)], dim=-1)
 
     @torch.no_grad()
     def fit(self, batches: Iterable[SequenceBatch], standardised: Tensor) -> None:
@@ -57,7 +67,7 @@ class ActionUnits(Float64Buffers):
         """
         count, mean, squares = 0, torch.zeros_like(self.mean), torch.zeros_like(self.mean)
         for batch in batches:
-            actions = batch.action[batch.mask].double()  # (N, A)
+            actions = batch.action[batch.mask][:, : len(mean)].double()  # (N, A)
             n = len(actions)
             if n == 0:
                 continue

@@ -91,7 +91,8 @@ class DataStatistics:
         """Compute the statistics of batches, with one batch in memory at a time.
 
         Constant changes and rewards get unit scales. The bounds lie `DREAM_MARGIN` half-ranges
-        outside of the data; numbers that dreams copy have none.
+        outside of the data; numbers that dreams copy have none. Changes are those from the last
+        observed value, if numbers are missing (NaN).
 
         Args:
             batches: the data.
@@ -109,7 +110,8 @@ class DataStatistics:
             if batch.weight > 0:
                 parts.append(_summarise(batch, atoms))
                 if layout is not None:
-                    samples.append(sample_rows((batch.z[:, 1:] - batch.z[:, :-1])[batch.mask], MAX_BATCHES))
+                    changes = (batch.z[:, 1:] - hold_last(batch.z)[:, :-1])[batch.mask]
+                    samples.append(sample_rows(changes, MAX_BATCHES))
         if not parts:
             raise ValueError("batches: expected at least one step that counts, got none")
         count, means, variance, lows, highs = (torch.stack(part) for part in zip(*parts, strict=True))  # (batches, D + 1) each
@@ -131,6 +133,16 @@ class DataStatistics:
         return cls(unit, mean[-1:].to(low.dtype), scale[-1:], low[:-1], high[:-1], low[-1:], high[-1:])
 
 
+def hold_last(z: Tensor) -> Tensor:
+    """Fill the missing numbers (NaN) of z (B, T + 1, D) by the last observed ones, and by 0 before the first."""
+    known = ~z.isnan()
+    if bool(known.all()):
+        return z
+    step = torch.arange(z.shape[1], device=z.device).reshape(-1, 1)
+    last = torch.where(known, step, 0).cummax(dim=1).values
+    return z.gather(1, last).nan_to_num(0.0)
+
+
 def _summarise(batch: SequenceBatch, atoms: Sequence[float]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Summarise a batch.
 
@@ -138,13 +150,18 @@ def _summarise(batch: SequenceBatch, atoms: Sequence[float]) -> tuple[Tensor, Te
         Count, mean and variance of the changes and the reward, then minimum and maximum of the
         latents and the reward; (D + 1,) each.
     """
-    before, after = batch.z[:, :-1][batch.mask], batch.z[:, 1:][batch.mask]  # (N, D)
+    before, after = hold_last(batch.z)[:, :-1][batch.mask], batch.z[:, 1:][batch.mask]  # (N, D)
     reward = batch.reward[batch.mask].unsqueeze(-1)  # (N, 1)
     values = torch.cat([after - before, reward], dim=-1).double()
-    low = torch.cat([torch.minimum(before, after), reward], dim=-1).amin(dim=0)
-    high = torch.cat([torch.maximum(before, after), reward], dim=-1).amax(dim=0)
+    known = ~values.isnan()
+    low = torch.cat([torch.fmin(before, after), reward], dim=-1).amin(dim=0)
+    high = torch.cat([torch.fmax(before, after), reward], dim=-1).amax(dim=0)
     mean, variance = values.mean(dim=0), values.var(dim=0, correction=0)
     count = torch.full_like(mean, len(values))
+    if not bool(known.all()):
+        count = known.sum(dim=0).to(mean.dtype)
+        mean = values.nansum(dim=0) / count.clamp(min=1)
+        variance = (values - mean).square().nansum(dim=0) / count.clamp(min=1)
     if atoms:
         others = reward[(reward != torch.as_tensor(atoms, dtype=reward.dtype, device=reward.device)).all(dim=-1)].double()
         count[-1] = len(others)

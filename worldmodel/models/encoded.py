@@ -178,7 +178,7 @@ class EncodedSteps:
     Args:
         mean: (sum (L + 1), D) mean of V's posterior.
         log_variance: (sum (L + 1), D) its log-variance; -inf if V has no noise.
-        action: (sum L, A) action features.
+        action: (sum L, A) action features; (sum L, A + 1), with the seconds of each step, if the episodes have them.
         reward: (sum L,).
         terminated: (sum L,) bool.
     """
@@ -201,10 +201,14 @@ def encode_episodes(episodes: Sequence[Episode], vision: Vision, action_space: F
     for episode in episodes:
         _check_magnitudes(episode, vision.observation_space, action_space.space)
     mean, log_variance = vision.encode(_concatenate(e.observations for e in episodes))
+    action = action_space.flatten(_concatenate(e.actions for e in episodes))
+    if all(e.elapsed is not None for e in episodes):
+        elapsed = np.concatenate([np.asarray(e.elapsed) for e in episodes])
+        action = torch.cat([action, torch.as_tensor(elapsed, dtype=action.dtype, device=device).unsqueeze(-1)], dim=-1)
     return EncodedSteps(
         mean,
         log_variance,
-        action_space.flatten(_concatenate(e.actions for e in episodes)),
+        action,
         torch.as_tensor(np.concatenate([e.rewards for e in episodes]), dtype=torch.float32, device=device),
         torch.as_tensor(np.concatenate([e.terminations for e in episodes]), device=device),
     )

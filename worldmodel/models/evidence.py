@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from worldmodel.data import held
 from worldmodel.spaces import leaf_bounds
 
 MAX_VALUES = 256  # of a choice
@@ -85,21 +87,25 @@ class Evidence:
     Args:
         leaf: the leaf.
         max_values: (N,) largest number of different values that are remembered of each number; 0 remembers none.
+        missing: indices of the numbers that may be missing (NaN).
 
     Attributes:
         num_episodes: episodes seen.
         steps: steps seen.
-        unchanged: (N,) steps in which each number stayed the same.
+        pairs: (N,) steps before and after which each number was observed.
+        unchanged: (N,) how many of these left it the same.
         within: for each number, its first change within an episode; None if it never changed.
         across: for each number, its first value that differs from the first of all data; None if there is none.
         values: for each number, the set of its values; None if there are more than remembered.
         outside: a value outside of the bounds of a Box with its index; None if there is none.
     """
 
-    def __init__(self, leaf: Leaf, max_values: np.ndarray):
+    def __init__(self, leaf: Leaf, max_values: np.ndarray, missing: Sequence[int] = ()):
         n = leaf.count
+        self._may_lack = np.isin(np.arange(n), list(missing))
         self.leaf, self._max_values = leaf, max_values
         self.num_episodes = self.steps = self.observations = 0
+        self.pairs = np.zeros(n, dtype=np.int64)
         self.unchanged = np.zeros(n, dtype=np.int64)
         self.within: list[Change | None] = [None] * n
         self.across: list[Change | None] = [None] * n
@@ -109,15 +115,18 @@ class Evidence:
         self._first: np.ndarray | None = None
 
     def add(self, given: np.ndarray, episode: int) -> None:
-        """Add the L + 1 observations of an episode, (L + 1, ...).
+        """Add the L + 1 observations of an episode, (L + 1, ...); missing numbers count as unchanged nowhere.
 
         Raises:
-            ValueError: if a value is not finite, or is a choice outside of its space.
+            ValueError: if a value is not finite and may not be missing, or is a choice outside of its space.
         """
         values = np.asarray(given).reshape(len(given), -1).astype(np.float64)  # (L + 1, N)
+        known = ~np.isnan(values) | ~self._may_lack
+        values = held(values, self._otherwise) if not known.all() else values
         self._check_range(values, episode)
-        same = values[1:] == values[:-1]
-        self.unchanged += same.sum(axis=0)
+        same, pairs = values[1:] == values[:-1], known[1:] & known[:-1]
+        self.pairs += pairs.sum(axis=0)
+        self.unchanged += (same & pairs).sum(axis=0)
         for column in np.flatnonzero(~same.all(axis=0)).tolist():
             if self.within[column] is None:
                 step = int(same[:, column].argmin()) + 1
@@ -136,6 +145,11 @@ class Evidence:
         self.num_episodes += 1
         self.steps += len(values) - 1
         self.observations += len(values)
+
+    @property
+    def _otherwise(self) -> np.ndarray:
+        """What stands for a number that is missing throughout an episode: its first value of all, or one in its range."""
+        return np.clip(0.0, self._low, self._high) if self._first is None else self._first
 
     def _check_range(self, values: np.ndarray, episode: int) -> None:
         name = f"observation {self.leaf.path!r}" if self.leaf.path else "observation"

@@ -112,17 +112,17 @@ def latent_features(z: Tensor, lstm: State, kind: FeatureKind) -> Tensor:
 
 
 def feature_size(world: WorldModel, kind: FeatureKind) -> int:
-    """Number of features F of a kind: D for "z", plus H for "zh", plus 2 H for "zhc"."""
+    """Number of features F of a kind: D for "z", plus H for "zh" (of all members of an ensemble), plus 2 H for "zhc"."""
     check_features(kind)
     model = world.mdnrnn
-    return model.latent_size + {"z": 0, "zh": 1, "zhc": 2}[kind] * model.config.hidden_size
+    return model.latent_size + {"z": 0, "zh": 1, "zhc": 2}[kind] * model.state_size
 
 
 def feature_space(world: WorldModel, kind: FeatureKind) -> FeatureSpace:
     """Return the space of the features (F,): z within the bounds of dreams, h within -1 and 1, c within `CELL_BOUND`."""
     check_features(kind)
     model = world.mdnrnn
-    hidden = np.ones(model.config.hidden_size, dtype=np.float32)
+    hidden = np.ones(model.state_size, dtype=np.float32)
     others = {"z": [], "zh": [hidden], "zhc": [hidden, CELL_BOUND * hidden]}[kind]
     low, high = (bound.cpu().float().numpy() for bound in (model.latent_low, model.latent_high))
     bounds = np.concatenate([low, *(-part for part in others)]), np.concatenate([high, *others])

@@ -62,13 +62,14 @@ def fused_loss(model: Parts, batch: SequenceBatch, count: Tensor, generator: tor
         The scalar to minimise, and the sums of its terms without gradient: the latent by kind, reward and termination, 0 for a
         head that there is not.
     """
-    model.check_inputs(batch.z[:, :-1], batch.action, "B, T")
     lengths = None
     if runs_in_loop(model.lstm, batch.z.device):
         batch, lengths = batch.longest_first()
     rows = counted_rows(batch.mask, count)
     z = by_time(batch.z)  # (T + 1, B, D), as the LSTM computes
-    inputs = torch.cat([z[:-1], model.action_units(by_time(batch.action), z.dtype)], dim=-1)
+    action = model.action_units(by_time(batch.action), z.dtype)
+    model.check_inputs(z[:-1].transpose(0, 1), action.transpose(0, 1), "B, T")
+    inputs = torch.cat([z[:-1], action], dim=-1)
     h = model.lstm_outputs(inputs.transpose(0, 1), generator=generator, lengths=lengths)
     before, after = (select(part, rows) for part in (z[:-1], z[1:]))  # (N, D)
     target = model.head_target(before, after)

@@ -174,7 +174,8 @@ def _collect(
     vision: Vision | None,
 ) -> list[Evidence]:
     """Read all episodes and return the evidence about each leaf."""
-    evidence = [Evidence(leaf, _max_values(leaf, declared[leaf.path])) for leaf in found]
+    missing = episodes.missing
+    evidence = [Evidence(leaf, _max_values(leaf, declared[leaf.path]), missing.get(leaf.path, ())) for leaf in found]
     encoded = vision is not None and episodes.observation_space != vision.observation_space
     for index in range(len(episodes)):
         observations = episodes.read(index).observations
@@ -292,7 +293,7 @@ def _detected(evidence: Evidence, index: int, vectors: StateNormalizer | None) -
     values = evidence.values[index]
     if leaf.is_integer and values is not None and vectors is None:
         return _Declared(PartKind.CHOICE, tuple(sorted(values)))
-    if evidence.unchanged[index] > MOSTLY * evidence.steps:
+    if evidence.unchanged[index] > MOSTLY * evidence.pairs[index]:
         return _Declared(PartKind.MOSTLY_UNCHANGED)
     return _Declared(PartKind.INTEGER if leaf.is_integer else PartKind.CONTINUOUS)
 

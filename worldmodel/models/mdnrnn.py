@@ -25,17 +25,19 @@ from torch import Tensor, nn
 from worldmodel.mixtures import (
     CONSTANTS,
     DEFAULT_MIN_SCALE,
-    CompositeDistribution,
     LatentLayout,
     RewardHead,
     TerminationHead,
+    log_probs_by_kind,
 )
 from worldmodel.models.action_units import ActionUnits
 from worldmodel.models.batch import DataStatistics, SequenceBatch
+from worldmodel.models.extra_inputs import ExtraInputs
 from worldmodel.models.fused_loss import fused_loss
 from worldmodel.models.latent_frame import LatentFrame
 from worldmodel.models.lstm import LayerNormLSTM, forget_past, run_lstm, stack_layers
 from worldmodel.models.mdnrnn_config import AUTO_LATENT_HEAD, DEFAULT_LATENT_HEAD, MDNRNNConfig
+from worldmodel.models.missing import check_head, masked_loss, masked_terms
 from worldmodel.models.outcome import Outcome, Prediction, check_next, new_outcome_layers, scale_gradient, through_layers
 from worldmodel.rng import BatchRows, fill_bernoulli
 from worldmodel.runtime import check_integer, float32_default
@@ -72,9 +74,11 @@ class MDNRNN(nn.Module):
         config: architecture and loss; with ``termination_head`` None the model has that head, and with ``latent_head`` "auto" a
             `MixtureHead`. The model's ``config`` has the decision.
         layout: the kinds of the parts of z; None predicts all of it with one density, as does a layout of densities.
+        extras: inputs beside z and the action; None for none.
 
     Raises:
-        ValueError: if a size is out of range, ``latent_head`` is not a registered class, or ``layout`` is of another size.
+        ValueError: if a size is out of range, ``latent_head`` is not a registered class or cannot be used with missing numbers,
+            or ``layout`` is of another size.
         TypeError: if a size is not an integer.
     """
 
@@ -94,6 +98,7 @@ class MDNRNN(nn.Module):
         config: MDNRNNConfig | None = None,
         *,
         layout: LatentLayout | None = None,
+        extras: ExtraInputs | None = None,
     ):
         super().__init__()
         latent_size = check_integer(latent_size, "latent_size", least=1)
@@ -109,7 +114,8 @@ class MDNRNN(nn.Module):
             min_scale=DEFAULT_MIN_SCALE if config.min_scale is None else config.min_scale,
         )
         self.latent_size, self.action_size, self.config = latent_size, action_size, config
-        input_size = latent_size + action_size
+        self.extras = extras or ExtraInputs()
+        input_size = latent_size + action_size + self.extras.size
         sizes = input_size, config.hidden_size, config.num_layers
         self.lstm = LayerNormLSTM(*sizes, eps=config.layer_norm_eps) if config.layer_norm else nn.LSTM(*sizes, batch_first=True)
         if isinstance(self.lstm, nn.LSTM) and not config.memory:
@@ -118,6 +124,7 @@ class MDNRNN(nn.Module):
         self.layout = None if layout is None or layout.is_density else layout
         self.frame = LatentFrame(latent_size, predict_change=config.predict_change, layout=self.layout)
         self.latent_head = self.frame.new_head(features, config)
+        check_head(self.latent_head, self.extras)
         wider = features + (config.outcome_size or 0)
         self.reward_head = RewardHead.from_config(wider, config) if config.reward_head else None
         self.termination_head = TerminationHead(wider, config.termination_weight) if config.termination_head else None
@@ -125,11 +132,12 @@ class MDNRNN(nn.Module):
         statistics = DataStatistics.neutral(latent_size)
         for name, value in vars(statistics).items():
             self.register_buffer(name, value)
-        self.action_units = ActionUnits(action_size)
+        self.action_units = ActionUnits(action_size, self.extras)
 
     def config_to_json(self) -> dict[str, Any]:
         """Return the constructor arguments as JSON-serialisable data, the sizes first."""
         rest = ({} if self.layout is None else {"layout": self.layout.to_json()}) | self.latent_head.constants()
+        rest |= self.extras.to_json()
         return {"latent_size": self.latent_size, "action_size": self.action_size, **self.config.to_json(), **rest}
 
     @classmethod
@@ -138,7 +146,8 @@ class MDNRNN(nn.Module):
         fields = dict(data)
         layout = LatentLayout.from_json(fields.pop("layout")) if "layout" in fields else None
         constants = {name: fields.pop(name) for name in CONSTANTS if name in fields}
-        model = cls(fields.pop("latent_size"), fields.pop("action_size"), MDNRNNConfig.from_json(fields), layout=layout)
+        extras, sizes = ExtraInputs.take_from(fields), (fields.pop("latent_size"), fields.pop("action_size"))
+        model = cls(*sizes, MDNRNNConfig.from_json(fields), layout=layout, extras=extras)
         model.latent_head.set_constants(constants)
         return model
 
@@ -162,6 +171,16 @@ class MDNRNN(nn.Module):
         """Mean reward of the training data; 0 without a reward head."""
         return 0.0 if self.reward_head is None else self.reward_head.mean_reward(self.reward_mean).item()
 
+    @property
+    def state_size(self) -> int:
+        """Hidden units that an agent sees of the last layer, H."""
+        return self.config.hidden_size
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether the loss is computed on the raw outputs of the heads."""
+        return self.latent_head.supports_raw
+
     def initial_state(self, batch_size: int) -> State:
         """Return the state at the start of every episode, zeros: (num_layers, B, H) each."""
         zeros = self.change_scale.new_zeros(self.config.num_layers, batch_size, self.config.hidden_size)
@@ -174,7 +193,7 @@ class MDNRNN(nn.Module):
 
         Args:
             z: (B, T, D).
-            action: (B, T, A) action features, in their own units; `ActionUnits` standardises them.
+            action: (B, T, A) action features, in their own units; `ActionUnits` standardises them. `ExtraInputs` may follow.
             state: state before the first step; zeros if None.
             generator: source of dropout's randomness, in training only.
 
@@ -228,6 +247,9 @@ class MDNRNN(nn.Module):
             ValueError: if a shape does not fit; nothing is broadcast silently.
         """
         self._check_batch(batch)
+        if self.extras.maskable:
+            terms = masked_terms(self, batch, generator)
+            return StepLosses(terms.total_latent, terms.reward, terms.termination)
         by_kind, reward, termination = self._losses_by_kind(batch, generator)
         return StepLosses(torch.stack(by_kind).sum(dim=0) if by_kind else torch.zeros_like(reward), reward, termination)
 
@@ -235,10 +257,7 @@ class MDNRNN(nn.Module):
         """Losses of each step, (B, T) each: of the latent by kind, of the reward and of the termination."""
         prediction, _ = self(batch.z[:, :-1], batch.action, generator=generator)
         after = batch.z[:, 1:]
-        if isinstance(prediction.latent, CompositeDistribution):
-            latent = [-part for part in prediction.latent.log_probs(after).values()]
-        else:
-            latent = [-prediction.latent.log_prob(after)]
+        latent = [-part for part in log_probs_by_kind(prediction.latent, after).values()]
         reward = termination = after.new_zeros(after.shape[:-1])
         outcome = prediction.outcome(after)
         if outcome.reward is not None:
@@ -261,9 +280,11 @@ class MDNRNN(nn.Module):
             variables; the terms of the latent are then by kind (`worldmodel.mixtures.composite_head.SubHead`).
         """
         self._check_batch(batch)
+        if self.extras.maskable:
+            return masked_loss(self, batch, generator)
         count = batch.mask.sum().clamp(min=1)
         kinds = self.frame.sub_heads(self.latent_head)
-        if self.latent_head.supports_raw:
+        if self.is_fused:
             mean, sums = fused_loss(self, batch, count, generator)
         else:
             by_kind, reward, termination = self._losses_by_kind(batch, generator)
@@ -327,7 +348,7 @@ class MDNRNN(nn.Module):
 
     def check_inputs(self, z: Tensor, action: Tensor, leading: str) -> None:
         """Raise ValueError if ``z`` and ``action`` are not of M's sizes with ``leading`` dimensions, such as "B, T"."""
-        d, a = self.latent_size, self.action_size
+        d, a = self.latent_size, self.action_size + self.extras.size
         if z.ndim != leading.count(",") + 2 or z.shape[-1] != d:
             raise ValueError(f"z: expected shape ({leading}, {d}), got {tuple(z.shape)}")
         if action.shape != (*z.shape[:-1], a):

@@ -16,7 +16,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from worldmodel.mixtures import LatentDistribution, RewardDistribution
+from worldmodel.mixtures import LatentDistribution, MemberMixture, RewardDistribution
 from worldmodel.models.mdnrnn_config import MDNRNNConfig
 
 DEFAULT_OUTCOME_SIZE = 16  # units of the layer in a new fit (dev/LOG.md)
@@ -27,11 +27,11 @@ class Outcome(NamedTuple):
 
     Args:
         reward: distribution over r_t, over one number, batch shape (...): a `GaussianMixture`, or a `MixedDistribution` if M
-            has ``reward_atoms``; None without the head.
+            has ``reward_atoms``, or a `MemberMixture` of these of an ensemble; None without the head.
         termination_logit: (...) log-odds that the episode terminates with this step; None without the head.
     """
 
-    reward: RewardDistribution | None
+    reward: RewardDistribution | MemberMixture | None
     termination_logit: Tensor | None
 
 
@@ -59,7 +59,7 @@ class Prediction:
         return self._outcome(next_z)
 
     @property
-    def reward(self) -> RewardDistribution | None:
+    def reward(self) -> RewardDistribution | MemberMixture | None:
         """`Outcome.reward`, if M's heads do not see the next latent.
 
         Raises:

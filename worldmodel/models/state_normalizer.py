@@ -80,6 +80,8 @@ class StateNormalizer(Float64Buffers, Vision):
     def fit(self, observations: Iterable[Value]) -> StateNormalizer:
         """Set mean and scale from batches of observations in one pass; sums are in float64 (Chan et al. 1979).
 
+        Missing numbers (NaN) do not count.
+
         Args:
             observations: batches with one leading dimension.
 
@@ -90,24 +92,23 @@ class StateNormalizer(Float64Buffers, Vision):
             ValueError: if there are no observations, or a number is too large for float32. The
                 message names the dimension and the value.
         """
-        count, mean, squares = (
-            0,
-            torch.zeros_like(self.mean, dtype=torch.float64),
-            torch.zeros_like(self.mean, dtype=torch.float64),
-        )
+        mean = torch.zeros_like(self.mean, dtype=torch.float64)
+        squares = torch.zeros_like(mean)
+        count: int | Tensor = 0  # (D,) if numbers are missing
         for batch in observations:
             check_magnitude(self.observation_space, batch, "observations")
             features = self.flat_space.flatten(batch, exact=True).double()  # (N, D)
             if len(features) == 0:
                 continue
-            n, batch_mean = features.shape[0], features.mean(dim=0)
-            delta = batch_mean - mean
-            squares += (features - batch_mean).square().sum(dim=0) + delta.square() * count * n / (count + n)
-            mean += delta * n / (count + n)
-            count += n
-        if count == 0:
+            n, batch_mean, batch_squares = _moments(features)
+            delta, total = batch_mean - mean, count + n
+            total = total.clamp(min=1) if isinstance(total, Tensor) else total
+            squares += batch_squares + delta.square() * count * n / total
+            mean += delta * n / total
+            count = count + n
+        if isinstance(count, int) and count == 0:
             raise ValueError("observations: expected at least one, got none")
-        deviation = (squares / count).sqrt()
+        deviation = (squares / (count.clamp(min=1) if isinstance(count, Tensor) else count)).sqrt()
         numbers = self.flat_space.is_box  # the others are choices and bits, which stay zeros and ones
         least = torch.full_like(mean, SMALLEST_STANDARD_DEVIATION)
         if self.flat_space.needs_float64:
@@ -140,3 +141,14 @@ class StateNormalizer(Float64Buffers, Vision):
             if given is not None and given.dtype in (torch.float32, torch.float64):
                 setattr(self, name, getattr(self, name).to(given.dtype))
         super()._load_from_state_dict(state_dict, prefix, *others)
+
+
+def _moments(features: Tensor) -> tuple[int | Tensor, Tensor, Tensor]:
+    """Return the number of rows (N, D), or (D,) of known numbers if some are missing, and mean and sum of squares (D,)."""
+    known = ~features.isnan()
+    if bool(known.all()):
+        mean = features.mean(dim=0)
+        return features.shape[0], mean, (features - mean).square().sum(dim=0)
+    count = known.sum(dim=0)
+    mean = torch.where(known, features, 0.0).sum(dim=0) / count.clamp(min=1)
+    return count, mean, torch.where(known, features - mean, 0.0).square().sum(dim=0)

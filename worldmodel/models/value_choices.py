@@ -71,7 +71,7 @@ class ValueChoices(nn.Module):
             UserWarning: once, on a CPU, if a value is not one of the known ones.
         """
         given = features[..., self._index("features")].unsqueeze(-1)  # (..., C, 1)
-        distance, index = (given - cast(Tensor, self.known)).abs().min(dim=-1)
+        distance, index = (given - cast(Tensor, self.known)).abs().min(dim=-1)  # NaN, if the number is missing
         if not self._warned and distance.device.type == "cpu":
             unknown = distance > UNKNOWN * cast(Tensor, self.gap)
             if bool(unknown.any()):
@@ -86,7 +86,8 @@ class ValueChoices(nn.Module):
         values = torch.arange(self._segments.longest, device=z.device)
         result = z.new_empty(*z.shape[:-1], self.latent_size)
         result[..., self._index("plain")] = z[..., self._index("sources")]
-        result[..., self._index("hot")] = self._segments.flat((index.unsqueeze(-1) == values).to(z.dtype))
+        hot = torch.where(given.isnan(), torch.nan, (index.unsqueeze(-1) == values).to(z.dtype))
+        result[..., self._index("hot")] = self._segments.flat(hot)
         return result
 
     def collapse(self, z: Tensor) -> tuple[Tensor, Tensor]:

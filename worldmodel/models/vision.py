@@ -252,7 +252,7 @@ def check_config_sizes(config: Mapping[str, Any], shapes: Mapping[str, tuple[int
     for name, value in config.items():
         if isinstance(value, Mapping):
             check_config_sizes(value, shapes)
-        most = len(shapes) if name == "num_layers" else max(elements, 1024)  # each layer has weights of its own
+        most = len(shapes) if name in ("num_layers", "ensemble") else max(elements, 1024)  # each has weights of its own
         if isinstance(value, int) and value > most:
             raise ValueError(f"{name}: expected at most {most} for weights of {elements} numbers, got {value}")
 

@@ -11,13 +11,14 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium as gym
 import torch
 from torch import Tensor, nn
 
 from worldmodel.mixtures import LatentLayout, LatentPart, PartKind, latent_head_class
+from worldmodel.models.ensemble import members_of, model_from_config
 from worldmodel.models.mdnrnn import MDNRNN
 from worldmodel.models.mdnrnn_config import DEFAULT_LATENT_HEAD
 from worldmodel.models.vision import Vision, check_config_sizes, draw_latent, vision_from_json, vision_to_json
@@ -43,8 +44,6 @@ WORLD_FILES = ModelFiles(marker=WORLD_FILE, stem="weights", format=WORLD_FORMAT,
 MAX_WEIGHT = 1e6  # trained weights are below 100; larger ones overflow in a dream
 DAMAGE = (AttributeError, LookupError, TypeError, RuntimeError, ValueError, ArithmeticError, MemoryError, AssertionError)
 DREAM_BOUNDS = ("latent_low", "latent_high", "reward_low", "reward_high")  # of M; infinite if it was given none
-
-MAY_BE_INFINITE = ("start_log_variance", *(f"mdnrnn.{bound}" for bound in DREAM_BOUNDS))
 
 
 class WorldModel(nn.Module):
@@ -169,19 +168,30 @@ class WorldModel(nn.Module):
             if expected != actual:
                 raise ValueError(f"{source}: expected the world model's {name} {expected}, got {actual}")
 
-    def save_pretrained(self, path: str | Path, *, overwrite: bool = False) -> None:
+    def save_pretrained(
+        self, path: str | Path, *, overwrite: bool = False, precision: Literal["float32", "float16"] = "float32"
+    ) -> None:
         """Write the world model as a directory, with a model card (README.md).
 
         Args:
             path: the directory; absent, empty, or an earlier world model.
             overwrite: replace an earlier world model; other files in its directory stay.
+            precision: "float16" halves the file: it rounds the trained weights, but not the statistics of the data. The world
+                model that is opened computes in float32 with these weights. It has another fingerprint, so agents refuse it;
+                see `worldmodel.sharing.save_compact`.
 
         Raises:
             FileExistsError: if ``path`` holds something that may not be replaced.
-            ValueError: if a weight is not finite; nothing is written then.
+            ValueError: if a weight is not finite or too large for float16; nothing is written then.
         """
         self._check_finite()
-        WORLD_FILES.save(path, self._content(), self.state_dict(), overwrite=overwrite, card=self.card())
+        weights = self.state_dict()
+        if precision == "float16":
+            weights |= {name: weight.detach().half() for name, weight in self.named_parameters()}
+            files.check_weights(weights, most=float("inf"), infinite=_may_be_infinite(weights))
+        elif precision != "float32":
+            raise ValueError(f"precision: expected 'float32' or 'float16', got {precision!r}")
+        WORLD_FILES.save(path, self._content(), weights, overwrite=overwrite, card=self.card())
 
     def card(self) -> ModelCard:
         """Return the model card: environment, data, sizes and held-out likelihoods."""
@@ -190,6 +200,7 @@ class WorldModel(nn.Module):
             "action space": self.action_space,
             "latents": self.vision.latent_size,
             "hidden units of M": self.mdnrnn.config.hidden_size,
+            **({"members of the ensemble": len(members)} if len(members := members_of(self.mdnrnn)) > 1 else {}),
             "parameters": f"{sum(parameter.numel() for parameter in self.parameters()):,}",
         }
         return world_card(self.provenance, sizes)
@@ -237,7 +248,7 @@ class WorldModel(nn.Module):
             _check_sizes(content, saved.shapes)
             start = torch.zeros(saved.shapes["start_mean"], dtype=torch.float32)
             with torch.random.fork_rng(devices=[]), float32_default():  # the random weights are replaced at once
-                mdnrnn = MDNRNN.from_config(content["mdnrnn"])
+                mdnrnn = model_from_config(content["mdnrnn"])
                 vision = vision_from_json(content["vision"], space_from_json(content["observation_space"]))
             world = cls(
                 vision,
@@ -248,7 +259,8 @@ class WorldModel(nn.Module):
                 provenance=content["provenance"],
             )
             world.load_state_dict(saved.weights())
-            files.check_weights(world.state_dict(), most=MAX_WEIGHT, infinite=MAY_BE_INFINITE)
+            tensors = world.state_dict()
+            files.check_weights(tensors, most=MAX_WEIGHT, infinite=_may_be_infinite(tensors))
             world.action_features.exact = not mdnrnn.action_units.is_neutral  # else as before: the same bits
         except UnknownClassError as error:
             raise ValueError(f"{path}: {error}") from error
@@ -260,7 +272,14 @@ class WorldModel(nn.Module):
         return world.to(device).eval()
 
     def _check_finite(self) -> None:
-        files.check_weights(self.state_dict(), most=float("inf"), infinite=MAY_BE_INFINITE)
+        tensors = self.state_dict()
+        files.check_weights(tensors, most=float("inf"), infinite=_may_be_infinite(tensors))
+
+
+def _may_be_infinite(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the names of the tensors of a world model that may be infinite."""
+    bounds = (name for name in names if name.startswith("mdnrnn.") and name.endswith(DREAM_BOUNDS))
+    return ("start_log_variance", *bounds)
 
 
 def _check_sizes(content: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -273,14 +292,14 @@ def _check_sizes(content: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...
         raise ValueError(f"action_space: expected {content['mdnrnn']['action_size']} features, got {features}")
     try:
         with torch.device("meta"):  # no memory
-            tensors = MDNRNN.from_config(content["mdnrnn"]).state_dict()
+            tensors = model_from_config(content["mdnrnn"]).state_dict()
     except RuntimeError:
         if latent_head_class(content["mdnrnn"].get("latent_head", DEFAULT_LATENT_HEAD)).__module__.startswith("worldmodel."):
             raise
         return  # a head of the user that computes with values, of which "meta" has none
     expected = {f"mdnrnn.{name}": tuple(tensor.shape) for name, tensor in tensors.items()}
     found = {name: shape for name, shape in shapes.items() if name.startswith("mdnrnn.")}
-    for name in [name for name in expected if name.startswith("mdnrnn.action_units.") and name not in found]:
+    for name in [name for name in expected if ".action_units." in name and name not in found]:
         del expected[name]  # neutral ones are not saved
     if found != expected:
         wrong = next(name for name in {**expected, **found} if expected.get(name) != found.get(name))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from worldmodel.data import describe_recipe
+from worldmodel.models.ensemble import members_of
 from worldmodel.runtime import ModelCard
 
 METRICS = {"nll_per_dim": "z, nats per dimension", "reward_nll": "reward, nats", "termination_nll": "termination, nats"}
@@ -56,9 +57,11 @@ def world_card(provenance: Mapping[str, Any], sizes: Mapping[str, Any]) -> Model
 def describe_world(world: Any) -> str:
     """Return sizes, spaces, data and warnings of a world model as text."""
     model, provenance = world.mdnrnn, world.provenance
+    members = len(members_of(model))
+    lstm = "LSTM" if members == 1 else f"{members} LSTMs"
     heads = [name for name in ("reward", "termination") if getattr(model, f"{name}_head") is not None]
     lines = [
-        f"WorldModel on {world.device}: {type(world.vision).__name__} with z of {world.vision.latent_size}, LSTM of "
+        f"WorldModel on {world.device}: {type(world.vision).__name__} with z of {world.vision.latent_size}, {lstm} of "
         f"{model.config.hidden_size}, {type(model.latent_head).__name__}{''.join(f', {name} head' for name in heads)}",
         f"  observations  {world.observation_space}",
         f"  actions       {world.action_space}",

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ class Playable:
         directory: of its exported files, which may not exist yet.
         world: directory of the world model, or None if only exported files are at hand.
         controller: directory of its controller, or None.
+        trusted: whether its environment may be built with code that the world names; see `worldmodel.play.companion`.
     """
 
     id: str
@@ -40,6 +41,7 @@ class Playable:
     directory: Path
     world: Path | None = None
     controller: Path | None = None
+    trusted: bool = False
 
     @property
     def ready(self) -> bool:
@@ -68,12 +70,13 @@ def included_worlds() -> list[Playable]:
     return [Playable(id=folder.name, title=f"{folder.name} (included)", directory=folder) for folder in found]
 
 
-def open_run(run: str, controller: str | None = None) -> Playable:
+def open_run(run: str, controller: str | None = None, *, trusted: bool = False) -> Playable:
     """Find what there is to play in a directory.
 
     Args:
         run: what `parts_of_run` takes, a page that `export_page` wrote, or the name of an included world.
         controller: directory of a controller; without it the one that ``run`` holds, if any.
+        trusted: see `Playable`.
 
     Raises:
         FileNotFoundError: if there is none of these.
@@ -83,16 +86,16 @@ def open_run(run: str, controller: str | None = None) -> Playable:
         return named[run]
     path = local_path(run)
     if (path / PAGE_FILE).is_file():
-        return Playable(id="run", title=path.name or run, directory=path)
+        return Playable(id="run", title=path.name or run, directory=path, trusted=trusted)
     if (path / WORLDS_FILE).is_file():
         listed = files.read_json(path / WORLDS_FILE, format=SITE_FORMAT, version=SITE_VERSION)["worlds"][0]
-        return Playable(id="run", title=listed["title"], directory=path / listed["path"])
+        return Playable(id="run", title=listed["title"], directory=path / listed["path"], trusted=trusted)
     world, agent = parts_of_run(run, controller)
     if not (world / WORLD_FILE).is_file():
         raise FileNotFoundError(
             f"{run}: expected a world model directory, a page, or an included world ({', '.join(named)}), got none of them"
         )
-    return _of_run(world, agent, title=run, id="run")
+    return replace(_of_run(world, agent, title=run, id="run"), trusted=trusted)
 
 
 def parts_of_run(run: str, controller: str | None = None) -> tuple[Path, Path | None]:

@@ -40,7 +40,7 @@ def controls_of(space: gym.Space, env: str = "") -> dict[str, Any] | None:
     """Describe how keys control an action space, as JSON-serialisable data.
 
     Args:
-        space: a Discrete of at most 10 actions or a Box of at most 4 numbers in one row.
+        space: a Discrete of at most 10 actions or a Box of at most 4 numbers in one row; none if the data have no actions.
         env: id of the environment, whose actions may have names.
 
     Returns:
@@ -49,7 +49,7 @@ def controls_of(space: gym.Space, env: str = "") -> dict[str, Any] | None:
     """
     if isinstance(space, spaces.Discrete):
         return _discrete(space, base_name(env))
-    if isinstance(space, spaces.Box) and len(space.shape) == 1 and 1 <= space.shape[0] <= len(AXES):
+    if isinstance(space, spaces.Box) and len(space.shape) == 1 and space.shape[0] <= len(AXES):
         return _box(space, base_name(env))
     return None
 

@@ -52,12 +52,12 @@ def describe(world: WorldModel, controller: Controller | None, *, title: str | N
 
 
 def recipe_of(world: WorldModel) -> dict[str, Any] | None:
-    """Return how the environment of a world's data is built; None if the data do not say, or if it had wrappers."""
+    """Return how the environment of a world's data is built; None if the data do not say."""
     recipes = [one for one in world.provenance.get("recipes", []) if one.get("env")]
-    if not recipes or any(one.get("wrappers") for one in recipes):
+    if not recipes:
         return None
-    names = ("env", "env_kwargs", "action_repeat")  # a limit of the steps was of the collection
-    chosen = {name: recipes[0][name] for name in names if recipes[0].get(name) is not None}
+    names = ("env", "env_kwargs", "wrappers", "action_repeat")  # a limit of the steps was of the collection
+    chosen = {name: recipes[0][name] for name in names if recipes[0].get(name)}
     return {**chosen, "leave_out": list(world.left_out)}
 
 

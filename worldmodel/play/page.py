@@ -1,8 +1,8 @@
 """Export a world as a static page that runs its dream in the browser (extra onnx).
 
-A page is a directory: the files of ``web/`` (plain HTML, CSS and JavaScript modules), onnxruntime-web in ``vendor/``, and the
-world in ``worlds/NAME/``: ``page.json`` and the ONNX files of a step, the decoder and the controller. Any HTTP server can serve
-it. Nothing in it refers to another server.
+A page is a directory: the files of ``web/`` (plain HTML, CSS and JavaScript modules), onnxruntime-web in ``vendor/``, the model
+card ``README.md``, and the world in ``worlds/NAME/``: ``page.json`` and the ONNX files of a step, the decoder and the
+controller. Any HTTP server can serve it. Nothing in it refers to another server.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,13 @@ from worldmodel.agents import Controller
 from worldmodel.models import WorldModel
 from worldmodel.play.description import describe
 from worldmodel.play.site import SITE_FORMAT, WORLDS_FILE, check_vendor, site_files, write_list
-from worldmodel.runtime import files, require_extras
+from worldmodel.runtime import CARD_FILE, ModelCard, files, is_own_text, require_extras, write_card
 from worldmodel.sharing import EXPORT_FILE, EXPORT_FORMAT, EXPORT_VERSION, export_onnx
 
 PAGE_FORMAT, PAGE_VERSION = "worldmodel.page", 1  # world.js knows them
 PAGE_FILE = "page.json"
-WORLD_OUTPUTS = (PAGE_FILE, "*.onnx", "README.md")
-PAGE_OUTPUTS = (WORLDS_FILE, "worlds", "vendor", "*.js", "*.html", "*.css", "*.svg")
+WORLD_OUTPUTS = (PAGE_FILE, "*.onnx", CARD_FILE)
+PAGE_OUTPUTS = (WORLDS_FILE, CARD_FILE, "worlds", "vendor", "*.js", "*.html", "*.css", "*.svg")
 NETWORKS = ("step", "decoder", "controller")
 
 
@@ -51,6 +52,7 @@ def export_page(
     *,
     controller: Controller | None = None,
     title: str | None = None,
+    card: ModelCard | None = None,
     overwrite: bool = False,
 ) -> PageExport:
     """Write a page that runs the dreams of a world model in a browser.
@@ -60,6 +62,7 @@ def export_page(
         directory: absent, empty or an earlier page.
         controller: a controller of this world, to which the visitor can hand control.
         title: heading of the page; the id of the environment by default.
+        card: model card, with scores and a licence, such as ``world.card().published(...)``; ``world.card()`` by default.
         overwrite: replace an earlier page.
 
     Raises:
@@ -75,11 +78,14 @@ def export_page(
         check_vendor()
         content = describe(world, controller, title=title)
         name = re.sub(r"[^a-z0-9]+", "-", content["title"].lower()).strip("-") or "world"
-        errors = export_world(world, fresh / "worlds" / name, controller=controller, title=title, encoder=False)
+        folder = fresh / "worlds" / name
+        errors = export_world(world, folder, controller=controller, title=title, card=card, encoder=False)
+        kept = path / CARD_FILE
+        shutil.copyfile(kept if is_own_text(kept) and kept.is_file() else folder / CARD_FILE, fresh / CARD_FILE)
         for relative, source in site_files().items():
             (fresh / relative).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, fresh / relative)
-        sizes = {file.name: file.stat().st_size for file in sorted((fresh / "worlds" / name).iterdir())}
+        sizes = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
         write_list(fresh / WORLDS_FILE, [{"id": name, "title": content["title"], "path": f"worlds/{name}/", "ready": True}])
         total = sum(file.stat().st_size for file in fresh.rglob("*") if file.is_file())
     return PageExport(directory=path, errors=errors, sizes=sizes, total=total)
@@ -91,6 +97,7 @@ def export_world(
     *,
     controller: Controller | None = None,
     title: str | None = None,
+    card: ModelCard | None = None,
     encoder: bool = True,
     overwrite: bool = False,
 ) -> dict[str, float]:
@@ -101,6 +108,7 @@ def export_world(
         directory: absent, empty or an earlier export.
         controller: a controller of this world.
         title: heading of the page.
+        card: as `export_page`.
         encoder: export the encoder, which only a real environment beside the dream needs.
         overwrite: replace an earlier export.
 
@@ -128,8 +136,29 @@ def export_world(
         page: dict[str, Any] = {**{name: content[name] for name in content if name != "version"}, **described, "files": kept}
         for unused in ("drift", "layout", "environments"):
             del page[unused]
+        written = page_card(card or world.card(), title=described["title"], networks=list(kept))
+        page["card"] = {
+            "summary": written.summary,
+            "facts": written.facts,
+            "scores": written.scores,
+            "licence": written.licence,
+        }
+        write_card(fresh / CARD_FILE, written)
         files.write_json(fresh / PAGE_FILE, page, format=PAGE_FORMAT, version=PAGE_VERSION)
     return {name: done.errors[name] for name in kept}
+
+
+def page_card(card: ModelCard, *, title: str, networks: Sequence[str]) -> ModelCard:
+    """Return the model card of a page.
+
+    Args:
+        card: of the world model.
+        title: heading of the page.
+        networks: names of the exported networks.
+    """
+    summary = f"{card.summary} The dream runs in the browser: serve this directory with any HTTP server."
+    facts = {**card.facts, "files": f"ONNX: {', '.join(networks)}; {PAGE_FILE}"}
+    return replace(card, title=title, summary=summary, facts=facts, usage="python -m http.server", language="bash")
 
 
 def read_world(directory: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 from worldmodel.play.catalog import Playable
 from worldmodel.play.companion import Companion, Message
 from worldmodel.play.film import Film
+from worldmodel.runtime import RemoteError
 
 ERRORS = (ValueError, TypeError, OSError, RuntimeError, ImportError, LookupError, ArithmeticError)  # of environments, too
 
@@ -48,6 +49,9 @@ class Session:
             text = " ".join(str(error).split()) or type(error).__name__
             if isinstance(error, LookupError):
                 text = f"{kind}: expected a complete message, got one without {text}"
+            if isinstance(error, RemoteError):
+                self._stop({})
+                text += "; the dream goes on without reality"
             return {"type": "error", "about": kind, "text": text}
 
     def add_frame(self, data: bytes) -> Message | None:
@@ -78,7 +82,8 @@ class Session:
             raise ValueError(f"seed: expected an integer from 0 to 2^31 - 1, got {seed!r}")
         if self._companion is None or self._world != playable.id:
             self._stop({})
-            self._companion, self._world = Companion(playable.prepare()), playable.id
+            self._companion = Companion(playable.prepare(), trusted=playable.trusted)
+            self._world = playable.id
         self._episode += 1
         return {"type": "started", "episode": self._episode, "observation": self._companion.start(seed)}
 

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from worldmodel.plots.run_figures import draw_probe as draw_probe
     from worldmodel.plots.run_figures import draw_search as draw_search
     from worldmodel.plots.run_figures import draw_training_run as draw_training_run
+    from worldmodel.plots.uncertainty_figure import draw_dream_uncertainty as draw_dream_uncertainty
+    from worldmodel.plots.uncertainty_figure import draw_uncertainty as draw_uncertainty
     from worldmodel.plots.video import write_video as write_video
 else:
     __getattr__, __dir__, __all__ = attach(
@@ -49,6 +51,7 @@ else:
             "pictures": "colour dream_frames dream_strip grid image_vision real_frames reconstructions traversals",
             "report": "draw_learning draw_loop draw_report draw_rounds draw_trajectory save_figure save_image",
             "run_figures": "draw_components draw_evaluation draw_probe draw_search draw_training_run",
+            "uncertainty_figure": "draw_dream_uncertainty draw_uncertainty",
             "video": "write_video",
         },
     )

@@ -23,12 +23,14 @@ if TYPE_CHECKING:
     from worldmodel.rng.seeds import COLLECT_STREAM as COLLECT_STREAM
     from worldmodel.rng.seeds import DREAM_TEST_STREAM as DREAM_TEST_STREAM
     from worldmodel.rng.seeds import EVALUATION_STREAM as EVALUATION_STREAM
+    from worldmodel.rng.seeds import MEMBER_STREAM as MEMBER_STREAM
     from worldmodel.rng.seeds import POLICY_STREAM as POLICY_STREAM
     from worldmodel.rng.seeds import PPO_LEARN_STREAM as PPO_LEARN_STREAM
     from worldmodel.rng.seeds import PPO_TEST_STREAM as PPO_TEST_STREAM
     from worldmodel.rng.seeds import PROBE_STREAM as PROBE_STREAM
     from worldmodel.rng.seeds import SEARCH_STREAM as SEARCH_STREAM
     from worldmodel.rng.seeds import VALIDATE_STREAM as VALIDATE_STREAM
+    from worldmodel.rng.seeds import VALUE_STREAM as VALUE_STREAM
     from worldmodel.rng.seeds import VIDEO_STREAM as VIDEO_STREAM
     from worldmodel.rng.seeds import derive_seed as derive_seed
     from worldmodel.rng.seeds import episode_seed as episode_seed
@@ -45,8 +47,9 @@ else:
         __name__,
         {
             "seeds": (
-                "AGENT_STREAM COLLECT_STREAM DREAM_TEST_STREAM EVALUATION_STREAM POLICY_STREAM PPO_LEARN_STREAM "
-                "PPO_TEST_STREAM PROBE_STREAM SEARCH_STREAM VALIDATE_STREAM VIDEO_STREAM derive_seed episode_seed"
+                "AGENT_STREAM COLLECT_STREAM DREAM_TEST_STREAM EVALUATION_STREAM MEMBER_STREAM POLICY_STREAM "
+                "PPO_LEARN_STREAM PPO_TEST_STREAM PROBE_STREAM SEARCH_STREAM VALIDATE_STREAM VALUE_STREAM VIDEO_STREAM "
+                "derive_seed episode_seed"
             ),
             "streams": "BatchRows Source Streams box_muller fill_bernoulli fill_exponential fill_normal fill_uniform",
         },

@@ -11,6 +11,8 @@ DREAM_TEST_STREAM, VIDEO_STREAM = 5, 6  # an experiment's test dreams and videos
 SEARCH_STREAM = 7  # generations of a search
 PPO_TEST_STREAM, PPO_LEARN_STREAM = 8, 9  # test dreams and training dreams of PPO
 PROBE_STREAM = 10  # random actions in the dreams of a probe
+MEMBER_STREAM = 11  # initial weights, batches and samples of a member of an ensemble
+VALUE_STREAM = 12  # dreams from which the value of an agent is learnt
 
 POLICY_STREAM = 1  # third number of an episode's (seed, k, stream): separates a policy's random numbers from other uses
 

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from worldmodel.runtime.locks import locked as locked
     from worldmodel.runtime.model_card import CARD_FILE as CARD_FILE
     from worldmodel.runtime.model_card import ModelCard as ModelCard
+    from worldmodel.runtime.model_card import is_own_text as is_own_text
     from worldmodel.runtime.model_card import write_card as write_card
     from worldmodel.runtime.model_files import ModelFiles as ModelFiles
     from worldmodel.runtime.model_files import SavedModel as SavedModel
@@ -87,6 +88,8 @@ if TYPE_CHECKING:
     from worldmodel.runtime.reading import read_bytes as read_bytes
     from worldmodel.runtime.registry import Registry as Registry
     from worldmodel.runtime.registry import UnknownClassError as UnknownClassError
+    from worldmodel.runtime.remote import RemoteError as RemoteError
+    from worldmodel.runtime.remote import RemoteObject as RemoteObject
     from worldmodel.runtime.runs import RunConfig as RunConfig
     from worldmodel.runtime.runs import check_same_run as check_same_run
     from worldmodel.runtime.runs import describe as describe
@@ -124,7 +127,7 @@ else:
             "kept": "Kept",
             "keywords": "explains_keywords",
             "locks": "LockedError locked",
-            "model_card": "CARD_FILE ModelCard write_card",
+            "model_card": "CARD_FILE ModelCard is_own_text write_card",
             "model_files": "ModelFiles SavedModel",
             "numbers": "check_flags check_names check_number check_numbers",
             "optimizer_state": "load_optimizer_tensors optimizer_tensors",
@@ -134,6 +137,7 @@ else:
             "ranks": "LeaderFailedError RankLostError Ranks joined_ranks led started_ranks",
             "reading": "InvalidFileError NewerVersionError check_regular file_errors open_regular parse_json read_bytes",
             "registry": "Registry UnknownClassError",
+            "remote": "RemoteError RemoteObject",
             "runs": "RunConfig check_same_run describe jsonable prepare_run single_writer",
             "tasks": "Runner",
             "tensor_files": "digest_tensors load_tensors save_tensors",

@@ -23,7 +23,8 @@ class ModelCard:
         title: heading.
         summary: one or two sentences.
         facts: rows of a table.
-        usage: Python code that opens the model.
+        usage: code that opens the model.
+        language: of ``usage``.
         scores: results, as text.
         licence: identifier of a licence, or "unknown".
         tags: keywords.
@@ -33,6 +34,7 @@ class ModelCard:
     summary: str
     facts: dict[str, str] = field(default_factory=dict)
     usage: str = ""
+    language: str = "python"
     scores: str = ""
     licence: str = "unknown"
     tags: tuple[str, ...] = ()
@@ -65,7 +67,7 @@ class ModelCard:
             self.summary,
         ]
         if self.usage:
-            parts += ["", "```python", self.usage, "```"]
+            parts += ["", f"```{self.language}", self.usage, "```"]
         if self.facts:
             rows = [f"| {name} | {_cell(value)} |" for name, value in self.facts.items()]
             parts += ["", "| | |", "|---|---|", *rows]
@@ -76,14 +78,18 @@ class ModelCard:
 
 def write_card(path: Path, card: ModelCard) -> None:
     """Write a model card unless a text of somebody's own is there."""
+    if not is_own_text(path):
+        write_bytes(path, str(card).encode())
+
+
+def is_own_text(path: Path) -> bool:
+    """Return whether something is there that this library did not write: a text of somebody's own, or no file at all."""
     try:
-        if WRITTEN.encode() not in read_bytes(path, most=MAX_CARD_BYTES):
-            return
+        return WRITTEN.encode() not in read_bytes(path, most=MAX_CARD_BYTES)
     except FileNotFoundError:
-        pass
+        return False
     except InvalidFileError:  # a directory, a FIFO or something large: not ours
-        return
-    write_bytes(path, str(card).encode())
+        return True
 
 
 def _cell(value: str) -> str:

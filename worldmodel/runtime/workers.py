@@ -21,7 +21,7 @@ from collections.abc import Generator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import Any, Protocol
 
 import cloudpickle
 import torch
@@ -191,12 +191,12 @@ class _Worker:
     """One worker process, as seen by the parent."""
 
     def __init__(self, payload: bytes, config: WorkerConfig):
-        context, self._timeout = _context(), config.step_timeout
+        context, self._timeout = worker_context(), config.step_timeout
         self._beats = None if config.step_timeout is None else context.RawArray("Q", 2)
         share = None if config.memory_limit is None else config.memory_limit / config.num_workers
         self.connection, worker_connection = context.Pipe()
         self.process = context.Process(target=_work, args=(worker_connection, payload, share, self._beats), daemon=True)
-        _start(self.process)
+        start_process(self.process)
         worker_connection.close()
         self.tasks: deque[int] = deque()
         self.started = self.ended = self.lost = False
@@ -254,7 +254,15 @@ class _Worker:
         return self._quiet > self._timeout
 
 
-def stop_workers(workers: Sequence[_Worker]) -> None:
+class Stoppable(Protocol):
+    """A process with a pipe to it; ``lost`` says that it runs although its fork server, which reports its end, does not."""
+
+    connection: Connection
+    process: Any
+    lost: bool
+
+
+def stop_workers(workers: Sequence[Stoppable]) -> None:
     """Close the pipes, so that the workers exit; terminate those that do not within `STOP_SECONDS`, then kill them.
 
     A worker that the system cannot kill (it waits for a device) is left behind.
@@ -279,8 +287,8 @@ def stop_workers(workers: Sequence[_Worker]) -> None:
                 worker.process.kill()
 
 
-def _start(process: Any) -> None:
-    """Start a process; a fork server that has just died is replaced by the next attempt."""
+def start_process(process: Any) -> None:
+    """Start a process of `worker_context`; a fork server that has just died is replaced by the next attempt."""
     for delay in (*START_DELAYS, 0.0):
         error = _start_error(process)
         if error is None:
@@ -309,7 +317,8 @@ def _is_running(pid: int) -> bool:
     return True
 
 
-def _context() -> Any:  # ForkServerContext or SpawnContext; the type stubs have no common base with Process and Pipe
+def worker_context() -> Any:  # ForkServerContext or SpawnContext; the type stubs have no common base with Process and Pipe
+    """Return how worker processes are started: by a fork server that has imported this library, or by spawn."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     from multiprocessing import forkserver, resource_tracker
@@ -328,7 +337,7 @@ def _context() -> Any:  # ForkServerContext or SpawnContext; the type stubs have
 def _work(connection: Connection, payload: bytes, memory_limit: float | None, beats: Any) -> None:
     """Run tasks until the pipe closes, in the worker process."""
     ignore_interrupts()
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     try:
         runner = cloudpickle.loads(payload)
@@ -347,7 +356,8 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """Wait for the end of the parent process, then end this one."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from worldmodel.lazy import attach
 
 if TYPE_CHECKING:
+    from worldmodel.sharing.compact import save_compact as save_compact
     from worldmodel.sharing.hub import pull as pull
     from worldmodel.sharing.hub import push as push
     from worldmodel.sharing.onnx_export import EXPORT_FILE as EXPORT_FILE
@@ -26,6 +27,7 @@ else:
     __getattr__, __dir__, __all__ = attach(
         __name__,
         {
+            "compact": "save_compact",
             "hub": "pull push",
             "onnx_export": "EXPORT_FILE EXPORT_FORMAT EXPORT_VERSION OnnxExport export_onnx",
         },

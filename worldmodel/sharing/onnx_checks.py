@@ -10,13 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel.models import WorldModel
-from worldmodel.sharing.onnx_networks import StepNetwork, split
+from worldmodel.sharing.onnx_networks import StepNetwork, split_action
 
 TOLERANCE = 1e-5  # of a single step, relative
 DRIFT_STEPS = (1, 10, 100, 1000)
 CHECKED, DREAMS, LENGTH = 64, 8, 5  # rows that are compared; dreams of the drift; steps of sequences
 MARGIN, TRIES = 2e-5, 50  # distance of uniform numbers from where a sample jumps
-STEP_INPUTS = ("z", "h", "c", "temperature", "uniform", "normal")
 
 Run = Callable[[Mapping[str, Tensor]], list[np.ndarray]]
 
@@ -137,7 +136,6 @@ def drift_of(world: WorldModel, step: Network, run: Run) -> dict[int, tuple[floa
     z = world.start_mean[torch.arange(DREAMS) % len(world.start_mean)]
     mine: dict[str, Tensor] = {"z": z, **world.mdnrnn.initial_state(DREAMS)._asdict(), "temperature": torch.ones(DREAMS)}
     theirs = dict(mine)
-    acted = step.inputs[len(STEP_INPUTS) :]
     path, gaps = [], []
     module = step.module
     assert isinstance(module, StepNetwork)
@@ -146,8 +144,8 @@ def drift_of(world: WorldModel, step: Network, run: Run) -> dict[int, tuple[floa
             "uniform": torch.rand(DREAMS, module.num_uniforms, generator=generator),
             "normal": torch.randn(DREAMS, module.num_normals, generator=generator),
         }
-        action = split(world.action_space, world.action_features.sample(DREAMS, generator=generator))
-        shared = {**noise, **dict(zip(acted, action, strict=True))}
+        action = world.action_features.sample(DREAMS, generator=generator)
+        shared = {**noise, **split_action(world.action_features, action)}
         now = {**mine, **shared}
         mine |= dict(zip("zhc", module(*(now[name] for name in step.inputs))[:3], strict=True))
         theirs |= dict(zip("zhc", map(torch.from_numpy, run({**theirs, **shared})[:3]), strict=True))

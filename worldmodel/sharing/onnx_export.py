@@ -17,16 +17,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from worldmodel.agents import Controller, check_agent
-from worldmodel.models import WorldModel
+from worldmodel.models import WorldModel, refuse_ensemble
 from worldmodel.runtime import files, require_extras
 from worldmodel.sharing.onnx_checks import CHECKED, Network, Run, compare, compare_sequence, drift_of
-from worldmodel.sharing.onnx_networks import ControllerNetwork, DecoderNetwork, EncoderNetwork, StepNetwork, split
-from worldmodel.spaces import FlatSpace, leaves, space_to_json
+from worldmodel.sharing.onnx_networks import (
+    ControllerNetwork,
+    DecoderNetwork,
+    EncoderNetwork,
+    StepNetwork,
+    leaf_names,
+    split,
+    split_action,
+)
+from worldmodel.spaces import FlatSpace, space_to_json
 from worldmodel.version import __version__
 
 EXPORT_FORMAT, EXPORT_VERSION = "worldmodel.onnx", 1
@@ -34,6 +42,7 @@ EXPORT_FILE = "export.json"
 STARTS = 100  # start states in the JSON
 OUTPUTS = (EXPORT_FILE, "*.onnx")
 OPSET = 18
+LEAST_HALVED = 1024  # numbers; smaller constants are not worth a node
 SEVERAL = 3  # batch size of examples: more than 1, so that the exporter keeps it free
 
 
@@ -90,6 +99,7 @@ def export_onnx(
 
 def _export_to(path: Path, world: WorldModel, controller: Controller | None, *, decoder: bool) -> OnnxExport:
     """Write the files of an export into an empty directory."""
+    refuse_ensemble(world.mdnrnn, "an export")
     if decoder and not world.vision.has_decoder:
         raise ValueError(
             f"decoder: expected a V with a decoder, got {type(world.vision).__name__} without; leave it out (decoder=False, "
@@ -104,9 +114,11 @@ def _export_to(path: Path, world: WorldModel, controller: Controller | None, *, 
     with torch.no_grad(), _quiet():
         networks = _networks(world, controller, decoder=decoder)
         models = {network.name: _export(network) for network in networks}
-        errors = {network.name: compare(network, _runner(models[network.name])) for network in networks}
         step = next(network for network in networks if network.name == "step")
         models["sequence"] = _sequence(step, models["step"])
+        for model in models.values():
+            halve(model)
+        errors = {network.name: compare(network, _runner(models[network.name])) for network in networks}
         errors["sequence"] = compare_sequence(step, _runner(models["sequence"]))
         drift = drift_of(world, step, _runner(models["step"]))
     content = {
@@ -131,7 +143,7 @@ def _networks(world: WorldModel, controller: Controller | None, *, decoder: bool
     h, c = (torch.randn(shape, generator=generator) for _ in range(2))
     state = {"z": z, "h": h.tanh(), "c": c}
     observation = world.decode(z) if world.vision.has_decoder else FlatSpace(space).sample(CHECKED, generator=generator)
-    seen = dict(zip(_names("observation", space), split(space, observation), strict=True))
+    seen = dict(zip(leaf_names("observation", space), split(space, observation), strict=True))
     normal = torch.randn(CHECKED, model.latent_size, generator=generator)
     encoder = EncoderNetwork(world.vision)
     networks = [
@@ -142,7 +154,7 @@ def _networks(world: WorldModel, controller: Controller | None, *, decoder: bool
         networks.append(_network("decoder", DecoderNetwork(world.vision), {"z": z}, list(seen)))
     if controller is not None:
         inputs = {name: state[name] for name in controller.features}
-        networks.append(_network("controller", ControllerNetwork(controller), inputs, _names("action", world.action_space)))
+        networks.append(_network("controller", ControllerNetwork(controller), inputs, leaf_names("action", world.action_space)))
     return networks
 
 
@@ -151,13 +163,13 @@ def _step(world: WorldModel, state: dict[str, Tensor], generator: torch.Generato
     network = StepNetwork(world)
     temperature = 0.5 + torch.rand(CHECKED, generator=generator)
     temperature[CHECKED // 2 : CHECKED // 2 + 8] = 0.0
-    action = split(world.action_space, world.action_features.sample(CHECKED, generator=generator))
+    action = world.action_features.sample(CHECKED, generator=generator)
     inputs = {
         **state,
         "temperature": temperature,
         "uniform": torch.rand(CHECKED, network.num_uniforms, generator=generator),
         "normal": torch.randn(CHECKED, network.num_normals, generator=generator),
-        **dict(zip(_names("action", world.action_space), action, strict=True)),
+        **split_action(world.action_features, action),
     }
     return _network("step", network, inputs, network.output_names)
 
@@ -167,11 +179,6 @@ def _network(name: str, module: nn.Module, inputs: dict[str, Tensor], outputs: l
     return Network(
         name=name, module=module.eval(), inputs=list(inputs), outputs=outputs, batch_axes=axes, example=list(inputs.values())
     )
-
-
-def _names(kind: str, space: gym.Space) -> list[str]:
-    """Names of the leaves of a space: "action" or "action/path"."""
-    return [f"{kind}/{path}".rstrip("/") for path, _ in leaves(space)]
 
 
 @contextlib.contextmanager
@@ -193,7 +200,8 @@ def _export(network: Network) -> Any:
     free = [{axis: torch.export.Dim.DYNAMIC} for axis in network.batch_axes]
     example = network.rows(SEVERAL)
     named = sum("/" not in name and name not in ("observation", "action") for name in network.inputs)
-    shapes = (*free[:named], *([tuple(free[named:])] if isinstance(network.module, (EncoderNetwork, StepNetwork)) else []))
+    leaves = tuple(free[named:])  # the last argument of `forward`, of which there may be none
+    shapes = (*free[:named], *([leaves] if leaves and isinstance(network.module, (EncoderNetwork, StepNetwork)) else []))
     network.module(*example)  # fills caches of constants, which must not hold the exporter's fake tensors
     program = torch.export.export(network.module, example, dynamic_shapes=shapes, strict=False)
     program._example_inputs = None  # else the exporter adds checks of the inputs, over some of which it stumbles
@@ -250,7 +258,6 @@ def _sequence(step: Network, model: Any) -> Any:
         "step",
         [inputs[name] for name in ("h", "c", *scanned)],
         [outputs[name] for name in ("next_h", "next_c", *results)],
-        initializer=list(graph.initializer),
     )
     scan = helper.make_node(
         "Scan",
@@ -273,10 +280,43 @@ def _sequence(step: Network, model: Any) -> Any:
         "sequence",
         [value(name, inputs[name], over_time=name in scanned) for name in step.inputs],
         [value(name, outputs[name], over_time=name in results) for name in step.outputs],
+        initializer=list(graph.initializer),  # the body sees them, too
     )
     made = helper.make_model(whole, opset_imports=list(model.opset_import), ir_version=model.ir_version)
     onnx.checker.check_model(made)
     return made
+
+
+def halve(model: Any) -> None:
+    """Replace float32 weights that float16 holds exactly by float16 and a cast, which onnxruntime computes once.
+
+    Args:
+        model: an ONNX model, changed in place. All nodes, also those in loops, see the same numbers as before.
+    """
+    from onnx import TensorProto, helper, numpy_helper
+
+    graph, casts, kept = model.graph, [], []
+    for tensor in graph.initializer:
+        half = _exact_half(numpy_helper.to_array(tensor)) if tensor.data_type == TensorProto.FLOAT else None
+        if half is None:
+            kept.append(tensor)
+            continue
+        name = f"{tensor.name}/float16"
+        kept.append(numpy_helper.from_array(half, name))
+        casts.append(helper.make_node("Cast", [name], [tensor.name], to=TensorProto.FLOAT))
+    nodes = [*casts, *graph.node]
+    del graph.initializer[:], graph.node[:]
+    graph.initializer.extend(kept)
+    graph.node.extend(nodes)
+
+
+def _exact_half(array: np.ndarray) -> np.ndarray | None:
+    """Return the same numbers in float16; None if there are few or some differ."""
+    if array.size < LEAST_HALVED:
+        return None
+    with np.errstate(over="ignore"):
+        half = array.astype(np.float16)
+    return half if np.array_equal(half.astype(np.float32), array) else None
 
 
 def _content(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from worldmodel.agents import Controller
 from worldmodel.mixtures import CompositeHead, GaussianMixture, LatentHead, MixtureHead
 from worldmodel.models import MDNRNN, State, Vision, WorldModel, latent_features
-from worldmodel.spaces import build_value, leaf_values, leaves
+from worldmodel.spaces import FlatSpace, build_value, leaf_values, leaves
 
 BELOW_ONE = 1 - 2**-24  # keeps uniform * sum below the sum in float32
 
@@ -25,9 +25,9 @@ class StepNetwork(nn.Module):
     """One step of a dream: z, state, action and random numbers in; next z, state, rewards and termination out.
 
     The inputs of `forward` are z (B, D), h and c (L, B, H), temperature (B,), uniform (B, `num_uniforms`) in [0, 1),
-    normal (B, `num_normals`), and the leaves of the action (B, ...). The outputs are the next z, h and c, and, if M has the
-    heads, the expected and the sampled reward (B,) and the probability of termination (B,). The next z and the rewards are
-    clipped to the bounds of dreams.
+    normal (B, `num_normals`), and the leaves of the action (B, ...), of which a world without actions has none. The outputs are
+    the next z, h and c, and, if M has the heads, the expected and the sampled reward (B,) and the probability of termination
+    (B,). The next z and the rewards are clipped to the bounds of dreams.
 
     Raises:
         ValueError: if the latent head can not be sampled from given random numbers.
@@ -54,7 +54,7 @@ class StepNetwork(nn.Module):
     ) -> tuple[Tensor, ...]:
         """Advance by one step; see the class."""
         model = self.model
-        features = self.action_features.flatten(join(self.action_features.space, action))
+        features = self.action_features.flatten(join(self.action_features.space, action)) if action else z[:, :0]
         prediction, state = model.step(z, features, State(h, c))
         seen = state.h[-1]
         if model.config.skip:
@@ -133,6 +133,18 @@ def split(space: gym.Space, value: object) -> tuple[Tensor, ...]:
     """Return the leaves of a value, in the order of the space."""
     found = leaf_values(value)
     return tuple(cast(Tensor, found[path]) for path, _ in leaves(space))
+
+
+def split_action(features: FlatSpace, value: object) -> dict[str, Tensor]:
+    """Return the leaves of an action by the names of the step's inputs; none without actions: onnxruntime fails at size 0."""
+    if features.size == 0:
+        return {}
+    return dict(zip(leaf_names("action", features.space), split(features.space, value), strict=True))
+
+
+def leaf_names(kind: str, space: gym.Space) -> list[str]:
+    """Return the names of the leaves of a space: "action" or "action/path"."""
+    return [f"{kind}/{path}".rstrip("/") for path, _ in leaves(space)]
 
 
 def check_head(head: LatentHead) -> None:

@@ -17,9 +17,16 @@ from worldmodel.training.reward_atoms import with_reward_fields
 FIT_FORMAT, FIT_VERSION, FIT_FILE = "worldmodel.fit", 1, "fit.json"
 
 
-def decide(config: MDNRNNConfig | None, episodes: EpisodeCollection, out: Path, run: RunConfig) -> MDNRNNConfig:
-    """Decide the fields of M's configuration that depend on the data."""
+def decide(
+    config: MDNRNNConfig | None, episodes: EpisodeCollection, out: Path, run: RunConfig, *, numbers_missing: bool = False
+) -> MDNRNNConfig:
+    """Decide the fields of M's configuration that depend on the data.
+
+    If ``numbers_missing``, the latent head is one that knows the distribution of missing numbers given the others.
+    """
     config = config or MDNRNNConfig()
+    if numbers_missing and config.latent_head == AUTO_LATENT_HEAD:
+        config = replace(config, latent_head=DEFAULT_LATENT_HEAD)
     if not any(store.recipe.get("rewards", True) for store in episodes.stores):
         config = replace(config, reward_head=False)  # none were recorded
     if config.termination_head is None:

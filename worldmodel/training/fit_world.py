@@ -24,7 +24,10 @@ from worldmodel.models import (
     Vision,
     WorldModel,
     encoded_form,
+    filled_batches,
     find_layout,
+    held_batches,
+    members_of,
     vision_for,
 )
 from worldmodel.runtime import (
@@ -43,12 +46,13 @@ from worldmodel.training import likelihood, loop, quality
 from worldmodel.training.config import DataConfig, TrainingConfig
 from worldmodel.training.decisions import FIT_FILE, FIT_FORMAT, FIT_VERSION, decide, left_open, with_rate
 from worldmodel.training.fit_data import check_tests, held_out, open_data, sequence_data
+from worldmodel.training.fit_ensemble import ensemble_size, train_models
 from worldmodel.training.head_choice import CHOICE_FILE, read_choice
+from worldmodel.training.incomplete import Missing, complete_starts, extra_inputs, missing_in, require_inputs
 from worldmodel.training.initial_model import new_model, prepare_model, statistics_batches, widen_bounds
 from worldmodel.training.likelihood import calibrate_termination
 from worldmodel.training.loop import TrainingResult
 from worldmodel.training.reward_atoms import check_rewards_of, read_rewards
-from worldmodel.training.sharing import share_training
 from worldmodel.training.trivial_models import TrivialModels
 from worldmodel.training.windows import SequenceData
 
@@ -72,6 +76,7 @@ def fit(
     vision: Vision | type[Vision] | None = None,
     initial: WorldModel | None = None,
     test_data: str | Path | Sequence[str | Path] | None = None,
+    ensemble: int | None = None,
     seed: int = 0,
     device: str | torch.device = "cpu",
     run: RunConfig | None = None,
@@ -96,6 +101,9 @@ def fit(
         test_data: a store, or several, of the same spaces to test on: another day, another robot. It takes the place of the
             held-out part of ``data`` (``test_fraction``), which is trained on then: the best update is chosen on it, and a head
             if there is a choice, but no statistic and no weight is computed from it.
+        ensemble: number of models, each trained from its own initial weights on a bootstrap sample of the training episodes; M
+            is then an `MDNRNNEnsemble`, whose training state is in ``out/training/member-1`` and so on. None: one, or as many
+            as ``initial`` has.
         seed: >= 0, of the split, the initial weights, the batches and all samples in training.
         device: where model, data and training are; "auto": an NVIDIA GPU if there is one, else the CPU.
         run: whether a run in ``out`` is resumed or replaced (a complete one is returned as it is), its log, and how progress is
@@ -113,19 +121,20 @@ def fit(
         KeyboardInterrupt: on Ctrl-C, after the state has been saved; the same call resumes.
     """
     data_config, training_config, run = data_config or DataConfig(), training_config or TrainingConfig(), run or RunConfig()
-    device, seed = choose_device(device), check_integer(seed, "seed", least=0)
+    device, seed, size = choose_device(device), check_integer(seed, "seed", least=0), ensemble_size(ensemble, initial)
     episodes, tests = open_data(data, data_config), None if test_data is None else open_data(test_data, data_config)
     encoded = encoded_form([*episodes.stores, *(tests.stores if tests else ())], _trained_v(initial, vision))
+    missing = missing_in(episodes, tests)
     if initial is None:
-        config = decide(config, episodes, Path(out), run)
-        v, model, layout = _new_parts(episodes, seed, config, vision, encoded, data_config)
+        config = decide(config, episodes, Path(out), run, numbers_missing=bool(missing))
+        v, model, layout = _new_parts(episodes, seed, config, vision, encoded, data_config, missing)
     else:
         v, model, layout = _parts_of(initial, episodes, config, vision, encoded, data_config)
+    require_inputs(model, layout, missing, (episodes, tests))
     training_config = with_rate(training_config, model, Path(out), run)
     open_fields = left_open(None if initial is not None else config, layout)
     arguments = _arguments(episodes, seed, torch.device(device), vision, model, initial, data_config, training_config)
-    arguments |= {name: True for name, is_open in open_fields.items() if is_open}  # else left out: old runs resume
-    arguments |= {} if tests is None else check_tests(tests, episodes, model)
+    arguments |= _later_arguments(open_fields, size) | ({} if tests is None else check_tests(tests, episodes, model))
     split = split_episodes(len(episodes), test_fraction=data_config.test_fraction if tests is None else 0, seed=seed)
     directory = runs.prepare_run(out, arguments, run=run, **RUN)
     if (directory / WORLD_FILE).is_file():
@@ -136,34 +145,21 @@ def fit(
     reader = world.vision if encoded is None else encoded.to(device)
     parts = sequence_data(episodes, split, reader, world.action_features, data_config, seed, tests=tests)
     if initial is None:
-        decisions = dict(zip(("chooses", "fit_floors"), open_fields.values(), strict=True))
-        world.mdnrnn = prepare_model(world.mdnrnn, layout, parts, training_config, seed, directory, **decisions)
+        world.mdnrnn = prepare_model(world.mdnrnn, layout, parts, training_config, seed, directory, open_fields, size)
     else:
         widen_bounds(world.mdnrnn, parts[0], layout)
     scores = _baselines(world.mdnrnn, *parts, training_config, seed)
-    share_training(world.mdnrnn, parts[0], data_config, training_config, seed)
-    result = _train(world.mdnrnn, parts, directory / "training", training_config, seed, episodes.fingerprint, run)
+    result = train_models(world.mdnrnn, parts, directory / "training", (data_config, training_config), seed, run)
     world.provenance = _provenance(episodes, arguments, result, scores) | {"layout": layout.to_json()} | read_choice(directory)
-    judged = itertools.islice(held_out(episodes, split, tests), quality.MAX_JUDGED)
-    _examine(world, parts, result, training_config, seed, (reader.encode(each.observations) for each in judged))
+    judged = (reader.encode(each.observations) for each in held_out(episodes, split, tests))
+    _examine(world, parts, result, training_config, seed, judged)
     world.write(directory)
     return world.eval()
 
 
-def _train(
-    model: MDNRNN,
-    data: tuple[SequenceData, SequenceData | None],
-    out: Path,
-    config: TrainingConfig,
-    seed: int,
-    fingerprint: str,
-    run: RunConfig,
-) -> TrainingResult:
-    """Train M, or resume its training."""
-    train, test = data
-    with run.reporter() as report:
-        shown = run.within(report, "train M")
-        return loop.train(model, train, out=out, config=config, seed=seed, test_data=test, fingerprint=fingerprint, run=shown)
+def _later_arguments(open_fields: dict[str, bool], size: int) -> dict[str, Any]:
+    """Record of arguments that came later; it leaves out what is as it was before them, so that old runs resume."""
+    return {name: True for name, is_open in open_fields.items() if is_open} | ({} if size == 1 else {"ensemble": size})
 
 
 def _arguments(
@@ -197,6 +193,7 @@ def _new_parts(
     vision: Vision | type[Vision] | None,
     encoded: Vision | None,
     data_config: DataConfig,
+    missing: Missing,
 ) -> tuple[Vision, MDNRNN, LatentLayout]:
     """Return V (a copy of the given one, or a new one that is not fitted), M with new weights, and the layout of z."""
     space = episodes.observation_space
@@ -214,7 +211,8 @@ def _new_parts(
     with torch.random.fork_rng(devices=[]), float32_default():  # initialisers take no generator: borrow the CPU's, give it back
         torch.default_generator.manual_seed(seed)
         v, layout = _vision_and_layout(episodes, vision, data_config)
-    return v, new_model((v.latent_size, FlatSpace(episodes.action_space).size), config, layout, seed), layout
+    sizes, extras = (v.latent_size, FlatSpace(episodes.action_space).size), extra_inputs(episodes, layout, missing)
+    return v, new_model(sizes, config, layout, seed, extras), layout
 
 
 def _vision_and_layout(
@@ -272,7 +270,7 @@ def _build_world(
     """Combine V, M and the first observations of at most `MAX_START_STATES` episodes, spread evenly."""
     firsts = [episodes.read(i, 0, 1).observations for i in _spread(len(episodes))]
     parts = [reader.encode(map_leaves(lambda leaf: leaf[:1], first)) for first in firsts]
-    mean, log_variance = (torch.cat(part) for part in zip(*parts, strict=True))
+    mean, log_variance = complete_starts(*(torch.cat(part) for part in zip(*parts, strict=True)))
     world = WorldModel(vision, model, episodes.action_space, start_mean=mean, start_log_variance=log_variance)
     world.action_features.exact = initial is None or initial.action_features.exact
     return world
@@ -295,15 +293,27 @@ def _baselines(
         if test is None
         else loop.held_out_batches(test, config.max_test_batches, seed=seed, device=unit.device)
     )
-    batches, floor = standardised(statistics_batches(train)), (model.config.min_scale or 0.0) * unit
-    return likelihood.baseline_nll(batches, standardised(scored), min_scale=floor, columns=columns)
+    floor = (model.config.min_scale or 0.0) * unit
+    batches, scored = (standardised(held_batches(model, each)) for each in (statistics_batches(train), scored))
+    try:
+        return likelihood.baseline_nll(batches, scored, min_scale=floor, columns=columns)
+    except ValueError:
+        if model.extras.maskable:
+            return {}  # no z is complete
+        raise
 
 
 def _calibrate(world: WorldModel, test: SequenceData | None, seed: int) -> dict[str, dict[str, float]] | None:
     """Calibrate the termination head on all held-out episodes; return None if there are none, or no head."""
     if test is None or world.mdnrnn.termination_head is None:
         return None
-    return calibrate_termination(world.mdnrnn, loop.held_out_batches(test, test.num_batches(0), seed=seed, device=world.device))
+    members, records = members_of(world.mdnrnn), dict[str, dict[str, float]]()
+    for number, member in enumerate(members, 1):
+        batches = loop.held_out_batches(test, test.num_batches(0), seed=seed, device=world.device)
+        own = "" if len(members) == 1 else f"member {number} "
+        found = calibrate_termination(member, filled_batches(member, batches))
+        records |= {f"{own}{name}": record for name, record in found.items()}
+    return records
 
 
 def _examine(
@@ -325,13 +335,15 @@ def _examine(
         world.provenance["entropy_floor"] = {"nll_per_dim": floor}
     if config.calibrate:
         world.provenance["calibration"] = _calibrate(world, test, seed)
-    trivial = TrivialModels.fit(statistics_batches(train)) if quality.judge(result, held_out=test is not None) else None
+    known = held_batches(world.mdnrnn, statistics_batches(train))
+    trivial = TrivialModels.fit(known) if quality.judge(result, held_out=test is not None) else None
     if test is None or trivial is None:
         return
     batches = loop.held_out_batches(test, config.max_test_batches, seed=seed, device=world.device)
+    batches = filled_batches(world.mdnrnn, batches)
     predictions = quality.Predictions.of(world.mdnrnn.eval(), batches, trivial)
-    scores = world.provenance["baselines"]
-    quality.record(quality.world_problems(result, scores, predictions, posteriors, config.evaluate_every), world.provenance)
+    scores, judged = world.provenance["baselines"], itertools.islice(posteriors, quality.MAX_JUDGED)
+    quality.record(quality.world_problems(result, scores, predictions, judged, config.evaluate_every), world.provenance)
 
 
 def _provenance(

@@ -86,6 +86,7 @@ def _train_share(
     model, reader, action_space = parts
     device = choose_device(device_type)
     episodes = EpisodeCollection.open(paths, min_length=config.min_length, leave_out=config.leave_out)
+    episodes.reads_time = episodes.reads_time and model.extras.sees_time
     Ranks.current().require_same({"data": episodes.fingerprint})
     reader = reader.to(device).eval()
     steps = encode_all(episodes, reader, action_space) if keeps else None

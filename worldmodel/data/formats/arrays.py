@@ -68,6 +68,11 @@ def from_arrays(
         repeated = {name: f"{part}.{name}" if name in named else name for name in entries}
         groups[part] = tuple(repeated.values())
         named |= {repeated[name]: value for name, value in entries.items()}
+    if not groups["observation"]:
+        raise TypeError(
+            "observations: expected an array of rows, a list with one array per episode, or a mapping of these, got "
+            f"{'an empty mapping' if isinstance(observations, Mapping) else type(observations).__name__}"
+        )
     single = {"reward": rewards, "termination": terminations, "truncation": truncations, "episode": episodes, "time": time}
     names = {"reward": "rewards", "termination": "terminations", "truncation": "truncations", "episode": "episodes"}
     columns = {role: "" if value is None else names.get(role, role) for role, value in single.items()}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from worldmodel.runtime import check_integers, check_names, check_numbers
+from worldmodel.runtime import check_flags, check_integers, check_names, check_numbers
 
 TimeUnit = Literal["s", "ms", "us", "ns"]
-Missing = Literal["error", "split"]
+Missing = Literal["mask", "error", "split", "interpolate"]
 SECONDS: dict[TimeUnit, float] = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 GUESSES = {  # names that are recognised, in lower case; the first that exists counts
     "action": ("action", "actions", "command", "commands", "control", "controls"),
@@ -37,7 +37,7 @@ class Columns:
         termination: whether the step led to a terminal state.
         truncation: whether the recording was cut off after the step, as by a time limit.
         episode: name or number of the episode; rows of an episode follow each other.
-        time: time of the row. It is checked, and not a part of the observation.
+        time: time of the row. It is checked, and not a part of the observation; see ``elapsed`` of `ConversionConfig`.
         next_observation: observation after the step, as D4RL has it; used for the last step of an episode.
 
     Raises:
@@ -139,8 +139,11 @@ class ConversionConfig:
 
     Args:
         time_unit: unit of times that are numbers.
-        missing: what to do with rows that lack a number (NaN, an empty cell): "error" refuses them, "split" leaves them out and
-            ends the episode there. Rows at the end of an episode may lack action and reward.
+        missing: what to do with rows that lack a number of the observation (NaN, an empty cell): "mask" keeps them, and M is
+            trained on what was observed; "error" refuses them; "split" leaves them out and ends the episode there;
+            "interpolate" fills them by straight lines in time, whole numbers by the last one. Only "split" allows rows that
+            lack an action or reward, except at the end of an episode, or a time.
+        elapsed: store the time of each step, so that M sees it: for rows at uneven times. It needs a column of times.
         max_gap: seconds between two rows after which another episode begins; None ignores gaps.
         max_steps: longest episode, in steps; longer ones are cut, without a loss. None cuts what would take more than 256 MiB.
         widen: bounds of observations lie so far outside of the data, as a share of their range. Bounds of actions are those of
@@ -155,7 +158,8 @@ class ConversionConfig:
     """
 
     time_unit: TimeUnit = "s"
-    missing: Missing = "error"
+    missing: Missing = "mask"
+    elapsed: bool = False
     max_gap: float | None = None
     max_steps: int | None = None
     widen: float = 0.5
@@ -167,9 +171,10 @@ class ConversionConfig:
         """Check every field."""
         if self.like is not None:
             object.__setattr__(self, "like", str(self.like))
-        choices = {"time_unit": tuple(SECONDS), "missing": ("error", "split"), "dtype": ("keep", "float32")}
+        choices = {"time_unit": tuple(SECONDS), "missing": get_args(Missing), "dtype": ("keep", "float32")}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        check_flags(self, "elapsed")
         check_integers(self, {"max_steps": 1, "resize": 8}, optional=("max_steps", "resize"))
         check_numbers(self, {"max_gap": "(0, inf)", "widen": "[0, inf)"}, optional=("max_gap",))

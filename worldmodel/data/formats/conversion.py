@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,21 @@ import numpy as np
 import torch
 
 from worldmodel.data.episode import Episode
-from worldmodel.data.formats.config import Columns, ConversionConfig
-from worldmodel.data.formats.inference import Found, Leaf, leaves_of, make_leaves, space_of, value_of
+from worldmodel.data.formats.config import SECONDS, Columns, ConversionConfig
+from worldmodel.data.formats.inference import (
+    Found,
+    Leaf,
+    leaves_of,
+    make_leaves,
+    missing_in_leaves,
+    require_numbers,
+    space_of,
+    value_of,
+)
 from worldmodel.data.formats.rows import Recording, Source
 from worldmodel.data.formats.splitting import Episodes
+from worldmodel.data.missing import KEY as MISSING
+from worldmodel.data.shards import ELAPSED
 from worldmodel.data.store import MANIFEST, SHARDS, EpisodeStore
 from worldmodel.data.writer import EpisodeWriter
 from worldmodel.runtime import (
@@ -54,6 +65,7 @@ class Plan:
         numbered: whether episodes have their own numbers in the source; else they are numbered as they come.
         assumed: what the converter assumed, in words.
         found: kind and range of each number, by "observation" and "action".
+        missing: numbers of the observation that are missing in some row, by leaf.
     """
 
     observation: list[Leaf]
@@ -62,6 +74,7 @@ class Plan:
     numbered: bool
     assumed: list[str]
     found: dict[str, list[dict[str, Any]]]
+    missing: dict[str, list[int]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan without its spaces, which are those of the store."""
@@ -101,7 +114,10 @@ def convert_source(
     """
     config, run = config or ConversionConfig(), run or RunConfig()
     chosen, guessed = (columns or Columns()).resolve(source.names(), source.described)
-    arguments = {"format": source.format, "source": source.identity(), "columns": chosen.to_json(), "config": asdict(config)}
+    if config.elapsed and not chosen.time:
+        raise ValueError(f"{source.described}: expected a column of times for elapsed=True, got none; name it (time, --time)")
+    options = {name: value for name, value in asdict(config).items() if name != "elapsed" or value}  # old ones resume
+    arguments = {"format": source.format, "source": source.identity(), "columns": chosen.to_json(), "config": options}
     path, created = Path(out), False
     with run.reporter() as report:
         if run.resume and not run.overwrite and EpisodeStore.lies_in(path):
@@ -112,11 +128,12 @@ def convert_source(
         else:
             plan = _scan(source, chosen, config, guessed, report)
             rewards = {} if chosen.reward else {"rewards": False}
+            more = ({MISSING: plan.missing} if plan.missing else {}) | ({ELAPSED: True} if config.elapsed else {})
             store = EpisodeStore.create(
                 path,
                 observation_space=space_of(plan.observation),
                 action_space=space_of(plan.action),
-                recipe={KEY: {"arguments": arguments, **plan.to_json()}, **rewards},
+                recipe={KEY: {"arguments": arguments, **plan.to_json()}, **rewards, **more},
                 overwrite=run.overwrite,
             )
             record_run(path)
@@ -138,6 +155,8 @@ def _reopened(path: Path, arguments: Mapping[str, Any]) -> EpisodeStore:
     earlier = store.recipe.get(KEY, {}).get("arguments")
     if earlier is None:
         raise FileExistsError(f"{path}: expected nothing or a conversion, got another store; choose another directory")
+    if earlier["config"].get("missing") == "error":  # nothing was missing, so the default of today gives the same store
+        earlier["config"]["missing"] = arguments["config"]["missing"]
     check_same_run(earlier, arguments, path, error=FileExistsError)
     for folder in (path, path / SHARDS):
         remove_temporaries(folder)
@@ -180,6 +199,7 @@ def _scan(
         report(Progress("check", episodes.read, total, unit, {"episodes": count}))
     if count == 0:
         raise ValueError(f"{source.described}: expected at least one episode of two rows, got none")
+    require_numbers(found, source.described)
     for name, shape in source.images.items():
         if name in found:
             found[name].add(np.zeros((1, *shape), np.uint8), source.described)
@@ -188,9 +208,10 @@ def _scan(
     made = {part: make_leaves(each, part=part, **options) if each else [] for part, each in parts.items()}
     if config.like is not None:
         made = _like(made, config.like)
+    missing = missing_in_leaves(made["observation"], found, source.described)
     numbers = {part: [number for one in each for number in one.numbers()][:MOST_NUMBERS] for part, each in parts.items()}
     assumed = [*guessed, *_assumptions(columns, config, episodes, count, numbered)]
-    return Plan(made["observation"], made["action"], max_steps, numbered, assumed, numbers)
+    return Plan(made["observation"], made["action"], max_steps, numbered, assumed, numbers, missing)
 
 
 def _is_id(label: Any) -> bool:
@@ -234,7 +255,7 @@ def _assumptions(columns: Columns, config: ConversionConfig, episodes: Episodes,
         notes.append("each episode that does not terminate counts as cut off (truncated) at its last step")
     if not columns.episode and not numbered:
         notes.append("episodes are numbered in the order of the data")
-    if columns.time:
+    if columns.time and not config.elapsed:
         notes.append(f"{columns.time!r} is checked, but not a part of the observation")
     if config.resize:
         notes.append(f"images are averaged to {config.resize} x {config.resize} pixels")
@@ -252,7 +273,9 @@ def _write(
         for count, recording in enumerate(episodes):
             number = recording.label if plan.numbered else count
             if number not in done:
-                writer.add(_episode(recording, number, source, columns, plan))
+                writer.add(
+                    replace(_episode(recording, number, source, columns, plan), elapsed=_elapsed(recording, columns, config))
+                )
                 writer.write_if_due()
             report(Progress("convert", episodes.read, total, unit, {"episodes": count + 1}))
 
@@ -279,6 +302,16 @@ def _episode(recording: Recording, number: int, source: Source, columns: Columns
         truncations=flags["truncation"],
         episode_id=number,
     )
+
+
+def _elapsed(recording: Recording, columns: Columns, config: ConversionConfig) -> np.ndarray | None:
+    """Return the seconds of each step, if they are to be stored."""
+    if not config.elapsed or not columns.time:
+        return None
+    steps, length = np.diff(recording.values[columns.time]), recording.count - 1
+    if len(steps) < length:  # the time of the last observation is not recorded, as in D4RL
+        steps = np.append(steps, steps[-1:] if len(steps) else 1.0)
+    return steps * (1.0 if recording.seconds else SECONDS[config.time_unit])
 
 
 def _images(leaf: Leaf, source: Source, recording: Recording) -> np.ndarray:
@@ -322,7 +355,11 @@ def describe_conversion(store: EpisodeStore) -> str:
 
 
 def describe_number(found: Mapping[str, Any]) -> str:
-    """Describe a number that a conversion found: its kind and its range or values."""
+    """Describe a number that a conversion found: its kind, its range or values, and whether it is missing in some rows."""
+    return _range(found) + (", missing in some rows" if found.get("missing") else "")
+
+
+def _range(found: Mapping[str, Any]) -> str:
     kind = found["kind"]
     if kind == "image":
         return f"image {tuple(found['shape'])}"

@@ -110,7 +110,7 @@ class CsvSource(FileSource):
                     lines=numbers,
                     index=index,
                     begins=begins,
-                    seconds=parser.found_dates,
+                    seconds=bool(parser.found_dates),
                 )
                 index, begins = index + len(lines), False
                 yield rows, characters // MEGABYTE
@@ -174,7 +174,7 @@ class _Parser:
     def __init__(self, source: CsvSource, path: Path, others: Sequence[str | None]):
         self._header, self._delimiter, self._path = source.header, source.delimiter, path
         self._episode, self._time = others
-        self.found_dates = False
+        self.found_dates: bool | None = None  # whether times are dates; None before the first
 
     def parse(self, lines: list[str], numbers: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Return the columns, float64 but for episodes that are text."""
@@ -205,12 +205,13 @@ class _Parser:
         return {name: self._column(name, by_column[at], numbers) for name, at in zip(names, positions, strict=True)}
 
     def _refuse(self, found: int, line: int, is_last: bool) -> None:
-        cut = "; the file may be cut short" if is_last else ""
+        cut = "; the file may be cut short" if is_last and found < len(self._header) else ""
         raise ValueError(f"{self._path}, line {line}: expected {len(self._header)} cells, got {found}{cut}")
 
     def _column(self, name: str, cells: Sequence[str], numbers: np.ndarray) -> np.ndarray:
         try:
-            return np.array(cells).astype(np.float64)
+            if not any("_" in cell for cell in cells):  # Python reads 1_000 as a number, other programs do not
+                return np.array(cells).astype(np.float64)
         except ValueError:
             pass
         if name == self._episode:
@@ -221,23 +222,35 @@ class _Parser:
         text = cell.strip().lower()
         if text in MISSING:
             return np.nan
-        try:
-            return TRUTH[text] if text in TRUTH else float(text)
-        except ValueError:
-            if name == self._time:
-                return self._date(name, cell.strip(), line)
-            raise ValueError(f"{self._path}, line {line}: expected a number in {name!r}, got {cell!r}") from None
+        number, is_time = _number(text), name == self._time
+        found = _seconds(cell.strip()) if number is None and is_time else number
+        if found is None:
+            date = " or a date such as 2026-05-01T12:00:00.250" if is_time else ""
+            raise ValueError(f"{self._path}, line {line}: expected a number{date} in {name!r}, got {cell!r}")
+        if is_time and self.found_dates not in (None, number is None):
+            kind = "date" if self.found_dates else "number"
+            raise ValueError(f"{self._path}, line {line}: expected a {kind} in {name!r}, as in the lines before, got {cell!r}")
+        self.found_dates = number is None if is_time else self.found_dates
+        return found
 
-    def _date(self, name: str, cell: str, line: int) -> float:
-        try:
-            moment = np.datetime64(cell.removesuffix("Z").replace(" ", "T"), "ns")
-        except ValueError:
-            raise ValueError(
-                f"{self._path}, line {line}: expected a number or a date such as 2026-05-01T12:00:00.250 in {name!r}, "
-                f"got {cell!r}"
-            ) from None
-        self.found_dates = True
-        return float(moment.astype(np.int64)) * 1e-9
+
+def _number(text: str) -> float | None:
+    """Return the number or the truth value that a cell in lower case holds; None if it holds another text."""
+    try:
+        return TRUTH[text] if text in TRUTH else None if "_" in text else float(text)
+    except ValueError:
+        return None
+
+
+def _seconds(cell: str) -> float | None:
+    """Return a date in seconds since 1970; None if it is none."""
+    if not re.match(r"[0-9]{4}-[0-9]{2}", cell):  # NumPy would read "today" and "NaT" too
+        return None
+    try:
+        moment = np.datetime64(cell.removesuffix("Z").replace(" ", "T"), "ns")
+    except ValueError:
+        return None
+    return float(moment.astype(np.int64)) * 1e-9
 
 
 def _label(cell: str) -> int | str | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from worldmodel.data.formats.config import Columns, ConversionConfig
+from worldmodel.data.formats.config import GUESSES, OBSERVATIONS, Columns, ConversionConfig
 from worldmodel.data.formats.conversion import convert_source
 from worldmodel.data.formats.files import FileSource, list_files, natural
 from worldmodel.data.formats.rows import Rows
@@ -25,6 +25,7 @@ except ImportError:  # `from_hdf5` raises
 BATCH_BYTES = 8 * 2**20
 MOST_UNSTORED = 2**28  # bytes of a data set that need not be in the file
 MOST_COMPRESSION = 5000  # gzip and LZ4 reach 1000
+MEASURED = {*OBSERVATIONS, *(name for use in ("action", "reward", "termination", "truncation") for name in GUESSES[use])}
 
 
 def from_hdf5(
@@ -97,7 +98,7 @@ class Hdf5Source(FileSource):
                 groups.append(sorted(found, key=natural))
                 first = found[groups[-1][0]]
                 keys.append(first)
-                rows += sum(int(file[f"{group}/{first[0]}" if group else first[0]].shape[0]) for group in found)
+                rows += sum(len(file[group or "/"].get(first[0], ())) for group in found)  # `pieces` names what lacks it
         return cls(paths, groups, keys[0], rows)
 
     def names(self) -> Sequence[str]:
@@ -180,12 +181,14 @@ def _longest(found: Mapping[str, Any]) -> int:
 
 
 def _datasets(place: Any) -> dict[str, Any]:
-    """Return the data sets of numbers with rows below a group, by their path."""
+    """Return the data sets with rows below a group, by their path: all of numbers, and those whose names have a use."""
     found: dict[str, Any] = {}
 
     def visit(name: str, thing: Any) -> None:
-        if isinstance(thing, h5py.Dataset) and thing.shape and thing.dtype.kind in "biuf":
-            found[name] = thing
+        if not isinstance(thing, h5py.Dataset) or not thing.shape:
+            return
+        if thing.dtype.kind in "biuf" or name.rsplit("/", 1)[-1].lower() in MEASURED:
+            found[name] = thing  # of actions that are text, say, the reader tells that they are no numbers
 
     place.visititems(visit)
     return found

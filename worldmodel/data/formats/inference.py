@@ -35,6 +35,7 @@ class Found:
         self.low, self.high = np.zeros(0), np.zeros(0)
         self.is_whole = True
         self.values: list[set[float] | None] = []
+        self.lacks: np.ndarray = np.zeros(0, dtype=bool)  # which numbers are missing in some row
 
     def add(self, value: np.ndarray, where: str) -> None:
         """Add rows (N, ...).
@@ -42,6 +43,8 @@ class Found:
         Raises:
             ValueError: if dtype or shape differ from those of earlier rows.
         """
+        if self.count == 0 and 0 in value.shape[1:]:
+            raise ValueError(f"{where}: expected at least one number per row in {self.name!r}, got shape {value.shape[1:]}")
         if self.count == 0:
             self.dtype, self.shape = value.dtype, value.shape[1:]
         elif (value.dtype, value.shape[1:]) != (self.dtype, self.shape):
@@ -51,20 +54,29 @@ class Found:
             )
         if len(value) and not self.is_image:
             rows = value.reshape(len(value), -1)
-            low, high = rows.min(axis=0), rows.max(axis=0)
+            lacking = np.isnan(rows) if self.dtype.kind == "f" else np.zeros((1, rows.shape[1]), dtype=bool)
+            low, high = (_known(end, rows, lacking) for end in (np.fmin, np.fmax))
             if self.count:
-                low, high = np.minimum(low, self.low), np.maximum(high, self.high)
+                low, high = np.fmin(low, self.low), np.fmax(high, self.high)
             self.low, self.high = low, high
-            self.is_whole = self.is_whole and (self.dtype.kind in "biu" or bool((rows == np.round(rows)).all()))
+            self.lacks = np.asarray(lacking.any(axis=0) | (self.lacks if self.count else False))
+            whole = self.dtype.kind in "biu" or bool(((rows == np.round(rows)) | lacking).all())
+            self.is_whole = self.is_whole and whole
             self._add_values(rows)
         self.count += len(value)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether a number of the column is missing in every row."""
+        return bool(np.isnan(self.low).any()) if self.dtype.kind == "f" else False
 
     def _add_values(self, rows: np.ndarray) -> None:
         if not self.values:
             self.values = [set() for _ in range(rows.shape[1])]
         for index, known in enumerate(self.values):
             if known is not None:
-                known.update(np.unique(rows[:, index]).tolist())
+                values = np.unique(rows[:, index])
+                known.update(values[values == values].tolist())  # not NaN
                 if len(known) > MAX_CHOICES:
                     self.values[index] = None
 
@@ -78,6 +90,8 @@ class Found:
         """Whether all numbers are integers by their dtype, or as text and small enough to be exact."""
         if self.dtype.kind in "iu":
             return True
+        if self.lacks.any():
+            return False  # only real numbers can be missing
         limits = [abs(float(bound)) for bound in (*self.low, *self.high)]
         return self._text and self.is_whole and bool(limits) and max(limits) < 2**53
 
@@ -104,7 +118,7 @@ class Found:
             found["kind"] = "integer"
         elif values is not None and len(values) <= FEW_VALUES and self.count >= VISITS * len(values):
             found |= {"kind": "real, few values", "values": sorted(values)}
-        return found
+        return found | ({"missing": True} if self.lacks[index : index + 1].any() else {})
 
 
 @dataclass(frozen=True)
@@ -126,6 +140,13 @@ class Leaf:
         if len(self.columns) > 1 or (self.space.shape == (1,) and values[self.columns[0]].ndim == 1):
             return np.stack([values[name] for name in self.columns], axis=-1).astype(self.space.dtype)
         return values[self.columns[0]].astype(self.space.dtype, copy=False)
+
+
+def _known(end: np.ufunc, rows: np.ndarray, lacking: np.ndarray) -> np.ndarray:
+    """Return the smallest or largest number of each column (N, D) that is not NaN; NaN if all are."""
+    if not lacking.any():
+        return rows.min(axis=0) if end is np.fmin else rows.max(axis=0)
+    return np.asarray(end.reduce(rows, axis=0))
 
 
 def make_leaves(found: Sequence[Found], *, part: str, widen: float, resize: int | None, narrow: bool) -> list[Leaf]:
@@ -167,6 +188,40 @@ def leaves_of(space: gym.Space[Any], columns: Mapping[str, Sequence[str]]) -> li
     """Return the leaves of a space, given the columns of each by its path."""
     by_path = dict(leaves(space)) if columns else {}
     return [Leaf(path, tuple(names), by_path[path]) for path, names in columns.items()]
+
+
+def require_numbers(found: Mapping[str, Found], source: str) -> None:
+    """Raise if a number of a column is missing in every row.
+
+    Raises:
+        ValueError: naming the column.
+    """
+    for name, one in found.items():
+        if one.is_empty:
+            raise ValueError(
+                f"{source}: expected a number in {name!r} in some row, got none; leave the column out (observation, "
+                "--observation)"
+            )
+
+
+def missing_in_leaves(made: Sequence[Leaf], found: Mapping[str, Found], source: str) -> dict[str, list[int]]:
+    """Return the numbers that are missing in some row, by leaf.
+
+    Raises:
+        ValueError: if a column lacks numbers where the space has choices.
+    """
+    missing: dict[str, list[int]] = {}
+    for leaf in made:
+        for name in leaf.columns:
+            if found[name].lacks.any() and not np.issubdtype(leaf.space.dtype, np.floating):
+                raise ValueError(
+                    f"{source}: expected {name!r} in every row, as it is {leaf.space} in the other store (like), got rows "
+                    "without; convert both with the spaces of the data that lack it, or fill it (missing='interpolate')"
+                )
+        indices = np.flatnonzero(np.concatenate([found[name].lacks for name in leaf.columns])).tolist()
+        if indices:
+            missing[leaf.path] = indices
+    return missing
 
 
 def value_of(made: Sequence[Leaf], values: Mapping[str, np.ndarray], length: int) -> Any:

@@ -23,6 +23,7 @@ from worldmodel.data.formats.conversion import convert_source
 from worldmodel.data.formats.files import FileSource, list_files
 from worldmodel.data.formats.restoring import STEPS, restore
 from worldmodel.data.formats.rows import Rows
+from worldmodel.data.shards import ELAPSED
 from worldmodel.data.store import EpisodeStore
 from worldmodel.runtime import (
     InvalidFileError,
@@ -260,8 +261,8 @@ def to_parquet(store: EpisodeStore, path: str | Path, *, overwrite: bool = False
     """Write a store as one parquet file, a row per observation; `from_parquet` restores it without loss.
 
     Columns: ``episode``, ``seed``, ``step``, ``observation`` (or ``observation/LEAF``), ``action``, ``reward``,
-    ``termination``, ``truncation``. The last row of an episode has no action, reward and ends. Vectors and images are lists of
-    fixed size.
+    ``termination``, ``truncation``, and ``elapsed`` if it is stored. The last row of an episode has no action, reward and
+    ends. Vectors and images are lists of fixed size.
 
     Args:
         store: the episodes.
@@ -317,6 +318,7 @@ def _schema(store: EpisodeStore) -> Any:
         stored = [(path, leaf) for path, leaf in leaves(space) if leaf.shape != (0,)]  # that of data without actions
         entries += [_field(f"{part}/{path}" if path else part, leaf) for path, leaf in stored]
     kinds = {"reward": pa.float64(), "termination": pa.bool_(), "truncation": pa.bool_()}
+    kinds |= {ELAPSED: pa.float64()} if store.has_elapsed else {}
     entries += [pa.field(name, kind) for name, kind in kinds.items()]
     return pa.schema(entries, metadata={KEY: json.dumps({"recipe": store.recipe, **described}).encode()})
 
@@ -339,6 +341,7 @@ def _table(episodes: Sequence[Episode], schema: Any) -> Any:
     seeds = [pa.array([episode.seed] * count, pa.int64()) for episode, count in zip(episodes, rows, strict=True)]
     columns["seed"] = pa.concat_arrays(seeds)
     parts = {"observation": "observations", "action": "actions", **{short: long for long, short in STEPS.items()}}
+    parts |= {ELAPSED: ELAPSED} if ELAPSED in schema.names else {}
     for part, attribute in parts.items():
         values = [leaf_values(getattr(episode, attribute)) for episode in episodes]
         for path in values[0]:

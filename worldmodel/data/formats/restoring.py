@@ -13,6 +13,8 @@ import numpy as np
 from worldmodel.data.collecting import open_or_create
 from worldmodel.data.episode import Episode, check_episode
 from worldmodel.data.formats.rows import Rows, Source
+from worldmodel.data.missing import missing_numbers
+from worldmodel.data.shards import ELAPSED
 from worldmodel.data.store import EpisodeStore
 from worldmodel.data.writer import EpisodeWriter
 from worldmodel.runtime import Progress, RunConfig, file_errors, single_writer
@@ -39,13 +41,14 @@ def restore(source: Source, ours: Mapping[str, Any], *, out: str | Path, run: Ru
     run = run or RunConfig()
     with file_errors(source.described, "the description that to_parquet writes"):
         described = {name: space_from_json(ours[name]) for name in ("observation_space", "action_space")}
-        for episode in _episodes(source, **described):  # before anything is written
-            check_episode(episode, **described)
+        timed, missing = bool(ours["recipe"].get(ELAPSED)), missing_numbers(ours["recipe"], described["observation_space"])
+        for episode in _episodes(source, **described, timed=timed):  # before anything is written
+            check_episode(episode, *described.values(), missing=missing, timed=timed)
     store = open_or_create(Path(out), lambda: described, ours["recipe"], run=run)
     store.mark_unfinished("its import was interrupted; run the same command or call again")
     done = set(store.episode_ids.tolist())
     with run.reporter() as report, EpisodeWriter(store, max_bytes=SHARD_BYTES) as writer:
-        for count, episode in enumerate(_episodes(source, **described)):
+        for count, episode in enumerate(_episodes(source, **described, timed=timed)):
             if episode.episode_id not in done:
                 writer.add(episode)
                 writer.write_if_due()
@@ -54,7 +57,9 @@ def restore(source: Source, ours: Mapping[str, Any], *, out: str | Path, run: Ru
     return store
 
 
-def _episodes(source: Source, observation_space: gym.Space[Any], action_space: gym.Space[Any]) -> Iterator[Episode]:
+def _episodes(
+    source: Source, observation_space: gym.Space[Any], action_space: gym.Space[Any], timed: bool
+) -> Iterator[Episode]:
     """Yield the episodes of a file of `to_parquet`."""
     waiting: list[Rows] = []
     for rows, _ in source.pieces(list(source.names())):
@@ -62,15 +67,15 @@ def _episodes(source: Source, observation_space: gym.Space[Any], action_space: g
         starts = starts[rows.values["step"][starts] == 0]
         for start, stop in zip([0, *starts], [*starts, len(rows)], strict=True):
             if start < stop and rows.values["step"][start] == 0 and waiting:
-                yield _joined(waiting, observation_space, action_space)
+                yield _joined(waiting, observation_space, action_space, timed)
                 waiting = []
             if start < stop:
                 waiting.append(rows.part(start, stop))
     if waiting:
-        yield _joined(waiting, observation_space, action_space)
+        yield _joined(waiting, observation_space, action_space, timed)
 
 
-def _joined(parts: Sequence[Rows], observation_space: gym.Space[Any], action_space: gym.Space[Any]) -> Episode:
+def _joined(parts: Sequence[Rows], observation_space: gym.Space[Any], action_space: gym.Space[Any], timed: bool) -> Episode:
     values = {name: np.concatenate([part.values[name] for part in parts]) for name in parts[0].values}
     missing = {name: np.concatenate([_mask(part, name) for part in parts]) for name in values}
     where, length = parts[0].where(0), len(values["step"]) - 1
@@ -90,6 +95,7 @@ def _joined(parts: Sequence[Rows], observation_space: gym.Space[Any], action_spa
         observations=nested("observation", observation_space, length + 1),
         actions=nested("action", action_space, length),
         **steps,
+        elapsed=columns.steps(ELAPSED, np.float64) if timed else None,
         episode_id=columns.same("episode"),
         seed=None if missing["seed"].all() else columns.same("seed"),
     )

@@ -110,6 +110,7 @@ class Recording:
         index: position of its first row in the source.
         where: describes its first row.
         fragment: whether it is a part of an episode of the source, which was split or cut.
+        seconds: whether times are seconds, whatever the configuration says.
     """
 
     values: dict[str, np.ndarray]
@@ -118,6 +119,7 @@ class Recording:
     index: int
     where: str
     fragment: bool
+    seconds: bool = False
 
 
 def missing_in(rows: Rows, name: str) -> np.ndarray:

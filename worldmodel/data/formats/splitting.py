@@ -10,6 +10,7 @@ import numpy as np
 
 from worldmodel.data.formats.config import SECONDS, Columns, ConversionConfig
 from worldmodel.data.formats.rows import Recording, Rows, Source, missing_in
+from worldmodel.data.missing import interpolated
 
 EXACT = 2**53  # float64 cannot tell larger integers apart
 
@@ -54,7 +55,7 @@ class Episodes:
         """
         for piece, read in self._source.pieces(self._names):
             self.read = read
-            rows = self._padded(piece) if piece.complete else piece
+            rows = self._with_nan(self._padded(piece) if piece.complete else piece)
             if len(rows) == 0:
                 if rows.complete:
                     raise ValueError(f"{rows.source}: expected at least two rows in each episode, got an empty episode")
@@ -93,6 +94,18 @@ class Episodes:
         mask = np.arange(size) == size - 1
         return replace(piece, values=values, missing=dict(piece.missing) | dict.fromkeys(short, mask), begins=True)
 
+    def _with_nan(self, rows: Rows) -> Rows:
+        """Give missing real numbers of the observation the value NaN, if such rows are kept."""
+        chosen = [name for name in self._observed if name in rows.missing and self._may_lack(rows, name)]
+        values = {name: rows.values[name].copy() for name in chosen}
+        for name, value in values.items():
+            value[rows.missing[name]] = np.nan
+        return replace(rows, values={**rows.values, **values}) if values else rows
+
+    def _may_lack(self, rows: Rows, name: str) -> bool:
+        """Whether rows that lack a number of a column of the observation are kept."""
+        return self.config.missing in ("mask", "interpolate") and rows.values[name].dtype.kind == "f"
+
     def _boundaries(self, rows: Rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return which rows begin a recording, which are kept, and which begin a part of an episode: (N,) bool each."""
         self._check_numbers(rows)
@@ -108,7 +121,7 @@ class Episodes:
             natural |= before
         self._check_ends(rows, before & ~natural & ~no_action)
         new = natural.copy()
-        if self.config.missing == "error":
+        if self.config.missing != "split":
             self._refuse_missing(rows, some_missing, lacking & ~natural)
         gone = np.concatenate([[self._last.get("gone", False)], no_observation[:-1]]).astype(bool)
         if no_observation.any():
@@ -154,8 +167,9 @@ class Episodes:
             wrong = wrong | np.array([label is None or label == "" for label in labels], dtype=bool)
         if wrong.any():
             row = int(np.argmax(wrong))
+            got = labels[row].item() if isinstance(labels[row], np.generic) else labels[row]
             raise ValueError(
-                f"{rows.where(row)}: expected the name of an episode in {name!r}, or its number below 2^53, got {labels[row]!r}"
+                f"{rows.where(row)}: expected the name of an episode in {name!r}, or its number below 2^53, got {got!r}"
             )
         return labels.astype(np.int64) if labels.dtype.kind in "bf" else labels
 
@@ -197,8 +211,10 @@ class Episodes:
     def _missing(self, rows: Rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return which rows lack a number of the observation, only of the step, or any: (N,) bool each."""
         no_observation = np.zeros(len(rows), dtype=bool)
+        kept = [name for name in self._observed if self._may_lack(rows, name)]
         for name in [*self._observed, *filter(None, [self.columns.time])]:
-            no_observation |= missing_in(rows, name)
+            if name not in kept:
+                no_observation |= missing_in(rows, name)
         none, every = np.zeros(len(rows), dtype=bool), np.ones(len(rows), dtype=bool)
         for name in self._actions or self.columns.steps:
             missing = missing_in(rows, name)
@@ -211,7 +227,8 @@ class Episodes:
     def _refuse_missing(self, rows: Rows, some: np.ndarray, without_action: np.ndarray) -> None:
         if some.any():
             row = int(np.argmax(some))
-            name = next(one for one in [*self._names] if missing_in(rows, one)[row])
+            lacking = [one for one in self._names if missing_in(rows, one)[row]]
+            name = next((one for one in lacking if one not in self._observed or not self._may_lack(rows, one)), lacking[0])
             what, where = f"a number in {name!r}", rows.where(row)
         elif without_action.any():
             row = int(np.argmax(without_action))
@@ -220,9 +237,14 @@ class Episodes:
         else:
             return
         raise ValueError(
-            f"{where}: expected {what}, got none; fill it, or leave such rows out and split the episode there "
-            "(missing='split', --missing split)"
+            f"{where}: expected {what}, got none; {self._advice(bool(some.any()))}, or leave such rows out and split the "
+            "episode there (missing='split', --missing split)"
         )
+
+    def _advice(self, in_observation: bool) -> str:
+        if in_observation and self.config.missing == "error":
+            return "keep such rows and train on what was observed (missing='mask', --missing mask)"
+        return "fill it"
 
     def _gaps(self, rows: Rows, natural: np.ndarray) -> np.ndarray:
         """Check that times ascend within each episode, and return the rows after a gap, (N,) bool."""
@@ -303,11 +325,32 @@ class Episodes:
                     values[flag][-2] = values[flag][-1]
                     self._note(f"moved {flag!r} of the last row one step back, to the last step that is kept")
             values |= {name: values[name][:-1] for name in self.columns.steps}
+        self._treat_missing(values, first.where(0))
         if dropped and self.columns.action:
             self._note("dropped the last action, as the observation after it was not recorded")
         label = first.label if first.complete else self._labels(first)[0] if self.columns.episode else None
         label = label.item() if isinstance(label, np.generic) else label
-        return Recording(values, count, label, first.index, first.where(0), fragment)
+        return Recording(values, count, label, first.index, first.where(0), fragment, first.seconds)
+
+    def _treat_missing(self, values: dict[str, np.ndarray], where: str) -> None:
+        """Count the rows of a recording that lack a number of the observation; with "interpolate", fill them."""
+        lacking = {name: np.isnan(values[name]) for name in self._observed if values[name].dtype.kind == "f"}
+        lacking = {name: mask.reshape(len(mask), -1) for name, mask in lacking.items() if mask.any()}
+        if not lacking:
+            return
+        fills = self.config.missing == "interpolate"
+        rows = np.stack([mask.any(axis=1) for mask in lacking.values()]).any(axis=0)
+        self._note(f"{'filled' if fills else 'kept'} rows that lack a number of the observation", int(rows.sum()))
+        for name, mask in lacking.items() if fills else ():
+            if mask.all(axis=0).any():
+                raise ValueError(
+                    f"{where}: expected a number in {name!r} in some row of the episode, to interpolate, got none; leave the "
+                    "column or the episode out, or keep such rows (missing='mask', --missing mask)"
+                )
+            value, time = values[name], values.get(self.columns.time or "", np.arange(0))
+            at = time if len(time) == len(value) else np.arange(len(value))
+            filled = interpolated(value.reshape(mask.shape), at.astype(np.float64))
+            values[name] = filled.reshape(value.shape).astype(value.dtype)
 
     def _note(self, what: str, count: int = 1) -> None:
         self.counts[what] = self.counts.get(what, 0) + count

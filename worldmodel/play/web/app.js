@@ -121,6 +121,20 @@ function addButtons(player) {
   setTo($("temperature").value);
 }
 
+/** Show the model card: data, likelihoods, licence, scores. */
+function addAbout(card) {
+  $("about").hidden = !card;
+  if (!card) return;
+  $("about-summary").textContent = card.summary;
+  for (const [name, value] of Object.entries({ ...(card.facts ?? {}), licence: card.licence })) {
+    const texts = [document.createElement("dt"), document.createElement("dd")];
+    texts.forEach((element, index) => (element.textContent = [name, value][index]));
+    $("about-facts").append(...texts);
+  }
+  $("about-scores").hidden = !card.scores;
+  $("about-scores").textContent = card.scores;
+}
+
 /** What only `worldmodel play` offers. */
 function addLive(player, live) {
   const { page } = player.world;
@@ -138,7 +152,11 @@ function addLive(player, live) {
     player.changed("real");
     player.changed();
   });
-  live.addEventListener("message", ({ message }) => (message.type === "error" ? say(message.text, true) : player.hear(message)));
+  live.addEventListener("message", ({ message }) => {
+    if (message.type !== "error") return player.hear(message);
+    say(message.text, true);
+    if (["act", "back"].includes(message.about)) player.hideReal(); // it no longer follows the dream
+  });
   const recorder = new Recorder(live, [$("dream"), $("real")]);
   player.addEventListener("change", () => recorder.add());
   $("record").addEventListener("click", async () => {
@@ -175,6 +193,7 @@ async function main() {
   $("title").textContent = page.title;
   $("subtitle").textContent = page.subtitle;
   new View(player);
+  addAbout(page.card);
   addSliders(player);
   addButtons(player);
   player.addEventListener("failed", ({ error }) => say(error.message, true));

@@ -38,6 +38,7 @@ export class Controls {
       const rest = Array.isArray(idle) ? idle[t % idle.length] : idle; // several are taken in turn: no force on average
       return { [leaf]: typed(this.dtype, [last ? last.choose : rest]) };
     }
+    if (!idle.length) return {}; // a world without actions
     const values = [...idle];
     for (const button of pressed) for (const [index, value] of button.set) values[index] = value;
     return { [leaf]: typed(this.dtype, values) };

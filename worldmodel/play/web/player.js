@@ -76,6 +76,14 @@ export class Player extends EventTarget {
     this.changed("real");
   }
 
+  /** Stop the real environment; the dream goes on. */
+  hideReal() {
+    if (this.real) this.live?.tell({ type: "stop" });
+    this.real = null;
+    this.changed("real");
+    this.changed();
+  }
+
   /** The next action, of the one who drives. */
   async action() {
     if (this.driver === "agent") return this.world.act(this.state);
