@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 import worldmodel as wm
 from worldmodel.agents import ControllerConfig, SearchConfig, evolve
-from worldmodel.dream import Dreams, Reality, score, time_limit
+from worldmodel.dream import Dreams, Reality
 from worldmodel.evaluation import likelihood
 from worldmodel.rng import EVALUATION_STREAM, derive_seed
 
-MEMBERS = 5
+MEMBERS, EPISODES = 5, 50
 
 
 def worlds_of(arguments: argparse.Namespace, seed: int) -> dict[str, wm.WorldModel]:
@@ -42,17 +42,27 @@ def worlds_of(arguments: argparse.Namespace, seed: int) -> dict[str, wm.WorldMod
     }
 
 
-def exploit(world: wm.WorldModel, arguments: argparse.Namespace, seed: int, penalty: float, member_per: str) -> dict[str, Any]:
-    """Evolve a controller in whole dreams of a world, and score it in plain dreams and in reality."""
-    horizon = time_limit(arguments.env)
-    search = SearchConfig(population=32, generations=arguments.generations, test_every=10, test_dreams=128)
-    dreams = Dreams(world, 32 * 4, penalty=penalty, member_per=member_per)
-    agent = evolve(dreams, ControllerConfig(features="z", hidden_size=16), config=search, horizon=horizon, seed=seed)
-    dreamed = score(Dreams(world, 128, member_per=member_per), agent, horizon=horizon, seed=seed)
-    reality = Reality(world, arguments.env, 50, seed=derive_seed(seed, EVALUATION_STREAM))
-    real = score(reality, agent, horizon=horizon, seed=seed)
+def exploit(world: wm.WorldModel, arguments: argparse.Namespace, seed: int, penalty: float) -> dict[str, Any]:
+    """Evolve a controller in whole dreams of a world, and score it in plain dreams and in reality, from the same starts."""
+    horizon, generations = arguments.horizon, arguments.generations
+    search = SearchConfig(population=128, generations=generations, sigma=0.5, test_every=generations, test_dreams=32)
+    dreams = Dreams(world, 128 * arguments.rollouts, penalty=penalty)
+    agent = evolve(dreams, ControllerConfig(features="z", hidden_size=8), config=search, horizon=horizon, seed=seed)
+    env = wm.EnvConfig(arguments.env, max_steps=horizon)
+    reality = Reality(world, env, EPISODES, seed=derive_seed(seed, EVALUATION_STREAM))
+    plain = Dreams(world, EPISODES)
+    start = reality.start(generator=reality.generator(seed))
+    rollout = plain.rollout(agent, horizon, generator=plain.generator(seed), start=start)
+    real, _ = reality.score(agent, horizon, generator=reality.generator(seed))
     reality.close()
-    return {"dream": dreamed.mean, "real": real.mean, "real_error": real.standard_error, "gap": dreamed.mean - real.mean}
+    gap = rollout.returns - real
+    return {
+        "dream": rollout.returns.mean().item(),
+        "real": real.mean().item(),
+        "gap": gap.mean().item(),
+        "gap_error": gap.std().item() / math.sqrt(EPISODES),
+        "uncertainty": None if rollout.uncertainty is None else rollout.uncertainty.mean().item(),
+    }
 
 
 def exploitation(arguments: argparse.Namespace) -> None:
@@ -62,10 +72,9 @@ def exploitation(arguments: argparse.Namespace) -> None:
         for name, world in worlds.items():
             nats = likelihood(world, arguments.out / f"seed-{seed}" / "test")
             print_row({"seed": seed, "world": name, "nats": nats.nats, "errors": nats.standard_errors})
-        cases = [("single", 0.0, "dream"), *(("ensemble", weight, "dream") for weight in arguments.weights)]
-        for name, weight, member_per in cases:
-            found = exploit(worlds[name], arguments, seed, weight, member_per)
-            print_row({"seed": seed, "world": name, "penalty": weight, "member_per": member_per, **found})
+        for name, weight in (("single", 0.0), *(("ensemble", weight) for weight in arguments.weights)):
+            found = exploit(worlds[name], arguments, seed, weight)
+            print_row({"seed": seed, "world": name, "penalty": weight, **found})
 
 
 class BatchedLSTM(nn.Module):
@@ -139,7 +148,9 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=20)
     parser.add_argument("--hidden", type=int, default=32)
     parser.add_argument("--updates", type=int, default=400)
-    parser.add_argument("--generations", type=int, default=25)
+    parser.add_argument("--horizon", type=int, default=100)
+    parser.add_argument("--rollouts", type=int, default=1)
+    parser.add_argument("--generations", type=int, default=15)
     parser.add_argument("--weights", type=float, nargs="+", default=[0.0, 1.0])
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -3,8 +3,9 @@
     python benchmarks/planning.py --env Pendulum-v1 --seeds 0 1 2 --out runs/planning '{"horizon": 20, "candidates": 128}'
 
 Each argument is the JSON of a `PlannerConfig`. The real episodes are planned for as one batch, on one thread; the rate is
-that of one episode alone, as on a robot. With ``--value`` an agent is evolved in the dreams, and its value, learnt in dreams
-too, is the terminal value of all plans. The method "torchrl" is the CEM of TorchRL on the same dreams.
+that of one episode alone, as on a robot. ``--value agent`` evolves an agent in dreams, and learns its value there, the terminal
+value of all plans; ``--value random`` learns that of random actions, which are held. ``--centred`` replaces the rewards of
+plans and value by those of `centred`. The method "torchrl" is the CEM of TorchRL on the same dreams.
 """
 
 from __future__ import annotations
@@ -18,12 +19,27 @@ from typing import Any
 import torch
 
 import worldmodel as wm
-from worldmodel.agents import LatentValue, Planner, PlannerConfig, SearchConfig, fit_value, load_agent
-from worldmodel.dream import Agent, LatentState, Reality, StartBank, StartConfig, score, time_limit
+from worldmodel.agents import LatentValue, Planner, PlannerConfig, SearchConfig, ValueConfig, fit_value, load_agent
+from worldmodel.dream import (
+    Agent,
+    LatentState,
+    Reality,
+    RepeatedActions,
+    RewardFunction,
+    StartBank,
+    StartConfig,
+    score,
+    time_limit,
+)
 
 DECISIONS = 30  # of one episode, whose rate is measured
 SEARCH = SearchConfig(population=16, generations=8)
 DREAMS = 128  # of each generation
+
+
+def centred(observation: torch.Tensor, action: torch.Tensor, next_observation: torch.Tensor) -> torch.Tensor:
+    """Reward of CartPole, less away from the middle: its track ends at 2.4, which no random episode reaches."""
+    return 1 - (next_observation[:, 0] / 2.4).square()
 
 
 def world_of(arguments: argparse.Namespace, out: Path, seed: int) -> wm.WorldModel:
@@ -45,10 +61,22 @@ def agent_of(arguments: argparse.Namespace, world: wm.WorldModel, out: Path, see
     return agent
 
 
-def value_of(agent: Agent, world: wm.WorldModel, out: Path, seed: int) -> LatentValue:
-    """Learn the value of the agent in dreams that start in the data."""
-    where = StartConfig(num_states=2000, nearest=2, farthest=20)
-    return fit_value(agent, wm.Dreams(world, 256), StartBank.along(world, out / "data", config=where, seed=seed), seed=seed)
+def value_of(arguments: argparse.Namespace, world: wm.WorldModel, out: Path, seed: int) -> LatentValue:
+    """Learn the value of an agent in dreams that start in the data."""
+    dreams = wm.Dreams(world, 128, reward=reward_of(arguments))
+    if arguments.value == "random":
+        agent: Agent = RepeatedActions(world, generator=dreams.generator(seed), max_repeat=40)
+    else:
+        agent = agent_of(arguments, world, out, seed)
+        print(json.dumps({"seed": seed, "agent of the value": row(world, agent, arguments, seed)}), flush=True)
+    where = StartConfig(num_states=2000, nearest=2, farthest=arguments.farthest)
+    starts = StartBank.along(world, out / "data", config=where, seed=seed)
+    return fit_value(agent, dreams, starts, config=ValueConfig(features="z"), seed=seed)
+
+
+def reward_of(arguments: argparse.Namespace) -> RewardFunction | None:
+    """Return the reward function that replaces M's rewards, if any."""
+    return centred if arguments.centred else None
 
 
 class TorchRLPlanner:
@@ -76,13 +104,13 @@ class TorchRLPlanner:
         raise NotImplementedError
 
 
-def planner_of(text: str, world: wm.WorldModel, value: LatentValue | None, seed: int) -> Agent:
+def planner_of(text: str, world: wm.WorldModel, value: LatentValue | None, seed: int, reward: RewardFunction | None) -> Agent:
     """Make the planner that a JSON text describes."""
     config = json.loads(text)
     if config.get("method") == "torchrl":
         return TorchRLPlanner(world, config, seed)
     config |= {} if value is None else {"discount": 0.99}
-    return Planner(world, PlannerConfig(**config), terminal_value=value, seed=seed)
+    return Planner(world, PlannerConfig(**config), terminal_value=value, reward=reward, seed=seed)
 
 
 def rate_alone(planner: Agent, world: wm.WorldModel, env: str) -> float:
@@ -118,7 +146,9 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=200)
     parser.add_argument("--updates", type=int, default=800)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--value", action="store_true", help="give plans the value of an agent that is evolved in dreams")
+    parser.add_argument("--value", choices=("agent", "random"), help="give plans a terminal value")
+    parser.add_argument("--farthest", type=int, default=20, help="steps before terminations at which it is learnt, at most")
+    parser.add_argument("--centred", action="store_true")
     parser.add_argument("--horizon", type=int, default=300, help="steps of the dreams in which it is evolved")
     parser.add_argument("--plays", type=int, default=20, help="real episodes")
     parser.add_argument("configs", nargs="+")
@@ -129,12 +159,10 @@ def main() -> None:
         begin = time.process_time()
         world, value = world_of(arguments, out, seed), None
         if arguments.value:
-            agent = agent_of(arguments, world, out, seed)
-            print(json.dumps({"seed": seed, "agent of the value": row(world, agent, arguments, seed)}), flush=True)
-            value = value_of(agent, world, out, seed)
+            value = value_of(arguments, world, out, seed)
         print(f"prepared in {time.process_time() - begin:.0f} s", flush=True)
         for text in arguments.configs:
-            planner = planner_of(text, world, value, seed)
+            planner = planner_of(text, world, value, seed, reward_of(arguments))
             rate = round(rate_alone(planner, world, arguments.env), 1)
             print(json.dumps({"seed": seed, "config": text, "rate": rate, **row(world, planner, arguments, seed)}), flush=True)
 

@@ -148,7 +148,8 @@ class Reality(BatchedWorld):
         for path, space in self._leaves:
             if np.shape(given[path]) != space.shape:
                 raise ValueError(f"observation: expected shape {space.shape}, got {np.shape(given[path])}: {given[path]}")
-        check_finite(map_leaves(lambda leaf: np.asarray(leaf)[None], observation), rows=[k])
+        may_lack = bool(self.world.mdnrnn.extras.maskable)
+        check_finite(map_leaves(lambda leaf: np.asarray(leaf)[None], observation), rows=[k], may_lack=may_lack)
         return observation
 
     def _step_one(self, k: int, action: Any) -> tuple[float, bool]:

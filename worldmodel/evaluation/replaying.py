@@ -7,7 +7,7 @@ from torch import Tensor
 
 from worldmodel.data import Episode
 from worldmodel.dream import Dreams, RecordedActions, Rollout, variance_of_means
-from worldmodel.models import WorldModel
+from worldmodel.models import WorldModel, fill_missing
 from worldmodel.runtime import check_integer
 from worldmodel.spaces import map_leaves
 
@@ -61,6 +61,8 @@ def episode_uncertainty(world: WorldModel, episode: Episode, *, seed: int = 0) -
     generator, model = torch.Generator(world.device).manual_seed(seed), world.mdnrnn
     z = world.encode(episode.observations, generator=generator)
     action = world.action_features.flatten(episode.actions)
+    filled = fill_missing(model, z.unsqueeze(0), action.unsqueeze(0))
+    z, action = filled.z[0], filled.action[0]
     found, state = [], model.initial_state(1)
     for t in range(len(episode)):
         before, taken = z[t : t + 1], action[t : t + 1]

@@ -4,15 +4,15 @@
 |---------------------------------|-------------------------------------------------------------------------------|
 | environment                     | CarRacing-v3, 64x64 pixels of the road, and four numbers of the status bar [1]|
 | action repeat                   | 4 [2]                                                                         |
-| round 1                         | 600 episodes of 90 decisions by a slow random driver [3]                      |
-| later rounds                    | 60 episodes by the best agent so far, with autocorrelated noise               |
+| round 1                         | 260 episodes of 90 decisions by a slow random driver [3]                      |
+| later rounds                    | 14 episodes by the best agent so far, with autocorrelated noise [6]           |
 | V                               | 32 latents, 32 nats of free bits in total; trained in round 1 only            |
 | M                               | 256 hidden units, dropout 0.1, no termination [4]; continues in each round    |
 | agent                           | a hidden layer of 64 on (z, h); PPO continues from the best agent so far      |
-| dreams                          | 1,024 at once, 30 decisions from states along the last two rounds' episodes   |
+| dreams                          | 256 at once, 30 decisions from states along the last two rounds' episodes     |
 | temperature of dreams           | 0.5 [5]                                                                       |
 | choice among a round's agents   | dreams of 60 decisions from the same states                                   |
-| choice among rounds             | 12 real episodes, the same in each round                                      |
+| choice among rounds             | 6 real episodes, the same in each round                                       |
 
 1. V's 64x64 pixels are too coarse for bars of one or two pixels. `worldmodel.envs.car_racing.read_indicators` reads them from
    Gymnasium's own frame, so M sees the speed that a single picture of the road does not show.
@@ -21,8 +21,7 @@
 3. Random actions brake half of the time, or leave the road in a second.
 4. An episode terminates when the lap is complete, which no picture shows, or far off the road. Dreams need neither.
 5. Under recorded actions, colder dreams pay the real rewards for longer (dev/LOG.md).
-
-The other numbers are a compromise for four hours on two cores and two million real frames, most of which are validation.
+6. Many short rounds: a round takes about 100 seconds of one core, and each corrects what the dreams before it got wrong.
 """
 
 from __future__ import annotations
@@ -57,35 +56,35 @@ class LoopPreset:
     solved: float | None = None
 
 
-_M_TRAINING = replace(MDNRNN_TRAINING, num_updates=1_000, evaluate_every=50)
+_M_TRAINING = replace(MDNRNN_TRAINING, num_updates=350, evaluate_every=50)
 
 CAR_RACING_LOOP = LoopPreset(
     env=EnvConfig(CAR_ENV, action_repeat=4),
     config=IterationConfig(
-        max_rounds=22,
+        max_rounds=30,
         patience_rounds=None,
         first_policy="slow-driver",
-        first_episodes=600,
-        controller_episodes=60,
+        first_episodes=260,
+        controller_episodes=14,
         mdnrnn=MDNRNNConfig(hidden_size=256, num_components=5, termination_head=False, output_dropout=0.1),
-        data_config=DataConfig(window=60, batch_size=50, test_fraction=0.05),
+        data_config=DataConfig(window=60, batch_size=32, test_fraction=0.05),
         training_config=_M_TRAINING,
         controller=ControllerConfig(features="zh", hidden_size=64),
         temperature=0.5,
-        validation_episodes=12,
-        test_episodes=12,
+        validation_episodes=6,
+        test_episodes=2,
         vision=VisionPreset(
             config=VAEConfig(latent_size=32, kl_tolerance=1.0, free_bits="total", min_nats=0.1),
-            frames=FrameConfig(batch_size=128),
+            frames=FrameConfig(batch_size=64),
             training=TrainingConfig(
-                num_updates=2_000,
+                num_updates=600,
                 optimizer="muon",
                 learning_rate=3e-3,
                 final_learning_rate=1e-5,
-                warmup_updates=100,
+                warmup_updates=50,
                 precision="auto",
                 evaluate_every=200,
-                max_test_batches=10,
+                max_test_batches=5,
             ),
         ),
         rounds=RoundOptions(
@@ -93,22 +92,24 @@ CAR_RACING_LOOP = LoopPreset(
             noise=ActionNoise(scale=0.3, correlation=0.8),
             keep_best=True,
             continue_m=True,
-            training=replace(_M_TRAINING, num_updates=350, learning_rate=2e-3),
+            training=replace(_M_TRAINING, num_updates=220, learning_rate=2e-3),
             improve=True,
             improvement=ImprovementPreset(
                 ppo=PPOConfig(
-                    iterations=200,
+                    iterations=80,
                     steps=25,
                     horizon=30,
                     discount=0.985,
                     breadth=0.4,
                     spread="state",
                     entropy=0.003,
-                    test_every=40,
-                    test_dreams=1024,
+                    epochs=4,
+                    test_every=20,
+                    test_dreams=512,
                     test_from="starts",
                 ),
-                starts=StartConfig(num_states=10_000, first_frames=0.05, before_ends=0.0),
+                num_dreams=256,
+                starts=StartConfig(num_states=6_000, first_frames=0.05, before_ends=0.0),
             ),
             start_rounds=2,
             test_horizon=60,
@@ -128,16 +129,15 @@ def small_loop(preset: LoopPreset) -> LoopPreset:
     config = replace(
         config,
         max_rounds=2,
-        first_episodes=200,
-        controller_episodes=20,
+        first_episodes=100,
+        controller_episodes=8,
         validation_episodes=4,
-        test_episodes=4,
         training_config=replace(config.training_config, num_updates=200),
         vision=vision,
         rounds=replace(
             rounds,
             training=replace(rounds.training, num_updates=100),
-            improvement=replace(rounds.improvement, ppo=ppo, num_dreams=512),
+            improvement=replace(rounds.improvement, ppo=ppo),
         ),
     )
     return replace(preset, config=config, final_episodes=20)

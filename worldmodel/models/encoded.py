@@ -126,7 +126,16 @@ class Encoder:
             raise ValueError(f"observation_space: expected V's observation space {expected}, got {observation_space}")
 
     def recipe(self, source: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the recipe of the episodes, extended by V's fingerprint, dtype and precision."""
+        """Return the recipe of the episodes, extended by V's fingerprint, dtype and precision.
+
+        Raises:
+            ValueError: if numbers of the observations may be missing.
+        """
+        if source.get("missing"):
+            raise ValueError(
+                f"data: expected complete observations, got some in which numbers of {sorted(source['missing'])} may be "
+                "missing; train on them as they are, with V as vision"
+            )
         form = {"dtype": self.form.dtype.name, "precision": self.precision}
         return {**source, KEY: {"fingerprint": self.vision.fingerprint, **form}}
 

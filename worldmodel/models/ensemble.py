@@ -54,7 +54,7 @@ class MDNRNNEnsemble(MDNRNN):
         nn.Module.__init__(self)
         if len(members) < 2:
             raise ValueError(f"members: expected at least 2, got {len(members)}")
-        first, *others = ((one.latent_size, one.action_size, one.config, one.layout) for one in members)
+        first, *others = ((one.latent_size, one.action_size, one.config, one.layout, one.extras) for one in members)
         if any(other != first for other in others):
             raise ValueError(f"members: expected models of the same sizes and configuration as the first, {first}")
         self.models = nn.ModuleList(members)

@@ -25,11 +25,16 @@ def share_training(model: MDNRNN, data: SequenceData, config: DataConfig, traini
     """Make the other ranks take part in the training of M that rank 0 begins now.
 
     Raises:
-        ValueError: if a rank has other data or versions.
+        ValueError: if a rank has other data or versions, or numbers of the observation may be missing.
     """
     ranks, device = Ranks.current(), model.change_scale.device.type
     if ranks.alone:
         return
+    if model.extras.maskable:
+        raise ValueError(
+            "data: expected complete observations with several ranks, as each would weigh what was observed in its rows, got "
+            "missing ones; train in one process, or fill the data (missing='interpolate')"
+        )
     parts = copy.deepcopy(model).cpu(), copy.deepcopy(data.vision).cpu(), data.action_space
     keeps = data.resident is not None
     ranks.start_job(partial(_train_share, parts, _paths(data.episodes), data.sampler, keeps, config, training, seed, device))

@@ -10,9 +10,18 @@ from linear_worlds import DECAY, SD, linear_world
 
 from worldmodel.data import Episode, EpisodeStore
 from worldmodel.dream import Dreams, LatentTracker, StartBank, StartConfig, primed_states
-from worldmodel.evaluation import likelihood, open_loop
-from worldmodel.models import MDNRNN, ExtraInputs, MDNRNNConfig, SequenceBatch, WorldModel, encode_episodes, fill_missing
-from worldmodel.training import TrainingConfig, fit
+from worldmodel.evaluation import episode_uncertainty, impute, likelihood, open_loop, surprise
+from worldmodel.models import (
+    MDNRNN,
+    ExtraInputs,
+    MDNRNNConfig,
+    SequenceBatch,
+    StateNormalizer,
+    WorldModel,
+    encode_episodes,
+    fill_missing,
+)
+from worldmodel.training import TrainingConfig, encode_store, fit
 
 CONFIG = MDNRNNConfig(hidden_size=8)
 NAN = np.nan
@@ -157,3 +166,31 @@ def test_extra_inputs_that_are_left_out_have_their_usual_values():
     assert units(torch.tensor([[2.0, 1.0, 1.0, 0.0]]), torch.float32).tolist() == [[2.0, pytest.approx(math.log(2)), 1.0, 0.0]]
     with pytest.raises(ValueError, match="usual_time: expected a positive finite number"):
         ExtraInputs(usual_time=0.0)
+
+
+def test_incomplete_observations_are_not_encoded_in_a_store(tmp_path):
+    store = EpisodeStore.open(write_store(tmp_path / "data"))
+    vision = StateNormalizer(store.observation_space).fit(episode.observations for episode in store)
+    assert bool(vision.mean.isfinite().all())
+    message = r"data: expected complete observations, got some in which numbers of \['state'\] may be missing"
+    with pytest.raises(ValueError, match=message):
+        encode_store(tmp_path / "data", vision=vision, out=tmp_path / "encoded")
+
+
+def test_v_is_standardised_by_what_was_observed():
+    rows = np.array([[1.0, NAN], [3.0, 5.0], [NAN, 7.0]])
+    box = spaces.Box(-np.inf, np.inf, (2,), np.float64)
+    found = StateNormalizer(box).fit([rows[:1], rows[1:]])
+    torch.testing.assert_close(found.mean.double(), torch.tensor([2.0, 6.0], dtype=torch.float64))
+    torch.testing.assert_close(found.scale.double(), torch.ones(2, dtype=torch.float64))
+    assert found.encode(rows)[0].isnan().tolist() == np.isnan(rows).tolist()
+
+
+def test_an_ensemble_is_trained_on_incomplete_data(tmp_path):
+    path = write_store(tmp_path / "data")
+    world = fit(path, out=tmp_path / "world", config=CONFIG, training_config=TRAINING, ensemble=2)
+    assert all(math.isfinite(value) for value in likelihood(world, path).nats.values())
+    episode = EpisodeStore.open(path).read(0)
+    assert np.isfinite(impute(world, episode, 2)["state"]).all()
+    assert np.isfinite(surprise(world, episode).nats[1:][~np.isnan(episode.observations["state"][1:]).any(axis=1)]).all()
+    assert bool(episode_uncertainty(world, episode).isfinite().all())
