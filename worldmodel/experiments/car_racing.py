@@ -21,8 +21,7 @@
 3. Random actions brake half of the time, or leave the road in a second.
 4. An episode terminates when the lap is complete, which no picture shows, or far off the road. Dreams need neither.
 5. Under recorded actions, colder dreams pay the real rewards for longer (dev/LOG.md).
-6. Many short rounds: a round takes about 100 seconds of one core, and each corrects what the dreams of the one before got wrong.
-   With these numbers all three seeds of results/car_racing learn to drive.
+6. Many short rounds: a round takes about 100 seconds of one core, and each corrects what the dreams before it got wrong.
 """
 
 from __future__ import annotations
