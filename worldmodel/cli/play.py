@@ -51,6 +51,7 @@ class Play(Command):
             raise ValueError("--trust-env: expected RUN, the run that is trusted, got none")
         worlds = self.worlds()
         if not worlds[0].ready:
+            require_extras("onnx")
             self.say(f"exporting {worlds[0].title}; that takes about half a minute")
         worlds[0].prepare()
         where = []
