@@ -64,7 +64,7 @@ def losses(monkeypatch):
 
 
 def kinds(*tensors):
-    return {tensor.device.type for tensor in tensors}
+    return {tensor.device.type for tensor in tensors if tensor is not None}
 
 
 def everything(world):

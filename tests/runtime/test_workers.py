@@ -196,7 +196,7 @@ def running(pid):
 def test_each_start_method_gives_the_same_episodes_failures_and_timeouts(monkeypatch, method):
     if method not in multiprocessing.get_all_start_methods():
         pytest.skip("unknown here")
-    monkeypatch.setattr(workers_module, "_context", lambda: multiprocessing.get_context(method))
+    monkeypatch.setattr(workers_module, "worker_context", lambda: multiprocessing.get_context(method))
     workers = WorkerConfig(num_workers=2, attempts=1, step_timeout=TIMEOUT)
     found = list(rollouts(hanging(), episode_ids=range(4), seed=0, workers=workers))
     assert sorted(one.episode_id for one in found if isinstance(one, Episode)) == [0, 2, 3]
