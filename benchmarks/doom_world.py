@@ -81,6 +81,7 @@ def train_further(experiment: Reproduction, small: Path) -> None:
 def ship(experiment: Reproduction, directory: Path, *, workers: int) -> Evaluation:
     """Write world and agent with float16 weights, and a model card with their scores."""
     world, agent = experiment.world(), experiment.controller(TEMPERATURE)
+    world.provenance |= {"command": command_line(), "commit": source_commit() or "unknown"}
     rounded = save_compact(world, directory, agent=agent, overwrite=True)
     scores = wm.evaluate(
         load_agent(directory / "controller"),
@@ -93,8 +94,7 @@ def ship(experiment: Reproduction, directory: Path, *, workers: int) -> Evaluati
     )
     kinds = {kind: getattr(scores, kind).to_json() for kind in ("real", "dream", "random")}
     files.write_json(directory / "scores.json", kinds, format="worldmodel.scores", version=1)
-    about = {"command": f"`{command_line()}`", "commit": source_commit() or "unknown"}
-    save_compact(world, directory, agent=agent, title=TITLE, scores=scores, licence=LICENCE, facts=about, overwrite=True)
+    save_compact(world, directory, agent=agent, title=TITLE, scores=scores, licence=LICENCE, overwrite=True)
     return scores
 
 

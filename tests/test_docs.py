@@ -22,6 +22,7 @@ SMALLER = {  # text in blocks of Python, and what a test runs instead
     "num_updates=500": "num_updates=20",
     "num_updates=600": "num_updates=20",
     "num_updates=800": "num_updates=20",
+    "ensemble=5": "ensemble=2",
     'plan-pendulum", num_episodes=200': 'plan-pendulum", num_episodes=20',
     "num_episodes=1000": "num_episodes=60",
     "num_episodes=500": "num_episodes=60",

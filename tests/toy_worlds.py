@@ -131,7 +131,9 @@ def walk_world(**mdnrnn):
 
 
 def same_bits(a, b):
-    """Return whether two dataclasses, dicts, tuples, arrays or tensors hold the same bits."""
+    """Return whether two dataclasses, dicts, tuples, arrays or tensors hold the same bits; None equals None."""
+    if a is None or b is None:
+        return a is b
     if isinstance(a, torch.Tensor):
         return torch.equal(a, b)
     if isinstance(a, np.ndarray):

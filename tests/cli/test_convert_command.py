@@ -30,7 +30,7 @@ def test_options_name_columns_and_split(tmp_path, run):
     lines[10] = lines[10].replace(lines[10].split(",")[2], "")
     (tmp_path / "log.csv").write_text("\n".join(lines), encoding="utf-8")
     words = f"convert {tmp_path / 'log.csv'} --out {tmp_path / 's'} --episode run --observation position speed --reward reward"
-    code, _, err = run(words)
+    code, _, err = run(f"{words} --missing error")
     assert code == 2
     assert err.startswith("error: ")
     assert err.count("\n") == 1

@@ -21,6 +21,7 @@ def numbers(store, part="observation"):
 def test_the_defaults_are_those_of_the_page():
     assert dataclasses.asdict(ConversionConfig()) == {
         "time_unit": "s",
+        "elapsed": False,
         "missing": "mask",
         "max_gap": None,
         "max_steps": None,

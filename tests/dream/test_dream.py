@@ -234,7 +234,8 @@ def test_temperature_does_not_touch_the_termination():
 def test_groups_share_start_states_and_random_numbers():
     dreams = Dreams(random_world(), 12, num_groups=3, temperature=1.2, termination="sample")
     rollout = dreams.rollout(by_features, 10, generator=generator())
-    for field in vars(rollout).values():
+    assert rollout.uncertainty is None  # without an ensemble
+    for field in (rollout.z, rollout.actions, rollout.rewards, rollout.terminated, rollout.mask):
         first, *others = field.chunk(3)
         assert all(torch.equal(first, other) for other in others)
     assert len(rollout.z[:4, 1].unique(dim=0)) == 4  # the random numbers differ within a group

@@ -219,11 +219,14 @@ def test_the_fit_of_a_choice_is_the_maximum_of_its_likelihood():
     assert (weight[1] - weight[0]).tolist() == pytest.approx([1.5, -1.0], abs=0.1)
 
 
-def test_a_choice_with_few_rows_for_its_coefficients_keeps_its_base_rates():
-    torch.manual_seed(0)
-    bias, weight = fit_choice(torch.randn(60, 4), torch.randint(3, (60,)), torch.tensor([0.2, 0.3, 0.5]))
+@pytest.mark.parametrize("rates", [(0.2, 0.3, 0.5), (0.998, 0.001, 0.001)])
+def test_a_choice_with_few_events_for_its_coefficients_keeps_its_base_rates(rates):
+    rates, n = torch.tensor(rates), 60 if rates[0] < 0.5 else 6000
+    generator = torch.Generator().manual_seed(0)
+    index = torch.multinomial(rates, n, replacement=True, generator=generator)
+    bias, weight = fit_choice(torch.randn(n, 4, generator=generator), index, rates)
     assert not weight.any()
-    assert bias.exp().tolist() == pytest.approx([0.2, 0.3, 0.5])
+    torch.testing.assert_close(bias.exp(), rates)
 
 
 def test_atoms_start_with_the_probabilities_of_a_logistic_regression():

@@ -42,7 +42,8 @@ def test_weights_are_rounded_to_float16_and_statistics_are_not(tmp_path):
         "500",
         "float16; computed with in float32",
         "compact/world",
-        "| command | made by hand |",
+        "| command | `program --out here` |",
+        "| commit | `1234` |",
     ):
         assert text in card
 

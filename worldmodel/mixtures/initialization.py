@@ -36,7 +36,7 @@ PEEL_ITERATIONS = 8
 GATES_FROM = 4  # steps of EM before the weights depend on the features
 GATE_RIDGE, LARGEST_STEP = 1e-5, 8.0
 NEWTON_STEPS, NEWTON_OPERATIONS = 12, 5e9  # of the regression of a choice, and multiplications that it may take
-ROWS_PER_COEFFICIENT = 20  # of that regression, at least
+EVENTS_PER_COEFFICIENT = 10  # of that regression, at least
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 NUM_ANCHORS = 8
 INLIER = 3.5
@@ -277,7 +277,8 @@ def cluster(x: Tensor, num_components: int) -> tuple[Tensor, Tensor, Tensor]:
 def fit_choice(features: Tensor, index: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
     """Fit a choice by multinomial logistic regression: biases (C,) and coefficients (C, F) of the logits.
 
-    It uses as many rows as are affordable. If these are too few for the coefficients, all coefficients are 0.
+    It uses as many rows as are affordable. All coefficients are 0 if fewer than `EVENTS_PER_COEFFICIENT` of these rows per
+    coefficient are not the most frequent choice, as the regression would overfit (Peduzzi et al. 1996).
 
     Args:
         features: (N, F).
@@ -288,8 +289,8 @@ def fit_choice(features: Tensor, index: Tensor, frequencies: Tensor) -> tuple[Te
     n = min(len(features), int(NEWTON_OPERATIONS / NEWTON_STEPS / size**2))
     design, centre, spread = _standardised(features[:n].detach().double())
     logits = torch.nn.functional.pad(frequencies.double().log().unsqueeze(1), (features.shape[1], 0))  # (C, F + 1)
-    if n >= ROWS_PER_COEFFICIENT * size:
-        chosen = torch.nn.functional.one_hot(index[:n], len(frequencies)).T.to(design.dtype)  # (C, N)
+    chosen = torch.nn.functional.one_hot(index[:n], len(frequencies)).T.to(design.dtype)  # (C, N)
+    if n - chosen.sum(dim=1).max() >= EVENTS_PER_COEFFICIENT * size:
         for _ in range(NEWTON_STEPS):
             logits = _newton(logits, design, chosen, design.new_full(design.shape[1:], SMALLEST_RIDGE))
     weight = logits[:, :-1] / spread

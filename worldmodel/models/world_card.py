@@ -41,8 +41,7 @@ def world_card(provenance: Mapping[str, Any], sizes: Mapping[str, Any]) -> Model
         facts["training"] = f"{training['updates']:,} updates, {training.get('seconds', 0):.0f} seconds"
     if found := _texts(provenance.get("warnings")):
         facts["warnings"] = " ".join(found)
-    if provenance.get("command"):
-        facts["command"] = f"`{provenance['command']}`"
+    facts |= {name: f"`{provenance[name]}`" for name in ("command", "commit") if provenance.get(name)}
     what = f"of {environments[0]}" if len(environments) == 1 else "of recorded episodes"
     return ModelCard(
         title=f"World model {what}",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ def save_compact(
     title: str | None = None,
     scores: Any = None,
     licence: str | None = None,
-    facts: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> WorldModel:
     """Write ``world``, ``controller`` and a model card in a directory, with the world's weights in float16.
@@ -38,7 +36,6 @@ def save_compact(
         title: heading of the model card.
         scores: results for the model card; they are printed as they are.
         licence: identifier of a licence for the model card.
-        facts: further rows of its table, such as the command that made the world model.
         overwrite: replace an earlier result.
 
     Returns:
@@ -60,6 +57,6 @@ def save_compact(
     card = rounded.card()
     usage = card.usage.replace("PATH", f"{path.name}/{WORLD_PART}")
     card = card.published(title=title or card.title, usage=usage, scores=scores, licence=licence)
-    added = {"weights": "float16; computed with in float32", "fingerprint": rounded.fingerprint, **(facts or {})}
+    added = {"weights": "float16; computed with in float32", "fingerprint": rounded.fingerprint}
     write_card(path / CARD_FILE, replace(card, facts={**card.facts, **added}))
     return rounded
