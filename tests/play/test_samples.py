@@ -158,8 +158,8 @@ def test_the_band_holds_the_middle_nine_tenths(made):
 def test_the_page_is_complete_and_holds_the_one_world(made):
     done = made[-1]
     written = {file.relative_to(done.directory).as_posix() for file in done.directory.rglob("*") if file.is_file()}
-    networks = {f"worlds/all-kinds/{name}" for name in ("page.json", "step.onnx", "decoder.onnx")}
-    assert written == {*site_files(), *networks, "worlds.json"}
+    networks = {f"worlds/all-kinds/{name}" for name in ("page.json", "step.onnx", "decoder.onnx", "README.md")}
+    assert written == {*site_files(), *networks, "worlds.json", "README.md"}
     assert set(done.errors) == {"step", "decoder"}
     assert max(done.errors.values()) <= 1e-5
     assert done.total == sum((done.directory / name).stat().st_size for name in written)
