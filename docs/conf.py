@@ -55,7 +55,7 @@ nitpick_ignore_regex = [
     ("py:.*", r"(?!worldmodel\.).*"),  # names of other libraries, and type aliases
     (
         "py:class",
-        r"worldmodel\..*\.(EpisodeEncoder|TrainingData|V|R|P)",
+        r"worldmodel\..*\.(EpisodeEncoder|TrainingData|Model|V|R|P)",
     ),  # protocols and type variables, not exported
 ]
 

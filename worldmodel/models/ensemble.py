@@ -37,7 +37,7 @@ SHARED = frozenset(
 
 
 class MDNRNNEnsemble(MDNRNN):
-    """K `MDNRNN`s in the place of one: sizes, configuration, statistics and kinds of heads are those of the first.
+    """K models (`MDNRNN`) in the place of one: sizes, configuration, statistics and kinds of heads are those of the first.
 
     Its state (`State`) has one more row than M has layers, (1 + num_layers, B, K * H). The first row of ``h`` begins with the
     number of the member that each dream follows, 1 to K, or 0 for none. The others are the layers, with the members side by
