@@ -24,9 +24,8 @@ def agent_of(world):
 def test_weights_are_rounded_to_float16_and_statistics_are_not(tmp_path):
     world = random_world(hidden_size=64)
     world.save_pretrained(tmp_path / "full")
-    rounded = save_compact(
-        world, tmp_path / "compact", title="A title", scores="500", licence="mit", facts={"command": "made by hand"}
-    )
+    world.provenance["command"] = "made by hand"
+    rounded = save_compact(world, tmp_path / "compact", title="A title", scores="500", licence="mit")
     assert size(tmp_path / "compact" / "world") < 0.55 * size(tmp_path / "full")
     trained = dict(world.named_parameters())
     for name, tensor in rounded.state_dict().items():
