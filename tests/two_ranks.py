@@ -29,7 +29,11 @@ def run_ranks(function: Callable[..., Any], *arguments: Any, folder: Path, size:
         _start(size)
     for rank, (_, pipe) in enumerate(_started):
         pipe.send((payload, rank, size, str(meeting)))
-    return [_receive(pipe) for _, pipe in _started]
+    results = [_receive(pipe) for _, pipe in _started]
+    for (process, _), result in zip(_started, results, strict=True):
+        if isinstance(result, BaseException):
+            process.join()  # it is ending, and must not count as alive in the next call
+    return results
 
 
 _started: list[tuple[Any, Any]] = []  # the processes and their pipes

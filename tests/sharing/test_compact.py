@@ -24,7 +24,7 @@ def agent_of(world):
 def test_weights_are_rounded_to_float16_and_statistics_are_not(tmp_path):
     world = random_world(hidden_size=64)
     world.save_pretrained(tmp_path / "full")
-    world.provenance["command"] = "made by hand"
+    world.provenance |= {"command": "made by hand", "commit": "1234"}
     rounded = save_compact(world, tmp_path / "compact", title="A title", scores="500", licence="mit")
     assert size(tmp_path / "compact" / "world") < 0.55 * size(tmp_path / "full")
     trained = dict(world.named_parameters())
@@ -41,7 +41,7 @@ def test_weights_are_rounded_to_float16_and_statistics_are_not(tmp_path):
         "500",
         "float16; computed with in float32",
         "compact/world",
-        "| command | `program --out here` |",
+        "| command | `made by hand` |",
         "| commit | `1234` |",
     ):
         assert text in card
