@@ -10,7 +10,7 @@ from test_store import assert_same
 from toy_envs import NESTED_ACTION, NESTED_OBSERVATION, SpaceEnv, nested_env
 
 from worldmodel.adapters.minari import from_minari, to_minari
-from worldmodel.data import EnvConfig, EpisodeStore, collect, rollouts, verify
+from worldmodel.data import ConversionConfig, EnvConfig, EpisodeStore, collect, from_arrays, rollouts, verify
 
 
 @pytest.fixture
@@ -51,6 +51,30 @@ def test_ids_with_gaps_and_missing_seeds_are_preserved(tmp_path, minari):
     assert back.episode_ids.tolist() == [2, 7, 30]
     assert [episode.seed is None for episode in back] == [True, False, False]
     assert back.fingerprint == store.fingerprint
+
+
+def write_gaps(path, **options):
+    """Store two episodes of two numbers, one of which is missing once, at uneven times."""
+    observations = [np.arange(12.0).reshape(6, 2), np.ones((6, 2))]
+    observations[0][3, 1] = np.nan
+    times = [np.array([0.0, 1, 2, 4, 5, 6])] * 2
+    return from_arrays(observations, [np.zeros((5, 1))] * 2, out=path, time=times, config=ConversionConfig(**options))
+
+
+def test_missing_values_are_preserved(tmp_path, minari):
+    store = write_gaps(tmp_path / "a")
+    to_minari(store, "toy/missing-v0")
+    back = from_minari("toy/missing-v0", tmp_path / "b")
+    assert back.missing == store.missing
+    assert back.fingerprint == store.fingerprint
+    assert np.isnan(back.read(0).observations[3, 1])
+
+
+def test_a_store_with_the_time_of_each_step_is_refused_before_anything_is_written(tmp_path, minari):
+    store = write_gaps(tmp_path / "a", elapsed=True)
+    with pytest.raises(ValueError, match=r"without the time of each step.*to_parquet"):
+        to_minari(store, "toy/times-v0")
+    assert "toy/times-v0" not in minari.list_local_datasets()
 
 
 def test_minari_reads_the_same_episodes(tmp_path, minari):

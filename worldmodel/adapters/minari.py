@@ -46,7 +46,7 @@ def from_minari(
     import is complete, the recipe of the store is marked as unfinished (`EpisodeStore.unfinished`).
 
     Values keep their dtype. If the dtype of the first episode is wider than its space (float64
-    values of a float32 Box), the store's space gets the wider dtype. Invalid episodes (NaN,
+    values of a float32 Box), the store's space gets the wider dtype. Invalid episodes (NaN in other numbers than the recipe names,
     termination before the last step, values that the dtypes of the first episode cannot represent) are skipped and listed in
     ``store.failures``.
 
@@ -117,9 +117,13 @@ def to_minari(
 
     Raises:
         ImportError: if Minari is not installed.
-        ValueError: if the dataset exists already, or its id is malformed.
+        ValueError: if the dataset exists already, its id is malformed, or the store has the time of each step.
     """
     minari = _import_minari()
+    if store.has_elapsed:
+        raise ValueError(
+            f"{store.path}: expected a store without the time of each step, for which Minari has no place; use to_parquet"
+        )
     with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", message=".* is set to None|env_spec is None", category=UserWarning
@@ -168,7 +172,7 @@ def _episodes(dataset: minari.MinariDataset, store: EpisodeStore, failures: list
         known = int(seed) if is_seed else None
         try:
             episode = _episode(data, store, number, known)
-            check_episode(episode, store.observation_space, store.action_space)
+            check_episode(episode, store.observation_space, store.action_space, missing=store.missing)
         except (ValueError, TypeError, LookupError, OverflowError) as error:  # of one episode; the others are imported
             failures.append({"episode_id": number, "seed": known, "error": f"{type(error).__name__}: {error}"})
         else:
