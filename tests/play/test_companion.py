@@ -81,6 +81,8 @@ def test_a_world_without_a_record_of_its_environment_has_no_companion(page):
         Companion({**page, "environment": {"env": "Gone-v7"}}, trusted=True)
     with pytest.raises(ValueError, match="environment: expected id, arguments and wrappers, got"):
         Companion({**page, "environment": {"env": "CartPole-v1", "env_kwargs": [1]}})
+    with pytest.raises(ValueError, match="environment: expected id, arguments and wrappers, got"):
+        Companion({**page, "environment": {"action_repeat": 2}})
     with pytest.raises(ValueError, match=r"environment: expected the action space Discrete\(2\), got"):
         Companion({**page, "environment": {"env": "MountainCar-v0"}})
 

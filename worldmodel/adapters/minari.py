@@ -46,9 +46,9 @@ def from_minari(
     import is complete, the recipe of the store is marked as unfinished (`EpisodeStore.unfinished`).
 
     Values keep their dtype. If the dtype of the first episode is wider than its space (float64
-    values of a float32 Box), the store's space gets the wider dtype. Invalid episodes (NaN in other numbers than the recipe names,
-    termination before the last step, values that the dtypes of the first episode cannot represent) are skipped and listed in
-    ``store.failures``.
+    values of a float32 Box), the store's space gets the wider dtype. Invalid episodes (NaN in
+    other numbers than the recipe names, termination before the last step, values that the dtypes of the first episode cannot
+    represent) are skipped and listed in ``store.failures``.
 
     Args:
         dataset: a dataset, or the id of a local one.

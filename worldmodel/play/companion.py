@@ -105,7 +105,8 @@ class Companion:
         if not recipe:
             raise ValueError("environment: expected a record of how it is built, got none in this world; dream without it")
         kinds = {"env": str, "env_kwargs": dict, "wrappers": list, "action_repeat": int}
-        if not isinstance(recipe, dict) or not all(isinstance(recipe.get(name, kind()), kind) for name, kind in kinds.items()):
+        known = isinstance(recipe, dict) and "env" in recipe
+        if not known or not all(isinstance(recipe.get(name, kind()), kind) for name, kind in kinds.items()):
             raise ValueError(f"environment: expected id, arguments and wrappers, got {recipe!r}")
         if not trusted:
             check_trusted(recipe)
